@@ -1,0 +1,48 @@
+"""Any U-Net from one line: encoders, upsamplers, fusions, blocks and heads as registered parts.
+
+`unetkit.build("resnet101", fuse="add")` builds what `unetkit build --encoder resnet101 --fuse add` shows.
+Names are imported on first use, so that `import unetkit` and the command line's help need no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unetkit.build import build as build
+    from unetkit.deploy.files import load as load
+    from unetkit.deploy.files import save as save
+    from unetkit.errors import UnetkitError as UnetkitError
+    from unetkit.hookspecs import hookimpl as hookimpl
+    from unetkit.inspect.trace import trace as trace
+    from unetkit.listing import list_parts as list_parts
+    from unetkit.plan import PartSpec as PartSpec
+    from unetkit.plan import Plan as Plan
+    from unetkit.plugins import load_parts as load_parts
+    from unetkit.registry import Parts as Parts
+
+_HOMES = {
+    "build": "unetkit.build",
+    "load": "unetkit.deploy.files",
+    "save": "unetkit.deploy.files",
+    "UnetkitError": "unetkit.errors",
+    "hookimpl": "unetkit.hookspecs",
+    "trace": "unetkit.inspect.trace",
+    "list_parts": "unetkit.listing",
+    "PartSpec": "unetkit.plan",
+    "Plan": "unetkit.plan",
+    "load_parts": "unetkit.plugins",
+    "Parts": "unetkit.registry",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'unetkit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]

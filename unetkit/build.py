@@ -1,0 +1,273 @@
+"""From a plan and the registered parts to a network: picks parts, negotiates channels, refuses early."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any, NamedTuple, TypeVar, cast
+
+import torch
+from torch import nn
+
+from unetkit.errors import CannotBuild, UnetkitError
+from unetkit.plan import PartSpec, Plan
+from unetkit.plugins import Host, default_host
+from unetkit.registry import Parts
+from unetkit.resolve import resolve, shortest, signature_of, typed_options
+from unetkit.unet import Stage, UNet
+
+#: A stage is as wide as the skip that it joins, up to this.
+WIDEST = 512
+
+
+def build(
+    encoder: Any = None,
+    *,
+    recipe: Any = None,
+    up: Any = None,
+    fuse: Any = None,
+    align: Any = None,
+    block: Any = None,
+    head: Any = None,
+    logits: Any = None,
+    widths: Any = None,
+    decode_to: Any = None,
+    in_channels: Any = None,
+    classes: Any = None,
+    size: Any = None,
+    pretrained: Any = None,
+    seed: Any = None,
+    parts: Parts | Host | None = None,
+    device: Any = None,
+) -> UNet:
+    """Build a U-Net.
+
+    The words are those of the command line: `build("resnet101", fuse="add")` is
+    `unetkit build --encoder resnet101 --fuse add`. `unetkit.list_parts` lists the names.
+
+    Args:
+        encoder: a part, or a whole Plan, which the other words override.
+        recipe: the name of a U-Net to start from.
+        up, fuse, align, block: a part, or a list (or "a/b/c") of one a level, deep to shallow.
+        head, logits: a part; logits may be "none".
+        widths: the decoder's channels, deep to shallow.
+        decode_to: the stride to decode to.
+        in_channels, classes: channels of input and output; 3 and 2 unless a recipe says otherwise.
+        size: the input size that it is meant for, an int or (height, width).
+        pretrained: True for timm's encoder weights, or the path of a file.
+        seed: fixes the random weights; the global random state is left as it was.
+        parts: where names are looked up; all that is installed, if None.
+        device: where the model is made; "meta" costs no weights.
+
+    A part is a name with options ("transposed:kernel=4"), a PartSpec, or a class or callable with the signature
+    of its kind (see `unetkit.protocols`).
+
+    Returns:
+        The network, in training mode; `str(model.plan)` is the shortest line that rebuilds it.
+
+    Raises:
+        UnetkitError: one line that says what does not fit, where, and what to do instead.
+    """
+    plan = encoder if isinstance(encoder, Plan) else Plan()
+    words = {
+        "encoder": None if isinstance(encoder, Plan) else encoder,
+        "recipe": recipe,
+        "up": up,
+        "fuse": fuse,
+        "align": align,
+        "block": block,
+        "head": head,
+        "logits": logits,
+        "widths": widths,
+        "decode_to": decode_to,
+        "in_channels": in_channels,
+        "classes": classes,
+        "size": size,
+        "pretrained": pretrained,
+        "seed": seed,
+    }
+    host = parts if isinstance(parts, Host) else Host(parts) if parts is not None else default_host()
+    return build_plan(Plan.of(**words).over(plan), host, device)
+
+
+def build_plan(plan: Plan, host: Host, device: Any = None) -> UNet:
+    """Build what a plan says with a host's parts, and let its plugins wrap the result."""
+    whole, base = resolve(plan, host.parts)
+    with ExitStack() as stack:
+        if device is not None:
+            stack.enter_context(torch.device(device))
+        if whole.seed is not None:
+            stack.enter_context(_seeded(whole.seed))
+        model, derived = _assemble(whole, host.parts)
+    model = cast(UNet, host.wrap(model, whole))
+    model.plan = shortest(whole.over(derived), base.over(derived))
+    return model
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+class _Level(NamedTuple):
+    """Where a stage stands: the stride it ends at, its scale, and the index of the map that it joins."""
+
+    stride: int
+    scale: float
+    skip: int | None
+
+
+# A whole plan is typed Any below: every word that a network needs is said in it, and a twin of Plan would only say that.
+
+
+def _assemble(plan: Any, parts: Parts) -> tuple[UNet, Plan]:
+    """The network of a whole plan, and the words that follow from its encoder where nothing is said."""
+    make = _Maker(plan, parts)
+    encoder = make.encoder()
+    levels = _levels(encoder, plan)
+    derived = Plan(widths=_default_widths(encoder, levels))
+    stages = make.stages(encoder, levels, _one_each("widths", plan.widths or derived.widths, levels))
+    valid = any(getattr(part, "valid", False) for part in (encoder, *(stage.block for stage in stages)))
+    derived = replace(derived, logits=PartSpec("none" if valid else "bilinear"))
+    network = UNet(
+        encoder,
+        stages,
+        make("head", plan.head, (make.out_channels, plan.classes)),
+        make.logits(plan.logits or derived.logits, plan.decode_to),
+        skips=tuple(level.skip for level in levels if level.skip is not None),
+        min_size=1 if valid else getattr(encoder, "min_size", max(encoder.strides)),
+        valid=valid,
+    )
+    return network, derived
+
+
+class _Maker:
+    """Makes a plan's parts one after the other, and says where it stands when one does not fit."""
+
+    def __init__(self, plan: Any, parts: Parts) -> None:
+        self.plan = plan
+        self.parts = parts
+        self.out_channels = 0
+
+    def __call__(self, word: str, spec: PartSpec, wiring: tuple[Any, ...], where: str = "", **extra: Any) -> Any:
+        known = signature_of(word, spec, self.parts)
+        options = {**typed_options(word, spec, known), **extra}
+        factory, owner = spec.factory, ""
+        if factory is None:
+            entry = self.parts["up" if word == "logits" else word].get(spec.name)
+            factory, owner = entry.load(), f" (of {entry.owner})"
+        try:
+            part = factory(*wiring, **options)
+        except UnetkitError as error:
+            raise type(error)(f"--{word} {spec}{where}: {error}") from error
+        except Exception as error:  # a foreign factory's own mistake: say whose and where
+            why = f"{type(error).__name__}: {error}"
+            raise CannotBuild(f"--{word} {spec}{owner}{where} with {_told(wiring)} failed: {why}") from error
+        if not callable(part):
+            raise CannotBuild(f"--{word} {spec}{where} made {part!r}, which cannot be called")
+        return part
+
+    def encoder(self) -> Any:
+        spec, plan = self.plan.encoder, self.plan
+        extra: dict[str, Any] = {}
+        if plan.pretrained:
+            if "pretrained" not in {o.name for o in signature_of("encoder", spec, self.parts).options}:
+                raise CannotBuild(f"--pretrained: encoder {spec.name} has no weights to load; leave it out")
+            extra["pretrained"] = plan.pretrained
+        encoder = self("encoder", spec, (plan.in_channels,), **extra)
+        channels, strides = getattr(encoder, "channels", ()), getattr(encoder, "strides", ())
+        if not channels or len(channels) != len(strides) or any(a >= b for a, b in pairwise((0, *strides))):
+            raise CannotBuild(
+                f"--encoder {spec} declares channels {channels} and strides {strides}; "
+                "it must declare as many of each, with strides that increase"
+            )
+        return encoder
+
+    def stages(self, encoder: Any, levels: list[_Level], widths: tuple[int, ...]) -> list[Stage]:
+        plan = self.plan
+        ups, blocks = _one_each("up", plan.up, levels), _one_each("block", plan.block, levels)
+        joins = [level for level in levels if level.skip is not None]
+        fuses, aligns = _one_each("fuse", plan.fuse, joins), _one_each("align", plan.align, joins)
+        self.out_channels = encoder.channels[-1]
+        made = []
+        for index, level in enumerate(levels):
+            where = f" at stages.{index} (stride {level.stride})"
+            up = self.joined("up", ups[index], (self.out_channels, level.scale), where)
+            align = fuse = None
+            if level.skip is not None:  # only the last stages may lack a skip, so the indices agree
+                align = self("align", aligns[index], (), where)
+                fuse = self.joined("fuse", fuses[index], (self.out_channels, encoder.channels[level.skip]), where)
+            block = self("block", blocks[index], (self.out_channels, widths[index]), where)
+            self.out_channels = widths[index]
+            made.append(Stage(up, align, fuse, block, level.scale, level.stride))
+        return made
+
+    def joined(self, word: str, spec: PartSpec, wiring: tuple[Any, ...], where: str) -> Any:
+        """A part that declares how many channels it gives; they become those of the next part's input."""
+        part = self(word, spec, wiring, where)
+        out_channels = getattr(part, "out_channels", None)
+        if not isinstance(out_channels, int) or out_channels < 1:
+            raise CannotBuild(f"--{word} {spec}{where} must declare out_channels, an integer; it has {out_channels!r}")
+        self.out_channels = out_channels
+        return part
+
+    def logits(self, spec: PartSpec, scale: float) -> nn.Module | None:
+        if spec.name == "none":
+            return None
+        part = self("logits", spec, (self.plan.classes, scale))
+        if part.out_channels != self.plan.classes:
+            raise CannotBuild(
+                f"--logits {spec} gives {part.out_channels} channels for {self.plan.classes} classes; "
+                "take one that keeps them (such as transposed:channels=keep)"
+            )
+        return cast(nn.Module, part)
+
+
+def _levels(encoder: Any, plan: Any) -> list[_Level]:
+    """The stages that lead from the deepest map to the stride to decode to; the last ones may join no map."""
+    *strides, stride = encoder.strides
+    if plan.decode_to >= stride:
+        raise CannotBuild(f"--decode-to {plan.decode_to}: the deepest map of {plan.encoder} is at stride {stride}")
+    ends: list[tuple[int, int | None]] = [(s, i) for i, s in reversed([*enumerate(strides)]) if s >= plan.decode_to]
+    last = ends[-1][0] if ends else stride
+    while last > plan.decode_to:
+        last = last // 2 if last % 2 == 0 and last // 2 >= plan.decode_to else plan.decode_to
+        ends.append((last, None))
+    starts = [stride, *(end for end, _ in ends)]
+    return [_Level(end, start / end, skip) for start, (end, skip) in zip(starts, ends, strict=False)]
+
+
+def _default_widths(encoder: Any, levels: list[_Level]) -> tuple[int, ...]:
+    """As wide as the skip, at most WIDEST; half as wide as the stage before where there is no skip."""
+    widths: list[int] = []
+    for level in levels:
+        before = widths[-1] if widths else encoder.channels[-1]
+        widths.append(max(1, before // 2) if level.skip is None else min(WIDEST, encoder.channels[level.skip]))
+    return tuple(widths)
+
+
+T = TypeVar("T")
+
+
+def _one_each(word: str, given: tuple[T, ...] | None, levels: list[_Level]) -> tuple[T, ...]:
+    """One value a level, from one for all or one for each. Raises CannotBuild for any other number."""
+    given = given or ()
+    if len(given) == 1 and (word != "widths" or len(levels) == 1):
+        return given * len(levels)
+    if len(given) != len(levels):
+        strides = ", ".join(str(level.stride) for level in levels)
+        kind = " that join a skip" if word in ("fuse", "align") else ""
+        one = "" if word == "widths" else "one, or "
+        raise CannotBuild(
+            f"--{word} gives {len(given)}, but there are {len(levels)} levels{kind} (at strides {strides}); "
+            f"give {one}{len(levels)}, deep to shallow"
+        )
+    return given
+
+
+def _told(wiring: tuple[Any, ...]) -> str:
+    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in wiring)

@@ -1,0 +1,1 @@
+"""What becomes of a built network: files, exports, predictions."""

@@ -1,0 +1,21 @@
+"""Models without weights: shapes and costs are had from meta tensors, which have a size and no memory."""
+
+from __future__ import annotations
+
+import copy
+from itertools import chain
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def meta_copy(model: M) -> M:
+    """A deep copy on the meta device; no weight is copied, and the model is left as it is."""
+    memo: dict[int, Any] = {}
+    for tensor in chain(model.parameters(), model.buffers()):
+        empty = torch.empty_like(tensor, device="meta")
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(model, memo)

@@ -1,0 +1,1 @@
+"""Encoders: contracting paths that describe themselves by channels and strides."""

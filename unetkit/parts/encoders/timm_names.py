@@ -1,0 +1,47 @@
+"""The names of timm's models without importing timm: read from its source once, then kept in the user's cache."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+from unetkit.atomic import written_whole
+
+_REGISTERED = re.compile(r"^@register_model\s*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
+
+
+@cache
+def names() -> list[str]:
+    """Every name of `timm.list_models()`, sorted."""
+    path = user_cache_path("unetkit") / f"timm-{version('timm')}.json"
+    try:
+        cached: list[str] = json.loads(path.read_text(encoding="utf-8"))
+        return cached
+    except (OSError, ValueError):
+        found = scan()
+    try:
+        with written_whole(path) as temporary:
+            temporary.write_text(json.dumps(found), encoding="utf-8")
+    except OSError:
+        pass  # a read-only home costs a tenth of a second a run, no more
+    return found
+
+
+def scan() -> list[str]:
+    """Read the names from timm's source files; ask timm itself where they do not look as expected."""
+    spec = find_spec("timm")
+    if spec is None or spec.origin is None:
+        return []
+    files = (Path(spec.origin).parent / "models").glob("*.py")
+    found = {name for file in files for name in _REGISTERED.findall(file.read_text(encoding="utf-8"))}
+    if "resnet50" in found:
+        return sorted(found)
+    import timm
+
+    return sorted(timm.list_models())

@@ -1,0 +1,259 @@
+"""The line that describes a model, as an object: `--encoder resnet101 --fuse add` and back.
+
+A Plan holds what was said, and None for what was not; the builder fills in recipes and defaults. Everything here is
+text and numbers: nothing imports torch.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from unetkit import values
+from unetkit.errors import BadOption, UnknownName, nearest
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class PartSpec:
+    """One part: a name with options, `transposed:kernel=4`, or a Python factory that has no name yet.
+
+    Options are kept as the text that the grammar writes, so that a spec compares and prints without knowing types.
+    """
+
+    name: str
+    options: tuple[tuple[str, str], ...] = ()
+    factory: Callable[..., Any] | None = None
+
+    @classmethod
+    def of(cls, part: Any, options: Mapping[str, Any] | None = None) -> PartSpec:
+        """A spec from a spec, from text, or from a class or callable."""
+        if isinstance(part, str):
+            spec = cls.parse(part)
+        elif isinstance(part, cls):
+            spec = part
+        elif callable(part):
+            spec = cls(getattr(part, "__qualname__", type(part).__qualname__), factory=part)
+        else:
+            raise BadOption(f"{part!r} is not a part: give a name, a PartSpec, a class or a callable")
+        return spec.with_options({key: values.to_text(value) for key, value in (options or {}).items()})
+
+    @classmethod
+    def parse(cls, text: str) -> PartSpec:
+        """Read `name:key=value,key=[1,2]`. Raises BadOption where that is not what the text is."""
+        name, colon, rest = text.partition(":")
+        if not name or any(c in '[]",=<>' or c.isspace() for c in name):
+            raise BadOption(f"{text!r} is not a part: write a name, or name:option=value,option=value")
+        try:
+            pairs = [item.partition("=") for item in values.split(rest, ",")] if colon else []
+        except ValueError as error:
+            raise BadOption(f"{text!r}: {error}") from error
+        if not all(key and equals and value for key, equals, value in pairs):
+            raise BadOption(f"{text!r}: after the colon come option=value pairs, with commas between them")
+        keys = [key for key, _, _ in pairs]
+        if twice := {key for key in keys if keys.count(key) > 1}:
+            raise BadOption(f"{text!r} gives {min(twice)!r} twice")
+        return cls(name).with_options({key: value for key, _, value in pairs})
+
+    def with_options(self, options: Mapping[str, str]) -> PartSpec:
+        """The same part with these options (as text) beside or instead of its own."""
+        return replace(self, options=tuple(sorted({**dict(self.options), **options}.items())))
+
+    def __str__(self) -> str:
+        name = self.name if self.factory is None else f"<{self.name}>"
+        return name + (":" + ",".join(f"{k}={v}" for k, v in self.options) if self.options else "")
+
+
+Levels = tuple[PartSpec, ...]
+
+
+def _part(value: Any) -> PartSpec:
+    return PartSpec.of(value)
+
+
+def _levels(value: Any) -> Levels:
+    """One part, or one a level from deep to shallow: text with slashes, or a list."""
+    if isinstance(value, str):
+        try:
+            value = values.split(value, "/")
+        except ValueError as error:
+            raise BadOption(f"{value!r}: {error}") from error
+    specs = tuple(map(PartSpec.of, value if isinstance(value, list | tuple) else [value]))
+    if not specs:
+        raise BadOption("a list of parts, one a level, needs at least one")
+    return specs
+
+
+def _whole(value: Any, least: int = 1, what: str = "an integer") -> int:
+    try:
+        if isinstance(value, bool) or (number := int(value)) != float(value):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        raise BadOption(f"takes {what}; got {value!r}") from None
+    if number < least:
+        raise BadOption(f"must be at least {least}; got {number}")
+    return number
+
+
+def _widths(value: Any) -> tuple[int, ...]:
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, Iterable):
+        raise BadOption(f"takes integers like 256,128,64; got {value!r}")
+    widths = tuple(_whole(item, what="integers like 256,128,64") for item in items)
+    if not widths:
+        raise BadOption("takes at least one integer")
+    return widths
+
+
+def _size(value: Any) -> Size:
+    items = value.lower().split("x") if isinstance(value, str) else [value] if isinstance(value, int) else list(value)
+    if len(items) not in (1, 2):
+        raise BadOption(f"takes one number or HEIGHTxWIDTH, such as 572 or 480x640; got {value!r}")
+    numbers = [_whole(item, what="572 or 480x640") for item in items]
+    return numbers[0], numbers[-1]
+
+
+def _pretrained(value: Any) -> bool | str:
+    if value is True:
+        return True
+    if isinstance(value, str | Path) and str(value):
+        return str(value)
+    raise BadOption(f"takes nothing, or the path of a weights file; got {value!r}")
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word of the line: its name in Python (`decode_to`), how its value is written, read, and what it means."""
+
+    name: str
+    metavar: str
+    read: Callable[[Any], Any]
+    help: str
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+
+WORDS = (
+    Word("recipe", "NAME", _part, "a named U-Net to start from; words beside it override it"),
+    Word("encoder", "PART", _part, "the contracting path: plain, or any of timm's (resnet101, timm/vgg16)"),
+    Word("up", "PART[/PART...]", _levels, "how a level is brought to the next one's size"),
+    Word("fuse", "PART[/PART...]", _levels, "how the upsampled map and the skip become one"),
+    Word("align", "PART[/PART...]", _levels, "how the two are brought to one size before that"),
+    Word("block", "PART[/PART...]", _levels, "the convolutions after the fusion"),
+    Word("head", "PART", _part, "what turns the last map into logits"),
+    Word("logits", "PART|none", _part, "the upsampler that brings the logits to the input's size"),
+    Word("widths", "N,N,...", _widths, "the decoder's channels, deep to shallow"),
+    Word("decode_to", "STRIDE", _whole, "the stride to decode to: 1, 2, 4 ..."),
+    Word("in_channels", "N", _whole, "channels of the input"),
+    Word("classes", "N", _whole, "channels of the output"),
+    Word("size", "HxW", _size, "the input size that it is meant for: 572, or 480x640 (height first)"),
+    Word("pretrained", "[FILE]", _pretrained, "timm's weights for the encoder, or those of a local file"),
+    Word("seed", "N", lambda value: _whole(value, least=0), "fixes the random weights"),
+)
+_BY_NAME = {word.name: word for word in WORDS}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A model's whole description. None means not said.
+
+    `Plan.of` reads Python values or text, `Plan.parse` a whole line, `str` writes the line back.
+    """
+
+    recipe: PartSpec | None = None
+    encoder: PartSpec | None = None
+    up: Levels | None = None
+    fuse: Levels | None = None
+    align: Levels | None = None
+    block: Levels | None = None
+    head: PartSpec | None = None
+    logits: PartSpec | None = None
+    widths: tuple[int, ...] | None = None
+    decode_to: int | None = None
+    in_channels: int | None = None
+    classes: int | None = None
+    size: Size | None = None
+    pretrained: bool | str | None = None
+    seed: int | None = None
+
+    @classmethod
+    def of(cls, **words: Any) -> Plan:
+        """A plan from values as people give them; None means not said.
+
+        Raises:
+            UnknownName: a word that there is not.
+            BadOption: a value that the word cannot take.
+        """
+        read = {}
+        for name, value in words.items():
+            if name not in _BY_NAME:
+                raise UnknownName(f"there is no word {name!r}{nearest(name, _BY_NAME)}; `unetkit build --help` has all")
+            if value is None or (name == "pretrained" and value is False):
+                continue
+            try:
+                read[name] = _BY_NAME[name].read(value)
+            except BadOption as error:
+                raise BadOption(f"{_BY_NAME[name].flag}: {error}") from None
+        return cls(**read)
+
+    @classmethod
+    def parse(cls, line: str) -> Plan:
+        """Read a line such as `--encoder resnet101 --fuse add`, quoted as a shell wants it."""
+        try:
+            tokens = shlex.split(line)
+        except ValueError as error:
+            raise BadOption(f"{line!r} is not a line of words: {error}") from None
+        words: dict[str, Any] = {}
+        while tokens:
+            flag, equals, value = tokens.pop(0).partition("=")
+            name = flag.removeprefix("--").replace("-", "_")
+            if not flag.startswith("--"):
+                raise BadOption(f"{flag!r} stands where a word such as --encoder is expected")
+            if name in words:
+                raise BadOption(f"{flag} is given twice")
+            if name == "pretrained" and not equals and (not tokens or tokens[0].startswith("--")):
+                words[name] = True
+            elif equals or tokens:
+                words[name] = value if equals else tokens.pop(0)
+            else:
+                raise BadOption(f"{flag} needs a value")
+        return cls.of(**words)
+
+    def over(self, base: Plan) -> Plan:
+        """This plan, with what it does not say taken from `base`."""
+        return replace(base, **self.said())
+
+    def said(self) -> dict[str, Any]:
+        """The words that are said, in order."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+
+    def specs(self) -> list[tuple[str, PartSpec]]:
+        """Every part that is said, with its word."""
+        found: list[tuple[str, PartSpec]] = []
+        for name, value in self.said().items():
+            members = value if isinstance(value, tuple) else (value,)
+            found += [(name, member) for member in members if isinstance(member, PartSpec)]
+        return found
+
+    def __str__(self) -> str:
+        tokens: list[str] = []
+        for name, value in self.said().items():
+            flag = _BY_NAME[name].flag
+            if name == "pretrained":
+                tokens.append(flag if value is True else f"{flag}={value}")
+            else:
+                tokens += [flag, _write(name, value)]
+        return shlex.join(tokens)
+
+
+def _write(name: str, value: Any) -> str:
+    if name == "size":
+        return str(value[0]) if value[0] == value[1] else f"{value[0]}x{value[1]}"
+    separator = "," if name == "widths" else "/"
+    return separator.join(map(str, value)) if isinstance(value, tuple) else str(value)

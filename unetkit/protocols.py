@@ -1,0 +1,82 @@
+"""What each kind of part promises. Typing only: a part need not inherit from these.
+
+Shapes are NCHW. In a factory, positional parameters are wiring that the builder supplies, keyword-only ones are the
+user's options; there is no `**kwargs`, so that an option that does not exist is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from unetkit.plan import Size
+
+
+class Encoder(Protocol):
+    """Made by `(in_channels, *, ...)`.
+
+    Attributes:
+        channels: of each map it gives, shallow to deep.
+        strides: of each, strictly increasing.
+        valid: True where unpadded convolutions shorten the maps on purpose, so that the output stays smaller than
+            the input. Optional, False.
+        min_size: the smallest height and width that it takes. Optional, the deepest stride. A smaller input is padded
+            by the network, unless the encoder is valid.
+        source: for each map, where it comes from, for the trace. Optional.
+    """
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def __call__(self, x: Tensor, /) -> list[Tensor]:
+        """(B, C, H, W) -> maps of (B, channels[i], about H / strides[i], about W / strides[i])."""
+        ...
+
+
+class Upsampler(Protocol):
+    """Made by `(channels, scale, *, ...)`."""
+
+    out_channels: int
+
+    def __call__(self, x: Tensor, size: Size, /) -> Tensor:
+        """(B, channels, h, w) -> (B, out_channels, *size), or what is nearest to that size for this upsampler."""
+        ...
+
+
+class Align(Protocol):
+    """Made by `(*, ...)`: brings the upsampled map and the skip to one size."""
+
+    def wanted(self, scaled: Size, skip: Size, /) -> Size:
+        """The size to ask the upsampler for: `scaled` (the map's times the scale) or `skip` (the skip's)."""
+        ...
+
+    def __call__(self, x: Tensor, skip: Tensor, /) -> tuple[Tensor, Tensor]:
+        """(B, C, h, w), (B, D, H, W) -> both with one height and width."""
+        ...
+
+
+class Fusion(Protocol):
+    """Made by `(x_channels, skip_channels, *, ...)`."""
+
+    out_channels: int
+
+    def __call__(self, x: Tensor, skip: Tensor, /) -> Tensor:
+        """(B, x_channels, H, W), (B, skip_channels, H, W) -> (B, out_channels, H, W)."""
+        ...
+
+
+class Block(Protocol):
+    """Made by `(in_channels, out_channels, *, ...)`. May declare `valid` as an encoder does."""
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, H', W')."""
+        ...
+
+
+class Head(Protocol):
+    """Made by `(in_channels, classes, *, ...)`."""
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """(B, in_channels, H, W) -> logits (B, classes, H, W)."""
+        ...

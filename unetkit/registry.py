@@ -1,0 +1,201 @@
+"""Names and what they stand for: one Registry a kind of part, gathered in Parts.
+
+There is no registry at module level: `unetkit.plugins.load_parts()` makes a Parts, and whoever needs one is given it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
+
+from unetkit import signature
+from unetkit.errors import BadOption, PluginError, UnknownName, nearest
+from unetkit.signature import Signature
+
+Factory = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of part: the word that picks one (`--fuse`), what people call it, and its attribute in Parts."""
+
+    word: str
+    title: str
+    attribute: str
+
+
+KINDS = (
+    Kind("encoder", "encoder", "encoders"),
+    Kind("up", "upsampler", "upsamplers"),
+    Kind("fuse", "fusion", "fusions"),
+    Kind("align", "align", "aligns"),
+    Kind("block", "block", "blocks"),
+    Kind("head", "head", "heads"),
+    Kind("recipe", "recipe", "recipes"),
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A name, the factory behind it (an object, or "module:attr" loaded on first use) and who registered it."""
+
+    kind: Kind
+    name: str
+    factory: Factory | str
+    owner: str
+    #: For a name that a source supplies (timm's): what its shared factory is told, as a second positional argument.
+    source_name: str | None = None
+
+    @property
+    def signature(self) -> Signature:
+        return signature.read(self.factory)
+
+    def load(self) -> Factory:
+        """The factory itself; imports it where it was registered as "module:attr"."""
+        found = signature.load(self.factory) if isinstance(self.factory, str) else self.factory
+        return found if self.source_name is None else partial(_named, found, self.source_name)
+
+
+def _named(factory: Factory, name: str, /, in_channels: int, **options: Any) -> Any:
+    return factory(in_channels, name, **options)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A library that supplies names by the hundred, all made by one factory `(in_channels, name, *, ...)`."""
+
+    name: str
+    names: str  # "module:attr" of a function that lists them without importing torch
+    factory: Factory | str
+    owner: str
+
+    def listing(self) -> list[str]:
+        names: list[str] = signature.load(self.names)()
+        return names
+
+    def entry(self, kind: Kind, name: str) -> Entry:
+        return Entry(kind, name, self.factory, self.owner, source_name=name)
+
+
+@dataclass
+class Registry:
+    """The names of one kind.
+
+    A bare name is looked up here, then in each source in turn; "timm/resnet18" says which source is meant.
+    """
+
+    kind: Kind
+    owner: str = "unetkit"
+    entries: dict[str, Entry] = field(default_factory=dict)
+    sources: dict[str, Source] = field(default_factory=dict)
+    #: Plugins that failed to load: a name that is missing here may be theirs.
+    suspects: tuple[str, ...] = ()
+
+    def add(self, name: str, factory: Factory | str, *, replaces: str | None = None) -> None:
+        """Register `factory` under `name`.
+
+        Args:
+            name: letters, digits, dots, dashes and underscores.
+            factory: a callable, or "module:attr", which is not imported before it is used: prefer that.
+            replaces: the owner of the part of this name that is meant to be replaced.
+
+        Raises:
+            PluginError: the name is taken and `replaces` does not name its owner, or the name is not a name.
+        """
+        if not name or not all(c.isalnum() or c in "._-" for c in name):
+            raise PluginError(f"{name!r} is not a name for a {self.kind.title}: use letters, digits, '.', '_' and '-'")
+        taken = self.entries.get(name)
+        if taken and replaces != taken.owner:
+            raise PluginError(
+                f"{self.kind.title} {name!r} of {self.owner} is already registered by {taken.owner}; "
+                f"rename it, or say replaces={taken.owner!r} where that is meant"
+            )
+        self.entries[name] = Entry(self.kind, name, factory, self.owner)
+
+    def add_source(self, name: str, names: str, factory: Factory | str) -> None:
+        """Register a library of parts: `names` lists them ("module:attr"), `factory` makes each."""
+        if name in self.sources:
+            raise PluginError(f"source {name!r} is already registered by {self.sources[name].owner}")
+        self.sources[name] = Source(name, names, factory, self.owner)
+
+    def get(self, name: str) -> Entry:
+        """The entry of a name. Raises UnknownName with the nearest names."""
+        if name in self.entries:
+            return self.entries[name]
+        source, _, rest = name.rpartition("/")
+        for candidate in self.sources.values():
+            # A tag names weights ("resnet18.a1_in1k"), not another network.
+            if source in ("", candidate.name) and rest.split(".")[0] in candidate.listing():
+                return candidate.entry(self.kind, rest)
+        raise UnknownName(self._missing(name))
+
+    def _missing(self, name: str) -> str:
+        bare = name.rpartition("/")[2]
+        return (
+            f"no {self.kind.title} is called {name!r}{nearest(bare.split('.')[0], self.names())}"
+            + (f" (a plugin that failed may provide it: {', '.join(self.suspects)})" if self.suspects else "")
+            + f"; `unetkit list {self.kind.attribute}` lists all"
+        )
+
+    def names(self) -> list[str]:
+        """Every name, our own and plugins' first, then each source's."""
+        return [entry.name for entry in self.find()]
+
+    def find(self, pattern: str = "*") -> list[Entry]:
+        """The entries whose name matches a glob."""
+        own = list(self.entries.values())
+        theirs = [
+            source.entry(self.kind, name)
+            for source in self.sources.values()
+            for name in source.listing()
+            if name not in self.entries
+        ]
+        return [entry for entry in own + theirs if fnmatchcase(entry.name, pattern)]
+
+
+class Parts:
+    """Every registered part: one Registry a kind.
+
+    Attributes:
+        encoders, upsamplers, fusions, aligns, blocks, heads, recipes: a Registry each.
+    """
+
+    encoders: Registry
+    upsamplers: Registry
+    fusions: Registry
+    aligns: Registry
+    blocks: Registry
+    heads: Registry
+    recipes: Registry
+
+    def __init__(self) -> None:
+        for kind in KINDS:
+            setattr(self, kind.attribute, Registry(kind))
+
+    def __iter__(self) -> Iterator[Registry]:
+        return (getattr(self, kind.attribute) for kind in KINDS)
+
+    def __getitem__(self, word: str) -> Registry:
+        """The registry of a kind by its word ("fuse"), title ("fusion") or plural ("fusions")."""
+        for kind in KINDS:
+            if word in (kind.word, kind.title, kind.attribute):
+                registry: Registry = getattr(self, kind.attribute)
+                return registry
+        known = [kind.attribute for kind in KINDS]
+        raise BadOption(f"no kind of part is called {word!r}{nearest(word, known)}; there are {', '.join(known)}")
+
+    def staged(self, owner: str) -> Parts:
+        """A copy in which `owner` may register; nothing of it counts until `commit`."""
+        copy = Parts()
+        for mine, theirs in zip(copy, self, strict=True):
+            mine.owner, mine.suspects = owner, theirs.suspects
+            mine.entries, mine.sources = dict(theirs.entries), dict(theirs.sources)
+        return copy
+
+    def commit(self, staged: Parts) -> None:
+        """Take over what was registered in a staged copy."""
+        for mine, theirs in zip(self, staged, strict=True):
+            mine.entries, mine.sources = theirs.entries, theirs.sources

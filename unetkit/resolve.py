@@ -1,0 +1,128 @@
+"""From what was said to a whole plan, and back to the shortest line that says it. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from unetkit import signature, values
+from unetkit.errors import BadOption, CannotBuild, UnknownName, nearest
+from unetkit.plan import Levels, PartSpec, Plan
+from unetkit.registry import Parts
+from unetkit.signature import Signature
+
+#: What a line leaves unsaid. Widths and logits depend on the encoder, so the builder fills them in.
+DEFAULTS = Plan.of(
+    up="bilinear", fuse="concat", align="resize", block="double", head="conv", decode_to=1, in_channels=3, classes=2
+)
+
+#: The kind of part behind each word that takes one.
+_KIND = {"logits": "up"}
+
+
+def resolve(plan: Plan, parts: Parts) -> tuple[Plan, Plan]:
+    """Fill in recipe and defaults, with every name and option checked and in its one canonical form.
+
+    Returns:
+        The whole plan, and the base that it stands on: what recipe and defaults alone give.
+
+    Raises:
+        UnknownName, BadOption: for a name, an option or a value that there is not.
+        CannotBuild: where nothing says which encoder.
+    """
+    base = DEFAULTS
+    if plan.recipe is not None:
+        recipe = canonical("recipe", plan.recipe, parts)
+        base = canonical_plan(_recipe(recipe, parts), parts).over(base)
+        plan = replace(plan, recipe=recipe)
+    whole = canonical_plan(plan, parts).over(base)
+    if whole.encoder is None:
+        raise CannotBuild("nothing says which encoder; give --encoder (such as resnet34) or --recipe")
+    return whole, base
+
+
+def shortest(whole: Plan, base: Plan) -> Plan:
+    """The plan that says only what differs from its base, a word once where it is the same at every level."""
+    said = {name: _collapse(value) for name, value in whole.said().items()}
+    return Plan(**{name: value for name, value in said.items() if value != getattr(base, name) or name == "recipe"})
+
+
+def _collapse(value: Any) -> Any:
+    is_levels = isinstance(value, tuple) and isinstance(value[0], PartSpec)
+    return value[:1] if is_levels and len(set(value)) == 1 else value
+
+
+def canonical_plan(plan: Plan, parts: Parts) -> Plan:
+    """Every part of a plan in its canonical form; the encoder's `pretrained` becomes the word of that name."""
+    changed: dict[str, Any] = {}
+    for word, value in plan.said().items():
+        if isinstance(value, PartSpec):
+            changed[word] = canonical(word, value, parts)
+        elif isinstance(value, tuple) and isinstance(value[0], PartSpec):
+            levels: Levels = tuple(canonical(word, spec, parts) for spec in value)
+            changed[word] = levels
+    encoder = changed.get("encoder")
+    if encoder is not None and (weights := dict(encoder.options).get("pretrained")):
+        changed["encoder"] = replace(encoder, options=tuple(o for o in encoder.options if o[0] != "pretrained"))
+        changed["pretrained"] = plan.pretrained or values.from_text(weights, bool | str)
+    return replace(plan, **changed)
+
+
+def canonical(word: str, spec: PartSpec, parts: Parts) -> PartSpec:
+    """A part with the shortest name that means it, typed options, and none that equals its default."""
+    if word == "logits" and spec.name == "none":
+        return PartSpec("none")
+    known = signature_of(word, spec, parts)
+    given = typed_options(word, spec, known)
+    defaults = {option.name: option.default for option in known.options}
+    options = {name: values.to_text(value) for name, value in given.items() if value != defaults[name]}
+    return PartSpec(_name(word, spec, parts), factory=spec.factory).with_options(options)
+
+
+def _name(word: str, spec: PartSpec, parts: Parts) -> str:
+    if spec.factory is not None:
+        return spec.name
+    registry = parts[_KIND.get(word, word)]
+    entry = registry.get(spec.name)
+    return entry.name if registry.get(entry.name) == entry else spec.name
+
+
+def signature_of(word: str, spec: PartSpec, parts: Parts) -> Signature:
+    """What the factory behind a spec says of itself. Raises UnknownName."""
+    if spec.factory is not None:
+        return signature.read(spec.factory)
+    try:
+        return parts[_KIND.get(word, word)].get(spec.name).signature
+    except UnknownName as error:
+        raise UnknownName(f"--{word} {spec}: {error}") from None
+
+
+def typed_options(word: str, spec: PartSpec, known: Signature) -> dict[str, Any]:
+    """A spec's options as Python values, by the signature's annotations. Raises BadOption."""
+    types = {option.name: option.type for option in known.options}
+    typed: dict[str, Any] = {}
+    for name, text in spec.options:
+        if name not in types:
+            has = f"; it has {', '.join(types)}" if types else "; it has none"
+            kind = _KIND.get(word, word)
+            raise BadOption(
+                f"--{word} {spec}: {spec.name} has no option {name!r}{nearest(name, types) or has}"
+                f"; `unetkit list {kind} {spec.name}` describes them"
+            )
+        try:
+            typed[name] = values.from_text(text, types[name])
+        except ValueError:
+            raise BadOption(f"--{word} {spec}: {name} takes {values.describe(types[name])}; got {text}") from None
+    missing = [option.name for option in known.options if option.required and option.name not in typed]
+    if missing:
+        raise BadOption(f"--{word} {spec}: {spec.name} needs {missing[0]}=..., which has no default")
+    return typed
+
+
+def _recipe(spec: PartSpec, parts: Parts) -> Plan:
+    known = signature_of("recipe", spec, parts)
+    factory = spec.factory or parts.recipes.get(spec.name).load()
+    plan = factory(**typed_options("recipe", spec, known))
+    if not isinstance(plan, Plan) or plan.recipe is not None:
+        raise CannotBuild(f"--recipe {spec}: a recipe returns a Plan that names no other recipe; got {plan!r}")
+    return plan

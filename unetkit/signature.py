@@ -1,0 +1,156 @@
+"""A factory's options, read from its signature and docstring.
+
+A factory's positional parameters are wiring, given by the builder; its keyword-only parameters are the user's
+options. For a factory registered as "module:attr" both are read from the source text, so that listing parts,
+completing them and refusing a wrong option need not import torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from unetkit.errors import PluginError
+
+#: What an annotation in a factory's signature may be made of.
+_VOCABULARY = {"Literal": typing.Literal, "tuple": tuple, "int": int, "float": float, "str": str, "bool": bool}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One keyword-only parameter of a factory."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+
+    @property
+    def required(self) -> bool:
+        return self.default is inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a factory says of itself: a one-line summary, its whole docstring, its options, and where it stands."""
+
+    summary: str
+    doc: str
+    options: tuple[Option, ...]
+    file: str
+    line: int
+
+
+def read(factory: Callable[..., Any] | str) -> Signature:
+    """The signature of a callable, or of a "module:attr" that is not imported unless its source cannot tell."""
+    if isinstance(factory, str):
+        return _from_source(factory) or _from_object(load(factory))
+    return _from_object(factory)
+
+
+def load(target: str) -> Callable[..., Any]:
+    """Import "module:attr". Raises PluginError where it is not there."""
+    module, _, attr = target.partition(":")
+    try:
+        return typing.cast(Callable[..., Any], getattr(importlib.import_module(module), attr))
+    except (ImportError, AttributeError) as error:
+        raise PluginError(f"{target} cannot be loaded: {error}") from error
+
+
+def _from_object(factory: Callable[..., Any]) -> Signature:
+    init = factory.__init__ if inspect.isclass(factory) else factory  # type: ignore[misc]
+    try:
+        hints = typing.get_type_hints(init)
+    except (NameError, TypeError, AttributeError):
+        hints = {}
+    doc = inspect.getdoc(factory) or ""
+    options = tuple(
+        Option(p.name, hints.get(p.name, str), p.default, _help(doc, p.name))
+        for p in inspect.signature(factory).parameters.values()
+        if p.kind is inspect.Parameter.KEYWORD_ONLY
+    )
+    try:
+        file, line = inspect.getsourcefile(factory) or "", inspect.getsourcelines(factory)[1]
+    except (OSError, TypeError):
+        file, line = "", 0
+    return Signature(_first_line(doc), doc, options, file, line)
+
+
+@cache
+def _from_source(target: str) -> Signature | None:
+    module, _, attr = target.partition(":")
+    spec = find_spec(module)
+    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
+        return None
+    body = ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body
+    nodes = {n.name: n for n in body if isinstance(n, ast.ClassDef | ast.FunctionDef)}
+    node = nodes.get(attr)
+    function = _init(node, nodes) if isinstance(node, ast.ClassDef) else node
+    if node is None or function is None:
+        return None
+    doc = ast.get_docstring(node) or ""
+    args = function.args
+    try:
+        options = tuple(
+            Option(arg.arg, _annotation(arg.annotation), _default(default), _help(doc, arg.arg))
+            for arg, default in zip(args.kwonlyargs, args.kw_defaults, strict=True)
+        )
+    except (ValueError, NameError, TypeError):
+        return None
+    return Signature(_first_line(doc), doc, options, spec.origin, node.lineno)
+
+
+def _init(node: ast.ClassDef, nodes: dict[str, Any]) -> ast.FunctionDef | None:
+    """The __init__ that a class has or inherits from a class of the same file."""
+    for statement in node.body:
+        if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
+            return statement
+    for base in node.bases:
+        parent = nodes.get(base.id) if isinstance(base, ast.Name) else None
+        if isinstance(parent, ast.ClassDef) and (found := _init(parent, nodes)):
+            return found
+    return None
+
+
+def _annotation(node: ast.expr | None) -> Any:
+    """The type that an annotation writes with _VOCABULARY; nothing of the file is run. Raises ValueError."""
+    match node:
+        case None:
+            return str
+        case ast.Constant(value=value) if value is None or value is Ellipsis or isinstance(value, str | int | float):
+            return value
+        case ast.Name(id=name) if name in _VOCABULARY:
+            return _VOCABULARY[name]
+        case ast.Tuple(elts=items):
+            return tuple(_annotation(item) for item in items)
+        case ast.Subscript(value=outer, slice=inner):
+            return _annotation(outer)[_annotation(inner)]
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _annotation(left) | _annotation(right)
+    raise ValueError(ast.unparse(node))
+
+
+def _default(node: ast.expr | None) -> Any:
+    return inspect.Parameter.empty if node is None else ast.literal_eval(node)
+
+
+def _first_line(doc: str) -> str:
+    return " ".join(doc.split("\n\n")[0].split()).rstrip(".")
+
+
+def _help(doc: str, name: str) -> str:
+    """The text of `name` in the docstring's "Args:" section (Google style)."""
+    section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)+)", doc, re.MULTILINE)
+    if not section:
+        return ""
+    found = re.search(rf"^([ \t]+){name}:((?:.*)(?:\n\1[ \t]+.*)*)", section.group(1), re.MULTILINE)
+    return " ".join(found.group(2).split()) if found else ""

@@ -1,0 +1,127 @@
+"""The network: forward passes over parts that are already built. Nothing here knows a name.
+
+B batch, C channels, H and W height and width; sizes are (H, W).
+"""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+from typing import cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unetkit.plan import Plan, Size
+from unetkit.protocols import Align, Block, Encoder, Fusion, Head, Upsampler
+from unetkit.sizes import same_size, size_of
+
+
+class Stage(nn.Module):
+    """One level of the expanding path: upsample, join the skip, convolve.
+
+    Attributes:
+        stride: of its output.
+        scale: between the stride below and its own.
+        align, fuse: None where the encoder has no map of this stride.
+    """
+
+    def __init__(
+        self,
+        up: nn.Module,
+        align: nn.Module | None,
+        fuse: nn.Module | None,
+        block: nn.Module,
+        scale: float,
+        stride: int,
+    ) -> None:
+        super().__init__()
+        self.up = up
+        self.align = align
+        self.fuse = fuse
+        self.block = block
+        self.scale = scale
+        self.stride = stride
+
+    def forward(self, x: Tensor, skip: Tensor | None, size: Size | None) -> Tensor:
+        """Decode one level.
+
+        Args:
+            x: (B, C, h, w) from below.
+            skip: (B, D, H, W) from the encoder, where this stage joins one.
+            size: what a stage without a skip ends at; None leaves it at h and w times the scale.
+        """
+        up, block = cast(Upsampler, self.up), cast(Block, self.block)
+        scaled = round(x.shape[-2] * self.scale), round(x.shape[-1] * self.scale)
+        if skip is None:
+            x = up(x, size or scaled)
+            # Strided convolutions round up, so what goes over is at the far end.
+            return block(x if size is None else x[..., : size[0], : size[1]])
+        align, fuse = cast(Align, self.align), cast(Fusion, self.fuse)
+        x, skip = align(up(x, align.wanted(scaled, size_of(skip))), skip)
+        return block(fuse(x, skip))
+
+
+class UNet(nn.Module):
+    """An encoder, stages that decode, and a head.
+
+    Attributes:
+        encoder: gives the maps, shallow to deep.
+        stages: deep to shallow.
+        head: turns the last map into logits.
+        logits: the upsampler that brings logits to the input's size; None in a net of valid convolutions, whose
+            output is smaller than its input.
+        plan: the line that it was built from.
+        min_size: a smaller height or width is padded with zeros below and to the right, and the output cut back.
+    """
+
+    plan: Plan
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        stages: list[Stage],
+        head: nn.Module,
+        logits: nn.Module | None,
+        *,
+        skips: tuple[int, ...],
+        min_size: int,
+        valid: bool,
+    ) -> None:
+        """Put parts together.
+
+        Args:
+            encoder, stages, head, logits: as the attributes.
+            skips: the index of the map that each stage joins, deep to shallow; stages after those join none.
+            min_size: as the attribute.
+            valid: whether stages without a skip keep to the scale instead of ending at the input's share.
+        """
+        super().__init__()
+        self.encoder = encoder
+        self.stages = nn.ModuleList(stages)
+        self.head = head
+        self.logits = logits
+        self.skips = skips
+        self.min_size = min_size
+        self.valid = valid
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> logits (B, classes, H, W); smaller than the input where convolutions are valid."""
+        if min(size_of(x)) < self.min_size:
+            return self._padded(x)
+        size = size_of(x)
+        maps = cast(Encoder, self.encoder)(x)
+        x = maps[-1]
+        for stage, skip in zip_longest(self.stages, self.skips):
+            stride = cast(int, stage.stride)
+            # A stage without a skip ends at the size that strided convolutions give their maps: rounded up.
+            end = None if self.valid else ((size[0] - 1) // stride + 1, (size[1] - 1) // stride + 1)
+            x = stage(x, None if skip is None else maps[skip], end)
+        x = cast(Head, self.head)(x)
+        if self.logits is None or same_size(size_of(x), size):
+            return x
+        return cast(Upsampler, self.logits)(x, size)
+
+    def _padded(self, x: Tensor) -> Tensor:
+        height, width = size_of(x)
+        x = F.pad(x, [0, max(0, self.min_size - width), 0, max(0, self.min_size - height)])
+        return cast(Tensor, self(x))[..., :height, :width]

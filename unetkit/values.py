@@ -1,0 +1,115 @@
+"""Option values as text: `kernel=4`, `widths=[64,128]`, `init=bilinear`, read by the parameter's annotation.
+
+Brackets and double quotes protect the characters that separate parts, options and levels.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import types
+from collections.abc import Iterator
+from typing import Any, Literal, Union, get_args, get_origin
+
+_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.+-]*")
+_WORDS = {"none", "true", "false"}
+
+
+def to_text(value: Any) -> str:
+    """A value as the grammar writes it; `from_text` with the right type gives it back."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, tuple | list):
+        return "[" + ",".join(map(to_text, value)) + "]"
+    text = str(value)
+    return text if _PLAIN.fullmatch(text) and text.lower() not in _WORDS else json.dumps(text)
+
+
+def from_text(text: str, kind: Any) -> Any:
+    """Read a value by its annotation. Raises ValueError where the text is not of that type."""
+    if get_origin(kind) in (Union, types.UnionType):
+        for choice in sorted(get_args(kind), key=lambda t: t is str):  # str takes anything, so it comes last
+            try:
+                return from_text(text, choice)
+            except ValueError:
+                continue
+        raise ValueError(text)
+    if get_origin(kind) is Literal:
+        for choice in get_args(kind):
+            if text in (to_text(choice), str(choice)):
+                return choice
+        raise ValueError(text)
+    if get_origin(kind) is tuple:
+        return _tuple(text, get_args(kind))
+    if kind is None or kind is type(None):
+        return _exactly(text, {"none": None})
+    if kind is bool:
+        return _exactly(text.lower(), {"true": True, "false": False})
+    if kind in (int, float):
+        return kind(text)
+    return json.loads(text) if text.startswith('"') else text
+
+
+def _exactly(text: str, table: dict[str, Any]) -> Any:
+    if text not in table:
+        raise ValueError(text)
+    return table[text]
+
+
+def _tuple(text: str, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not (text.startswith("[") and text.endswith("]")):
+        raise ValueError(text)
+    items = split(text[1:-1], ",") if text[1:-1] else []
+    if len(kinds) == 2 and kinds[1] is Ellipsis:
+        kinds = (kinds[0],) * len(items)
+    if len(items) != len(kinds):
+        raise ValueError(text)
+    return tuple(map(from_text, items, kinds))
+
+
+def describe(kind: Any) -> str:
+    """A type in words, for messages and listings: "an integer or none", "one of half, keep"."""
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(describe(choice) for choice in get_args(kind)))
+    if get_origin(kind) is Literal:
+        choices = [to_text(choice) for choice in get_args(kind)]
+        return choices[0] if len(choices) == 1 else "one of " + ", ".join(choices)
+    if get_origin(kind) is tuple:
+        return f"a list like [{','.join(['1', '2', '3'][: max(2, len(get_args(kind)))])}]"
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "none", None: "none"}
+    return names.get(kind, "text")
+
+
+def split(text: str, separator: str) -> list[str]:
+    """Split at a separator that stands outside brackets and double quotes.
+
+    Raises ValueError where a bracket or quote is left open.
+    """
+    parts, depth, start = [], 0, 0
+    for index, char in _outside_quotes(text):
+        depth += (char == "[") - (char == "]")
+        if depth < 0:
+            break
+        if char == separator and depth == 0:
+            parts.append(text[start:index])
+            start = index + 1
+    if depth:
+        raise ValueError(f"unbalanced brackets in {text!r}")
+    return [*parts, text[start:]]
+
+
+def _outside_quotes(text: str) -> Iterator[tuple[int, str]]:
+    quoted = escaped = False
+    for index, char in enumerate(text):
+        if quoted:
+            quoted, escaped = escaped or char != '"', not escaped and char == "\\"
+        elif char == '"':
+            quoted = True
+        else:
+            yield index, char
+    if quoted:
+        raise ValueError(f"a double quote is left open in {text!r}")
