@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unetkit.build import build as build
+    from unetkit.builder import build as build
     from unetkit.deploy.files import load as load
     from unetkit.deploy.files import save as save
     from unetkit.errors import UnetkitError as UnetkitError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from unetkit.registry import Parts as Parts
 
 _HOMES = {
-    "build": "unetkit.build",
+    "build": "unetkit.builder",
     "load": "unetkit.deploy.files",
     "save": "unetkit.deploy.files",
     "UnetkitError": "unetkit.errors",

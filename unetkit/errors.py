@@ -9,6 +9,10 @@ from difflib import get_close_matches
 class UnetkitError(Exception):
     """Anything unetkit refuses. The command line prints it without a traceback and exits with 2."""
 
+    def __str__(self) -> str:
+        # A message may quote what a user or another library said, which need not be one line.
+        return " ".join(super().__str__().splitlines())
+
 
 class UnknownName(UnetkitError):
     """A name that no part, option or word has."""

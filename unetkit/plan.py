@@ -46,7 +46,7 @@ class PartSpec:
     def parse(cls, text: str) -> PartSpec:
         """Read `name:key=value,key=[1,2]`. Raises BadOption where that is not what the text is."""
         name, colon, rest = text.partition(":")
-        if not name or any(c in '[]",=<>' or c.isspace() for c in name):
+        if not name or name.startswith("-") or any(c in '[]",=<>' or c.isspace() for c in name):
             raise BadOption(f"{text!r} is not a part: write a name, or name:option=value,option=value")
         try:
             pairs = [item.partition("=") for item in values.split(rest, ",")] if colon else []
@@ -85,12 +85,16 @@ def _levels(value: Any) -> Levels:
     specs = tuple(map(PartSpec.of, value if isinstance(value, list | tuple) else [value]))
     if not specs:
         raise BadOption("a list of parts, one a level, needs at least one")
+    for spec in specs:
+        if spec.factory is None and len(values.split(str(spec), "/")) > 1:
+            raise BadOption(f"{str(spec)!r}: a slash separates levels; within an option put the text in double quotes")
     return specs
 
 
 def _whole(value: Any, least: int = 1, what: str = "an integer") -> int:
     try:
-        if isinstance(value, bool) or (number := int(value)) != float(value):
+        number = int(value)
+        if isinstance(value, bool) or (not isinstance(value, str) and number != value):
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         raise BadOption(f"takes {what}; got {value!r}") from None
@@ -110,7 +114,8 @@ def _widths(value: Any) -> tuple[int, ...]:
 
 
 def _size(value: Any) -> Size:
-    items = value.lower().split("x") if isinstance(value, str) else [value] if isinstance(value, int) else list(value)
+    items = value.lower().split("x") if isinstance(value, str) else value
+    items = list(items) if isinstance(items, Iterable) else [items]
     if len(items) not in (1, 2):
         raise BadOption(f"takes one number or HEIGHTxWIDTH, such as 572 or 480x640; got {value!r}")
     numbers = [_whole(item, what="572 or 480x640") for item in items]
@@ -159,6 +164,12 @@ WORDS = (
 _BY_NAME = {word.name: word for word in WORDS}
 
 
+def _known(name: str) -> Word:
+    if name not in _BY_NAME:
+        raise UnknownName(f"there is no word {name!r}{nearest(name, _BY_NAME)}; `unetkit build --help` has all")
+    return _BY_NAME[name]
+
+
 @dataclass(frozen=True)
 class Plan:
     """A model's whole description. None means not said.
@@ -192,14 +203,13 @@ class Plan:
         """
         read = {}
         for name, value in words.items():
-            if name not in _BY_NAME:
-                raise UnknownName(f"there is no word {name!r}{nearest(name, _BY_NAME)}; `unetkit build --help` has all")
+            word = _known(name)
             if value is None or (name == "pretrained" and value is False):
                 continue
             try:
-                read[name] = _BY_NAME[name].read(value)
+                read[name] = word.read(value)
             except BadOption as error:
-                raise BadOption(f"{_BY_NAME[name].flag}: {error}") from None
+                raise BadOption(f"{word.flag}: {error}") from None
         return cls(**read)
 
     @classmethod
@@ -211,16 +221,19 @@ class Plan:
             raise BadOption(f"{line!r} is not a line of words: {error}") from None
         words: dict[str, Any] = {}
         while tokens:
-            flag, equals, value = tokens.pop(0).partition("=")
-            name = flag.removeprefix("--").replace("-", "_")
-            if not flag.startswith("--"):
-                raise BadOption(f"{flag!r} stands where a word such as --encoder is expected")
+            token = tokens.pop(0)
+            if not token.startswith("--"):
+                raise BadOption(f"{token!r} stands where a word such as --encoder is expected")
+            flag, equals, value = token.partition("=")
+            name = _known(flag[2:].replace("-", "_")).name
             if name in words:
                 raise BadOption(f"{flag} is given twice")
-            if name == "pretrained" and not equals and (not tokens or tokens[0].startswith("--")):
+            if equals:
+                words[name] = value
+            elif tokens and not tokens[0].startswith("--"):
+                words[name] = tokens.pop(0)
+            elif name == "pretrained":
                 words[name] = True
-            elif equals or tokens:
-                words[name] = value if equals else tokens.pop(0)
             else:
                 raise BadOption(f"{flag} needs a value")
         return cls.of(**words)

@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import Distribution, distributions, version
@@ -37,6 +37,7 @@ class Plugin:
     name: str
     version: str
     target: str
+    loaded: bool = False
     error: str = ""
     traceback: str = ""
 
@@ -54,22 +55,28 @@ class Host:
 
     def load(self, plugin: Plugin, find: Callable[[], object]) -> None:
         """Import and register one plugin; a failure is remembered and told in one line, or raised if strict."""
+        first = next((p for p in self.plugins if p.loaded and p.name == plugin.name), None)
         self.plugins.append(plugin)
-        with self._isolated(plugin):
+        with self._isolated(plugin), ExitStack() as undo:
+            if first:
+                raise PluginError(f"a plugin of this name is loaded already, from {first.target}; list it once")
             module = find()
             staged = self.parts.staged(plugin.name)
             self.manager.register(module, plugin.name)
+            undo.callback(self.manager.unregister, name=plugin.name)
             self.manager.check_pending()
             self._hook("unetkit_register", plugin)(parts=staged)
             self.parts.commit(staged)
+            plugin.loaded = True
+            undo.pop_all()
 
     def wrap(self, model: Module, plan: Plan) -> Module:
         """Pass a built model through every plugin that wraps models, in order of their names."""
         for plugin in sorted(self.plugins, key=lambda p: p.name):
-            if self.manager.has_plugin(plugin.name):
+            if plugin.loaded:
                 with self._isolated(plugin):
                     for wrap in self._hook("unetkit_wrap_model", plugin)(plan=plan):
-                        model = wrap(model)
+                        model = _module(wrap(model))
         return model
 
     def _hook(self, hook: str, plugin: Plugin) -> Any:
@@ -82,19 +89,18 @@ class Host:
         try:
             yield
         except (Exception, SystemExit) as error:
-            if self.manager.has_plugin(plugin.name):
-                self.manager.unregister(name=plugin.name)
             plugin.error, plugin.traceback = _one_line(error), traceback.format_exc()
-            line = f"plugin {plugin.name} {plugin.version} failed in unetkit {version('unetkit')}: {plugin.error}"
+            name = f"{plugin.name} {plugin.version}".strip()
+            line = f"plugin {name} failed in unetkit {version('unetkit')}: {plugin.error}"
             if os.environ.get("UNETKIT_STRICT") == "1":
                 raise PluginError(line) from error
             print(f"unetkit: {line}", file=sys.stderr)
-            failed = tuple(p.name for p in self.plugins if p.error)
+            failed = tuple(p.name for p in self.plugins if not p.loaded)
             for registry in self.parts:
                 registry.suspects = failed
 
 
-def load_host(plugins: Iterable[str | ModuleType] = ()) -> Host:
+def load_host(plugins: Iterable[str | Path | ModuleType] = ()) -> Host:
     """Load the built-in parts, installed plugins, those of UNETKIT_PLUGINS, and the ones named here.
 
     Args:
@@ -107,13 +113,15 @@ def load_host(plugins: Iterable[str | ModuleType] = ()) -> Host:
         raise PluginError(f"unetkit's own parts do not load: {builtin.error}")
     for dist, name, load in _installed():
         host.load(Plugin(name, dist.version, dist.name), load)
-    from_environment = [p for p in os.environ.get("UNETKIT_PLUGINS", "").split(",") if p]
+    from_environment = [p.strip() for p in os.environ.get("UNETKIT_PLUGINS", "").split(",") if p.strip()]
     for target in [*from_environment, *plugins]:
         if isinstance(target, ModuleType):
-            host.load(Plugin(target.__name__, "", str(target.__file__)), lambda t=target: t)  # type: ignore[misc]
+            where = getattr(target, "__file__", None) or target.__name__
+            host.load(Plugin(target.__name__, "", where), lambda t=target: t)  # type: ignore[misc]
         else:
-            name = Path(target).stem if target.endswith(".py") else target
-            host.load(Plugin(name, "", target), lambda t=target: _import(t))  # type: ignore[misc]
+            text = str(target)
+            name = Path(text).stem if text.endswith(".py") else text
+            host.load(Plugin(name, "", text), lambda t=text: _import(t))  # type: ignore[misc]
     return host
 
 
@@ -123,7 +131,7 @@ def default_host() -> Host:
     return load_host()
 
 
-def load_parts(plugins: Iterable[str | ModuleType] = ()) -> Parts:
+def load_parts(plugins: Iterable[str | Path | ModuleType] = ()) -> Parts:
     """The registered parts: unetkit's, installed plugins', and those of `plugins` (files, modules or their names)."""
     return load_host(plugins).parts
 
@@ -156,6 +164,12 @@ def _import(target: str) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def _module(model: Any) -> Any:
+    if not callable(model):
+        raise PluginError(f"what unetkit_wrap_model returned made {model!r} of a model; it must return a module")
+    return model
 
 
 def _one_line(error: BaseException) -> str:

@@ -105,8 +105,9 @@ class Registry:
         Raises:
             PluginError: the name is taken and `replaces` does not name its owner, or the name is not a name.
         """
-        if not name or not all(c.isalnum() or c in "._-" for c in name):
-            raise PluginError(f"{name!r} is not a name for a {self.kind.title}: use letters, digits, '.', '_' and '-'")
+        if not name or name[0] == "-" or not all(c.isalnum() or c in "._-" for c in name):
+            what = f"{name!r} is not a name for a {self.kind.title}"
+            raise PluginError(f"{what}: use letters, digits, '.', '_' and (but first) '-'")
         taken = self.entries.get(name)
         if taken and replaces != taken.owner:
             raise PluginError(

@@ -74,8 +74,11 @@ def canonical(word: str, spec: PartSpec, parts: Parts) -> PartSpec:
         return PartSpec("none")
     known = signature_of(word, spec, parts)
     given = typed_options(word, spec, known)
-    defaults = {option.name: option.default for option in known.options}
-    options = {name: values.to_text(value) for name, value in given.items() if value != defaults[name]}
+    options = {
+        option.name: values.to_text(given[option.name], option.type)
+        for option in known.options
+        if option.name in given and given[option.name] != option.default
+    }
     return PartSpec(_name(word, spec, parts), factory=spec.factory).with_options(options)
 
 

@@ -19,10 +19,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from unetkit.errors import PluginError
+from unetkit.errors import BadOption, PluginError
 
-#: What an annotation in a factory's signature may be made of.
-_VOCABULARY = {"Literal": typing.Literal, "tuple": tuple, "int": int, "float": float, "str": str, "bool": bool}
+#: What an annotation in a factory's signature may be made of, beside Literal and None.
+_VOCABULARY = {"tuple": tuple, "int": int, "float": float, "str": str, "bool": bool}
+
+#: Bases of other files whose __init__ has no options, so that a class without one of its own has none either.
+_WITHOUT_OPTIONS = {"nn.Module", "torch.nn.Module"}
+_NOTHING = ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[], defaults=[])
 
 
 @dataclass(frozen=True)
@@ -62,20 +66,15 @@ def load(target: str) -> Callable[..., Any]:
     module, _, attr = target.partition(":")
     try:
         return typing.cast(Callable[..., Any], getattr(importlib.import_module(module), attr))
-    except (ImportError, AttributeError) as error:
-        raise PluginError(f"{target} cannot be loaded: {error}") from error
+    except Exception as error:  # whatever a plugin's module raises when it is imported
+        raise PluginError(f"{target} cannot be loaded: {type(error).__name__}: {error}") from error
 
 
 def _from_object(factory: Callable[..., Any]) -> Signature:
-    init = factory.__init__ if inspect.isclass(factory) else factory  # type: ignore[misc]
-    try:
-        hints = typing.get_type_hints(init)
-    except (NameError, TypeError, AttributeError):
-        hints = {}
-    doc = inspect.getdoc(factory) or ""
+    doc = inspect.cleandoc(factory.__doc__ or "")
     options = tuple(
-        Option(p.name, hints.get(p.name, str), p.default, _help(doc, p.name))
-        for p in inspect.signature(factory).parameters.values()
+        Option(p.name, _type(p.annotation), p.default, _help(doc, p.name))
+        for p in _parameters(factory)
         if p.kind is inspect.Parameter.KEYWORD_ONLY
     )
     try:
@@ -85,20 +84,42 @@ def _from_object(factory: Callable[..., Any]) -> Signature:
     return Signature(_first_line(doc), doc, options, file, line)
 
 
+def _parameters(factory: Callable[..., Any]) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(factory, eval_str=True).parameters.values())
+    except (NameError, AttributeError, TypeError, SyntaxError, ValueError):
+        pass  # one annotation that means nothing at run time leaves all of them text
+    try:
+        return list(inspect.signature(factory).parameters.values())
+    except (TypeError, ValueError):
+        raise BadOption(f"{factory!r} has no signature to read its options from; wrap it in a function") from None
+
+
+def _type(annotation: Any) -> Any:
+    if annotation is inspect.Parameter.empty:
+        return str
+    try:
+        return _annotation(ast.parse(annotation, mode="eval").body) if isinstance(annotation, str) else annotation
+    except (ValueError, TypeError, SyntaxError):
+        return str
+
+
 @cache
 def _from_source(target: str) -> Signature | None:
     module, _, attr = target.partition(":")
-    spec = find_spec(module)
-    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
-        return None
-    body = ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body
+    try:
+        spec = find_spec(module)
+        if spec is None or not spec.origin or not spec.origin.endswith(".py"):
+            return None
+        body = ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body
+    except (ImportError, OSError, ValueError, SyntaxError):
+        return None  # importing it says what is wrong
     nodes = {n.name: n for n in body if isinstance(n, ast.ClassDef | ast.FunctionDef)}
     node = nodes.get(attr)
-    function = _init(node, nodes) if isinstance(node, ast.ClassDef) else node
-    if node is None or function is None:
+    args = _init(node, nodes) if isinstance(node, ast.ClassDef) else node and node.args
+    if node is None or args is None or node.decorator_list:  # a decorator may change the signature
         return None
     doc = ast.get_docstring(node) or ""
-    args = function.args
     try:
         options = tuple(
             Option(arg.arg, _annotation(arg.annotation), _default(default), _help(doc, arg.arg))
@@ -109,16 +130,18 @@ def _from_source(target: str) -> Signature | None:
     return Signature(_first_line(doc), doc, options, spec.origin, node.lineno)
 
 
-def _init(node: ast.ClassDef, nodes: dict[str, Any]) -> ast.FunctionDef | None:
-    """The __init__ that a class has or inherits from a class of the same file."""
+def _init(node: ast.ClassDef, nodes: dict[str, Any]) -> ast.arguments | None:
+    """What the __init__ takes that a class has or inherits; None where this file alone cannot tell."""
     for statement in node.body:
         if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
-            return statement
-    for base in node.bases:
-        parent = nodes.get(base.id) if isinstance(base, ast.Name) else None
-        if isinstance(parent, ast.ClassDef) and (found := _init(parent, nodes)):
-            return found
-    return None
+            return statement.args
+    if len(node.bases) != 1 or node.decorator_list or node.keywords:
+        return None
+    base = ast.unparse(node.bases[0])
+    parent = nodes.get(base)
+    if isinstance(parent, ast.ClassDef):
+        return _init(parent, nodes)
+    return _NOTHING if base in _WITHOUT_OPTIONS else None
 
 
 def _annotation(node: ast.expr | None) -> Any:
@@ -126,8 +149,10 @@ def _annotation(node: ast.expr | None) -> Any:
     match node:
         case None:
             return str
-        case ast.Constant(value=value) if value is None or value is Ellipsis or isinstance(value, str | int | float):
+        case ast.Constant(value=value) if value is None or value is Ellipsis:
             return value
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):
+            return typing.Literal[ast.literal_eval(inner)]
         case ast.Name(id=name) if name in _VOCABULARY:
             return _VOCABULARY[name]
         case ast.Tuple(elts=items):

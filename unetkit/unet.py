@@ -70,11 +70,13 @@ class UNet(nn.Module):
         head: turns the last map into logits.
         logits: the upsampler that brings logits to the input's size; None in a net of valid convolutions, whose
             output is smaller than its input.
-        plan: the line that it was built from.
+        plan: the shortest line that rebuilds it.
+        whole: the plan with everything said, a part a level; what the network is told by.
         min_size: a smaller height or width is padded with zeros below and to the right, and the output cut back.
     """
 
     plan: Plan
+    whole: Plan
 
     def __init__(
         self,
@@ -120,6 +122,11 @@ class UNet(nn.Module):
         if self.logits is None or same_size(size_of(x), size):
             return x
         return cast(Upsampler, self.logits)(x, size)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of the encoder's maps, shallow to deep."""
+        return cast(Encoder, self.encoder).strides
 
     def _padded(self, x: Tensor) -> Tensor:
         height, width = size_of(x)

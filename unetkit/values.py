@@ -9,20 +9,29 @@ import json
 import re
 import types
 from collections.abc import Iterator
+from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin
 
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.+-]*")
-_WORDS = {"none", "true", "false"}
+#: Text that another type than str would take for its own.
+_WORDS = {"none", "true", "false", "inf", "infinity", "nan"}
 
 
-def to_text(value: Any) -> str:
-    """A value as the grammar writes it; `from_text` with the right type gives it back."""
+def to_text(value: Any, kind: Any = None) -> str:
+    """A value as the grammar writes it; `from_text` with the right type gives it back.
+
+    Where the type is known to be a choice of words, none of them needs quotes to differ from none or true.
+    """
+    if isinstance(value, str) and get_origin(kind) is Literal:
+        return value if _PLAIN.fullmatch(value) else json.dumps(value)
     if value is None:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, int | float):
-        return repr(value)
+    if isinstance(value, Integral):  # numpy's too, whose repr is none of the grammar's
+        return str(int(value))
+    if isinstance(value, Real):
+        return repr(float(value))
     if isinstance(value, tuple | list):
         return "[" + ",".join(map(to_text, value)) + "]"
     text = str(value)
@@ -32,17 +41,16 @@ def to_text(value: Any) -> str:
 def from_text(text: str, kind: Any) -> Any:
     """Read a value by its annotation. Raises ValueError where the text is not of that type."""
     if get_origin(kind) in (Union, types.UnionType):
-        for choice in sorted(get_args(kind), key=lambda t: t is str):  # str takes anything, so it comes last
+        # A Literal also takes its choices unquoted, and str takes anything, so these come last.
+        for choice in sorted(get_args(kind), key=lambda t: (t is str, get_origin(t) is Literal)):
             try:
                 return from_text(text, choice)
             except ValueError:
                 continue
         raise ValueError(text)
     if get_origin(kind) is Literal:
-        for choice in get_args(kind):
-            if text in (to_text(choice), str(choice)):
-                return choice
-        raise ValueError(text)
+        choices = get_args(kind)
+        return _exactly(text, {str(c): c for c in choices} | {to_text(c): c for c in choices})
     if get_origin(kind) is tuple:
         return _tuple(text, get_args(kind))
     if kind is None or kind is type(None):
@@ -76,7 +84,7 @@ def describe(kind: Any) -> str:
     if get_origin(kind) in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(describe(choice) for choice in get_args(kind)))
     if get_origin(kind) is Literal:
-        choices = [to_text(choice) for choice in get_args(kind)]
+        choices = [to_text(choice, kind) for choice in get_args(kind)]
         return choices[0] if len(choices) == 1 else "one of " + ", ".join(choices)
     if get_origin(kind) is tuple:
         return f"a list like [{','.join(['1', '2', '3'][: max(2, len(get_args(kind)))])}]"

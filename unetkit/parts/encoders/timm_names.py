@@ -21,10 +21,12 @@ def names() -> list[str]:
     """Every name of `timm.list_models()`, sorted."""
     path = user_cache_path("unetkit") / f"timm-{version('timm')}.json"
     try:
-        cached: list[str] = json.loads(path.read_text(encoding="utf-8"))
-        return cached
+        cached = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        found = scan()
+        cached = None
+    if isinstance(cached, list) and cached and all(isinstance(name, str) for name in cached):
+        return cached
+    found = scan()
     try:
         with written_whole(path) as temporary:
             temporary.write_text(json.dumps(found), encoding="utf-8")

@@ -100,9 +100,11 @@ def build_plan(plan: Plan, host: Host, device: Any = None) -> UNet:
             stack.enter_context(torch.device(device))
         if whole.seed is not None:
             stack.enter_context(_seeded(whole.seed))
-        model, derived = _assemble(whole, host.parts)
-    model = cast(UNet, host.wrap(model, whole))
-    model.plan = shortest(whole.over(derived), base.over(derived))
+        network, derived = _assemble(whole, host.parts)
+    network.whole = whole.over(derived)
+    network.plan = shortest(network.whole, base.over(derived))
+    model = cast(UNet, host.wrap(network, network.plan))
+    model.plan = network.plan
     return model
 
 
@@ -167,8 +169,8 @@ class _Maker:
         except Exception as error:  # a foreign factory's own mistake: say whose and where
             why = f"{type(error).__name__}: {error}"
             raise CannotBuild(f"--{word} {spec}{owner}{where} with {_told(wiring)} failed: {why}") from error
-        if not callable(part):
-            raise CannotBuild(f"--{word} {spec}{where} made {part!r}, which cannot be called")
+        if not isinstance(part, nn.Module):
+            raise CannotBuild(f"--{word} {spec}{where} made a {type(part).__name__}; a part is a torch.nn.Module")
         return part
 
     def encoder(self) -> Any:

@@ -1,0 +1,93 @@
+"""`unetkit build`: show a network level by level, draw it, check it, save it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from unetkit.cli.words import host_of, plan_options
+from unetkit.plan import Plan
+from unetkit.resolve import resolve
+
+if TYPE_CHECKING:
+    from unetkit.inspect.trace import Trace
+
+
+@click.command()
+@plan_options
+@click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
+@click.option("--picture", metavar="FILE.svg", type=click.Path(path_type=Path), help="Draw the U as SVG.")
+@click.option("--check", is_flag=True, help="Run one real forward and backward pass and report on it.")
+@click.option("--save", metavar="FILE.safetensors", type=click.Path(path_type=Path), help="Write weights and plan.")
+@click.pass_context
+def build(
+    ctx: click.Context, as_json: bool, picture: Path | None, check: bool, save: Path | None, **words: Any
+) -> None:
+    """Build a U-Net and show it level by level.
+
+    A PART is a name, with options after a colon: transposed:kernel=4,init=bilinear. Where PART/PART stands, a part
+    may be given for each level, deep to shallow: add/add/concat/concat. `unetkit list` shows all parts and options.
+    Words beside --recipe override it. Without --save, --check or --pretrained no weights are made.
+
+    \b
+    unetkit build --encoder resnet101 --fuse add
+    unetkit build --recipe unet-2015 --size 572 --picture unet.svg
+    unetkit build --encoder timm/vgg16 --up transposed:init=bilinear --classes 21
+    """
+    plan = Plan.of(**words)
+    host = host_of(ctx)
+    resolve(plan, host.parts)  # refuses a wrong name or option before torch is imported
+
+    from unetkit.builder import build_plan
+    from unetkit.inspect.check import run_check
+    from unetkit.inspect.trace import trace
+
+    real = bool(save or check or plan.pretrained)
+    model = build_plan(plan, host, device=None if real else "meta")
+    traced = trace(model)
+    report = {"trace": traced.as_dict()}
+    done = []
+    if check:
+        checked = run_check(model)
+        report["check"] = checked.as_dict()
+        done.append(str(checked))
+    if picture:
+        _draw(traced, picture)
+        done.append(f"drawn to {picture}")
+    if save:
+        from unetkit.deploy.files import save as save_model
+
+        save_model(model, save)
+        done.append(f"saved to {save}; unetkit.load({str(save)!r}) gives it back")
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        _show(traced, done)
+
+
+def _draw(traced: Trace, picture: Path) -> None:
+    from unetkit.atomic import written_whole
+    from unetkit.errors import BadFile
+    from unetkit.inspect.picture import draw
+
+    try:
+        with written_whole(picture) as temporary:
+            temporary.write_text(draw(traced), encoding="utf-8")
+    except OSError as error:
+        raise BadFile(f"--picture {picture} cannot be written: {error.strerror or error}") from error
+
+
+def _show(traced: Trace, done: list[str]) -> None:
+    from rich.console import Console
+
+    from unetkit.inspect.table import render
+
+    console = Console(soft_wrap=False)
+    if not console.is_terminal:
+        console.width = 140  # a file or a pipe has no width of its own
+    console.print(render(traced))
+    for line in done:
+        click.echo(line)

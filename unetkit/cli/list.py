@@ -1,0 +1,102 @@
+"""`unetkit list`: what there is, without importing torch."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import CompletionItem
+from rich.box import SIMPLE_HEAD
+from rich.columns import Columns
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from unetkit.cli.words import complete_part, host_of
+from unetkit.errors import UnknownName
+from unetkit.registry import KINDS, Entry, Parts, Registry
+from unetkit.values import describe, to_text
+
+
+def _complete_kind(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(kind.attribute) for kind in KINDS if kind.attribute.startswith(incomplete)]
+
+
+def _complete_name(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return complete_part(host_of(ctx).parts[ctx.params.get("kind") or "encoders"], incomplete)
+
+
+@click.command("list")
+@click.argument("kind", required=False, shell_complete=_complete_kind)
+@click.argument("name", required=False, shell_complete=_complete_name)
+@click.pass_context
+def list_parts(ctx: click.Context, kind: str | None, name: str | None) -> None:
+    """Show the kinds of parts, the parts of a KIND, or one part by NAME with its options.
+
+    NAME may be a glob in quotes, or have options after a colon, which are left out.
+
+    \b
+    unetkit list
+    unetkit list encoders 'resnet*'
+    unetkit list fuse add
+    """
+    parts = host_of(ctx).parts
+    console = Console(soft_wrap=False)
+    if not console.is_terminal:
+        console.width = 140
+    if kind is None:
+        console.print(_kinds(parts))
+    elif name is None:
+        _names(console, parts[kind], "*")
+    elif any(c in name for c in "*?["):
+        _names(console, parts[kind], name)
+    else:
+        _detail(console, parts[kind].get(name.split(":")[0]))
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _kinds(parts: Parts) -> Table:
+    table = _table("kind", "word", "how many", "names")
+    for registry in parts:
+        names = registry.names()
+        shown = ", ".join(names[:7]) + (" ..." if len(names) > 7 else "")
+        table.add_row(registry.kind.attribute, f"--{registry.kind.word}", str(len(names)), shown)
+    return table
+
+
+def _names(console: Console, registry: Registry, pattern: str) -> None:
+    """Our own and plugins' parts with their summaries, then each library's names in columns."""
+    found = registry.find(pattern)
+    if not found:
+        raise UnknownName(
+            f"no {registry.kind.title} matches {pattern!r}; `unetkit list {registry.kind.attribute}` lists all"
+        )
+    own = [entry for entry in found if entry.source_name is None]
+    if own:
+        table = _table("name", "what it is", "from")
+        for entry in own:
+            table.add_row(entry.name, Text(entry.signature.summary), entry.owner)
+        console.print(table)
+    for source in registry.sources:
+        names = [entry.name for entry in found if entry.source_name and entry not in own]
+        if names and console.is_terminal:
+            console.print(f"{len(names)} from {source}:")
+            console.print(Columns(names, padding=(0, 2)))
+        elif names:
+            console.print("\n".join(names))  # one a line, for grep and the like
+
+
+def _detail(console: Console, entry: Entry) -> None:
+    known = entry.signature
+    source = f" of {entry.source_name}" if entry.source_name else ""
+    console.print(Text.assemble((entry.name, "bold"), f": {known.summary}"))
+    table = _table("option", "takes", "default", "what it does")
+    for option in known.options:
+        default = "must be given" if option.required else to_text(option.default, option.type)
+        table.add_row(option.name, describe(option.type), default, option.help)
+    console.print(table if known.options else "It has no options.")
+    console.print(f"registered by {entry.owner}{source}, in {known.file}:{known.line}", soft_wrap=True)

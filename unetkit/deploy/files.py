@@ -1,0 +1,237 @@
+"""A model as one file: its weights in a .safetensors file, and in its metadata the line that rebuilds it.
+
+The file holds a digest of all its other bytes, so that damage and edits are found. It is no signature: whoever can
+write the file can write its digest.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from unetkit.atomic import written_whole
+from unetkit.builder import build_plan
+from unetkit.errors import BadFile, CannotBuild, UnetkitError
+from unetkit.plan import Plan
+from unetkit.plugins import Host, default_host
+from unetkit.registry import Parts
+from unetkit.resolve import resolve
+from unetkit.unet import UNet
+
+FORMAT, VERSION = "unetkit", 1
+_BLANK = b"0" * 64
+_DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
+_WRITERS = ("unetkit", "torch", "timm")
+
+
+def save(model: nn.Module, path: str | Path) -> None:
+    """Write a model's weights and the line that rebuilds it. `path` is written whole or left as it was.
+
+    Dtypes are kept; device, memory format, and what was frozen are not. Tensors that share memory are written out for
+    each name, and are shared again when loaded where the plan itself builds them so.
+
+    Args:
+        model: what `unetkit.build` made, or that compiled.
+        path: usually *.safetensors; its folder is made where there is none.
+
+    Raises:
+        BadFile: the model has no plan, or no weights, that a file could hold, or the place cannot be written.
+    """
+    model, path = getattr(model, "_orig_mod", model), Path(path)
+    data = safetensors.torch.save(_tensors(model), _metadata(model))
+    at = data.index(b'"sha256":"' + _BLANK) + len(b'"sha256":"')
+    try:
+        with written_whole(path) as temporary, temporary.open("wb") as file:
+            file.write(data[:at])
+            file.write(_digest(data, at))
+            file.write(memoryview(data)[at + len(_BLANK) :])
+    except OSError as error:
+        raise BadFile(f"{path} cannot be written ({error.strerror or error}); give a file in another folder") from error
+
+
+def load(path: str | Path, *, parts: Parts | Host | None = None, device: Any = None) -> UNet:
+    """Rebuild the model that `save` wrote, with the same weights to the bit. Nothing is downloaded or unpickled.
+
+    Args:
+        path: of the file.
+        parts: where the plan's names are looked up; all that is installed, if None.
+        device: where the weights are put; torch's default device, if None.
+
+    Returns:
+        The network in training mode, as `build` returns it, and with every parameter as trainable as `build` makes it;
+        call `.eval()` to predict.
+
+    Raises:
+        BadFile: the file is not there, is no model of ours, or not as it was saved.
+        UnknownName: its plan names a part that is not installed.
+    """
+    path = Path(path)
+    data = _read(path)
+    metadata = _checked(path, data)
+    device = torch.get_default_device() if device is None else device
+    host = parts if isinstance(parts, Host) else Host(parts) if parts is not None else default_host()
+    try:
+        tensors = {name: tensor.to(device) for name, tensor in safetensors.torch.load(data).items()}
+        plan = Plan.parse(metadata["plan"])
+        # Said in full, since a recipe may ask for pretrained weights, which a line can leave out but not deny.
+        whole = replace(resolve(plan, host.parts)[0], recipe=None, pretrained=None)
+        model = _built(whole, host, device, tensors)
+    except (KeyError, RuntimeError, SafetensorError) as error:
+        writers = ", ".join(f"{name} {metadata.get(name)}" for name in _WRITERS)
+        raise BadFile(f"{path}, of {writers}, does not fit what its plan builds here: {_short(error)}") from error
+    except UnetkitError as error:
+        raise type(error)(f"{path} cannot be rebuilt: {error}") from error
+    model.plan = plan
+    encoder = getattr(model, "encoder", None)
+    if isinstance(encoder, nn.Module) and isinstance(getattr(encoder, "weights", ""), str):
+        vars(encoder)["weights"] = str(path)
+    return model
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state_dict, contiguous, each tensor in memory of its own."""
+    tensors: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor) or value.is_meta:
+            what = "is on the meta device: it has no weights" if isinstance(value, Tensor) else "is no tensor"
+            raise BadFile(f"the model cannot be saved, since {name} {what}; build it on the cpu or a gpu")
+        tensor = value.detach().contiguous()
+        pointer = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if pointer in taken else tensor
+        taken.add(pointer)
+    return tensors
+
+
+def _metadata(model: nn.Module) -> dict[str, str]:
+    plan = getattr(model, "plan", None)
+    if not isinstance(plan, Plan):
+        raise BadFile(f"a {type(model).__name__} has no plan to rebuild it from; save what unetkit.build returned")
+    for word, spec in plan.specs():
+        if spec.factory is not None:
+            flag = word.replace("_", "-")
+            raise BadFile(
+                f"--{flag} {spec} was given as a Python object, so no name in a file can rebuild it; "
+                "register it in a plugin and build with its name"
+            )
+    about = {"format": FORMAT, "version": str(VERSION), "plan": str(plan), "sha256": _BLANK.decode()}
+    return about | {name: version(name) for name in _WRITERS}
+
+
+def _digest(data: bytes, at: int) -> bytes:
+    """The digest of a file's bytes, in hex, with zeros where it stands itself."""
+    view = memoryview(data)
+    digest = sha256(view[:at])
+    digest.update(_BLANK)
+    digest.update(view[at + len(_BLANK) :])
+    return digest.hexdigest().encode()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.is_file():
+            data = path.read_bytes()
+        else:
+            what = "is no file but a folder" if path.is_dir() else "is not there"
+            raise BadFile(f"{path} {what}; give a file that unetkit.save wrote")
+    except OSError as error:
+        raise BadFile(f"{path} cannot be read ({error.strerror or error})") from error
+    if not data:
+        raise BadFile(f"{path} is empty; save the model again")
+    return data
+
+
+def _checked(path: Path, data: bytes) -> dict[str, Any]:
+    """The metadata of a whole, untouched model of ours. Raises BadFile for any other file."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    starts_well = data[8:9] in (b"{", b"")
+    if _is_pickle(data):
+        raise BadFile(
+            f"{path} is a pickle, which can run code when it is opened; build the model, give it what torch.load reads "
+            "with weights_only=True, and write it with unetkit.save"
+        )
+    try:
+        header = json.loads(data[8:end]) if end <= len(data) else None
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict):
+        what = "is cut short or damaged; copy or save it again" if starts_well else "is not a safetensors file"
+        raise BadFile(f"{path} {what}")
+    metadata = header.get("__metadata__")
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise BadFile(
+            f"{path} is a safetensors file, but none of unetkit's, which hold the plan of a model; "
+            "an encoder's weights in timm's format are loaded with --pretrained"
+        )
+    if metadata.get("version") != str(VERSION):
+        raise BadFile(
+            f"{path} is of format version {metadata.get('version')}, and unetkit {version('unetkit')} reads {VERSION}; "
+            "take a newer unetkit"
+        )
+    found = _DIGEST.search(data, 8, end)
+    if found is None or _digest(data, found.start(1)) != found[1]:
+        why = "is cut short; copy" if len(data) < end + _size(header) else "was changed after it was saved; take"
+        raise BadFile(f"{path} {why} it again from where it is whole")
+    return metadata
+
+
+def _is_pickle(data: bytes) -> bool:
+    """Whether it is one of torch.save's zip archives, or a bare pickle of protocol 2 or later."""
+    bare = data[:1] == b"\x80" and data[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+    # A header of 640 bytes starts a safetensors file as protocol 2 starts a pickle.
+    return (bare and data[8:10] != b'{"') or (data[:4] == b"PK\x03\x04" and b"data.pkl" in data)
+
+
+def _size(header: dict[str, Any]) -> int:
+    """How many bytes of data a header speaks of; 0 where it makes no sense."""
+    try:
+        return max(int(v["data_offsets"][1]) for name, v in header.items() if name != "__metadata__")
+    except (ValueError, TypeError, LookupError):
+        return 0
+
+
+def _built(plan: Plan, host: Host, device: Any, tensors: dict[str, Tensor]) -> UNet:
+    """Build without weights and put these in; with weights, where a part computes some that no file holds."""
+    try:
+        model = build_plan(plan, host, "meta")
+        _assign(model, tensors)
+        if not any(tensor.is_meta for module in model.modules() for tensor in _within(vars(module))):
+            return model
+    except CannotBuild:
+        pass  # a part that cannot be made on meta; one that cannot be made at all says so again
+    model = build_plan(plan, host, device)
+    _assign(model, tensors)
+    return model
+
+
+def _assign(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Make the tensors the model's own, dtypes and all; parameters that are one in the model stay one."""
+    tensors, made = dict(tensors), dict[int, nn.Parameter]()
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in tensors:
+            fresh = made.setdefault(id(parameter), nn.Parameter(tensors[name], parameter.requires_grad))
+            tensors[name] = fresh
+    model.load_state_dict(tensors, strict=True, assign=True)
+
+
+def _within(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for member in value.values() if isinstance(value, Mapping) else value:
+            yield from _within(member)
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

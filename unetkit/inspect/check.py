@@ -1,0 +1,89 @@
+"""One real forward and backward pass of a built network."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from unetkit.errors import CannotPass
+from unetkit.inspect.observe import network_of, size_for
+from unetkit.plan import Size
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a pass of a batch of two random images showed.
+
+    Attributes:
+        input, output: shapes.
+        finite: whether every logit and every gradient is a finite number.
+        parameters: how many parameter tensors there are.
+        unreached: the names of those that no gradient reached.
+    """
+
+    input: tuple[int, ...]
+    output: tuple[int, ...]
+    finite: bool
+    parameters: int
+    unreached: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether all is finite and every parameter is reached."""
+        return self.finite and not self.unreached
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**asdict(self), "passed": self.passed}
+
+    def __str__(self) -> str:
+        shapes = f"{'x'.join(map(str, self.input))} gives {'x'.join(map(str, self.output))}"
+        finite = "all finite" if self.finite else "NOT all finite"
+        some = f"do NOT reach {', '.join(self.unreached[:5])}{' ...' if len(self.unreached) > 5 else ''}"
+        reached = some if self.unreached else f"reach all {self.parameters} parameter tensors"
+        return f"check {'passed' if self.passed else 'FAILED'}: {shapes}, {finite}, gradients {reached}"
+
+
+def run_check(model: nn.Module, size: int | Size | None = None) -> Check:
+    """Pass two random images forward and back, in training mode.
+
+    The model keeps its mode and buffers; gradients are left at None.
+
+    Args:
+        model: as `unetkit.build` gives it, with real weights.
+        size: height and width; the plan's own, the encoder's fixed one, or 256, if None.
+
+    Raises:
+        CannotPass: the pass itself failed.
+    """
+    network = network_of(model)
+    wanted = size_for(network, size)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    was = [(module, module.training) for module in model.modules()]
+    device = next(model.parameters()).device
+    x = torch.randn(2, network.whole.in_channels or 3, *wanted, device=device)
+    model.train()
+    try:
+        out = model(x)
+        out.float().pow(2).mean().backward()
+        return _judge(model, x, out)
+    except (RuntimeError, ValueError) as error:
+        raise CannotPass(f"--check: a real pass failed at {tuple(x.shape)}: {str(error).splitlines()[0]}") from error
+    finally:
+        model.zero_grad(set_to_none=True)
+        for module, mode in was:
+            module.training = mode
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
+
+
+def _judge(model: nn.Module, x: torch.Tensor, out: torch.Tensor) -> Check:
+    parameters = dict(model.named_parameters())
+    gradients = [p.grad for p in parameters.values() if p.grad is not None]
+    finite = all(bool(t.isfinite().all()) for t in (out, *gradients))
+    unreached = tuple(name for name, p in parameters.items() if p.requires_grad and p.grad is None)
+    return Check(tuple(x.shape), tuple(out.shape), finite, len(parameters), unreached)

@@ -1,0 +1,209 @@
+"""The receptive field: how many input pixels one output pixel can depend on, read from autograd's graph.
+
+Each output pixel is followed back as an interval of rows and columns, exactly, through padding, strides and
+upsampling; the field is the widest interval over all phases of the strides. Statistics of norms are left out, as is
+usual. An operation that looks at the whole map (attention, squeeze-and-excite) makes the field the whole image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+Interval = tuple[Any, Any]  # lowest and highest index, an array of output positions each
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """Height and width in input pixels; None where it is the whole image, and the operation that makes it so."""
+
+    size: tuple[int, int] | None
+    because: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.size[0]}x{self.size[1]}" if self.size else f"the whole image ({self.because})"
+
+
+class _WholeImage(Exception):  # noqa: N818 - control flow, not an error
+    """Something looks at the whole map."""
+
+
+def receptive_field(output: Tensor, source: Tensor, period: int) -> ReceptiveField:
+    """The field of `output` (B, C, H, W) on `source`, a leaf that requires grad.
+
+    Args:
+        output: the last map of a forward pass with grad.
+        source: what it was computed from.
+        period: after how many output pixels the strides' phases repeat.
+    """
+    try:
+        rows = _reach(output, source, axis=-2, period=period)
+        columns = _reach(output, source, axis=-1, period=period)
+    except _WholeImage as found:
+        return ReceptiveField(None, str(found))
+    return ReceptiveField((rows, columns))
+
+
+def _reach(output: Tensor, source: Tensor, axis: int, period: int) -> int:
+    positions = np.arange(period)
+    reach: dict[Any, Interval] = {output.grad_fn: (positions, positions)}
+    widest: Interval | None = None
+    order = _topological(output.grad_fn)
+    leading = _leading_to(source, order)
+    for node in order:
+        if node not in leading:
+            continue
+        interval = reach.pop(node)
+        if getattr(node, "variable", None) is source:
+            widest = interval if widest is None else _hull(widest, interval)
+            continue
+        below = _back(node, interval, axis)
+        for parent, _ in node.next_functions:
+            if parent in leading:
+                reach[parent] = _hull(reach[parent], below) if parent in reach else below
+    return 0 if widest is None else max(0, int((widest[1] - widest[0]).max()) + 1)
+
+
+def _hull(a: Interval, b: Interval) -> Interval:
+    return np.minimum(a[0], b[0]), np.maximum(a[1], b[1])
+
+
+def _topological(root: Any) -> list[Any]:
+    """Every node before the nodes that it was computed from."""
+    order: list[Any] = []
+    seen: set[Any] = set()
+    stack = [(root, False)]
+    while stack:
+        node, done = stack.pop()
+        if done:
+            order.append(node)
+        elif node is not None and node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack += [(parent, False) for parent, _ in node.next_functions]
+    return order[::-1]
+
+
+def _leading_to(source: Tensor, order: list[Any]) -> set[Any]:
+    """The nodes that are computed from `source`; the rest is arithmetic on weights."""
+    leading: set[Any] = set()
+    for node in reversed(order):
+        if getattr(node, "variable", None) is source or any(parent in leading for parent, _ in node.next_functions):
+            leading.add(node)
+    return leading
+
+
+def _back(node: Any, interval: Interval, axis: int) -> Interval:
+    """The interval of a node's input that an interval of its output is computed from."""
+    name = node.name().rstrip("0123456789")
+    step = _STEPS.get(name)
+    return step(node, interval, axis) if step else interval
+
+
+def _pair(value: Any, axis: int) -> int:
+    return int(value[axis] if len(value) > 1 else value[0])
+
+
+def _convolution(node: Any, interval: Interval, axis: int) -> Interval:
+    low, high = interval
+    if not node._saved_stride:
+        return interval
+    stride, padding = _pair(node._saved_stride, axis), _pair(node._saved_padding, axis)
+    span = _pair(node._saved_dilation, axis) * (node._saved_weight.shape[axis] - 1)
+    if node._saved_transposed:
+        return -((span - padding - low) // stride), (high + padding) // stride
+    return low * stride - padding, high * stride - padding + span
+
+
+def _pool(node: Any, interval: Interval, axis: int) -> Interval:
+    kernel = _pair(node._saved_kernel_size, axis)
+    stride = _pair(node._saved_stride, axis) if node._saved_stride else kernel
+    padding, dilation = _pair(node._saved_padding, axis), getattr(node, "_saved_dilation", (1, 1))
+    span = _pair(dilation, axis) * (kernel - 1)
+    return interval[0] * stride - padding, interval[1] * stride - padding + span
+
+
+def _bilinear(node: Any, interval: Interval, axis: int) -> Interval:
+    inside, outside = node._saved_self_sym_sizes[axis], node._saved_output_size[axis]
+    if node._saved_align_corners:
+        scale = (inside - 1) / max(1, outside - 1)
+        low, high = (end * scale for end in interval)
+    else:
+        low, high = ((end + 0.5) * inside / outside - 0.5 for end in interval)
+    return np.floor(low).astype(int), np.ceil(high).astype(int)
+
+
+def _nearest(node: Any, interval: Interval, axis: int) -> Interval:
+    inside, outside = node._saved_self_sym_sizes[axis], node._saved_output_size[axis]
+    return interval[0] * inside // outside, interval[1] * inside // outside
+
+
+def _shuffle(node: Any, interval: Interval, axis: int) -> Interval:
+    return interval[0] // node._saved_upscale_factor, interval[1] // node._saved_upscale_factor
+
+
+def _pad(node: Any, interval: Interval, axis: int) -> Interval:
+    before = node._saved_pad[2 * (-axis - 1)] if len(node._saved_pad) >= -2 * axis else 0
+    return interval[0] - before, interval[1] - before
+
+
+def _slice(node: Any, interval: Interval, axis: int) -> Interval:
+    sizes = node._saved_self_sym_sizes
+    if node._saved_dim % len(sizes) != len(sizes) + axis:
+        return interval
+    start = node._saved_start + (sizes[axis] if node._saved_start < 0 else 0)
+    return interval[0] * node._saved_step + start, interval[1] * node._saved_step + start
+
+
+def _reduced(node: Any, interval: Interval, axis: int) -> Interval:
+    sizes = node._saved_self_sym_sizes
+    dims = {dim % len(sizes) for dim in _signed(getattr(node, "_saved_dim", None) or range(len(sizes)))}
+    if len(sizes) == 4 and dims & {2, 3}:
+        raise _WholeImage("global pooling")
+    return interval
+
+
+def _signed(dims: Any) -> list[int]:
+    """Autograd tells negative dimensions as unsigned numbers."""
+    return [dim - 2**64 if dim >= 2**63 else dim for dim in dims]
+
+
+def _view(node: Any, interval: Interval, axis: int) -> Interval:
+    before, after = node._saved_self_sym_sizes, node._input_metadata[0].shape
+    if before == after or (before[-1] == after[-1] and {len(before), len(after)} == {2, 4}):
+        return interval
+    raise _WholeImage("a reshape of the map")
+
+
+def _whole(what: str) -> Callable[[Any, Interval, int], Interval]:
+    def step(node: Any, interval: Interval, axis: int) -> Interval:
+        raise _WholeImage(what)
+
+    return step
+
+
+_STEPS: dict[str, Callable[[Any, Interval, int], Interval]] = {
+    "ConvolutionBackward": _convolution,
+    "MaxPool2DWithIndicesBackward": _pool,
+    "AvgPool2DBackward": _pool,
+    "UpsampleBilinear2DBackward": _bilinear,
+    "UpsampleNearest2DBackward": _nearest,
+    "PixelShuffleBackward": _shuffle,
+    "ConstantPadNdBackward": _pad,
+    "SliceBackward": _slice,
+    "MeanBackward": _reduced,
+    "SumBackward": _reduced,
+    "ViewBackward": _view,
+    "UnsafeViewBackward": _view,
+    "ReshapeAliasBackward": _view,
+    "AdaptiveAvgPool2DBackward": _whole("global pooling"),
+    "AdaptiveMaxPool2DBackward": _whole("global pooling"),
+    "BmmBackward": _whole("attention"),
+    "ScaledDotProductFlashAttentionForCpuBackward": _whole("attention"),
+    "ScaledDotProductEfficientAttentionBackward": _whole("attention"),
+    "RollBackward": _whole("attention over shifted windows"),
+}

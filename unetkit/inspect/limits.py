@@ -1,0 +1,51 @@
+"""Which sizes a network takes: the smallest, and the nearest to one that it does not."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from unetkit.inspect.observe import meta_input, network_of, observe
+from unetkit.plan import Size
+
+#: No known network refuses a size for being too small from here on.
+_LARGEST = 2048
+
+
+def smallest(ghost: nn.Module) -> int | None:
+    """The smallest height and width that a model on meta takes; None where it takes none up to 2048."""
+    least = 1 + bisect_left(range(1, _LARGEST + 1), x=True, key=lambda side: passes(ghost, (side, side)))
+    return least if least <= _LARGEST else None
+
+
+def passes(ghost: nn.Module, size: Size, *, whole: bool = False) -> bool:
+    """Whether a model on meta takes a size; `whole` also asks that no pool leaves out a row or column."""
+    with torch.no_grad():
+        seen = observe(ghost, meta_input(network_of(ghost), size))
+    return seen.error is None and not (whole and seen.dropped())
+
+
+def nearest_sizes(ghost: nn.Module, size: Size) -> tuple[Size, ...]:
+    """The two sizes nearest to one that pass and leave nothing out, smaller first; fewer where there are not two."""
+    least = smallest(ghost)
+    if least is None:
+        return ()
+    heights, widths = (_nearest(ghost, side, least) for side in size)
+    return tuple(dict.fromkeys(zip(heights, widths, strict=False)))
+
+
+def _nearest(ghost: nn.Module, side: int, least: int) -> list[int]:
+    # The strides' phases repeat, so among twice the deepest there is a size of every kind.
+    reach = 2 * max(network_of(ghost).strides) + 2
+    if side >= least and _first(ghost, [side]):
+        return [side, side]
+    below = _first(ghost, range(side - 1, max(least, side - reach) - 1, -1))
+    above = _first(ghost, range(max(side + 1, least), max(side + 1, least) + reach))
+    return below + above if below or not above else above + _first(ghost, range(above[0] + 1, above[0] + reach))
+
+
+def _first(ghost: nn.Module, sides: Iterable[int]) -> list[int]:
+    return next(([side] for side in sides if passes(ghost, (side, side), whole=True)), [])

@@ -1,0 +1,112 @@
+"""Watches one forward pass on meta tensors: MACs of every operation, and what autograd keeps of its result.
+
+MACs are half of what `torch.utils.flop_counter` counts, by its own formulas; bilinear and nearest resizing, norms and
+activations count nothing there. Activation memory is the bytes of the tensors that autograd saves for the backward
+pass, each storage once, parameters and buffers left out; each is charged to the operation that made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry
+
+
+class Meter(TorchDispatchMode):
+    """Counts operations in the order in which they run; `operations` so far is the position of the next one."""
+
+    def __init__(self, given: Iterable[Tensor], left_out: Iterable[Tensor]) -> None:
+        """Start counting.
+
+        Args:
+            given: tensors made before the first operation whose memory counts (the input).
+            left_out: parameters and buffers, whose memory does not.
+        """
+        super().__init__()
+        self.macs: list[int] = []
+        self.saved: dict[int, tuple[int, int]] = {}  # storage -> (the operation that made it, bytes)
+        self._made: dict[int, int] = {storage(tensor): -1 for tensor in given}
+        self._left_out = {storage(tensor) for tensor in left_out}
+        self._kept: list[Tensor] = []  # a storage's address is its name only as long as it lives
+        self._known: dict[Any, Any] = {}
+        self._hooks = saved_tensors_hooks(self._save, lambda tensor: tensor)
+
+    @property
+    def operations(self) -> int:
+        """How many operations have run."""
+        return len(self.macs)
+
+    def __enter__(self) -> Meter:
+        self._hooks.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._hooks.__exit__(*error)
+
+    def bytes_made(self, start: int, end: int) -> int:
+        """Bytes that autograd keeps of the results of operations start to end."""
+        return sum(size for made, size in self.saved.values() if start <= made < end)
+
+    def _save(self, tensor: Tensor) -> Tensor:
+        key = storage(tensor)
+        if key not in self._left_out and key not in self.saved:
+            self._kept.append(tensor)
+            self.saved[key] = self._made.get(key, -1), tensor.untyped_storage().nbytes()
+        return tensor
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aliases = func._schema.is_mutable or any(result.alias_info for result in func._schema.returns)
+        out = func(*args, **(kwargs or {})) if aliases else self._run(func, args, kwargs or {})
+        count = flop_registry.get(func.overloadpacket)
+        self.macs.append(count(*args, **(kwargs or {}), out_val=out) // 2 if count else 0)
+        if not aliases:  # a view or an operation in place gives memory that an earlier one made
+            for tensor in tree_iter(out):
+                if isinstance(tensor, Tensor):
+                    self._made[storage(tensor)] = len(self.macs) - 1
+        return out
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operation, or repeat the shapes that it gave for the same arguments: deep nets repeat themselves."""
+        try:
+            key = (func, _shape_of(args), _shape_of(tuple(kwargs.items())))
+            known = self._known.get(key)
+        except TypeError:  # an argument that cannot be hashed
+            return func(*args, **kwargs)
+        if known is None:
+            out = func(*args, **kwargs)
+            self._known[key] = _shape_of(out)
+            return out
+        return _made_like(known)
+
+
+class _Shape(tuple[Any, ...]):
+    """Size, stride and dtype of a meta tensor."""
+
+    __slots__ = ()
+
+
+def _shape_of(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        if value.device.type != "meta":
+            raise TypeError(value.device)
+        return _Shape((value.shape, value.stride(), value.dtype))
+    return tuple(map(_shape_of, value)) if isinstance(value, tuple | list) else value
+
+
+def _made_like(shape: Any) -> Any:
+    if isinstance(shape, _Shape):
+        return torch.empty_strided(shape[0], shape[1], dtype=shape[2], device="meta")
+    return tuple(map(_made_like, shape)) if isinstance(shape, tuple) else shape
+
+
+def storage(tensor: Tensor) -> int:
+    """What tensors that share memory have in common, for as long as one of them lives."""
+    return tensor.untyped_storage()._cdata

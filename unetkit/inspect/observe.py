@@ -1,0 +1,128 @@
+"""Runs one forward pass on meta tensors and sees where it stands: which module, on what shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from unetkit.errors import UnetkitError
+from unetkit.plan import Plan, Size
+from unetkit.unet import UNet
+
+
+@dataclass
+class Call:
+    """One call of a module: its name in the state_dict, what went in, what came out, and when (`clock`)."""
+
+    name: str
+    module: nn.Module
+    given: list[Tensor]
+    start: int
+    gave: list[Tensor] = field(default_factory=list)
+    end: int = -1
+
+
+@dataclass
+class Observation:
+    """Every call of a forward pass in the order in which they began, and the output; or the error that ended it."""
+
+    calls: list[Call] = field(default_factory=list)
+    output: Tensor | None = None
+    error: Exception | None = None
+
+    def failure(self) -> str:
+        """Where the pass ended and on what, in words."""
+        inside = [call for call in self.calls if call.end < 0]
+        if not inside:
+            return reason(self.error)
+        last = inside[-1]
+        shapes = " and ".join(f"{t.shape[-2]}x{t.shape[-1]}" for t in last.given if t.ndim == 4)
+        kernel = getattr(last.module, "kernel_size", None)
+        if kernel is not None:  # a map smaller than the kernel: torch's own words would only repeat it
+            return f"{last.name}, a {type(last.module).__name__} of kernel {kernel}, gets {shapes}"
+        return f"{last.name or 'the network'} gets {shapes} ({reason(self.error)})"
+
+    def dropped(self) -> list[str]:
+        """The pools that leave out the last row or column of an odd map."""
+        return [
+            f"{call.name} halves {call.given[0].shape[-2]}x{call.given[0].shape[-1]}"
+            for call in self.calls
+            if isinstance(call.module, nn.MaxPool2d) and call.given and _leftover(call.module, call.given[0])
+        ]
+
+
+def reason(error: Exception | None) -> str:
+    """An error's first line."""
+    text = str(error).strip().split("\n")[0]
+    return text if isinstance(error, UnetkitError) else f"{type(error).__name__}: {text[:200]}"
+
+
+def observe(model: nn.Module, x: Tensor, clock: Callable[[], int] = lambda: 0) -> Observation:
+    """Pass a meta tensor through a model on meta. An error is part of what is observed, not raised."""
+    seen = Observation()
+    try:
+        with torch.device("meta"), _watching(model, seen, clock):
+            seen.output = model(x)
+    except Exception as error:  # noqa: BLE001 - any part's own complaint
+        seen.error = error
+    return seen
+
+
+@contextmanager
+def _watching(model: nn.Module, seen: Observation, clock: Callable[[], int]) -> Iterator[None]:
+    names = {module: name for name, module in model.named_modules()}
+    inside: list[Call] = []
+
+    def before(module: nn.Module, args: Any) -> None:
+        call = Call(names.get(module, "?"), module, _tensors(args), clock())
+        inside.append(call)
+        seen.calls.append(call)
+
+    def after(module: nn.Module, args: Any, out: Any) -> None:
+        call = inside.pop()
+        call.gave, call.end = _tensors(out), clock()
+
+    handles = register_module_forward_pre_hook(before), register_module_forward_hook(after)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    items = value if isinstance(value, tuple | list) else [value]
+    return [item for item in items if isinstance(item, Tensor)]
+
+
+def _leftover(pool: nn.MaxPool2d, x: Tensor) -> bool:
+    kernel, stride, padding = (_int(v) for v in (pool.kernel_size, pool.stride, pool.padding))
+    return not pool.ceil_mode and any((size + 2 * padding - kernel) % stride for size in x.shape[-2:])
+
+
+def _int(value: Any) -> int:
+    return int(value[0] if isinstance(value, tuple) else value)
+
+
+def network_of(model: nn.Module) -> UNet:
+    """The U-Net in a model, which a plugin may have wrapped. Raises UnetkitError where there is none."""
+    for module in model.modules():
+        if isinstance(module, UNet):
+            return module
+    raise UnetkitError(f"a {type(model).__name__} holds no network that unetkit built; give what unetkit.build returns")
+
+
+def meta_input(network: UNet, size: Size, batch: int = 1) -> Tensor:
+    """An input of a size, (batch, in_channels, *size), on meta and with grad."""
+    return torch.empty(batch, network.whole.in_channels or 3, *size, device="meta", requires_grad=True)
+
+
+def size_for(network: UNet, size: int | Size | None) -> Size:
+    """The size asked for, else the plan's own, else the one that the encoder is fixed to, else 256."""
+    return Plan.of(size=size).size or network.whole.size or getattr(network.encoder, "size", None) or (256, 256)
