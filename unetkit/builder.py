@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from unetkit.errors import CannotBuild, UnetkitError
+from unetkit.lazyinit import drawn_once
 from unetkit.plan import PartSpec, Plan
 from unetkit.plugins import Host, default_host
 from unetkit.registry import Parts
@@ -100,10 +101,11 @@ def build_plan(plan: Plan, host: Host, device: Any = None) -> UNet:
             stack.enter_context(torch.device(device))
         if whole.seed is not None:
             stack.enter_context(_seeded(whole.seed))
+        stack.enter_context(drawn_once())
         network, derived = _assemble(whole, host.parts)
-    network.whole = whole.over(derived)
-    network.plan = shortest(network.whole, base.over(derived))
-    model = cast(UNet, host.wrap(network, network.plan))
+        network.whole = whole.over(derived)
+        network.plan = shortest(network.whole, base.over(derived))
+        model = cast(UNet, host.wrap(network, network.plan))
     model.plan = network.plan
     return model
 
@@ -123,11 +125,12 @@ class _Level(NamedTuple):
     skip: int | None
 
 
-# A whole plan is typed Any below: every word that a network needs is said in it, and a twin of Plan would only say that.
-
-
 def _assemble(plan: Any, parts: Parts) -> tuple[UNet, Plan]:
-    """The network of a whole plan, and the words that follow from its encoder where nothing is said."""
+    """The network of a whole plan, and the words that follow from its encoder where nothing is said.
+
+    A whole plan is typed Any here and below: it says every word that a network needs, and a twin of Plan would be
+    needed only to say so.
+    """
     make = _Maker(plan, parts)
     encoder = make.encoder()
     levels = _levels(encoder, plan)
@@ -217,7 +220,7 @@ class _Maker:
         self.out_channels = out_channels
         return part
 
-    def logits(self, spec: PartSpec, scale: float) -> nn.Module | None:
+    def logits(self, spec: Any, scale: float) -> nn.Module | None:
         if spec.name == "none":
             return None
         part = self("logits", spec, (self.plan.classes, scale))
@@ -263,9 +266,10 @@ def _one_each(word: str, given: tuple[T, ...] | None, levels: list[_Level]) -> t
     if len(given) != len(levels):
         strides = ", ".join(str(level.stride) for level in levels)
         kind = " that join a skip" if word in ("fuse", "align") else ""
-        one = "" if word == "widths" else "one, or "
+        one = "" if word == "widths" or len(levels) == 1 else "one, or "
+        count = "is 1 level" if len(levels) == 1 else f"are {len(levels)} levels"
         raise CannotBuild(
-            f"--{word} gives {len(given)}, but there are {len(levels)} levels{kind} (at strides {strides}); "
+            f"--{word} gives {len(given)}, but there {count}{kind} (at stride {strides}); "
             f"give {one}{len(levels)}, deep to shallow"
         )
     return given

@@ -154,7 +154,7 @@ WORDS = (
     Word("head", "PART", _part, "what turns the last map into logits"),
     Word("logits", "PART|none", _part, "the upsampler that brings the logits to the input's size"),
     Word("widths", "N,N,...", _widths, "the decoder's channels, deep to shallow"),
-    Word("decode_to", "STRIDE", _whole, "the stride to decode to: 1, 2, 4 ..."),
+    Word("decode_to", "STRIDE", _whole, "the stride to decode to: 1, 2 or 4, say"),
     Word("in_channels", "N", _whole, "channels of the input"),
     Word("classes", "N", _whole, "channels of the output"),
     Word("size", "HxW", _size, "the input size that it is meant for: 572, or 480x640 (height first)"),

@@ -8,9 +8,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import Distribution, distributions, version
 from pathlib import Path
 from types import ModuleType
@@ -87,7 +87,8 @@ class Host:
     @contextmanager
     def _isolated(self, plugin: Plugin) -> Iterator[None]:
         try:
-            yield
+            with redirect_stdout(sys.stderr):  # what a plugin prints must not mix with what a command prints
+                yield
         except (Exception, SystemExit) as error:
             plugin.error, plugin.traceback = _one_line(error), traceback.format_exc()
             name = f"{plugin.name} {plugin.version}".strip()
@@ -112,7 +113,7 @@ def load_host(plugins: Iterable[str | Path | ModuleType] = ()) -> Host:
     if builtin.error:
         raise PluginError(f"unetkit's own parts do not load: {builtin.error}")
     for dist, name, load in _installed():
-        host.load(Plugin(name, dist.version, dist.name), load)
+        host.load(Plugin(name, dist.version or "", dist.name or name), load)
     from_environment = [p.strip() for p in os.environ.get("UNETKIT_PLUGINS", "").split(",") if p.strip()]
     for target in [*from_environment, *plugins]:
         if isinstance(target, ModuleType):
@@ -139,11 +140,20 @@ def load_parts(plugins: Iterable[str | Path | ModuleType] = ()) -> Parts:
 def _installed() -> Iterator[tuple[Distribution, str, Callable[[], object]]]:
     seen: set[tuple[str, str]] = set()
     for dist in distributions():
-        for entry_point in dist.entry_points.select(group=GROUP):
+        try:
+            entry_points = dist.entry_points.select(group=GROUP)
+        except Exception as error:  # a mangled entry_points.txt
+            yield dist, dist.name, partial(_refuse, f"its entry points cannot be read ({_one_line(error)})")
+            continue
+        for entry_point in entry_points:
             # An editable install can be listed twice; the first on sys.path is the one that Python imports.
             if (dist.name, entry_point.name) not in seen:
                 seen.add((dist.name, entry_point.name))
                 yield dist, entry_point.name, entry_point.load
+
+
+def _refuse(message: str) -> ModuleType:
+    raise PluginError(message)
 
 
 def _import(target: str) -> ModuleType:

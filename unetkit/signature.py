@@ -116,8 +116,10 @@ def _from_source(target: str) -> Signature | None:
         return None  # importing it says what is wrong
     nodes = {n.name: n for n in body if isinstance(n, ast.ClassDef | ast.FunctionDef)}
     node = nodes.get(attr)
-    args = _init(node, nodes) if isinstance(node, ast.ClassDef) else node and node.args
-    if node is None or args is None or node.decorator_list:  # a decorator may change the signature
+    if node is None or node.decorator_list:  # a decorator may change the signature
+        return None
+    args = _init(node, nodes) if isinstance(node, ast.ClassDef) else node.args
+    if args is None:
         return None
     doc = ast.get_docstring(node) or ""
     try:

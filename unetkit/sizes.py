@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,11 +29,22 @@ def same_size(a: Size, b: Size) -> bool:
     return a == b
 
 
+def cut_end(x: Tensor, size: Size) -> Tensor:
+    """Cut what of (B, C, H, W) goes over a size, below and to the right; what is short stays so."""
+    if not torch.compiler.is_compiling():
+        return x[..., : size[0], : size[1]]
+    # The convolution after a view would ask whether that is contiguous, and so fix its size.
+    height, width = torch.sym_max(x.shape[-2] - size[0], 0), torch.sym_max(x.shape[-1] - size[1], 0)
+    return F.pad(x, [0, -cast(int, width), 0, -cast(int, height)])
+
+
 def crop_center(x: Tensor, size: Size) -> Tensor:
     """Cut (B, C, H, W) to a size no larger than its own; of an odd surplus the smaller half goes before."""
-    height, width = size_of(x)
-    x = x.narrow(-2, (height - size[0]) // 2, size[0])
-    return x.narrow(-1, (width - size[1]) // 2, size[1])
+    height, width = x.shape[-2] - size[0], x.shape[-1] - size[1]
+    top, left = height // 2, width // 2
+    if torch.compiler.is_compiling():  # no view, as in cut_end
+        return F.pad(x, [-left, left - width, -top, top - height])
+    return x.narrow(-2, top, size[0]).narrow(-1, left, size[1])
 
 
 def pad_center(x: Tensor, size: Size) -> Tensor:
@@ -42,4 +55,10 @@ def pad_center(x: Tensor, size: Size) -> Tensor:
     if same_size(size_of(x), size):
         return x
     height, width = size[0] - x.shape[-2], size[1] - x.shape[-1]
-    return F.pad(x, [width // 2, width - width // 2, height // 2, height - height // 2])
+    top, left = _half(height), _half(width)
+    return F.pad(x, [left, width - left, top, height - top])
+
+
+def _half(number: int) -> int:
+    """Half of it, rounded towards zero, without asking a symbolic number for its sign."""
+    return cast(int, torch.sym_max(number, 0) // 2 - torch.sym_max(-number, 0) // 2)

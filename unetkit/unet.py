@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unetkit.plan import Plan, Size
 from unetkit.protocols import Align, Block, Encoder, Fusion, Head, Upsampler
-from unetkit.sizes import same_size, size_of
+from unetkit.sizes import cut_end, same_size, size_of
 
 
 class Stage(nn.Module):
@@ -55,7 +55,7 @@ class Stage(nn.Module):
         if skip is None:
             x = up(x, size or scaled)
             # Strided convolutions round up, so what goes over is at the far end.
-            return block(x if size is None else x[..., : size[0], : size[1]])
+            return block(x if size is None else cut_end(x, size))
         align, fuse = cast(Align, self.align), cast(Fusion, self.fuse)
         x, skip = align(up(x, align.wanted(scaled, size_of(skip))), skip)
         return block(fuse(x, skip))
@@ -102,6 +102,8 @@ class UNet(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.head = head
         self.logits = logits
+        #: Whether the logits' upsampler has weights; then it also acts on logits of the right size.
+        self.learned = logits is not None and any(True for _ in logits.parameters())
         self.skips = skips
         self.min_size = min_size
         self.valid = valid
@@ -119,9 +121,11 @@ class UNet(nn.Module):
             end = None if self.valid else ((size[0] - 1) // stride + 1, (size[1] - 1) // stride + 1)
             x = stage(x, None if skip is None else maps[skip], end)
         x = cast(Head, self.head)(x)
-        if self.logits is None or same_size(size_of(x), size):
+        if self.logits is None or (same_size(size_of(x), size) and not self.learned):
             return x
-        return cast(Upsampler, self.logits)(x, size)
+        # A learned upsampler goes by its stride: what goes over is at the far end, what is short is resized.
+        x = cut_end(cast(Upsampler, self.logits)(x, size), size)
+        return x if same_size(size_of(x), size) else F.interpolate(x, size, mode="bilinear")
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -131,4 +135,5 @@ class UNet(nn.Module):
     def _padded(self, x: Tensor) -> Tensor:
         height, width = size_of(x)
         x = F.pad(x, [0, max(0, self.min_size - width), 0, max(0, self.min_size - height)])
-        return cast(Tensor, self(x))[..., :height, :width]
+        stride = 1 if self.logits is not None else cast(int, self.stages[-1].stride)
+        return cast(Tensor, self(x))[..., : (height - 1) // stride + 1, : (width - 1) // stride + 1]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--save", metavar="FILE.safetensors", type=click.Path(path_type=Path), help="Write weights and plan.")
 @click.pass_context
 def build(
-    ctx: click.Context, as_json: bool, picture: Path | None, check: bool, save: Path | None, **words: Any
+    ctx: click.Context, /, as_json: bool, picture: Path | None, check: bool, save: Path | None, **words: Any
 ) -> None:
     """Build a U-Net and show it level by level.
 
@@ -87,7 +87,7 @@ def _show(traced: Trace, done: list[str]) -> None:
 
     console = Console(soft_wrap=False)
     if not console.is_terminal:
-        console.width = 140  # a file or a pipe has no width of its own
+        console.width = 160  # a file or a pipe has no width of its own
     console.print(render(traced))
     for line in done:
         click.echo(line)

@@ -41,7 +41,7 @@ def list_parts(ctx: click.Context, kind: str | None, name: str | None) -> None:
     parts = host_of(ctx).parts
     console = Console(soft_wrap=False)
     if not console.is_terminal:
-        console.width = 140
+        console.width = 160
     if kind is None:
         console.print(_kinds(parts))
     elif name is None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from unetkit.errors import UnetkitError
 from unetkit.plan import WORDS, Word
 from unetkit.plugins import Host, default_host, load_host
 from unetkit.registry import KINDS, Registry
@@ -32,7 +33,9 @@ def _option(word: Word) -> Callable[[F], F]:
     extra: dict[str, Any] = {"is_flag": False, "flag_value": True} if word.name == "pretrained" else {}
     if word.name in _KINDS:
         extra["shell_complete"] = _completer(_KINDS[word.name])
-    return click.option(word.flag, word.name, metavar=word.metavar, help=f"{word.help.capitalize()}.", **extra)
+    return click.option(
+        word.flag, word.name, metavar=word.metavar, help=f"{word.help[0].upper()}{word.help[1:]}.", **extra
+    )
 
 
 def _completer(kind: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
@@ -55,5 +58,8 @@ def complete_part(registry: Registry, incomplete: str) -> list[CompletionItem]:
         ]
     given, comma, key = options.rpartition(",")
     head = f"{before}{slash}{name}:{given}{comma}"
-    known = registry.get(name).signature.options
+    try:
+        known = registry.get(name).signature.options
+    except UnetkitError:
+        return []
     return [CompletionItem(f"{head}{o.name}=", help=o.help) for o in known if o.name.startswith(key)]

@@ -1,16 +1,9 @@
-"""A model as one file: its weights in a .safetensors file, and in its metadata the line that rebuilds it.
-
-The file holds a digest of all its other bytes, so that damage and edits are found. It is no signature: whoever can
-write the file can write its digest.
-"""
+"""A model as one file: its weights in a .safetensors file, and in its metadata the line that rebuilds it."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,16 +15,15 @@ from torch import Tensor, nn
 
 from unetkit.atomic import written_whole
 from unetkit.builder import build_plan
+from unetkit.deploy.sealed import BLANK, FORMAT, VERSION, checked, digest, read
 from unetkit.errors import BadFile, CannotBuild, UnetkitError
+from unetkit.inspect.observe import network_of
 from unetkit.plan import Plan
 from unetkit.plugins import Host, default_host
 from unetkit.registry import Parts
 from unetkit.resolve import resolve
 from unetkit.unet import UNet
 
-FORMAT, VERSION = "unetkit", 1
-_BLANK = b"0" * 64
-_DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 _WRITERS = ("unetkit", "torch", "timm")
 
 
@@ -50,12 +42,12 @@ def save(model: nn.Module, path: str | Path) -> None:
     """
     model, path = getattr(model, "_orig_mod", model), Path(path)
     data = safetensors.torch.save(_tensors(model), _metadata(model))
-    at = data.index(b'"sha256":"' + _BLANK) + len(b'"sha256":"')
+    at = data.index(b'"sha256":"' + BLANK) + len(b'"sha256":"')
     try:
         with written_whole(path) as temporary, temporary.open("wb") as file:
             file.write(data[:at])
-            file.write(_digest(data, at))
-            file.write(memoryview(data)[at + len(_BLANK) :])
+            file.write(digest(data, at))
+            file.write(memoryview(data)[at + len(BLANK) :])
     except OSError as error:
         raise BadFile(f"{path} cannot be written ({error.strerror or error}); give a file in another folder") from error
 
@@ -77,8 +69,8 @@ def load(path: str | Path, *, parts: Parts | Host | None = None, device: Any = N
         UnknownName: its plan names a part that is not installed.
     """
     path = Path(path)
-    data = _read(path)
-    metadata = _checked(path, data)
+    data = read(path)
+    metadata = checked(path, data)
     device = torch.get_default_device() if device is None else device
     host = parts if isinstance(parts, Host) else Host(parts) if parts is not None else default_host()
     try:
@@ -92,10 +84,9 @@ def load(path: str | Path, *, parts: Parts | Host | None = None, device: Any = N
         raise BadFile(f"{path}, of {writers}, does not fit what its plan builds here: {_short(error)}") from error
     except UnetkitError as error:
         raise type(error)(f"{path} cannot be rebuilt: {error}") from error
-    model.plan = plan
-    encoder = getattr(model, "encoder", None)
-    if isinstance(encoder, nn.Module) and isinstance(getattr(encoder, "weights", ""), str):
-        vars(encoder)["weights"] = str(path)
+    network = network_of(model)
+    model.plan = network.plan = plan
+    vars(network.encoder)["weights_from"] = str(path)
     return model
 
 
@@ -125,80 +116,8 @@ def _metadata(model: nn.Module) -> dict[str, str]:
                 f"--{flag} {spec} was given as a Python object, so no name in a file can rebuild it; "
                 "register it in a plugin and build with its name"
             )
-    about = {"format": FORMAT, "version": str(VERSION), "plan": str(plan), "sha256": _BLANK.decode()}
+    about = {"format": FORMAT, "version": str(VERSION), "plan": str(plan), "sha256": BLANK.decode()}
     return about | {name: version(name) for name in _WRITERS}
-
-
-def _digest(data: bytes, at: int) -> bytes:
-    """The digest of a file's bytes, in hex, with zeros where it stands itself."""
-    view = memoryview(data)
-    digest = sha256(view[:at])
-    digest.update(_BLANK)
-    digest.update(view[at + len(_BLANK) :])
-    return digest.hexdigest().encode()
-
-
-def _read(path: Path) -> bytes:
-    try:
-        if path.is_file():
-            data = path.read_bytes()
-        else:
-            what = "is no file but a folder" if path.is_dir() else "is not there"
-            raise BadFile(f"{path} {what}; give a file that unetkit.save wrote")
-    except OSError as error:
-        raise BadFile(f"{path} cannot be read ({error.strerror or error})") from error
-    if not data:
-        raise BadFile(f"{path} is empty; save the model again")
-    return data
-
-
-def _checked(path: Path, data: bytes) -> dict[str, Any]:
-    """The metadata of a whole, untouched model of ours. Raises BadFile for any other file."""
-    end = 8 + int.from_bytes(data[:8], "little")
-    starts_well = data[8:9] in (b"{", b"")
-    if _is_pickle(data):
-        raise BadFile(
-            f"{path} is a pickle, which can run code when it is opened; build the model, give it what torch.load reads "
-            "with weights_only=True, and write it with unetkit.save"
-        )
-    try:
-        header = json.loads(data[8:end]) if end <= len(data) else None
-    except (ValueError, RecursionError):
-        header = None
-    if not isinstance(header, dict):
-        what = "is cut short or damaged; copy or save it again" if starts_well else "is not a safetensors file"
-        raise BadFile(f"{path} {what}")
-    metadata = header.get("__metadata__")
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        raise BadFile(
-            f"{path} is a safetensors file, but none of unetkit's, which hold the plan of a model; "
-            "an encoder's weights in timm's format are loaded with --pretrained"
-        )
-    if metadata.get("version") != str(VERSION):
-        raise BadFile(
-            f"{path} is of format version {metadata.get('version')}, and unetkit {version('unetkit')} reads {VERSION}; "
-            "take a newer unetkit"
-        )
-    found = _DIGEST.search(data, 8, end)
-    if found is None or _digest(data, found.start(1)) != found[1]:
-        why = "is cut short; copy" if len(data) < end + _size(header) else "was changed after it was saved; take"
-        raise BadFile(f"{path} {why} it again from where it is whole")
-    return metadata
-
-
-def _is_pickle(data: bytes) -> bool:
-    """Whether it is one of torch.save's zip archives, or a bare pickle of protocol 2 or later."""
-    bare = data[:1] == b"\x80" and data[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
-    # A header of 640 bytes starts a safetensors file as protocol 2 starts a pickle.
-    return (bare and data[8:10] != b'{"') or (data[:4] == b"PK\x03\x04" and b"data.pkl" in data)
-
-
-def _size(header: dict[str, Any]) -> int:
-    """How many bytes of data a header speaks of; 0 where it makes no sense."""
-    try:
-        return max(int(v["data_offsets"][1]) for name, v in header.items() if name != "__metadata__")
-    except (ValueError, TypeError, LookupError):
-        return 0
 
 
 def _built(plan: Plan, host: Host, device: Any, tensors: dict[str, Tensor]) -> UNet:

@@ -64,7 +64,7 @@ def run_check(model: nn.Module, size: int | Size | None = None) -> Check:
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     was = [(module, module.training) for module in model.modules()]
     device = next(model.parameters()).device
-    x = torch.randn(2, network.whole.in_channels or 3, *wanted, device=device)
+    x = torch.randn(2, network.whole.in_channels or 3, *wanted, device=device, dtype=next(model.parameters()).dtype)
     model.train()
     try:
         out = model(x)

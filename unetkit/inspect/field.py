@@ -28,7 +28,7 @@ class ReceptiveField:
         return f"{self.size[0]}x{self.size[1]}" if self.size else f"the whole image ({self.because})"
 
 
-class _WholeImage(Exception):  # noqa: N818 - control flow, not an error
+class _WholeImage(Exception):
     """Something looks at the whole map."""
 
 

@@ -69,7 +69,7 @@ def observe(model: nn.Module, x: Tensor, clock: Callable[[], int] = lambda: 0) -
     try:
         with torch.device("meta"), _watching(model, seen, clock):
             seen.output = model(x)
-    except Exception as error:  # noqa: BLE001 - any part's own complaint
+    except Exception as error:  # any part's own complaint
         seen.error = error
     return seen
 
@@ -84,7 +84,7 @@ def _watching(model: nn.Module, seen: Observation, clock: Callable[[], int]) -> 
         inside.append(call)
         seen.calls.append(call)
 
-    def after(module: nn.Module, args: Any, out: Any) -> None:
+    def after(_module: nn.Module, _args: Any, out: Any) -> None:
         call = inside.pop()
         call.gave, call.end = _tensors(out), clock()
 
@@ -120,7 +120,8 @@ def network_of(model: nn.Module) -> UNet:
 
 def meta_input(network: UNet, size: Size, batch: int = 1) -> Tensor:
     """An input of a size, (batch, in_channels, *size), on meta and with grad."""
-    return torch.empty(batch, network.whole.in_channels or 3, *size, device="meta", requires_grad=True)
+    dtype = next(network.parameters()).dtype
+    return torch.empty(batch, network.whole.in_channels or 3, *size, dtype=dtype, device="meta", requires_grad=True)
 
 
 def size_for(network: UNet, size: int | Size | None) -> Size:

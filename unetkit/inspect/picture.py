@@ -33,6 +33,7 @@ COLOURS = {
     "logits": ("#fbe3c5", "#a35e0a"),
 }
 TIMES, DIVIDED = "\N{MULTIPLICATION SIGN}", "\N{DIVISION SIGN}"
+STAY = "\N{NO-BREAK SPACE}"
 INK, MUTED, FLOW, SKIP = "#1f2733", "#667080", "#4a5566", "#929cad"
 LEGEND = (
     f"Boxes are \N{SQUARE ROOT}channels wide and \N{SQUARE ROOT}height high; above: channels, height {TIMES} width."
@@ -198,7 +199,7 @@ def _layout(trace: Trace) -> _Figure:
 
 def _boxes(trace: Trace) -> dict[str, _Box]:
     """Every map's box by its level, along the U; a stage's map is that of its block, its last step."""
-    rows = {row.level: row for row in trace.rows if row.level != "other"}
+    rows = {row.level: row for row in trace.rows if row.level not in ("output", "other")}
     scale = _Scale(max(row.channels for row in rows.values()), max(row.height for row in rows.values()))
     lines, columns = scale.lines(rows.values()), _columns(trace, rows, scale)
     kinds = {level: level.split(".")[0] for level in rows} | {_levels(rows, "encoder")[-1]: "bottom"}
@@ -268,21 +269,21 @@ def _stack(lines: list[str], x: float, middle: float, anchor: str) -> tuple[_Tex
 def _heading(trace: Trace, x: float, bottom: float, width: float) -> list[_Text]:
     """The line, cut to three, and the totals under it."""
     room = int(width / (TITLE * MONO_SHARE))
-    glued = re.sub(r" (?!--)", "\N{NO-BREAK SPACE}", trace.line)  # a word stays with its flag
-    title = textwrap.wrap(glued, room, max_lines=3, placeholder=" …", break_on_hyphens=False) or ["U-Net"]
+    # A value stays on the line of its flag where the two fit on one.
+    words = [word.replace(" ", STAY) if len(word) <= room else word for word in re.split(r" (?=--)", trace.line)]
+    title = textwrap.wrap(" ".join(words), room, max_lines=3, placeholder=" …", break_on_hyphens=False) or ["U-Net"]
     parameters, macs = sum(row.parameters for row in trace.rows), sum(row.macs for row in trace.rows)
     totals = [f"{parameters:,} parameters"] * bool(parameters) + [f"{_short(macs)} MACs"] * bool(macs)
     top = bottom - 24 - 20 * (len(title) - 1)
     lines = [
-        _Text(line.replace("\N{NO-BREAK SPACE}", " "), x, top + 20 * i, size=TITLE, fill=INK, font=MONO)
-        for i, line in enumerate(title)
+        _Text(line.replace(STAY, " "), x, top + 20 * i, size=TITLE, fill=INK, font=MONO) for i, line in enumerate(title)
     ]
     return [*lines, _Text("  ·  ".join(totals), x, bottom, size=TEXT)]
 
 
 def _description(trace: Trace) -> str:
     """What the picture shows, for those who cannot see it."""
-    rows = {row.level: row for row in trace.rows if row.level != "other"}
+    rows = {row.level: row for row in trace.rows if row.level not in ("output", "other")}
     maps = "; ".join(f"{level} {row.channels} x {row.height} x {row.width}" for level, row in rows.items())
     skips = "; ".join(f"{stage} joins {skip} by {_joined(trace, stage, skip)[0]}" for stage, skip in _skips(trace))
     return f"Channels x height x width along the U: {maps}. Skips: {skips or 'none'}."

@@ -13,7 +13,7 @@ from rich.text import Text
 from unetkit.inspect.trace import Row, Trace
 
 
-def as_text(trace: Trace, width: int = 140) -> str:
+def as_text(trace: Trace, width: int = 160) -> str:
     """The table without colours."""
     out = StringIO()
     Console(file=out, width=width, color_system=None).print(render(trace))
@@ -68,13 +68,17 @@ def _footer(trace: Trace) -> list[str]:
     first, last = trace.rows[0], trace.rows[-1]
     images = f"batch {trace.batch}, " if trace.batch > 1 else ""
     return [
-        f"{images}input {first.channels}x{first.height}x{first.width}, output {last.channels}x{last.height}x{last.width}",
+        f"{images}input {_shape(first)}, output {_shape(last)}",
         f"parameters {trace.parameters:,} ({memory(4 * trace.parameters)} in float32), MACs {count(trace.macs)}, "
         f"activations kept for training {memory(trace.activation_bytes)}",
         f"receptive field {trace.receptive_field}; smallest input {trace.minimum}x{trace.minimum}; "
         f"encoder weights {trace.weights}",
         *(f"note: {note}" for note in trace.notes),
     ]
+
+
+def _shape(row: Row) -> str:
+    return f"{row.channels}x{row.height}x{row.width}"
 
 
 def count(number: int) -> str:

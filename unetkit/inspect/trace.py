@@ -21,6 +21,7 @@ from unetkit.unet import Stage
 
 Step = Literal["", "up", "align", "fuse", "block"]
 Side = Literal["down", "up"]
+STEPS: tuple[Step, ...] = ("up", "align", "fuse", "block")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Row:
 
     Attributes:
         level: the module that it belongs to, as in the state_dict: "input", "encoder.0" (its first map), "stages.0",
-            "head", "logits"; "other" is what stands in none of them.
+            "head", "logits"; "output" where a padded input is cut back, "other" for what stands in none of them.
         step: "up", "align", "fuse" or "block" within a stage, else "".
         side: on which arm of the U it stands.
         what: in words.
@@ -142,7 +143,7 @@ def trace(model: nn.Module, size: int | Size | None = None, *, batch: int = 1) -
         batch=batch,
         rows=tuple(_Rows(run).rows()),
         skips=tuple(f"encoder.{i}" for i in network.skips) + (None,) * (len(network.stages) - len(network.skips)),
-        weights=getattr(network.encoder, "weights", "random"),
+        weights=getattr(network.encoder, "weights_from", "random"),
         receptive_field=receptive_field(cast(Tensor, run.seen.output), run.x, max(network.strides)),
         minimum=least,
         notes=tuple(notes),
@@ -226,6 +227,8 @@ class _Rows:
             what = f"{self.network.whole.logits} {_change(logits.given[0], logits.gave[0])}"
             yield self._row("logits", "", "up", what, logits.gave[0], 1, logits.end)
         last = cast(Tensor, self.run.seen.output)
+        if min(size_of(self.run.x)) < self.network.min_size:
+            yield self._row("output", "", "up", f"cut back to {_x(size_of(last))}", last, 1, self.run.meter.operations)
         rest = self.run.parameters - sum(n for _, n in self.owned)
         row = self._row(
             "other", "", "up", "what stands outside the network's parts", last, 1, self.run.meter.operations
@@ -244,12 +247,12 @@ class _Rows:
 
     def _stage(self, level: str, index: int, stage: Stage) -> Iterator[Row]:
         whole = self.network.whole
-        words = {word: _at(getattr(whole, word), index) for word in ("up", "align", "fuse", "block")}
-        for step in ("up", "align", "fuse", "block"):
+        words = {step: _at(getattr(whole, step), index) for step in STEPS}
+        for step in STEPS:
             call = self.calls.get(f"{level}.{step}")
             if call is not None:
-                what = _STEPS[step](words[step], stage, call)
-                yield self._row(level, cast(Step, step), "up", what, call.gave[0], stage.stride, call.end)
+                what = _what(step, words[step], stage, call)
+                yield self._row(level, step, "up", what, call.gave[0], stage.stride, call.end)
 
     def _row(self, level: str, step: Step, side: Side, what: str, x: Tensor, stride: float, end: int) -> Row:
         start, self.done = self.done, max(self.done, end)
@@ -277,11 +280,18 @@ def _change(before: Tensor, after: Tensor) -> str:
     return f"{_x(size_of(before))} to {_x(size_of(after))}"
 
 
-def _up(word: str, stage: Stage, call: Call) -> str:
-    return f"{word} x{stage.scale:g}"
+def _what(step: str, word: str, stage: Stage, call: Call) -> str:
+    match step:
+        case "up":
+            return f"{word} x{stage.scale:g}"
+        case "align":
+            return _align(word, call)
+        case "fuse":
+            return _fuse(word, call)
+    return word
 
 
-def _align(word: str, stage: Stage, call: Call) -> str:
+def _align(word: str, call: Call) -> str:
     (x, skip), (x_after, skip_after) = call.given, call.gave
     changes = [
         f"{what} {_change(before, after)}"
@@ -291,18 +301,11 @@ def _align(word: str, stage: Stage, call: Call) -> str:
     return f"{word}: {', '.join(changes) or 'sizes agree'}"
 
 
-def _fuse(word: str, stage: Stage, call: Call) -> str:
+def _fuse(word: str, call: Call) -> str:
     x, skip = call.given
     projections = [
-        f"; {name} by a {m.kernel_size[0]}x{m.kernel_size[1]} conv from {m.in_channels} to {m.out_channels}"
+        f"; {name} {m.kernel_size[0]}x{m.kernel_size[1]} conv {m.in_channels} to {m.out_channels}"
         for name, m in call.module.named_modules()
         if isinstance(m, nn.Conv2d)
     ]
     return f"{word} skip {skip.shape[1]} and map {x.shape[1]}{''.join(projections)}"
-
-
-def _block(word: str, stage: Stage, call: Call) -> str:
-    return word
-
-
-_STEPS = {"up": _up, "align": _align, "fuse": _fuse, "block": _block}

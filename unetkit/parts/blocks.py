@@ -156,4 +156,4 @@ def _shortcut(style: UnitStyle, in_channels: int, out_channels: int) -> nn.Modul
         return nn.Identity()
     if style.order == "conv-norm-act":
         return style.unit(in_channels, out_channels, kernel=1, act=False)
-    return nn.Conv2d(in_channels, out_channels, 1, bias=style.norm == "none")
+    return nn.Conv2d(in_channels, out_channels, 1, bias=style.norm == "none" if style.bias is None else style.bias)

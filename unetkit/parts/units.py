@@ -23,21 +23,23 @@ def make_norm(norm: Norm, channels: int) -> nn.Module:
     "instance" is a group for each channel, with weight and bias.
     """
     if norm in ("group", "instance"):
-        return create_norm_layer(
-            "groupnorm", channels, num_groups=channels if norm == "instance" else gcd(32, channels)
-        )
-    names = {"batch": "batchnorm2d", "layer": "layernorm2d", "none": None}
-    return create_norm_layer(names[norm], channels) if names[norm] else nn.Identity()
+        groups = channels if norm == "instance" else gcd(32, channels)
+        grouped: nn.Module = create_norm_layer("groupnorm", channels, num_groups=groups)
+        return grouped
+    if norm == "none":
+        return nn.Identity()
+    layer: nn.Module = create_norm_layer({"batch": "batchnorm2d", "layer": "layernorm2d"}[norm], channels)
+    return layer
 
 
 def make_act(act: str, *, inplace: bool = True) -> nn.Module:
     """Timm's layer for an activation's name. Raises BadOption for a name that timm has not."""
     try:
-        layer: nn.Module = create_act_layer(act, inplace=inplace)
+        layer: nn.Module | None = create_act_layer(act, inplace=inplace)
     except KeyError:
-        raise BadOption(
-            f"act={act}: timm has no such activation{nearest(act, create_act._ACT_LAYER_DEFAULT)}"
-        ) from None
+        layer = None
+    if layer is None:  # timm's answer to an empty name
+        raise BadOption(f"act={act}: timm has no such activation{nearest(act, create_act._ACT_LAYER_DEFAULT)}")
     return layer
 
 

@@ -73,13 +73,13 @@ class Transposed(nn.ConvTranspose2d):
         groups: int = 1,
         bias: bool = True,
     ) -> None:
-        n = stride or whole_scale(scale, "transposed")
+        n = whole_scale(scale, "transposed") if stride is None else stride
         exact = 2 * n - n % 2
-        k = kernel or (exact if init == "bilinear" else n)
+        k = kernel if kernel is not None else exact if init == "bilinear" else n
         # (h-1)n - 2p + k + op = nh asks for 2p - op = k - n.
         p = padding if padding is not None else max(0, (k - n + 1) // 2)
         op = output_padding if output_padding is not None else max(0, 2 * p - (k - n))
-        if k < 1 or n < 1 or p < 0 or not 0 <= op < max(n, 2):
+        if k < 1 or n < 1 or p < 0 or not 0 <= op < n:
             raise BadOption(f"transposed cannot have kernel={k}, stride={n}, padding={p}, output_padding={op}")
         if init == "bilinear" and (k, 2 * p, op) != (exact, exact - n, 0):
             raise BadOption(

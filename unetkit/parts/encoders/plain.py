@@ -40,7 +40,11 @@ class Plain(nn.Module):
         super().__init__()
         self.channels = _widths(depth, widths)
         self.strides = tuple(2**i for i in range(len(self.channels)))
+        self.source = ("double conv", *("max pool, double conv" for _ in self.channels[1:]))
         self.valid = padding == 0
+        # torch refuses to normalise a single value, even in eval; group norm of few channels is of one each.
+        alone = norm == "instance" or (norm == "group" and 32 % self.channels[-1] == 0)
+        self.min_size = self.strides[-1] * (2 if alone else 1)
         self.pool = nn.MaxPool2d(2)
         self.levels = nn.ModuleList(
             Double(i, o, order=order, norm=norm, act=act, dropout=dropout, padding=padding, bias=bias)

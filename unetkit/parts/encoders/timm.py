@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from itertools import chain
 from pathlib import Path
-from threading import Lock
 from typing import Any, Literal
 
 import timm
 import torch
-from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor, nn
 
 from unetkit.errors import CannotBuild, UnetkitError
-
-_WATCHING = Lock()
+from unetkit.parts.encoders.timm_weights import find, refuse_foreign, watched
 
 
 class TimmEncoder(nn.Module):
@@ -42,21 +35,13 @@ class TimmEncoder(nn.Module):
         pretrained: bool | str = False,
     ) -> None:
         super().__init__()
-        self.model = _create(name, in_channels, output_stride, pretrained)
-        self.weights = _describe(self.model, pretrained)
+        only = None if levels is None else _first(levels, name, in_channels, output_stride)
+        self.model = _create(name, in_channels, output_stride, pretrained, only)
+        self.weights_from = _describe(self.model, pretrained)
         info = self.model.feature_info
-        strides, channels = list(info.reduction()), list(info.channels())
-        deepest = [i for i, s in enumerate(strides) if i + 1 == len(strides) or strides[i + 1] > s]
-        if len(deepest) < 2:
-            raise CannotBuild(
-                f"timm/{name} gives maps at one stride only ({', '.join(map(str, strides))}), and a U needs two; "
-                "take an encoder with a pyramid (`unetkit list encoders 'resnet*'`)"
-            )
-        if levels is not None and not 2 <= levels <= len(deepest):
-            raise CannotBuild(f"timm/{name} gives {len(deepest)} maps; levels={levels} must be from 2 to that")
-        self.take = deepest[:levels]
-        self.strides = tuple(strides[i] for i in self.take)
-        self.channels = tuple(channels[i] for i in self.take)
+        self.take = _deepest(name, info)
+        self.strides = tuple(info.reduction()[i] for i in self.take)
+        self.channels = tuple(info.channels()[i] for i in self.take)
         self.source = tuple(f"timm {info.module_name()[i]}" for i in self.take)
         self.channels_last = str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC")
 
@@ -66,77 +51,44 @@ class TimmEncoder(nn.Module):
         return [maps[i].permute(0, 3, 1, 2) if self.channels_last else maps[i] for i in self.take]
 
 
-def _create(name: str, in_channels: int, output_stride: int, weights: bool | str) -> Any:
-    options: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
+def _deepest(name: str, info: Any) -> list[int]:
+    """The index of the deepest map of each stride."""
+    strides = list(info.reduction())
+    found = [i for i, s in enumerate(strides) if i + 1 == len(strides) or strides[i + 1] > s]
+    if len(found) < 2:
+        raise CannotBuild(
+            f"timm/{name} gives maps at one stride only ({', '.join(map(str, strides))}), and a U needs two; "
+            "take an encoder with a pyramid (`unetkit list encoders 'resnet*'`)"
+        )
+    return found
+
+
+def _first(levels: int, name: str, in_channels: int, output_stride: int) -> list[int]:
+    """The indices of the first maps, so that timm leaves out the layers below them."""
+    with torch.device("meta"):
+        deepest = _deepest(name, _create(name, in_channels, output_stride, False).feature_info)
+    if not 2 <= levels <= len(deepest):
+        raise CannotBuild(f"timm/{name} gives {len(deepest)} maps; levels={levels} must be from 2 to that")
+    return deepest[:levels]
+
+
+def _create(name: str, in_channels: int, output_stride: int, weights: bool | str, only: list[int] | None = None) -> Any:
+    options: dict[str, Any] = {"output_stride": output_stride} if output_stride != 32 else {}
+    if only:
+        options["out_indices"] = tuple(only)
     if isinstance(weights, str):
         if not Path(weights).is_file():
             raise CannotBuild(f"there is no weights file {weights}; --pretrained takes a file in timm's format")
         options["pretrained_cfg_overlay"] = {"file": weights}
     loads = bool(weights) and torch.get_default_device().type != "meta"
     try:
-        _find(name, weights is True, loads)
-        with _watched() as loadings:
+        find(name, pretrained=weights is True, loads=loads)
+        with watched() as loadings:
             model = timm.create_model(name, features_only=True, in_chans=in_channels, pretrained=loads, **options)
-        _refuse_foreign(name, model, loadings)
+        refuse_foreign(name, model, loadings)
     except Exception as error:  # whatever timm, its hub client or a file's reader raises
         raise CannotBuild(_reason(name, error, weights, output_stride)) from error
     return model
-
-
-def _find(name: str, pretrained: bool, loads: bool) -> None:
-    """Refuse a tag that timm does not know, weights that it does not have, and a hub that is not there."""
-    architecture, _, tag = name.partition(".")
-    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
-    if tag and tag not in tags:
-        raise CannotBuild(f"timm has no weights tagged {tag!r} for {architecture}; it has {', '.join(tags) or 'none'}")
-    if not pretrained:
-        return
-    config = timm.get_pretrained_cfg(name)
-    if config is None or not config.has_weights:
-        raise CannotBuild(f"timm has no weights for {name}")
-    if loads and config.hf_hub_id:
-        _reach(config.hf_hub_id, config.hf_hub_filename)
-
-
-def _reach(hub_id: str, file: str | None) -> None:
-    """Ask once for weights that are not in the hub's cache; timm's own loading would ask for most of a minute."""
-    repo, _, revision = hub_id.partition("@")
-    files = [file] if file else ["model.safetensors", "pytorch_model.bin"]
-    if any(isinstance(try_to_load_from_cache(repo, file, revision=revision or None), str) for file in files):
-        return
-    with suppress(HfHubHTTPError):  # an answer, if not the wanted one: timm knows more places to look
-        get_hf_file_metadata(hf_hub_url(repo, files[0], revision=revision or None))
-
-
-@contextmanager
-def _watched() -> Iterator[list[tuple[nn.Module, Any]]]:
-    """Every load_state_dict within, as the module and its missing and unexpected keys, which timm only logs."""
-    original, seen = nn.Module.load_state_dict, []
-
-    def load(self: nn.Module, *args: Any, **options: Any) -> Any:
-        seen.append((self, original(self, *args, **options)))
-        return seen[-1][1]
-
-    with _WATCHING:
-        nn.Module.load_state_dict = load  # type: ignore[method-assign]
-        try:
-            yield seen
-        finally:
-            nn.Module.load_state_dict = original  # type: ignore[method-assign]
-
-
-def _refuse_foreign(name: str, model: nn.Module, loadings: list[tuple[nn.Module, Any]]) -> None:
-    """Refuse weights of another network. A classifier's, which the encoder has not, may be missing or superfluous."""
-    kept = {id(tensor) for tensor in chain(model.parameters(), model.buffers())}
-    for module, keys in loadings:
-        tensors = dict(chain(module.named_parameters(), module.named_buffers()))
-        if missing := [key for key in keys.missing_keys if id(tensors.get(key)) in kept]:
-            raise CannotBuild(f"they lack {len(missing)} of {name}'s tensors, such as {missing[0]}")
-        if keys.unexpected_keys:
-            with torch.device("meta"):
-                whole = timm.create_model(name).state_dict()
-            if foreign := [key for key in keys.unexpected_keys if key not in whole]:
-                raise CannotBuild(f"they have {len(foreign)} tensors that {name} has not, such as {foreign[0]}")
 
 
 def _reason(name: str, error: Exception, weights: bool | str, output_stride: int) -> str:

@@ -18,7 +18,7 @@ _REGISTERED = re.compile(r"^@register_model\s*\n(?:@.*\n)*def (\w+)\(", re.MULTI
 
 @cache
 def names() -> list[str]:
-    """Every name of `timm.list_models()`, sorted."""
+    """Every name of `timm.list_models()`, in its order: resnet9 before resnet10."""
     path = user_cache_path("unetkit") / f"timm-{version('timm')}.json"
     try:
         cached = json.loads(path.read_text(encoding="utf-8"))
@@ -43,7 +43,12 @@ def scan() -> list[str]:
     files = (Path(spec.origin).parent / "models").glob("*.py")
     found = {name for file in files for name in _REGISTERED.findall(file.read_text(encoding="utf-8"))}
     if "resnet50" in found:
-        return sorted(found)
+        return sorted(found, key=_natural)
     import timm
 
-    return sorted(timm.list_models())
+    models: list[str] = timm.list_models()
+    return models
+
+
+def _natural(name: str) -> list[str | int]:
+    return [int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", name.lower())]
