@@ -1,0 +1,103 @@
+"""`uv run python -m tests.benchmarks [startup] [building] [running] [--rounds N]`: unetkit against smp."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tests.benchmarks.paired import HEADER, Ratio, compare, process
+
+#: smp's own decoder, word for word, so that both are one architecture with equal parameters.
+AS_SMP: dict[str, Any] = {
+    "up": "nearest",
+    "fuse": "concat",
+    "widths": "256,128,64,32,16",
+    "head": "conv:kernel=3",
+    "classes": 1,
+}
+
+
+def startup(rounds: int) -> Iterator[Ratio]:
+    """Whole processes: the command line against importing smp."""
+    imports = process("-c", "import segmentation_models_pytorch")
+    for words in ("--help", "list encoders", "list fuse add"):
+        yield compare(f"`unetkit {words}` / `import smp`", process("-m", "unetkit", *words.split()), imports, rounds)
+
+
+def building(rounds: int) -> Iterator[Ratio]:
+    """Making a ResNet-101 U-Net, and tracing one on meta, against making smp's."""
+    import segmentation_models_pytorch as smp
+
+    import unetkit
+
+    def theirs() -> Any:
+        return smp.Unet("resnet101", encoder_weights=None)
+
+    ghost = unetkit.build("resnet101", **AS_SMP, device="meta")
+    cases: dict[str, Callable[[], Any]] = {
+        "build resnet101, smp's decoder": lambda: unetkit.build("resnet101", **AS_SMP),
+        "build resnet101, our defaults": lambda: unetkit.build("resnet101"),
+        "build resnet101 on meta": lambda: unetkit.build("resnet101", **AS_SMP, device="meta"),
+        "trace resnet101 at 224": lambda: unetkit.trace(ghost, 224),
+    }
+    for name, ours in cases.items():
+        yield compare(f"{name} / `smp.Unet('resnet101')`", ours, theirs, rounds)
+
+
+def running(rounds: int) -> Iterator[Ratio]:
+    """Forward pass and training step of ResNet-34 with smp's decoder, 2x3x128x128, against smp's own."""
+    import segmentation_models_pytorch as smp
+    import torch
+
+    import unetkit
+
+    ours, theirs = unetkit.build("resnet34", **AS_SMP), smp.Unet("resnet34", encoder_weights=None)
+    counts = [sum(p.numel() for p in model.parameters()) for model in (ours, theirs)]
+    if counts[0] != counts[1]:
+        raise SystemExit(f"not one architecture: {counts[0]:,} parameters against {counts[1]:,}")
+    x = torch.randn(2, 3, 128, 128)
+
+    def forward(model: torch.nn.Module) -> Callable[[], Any]:
+        def run() -> Any:
+            model.eval()
+            with torch.inference_mode():
+                return model(x)
+
+        return run
+
+    def step(model: torch.nn.Module) -> Callable[[], Any]:
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+
+        def run() -> None:
+            model.train()
+            optimizer.zero_grad(set_to_none=True)
+            model(x).square().mean().backward()
+            optimizer.step()
+
+        return run
+
+    yield compare("forward, resnet34 as smp's / smp's", forward(ours), forward(theirs), rounds)
+    yield compare("training step, resnet34 as smp's / smp's", step(ours), step(theirs), rounds)
+
+
+BENCHMARKS = {"startup": startup, "building": building, "running": running}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("which", nargs="*", help="startup, building, running; all of them if none is named")
+    parser.add_argument("--rounds", type=int, default=21)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n\n{HEADER}")
+    for name in arguments.which or BENCHMARKS:
+        for ratio in BENCHMARKS[name](arguments.rounds):
+            print(ratio, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The receptive field read from the graph is the one that poking the input finds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import unetkit
+from unetkit.inspect.field import receptive_field
+
+
+def poked_field(model: nn.Module, channels: int, side: int, period: int) -> int:
+    """The widest run of input rows that change an output row, over output rows around the centre.
+
+    All weights are positive, so that no influence cancels, and pools are averages, so that none is masked.
+    """
+    pokes = torch.eye(side, dtype=torch.float64)[:, None, :, None].expand(side, channels, side, side)
+    with torch.no_grad():
+        still = model(torch.zeros_like(pokes[:1]))
+        # Every influence is far above this share of the output; another batch's rounding is far below.
+        changed = (model(pokes) - still).abs().amax(dim=(1, 3)) > 1e-10 * still.max()  # poked row, output row
+    middle = changed.shape[1] // 2
+    reached: list[list[int]] = [changed[:, middle + phase].nonzero().flatten().tolist() for phase in range(period)]
+    return max(max(rows) - min(rows) + 1 for rows in reached)
+
+
+def made_positive(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.MaxPool2d):
+                pool = nn.AvgPool2d(child.kernel_size, child.stride, child.padding)
+                setattr(module, name, pool)
+    for parameter in model.parameters():
+        nn.init.uniform_(parameter, 0.5, 1.5)
+    return model.double().eval()
+
+
+CASES: list[tuple[dict[str, Any], int]] = [
+    ({"encoder": "plain:widths=[2,2,2],norm=none", "block": "double:norm=none", "up": "nearest"}, 96),
+    ({"encoder": "plain:widths=[2,2,2],norm=none", "block": "double:norm=none", "up": "transposed"}, 96),
+    ({"encoder": "plain:widths=[2,2,2],norm=none", "block": "double:norm=none", "up": "transposed:kernel=3"}, 96),
+    ({"encoder": "plain:widths=[2,2,2],norm=none", "block": "double:norm=none", "up": "bilinear"}, 96),
+    ({"encoder": "plain:widths=[2,2,2],norm=none", "block": "double:norm=none", "up": "pixelshuffle"}, 96),
+    (
+        {
+            "encoder": "plain:widths=[2,2,2,2],norm=none,padding=0",
+            "block": "double:norm=none,padding=0",
+            "up": "transposed",
+            "align": "crop",
+        },
+        180,
+    ),
+    ({"encoder": "plain:widths=[2,2,2],norm=none", "block": "basic:norm=none", "up": "nearest", "align": "pad"}, 97),
+]
+
+
+@pytest.mark.parametrize(("words", "side"), CASES)
+def test_field_is_what_poking_the_input_finds(words: dict[str, Any], side: int) -> None:
+    model = unetkit.build(**words, in_channels=1, classes=1, widths=[2] * (3 if "2,2,2,2" in words["encoder"] else 2))
+    expected = poked_field(made_positive(model), 1, side, period=8)
+    size = unetkit.trace(model, side).receptive_field.size
+    assert size == (expected, expected)
+
+
+def test_field_of_the_original_is_204_at_its_widest_phase() -> None:
+    # Down to the bottom 140; the 4, 3 and so on coarse pixels under a row of fine ones make up the rest.
+    model = unetkit.build(recipe="unet-2015", device="meta")
+    assert unetkit.trace(model, 572).receptive_field.size == (204, 204)
+
+
+def test_global_pooling_makes_it_the_whole_image() -> None:
+    class Squeeze(nn.Module):
+        def __init__(self, in_channels: int, out_channels: int) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(in_channels, out_channels, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.conv(x)
+            return y * y.mean(dim=(-2, -1), keepdim=True)
+
+    model = unetkit.build("plain:widths=[4,8]", block=Squeeze, device="meta")
+    field = unetkit.trace(model, 32).receptive_field
+    assert field.size is None
+    assert str(field) == "the whole image (global pooling)"
+
+
+def test_rectangles_and_single_layers() -> None:
+    x = torch.empty(1, 1, 40, 40, device="meta", requires_grad=True)
+    for layer, expected in [
+        (nn.Conv2d(1, 1, (5, 3)), (5, 3)),
+        (nn.Conv2d(1, 1, 3, dilation=4), (9, 9)),
+        (nn.Conv2d(1, 1, 3, stride=2), (3, 3)),
+        (nn.MaxPool2d(3, 2, 1), (3, 3)),
+        (nn.ConvTranspose2d(1, 1, 4, 2, 1), (2, 2)),
+        (nn.Identity(), (1, 1)),
+        (nn.Upsample(scale_factor=2, mode="bilinear"), (2, 2)),
+    ]:
+        out = layer.to("meta")(x) + 0
+        assert receptive_field(out, x, 8).size == expected, layer

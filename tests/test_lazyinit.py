@@ -1,0 +1,72 @@
+"""Weights that are drawn once are still the weights that an eager build would draw."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import unetkit
+from unetkit.lazyinit import drawn_once
+
+
+def test_a_fill_that_is_overwritten_is_never_carried_out() -> None:
+    with drawn_once():
+        layer = nn.Conv2d(64, 64, 3)
+        nn.init.zeros_(layer.weight)
+    assert not layer.weight.any()
+
+
+def test_reading_sees_what_an_eager_run_would_show() -> None:
+    with drawn_once():
+        ones = torch.empty(1000)
+        ones.fill_(7).uniform_(0, 1)
+        assert 0 < float(ones.mean()) < 1
+        ones.mul_(2).normal_(5, 0.1)
+        half = ones[:500]
+        half.zero_()
+        twice = torch.empty(1000).uniform_(1, 2)
+        added = twice + 1
+    assert not half.any()
+    assert float(ones[500:].mean()) == pytest.approx(5, abs=0.1)
+    assert float(added.min()) >= 2
+    assert torch.equal(added, twice + 1)
+
+
+def test_a_part_of_a_tensor_leaves_the_rest_random() -> None:
+    with drawn_once():
+        whole = torch.empty(10, 10).uniform_(1, 2)
+        whole[0].normal_(100, 1)
+        strided = torch.empty(10, 10).normal_(3, 0.1)
+        strided.t()[0].zero_()
+    assert float(whole[1:].min()) >= 1
+    assert float(whole[0].min()) > 90
+    assert not strided[:, 0].any()
+    assert float(strided[:, 1:].mean()) == pytest.approx(3, abs=0.2)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "test_vit", "test_convnext", "test_efficientnet", "vgg11", "test_nfnet"])
+def test_every_weight_has_the_spread_that_timm_gives_it(name: str) -> None:
+    torch.manual_seed(0)
+    eager = dict(timm.create_model(name, features_only=True).requires_grad_(False).named_parameters())
+    with drawn_once():
+        drawn = dict(timm.create_model(name, features_only=True).requires_grad_(False).named_parameters())
+    for key, weight in drawn.items():
+        assert weight.shape == eager[key].shape
+        assert float(weight.std(correction=0)) == pytest.approx(float(eager[key].std(correction=0)), rel=0.5, abs=0.02)
+        assert float(weight.mean()) == pytest.approx(float(eager[key].mean()), abs=0.1)
+
+
+def test_seeds_fix_every_weight() -> None:
+    first, second, other = (unetkit.build("test_resnet", seed=seed).state_dict() for seed in (5, 5, 6))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not all(torch.equal(first[key], other[key]) for key in first)
+
+
+def test_without_a_seed_the_global_one_counts() -> None:
+    torch.manual_seed(3)
+    first = unetkit.build("plain:widths=[4,8]").state_dict()
+    torch.manual_seed(3)
+    second = unetkit.build("plain:widths=[4,8]").state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)

@@ -1,0 +1,372 @@
+"""Plugins: how they are found, and that one that fails costs one line and nothing else."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from torch import nn
+
+from unetkit.builder import build
+from unetkit.errors import PluginError, UnknownName
+from unetkit.hookspecs import hookimpl
+from unetkit.plan import Plan
+from unetkit.plugins import Host, load_host, load_parts
+
+OURS = version("unetkit")
+HEAD = "import unetkit\nfrom unetkit.hookspecs import hookimpl\n\n"
+GOOD = (
+    HEAD
+    + '''
+class Gate:
+    """A gate."""
+    def __init__(self, x_channels, skip_channels, *, width: int = 1):
+        self.out_channels = x_channels
+
+@hookimpl
+def unetkit_register(parts):
+    parts.fusions.add("{part}", Gate)
+'''
+)
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A folder of its own on sys.path; what is imported from it is forgotten afterwards."""
+    monkeypatch.delenv("UNETKIT_PLUGINS", raising=False)
+    monkeypatch.delenv("UNETKIT_STRICT", raising=False)
+    monkeypatch.setattr("sys.path", [str(tmp_path), *sys.path])
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def file(name: str, source: str) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source, encoding="utf-8")
+        importlib.invalidate_caches()
+        return path
+
+    return file
+
+
+@pytest.fixture
+def install(tmp_path: Path, write: Write) -> Callable[..., None]:
+    """A distribution, as an installer leaves it: a module, and its metadata with entry points."""
+
+    def distribution(name: str, source: str, entry_points: str | None = None, folder: str = "") -> None:
+        write(f"{folder}{name}_module.py", source)
+        info = f"{folder}{name}-2.5.dist-info"
+        write(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.5\n")
+        write(f"{info}/entry_points.txt", entry_points or f"[unetkit]\n{name} = {name}_module\n")
+
+    return distribution
+
+
+def fusions(host: Host) -> list[str]:
+    return [entry.name for entry in host.parts.fusions.find()]
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What was told on stderr; nothing may be on stdout."""
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err.splitlines()
+
+
+BUILTIN = ["concat", "add", "mean", "max"]
+
+
+def test_an_installed_plugin_is_found_by_its_entry_point(
+    install: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("gated", GOOD.format(part="gate"))
+    host = load_host()
+    assert fusions(host) == [*BUILTIN, "gate"]
+    assert host.parts.fusions.get("gate").owner == "gated"
+    found = {p.name: p for p in host.plugins}["gated"]
+    assert (found.version, found.target, found.loaded, found.error, found.traceback) == ("2.5", "gated", True, "", "")
+    assert lines(capsys) == []
+
+
+def test_a_distribution_that_is_listed_twice_counts_once(
+    install: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("gated", GOOD.format(part="gate"))
+    install("gated", GOOD.format(part="other"), folder="again/")
+    monkeypatch.setattr("sys.path", [*sys.path, str(tmp_path / "again")])
+    assert fusions(load_host()) == [*BUILTIN, "gate"]
+    assert lines(capsys) == []
+
+
+def test_plugins_of_the_environment(
+    write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("one.py", GOOD.format(part="first"))
+    two = write("folder with space/two.py", GOOD.format(part="second"))
+    monkeypatch.setenv("UNETKIT_PLUGINS", f" one ,{two},")
+    assert fusions(load_host()) == [*BUILTIN, "first", "second"]
+    assert lines(capsys) == []
+
+
+def test_plugins_given_as_path_name_or_module(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    file, text = write("sub/a.py", GOOD.format(part="first")), write("sub/b.py", GOOD.format(part="second"))
+    write("c.py", GOOD.format(part="third"))
+    made = ModuleType("made")
+    exec(GOOD.format(part="fourth"), vars(made))
+    parts = load_parts(plugins=[file, str(text), "c", made])
+    assert [(e.name, e.owner) for e in parts.fusions.find()][4:] == [
+        ("first", "a"),
+        ("second", "b"),
+        ("third", "c"),
+        ("fourth", "made"),
+    ]
+    assert lines(capsys) == []
+
+
+def test_classes_of_a_file_know_their_module(write: Write) -> None:
+    path = write(
+        "data.py", GOOD.format(part="gate") + "\nfrom dataclasses import dataclass\n@dataclass\nclass D:\n    a: int\n"
+    )
+    factory: Any = load_parts(plugins=[path]).fusions.get("gate").load()
+    assert factory.__module__ == "unetkit_plugin_data"
+    assert sys.modules["unetkit_plugin_data"].Gate is factory
+
+
+#: What a plugin may do wrong, and what its one line says of it.
+PARTLY = HEAD + "@hookimpl\ndef unetkit_register(parts):\n    parts.fusions.add('partly', max)\n    "
+FAILING = {
+    "import": ("import no_such_module_at_all\n", "ModuleNotFoundError: No module named 'no_such_module_at_all'"),
+    "syntax": ("def broken(:\n", "SyntaxError: invalid syntax (bad.py, line 1)"),
+    "raises": ("raise RuntimeError('two\\nlines')\n", "RuntimeError: two lines"),
+    "silent": ("raise ValueError\n", "ValueError: no message"),
+    "exits": ("import sys\nsys.exit(3)\n", "SystemExit: 3"),
+    "register": (PARTLY + "1 / 0\n", "ZeroDivisionError: division by zero"),
+    "exits-late": (PARTLY + "raise SystemExit\n", "SystemExit: no message"),
+    "misspelled": (
+        PARTLY + "pass\n\n@hookimpl\ndef unetkit_wrap_modle(plan): ...\n",
+        "PluginValidationError: unknown hook 'unetkit_wrap_modle' in plugin",
+    ),
+    "signature": (
+        HEAD + "@hookimpl\ndef unetkit_register(parts, extra): ...\n",
+        "PluginValidationError: Plugin 'bad' for hook 'unetkit_register' hookimpl definition",
+    ),
+    "taken": (
+        PARTLY + "parts.fusions.add('add', max)\n",
+        "fusion 'add' of bad is already registered by unetkit; rename it, or say replaces='unetkit'",
+    ),
+    "name": (PARTLY + "parts.fusions.add('a b', max)\n", "'a b' is not a name for a fusion: use letters, digits,"),
+    "kind": (PARTLY + "parts['losses'].add('a', max)\n", "no kind of part is called 'losses'"),
+}
+
+
+@pytest.mark.parametrize("case", FAILING)
+def test_a_failing_plugin_costs_one_line(write: Write, capsys: pytest.CaptureFixture[str], case: str) -> None:
+    source, reason = FAILING[case]
+    bad, good = write("bad.py", source), write("good.py", GOOD.format(part="gate"))
+    host = load_host([bad, good])
+    (line,) = lines(capsys)
+    assert line.startswith(f"unetkit: plugin bad failed in unetkit {OURS}: ")
+    assert reason in line
+    assert fusions(host) == [*BUILTIN, "gate"]
+    assert not host.manager.has_plugin("bad")
+    plugin = {p.name: p for p in host.plugins}["bad"]
+    assert (plugin.loaded, plugin.error in line, "Traceback" in plugin.traceback) == (False, True, True)
+
+
+@pytest.mark.parametrize("case", FAILING)
+def test_strict_raises(write: Write, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    monkeypatch.setenv("UNETKIT_STRICT", "1")
+    source, reason = FAILING[case]
+    with pytest.raises(PluginError, match=re.escape(reason)) as error:
+        load_host([write("bad.py", source)])
+    assert str(error.value).startswith(f"plugin bad failed in unetkit {OURS}: ")
+    assert error.value.__cause__ is not None
+
+
+def test_an_installed_plugin_that_fails_is_named_with_its_version(
+    install: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("gated", "1 / 0\n")
+    install("hollow", "", "[unetkit]\nhollow = hollow_module:missing\n")
+    assert fusions(load_host()) == BUILTIN
+    assert sorted(lines(capsys)) == [
+        f"unetkit: plugin gated 2.5 failed in unetkit {OURS}: ZeroDivisionError: division by zero",
+        f"unetkit: plugin hollow 2.5 failed in unetkit {OURS}: "
+        "AttributeError: module 'hollow_module' has no attribute 'missing'",
+    ]
+
+
+def test_metadata_that_cannot_be_read_costs_one_line(
+    install: Callable[..., None], write: Write, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    install("mangled", "", "[unetkit]\nno equals sign\n")
+    install("blank", "1 / 0\n")
+    (tmp_path / "blank-2.5.dist-info" / "METADATA").unlink()
+    assert fusions(load_host()) == BUILTIN
+    blank, mangled = sorted(lines(capsys))
+    assert blank == f"unetkit: plugin blank failed in unetkit {OURS}: ZeroDivisionError: division by zero"
+    assert mangled.startswith(
+        f"unetkit: plugin mangled 2.5 failed in unetkit {OURS}: its entry points cannot be read ("
+    )
+
+
+def test_the_keyboard_passes_through(write: Write) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        load_host([write("bad.py", "raise KeyboardInterrupt\n")])
+    assert "unetkit_plugin_bad" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("nowhere/gone.py", "there is no file nowhere/gone.py"),
+        ("no_such_module_at_all", "ModuleNotFoundError: No module named 'no_such_module_at_all'"),
+        (".relative", "TypeError: the 'package' argument is required"),
+    ],
+)
+def test_a_plugin_that_is_not_there(target: str, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fusions(load_host([target])) == BUILTIN
+    (line,) = lines(capsys)
+    assert reason in line
+
+
+def test_two_plugins_of_one_name_for_a_part(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    host = load_host([write("one.py", GOOD.format(part="gate")), write("two.py", GOOD.format(part="gate"))])
+    assert host.parts.fusions.get("gate").owner == "one"
+    assert lines(capsys) == [
+        f"unetkit: plugin two failed in unetkit {OURS}: fusion 'gate' of two is already registered by one; "
+        "rename it, or say replaces='one' where that is meant"
+    ]
+
+
+def test_a_part_may_be_replaced_on_purpose(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    source = GOOD.format(part="add").replace("Gate)", "Gate, replaces='unetkit')")
+    host = load_host([write("one.py", source)])
+    assert (host.parts.fusions.get("add").owner, fusions(host)) == ("one", BUILTIN)
+    assert lines(capsys) == []
+
+
+WRAP = (
+    HEAD
+    + """
+from torch import nn
+
+class Wrapped(nn.Sequential):
+    pass
+
+@hookimpl
+def unetkit_wrap_model(plan):
+    {body}
+"""
+)
+
+
+def test_a_plugin_listed_twice_works_once(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write("one.py", GOOD.format(part="gate") + WRAP.format(body="return Wrapped"))
+    host = load_host([path, path])
+    assert fusions(host) == [*BUILTIN, "gate"]
+    assert host.manager.has_plugin("one")
+    assert lines(capsys) == [
+        f"unetkit: plugin one failed in unetkit {OURS}: "
+        f"a plugin of this name is loaded already, from {path}; list it once"
+    ]
+    model: Any = build("plain:widths=[2,4]", parts=host, device="meta")
+    assert type(model).__name__ == "Wrapped"
+    assert type(model[0]).__name__ == "UNet"
+
+
+def test_a_module_under_two_names_works_once(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    write("one.py", GOOD.format(part="gate"))
+    host = load_host(["one", importlib.import_module("one")])
+    assert fusions(host) == [*BUILTIN, "gate"]
+    assert len(lines(capsys)) == 1
+
+
+def test_a_lookup_that_misses_names_the_failed(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = load_parts(
+        [write("bad.py", "1 / 0\n"), write("worse.py", "1 / 0\n"), write("good.py", GOOD.format(part="g"))]
+    )
+    assert len(lines(capsys)) == 2
+    with pytest.raises(UnknownName, match=r"\(a plugin that failed may provide it: bad, worse\)"):
+        parts.fusions.get("gate")
+    with pytest.raises(UnknownName, match=r"\(a plugin that failed may provide it: bad, worse\)"):
+        parts.encoders.get("gate")
+
+
+def test_models_are_wrapped_in_order_of_the_plugins_names(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    body = "return lambda model: model.order.append('{name}') or model if hasattr(model, 'order') else start(model)"
+    start = "\ndef start(model):\n    model.order = ['{name}']\n    return model\n"
+    files = [write(f"{n}.py", WRAP.format(body=body.format(name=n)) + start.format(name=n)) for n in ("c", "a", "b")]
+    files.append(write("d.py", WRAP.format(body="return None")))
+    model: Any = build("plain:widths=[2,4]", parts=load_host(files), device="meta")
+    assert model.order == ["a", "b", "c"]
+    assert str(model.plan) == "--encoder 'plain:widths=[2,4]'"
+    assert lines(capsys) == []
+
+
+def test_a_wrapper_is_told_the_models_plan() -> None:
+    seen: list[Plan] = []
+
+    class Spy:
+        @hookimpl
+        def unetkit_wrap_model(self, plan: Plan) -> None:
+            seen.append(plan)
+
+    host = load_host()
+    host.manager.register(Spy(), "unetkit spy")
+    host.plugins.append(type(host.plugins[0])("unetkit spy", "", "", loaded=True))
+    model = build("plain:widths=[2,4]", fuse="add", classes=2, parts=host, device="meta")
+    assert seen == [model.plan] == [Plan.of(encoder="plain:widths=[2,4]", fuse="add")]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("return lambda model: 1 / 0", "ZeroDivisionError: division by zero"),
+        ("return 3", "TypeError: 'int' object is not callable"),
+        ("return lambda model: None", "what unetkit_wrap_model returned made None of a model; it must return a module"),
+        ("import sys; sys.exit(1)", "SystemExit: 1"),
+    ],
+)
+def test_a_failing_wrapper_leaves_the_model(
+    write: Write, capsys: pytest.CaptureFixture[str], body: str, reason: str
+) -> None:
+    good = WRAP.format(body="return lambda model: Wrapped(model)")
+    host = load_host([write("bad.py", WRAP.format(body=body)), write("good.py", good)])
+    for _ in range(2):  # it is tried, and told, for each model
+        model: nn.Module = build("plain:widths=[2,4]", parts=host, device="meta")
+        assert type(model).__name__ == "Wrapped"
+        (line,) = lines(capsys)
+        assert line == f"unetkit: plugin bad failed in unetkit {OURS}: {reason}"
+
+
+def test_a_file_in_the_current_folder_is_not_run_unasked(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("unetkit_plugin.py", "plugin.py", "unetkit_mine.py", "plugins/mine.py", "conftest.py"):
+        write(name, f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    monkeypatch.chdir(tmp_path)
+    load_host()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_a_plugin_prints_goes_to_stderr(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    load_host([write("loud.py", "print('loud')\n")])
+    assert capsys.readouterr() == ("", "loud\n")

@@ -1,0 +1,167 @@
+"""From what is said to a whole plan and back; what is refused on the way, each in one line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from unetkit.errors import BadOption, CannotBuild, UnetkitError, UnknownName
+from unetkit.plan import PartSpec, Plan
+from unetkit.plugins import load_parts
+from unetkit.registry import Parts
+from unetkit.resolve import DEFAULTS, canonical, resolve, shortest
+
+
+@pytest.fixture(scope="module")
+def parts() -> Parts:
+    return load_parts()
+
+
+def refused(line: str, parts: Parts, kind: type[UnetkitError]) -> str:
+    with pytest.raises(kind) as error:
+        resolve(Plan.parse(line), parts)
+    assert type(error.value) is kind
+    assert len(str(error.value).splitlines()) == 1
+    return str(error.value)
+
+
+UNKNOWN = {
+    "--encoder resnet19": "--encoder resnet19: no encoder is called 'resnet19'; did you mean resnet18 or ",
+    "--encoder timn/resnet18": "--encoder timn/resnet18: no encoder is called 'timn/resnet18'; did you mean resnet18",
+    "--encoder plain --fuse ad": "--fuse ad: no fusion is called 'ad'; did you mean add?; "
+    "`unetkit list fusions` lists all",
+    "--encoder plain --up bilinaer/nearest": "--up bilinaer: no upsampler is called 'bilinaer'; "
+    "did you mean bilinear?; `unetkit list upsamplers` lists all",
+    "--encoder plain --logits zzz": "--logits zzz: no upsampler is called 'zzz'; `unetkit list upsamplers` lists all",
+    "--encoder plain --up none": "--up none: no upsampler is called 'none'",
+    "--recipe unet2015": "--recipe unet2015: no recipe is called 'unet2015'; "
+    "did you mean unet-2015?; `unetkit list recipes` lists all",
+}
+
+
+@pytest.mark.parametrize(("line", "message"), UNKNOWN.items())
+def test_unknown_names(line: str, message: str, parts: Parts) -> None:
+    assert refused(line, parts, UnknownName).startswith(message)
+
+
+BAD = {
+    "--encoder plain:widht=1": "--encoder plain:widht=1: plain has no option 'widht'; did you mean widths?; "
+    "`unetkit list encoder plain` describes them",
+    "--encoder plain:zzz=1": "--encoder plain:zzz=1: plain has no option 'zzz'; it has "
+    "depth, widths, order, norm, act, dropout, padding, bias; `unetkit list encoder plain` describes them",
+    "--encoder plain --fuse add:k=1": "--fuse add:k=1: add has no option 'k'; it has none; "
+    "`unetkit list fuse add` describes them",
+    "--encoder plain --logits bilinear:corners=true": "--logits bilinear:corners=true: bilinear has no option "
+    "'corners'; did you mean align_corners?; `unetkit list up bilinear` describes them",
+    "--encoder resnet18:features_only=true": "--encoder resnet18:features_only=true: resnet18 has no option "
+    "'features_only'; it has levels, output_stride, pretrained; `unetkit list encoder resnet18` describes them",
+    "--recipe unet-2015:depth=3": "--recipe unet-2015:depth=3: unet-2015 has no option 'depth'; it has none; "
+    "`unetkit list recipe unet-2015` describes them",
+    "--encoder plain:depth=two": "--encoder plain:depth=two: depth takes an integer or none; got two",
+    "--encoder plain:widths=64": "--encoder plain:widths=64: widths takes a list like [1,2] or none; got 64",
+    "--encoder plain:norm=bach": "--encoder plain:norm=bach: norm takes one of batch, group, instance, layer, none; "
+    "got bach",
+    "--encoder plain:padding=2": "--encoder plain:padding=2: padding takes one of 0, 1; got 2",
+    "--encoder plain:bias=1": "--encoder plain:bias=1: bias takes true or false or none; got 1",
+    "--encoder plain:dropout=much": "--encoder plain:dropout=much: dropout takes a number; got much",
+    "--encoder plain --up bilinear:align_corners=no": "--up bilinear:align_corners=no: align_corners takes "
+    "true or false; got no",
+    "--encoder plain 'a:b=1'": "'a:b=1' stands where a word such as --encoder is expected",
+    "--encoder 'plain:depth=2\n3'": "--encoder plain:depth=2 3: depth takes an integer or none; got 2 3",
+    "--encoder plain --up transposed:kernel=2,kernel=4": "--up: 'transposed:kernel=2,kernel=4' gives 'kernel' twice",
+}
+
+
+@pytest.mark.parametrize(("line", "message"), BAD.items())
+def test_bad_options(line: str, message: str, parts: Parts) -> None:
+    assert refused(line, parts, BadOption) == message
+
+
+def test_an_encoder_is_needed(parts: Parts) -> None:
+    assert refused("--fuse add", parts, CannotBuild) == (
+        "nothing says which encoder; give --encoder (such as resnet34) or --recipe"
+    )
+
+
+def needy(x_channels: int, skip_channels: int, *, ratio: float) -> object:
+    raise AssertionError
+
+
+def test_an_option_without_a_default_must_be_given(parts: Parts) -> None:
+    plan = Plan.of(encoder="plain", fuse=needy)
+    with pytest.raises(BadOption) as error:
+        resolve(plan, parts)
+    assert str(error.value) == "--fuse <needy>: needy needs ratio=..., which has no default"
+    whole, _ = resolve(Plan.of(encoder="plain", fuse=PartSpec.of(needy, {"ratio": 0.5})), parts)
+    assert whole.fuse == (PartSpec("needy", (("ratio", "0.5"),), needy),)
+
+
+def circular() -> Plan:
+    return Plan.of(recipe="unet-2015")
+
+
+def test_a_recipe_returns_a_plan_without_a_recipe(parts: Parts) -> None:
+    for recipe in (circular, lambda: 3):
+        with pytest.raises(CannotBuild, match="a recipe returns a Plan that names no other recipe; got"):
+            resolve(Plan.of(recipe=recipe), parts)
+
+
+CANONICAL = {
+    ("encoder", "timm/resnet18"): "resnet18",
+    ("encoder", "timm/resnet18.a1_in1k"): "resnet18.a1_in1k",
+    ("encoder", "resnet18:output_stride=32,levels=none"): "resnet18",
+    ("encoder", "plain:widths=[64,128],depth=1"): "plain:depth=1,widths=[64,128]",
+    ("encoder", "plain:dropout=0,act=relu"): "plain",
+    ("encoder", "plain:dropout=5e-1"): "plain:dropout=0.5",
+    ("encoder", "plain:norm=none"): "plain:norm=none",
+    ("up", "bilinear:align_corners=TRUE"): "bilinear:align_corners=true",
+    ("up", "bilinear:align_corners=False"): "bilinear",
+    ("logits", "none"): "none",
+    ("logits", "bilinear:align_corners=false"): "bilinear",
+}
+
+
+@pytest.mark.parametrize(("part", "text"), CANONICAL.items())
+def test_the_canonical_form_of_a_part(part: tuple[str, str], text: str, parts: Parts) -> None:
+    word, given = part
+    spec = canonical(word, PartSpec.parse(given), parts)
+    assert str(spec) == text
+    assert canonical(word, spec, parts) == spec
+
+
+def test_a_shadowed_name_keeps_its_source() -> None:
+    parts = load_parts()
+    parts.encoders.add("resnet18", "unetkit.parts.encoders.plain:Plain")
+    assert canonical("encoder", PartSpec("timm/resnet18"), parts) == PartSpec("timm/resnet18")
+    assert canonical("encoder", PartSpec("resnet18"), parts) == PartSpec("resnet18")
+
+
+SHORTEST = {
+    "--encoder timm/resnet18 --up bilinear --fuse concat/concat --decode-to 1 --classes 2": "--encoder resnet18",
+    "--encoder plain --fuse add/add": "--encoder plain --fuse add",
+    "--encoder plain --fuse add/concat": "--encoder plain --fuse add/concat",
+    "--recipe unet-2015": "--recipe unet-2015",
+    "--recipe unet-2015 --size 572 --widths 512,256,128,64": "--recipe unet-2015",
+    "--recipe unet-2015 --size 600 --in-channels 3": "--recipe unet-2015 --in-channels 3 --size 600",
+    "--encoder resnet18:pretrained=true": "--encoder resnet18 --pretrained",
+    "--encoder resnet18:pretrained=false": "--encoder resnet18",
+    "--encoder 'resnet18:pretrained=\"w a.pt\"'": "--encoder resnet18 '--pretrained=w a.pt'",
+    "--encoder resnet18:pretrained=true --pretrained w.pt": "--encoder resnet18 --pretrained=w.pt",
+    "--encoder plain --seed 0": "--encoder plain --seed 0",
+}
+
+
+@pytest.mark.parametrize(("line", "short"), SHORTEST.items())
+def test_the_shortest_line(line: str, short: str, parts: Parts) -> None:
+    whole, base = resolve(Plan.parse(line), parts)
+    assert str(shortest(whole, base)) == short
+    assert resolve(shortest(whole, base), parts)[0].over(whole) == resolve(Plan.parse(short), parts)[0].over(whole)
+
+
+def test_words_override_the_recipe_and_the_recipe_the_defaults(parts: Parts) -> None:
+    whole, base = resolve(Plan.parse("--recipe unet-2015 --fuse add --classes 5"), parts)
+    said: Any = whole.said()
+    assert (str(said["fuse"][0]), said["classes"], said["in_channels"]) == ("add", 5, 1)
+    assert (DEFAULTS.in_channels, base.in_channels, base.classes) == (3, 1, 2)
+    assert base.recipe is None

@@ -1,0 +1,260 @@
+"""A factory's options: read from the source text as from the imported object, and without importing where it can be."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from torch import nn
+
+from unetkit import signature
+from unetkit.errors import BadOption, PluginError
+from unetkit.plugins import load_parts
+from unetkit.registry import Entry
+from unetkit.signature import Option, Signature
+
+
+def builtins() -> list[Entry]:
+    """Every built-in part, and one of each source."""
+    parts = load_parts()
+    return [e for r in parts for e in (*r.entries.values(), *(r.get(s.listing()[0]) for s in r.sources.values()))]
+
+
+BUILTIN = builtins()
+
+
+@pytest.mark.parametrize("entry", BUILTIN, ids=lambda e: f"{e.kind.word}-{e.name}")
+def test_a_builtin_reads_the_same_from_source_and_imported(entry: Entry) -> None:
+    assert isinstance(entry.factory, str)
+    from_source = signature._from_source(entry.factory)
+    assert from_source == signature.read(signature.load(entry.factory))
+
+
+@pytest.mark.parametrize("entry", BUILTIN, ids=lambda e: f"{e.kind.word}-{e.name}")
+def test_a_builtin_describes_itself_and_its_options(entry: Entry) -> None:
+    known = entry.signature
+    assert 0 < len(known.summary) <= 105
+    assert len(known.summary.splitlines()) == 1
+    assert not known.summary.endswith(".")
+    assert Path(known.file).is_file()
+    lines = Path(known.file).read_text(encoding="utf-8").splitlines()
+    assert lines[known.line - 1].startswith(("class ", "def "))
+    for option in known.options:
+        assert option.help, option.name
+        assert not option.required, option.name
+
+
+Writer = Callable[[str], str]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Writer:
+    """Write a module of its own name on sys.path, and give that name; importing it is not yet done."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def module(source: str) -> str:
+        name = re.sub(r"\W", "_", f"parts_of_{tmp_path.name}")  # a folder is of one test alone
+        (tmp_path / f"{name}.py").write_text(source, encoding="utf-8")
+        return name
+
+    return module
+
+
+def both(target: str) -> Signature:
+    """The signature read from source, once it is seen that nothing was imported and that importing gives the same."""
+    module = target.partition(":")[0]
+    known = signature.read(target)
+    assert module not in sys.modules
+    assert signature.read(signature.load(target)) == known
+    return known
+
+
+def fallen_back(target: str) -> Signature:
+    """The signature of a factory that the source text cannot tell."""
+    assert signature._from_source(target) is None
+    return signature.read(target)
+
+
+GATE = '''
+from __future__ import annotations
+from typing import Literal
+from torch import nn
+
+class Gate(nn.Module):
+    """A gate
+    over two lines.
+
+    More of it.
+
+    Args:
+        width: of the gate, in channels, told
+            over two lines.
+        kind: which one.
+    """
+
+    def __init__(
+        self, x: int, s: int, *, width: int | None = None, kind: Literal["a", "b", -1] = "a",
+        sizes: tuple[int, ...] = (1, 2),
+        text="plain", flag: bool | str = False, scale: float = -0.5,
+    ) -> None:
+        super().__init__()
+'''
+
+
+def test_a_class_with_its_own_init(write: Writer) -> None:
+    known = both(f"{write(GATE)}:Gate")
+    assert known.summary == "A gate over two lines"
+    assert known.line == 6
+    assert known.options == (
+        Option("width", int | None, None, "of the gate, in channels, told over two lines."),
+        Option("kind", Literal["a", "b", -1], "a", "which one."),
+        Option("sizes", tuple[int, ...], (1, 2), ""),
+        Option("text", str, "plain", ""),
+        Option("flag", bool | str, False, ""),
+        Option("scale", float, -0.5, ""),
+    )
+
+
+def test_an_inherited_init(write: Writer) -> None:
+    name = write(GATE + '\nclass Middle(Gate):\n    """Middle."""\n\nclass Last(Middle):\n    pass\n')
+    known = both(f"{name}:Last")
+    assert [option.name for option in known.options] == ["width", "kind", "sizes", "text", "flag", "scale"]
+    assert (known.summary, {option.help for option in known.options}) == ("", {""})
+
+
+def test_a_module_without_an_init_has_no_options(write: Writer) -> None:
+    name = write("from torch import nn\n\nclass Free(nn.Module):\n    pass\n")
+    known = both(f"{name}:Free")
+    assert (known.options, known.summary) == ((), "")
+
+
+def test_an_init_of_another_file_is_imported(write: Writer) -> None:
+    name = write(
+        "from unetkit.parts.fusions import Add\nfrom unetkit.parts.heads import Conv\n\nclass Mine(Conv): ...\n"
+    )
+    assert fallen_back(f"{name}:Add").summary.startswith("The sum")
+    assert [option.name for option in fallen_back(f"{name}:Mine").options] == ["kernel"]
+
+
+def test_of_several_bases_the_imported_class_tells(write: Writer) -> None:
+    name = write(
+        "from unetkit.parts.heads import Conv\n\nclass Mixed:\n    def __init__(self, *, mixed: int = 1): ...\n\n"
+        "class Both(Conv, Mixed): ...\n"
+    )
+    assert [option.name for option in fallen_back(f"{name}:Both").options] == ["kernel"]
+
+
+def test_a_function(write: Writer) -> None:
+    name = write("def make(a, *, k: int, j: bool = True) -> object:\n    'Makes.'\n")
+    known = both(f"{name}:make")
+    assert known.summary == "Makes"
+    assert [(o.name, o.type, o.required) for o in known.options] == [("k", int, True), ("j", bool, False)]
+
+
+@pytest.mark.parametrize("annotation", ["Order", "'int | None'", "typing.Literal['a']", "Optional[int]"])
+def test_an_unreadable_annotation_is_imported(write: Writer, annotation: str) -> None:
+    name = write(
+        "import typing\nfrom typing import Literal, Optional\n\nOrder = Literal['a', 'b']\n\n"
+        f"def make(*, order: {annotation} = None): ...\n"
+    )
+    expected = {"Order": Literal["a", "b"], "typing.Literal['a']": Literal["a"]}.get(annotation, int | None)
+    assert fallen_back(f"{name}:make").options == (Option("order", expected, None, ""),)
+
+
+@pytest.mark.parametrize("default", ["WIDE", "2 * 3", "list((1, 2))"])
+def test_an_unreadable_default_is_imported(write: Writer, default: str) -> None:
+    name = write(f"WIDE = 6\n\ndef make(*, width: int = {default}): ...\n")
+    assert fallen_back(f"{name}:make").options[0].default in (6, [1, 2])
+
+
+def test_what_is_assigned_or_decorated_is_imported(write: Writer) -> None:
+    name = write(
+        "from dataclasses import dataclass\nfrom functools import partial\n\n"
+        "def make(*, a: int = 1, b: float = 2): ...\n\nlater = partial(make, a=3)\n\n"
+        "@dataclass(kw_only=True)\nclass Data:\n    width: int = 4\n\n"
+        "class Called:\n    def __call__(self, x, *, depth: int = 5): ...\n\ncalled = Called()\n"
+    )
+    assert [(o.name, o.type, o.default) for o in fallen_back(f"{name}:later").options] == [
+        ("a", int, 3),
+        ("b", float, 2),
+    ]
+    assert [(o.name, o.type, o.default) for o in fallen_back(f"{name}:Data").options] == [("width", int, 4)]
+    assert [(o.name, o.type, o.default) for o in fallen_back(f"{name}:called").options] == [("depth", int, 5)]
+
+
+def test_an_annotation_that_means_nothing_at_run_time_spoils_no_other(write: Writer) -> None:
+    name = write(
+        "from __future__ import annotations\nfrom typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n"
+        "    from nowhere import Thing\n\ndef make(x: Thing, *, k: int | None = 3, thing: Thing = None): ...\n"
+    )
+    options = signature.read(signature.load(f"{name}:make")).options
+    assert [(o.name, o.type) for o in options] == [("k", int | None), ("thing", str)]
+
+
+@pytest.mark.parametrize(
+    ("doc", "help_text"),
+    [
+        ("One line.", ""),
+        ("", ""),
+        ("Told.\n\n    Args:\n        other: no.\n        k: yes: it is.", "yes: it is."),
+        ("Args of another kind.\n\n    k: no.", ""),
+        ("Told.\n\n    Args:\n        kk: no.\n\n        k: yes.\n\n    Returns:\n        k: no.", "yes."),
+    ],
+)
+def test_help_comes_from_args(write: Writer, doc: str, help_text: str) -> None:
+    name = write(f'def make(*, k: int = 1, kk: int = 2):\n    """{doc}"""\n')
+    known = both(f"{name}:make")
+    assert known.options[0].help == help_text
+
+
+BROKEN = {
+    "syntax": ("def make(:", "make", "SyntaxError"),
+    "import": ("import no_such_module_at_all\n\nmake = 1\n", "make", "No module named 'no_such_module_at_all'"),
+    "raises": ("raise RuntimeError('two\\nlines')\n", "make", "RuntimeError: two lines"),
+    "missing": ("x = 1\n", "make", "has no attribute 'make'"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_cannot_be_loaded(write: Writer, case: str) -> None:
+    source, attr, reason = BROKEN[case]
+    target = f"{write(source)}:{attr}"
+    with pytest.raises(PluginError) as refused:
+        signature.read(target)
+    assert str(refused.value).startswith(f"{target} cannot be loaded: ")
+    assert reason in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("target", ["no_such_package.part:Gate", "no_such_package:Gate", "unetkit.errors", ":Gate", ""])
+def test_a_target_that_is_none(target: str) -> None:
+    with pytest.raises(PluginError, match="cannot be loaded"):
+        signature.read(target)
+
+
+def test_a_file_in_another_encoding_is_imported(write: Writer, tmp_path: Path) -> None:
+    name = write("")
+    (tmp_path / f"{name}.py").write_bytes("# coding: latin-1\ndef make(*, k: str = 'é'): ...\n".encode("latin-1"))
+    assert fallen_back(f"{name}:make").options[0].default == "é"
+
+
+def test_objects() -> None:
+    assert signature.read(nn.Conv2d).options == ()
+    assert signature.read(partial(nn.Conv2d, bias=False)).options[0].name == "bias"
+    assert signature.read(lambda x, *, k=3: x).options == (Option("k", str, 3, ""),)
+    with pytest.raises(BadOption, match=r"^<class 'dict'> has no signature to read its options from; wrap it in a"):
+        signature.read(dict)
+
+
+def test_a_docstring_is_the_factorys_own() -> None:
+    class Mine(nn.Module):
+        pass
+
+    known: Any = signature.read(Mine)
+    assert (known.summary, known.doc, known.file) == ("", "", inspect.getsourcefile(Mine))
