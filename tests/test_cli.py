@@ -16,7 +16,6 @@ from click.testing import CliRunner, Result
 import unetkit
 from unetkit.cli import cli, main
 from unetkit.cli.words import complete_part
-from unetkit.errors import UnetkitError
 from unetkit.plan import WORDS
 from unetkit.plugins import load_parts
 
@@ -118,10 +117,36 @@ def test_refusals_are_one_line_and_exit_with_2(
     assert expected in refusal(capsys, *words)
 
 
-def test_the_traceback_is_shown_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_traceback_is_shown_when_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["unetkit", "-v", "build", "--encoder", "resnet1O1"])
-    with pytest.raises(UnetkitError):
+    with pytest.raises(SystemExit) as ended:
         main()
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in err
+    assert err.splitlines()[-1].startswith("Error: --encoder resnet1O1: no encoder is called")
+
+
+def test_a_failed_check_exits_with_1(tmp_path: Path) -> None:
+    file = tmp_path / "forgetful.py"
+    file.write_text(
+        "import torch\nimport unetkit\n\n"
+        "class Forgetful(torch.nn.Conv2d):\n"
+        '    """A 1x1 convolution with a weight that it forgets."""\n'
+        "    def __init__(self, in_channels: int, out_channels: int):\n"
+        "        super().__init__(in_channels, out_channels, 1)\n"
+        "        self.forgotten = torch.nn.Parameter(torch.zeros(1))\n\n"
+        "@unetkit.hookimpl\n"
+        "def unetkit_register(parts):\n"
+        "    parts.blocks.add('forgetful', Forgetful)\n"
+    )
+    result = run("--plugin", str(file), "build", *SMALL, "--block", "forgetful", "--size", "16", "--check")
+    assert result.exit_code == 1
+    assert "check FAILED: 2x3x16x16 gives 2x2x16x16, all finite, gradients do NOT reach stages.0.block.forgotten" in (
+        result.output
+    )
 
 
 def test_every_word_is_an_option_with_help() -> None:
@@ -153,6 +178,7 @@ def test_list_of_one_part_says_options_types_defaults_owner_and_place() -> None:
     assert "upsamplers.py:" in text
     assert "It has no options." in run("list", "fuse", "add").output
     assert "output_stride" in run("list", "encoders", "resnet50").output
+    assert "registered by unetkit for all of timm, in" in run("list", "encoders", "resnet50").output
 
 
 def test_completion_of_names_options_and_levels() -> None:

@@ -263,7 +263,7 @@ def test_a_failed_write_leaves_the_old_file(
     def fail(*args: object) -> bytes:
         raise error
 
-    monkeypatch.setattr(files, "_digest", fail)
+    monkeypatch.setattr(files, "digest", fail)
     with pytest.raises(BadFile if isinstance(error, OSError) else KeyboardInterrupt):
         unetkit.save(unetkit.build(SMALL), path)
     monkeypatch.undo()

@@ -79,9 +79,7 @@ def test_projections_crops_pads_and_resizes_are_spelled_out() -> None:
     def whats(size: int | tuple[int, int], **words: Any) -> str:
         return "\n".join(row.what for row in unetkit.trace(unetkit.build(**words, device="meta"), size).rows)
 
-    assert "add skip 1024 and map 2048; project_x 1x1 conv 2048 to 1024" in whats(
-        64, encoder="resnet50", fuse="add"
-    )
+    assert "add skip 1024 and map 2048; project_x 1x1 conv 2048 to 1024" in whats(64, encoder="resnet50", fuse="add")
     assert "crop: skip 64x64 to 56x56" in whats(572, recipe="unet-2015")
     assert "pad: map 70x54 to 71x54" in whats((571, 433), recipe="unet-bilinear")
     assert "resize: map 6x6 to 7x7" in whats(14, encoder="plain:widths=[4,8,16]", up="transposed")

@@ -100,7 +100,7 @@ def build_plan(plan: Plan, host: Host, device: Any = None) -> UNet:
         if device is not None:
             stack.enter_context(torch.device(device))
         if whole.seed is not None:
-            stack.enter_context(_seeded(whole.seed))
+            stack.enter_context(_seeded(whole.seed, device))
         stack.enter_context(drawn_once())
         network, derived = _assemble(whole, host.parts)
         network.whole = whole.over(derived)
@@ -111,9 +111,15 @@ def build_plan(plan: Plan, host: Host, device: Any = None) -> UNet:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+def _seeded(seed: int, device: Any) -> Iterator[None]:
+    """Draw from a seed and leave the random state as it was, that of the device built on included."""
+    target = torch.get_default_device() if device is None else torch.device(device)
+    on_gpu = [target] if target.type == "cuda" else []
+    with torch.random.fork_rng(devices=on_gpu):
+        torch.default_generator.manual_seed(seed)
+        for gpu in on_gpu:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(seed)
         yield
 
 
@@ -267,9 +273,9 @@ def _one_each(word: str, given: tuple[T, ...] | None, levels: list[_Level]) -> t
         strides = ", ".join(str(level.stride) for level in levels)
         kind = " that join a skip" if word in ("fuse", "align") else ""
         one = "" if word == "widths" or len(levels) == 1 else "one, or "
-        count = "is 1 level" if len(levels) == 1 else f"are {len(levels)} levels"
+        count, at = ("is 1 level", "stride") if len(levels) == 1 else (f"are {len(levels)} levels", "strides")
         raise CannotBuild(
-            f"--{word} gives {len(given)}, but there {count}{kind} (at stride {strides}); "
+            f"--{word} gives {len(given)}, but there {count}{kind} (at {at} {strides}); "
             f"give {one}{len(levels)}, deep to shallow"
         )
     return given

@@ -46,8 +46,8 @@ class Entry:
     name: str
     factory: Factory | str
     owner: str
-    #: For a name that a source supplies (timm's): what its shared factory is told, as a second positional argument.
-    source_name: str | None = None
+    #: The library that supplies the name; its one factory is told the name as a second positional argument.
+    source: str | None = None
 
     @property
     def signature(self) -> Signature:
@@ -56,7 +56,7 @@ class Entry:
     def load(self) -> Factory:
         """The factory itself; imports it where it was registered as "module:attr"."""
         found = signature.load(self.factory) if isinstance(self.factory, str) else self.factory
-        return found if self.source_name is None else partial(_named, found, self.source_name)
+        return found if self.source is None else partial(_named, found, self.name)
 
 
 def _named(factory: Factory, name: str, /, in_channels: int, **options: Any) -> Any:
@@ -77,7 +77,7 @@ class Source:
         return names
 
     def entry(self, kind: Kind, name: str) -> Entry:
-        return Entry(kind, name, self.factory, self.owner, source_name=name)
+        return Entry(kind, name, self.factory, self.owner, source=self.name)
 
 
 @dataclass

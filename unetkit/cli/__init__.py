@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from importlib import import_module
 
 import click
@@ -48,6 +49,6 @@ def main() -> None:
         cli.main(prog_name="unetkit", standalone_mode=True)
     except UnetkitError as error:
         if "-v" in sys.argv or "--verbose" in sys.argv:
-            raise
+            traceback.print_exc()
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)

@@ -66,6 +66,8 @@ def build(
         click.echo(json.dumps(report, indent=2))
     else:
         _show(traced, done)
+    if check and not checked.passed:
+        ctx.exit(1)
 
 
 def _draw(traced: Trace, picture: Path) -> None:

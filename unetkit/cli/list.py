@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unetkit.cli.words import complete_part, host_of
-from unetkit.errors import UnknownName
+from unetkit.errors import UnetkitError, UnknownName
 from unetkit.registry import KINDS, Entry, Parts, Registry
 from unetkit.values import describe, to_text
 
@@ -75,14 +75,14 @@ def _names(console: Console, registry: Registry, pattern: str) -> None:
         raise UnknownName(
             f"no {registry.kind.title} matches {pattern!r}; `unetkit list {registry.kind.attribute}` lists all"
         )
-    own = [entry for entry in found if entry.source_name is None]
+    own = [entry for entry in found if entry.source is None]
     if own:
         table = _table("name", "what it is", "from")
         for entry in own:
-            table.add_row(entry.name, Text(entry.signature.summary), entry.owner)
+            table.add_row(entry.name, Text(_summary(entry)), entry.owner)
         console.print(table)
     for source in registry.sources:
-        names = [entry.name for entry in found if entry.source_name and entry not in own]
+        names = [entry.name for entry in found if entry.source == source]
         if names and console.is_terminal:
             console.print(f"{len(names)} from {source}:")
             console.print(Columns(names, padding=(0, 2)))
@@ -90,9 +90,16 @@ def _names(console: Console, registry: Registry, pattern: str) -> None:
             console.print("\n".join(names))  # one a line, for grep and the like
 
 
+def _summary(entry: Entry) -> str:
+    try:
+        return entry.signature.summary
+    except UnetkitError as error:  # a plugin's module that does not load must not hide the others
+        return str(error)
+
+
 def _detail(console: Console, entry: Entry) -> None:
     known = entry.signature
-    source = f" of {entry.source_name}" if entry.source_name else ""
+    source = f" for all of {entry.source}" if entry.source else ""
     console.print(Text.assemble((entry.name, "bold"), f": {known.summary}"))
     table = _table("option", "takes", "default", "what it does")
     for option in known.options:

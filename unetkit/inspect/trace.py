@@ -151,12 +151,11 @@ def trace(model: nn.Module, size: int | Size | None = None, *, batch: int = 1) -
 
 
 def _refusal(ghost: nn.Module, size: Size, seen: Observation) -> str:
+    what = f"size {_x(size)} does not pass: {seen.failure()}"
+    if fixed := getattr(network_of(ghost).encoder, "size", None):
+        return f"{what}; its encoder takes {_x(fixed)}"
     sizes = nearest_sizes(ghost, size)
-    fixed = getattr(network_of(ghost).encoder, "size", None)
-    if not sizes and fixed:
-        sizes = (fixed,)
-    nearest = f"; the nearest sizes that pass are {' and '.join(map(_x, sizes))}" if sizes else ""
-    return f"size {_x(size)} does not pass: {seen.failure()}{nearest}"
+    return what + (f"; the nearest sizes that pass are {' and '.join(map(_x, sizes))}" if sizes else "")
 
 
 def _x(size: Size) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from torch import Tensor, nn
@@ -155,5 +156,5 @@ def _shortcut(style: UnitStyle, in_channels: int, out_channels: int) -> nn.Modul
     if in_channels == out_channels:
         return nn.Identity()
     if style.order == "conv-norm-act":
-        return style.unit(in_channels, out_channels, kernel=1, act=False)
+        return replace(style, dropout=0.0).unit(in_channels, out_channels, kernel=1, act=False)
     return nn.Conv2d(in_channels, out_channels, 1, bias=style.norm == "none" if style.bias is None else style.bias)

@@ -19,11 +19,13 @@ Norm = Literal["batch", "group", "instance", "layer", "none"]
 def make_norm(norm: Norm, channels: int) -> nn.Module:
     """Timm's layer for a norm of (B, C, H, W).
 
-    "group" has 32 groups (Wu & He 2018), or the largest number below that divides both 32 and the channels.
+    "group" has 32 groups (Wu & He 2018), or as many as divide both 32 and the channels, of two channels at least.
     "instance" is a group for each channel, with weight and bias.
     """
     if norm in ("group", "instance"):
         groups = channels if norm == "instance" else gcd(32, channels)
+        if norm == "group" and groups == channels > 1:
+            groups = channels // 2  # a channel a group would be instance norm
         grouped: nn.Module = create_norm_layer("groupnorm", channels, num_groups=groups)
         return grouped
     if norm == "none":

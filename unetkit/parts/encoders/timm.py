@@ -38,6 +38,8 @@ class TimmEncoder(nn.Module):
         only = None if levels is None else _first(levels, name, in_channels, output_stride)
         self.model = _create(name, in_channels, output_stride, pretrained, only)
         self.weights_from = _describe(self.model, pretrained)
+        config = self.model.pretrained_cfg
+        self.size = tuple(config["input_size"][-2:]) if config.get("fixed_input_size") else None
         info = self.model.feature_info
         self.take = _deepest(name, info)
         self.strides = tuple(info.reduction()[i] for i in self.take)

@@ -1,0 +1,180 @@
+"""What the pages say that the code knows better: tables of words, parts and recipes, and the pictures.
+
+A page holds each between `<!-- rendered: NAME -->` and `<!-- end -->`; `UPDATE_DOCS=1 pytest tests/test_docs.py`
+writes them anew.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from torch import nn
+
+import unetkit
+from unetkit.inspect.observe import Call, meta_input, observe
+from unetkit.inspect.picture import draw
+from unetkit.inspect.table import count
+from unetkit.inspect.trace import Trace
+from unetkit.plan import WORDS
+from unetkit.registry import Entry, Registry
+from unetkit.resolve import DEFAULTS
+from unetkit.signature import Option
+from unetkit.unet import UNet
+from unetkit.values import describe, to_text
+
+PICTURES = ("unet-2015", "vgg16-unet", "resnet101-unet")
+#: What each recipe is shown with, beside itself.
+VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
+    "unet-2015": ({"in_channels": 3},),
+    "unet-same": ({"size": 572}, {"in_channels": 3}),
+    "unet-bilinear": ({"classes": 1}, {"size": "571x433"}, {"up": "transposed:channels=keep"}),
+    "unet-relu-bn": ({"in_channels": 3},),
+    "vgg16-unet": ({"fuse": "add"},),
+    "resnet34-unet": ({"fuse": "add"},),
+    "resnet101-unet": ({"fuse": "concat"},),
+}
+_DERIVED = {
+    "widths": "as wide as the skip, at most 512; halved where there is none",
+    "logits": "`bilinear`; `none` for nets of valid convolutions",
+}
+_BLOCK = re.compile(r"(<!-- rendered: ([\w -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def refreshed(page: str) -> str:
+    """A page's text with every rendered block as it should be."""
+    return _BLOCK.sub(lambda found: f"{found[1]}\n{_rendered(found[2])}\n\n{found[3]}", page)
+
+
+def picture(recipe: str) -> str:
+    """The SVG text of a recipe's picture."""
+    return draw(_traced(recipe))
+
+
+def _rendered(name: str) -> str:
+    makers: dict[str, Callable[[], str]] = {
+        "first command": _first_command,
+        "words": _words,
+        "recipes": _recipes,
+        "sizes of unet-2015": _sizes,
+    }
+    kind, _, recipe = name.partition(" ")
+    if name in makers:
+        return makers[name]()
+    return _recipe(recipe) if kind == "recipe" else _parts(unetkit.load_parts()[name])
+
+
+def _table(*rows: Iterable[str]) -> str:
+    head, *rest = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rest))
+
+
+def _first_command() -> str:
+    """What the README's first command prints, all but the levels between the deepest and the shallowest."""
+    trace = str(unetkit.trace(unetkit.build(encoder="resnet101", fuse="add", device="meta")))
+    lines = "\n".join(line.rstrip() for line in trace.splitlines() if line.strip())
+    lines = re.sub(r"[^\n]*stages\.1 .*\n(?=[^\n]*stages\.4 )", "...\n", lines, flags=re.DOTALL)
+    return f"```console\n$ unetkit build --encoder resnet101 --fuse add\n{lines}\n```"
+
+
+def _words() -> str:
+    return _table(
+        ("word", "value", "what it says", "unsaid"),
+        *((f"`{word.flag}`", f"`{word.metavar}`", word.help, _unsaid(word.name)) for word in WORDS),
+    )
+
+
+def _unsaid(name: str) -> str:
+    value = getattr(DEFAULTS, name)
+    if value is None:
+        return _DERIVED.get(name, "")
+    return f"`{value[0] if isinstance(value, tuple) else value}`"
+
+
+def _parts(registry: Registry) -> str:
+    own = [_part(entry, entry.name) for entry in registry.entries.values()]
+    theirs = [_part(registry.get(source.listing()[0]), f"any of {name}'s") for name, source in registry.sources.items()]
+    return "\n\n".join([*own, *theirs])
+
+
+def _part(entry: Entry, name: str) -> str:
+    title = f"### `{name}`" if name == entry.name else f"### {name}"
+    told = [re.sub(r"\s+", " ", part) for part in entry.signature.doc.split("\n\n") if not part.startswith("Args:")]
+    table = _table(("option", "takes", "default", "what it does"), *map(_option, entry.signature.options))
+    return "\n\n".join([title, *told, table if entry.signature.options else "No options."])
+
+
+def _option(option: Option) -> tuple[str, ...]:
+    default = "must be given" if option.required else f"`{to_text(option.default, option.type)}`"
+    return f"`{option.name}`", describe(option.type), default, option.help
+
+
+def _recipes() -> str:
+    rows = ((f"`{e.name}`", e.signature.summary, _count(e.name)) for e in unetkit.list_parts("recipes"))
+    return _table(("recipe", "what it is", "parameters"), *rows)
+
+
+def _count(recipe: str) -> str:
+    return f"{_traced(recipe).parameters:,}"
+
+
+def _recipe(name: str) -> str:
+    line = replace(_built(name).whole, recipe=None)
+    figures = [_figures(_traced(name, **words)) for words in ({}, *VARIANTS[name])]
+    head = ("line", "input", "output", "parameters", "MACs", "receptive field", "smallest input")
+    return f"```text\n{line}\n```\n\n{_table(head, *figures)}"
+
+
+def _figures(trace: Trace) -> tuple[str, ...]:
+    first, last = (f"{row.channels}x{row.height}x{row.width}" for row in (trace.rows[0], trace.rows[-1]))
+    least = f"{trace.minimum}x{trace.minimum}"
+    return f"`{trace.line}`", first, last, f"{trace.parameters:,}", count(trace.macs), str(trace.receptive_field), least
+
+
+def _built(recipe: str, **words: Any) -> UNet:
+    return unetkit.build(recipe=recipe, device="meta", **words)
+
+
+@cache
+def _traced(recipe: str, **words: Any) -> Trace:
+    return unetkit.trace(_built(recipe, **words))
+
+
+def _sizes() -> str:
+    """Every height of unet-2015, a row a level: 572 -> 570 -> 568."""
+    model = _built("unet-2015")
+    levels: dict[str, list[str]] = {"encoder.levels.0": [str(_side(meta_input(model, (572, 572))))]}
+    for call in observe(model, meta_input(model, (572, 572))).calls:
+        if call.name == "encoder.pool":
+            levels[f"encoder.levels.{len(levels)}"] = [f"pool {_side(call.gave[0])}"]
+        elif step := _step(call):
+            level = ".".join(call.name.split(".")[: 3 if call.name.startswith("encoder") else 2])
+            levels.setdefault(level, []).append(step)
+    names = (re.sub(r"[.](levels|conv)", "", level) for level in levels)
+    rows = ((f"`{name}`", " -> ".join(steps)) for name, steps in zip(names, levels.values(), strict=True))
+    return _table(("level", "height and width"), *rows)
+
+
+def _step(call: Call) -> str:
+    gave = call.gave[0] if call.gave else None
+    if isinstance(call.module, nn.ConvTranspose2d):
+        return f"up {_side(gave)}"
+    if isinstance(call.module, nn.Conv2d):
+        return str(_side(gave))
+    if call.name.endswith(".align"):
+        return f"skip {_side(call.given[1])} cropped to {_side(call.gave[1])}"
+    return f"concat {call.gave[0].shape[1]} channels" if call.name.endswith(".fuse") else ""
+
+
+def _side(x: Any) -> int:
+    return int(x.shape[-1])
+
+
+def blocks(page: str, *languages: str) -> Iterator[tuple[str, str]]:
+    """The fenced blocks of a page in these languages, in order, as language and text."""
+    for found in re.finditer(r"^```(\w+)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE):
+        if found[1] in languages:
+            yield found[1], found[2]

@@ -1,0 +1,343 @@
+"""A built network in use: copied, compiled, exported, frozen, seeded, and at every size."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from typing import Any, Literal
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from unetkit import build
+from unetkit.errors import BadOption, CannotBuild, UnetkitError, UnknownName
+from unetkit.parts.fusions import Add, Concat, Max
+from unetkit.unet import UNet
+
+SMALL = ("plain:widths=[8,16,32]", "test_resnet")
+PLAIN = SMALL[0]
+ALIGNS = ("crop", "pad", "resize")
+UPS = ("bilinear", "nearest", "transposed", "pixelshuffle")
+
+
+@cache
+def network(encoder: str, **words: Any) -> UNet:
+    return build(encoder, seed=0, **words).eval()
+
+
+def image(height: int, width: int) -> Tensor:
+    return torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(height * 1000 + width))
+
+
+def run(model: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        out = model(x)
+    assert isinstance(out, Tensor)
+    return out
+
+
+@pytest.mark.parametrize("encoder", SMALL)
+def test_a_deep_copy_is_equal_and_apart(encoder: str) -> None:
+    model = build(encoder, seed=0).eval()
+    twin = copy.deepcopy(model)
+    x = image(45, 38)
+    out = run(model, x)
+    assert torch.equal(run(twin, x), out)
+    assert twin.plan == model.plan
+    nn.init.zeros_(next(twin.encoder.parameters()))
+    assert torch.equal(run(model, x), out)
+
+
+@pytest.mark.parametrize("encoder", SMALL)
+def test_compiles_whole_and_for_every_size(encoder: str) -> None:
+    torch._dynamo.reset()
+    model = network(encoder)
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    for size in ((64, 48), (45, 71)):
+        torch.testing.assert_close(run(compiled, image(*size)), run(model, image(*size)), atol=1e-5, rtol=0)
+
+
+def exported(model: UNet, least: int) -> nn.Module:
+    """The model exported once, at an even size, for every height and width from `least` up."""
+    # AUTO, since timm's pools with ceil_mode ask things of the size that are true, but that a solver cannot prove.
+    dynamic = {2: torch.export.Dim.AUTO(min=least), 3: torch.export.Dim.AUTO(min=least)}
+    program = torch.export.export(model, (image(64, 80),), dynamic_shapes=(dynamic,))
+    return program.module()
+
+
+@pytest.mark.parametrize(
+    ("encoder", "words"),
+    [
+        (PLAIN, {}),
+        (PLAIN, {"align": "pad", "up": "transposed"}),
+        ("test_resnet", {}),
+        ("test_resnet", {"align": "crop", "up": "transposed"}),
+    ],
+    ids=str,
+)
+def test_exports_once_for_every_size(encoder: str, words: dict[str, str]) -> None:
+    model = network(encoder, **words)
+    least = 40
+    anywhere = exported(model, least)
+    for size in ((64, 80), (40, 40), (45, 71), (97, 52)):
+        torch.testing.assert_close(run(anywhere, image(*size)), run(model, image(*size)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("words", [{"align": "crop"}, {"align": "crop", "block": "double:padding=0"}], ids=str)
+def test_exports_with_named_dimensions(words: dict[str, str]) -> None:
+    padding = 0 if "block" in words else 1
+    model = network(f"plain:widths=[4,8,16],padding={padding}", up="transposed", **words)
+    height, width = torch.export.Dim("height", min=44, max=2048), torch.export.Dim("width", min=44, max=2048)
+    program = torch.export.export(model, (image(64, 80),), dynamic_shapes=({2: height, 3: width},))
+    for size in ((64, 80), (44, 44), (45, 71), (97, 52)):
+        torch.testing.assert_close(run(program.module(), image(*size)), run(model, image(*size)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("encoder", SMALL)
+def test_channels_last_gives_equal_values(encoder: str) -> None:
+    model = network(encoder)
+    last = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    x = image(45, 38)
+    out = run(last, x.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(out, run(model, x), atol=1e-5, rtol=0)
+
+
+def test_state_dict_keys_are_stable() -> None:
+    model = build("plain:widths=[8,16]", up="transposed", block="double:norm=none")
+    units = [f"encoder.levels.{level}.{unit}" for level in (0, 1) for unit in (0, 1)]
+    norm = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+    assert list(model.state_dict()) == [
+        *(key for unit in units for key in (f"{unit}.conv.weight", *(f"{unit}.norm.{name}" for name in norm))),
+        "stages.0.up.weight",
+        "stages.0.up.bias",
+        "stages.0.block.0.conv.weight",
+        "stages.0.block.0.conv.bias",
+        "stages.0.block.1.conv.weight",
+        "stages.0.block.1.conv.bias",
+        "head.conv.weight",
+        "head.conv.bias",
+    ]
+    residual = build(PLAIN, fuse="add", block="basic", up="pixelshuffle", head="conv-act-norm")
+    keys = {key.split(".", 2)[2] for key in residual.state_dict() if key.startswith("stages.0.")}
+    assert {key.rsplit(".", 1)[0] for key in keys} == {
+        "up.conv",
+        "fuse.project_x",
+        "block.units.0.conv",
+        "block.units.0.norm",
+        "block.units.1.conv",
+        "block.units.1.norm",
+    }
+    assert [k for k in residual.state_dict() if k.startswith("head.") and k.endswith("weight")] == [
+        "head.conv.weight",
+        "head.norm.weight",
+    ]
+
+
+@pytest.mark.parametrize("encoder", SMALL)
+def test_the_encoder_is_frozen_in_one_line(encoder: str) -> None:
+    model = build(encoder)
+    model.encoder.requires_grad_(False)
+    model(image(64, 64).repeat(2, 1, 1, 1)).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is None) == name.startswith("encoder."), name
+    groups: list[dict[str, Any]] = [
+        {"params": model.encoder.parameters(), "lr": 1e-4},
+        {"params": [*model.stages.parameters(), *model.head.parameters()]},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=1e-2)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+
+
+def test_a_seed_fixes_the_weights_and_nothing_else() -> None:
+    for encoder in SMALL:
+        before = torch.get_rng_state()
+        one, same, other = (build(encoder, seed=seed).state_dict() for seed in (1, 1, 2))
+        assert torch.equal(torch.get_rng_state(), before)
+        assert all(torch.equal(one[key], same[key]) for key in one)
+        different = [key for key in one if not torch.equal(one[key], other[key])]
+        assert {key for key in one if key.endswith("conv.weight")} <= set(different)
+
+
+def test_without_a_seed_the_global_one_counts() -> None:
+    made = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        made += [build(PLAIN).state_dict(), build(PLAIN).state_dict()]
+    assert all(torch.equal(made[0][key], made[2][key]) for key in made[0])
+    assert not torch.equal(made[0]["head.conv.weight"], made[1]["head.conv.weight"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(SMALL), st.sampled_from(ALIGNS), st.sampled_from(UPS), st.integers(1, 40), st.integers(1, 40))
+def test_a_padded_network_takes_every_size(encoder: str, align: str, up: str, height: int, width: int) -> None:
+    out = run(network(encoder, align=align, up=up), image(height, width))
+    assert out.shape == (1, 2, height, width)
+    assert out.isfinite().all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(("batch", "group", "instance", "layer", "none")), st.integers(1, 40), st.integers(1, 40))
+def test_every_norm_takes_every_size(norm: str, height: int, width: int) -> None:
+    model = network(f"plain:widths=[4,8,16],norm={norm}", block=f"basic:norm={norm}")
+    out = run(model, image(height, width))
+    assert out.shape == (1, 2, height, width)
+    assert out.isfinite().all()
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.sampled_from(("test_resnet", "plain:widths=[4,8,16,32]", "test_convnext")),
+    st.sampled_from((1, 2, 4)),
+    st.sampled_from((*UPS[:2], "bilinear:align_corners=true", "transposed:channels=keep", "pixelshuffle")),
+    st.integers(1, 40),
+    st.integers(1, 40),
+)
+def test_logits_reach_every_size(encoder: str, decode_to: int, logits: str, height: int, width: int) -> None:
+    model = network(encoder, decode_to=decode_to, logits=logits)
+    assert run(model, image(height, width)).shape == (1, 2, height, width)
+
+
+@pytest.mark.parametrize("decode_to", [1, 2, 4])
+@pytest.mark.parametrize("encoder", ["test_resnet", "plain:widths=[2,4,8,16]"])
+def test_decodes_to_a_stride(encoder: str, decode_to: int) -> None:
+    model = network(encoder, decode_to=decode_to, logits="none")
+    assert model.stages[-1].stride == decode_to
+    for size in ((64, 96), (24, 16), (8, 96)):  # the small ones are padded, and the output is cut back
+        assert run(model, image(*size)).shape[2:] == (size[0] // decode_to, size[1] // decode_to)
+
+
+@pytest.mark.parametrize("up", UPS)
+def test_stages_beyond_the_shallowest_map_join_none(up: str) -> None:
+    model = network("test_resnet", up=up)
+    assert [stage.stride for stage in model.stages] == [16, 8, 4, 2, 1]
+    assert [stage.get_submodule("up") is not None for stage in model.stages] == [True] * 5
+    assert model.skips == (3, 2, 1, 0)
+    last = model.stages[-1]
+    assert all(part is None for part in (last.fuse, last.align))
+    sizes: list[tuple[int, ...]] = []
+    with last.register_forward_hook(lambda _, __, out: sizes.append(tuple(out.shape[2:]))):
+        run(model, image(45, 71))
+    assert sizes == [(45, 71)]
+
+
+def test_learned_logits_act_compiled_as_they_do_eagerly() -> None:
+    torch._dynamo.reset()
+    model = network(PLAIN, logits="transposed:channels=keep")
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    torch.testing.assert_close(run(compiled, image(32, 48)), run(model, image(32, 48)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("encoder", SMALL)
+def test_gradients_reach_every_parameter(encoder: str) -> None:
+    model = build(encoder, up="transposed", fuse="add", logits="transposed:channels=keep")
+    x = image(64, 96).repeat(2, 1, 1, 1)
+    before = x.clone()
+    out = model(x)
+    (out * torch.randn_like(out)).sum().backward()
+    assert torch.equal(x, before)
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize(
+    ("stride", "strides", "channels"), [(16, (2, 4, 8, 16), (64, 256, 512, 2048)), (8, (2, 4, 8), (64, 256, 2048))]
+)
+def test_dilation_in_place_of_stride(stride: int, strides: tuple[int, ...], channels: tuple[int, ...]) -> None:
+    model = build(f"resnet50:output_stride={stride}", device="meta")
+    assert tuple(model.encoder.strides) == strides  # type: ignore[arg-type]
+    maps = model.encoder(torch.empty(1, 3, 64, 96, device="meta"))
+    assert [tuple(m.shape) for m in maps] == [(1, c, 64 // s, 96 // s) for c, s in zip(channels, strides, strict=True)]
+    dilations = {m.dilation[0] for m in model.encoder.modules() if isinstance(m, nn.Conv2d)}
+    assert dilations == ({1, 2} if stride == 16 else {1, 2, 4})
+    assert model(torch.empty(1, 3, 71, 45, device="meta")).shape == (1, 2, 71, 45)
+
+
+def test_an_encoder_without_dilation_says_so() -> None:
+    with pytest.raises(CannotBuild, match=r"timm/vgg11 does not take output_stride=16 .*leave it out"):
+        build("vgg11:output_stride=16", device="meta")
+    with pytest.raises(BadOption, match="output_stride takes one of 8, 16, 32; got 4"):
+        build("resnet50:output_stride=4", device="meta")
+
+
+class Gated(nn.Module):
+    """A fusion that is tried out before anyone packages it."""
+
+    def __init__(self, x_channels: int, skip_channels: int, *, power: int = 1) -> None:
+        super().__init__()
+        self.out_channels = skip_channels
+        self.gate = nn.Conv2d(x_channels, skip_channels, 1)
+        self.power = power
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        out: Tensor = skip * self.gate(x).sigmoid() ** self.power
+        return out
+
+
+def test_a_part_may_be_a_class() -> None:
+    model = build(PLAIN, fuse=Gated)
+    assert all(isinstance(stage.fuse, Gated) for stage in model.stages)
+    assert run(model.eval(), image(9, 13)).shape == (1, 2, 9, 13)
+    assert "Gated" in str(model.plan)
+
+
+def test_a_part_may_be_a_callable() -> None:
+    def block(in_channels: int, out_channels: int, *, kernel: Literal[1, 3] = 3) -> nn.Module:
+        return nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
+
+    model = build(PLAIN, block=block, head=lambda i, o: nn.Conv2d(i, o, 5, padding=2))
+    assert [type(stage.block) for stage in model.stages] == [nn.Conv2d, nn.Conv2d]
+    assert run(model, image(9, 13)).shape == (1, 2, 9, 13)
+    mixed = build(PLAIN, fuse=[Gated, "add"])
+    assert [type(stage.fuse) for stage in mixed.stages] == [Gated, Add]
+
+
+def test_a_level_may_have_its_own_word() -> None:
+    model = build("plain:widths=[4,8,16,32]", fuse="add/max/concat", up="nearest/transposed/bilinear")
+    assert [type(stage.fuse) for stage in model.stages] == [Add, Max, Concat]
+    assert [type(stage.up).__name__ for stage in model.stages] == ["Nearest", "Transposed", "Bilinear"]
+    assert run(model.eval(), image(20, 20)).shape == (1, 2, 20, 20)
+    assert str(build("plain:widths=[4,8,16,32]", fuse="add/add/add").plan).endswith("--fuse add")
+
+
+class Silent(nn.Module):
+    """A fusion that does not say how many channels it gives."""
+
+    def __init__(self, x_channels: int, skip_channels: int) -> None:
+        super().__init__()
+
+
+def broken(in_channels: int, out_channels: int) -> nn.Module:
+    raise ZeroDivisionError("no such luck")
+
+
+def nothing(in_channels: int, out_channels: int) -> None:
+    return None
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "message"),
+    [
+        ({"fuse": "add/add/add"}, CannotBuild, r"--fuse gives 3, but there are 2 levels .*\(at strides? 2, 1\)"),
+        ({"up": ["nearest"] * 3}, CannotBuild, "--up gives 3, but there are 2 levels .*give one, or 2, deep to"),
+        ({"widths": (8,)}, CannotBuild, "--widths gives 1, but there are 2 levels .*give 2, deep to shallow"),
+        ({"widths": "8,8,8"}, CannotBuild, "--widths gives 3, but there are 2 levels"),
+        ({"decode_to": 4}, CannotBuild, "--decode-to 4: the deepest map of plain.* is at stride 4"),
+        ({"decode_to": 64}, CannotBuild, "--decode-to 64: the deepest map"),
+        ({"fuse": Silent}, CannotBuild, r"--fuse <Silent> at stages\.0 \(stride 2\) must declare out_channels"),
+        ({"block": broken}, CannotBuild, r"at stages\.0 .* with 48, 16 failed: ZeroDivisionError: no such luck"),
+        ({"block": nothing}, CannotBuild, r"--block <nothing> at stages\.0 .* made a NoneType"),
+        ({"logits": "transposed"}, CannotBuild, "--logits transposed gives 1 channels for 2 classes"),
+        ({"classes": 0}, BadOption, "--classes: must be at least 1; got 0"),
+        ({"in_channels": 0}, BadOption, "--in-channels: must be at least 1; got 0"),
+        ({"fuse": "conkat"}, UnknownName, "conkat.*did you mean concat"),
+        ({"up": "transposed:kernal=3"}, BadOption, "no option 'kernal'; did you mean kernel"),
+        ({"up": "transposed:kernel=big"}, BadOption, "kernel takes an integer or none; got big"),
+        ({"block": 3}, BadOption, "--block: 3 is not a part"),
+    ],
+)
+def test_refusals(words: dict[str, Any], kind: type[UnetkitError], message: str) -> None:
+    with pytest.raises(kind, match=message) as refusal:
+        build(PLAIN, **words)
+    assert "\n" not in str(refusal.value)
