@@ -15,9 +15,9 @@ from typing import Any
 from torch import nn
 
 import unetkit
+from unetkit.inspect.figures import count
 from unetkit.inspect.observe import Call, meta_input, observe
 from unetkit.inspect.picture import draw
-from unetkit.inspect.table import count
 from unetkit.inspect.trace import Trace
 from unetkit.plan import WORDS
 from unetkit.registry import Entry, Registry

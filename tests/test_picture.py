@@ -9,8 +9,10 @@ import pytest
 from torch import Tensor, nn
 
 import unetkit
-from unetkit.inspect.picture import _Figure, _layout, _Text, draw
-from unetkit.inspect.trace import Row, Trace
+from unetkit.inspect.layout import Figure, Text, layout
+from unetkit.inspect.picture import draw
+from unetkit.inspect.rows import Row
+from unetkit.inspect.trace import Trace
 
 SVG = "{http://www.w3.org/2000/svg}"
 NETS: dict[str, int | tuple[int, int]] = {
@@ -75,7 +77,7 @@ def centre(group: ET.Element) -> tuple[float, float]:
     return x + width / 2, y + height / 2
 
 
-def every_text(figure: _Figure) -> list[_Text]:
+def every_text(figure: Figure) -> list[Text]:
     boxes = [text for box in figure.boxes for text in box.texts]
     return [*figure.texts, *boxes, *(text for arrow in figure.arrows for text in arrow.texts)]
 
@@ -187,7 +189,7 @@ def test_text_is_escaped() -> None:
 @pytest.mark.parametrize("line", ["--block residual:order=norm-act-conv " * 20, "x" * 400, "--fuse " + "concat/" * 99])
 def test_a_long_line_is_wrapped_and_cut(line: str) -> None:
     net = traced("--encoder plain:widths=[16,32,64] --align pad")
-    short, long = _layout(net), _layout(replace(net, line=line))
+    short, long = layout(net), layout(replace(net, line=line))
     assert long.width == short.width
     assert len(long.texts) == len(short.texts) + 2
     assert long.texts[2].text.endswith("…")
@@ -206,7 +208,7 @@ def test_everything_lies_inside_the_figure(trace: Trace) -> None:
         for point in element.get("points", "").split():
             xs.append(float(point.split(",")[0]))
             ys.append(float(point.split(",")[1]))
-    figure = _layout(trace)
+    figure = layout(trace)
     texts = every_text(figure)
     assert len(texts) == len(words(root))
     xs += [x for text in texts for x in text.ends]
@@ -216,7 +218,7 @@ def test_everything_lies_inside_the_figure(trace: Trace) -> None:
 
 
 def test_no_text_lies_on_another_or_on_a_box(trace: Trace) -> None:
-    figure = _layout(trace)
+    figure = layout(trace)
     texts = every_text(figure)
     areas = [(*text.ends, text.y - 0.75 * text.size, text.y + 0.2 * text.size) for text in texts]
     areas += [(box.left, box.right, box.top, box.bottom) for box in figure.boxes]

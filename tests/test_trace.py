@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import unetkit
 from unetkit.errors import CannotPass, UnetkitError
 from unetkit.inspect.check import run_check
+from unetkit.inspect.figures import count, memory
 from unetkit.inspect.limits import nearest_sizes, smallest
-from unetkit.inspect.table import count, memory
 
 NETWORKS: list[tuple[dict[str, Any], tuple[int, int]]] = [
     ({"encoder": "plain:widths=[8,16,32]"}, (32, 48)),

@@ -1,156 +1,12 @@
-"""The U as a picture: an SVG figure of a trace, for a paper or a README.
-
-`_layout` and what it calls say where everything stands, in pixels with y downwards; `draw` and what it calls put that
-into elements.
-"""
+"""The U as a picture: an SVG figure of a trace, for a paper or a README."""
 
 from __future__ import annotations
 
-import re
-import textwrap
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Iterable
 from xml.etree import ElementTree as ET
 
-from unetkit.inspect.trace import Row, Trace
-
-#: The largest box; the others follow the square root of channels and height, so that 3 and 2048 can both be read.
-WIDEST, TALLEST = 132.0, 116.0
-CAPTION, GAP, ARM, MARGIN, CLOSEST, NARROWEST = 21.0, 48.0, 44.0, 36.0, 340.0, 560.0
-TITLE, TEXT, SMALL = 14.0, 13.0, 11.5
-#: Of a character to its font size, generously: nobody knows which font the reader has.
-SANS_SHARE, MONO_SHARE = 0.58, 0.61
-SANS = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
-MONO = "Menlo, Consolas, 'DejaVu Sans Mono', monospace"
-#: Fill and line of a box, by what it is.
-COLOURS = {
-    "input": ("#e6e9ee", "#5d6878"),
-    "encoder": ("#cfe1f7", "#2f68ad"),
-    "bottom": ("#ddd5f3", "#6a4bb0"),
-    "stages": ("#cdebdd", "#1f7a56"),
-    "head": ("#fbe3c5", "#a35e0a"),
-    "logits": ("#fbe3c5", "#a35e0a"),
-}
-TIMES, DIVIDED = "\N{MULTIPLICATION SIGN}", "\N{DIVISION SIGN}"
-STAY = "\N{NO-BREAK SPACE}"
-INK, MUTED, FLOW, SKIP = "#1f2733", "#667080", "#4a5566", "#929cad"
-LEGEND = (
-    f"Boxes are \N{SQUARE ROOT}channels wide and \N{SQUARE ROOT}height high; above: channels, height {TIMES} width."
-)
-
-
-@dataclass(frozen=True)
-class _Text:
-    """One line, after a bold and coloured lead if it has one; y is of its baseline."""
-
-    text: str
-    x: float
-    y: float
-    anchor: str = "middle"
-    size: float = SMALL
-    fill: str = MUTED
-    font: str = SANS
-    lead: str = ""
-    lead_fill: str = INK
-
-    @property
-    def ends(self) -> tuple[float, float]:
-        """Left and right, as wide as it could be."""
-        width = _width(self.lead + self.text, self.size, MONO_SHARE if self.font == MONO else SANS_SHARE)
-        left = self.x - width * {"start": 0.0, "middle": 0.5, "end": 1.0}[self.anchor]
-        return left, left + width
-
-
-@dataclass(frozen=True)
-class _Box:
-    """A map; x and y are of its centre."""
-
-    row: Row
-    kind: str
-    x: float
-    y: float
-    width: float
-    height: float
-    tag: str = ""
-
-    @property
-    def left(self) -> float:
-        return self.x - self.width / 2
-
-    @property
-    def right(self) -> float:
-        return self.x + self.width / 2
-
-    @property
-    def top(self) -> float:
-        return self.y - self.height / 2
-
-    @property
-    def bottom(self) -> float:
-        return self.y + self.height / 2
-
-    @property
-    def roof(self) -> float:
-        """Above its caption."""
-        return self.top - CAPTION * (2 if self.tag else 1)
-
-    @property
-    def texts(self) -> tuple[_Text, ...]:
-        channels, size = _caption(self.row)
-        colour = COLOURS[self.kind][1]
-        caption = _Text(size, self.x, self.top - 7, size=TEXT, lead=channels, lead_fill=colour)
-        tag = _Text("", self.x, self.top - 7 - CAPTION, size=TEXT, lead=self.tag, lead_fill=colour)
-        return (caption, tag) if self.tag else (caption,)
-
-
-@dataclass(frozen=True)
-class _Arrow:
-    kind: str
-    points: tuple[tuple[float, float], ...]
-    texts: tuple[_Text, ...]
-
-
-@dataclass(frozen=True)
-class _Figure:
-    boxes: tuple[_Box, ...]
-    arrows: tuple[_Arrow, ...]
-    texts: tuple[_Text, ...]
-    left: float
-    top: float
-    width: float
-    height: float
-
-
-@dataclass(frozen=True)
-class _Scale:
-    """Channels and heights to pixels: the largest of the network is as large as a box can be."""
-
-    channels: int
-    height: int
-
-    def box(self, row: Row) -> tuple[float, float]:
-        """The width and height of a map's box."""
-        return WIDEST * (row.channels / self.channels) ** 0.5, TALLEST * (row.height / self.height) ** 0.5
-
-    def reach(self, row: Row) -> float:
-        """From its centre to the end of its box or of its caption, whichever is wider."""
-        return max(self.box(row)[0], _width("".join(_caption(row)), TEXT)) / 2
-
-    def apart(self, a: Row, b: Row, labels: Iterable[str] = ()) -> float:
-        """Between the centres of two maps on one line, with room for an arrow and its labels."""
-        return self.reach(a) + max([ARM, *(_width(label) + 24 for label in labels)]) + self.reach(b)
-
-    def lines(self, rows: Iterable[Row]) -> dict[float, float]:
-        """Where the centres of the maps of each stride stand."""
-        tallest: dict[float, float] = {}
-        for row in sorted(rows, key=lambda row: row.stride):
-            tallest[row.stride] = max(tallest.get(row.stride, 0.0), self.box(row)[1])
-        lines, y = {}, 0.0
-        for stride, height in tallest.items():
-            lines[stride] = y + CAPTION + height / 2
-            y += CAPTION + height + GAP
-        return lines
+from unetkit.inspect.layout import COLOURS, FLOW, SANS, SKIP, Arrow, Box, Text, description, layout
+from unetkit.inspect.trace import Trace
 
 
 def draw(trace: Trace) -> str:
@@ -163,12 +19,12 @@ def draw(trace: Trace) -> str:
     Returns:
         The text of a self-contained SVG file with its own background.
     """
-    figure = _layout(trace)
+    figure = layout(trace)
     view = " ".join(_number(value) for value in (figure.left, figure.top, figure.width, figure.height))
     root = ET.Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "viewBox": view, "role": "img"})
     root.attrib |= {"width": _number(figure.width), "height": _number(figure.height), "font-family": SANS}
     ET.SubElement(root, "title").text = f"U-Net: {trace.line}"
-    ET.SubElement(root, "desc").text = _description(trace)
+    ET.SubElement(root, "desc").text = description(trace)
     corner = figure.left + 0.5, figure.top + 0.5, figure.width - 1, figure.height - 1
     _draw_rect(root, "background", corner, ("#fcfcfd", "#d9dee6"), 12)
     for arrow in figure.arrows:
@@ -180,170 +36,6 @@ def draw(trace: Trace) -> str:
     for element in root:
         element.tail = "\n"
     return ET.tostring(root, encoding="unicode") + "\n"
-
-
-def _layout(trace: Trace) -> _Figure:
-    boxes = _boxes(trace)
-    arrows = tuple(_arrows(trace, boxes))
-    shown = [text for box in boxes.values() for text in box.texts] + [text for arrow in arrows for text in arrow.texts]
-    ends = [text.ends for text in shown] + [(box.left, box.right) for box in boxes.values()]
-    left, right = min(start for start, _ in ends), max(end for _, end in ends)
-    middle, width = (left + right) / 2, max(right - left, NARROWEST)
-    heading = _heading(trace, middle, min(box.roof for box in boxes.values()) - 26, width)
-    floor = max(box.bottom for box in boxes.values()) + 44
-    top = heading[0].y - TITLE - 20
-    texts = (*heading, _Text(LEGEND, middle, floor))
-    edge = middle - width / 2 - MARGIN
-    return _Figure(tuple(boxes.values()), arrows, texts, edge, top, width + 2 * MARGIN, floor + 22 - top)
-
-
-def _boxes(trace: Trace) -> dict[str, _Box]:
-    """Every map's box by its level, along the U; a stage's map is that of its block, its last step."""
-    rows = {row.level: row for row in trace.rows if row.level not in ("output", "other")}
-    scale = _Scale(max(row.channels for row in rows.values()), max(row.height for row in rows.values()))
-    lines, columns = scale.lines(rows.values()), _columns(trace, rows, scale)
-    kinds = {level: level.split(".")[0] for level in rows} | {_levels(rows, "encoder")[-1]: "bottom"}
-    tags = {"input": "input", [*rows][-1]: "output"}
-    return {
-        level: _Box(row, kinds[level], columns[level], lines[row.stride], *scale.box(row), tags.get(level, ""))
-        for level, row in rows.items()
-    }
-
-
-def _columns(trace: Trace, rows: dict[str, Row], scale: _Scale) -> dict[str, float]:
-    """The x of every map: the encoder's at 0, the stages' in a column to the right, the deepest between them."""
-    maps, stages = _levels(rows, "encoder"), _levels(rows, "stages")
-    skips = [scale.apart(rows[skip], rows[stage], _joined(trace, stage, skip)) for stage, skip in _skips(trace)]
-    right = max([CLOSEST, 2 * scale.reach(rows[maps[-1]]) + 2 * ARM, *skips])
-    columns = dict.fromkeys(maps, 0.0) | {maps[-1]: right / 2} | dict.fromkeys(stages, right)
-    columns["input"], column = 0.0, right
-    if rows["input"].stride == rows[maps[0]].stride:
-        columns["input"] = -scale.apart(rows["input"], rows[maps[0]])
-    for a, b in pairwise([stages[-1], *[*rows][[*rows].index(stages[-1]) + 1 :]]):
-        if rows[a].stride == rows[b].stride:
-            column += scale.apart(rows[a], rows[b], _wrap(rows[b].what))
-        columns[b] = column
-    return columns
-
-
-def _arrows(trace: Trace, boxes: dict[str, _Box]) -> Iterator[_Arrow]:
-    """Along the U from input to output, then the skips across it."""
-    for a, b in pairwise(boxes.values()):
-        yield _flow(a, b, _wrap(_way(a.row, b.row, trace)))
-    for stage, skip in _skips(trace):
-        a, b = boxes[skip], boxes[stage]
-        (how, gives), middle = _joined(trace, stage, skip), (a.right + b.left) / 2
-        texts = _Text(how, middle, a.y - 7, fill=INK), _Text(gives, middle, a.y + 16)
-        yield _Arrow("skip", ((a.right + 5, a.y), (b.left - 5, b.y)), texts)
-
-
-def _flow(a: _Box, b: _Box, label: list[str]) -> _Arrow:
-    """From a map to the next: along a line, down, up, or around the corner to and from the deepest."""
-    if a.y == b.y:
-        return _Arrow("flow", ((a.right + 5, a.y), (b.left - 5, b.y)), _along(a, b, label))
-    if a.y < b.y:
-        turn = (a.x, b.roof - 1) if a.x == b.x else (a.x, b.y)
-        texts = _stack(label, a.x - 10, (a.bottom + b.roof) / 2, "end")
-        points = [(a.x, a.bottom + 5), turn, (b.left - 5, b.y)]
-    else:
-        turn = (b.x, a.roof) if a.x == b.x else (b.x, a.y)
-        texts = _stack(label, b.x + 10, (b.bottom + a.roof) / 2, "start")
-        points = [(b.x, b.bottom + 5), turn, (a.right + 5, a.y)][::-1]
-    if a.x == b.x:
-        points.remove(points[2] if a.y < b.y else points[0])
-    return _Arrow("flow", tuple(points), texts)
-
-
-def _along(a: _Box, b: _Box, label: list[str]) -> tuple[_Text, ...]:
-    """A label over a level arrow. The one to the first map goes unsaid: it stands for a level, not a way."""
-    if b.kind == "encoder":
-        return ()
-    return _stack(label, (a.right + b.left) / 2, a.y - 11 - (len(label) - 1) * 7.5, "middle")
-
-
-def _stack(lines: list[str], x: float, middle: float, anchor: str) -> tuple[_Text, ...]:
-    start = middle + 4 - (len(lines) - 1) * 7.5
-    return tuple(_Text(line, x, start + 15 * index, anchor) for index, line in enumerate(lines))
-
-
-def _heading(trace: Trace, x: float, bottom: float, width: float) -> list[_Text]:
-    """The line, cut to three, and the totals under it."""
-    room = int(width / (TITLE * MONO_SHARE))
-    # A value stays on the line of its flag where the two fit on one.
-    words = [word.replace(" ", STAY) if len(word) <= room else word for word in re.split(r" (?=--)", trace.line)]
-    title = textwrap.wrap(" ".join(words), room, max_lines=3, placeholder=" …", break_on_hyphens=False) or ["U-Net"]
-    parameters, macs = sum(row.parameters for row in trace.rows), sum(row.macs for row in trace.rows)
-    totals = [f"{parameters:,} parameters"] * bool(parameters) + [f"{_short(macs)} MACs"] * bool(macs)
-    top = bottom - 24 - 20 * (len(title) - 1)
-    lines = [
-        _Text(line.replace(STAY, " "), x, top + 20 * i, size=TITLE, fill=INK, font=MONO) for i, line in enumerate(title)
-    ]
-    return [*lines, _Text("  ·  ".join(totals), x, bottom, size=TEXT)]
-
-
-def _description(trace: Trace) -> str:
-    """What the picture shows, for those who cannot see it."""
-    rows = {row.level: row for row in trace.rows if row.level not in ("output", "other")}
-    maps = "; ".join(f"{level} {row.channels} x {row.height} x {row.width}" for level, row in rows.items())
-    skips = "; ".join(f"{stage} joins {skip} by {_joined(trace, stage, skip)[0]}" for stage, skip in _skips(trace))
-    return f"Channels x height x width along the U: {maps}. Skips: {skips or 'none'}."
-
-
-def _levels(rows: dict[str, Row], kind: str) -> list[str]:
-    return [level for level in rows if level.split(".")[0] == kind]
-
-
-def _skips(trace: Trace) -> list[tuple[str, str]]:
-    """The level of each stage that joins a map, and of that map."""
-    return [(f"stages.{index}", skip) for index, skip in enumerate(trace.skips) if skip is not None]
-
-
-def _step(trace: Trace, level: str, step: str) -> Row:
-    return next(row for row in trace.rows if (row.level, row.step) == (level, step))
-
-
-def _joined(trace: Trace, stage: str, skip: str) -> tuple[str, str]:
-    """How a stage joins its skip, after what the align had to do if anything, and what that gives."""
-    up, fuse = _step(trace, stage, "up"), _step(trace, stage, "fuse")
-    given = next(row for row in trace.rows if row.level == skip)
-    aligned = (up.height, up.width) == (given.height, given.width)
-    how = fuse.what.partition(" skip ")[0]
-    if not aligned:
-        how = _step(trace, stage, "align").what.partition(": ")[0] + " · " + how
-    return _cut(how, 40), f"{'projected to ' * ('project' in fuse.what)}{fuse.channels} channels"
-
-
-def _caption(row: Row) -> tuple[str, str]:
-    return str(row.channels), f"\N{EN SPACE}{row.height}{TIMES}{row.width}"
-
-
-def _cut(text: str, room: int) -> str:
-    return text if len(text) <= room else text[: room - 1].rstrip() + "…"
-
-
-def _wrap(text: str) -> list[str]:
-    """On short lines, at most three; a part's options stand under its name and scale."""
-    head, _, scale = text.partition(" ")
-    name, _, options = head.partition(":")
-    lines = [f"{name} {scale}", options.replace(",", ", ")]
-    signed = [re.sub(r"(?<![^\W\d])x(?=\d)", TIMES, line.strip()) for line in lines]
-    return [short for line in signed for short in textwrap.wrap(line, 26, max_lines=2, placeholder=" …")][:3]
-
-
-def _way(a: Row, b: Row, trace: Trace) -> str:
-    """What leads from a map to the next."""
-    if not b.level.startswith("encoder."):
-        return _step(trace, b.level, "up").what if b.step else b.what
-    return f"{b.what} {DIVIDED}{b.stride / a.stride:g}".strip() if b.stride > a.stride else b.what
-
-
-def _short(number: int) -> str:
-    power = min(4, (len(str(number)) - 1) // 3)
-    return f"{number / 1000**power:.3g} {('', 'k', 'M', 'G', 'T')[power]}".rstrip()
-
-
-def _width(text: str, size: float = SMALL, share: float = SANS_SHARE) -> float:
-    return len(text) * size * share
 
 
 def _number(value: float) -> str:
@@ -358,7 +50,7 @@ def _draw_rect(
     ET.SubElement(parent, "rect", {"class": name, **sides, "rx": _number(corner), "fill": fill, "stroke": line})
 
 
-def _draw_box(parent: ET.Element, box: _Box) -> None:
+def _draw_box(parent: ET.Element, box: Box) -> None:
     group = ET.SubElement(parent, "g", {"class": f"map {box.kind}", "data-level": box.row.level})
     ET.SubElement(group, "title").text = f"{box.row.level}: {box.row.what}, stride {box.row.stride:g}"
     place = box.left, box.top, box.width, box.height
@@ -367,7 +59,7 @@ def _draw_box(parent: ET.Element, box: _Box) -> None:
         _draw_text(group, text)
 
 
-def _draw_arrow(parent: ET.Element, arrow: _Arrow) -> None:
+def _draw_arrow(parent: ET.Element, arrow: Arrow) -> None:
     group = ET.SubElement(parent, "g", {"class": arrow.kind})
     colour = SKIP if arrow.kind == "skip" else FLOW
     *_, (x0, y0), (x, y) = arrow.points
@@ -385,7 +77,7 @@ def _points(points: Iterable[tuple[float, float]]) -> str:
     return " ".join(f"{_number(x)},{_number(y)}" for x, y in points)
 
 
-def _draw_text(parent: ET.Element, text: _Text) -> None:
+def _draw_text(parent: ET.Element, text: Text) -> None:
     style = {"text-anchor": text.anchor, "font-size": _number(text.size), "fill": text.fill, "font-family": text.font}
     element = ET.SubElement(parent, "text", {"x": _number(text.x), "y": _number(text.y), **style})
     if not text.lead:

@@ -10,7 +10,9 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from unetkit.inspect.trace import Row, Trace
+from unetkit.inspect.figures import count, memory
+from unetkit.inspect.rows import Row
+from unetkit.inspect.trace import Trace
 
 
 def as_text(trace: Trace, width: int = 160) -> str:
@@ -79,19 +81,3 @@ def _footer(trace: Trace) -> list[str]:
 
 def _shape(row: Row) -> str:
     return f"{row.channels}x{row.height}x{row.width}"
-
-
-def count(number: int) -> str:
-    """12.3 G for 12,300,000,000, with three significant digits."""
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}" if number < 1000 * size else f"{number / size:.0f} {unit}"
-    return str(number)
-
-
-def memory(number: int) -> str:
-    """Bytes in binary units: 1.5 MiB."""
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if number >= size:
-            return f"{number / size:.4g} {unit}"
-    return f"{number} B"
