@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from unetkit import build
-from unetkit.errors import BadOption, CannotBuild, UnetkitError, UnknownName
+from unetkit.errors import BadOption, CannotBuild, CannotPass, UnetkitError, UnknownName
 from unetkit.parts.fusions import Add, Concat, Max
 from unetkit.unet import UNet
 
@@ -341,3 +341,48 @@ def test_refusals(words: dict[str, Any], kind: type[UnetkitError], message: str)
     with pytest.raises(kind, match=message) as refusal:
         build(PLAIN, **words)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_size_that_is_said_and_does_not_pass_is_refused_at_build() -> None:
+    with pytest.raises(
+        CannotPass, match=r"encoder\.levels\.4\.0\.conv, a Conv2d of kernel \(3, 3\), gets 512x2x2; the"
+    ):
+        build(recipe="unet-2015", size=100, device="meta")
+
+
+def test_a_fusion_that_cannot_join_is_refused_at_build_with_the_level_and_both_shapes() -> None:
+    class Careless(nn.Module):
+        def __init__(self, x_channels: int, skip_channels: int) -> None:
+            super().__init__()
+            self.out_channels = skip_channels
+
+        def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+            return x + skip
+
+    with pytest.raises(
+        CannotPass, match=r"no size passes: at 256x256, stages\.0\.fuse gets 16x256x256 and 8x256x256 \("
+    ):
+        build("plain:widths=[8,16]", fuse=Careless)
+    build("plain:widths=[8,8]", fuse=Careless)
+
+
+def test_a_head_with_other_channels_than_classes_is_refused_at_build() -> None:
+    def head(in_channels: int, classes: int) -> nn.Module:
+        return nn.Conv2d(in_channels, 7, 1)
+
+    with pytest.raises(CannotBuild, match="the logits have 7 channels for 2 classes"):
+        build("plain:widths=[4,8]", head=head)
+
+
+def test_a_part_that_needs_values_is_built_unproven() -> None:
+    class Curious(nn.Identity):
+        def __init__(self, in_channels: int, out_channels: int) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(in_channels, out_channels, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.conv(x) * (2 if x.mean().item() > 0 else 1)
+            return y
+
+    model = build("plain:widths=[4,8]", block=Curious)
+    assert model(torch.randn(1, 3, 8, 8)).shape == (1, 2, 8, 8)

@@ -126,7 +126,7 @@ def test_small_inputs_are_padded_and_said_to_be() -> None:
 def test_a_size_that_does_not_pass_names_the_level_and_the_nearest_that_do() -> None:
     model = unetkit.build(recipe="unet-2015", device="meta")
     message = (
-        "size 100x100 does not pass: encoder.levels.4.0.conv, a Conv2d of kernel (3, 3), gets 2x2; "
+        "size 100x100 does not pass: encoder.levels.4.0.conv, a Conv2d of kernel (3, 3), gets 512x2x2; "
         "the nearest sizes that pass are 188x188 and 204x204"
     )
     with pytest.raises(CannotPass) as caught:

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from unetkit.errors import CannotBuild, UnetkitError
+from unetkit.inspect.limits import prove
 from unetkit.lazyinit import drawn_once
 from unetkit.plan import PartSpec, Plan
 from unetkit.plugins import Host, default_host
 from unetkit.registry import Parts
-from unetkit.resolve import resolve, shortest, signature_of, typed_options
+from unetkit.resolve import NO_LOGITS, kind_of, resolve, shortest, signature_of, typed_options
 from unetkit.unet import Stage, UNet
 
 #: A stage is as wide as the skip that it joins, up to this.
@@ -107,7 +108,17 @@ def build_plan(plan: Plan, host: Host, device: Any = None) -> UNet:
         network.plan = shortest(network.whole, base.over(derived))
         model = cast(UNet, host.wrap(network, network.plan))
     model.plan = network.plan
+    foreign = any(_is_foreign(word, spec, host.parts) for word, spec in whole.specs())
+    if plan.size is not None or foreign:
+        prove(model, any_size=plan.size is None)
     return model
+
+
+def _is_foreign(word: str, spec: PartSpec, parts: Parts) -> bool:
+    """Whether a part is not one of unetkit's own, which are known to join."""
+    if spec.factory is not None:
+        return True
+    return spec != NO_LOGITS and parts[kind_of(word)].get(spec.name).owner != "unetkit"
 
 
 @contextmanager
@@ -143,7 +154,7 @@ def _assemble(plan: Any, parts: Parts) -> tuple[UNet, Plan]:
     derived = Plan(widths=_default_widths(encoder, levels))
     stages = make.stages(encoder, levels, _one_each("widths", plan.widths or derived.widths, levels))
     valid = any(getattr(part, "valid", False) for part in (encoder, *(stage.block for stage in stages)))
-    derived = replace(derived, logits=PartSpec("none" if valid else "bilinear"))
+    derived = replace(derived, logits=NO_LOGITS if valid else PartSpec("bilinear"))
     network = UNet(
         encoder,
         stages,
@@ -169,7 +180,7 @@ class _Maker:
         options = {**typed_options(word, spec, known), **extra}
         factory, owner = spec.factory, ""
         if factory is None:
-            entry = self.parts["up" if word == "logits" else word].get(spec.name)
+            entry = self.parts[kind_of(word)].get(spec.name)
             factory, owner = entry.load(), f" (of {entry.owner})"
         try:
             part = factory(*wiring, **options)
@@ -227,7 +238,7 @@ class _Maker:
         return part
 
     def logits(self, spec: Any, scale: float) -> nn.Module | None:
-        if spec.name == "none":
+        if spec == NO_LOGITS:
             return None
         part = self("logits", spec, (self.plan.classes, scale))
         if part.out_channels != self.plan.classes:

@@ -16,8 +16,13 @@ DEFAULTS = Plan.of(
     up="bilinear", fuse="concat", align="resize", block="double", head="conv", decode_to=1, in_channels=3, classes=2
 )
 
-#: The kind of part behind each word that takes one.
-_KIND = {"logits": "up"}
+#: Logits left at the size that the decoder reached.
+NO_LOGITS = PartSpec("none")
+
+
+def kind_of(word: str) -> str:
+    """The kind of part behind a word: logits are brought to size by an upsampler."""
+    return "up" if word == "logits" else word
 
 
 def resolve(plan: Plan, parts: Parts) -> tuple[Plan, Plan]:
@@ -70,8 +75,8 @@ def canonical_plan(plan: Plan, parts: Parts) -> Plan:
 
 def canonical(word: str, spec: PartSpec, parts: Parts) -> PartSpec:
     """A part with the shortest name that means it, typed options, and none that equals its default."""
-    if word == "logits" and spec.name == "none":
-        return PartSpec("none")
+    if word == "logits" and spec == NO_LOGITS:
+        return spec
     known = signature_of(word, spec, parts)
     given = typed_options(word, spec, known)
     options = {
@@ -85,7 +90,7 @@ def canonical(word: str, spec: PartSpec, parts: Parts) -> PartSpec:
 def _name(word: str, spec: PartSpec, parts: Parts) -> str:
     if spec.factory is not None:
         return spec.name
-    registry = parts[_KIND.get(word, word)]
+    registry = parts[kind_of(word)]
     entry = registry.get(spec.name)
     return entry.name if registry.get(entry.name) == entry else spec.name
 
@@ -95,7 +100,7 @@ def signature_of(word: str, spec: PartSpec, parts: Parts) -> Signature:
     if spec.factory is not None:
         return signature.read(spec.factory)
     try:
-        return parts[_KIND.get(word, word)].get(spec.name).signature
+        return parts[kind_of(word)].get(spec.name).signature
     except UnknownName as error:
         raise UnknownName(f"--{word} {spec}: {error}") from None
 
@@ -107,7 +112,7 @@ def typed_options(word: str, spec: PartSpec, known: Signature) -> dict[str, Any]
     for name, text in spec.options:
         if name not in types:
             has = f"; it has {', '.join(types)}" if types else "; it has none"
-            kind = _KIND.get(word, word)
+            kind = kind_of(word)
             raise BadOption(
                 f"--{word} {spec}: {spec.name} has no option {name!r}{nearest(name, types) or has}"
                 f"; `unetkit list {kind} {spec.name}` describes them"

@@ -1,4 +1,4 @@
-"""Which sizes a network takes: the smallest, and the nearest to one that it does not."""
+"""Which sizes a network takes: the smallest, the nearest to one that it does not, and whether its own passes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from unetkit.inspect.observe import meta_input, network_of, observe
+from unetkit.errors import CannotBuild, CannotPass
+from unetkit.inspect.figures import by
+from unetkit.inspect.observe import Observation, meta_input, network_of, observe, size_for
+from unetkit.meta import meta_copy
 from unetkit.plan import Size
 
 #: No known network refuses a size for being too small from here on.
@@ -49,3 +52,38 @@ def _nearest(ghost: nn.Module, side: int, least: int) -> list[int]:
 
 def _first(ghost: nn.Module, sides: Iterable[int]) -> list[int]:
     return next(([side] for side in sides if passes(ghost, (side, side), whole=True)), [])
+
+
+def refusal(ghost: nn.Module, size: Size, seen: Observation) -> CannotPass:
+    """What to raise for a pass that failed: where it broke, on what, and the sizes that pass."""
+    failure = seen.failure()
+    if fixed := getattr(network_of(ghost).encoder, "size", None):
+        return CannotPass(f"size {by(size)} does not pass: {failure}; its encoder takes {by(fixed)}")
+    if sizes := nearest_sizes(ghost, size):
+        nearest = " and ".join(map(by, sizes))
+        return CannotPass(f"size {by(size)} does not pass: {failure}; the nearest sizes that pass are {nearest}")
+    return CannotPass(f"no size passes: at {by(size)}, {failure}")
+
+
+def prove(model: nn.Module, *, any_size: bool) -> None:
+    """Pass the size that a network is meant for through it, on meta.
+
+    Args:
+        model: as it was built.
+        any_size: whether it is enough that some size passes.
+
+    Raises:
+        CannotPass: it breaks; says where and on what shapes.
+        CannotBuild: the logits have not as many channels as there are classes.
+    """
+    ghost = meta_copy(model).eval()
+    network = network_of(ghost)
+    size = size_for(network, None)
+    with torch.no_grad():
+        seen = observe(ghost, meta_input(network, size))
+    if isinstance(seen.error, NotImplementedError) or "meta" in str(seen.error):
+        return  # a part that looks at values cannot be followed without them
+    if seen.error is not None and not (any_size and nearest_sizes(ghost, size)):
+        raise refusal(ghost, size, seen) from seen.error
+    if seen.output is not None and seen.output.shape[1] != network.whole.classes:
+        raise CannotBuild(f"the logits have {seen.output.shape[1]} channels for {network.whole.classes} classes")

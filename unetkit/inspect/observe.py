@@ -42,9 +42,10 @@ class Observation:
         if not inside:
             return reason(self.error)
         last = inside[-1]
-        shapes = " and ".join(f"{t.shape[-2]}x{t.shape[-1]}" for t in last.given if t.ndim == 4)
-        kernel = getattr(last.module, "kernel_size", None)
-        if kernel is not None:  # a map smaller than the kernel: torch's own words would only repeat it
+        shapes = " and ".join("x".join(map(str, t.shape[1:])) for t in last.given) or "nothing"
+        if "Kernel size can't be greater" in str(self.error) or "Output size is too small" in str(self.error):
+            # Of torch's words for a map smaller than the kernel, these are what a person needs.
+            kernel = getattr(last.module, "kernel_size", "?")
             return f"{last.name}, a {type(last.module).__name__} of kernel {kernel}, gets {shapes}"
         return f"{last.name or 'the network'} gets {shapes} ({reason(self.error)})"
 

@@ -9,11 +9,10 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from unetkit.errors import CannotPass
 from unetkit.inspect.field import ReceptiveField, receptive_field
 from unetkit.inspect.figures import by
-from unetkit.inspect.limits import nearest_sizes, smallest
-from unetkit.inspect.observe import Observation, network_of, size_for
+from unetkit.inspect.limits import nearest_sizes, refusal, smallest
+from unetkit.inspect.observe import network_of, size_for
 from unetkit.inspect.rows import Row, Rows, Run
 from unetkit.meta import meta_copy
 from unetkit.plan import Size
@@ -95,7 +94,7 @@ def trace(model: nn.Module, size: int | Size | None = None, *, batch: int = 1) -
             run = Run(ghost, wanted, batch)
         ghost.eval()
         if run.seen.error is not None:
-            raise CannotPass(_refusal(ghost, wanted, run.seen)) from run.seen.error
+            raise refusal(ghost, wanted, run.seen) from run.seen.error
         valid = network.valid
         if valid and (dropped := run.seen.dropped()):
             sizes = " and ".join(by(s) for s in nearest_sizes(ghost, wanted))
@@ -113,14 +112,6 @@ def trace(model: nn.Module, size: int | Size | None = None, *, batch: int = 1) -
         minimum=least,
         notes=tuple(notes),
     )
-
-
-def _refusal(ghost: nn.Module, size: Size, seen: Observation) -> str:
-    what = f"size {by(size)} does not pass: {seen.failure()}"
-    if fixed := getattr(network_of(ghost).encoder, "size", None):
-        return f"{what}; its encoder takes {by(fixed)}"
-    sizes = nearest_sizes(ghost, size)
-    return what + (f"; the nearest sizes that pass are {' and '.join(map(by, sizes))}" if sizes else "")
 
 
 @contextmanager
