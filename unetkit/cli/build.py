@@ -85,11 +85,11 @@ def _draw(traced: Trace, picture: Path) -> None:
 def _show(traced: Trace, done: list[str]) -> None:
     from rich.console import Console
 
-    from unetkit.inspect.table import render
+    from unetkit.inspect.table import PAGE, render
 
-    console = Console(soft_wrap=False)
+    console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 160  # a file or a pipe has no width of its own
-    console.print(render(traced))
+        console.width = PAGE
+    console.print(render(traced, console.width))
     for line in done:
         click.echo(line)

@@ -39,7 +39,7 @@ def list_parts(ctx: click.Context, kind: str | None, name: str | None) -> None:
     unetkit list fuse add
     """
     parts = host_of(ctx).parts
-    console = Console(soft_wrap=False)
+    console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 160
     if kind is None:

@@ -15,23 +15,31 @@ from unetkit.inspect.rows import Row
 from unetkit.inspect.trace import Trace
 
 
-def as_text(trace: Trace, width: int = 160) -> str:
+#: Columns of a file or a pipe, which have no width of their own.
+PAGE = 160
+#: On a narrower terminal, figures are short and stand in one column less.
+_ROOMY = 116
+
+
+def as_text(trace: Trace, width: int = PAGE) -> str:
     """The table without colours."""
     out = StringIO()
-    Console(file=out, width=width, color_system=None).print(render(trace))
+    Console(file=out, width=width, color_system=None).print(render(trace, width))
     return out.getvalue().rstrip()
 
 
-def render(trace: Trace) -> Group:
-    """The table with its totals and notes, for a rich console."""
-    return Group(Text(trace.line, style="bold"), _table(trace), *(Text(line) for line in _footer(trace)))
+def render(trace: Trace, width: int = PAGE) -> Group:
+    """The table with its totals and notes, for a rich console of so many columns."""
+    return Group(Text(trace.line, style="bold"), _table(trace, width), *(Text(line) for line in _footer(trace)))
 
 
-def _table(trace: Trace) -> Table:
+def _table(trace: Trace, width: int) -> Table:
+    roomy = width >= _ROOMY
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("level", "what it does"):
         table.add_column(name, overflow="fold")
-    for name in ("channels", "HxW", "stride", "parameters", "MACs", "activations"):
+    long = ("channels", "HxW", "stride", "parameters", "MACs", "activations")
+    for name in long if roomy else ("C", "HxW", "params", "MACs", "memory"):
         table.add_column(name, justify="right", no_wrap=True)
     for side, rows in groupby(trace.rows, key=lambda row: row.side):
         level = ""
@@ -39,30 +47,26 @@ def _table(trace: Trace) -> Table:
             first, level = row.level != level, row.level
             arrow = "↓" if side == "down" else "↑"
             name = f"{arrow} {row.level}" if first else ""
-            table.add_row(name, Text(f"{row.step}: {row.what}" if row.step else row.what), *_figures(row))
+            table.add_row(name, Text(f"{row.step}: {row.what}" if row.step else row.what), *_figures(row, roomy))
         table.add_section()
-    table.add_row(
-        "total",
-        "",
-        "",
-        "",
-        "",
-        f"{trace.parameters:,}",
-        count(trace.macs),
-        memory(trace.activation_bytes),
-        style="bold",
-    )
+    costs = _costs(trace.parameters, trace.macs, trace.activation_bytes, roomy)
+    table.add_row("total", "", "", "", *([""] if roomy else []), *costs, style="bold")
     return table
 
 
-def _figures(row: Row) -> tuple[str, ...]:
+def _figures(row: Row, roomy: bool) -> tuple[str, ...]:
+    stride = (f"{row.stride:g}",) if roomy else ()
+    costs = _costs(row.parameters, row.macs, row.activation_bytes, roomy)
+    return str(row.channels), f"{row.height}x{row.width}", *stride, *costs
+
+
+def _costs(parameters: int, macs: int, activation_bytes: int, roomy: bool) -> tuple[str, str, str]:
+    """In words, and nothing where there is nothing."""
+    how_many = f"{parameters:,}" if roomy else count(parameters)
     return (
-        str(row.channels),
-        f"{row.height}x{row.width}",
-        f"{row.stride:g}",
-        f"{row.parameters:,}" if row.parameters else "",
-        count(row.macs) if row.macs else "",
-        memory(row.activation_bytes) if row.activation_bytes else "",
+        how_many if parameters else "",
+        count(macs) if macs else "",
+        memory(activation_bytes) if activation_bytes else "",
     )
 
 
