@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import unetkit
 from unetkit.inspect.field import receptive_field
@@ -84,7 +86,7 @@ def test_global_pooling_makes_it_the_whole_image() -> None:
     model = unetkit.build("plain:widths=[4,8]", block=Squeeze, device="meta")
     field = unetkit.trace(model, 32).receptive_field
     assert field.size is None
-    assert str(field) == "the whole image (global pooling)"
+    assert str(field) == "the whole image (by a global pooling or norm)"
 
 
 def test_rectangles_and_single_layers() -> None:
@@ -100,3 +102,47 @@ def test_rectangles_and_single_layers() -> None:
     ]:
         out = layer.to("meta")(x) + 0
         assert receptive_field(out, x, 8).size == expected, layer
+
+
+UNKNOWN_OR_WHOLE = [
+    (lambda x: x * x.norm(dim=(-2, -1), keepdim=True), "the whole image (by a global pooling or norm)"),
+    (lambda x: x * x.var(dim=(2, 3), keepdim=True), "the whole image (by a global pooling or norm)"),
+    (lambda x: x * x.amax(dim=(2, 3), keepdim=True), "the whole image (by a global pooling or norm)"),
+    (lambda x: x.softmax(dim=2), "the whole image (by a global pooling or norm)"),
+    (lambda x: x * F.adaptive_avg_pool2d(x, 1), "the whole image (by a global pooling or norm)"),
+    (lambda x: x.flatten(2), "the whole image (by a reshape of the map, as attention makes)"),
+    (lambda x: x.transpose(2, 3), "unknown (for the operation Transpose)"),
+    (lambda x: x.cumsum(dim=2), "unknown (for the operation Cumsum)"),
+    (lambda x: x.flip(2), "unknown (for the operation Flip)"),
+    (lambda x: torch.cat(x.chunk(2, dim=2)[::-1], dim=2), "unknown (for a cat of rows or columns)"),
+]
+
+
+@pytest.mark.parametrize(("operation", "expected"), UNKNOWN_OR_WHOLE)
+def test_what_is_not_followed_is_said_not_to_be(operation: Callable[[Tensor], Tensor], expected: str) -> None:
+    x = torch.empty(1, 2, 16, 16, device="meta", requires_grad=True)
+    assert str(receptive_field(operation(x * 1), x, 8)) == expected
+
+
+FOLLOWED = [
+    (lambda x: x.softmax(dim=1), 1),
+    (lambda x: x * x.mean(dim=1, keepdim=True), 1),
+    (lambda x: torch.cat(x.split(1, dim=1), dim=1), 1),
+    (lambda x: F.pixel_unshuffle(x, 2), 2),
+    (lambda x: F.avg_pool2d(F.pad(x, [1, 2, 3, 4]), 3), 3),
+    (lambda x: F.avg_pool2d(F.pad(x, [1, 2, 3, 4], mode="reflect"), 3), 3),
+    (lambda x: x + F.pad(x[:, :, 3:, 2:], [0, 2, 0, 3]), 4),
+    (lambda x: x[..., ::2, ::2] + F.avg_pool2d(x, 2), 2),
+    (lambda x: F.adaptive_avg_pool2d(x, 8), 2),
+    (lambda x: F.avg_pool2d(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True), 3, 1), 3),
+    (lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"), 4),
+    (lambda x: x.permute(0, 2, 3, 1).permute(0, 3, 1, 2), 1),
+]
+
+
+@pytest.mark.parametrize(("operation", "rows"), FOLLOWED)
+def test_rows_are_followed_through(operation: Callable[[Tensor], Tensor], rows: int) -> None:
+    x = torch.empty(1, 4, 16, 16, device="meta", requires_grad=True)
+    size = receptive_field(operation(x * 1), x, 4).size
+    assert size is not None
+    assert size[0] == rows

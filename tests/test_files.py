@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import unetkit
 from unetkit.deploy import files, sealed
-from unetkit.errors import BadFile, UnetkitError, UnknownName
+from unetkit.errors import BadFile, BadOption, UnetkitError, UnknownName
 from unetkit.plan import Plan
 from unetkit.registry import Parts
 
@@ -453,3 +453,40 @@ def test_a_byte_changed_anywhere_is_refused(data: st.DataObject) -> None:
         path = Path(folder) / "model.safetensors"
         path.write_bytes(whole)
         refusal(path)
+
+
+def test_a_model_that_was_changed_after_it_was_built_is_not_saved(tmp_path: Path) -> None:
+    model = unetkit.build("plain:widths=[4,8]")
+    model.head = torch.nn.Conv2d(4, 7, 1)
+    with pytest.raises(BadFile, match=r"head\.bias is not as the plan builds it, so no file could rebuild it"):
+        unetkit.save(model, tmp_path / "m.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_device_that_there_is_not_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    unetkit.save(unetkit.build("plain:widths=[4,8]"), tmp_path / "m.safetensors")
+    with pytest.raises(BadOption, match="device=nonsense cannot be used here"):
+        unetkit.load(tmp_path / "m.safetensors", device="nonsense")
+
+
+def test_a_new_file_has_the_rights_that_the_umask_gives(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        unetkit.save(unetkit.build("plain:widths=[4,8]"), tmp_path / "m.safetensors")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "m.safetensors").stat().st_mode & 0o777 == 0o640
+
+
+def test_wrappers_are_told_the_same_plan_when_a_file_is_loaded(tmp_path: Path) -> None:
+    source = tmp_path / "telling.py"
+    source.write_text(
+        "import unetkit\ntold = []\n@unetkit.hookimpl\ndef unetkit_wrap_model(plan):\n    told.append(str(plan))\n"
+    )
+    parts = unetkit.load_parts(plugins=[str(source)])
+    model = unetkit.build(recipe="unet-same", encoder="plain:widths=[4,8]", parts=parts)
+    unetkit.save(model, tmp_path / "m.safetensors")
+    unetkit.load(tmp_path / "m.safetensors", parts=parts)
+    told = sys.modules["unetkit_plugin_telling"].told
+    assert told[0] == str(model.plan)
+    assert set(told) == {told[0]}

@@ -32,6 +32,7 @@ ROOMS = (
     "protocols",
     "sizes",
     "meta",
+    "meter",
     "lazyinit",
     "resolve",
     "unet",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
 import pytest
 import timm
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import unetkit
 from unetkit.lazyinit import drawn_once
@@ -70,3 +74,63 @@ def test_without_a_seed_the_global_one_counts() -> None:
     torch.manual_seed(3)
     second = unetkit.build("plain:widths=[4,8]").state_dict()
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_given_memory_is_not_filled() -> None:
+    with drawn_once():
+        layer = nn.Linear(4, 4)
+        layer.weight.data = torch.eye(4)
+    assert torch.equal(layer.weight.detach(), torch.eye(4))
+
+
+def test_overwriting_with_itself_reads_it_first() -> None:
+    with drawn_once():
+        one = torch.full((100,), 777.0).uniform_(1, 2)
+        one.copy_(one)
+        other = torch.full((10,), 777.0).uniform_(1, 2)
+        other.fill_(other[0])
+    assert 1 <= float(one.min()) <= float(one.max()) <= 2
+    assert 1 <= float(other.min()) == float(other.max()) <= 2
+
+
+def test_tensors_without_plain_memory_pass() -> None:
+    with drawn_once():
+        layer = nn.Linear(3, 3)
+        sparse = torch.eye(3).to_sparse()
+        product = torch.sparse.mm(sparse, layer.weight.detach())
+    assert torch.equal(product, layer.weight.detach())
+
+
+def test_a_generator_of_ones_own_is_used_at_once() -> None:
+    with drawn_once():
+        first = [torch.empty(5).normal_(generator=torch.Generator().manual_seed(s)) for s in (1, 2)]
+    again = [torch.empty(5).normal_(generator=torch.Generator().manual_seed(s)) for s in (1, 2)]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_an_error_leaves_nothing_unfilled() -> None:
+    kept: list[torch.Tensor] = []
+    with suppress(ZeroDivisionError), drawn_once():
+        kept.append(torch.full((100,), 777.0).uniform_(0, 1))
+        raise ZeroDivisionError
+    assert float(kept[0].max()) <= 1
+
+
+def test_nothing_waits_where_tensors_are_not_plain() -> None:
+    with torch.inference_mode():
+        assert unetkit.build("test_resnet").eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 2, 32, 32)
+    with FakeTensorMode():
+        assert unetkit.build("test_resnet").eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 2, 32, 32)
+
+
+def test_layers_of_one_shape_are_not_alike() -> None:
+    with drawn_once():
+        layers = [nn.Conv2d(8, 8, 3) for _ in range(4)]
+    weights = [layer.weight for layer in layers]
+    assert not any(torch.equal(a, b) for i, a in enumerate(weights) for b in weights[:i])
+
+
+def test_seeded_builds_of_several_threads_are_equal() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        models = list(pool.map(lambda _: unetkit.build("plain:widths=[4,8]", seed=1).state_dict(), range(8)))
+    assert all(torch.equal(models[0][key], model[key]) for model in models for key in model)

@@ -386,3 +386,47 @@ def test_a_part_that_needs_values_is_built_unproven() -> None:
 
     model = build("plain:widths=[4,8]", block=Curious)
     assert model(torch.randn(1, 3, 8, 8)).shape == (1, 2, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["hrnet_w18_small", "dla34", "tresnet_m", "inception_v3", "inception_v4", "test_efficientnet", "resnetv2_18"],
+)
+def test_encoders_whose_maps_agree_only_at_multiples_are_padded_to_them(name: str) -> None:
+    model = build(name, device="meta").eval()
+    for height, width in [(1, 1), (33, 65), (97, 131), (100, 100), (128, 96)]:
+        assert model(torch.empty(1, 3, height, width, device="meta")).shape == (1, 2, height, width)
+
+
+@pytest.mark.parametrize("recipe", ["unet-2015", "unet-same", "unet-relu-bn", "vgg16-unet", "resnet34-unet"])
+@pytest.mark.parametrize("words", [{"decode_to": 2}, {"encoder": "resnet18"}, {"fuse": "add"}, {"classes": 5}])
+def test_a_recipe_takes_one_word_more(recipe: str, words: dict[str, Any]) -> None:
+    model = build(recipe=recipe, **words, device="meta")
+    assert str(model.plan).startswith(f"--recipe {recipe} --")
+
+
+def test_logits_that_overshoot_are_cut_at_the_far_end() -> None:
+    model = build("test_resnet", decode_to=2, logits="transposed:channels=keep", seed=0).eval()
+    x = torch.randn(1, 3, 45, 71)
+    before: list[Tensor] = []
+    assert model.logits is not None
+    model.logits.register_forward_hook(lambda _module, _args, out: before.append(out))
+    out = model(x)
+    assert before[0].shape == (1, 2, 46, 72)
+    assert torch.equal(out, before[0][..., :45, :71])
+
+
+def test_channels_last_maps_of_swin_are_read_the_right_way_round() -> None:
+    model = build("swin_tiny_patch4_window7_224", device="meta").eval()
+    maps = model.encoder(torch.empty(1, 3, 224, 224, device="meta"))
+    assert [tuple(m.shape[1:]) for m in maps] == [(96, 56, 56), (192, 28, 28), (384, 14, 14), (768, 7, 7)]
+
+
+def test_lazy_layers_are_refused() -> None:
+    with pytest.raises(CannotBuild, match="has lazy layers, whose shapes are not known yet; give channels"):
+        build("plain:widths=[4,8]", block=lambda in_channels, out_channels: nn.LazyConv2d(out_channels, 1))
+
+
+def test_parts_that_are_no_parts_are_refused() -> None:
+    with pytest.raises(BadOption, match=r"unetkit\.load_parts\(plugins=\[\.\.\.\]\) returns one"):
+        build("plain", parts=["file.py"])  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ ENCODER_NAMES = NAMES | NAMES.map("timm/{}".format)
 OPTIONS = st.dictionaries(st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True), VALUES, max_size=3)
 PARTS = st.builds(PartSpec.of, NAMES, OPTIONS)
 LEVELS = st.lists(PARTS, min_size=1, max_size=4)
-COUNTS = st.integers(min_value=1, max_value=2**63)
+COUNTS = st.integers(min_value=1, max_value=2**20)
 PATHS = TEXT.filter(bool)
 
 STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
@@ -328,3 +328,11 @@ def test_the_line_of_a_built_model_is_the_shortest_that_rebuilds_it() -> None:
             except UnetkitError:
                 continue
             assert other.plan != plan, f"{line}: {word} says nothing"
+
+
+@pytest.mark.parametrize(
+    ("word", "value", "most"), [("classes", 2**20 + 1, 2**20), ("size", 10**12, 2**20), ("seed", 2**64, 2**64 - 1)]
+)
+def test_numbers_too_large_to_count_with_are_refused(word: str, value: int, most: int) -> None:
+    with pytest.raises(BadOption, match=f"--{word}: must be at most {most}; got {value}"):
+        Plan.of(**{word: value})

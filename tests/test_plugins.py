@@ -286,7 +286,7 @@ def test_a_plugin_listed_twice_works_once(write: Write, capsys: pytest.CaptureFi
         f"unetkit: plugin one failed in unetkit {OURS}: "
         f"a plugin of this name is loaded already, from {path}; list it once"
     ]
-    model: Any = build("plain:widths=[2,4]", parts=host, device="meta")
+    model: Any = build("plain:widths=[2,4]", parts=host.parts, device="meta")
     assert type(model).__name__ == "Wrapped"
     assert type(model[0]).__name__ == "UNet"
 
@@ -314,7 +314,7 @@ def test_models_are_wrapped_in_order_of_the_plugins_names(write: Write, capsys: 
     start = "\ndef start(model):\n    model.order = ['{name}']\n    return model\n"
     files = [write(f"{n}.py", WRAP.format(body=body.format(name=n)) + start.format(name=n)) for n in ("c", "a", "b")]
     files.append(write("d.py", WRAP.format(body="return None")))
-    model: Any = build("plain:widths=[2,4]", parts=load_host(files), device="meta")
+    model: Any = build("plain:widths=[2,4]", parts=load_parts(files), device="meta")
     assert model.order == ["a", "b", "c"]
     assert str(model.plan) == "--encoder 'plain:widths=[2,4]'"
     assert lines(capsys) == []
@@ -331,7 +331,7 @@ def test_a_wrapper_is_told_the_models_plan() -> None:
     host = load_host()
     host.manager.register(Spy(), "unetkit spy")
     host.plugins.append(type(host.plugins[0])("unetkit spy", "", "", loaded=True))
-    model = build("plain:widths=[2,4]", fuse="add", classes=2, parts=host, device="meta")
+    model = build("plain:widths=[2,4]", fuse="add", classes=2, parts=host.parts, device="meta")
     assert seen == [model.plan] == [Plan.of(encoder="plain:widths=[2,4]", fuse="add")]
 
 
@@ -341,7 +341,10 @@ def test_a_wrapper_is_told_the_models_plan() -> None:
         ("1 / 0", "ZeroDivisionError: division by zero"),
         ("return lambda model: 1 / 0", "ZeroDivisionError: division by zero"),
         ("return 3", "TypeError: 'int' object is not callable"),
-        ("return lambda model: None", "what unetkit_wrap_model returned made None of a model; it must return a module"),
+        (
+            "return lambda model: None",
+            "what unetkit_wrap_model returned made NoneType of a model; it must return a module that holds it",
+        ),
         ("import sys; sys.exit(1)", "SystemExit: 1"),
     ],
 )
@@ -351,7 +354,7 @@ def test_a_failing_wrapper_leaves_the_model(
     good = WRAP.format(body="return lambda model: Wrapped(model)")
     host = load_host([write("bad.py", WRAP.format(body=body)), write("good.py", good)])
     for _ in range(2):  # it is tried, and told, for each model
-        model: nn.Module = build("plain:widths=[2,4]", parts=host, device="meta")
+        model: nn.Module = build("plain:widths=[2,4]", parts=host.parts, device="meta")
         assert type(model).__name__ == "Wrapped"
         (line,) = lines(capsys)
         assert line == f"unetkit: plugin bad failed in unetkit {OURS}: {reason}"

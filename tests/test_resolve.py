@@ -142,7 +142,7 @@ SHORTEST = {
     "--encoder plain --fuse add/add": "--encoder plain --fuse add",
     "--encoder plain --fuse add/concat": "--encoder plain --fuse add/concat",
     "--recipe unet-2015": "--recipe unet-2015",
-    "--recipe unet-2015 --size 572 --widths 512,256,128,64": "--recipe unet-2015",
+    "--recipe unet-bilinear --decode-to 1 --widths 256,128,64,64": "--recipe unet-bilinear",
     "--recipe unet-2015 --size 600 --in-channels 3": "--recipe unet-2015 --in-channels 3 --size 600",
     "--encoder resnet18:pretrained=true": "--encoder resnet18 --pretrained",
     "--encoder resnet18:pretrained=false": "--encoder resnet18",

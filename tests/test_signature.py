@@ -215,7 +215,11 @@ def test_help_comes_from_args(write: Writer, doc: str, help_text: str) -> None:
 
 BROKEN = {
     "syntax": ("def make(:", "make", "SyntaxError"),
-    "import": ("import no_such_module_at_all\n\nmake = 1\n", "make", "No module named 'no_such_module_at_all'"),
+    "import": (
+        "import no_such_module_at_all\n\nmake = 1\n",
+        "make",
+        "it needs the package 'no_such_module_at_all', which is not installed; install it",
+    ),
     "raises": ("raise RuntimeError('two\\nlines')\n", "make", "RuntimeError: two lines"),
     "missing": ("x = 1\n", "make", "has no attribute 'make'"),
 }

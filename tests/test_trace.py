@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -40,7 +41,7 @@ def test_figures_are_those_of_a_real_pass(words: dict[str, Any], size: tuple[int
     assert traced.activation_bytes == saved_bytes(model, x)
 
 
-def saved_bytes(model: nn.Module, x: torch.Tensor) -> int:
+def saved_bytes(model: nn.Module, x: torch.Tensor, *, grad: bool = True) -> int:
     own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
     kept: dict[int, torch.Tensor] = {}
 
@@ -50,7 +51,7 @@ def saved_bytes(model: nn.Module, x: torch.Tensor) -> int:
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = model(x.requires_grad_())
+        out = model(x.requires_grad_(grad))
     del out
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
@@ -119,7 +120,7 @@ def test_the_table_and_the_data_say_the_same() -> None:
 def test_small_inputs_are_padded_and_said_to_be() -> None:
     traced = unetkit.trace(unetkit.build("plain:widths=[4,8]", device="meta"), 1)
     assert (traced.rows[-1].level, traced.rows[-1].height, traced.rows[-1].width) == ("output", 1, 1)
-    assert "padded with zeros to 2 where smaller, and the output cut back" in traced.notes
+    assert "the input is padded with zeros to 2x2, and the output cut back" in traced.notes
     assert any("takes a batch of 2" in note for note in traced.notes)
 
 
@@ -214,3 +215,59 @@ def test_check_finds_what_is_not_reached_and_not_finite() -> None:
     assert "FAILED" in str(result)
     assert "NOT all finite" in str(result)
     assert "do NOT reach stages.0.block.forgotten" in str(result)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_figures_do_not_depend_on_the_callers_grad_mode(context: Callable[[], Any]) -> None:
+    model = unetkit.build("test_resnet", seed=1)
+    expected = unetkit.trace(model, 64)
+    with context():
+        assert unetkit.trace(model, 64) == expected
+        assert run_check(model, 64).passed
+
+
+def test_frozen_layers_keep_nothing() -> None:
+    model = unetkit.build("resnet18")
+    whole = unetkit.trace(model, 64)
+    model.encoder.requires_grad_(False)
+    frozen = unetkit.trace(model, 64)
+    assert frozen.activation_bytes == saved_bytes(model, torch.randn(1, 3, 64, 64), grad=False)
+    assert frozen.activation_bytes < whole.activation_bytes
+    assert (frozen.macs, frozen.parameters, frozen.receptive_field) == (
+        whole.macs,
+        whole.parameters,
+        whole.receptive_field,
+    )
+    assert unetkit.trace(model.requires_grad_(False), 64).activation_bytes == 0
+
+
+def test_a_block_that_two_levels_share_has_a_row_in_each() -> None:
+    block = nn.Conv2d(12, 4, 1)
+
+    def same(in_channels: int, out_channels: int) -> nn.Module:
+        return block
+
+    model = unetkit.build("plain:widths=[8,8,4]", block=same, widths=[4, 4], device="cpu")
+    rows = {(row.level, row.step): row for row in unetkit.trace(model, 16).rows}
+    assert [(rows[level, "block"].height, rows[level, "block"].macs) for level in ("stages.0", "stages.1")] == [
+        (8, 12 * 4 * 64),
+        (16, 12 * 4 * 256),
+    ]
+
+
+def test_a_batch_below_one_is_refused() -> None:
+    with pytest.raises(UnetkitError, match="batch=0: takes at least 1"):
+        unetkit.trace(unetkit.build("plain:widths=[2,4]", device="meta"), 8, batch=0)
+
+
+def test_one_and_one_point_nought_are_not_confused() -> None:
+    class Counting(nn.Conv2d):
+        def __init__(self, in_channels: int, out_channels: int) -> None:
+            super().__init__(in_channels, out_channels, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            whole, real = torch.full((4,), 1, device=x.device), torch.full((4,), 1.0, device=x.device)
+            assert (whole.dtype, real.dtype) == (torch.int64, torch.float32)
+            return super().forward(x)
+
+    unetkit.trace(unetkit.build("plain:widths=[4,8]", block=Counting), 16)

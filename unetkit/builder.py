@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
+from threading import Lock
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
-from unetkit.errors import CannotBuild, UnetkitError
+from unetkit.errors import BadOption, CannotBuild, UnetkitError
 from unetkit.inspect.limits import prove
 from unetkit.lazyinit import drawn_once
 from unetkit.plan import PartSpec, Plan
-from unetkit.plugins import Host, default_host
+from unetkit.plugins import default_parts
 from unetkit.registry import Parts
 from unetkit.resolve import NO_LOGITS, kind_of, resolve, shortest, signature_of, typed_options
-from unetkit.unet import Stage, UNet
+from unetkit.unet import Stage, UNet, layout_of
 
 #: A stage is as wide as the skip that it joins, up to this.
 WIDEST = 512
@@ -41,7 +43,7 @@ def build(
     size: Any = None,
     pretrained: Any = None,
     seed: Any = None,
-    parts: Parts | Host | None = None,
+    parts: Parts | None = None,
     device: Any = None,
 ) -> UNet:
     """Build a U-Net.
@@ -90,25 +92,33 @@ def build(
         "pretrained": pretrained,
         "seed": seed,
     }
-    host = parts if isinstance(parts, Host) else Host(parts) if parts is not None else default_host()
-    return build_plan(Plan.of(**words).over(plan), host, device)
+    if not isinstance(parts, Parts | None):
+        raise BadOption(f"parts={parts!r:.80} is no Parts; unetkit.load_parts(plugins=[...]) returns one")
+    return build_plan(Plan.of(**words).over(plan), parts or default_parts(), device)
 
 
-def build_plan(plan: Plan, host: Host, device: Any = None) -> UNet:
-    """Build what a plan says with a host's parts, and let its plugins wrap the result."""
-    whole, base = resolve(plan, host.parts)
+def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool = True) -> UNet:
+    """Build what a plan says, and let plugins wrap the result.
+
+    Args:
+        plan: what was said.
+        parts: where names are looked up.
+        device: where the model is made.
+        pretrained: whether to load the weights that the plan asks for; not where others take their place.
+    """
+    whole, base = resolve(plan, parts)
     with ExitStack() as stack:
         if device is not None:
             stack.enter_context(torch.device(device))
         if whole.seed is not None:
             stack.enter_context(_seeded(whole.seed, device))
-        stack.enter_context(drawn_once())
-        network, derived = _assemble(whole, host.parts)
+        network, derived = _assemble(whole if pretrained else replace(whole, pretrained=None), parts)
         network.whole = whole.over(derived)
         network.plan = shortest(network.whole, base.over(derived))
-        model = cast(UNet, host.wrap(network, network.plan))
+        model = cast(UNet, parts.wrap(network, network.plan))
     model.plan = network.plan
-    foreign = any(_is_foreign(word, spec, host.parts) for word, spec in whole.specs())
+    model.layout = layout_of(model)
+    foreign = any(_is_foreign(word, spec, parts) for word, spec in whole.specs())
     if plan.size is not None or foreign:
         prove(model, any_size=plan.size is None)
     return model
@@ -121,12 +131,16 @@ def _is_foreign(word: str, spec: PartSpec, parts: Parts) -> bool:
     return spec != NO_LOGITS and parts[kind_of(word)].get(spec.name).owner != "unetkit"
 
 
+#: The random state belongs to the whole process: seeded builds of several threads come one after another.
+_SEEDING = Lock()
+
+
 @contextmanager
 def _seeded(seed: int, device: Any) -> Iterator[None]:
     """Draw from a seed and leave the random state as it was, that of the device built on included."""
     target = torch.get_default_device() if device is None else torch.device(device)
     on_gpu = [target] if target.type == "cuda" else []
-    with torch.random.fork_rng(devices=on_gpu):
+    with _SEEDING, torch.random.fork_rng(devices=on_gpu):
         torch.default_generator.manual_seed(seed)
         for gpu in on_gpu:
             with torch.cuda.device(gpu):
@@ -162,6 +176,7 @@ def _assemble(plan: Any, parts: Parts) -> tuple[UNet, Plan]:
         make.logits(plan.logits or derived.logits, plan.decode_to),
         skips=tuple(level.skip for level in levels if level.skip is not None),
         min_size=1 if valid else getattr(encoder, "min_size", max(encoder.strides)),
+        multiple=1 if valid else getattr(encoder, "multiple", 1),
         valid=valid,
     )
     return network, derived
@@ -191,6 +206,8 @@ class _Maker:
             raise CannotBuild(f"--{word} {spec}{owner}{where} with {_told(wiring)} failed: {why}") from error
         if not isinstance(part, nn.Module):
             raise CannotBuild(f"--{word} {spec}{where} made a {type(part).__name__}; a part is a torch.nn.Module")
+        if any(isinstance(p, UninitializedParameter) for p in part.parameters()):
+            raise CannotBuild(f"--{word} {spec}{where} has lazy layers, whose shapes are not known yet; give channels")
         return part
 
     def encoder(self) -> Any:
@@ -200,7 +217,10 @@ class _Maker:
             if "pretrained" not in {o.name for o in signature_of("encoder", spec, self.parts).options}:
                 raise CannotBuild(f"--pretrained: encoder {spec.name} has no weights to load; leave it out")
             extra["pretrained"] = plan.pretrained
-        encoder = self("encoder", spec, (plan.in_channels,), **extra)
+        # Only for our own encoders, which draw most weights twice: what a plugin does while it builds is not ours to
+        # know, and some of it (reading a weight through numpy) cannot be seen.
+        with nullcontext() if _is_foreign("encoder", spec, self.parts) else drawn_once():
+            encoder = self("encoder", spec, (plan.in_channels,), **extra)
         channels, strides = getattr(encoder, "channels", ()), getattr(encoder, "strides", ())
         if not channels or len(channels) != len(strides) or any(a >= b for a, b in pairwise((0, *strides))):
             raise CannotBuild(

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_iter
 
 _aten = torch.ops.aten
@@ -31,15 +31,17 @@ class _Waiting(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _OVERWRITES and _whole(args[0]):
-            self.fills.pop(_storage(args[0]), None)
-            if func in _RANDOM and args[0].device.type == "cpu":  # elsewhere a fill costs next to nothing
-                self.fills[_storage(args[0])] = func, args, kwargs
-                return args[0]
+        target, sources = (args[0], args[1:]) if func in _OVERWRITES and _whole(args[0]) else (None, args)
         if self.fills and not _is_view(func):
-            for tensor in tree_iter((args, kwargs)):
-                if isinstance(tensor, Tensor):
+            for tensor in tree_iter((sources, kwargs)):
+                if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
                     self._carry_out(_storage(tensor))
+        if target is not None:
+            self.fills.pop(_storage(target), None)
+            if func in _RANDOM and target.device.type == "cpu" and kwargs.get("generator") is None:
+                # The memory is what waits, not the tensor, which may be given other memory (`weight.data = ...`).
+                self.fills[_storage(target)] = func, (target.detach(), *sources), kwargs
+                return target
         return func(*args, **kwargs)
 
     def _carry_out(self, storage: int) -> None:
@@ -63,21 +65,31 @@ class _Waiting(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _fill(fill: tuple[Any, Any, Any], seed: int) -> None:
     func, args, kwargs = fill
     generator = torch.Generator().manual_seed(seed)
-    func(*args, **{"generator": generator, **{k: v for k, v in kwargs.items() if v is not None}})
+    func(*args, **{**kwargs, "generator": generator})
 
 
 @contextmanager
 def drawn_once() -> Iterator[None]:
-    """Build models in here: their random weights are drawn once, at the latest on leaving."""
-    waiting = _Waiting()
-    with waiting:
+    """Build a model in here: its random weights are drawn once, at the latest on leaving.
+
+    What reads a weight through torch sees what an eager build would show it; another thread, or numpy on the same
+    memory, does not. Where tensors are no plain ones (inference mode, fake tensors) nothing waits.
+    """
+    if torch.is_inference_mode_enabled() or _get_current_dispatch_mode() is not None:
         yield
-    waiting.finish()
+        return
+    waiting = _Waiting()
+    try:
+        with waiting:
+            yield
+    finally:
+        waiting.finish()
 
 
 def _whole(tensor: Tensor) -> bool:
     """Whether a tensor is all of its memory, so that overwriting it leaves nothing of what was there."""
-    return tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    plain = tensor.layout == torch.strided and tensor.is_contiguous()
+    return plain and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 
 
 def _is_view(func: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unetkit.plugins import default_host
+from unetkit.plugins import default_parts
 from unetkit.registry import Entry, Parts
 
 
@@ -15,4 +15,4 @@ def list_parts(kind: str, pattern: str = "*", *, parts: Parts | None = None) -> 
     Raises:
         BadOption: there is no such kind.
     """
-    return (parts or default_host().parts)[kind].find(pattern)
+    return (parts or default_parts())[kind].find(pattern)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -19,3 +21,14 @@ def meta_copy(model: M) -> M:
         empty = torch.empty_like(tensor, device="meta")
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
     return copy.deepcopy(model, memo)
+
+
+@contextmanager
+def mode_kept(model: nn.Module) -> Iterator[None]:
+    """Put training and eval mode back as they were, module by module."""
+    was = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in was:
+            module.training = mode

@@ -91,7 +91,11 @@ def _levels(value: Any) -> Levels:
     return specs
 
 
-def _whole(value: Any, least: int = 1, what: str = "an integer") -> int:
+#: Far above any use, and low enough that shapes made of such numbers can still be counted.
+_MOST = 2**20
+
+
+def _whole(value: Any, least: int = 1, what: str = "an integer", most: int = _MOST) -> int:
     try:
         number = int(value)
         if isinstance(value, bool) or (not isinstance(value, str) and number != value):
@@ -100,6 +104,8 @@ def _whole(value: Any, least: int = 1, what: str = "an integer") -> int:
         raise BadOption(f"takes {what}; got {value!r}") from None
     if number < least:
         raise BadOption(f"must be at least {least}; got {number}")
+    if number > most:
+        raise BadOption(f"must be at most {most}; got {number}")
     return number
 
 
@@ -159,7 +165,7 @@ WORDS = (
     Word("classes", "N", _whole, "channels of the output"),
     Word("size", "HxW", _size, "the input size that it is meant for: 572, or 480x640 (height first)"),
     Word("pretrained", "[FILE]", _pretrained, "timm's weights for the encoder, or those of a local file"),
-    Word("seed", "N", lambda value: _whole(value, least=0), "fixes the random weights"),
+    Word("seed", "N", lambda value: _whole(value, least=0, most=2**64 - 1), "fixes the random weights"),
 )
 _BY_NAME = {word.name: word for word in WORDS}
 

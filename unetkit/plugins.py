@@ -52,6 +52,7 @@ class Host:
 
     def __post_init__(self) -> None:
         self.manager.add_hookspecs(hookspecs)
+        self.parts.wrap = self.wrap
 
     def load(self, plugin: Plugin, find: Callable[[], object]) -> None:
         """Import and register one plugin; a failure is remembered and told in one line, or raised if strict."""
@@ -76,7 +77,7 @@ class Host:
             if plugin.loaded:
                 with self._isolated(plugin):
                     for wrap in self._hook("unetkit_wrap_model", plugin)(plan=plan):
-                        model = _module(wrap(model))
+                        model = _module(wrap(model), model)
         return model
 
     def _hook(self, hook: str, plugin: Plugin) -> Any:
@@ -127,9 +128,9 @@ def load_host(plugins: Iterable[str | Path | ModuleType] = ()) -> Host:
 
 
 @cache
-def default_host() -> Host:
+def default_parts() -> Parts:
     """What is installed, found once a process."""
-    return load_host()
+    return load_parts()
 
 
 def load_parts(plugins: Iterable[str | Path | ModuleType] = ()) -> Parts:
@@ -176,10 +177,13 @@ def _import(target: str) -> ModuleType:
     return module
 
 
-def _module(model: Any) -> Any:
-    if not callable(model):
-        raise PluginError(f"what unetkit_wrap_model returned made {model!r} of a model; it must return a module")
-    return model
+def _module(wrapped: Any, model: Module) -> Any:
+    """What a wrapper made of a model: a module that holds it, since traces and files look for the network in it."""
+    network = next(m for m in model.modules() if hasattr(m, "whole"))
+    if not hasattr(wrapped, "modules") or not any(m is network for m in wrapped.modules()):
+        made = f"what unetkit_wrap_model returned made {type(wrapped).__name__} of a model"
+        raise PluginError(f"{made}; it must return a module that holds it")
+    return wrapped
 
 
 def _one_line(error: BaseException) -> str:

@@ -23,6 +23,7 @@ class Encoder(Protocol):
             the input. Optional, False.
         min_size: the smallest height and width that it takes. Optional, the deepest stride. A smaller input is padded
             by the network, unless the encoder is valid.
+        multiple: what height and width must be multiples of, padded likewise. Optional, 1.
         size: the one height and width that it takes, where it takes only one. Optional, None.
         weights_from: where its weights come from, in words, for the trace. Optional, "random".
         source: for each map, where it comes from, for the trace. Optional.

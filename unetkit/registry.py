@@ -129,7 +129,8 @@ class Registry:
         source, _, rest = name.rpartition("/")
         for candidate in self.sources.values():
             # A tag names weights ("resnet18.a1_in1k"), not another network.
-            if source in ("", candidate.name) and rest.split(".")[0] in candidate.listing():
+            tagged = rest.endswith(".") or rest.split(".")[0]
+            if source in ("", candidate.name) and tagged in candidate.listing():
                 return candidate.entry(self.kind, rest)
         raise UnknownName(self._missing(name))
 
@@ -162,7 +163,10 @@ class Parts:
 
     Attributes:
         encoders, upsamplers, fusions, aligns, blocks, heads, recipes: a Registry each.
+        wrap: passes a built model and its plan through the plugins that wrap models, and gives what comes out.
     """
+
+    wrap: Callable[[Any, Any], Any]
 
     encoders: Registry
     upsamplers: Registry
@@ -173,6 +177,7 @@ class Parts:
     recipes: Registry
 
     def __init__(self) -> None:
+        self.wrap = lambda model, plan: model
         for kind in KINDS:
             setattr(self, kind.attribute, Registry(kind))
 

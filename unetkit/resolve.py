@@ -49,7 +49,8 @@ def resolve(plan: Plan, parts: Parts) -> tuple[Plan, Plan]:
 def shortest(whole: Plan, base: Plan) -> Plan:
     """The plan that says only what differs from its base, a word once where it is the same at every level."""
     said = {name: _collapse(value) for name, value in whole.said().items()}
-    return Plan(**{name: value for name, value in said.items() if value != getattr(base, name) or name == "recipe"})
+    news = {name for name in said if name == "recipe" or said[name] != _collapse(getattr(base, name))}
+    return Plan(**{name: said[name] for name in news})
 
 
 def _collapse(value: Any) -> Any:

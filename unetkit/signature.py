@@ -66,6 +66,9 @@ def load(target: str) -> Callable[..., Any]:
     module, _, attr = target.partition(":")
     try:
         return typing.cast(Callable[..., Any], getattr(importlib.import_module(module), attr))
+    except ModuleNotFoundError as error:
+        why = f"it needs the package {error.name!r}, which is not installed; install it"
+        raise PluginError(f"{target} cannot be loaded: {why}") from error
     except Exception as error:  # whatever a plugin's module raises when it is imported
         raise PluginError(f"{target} cannot be loaded: {type(error).__name__}: {error}") from error
 

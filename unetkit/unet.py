@@ -8,6 +8,7 @@ from __future__ import annotations
 from itertools import zip_longest
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -72,11 +73,14 @@ class UNet(nn.Module):
             output is smaller than its input.
         plan: the shortest line that rebuilds it.
         whole: the plan with everything said, a part a level; what the network is told by.
-        min_size: a smaller height or width is padded with zeros below and to the right, and the output cut back.
+        layout: the shape of every tensor of the state_dict as it was built, by which files know it again.
+        min_size, multiple: a height or width below the one, or no multiple of the other, is padded with zeros below
+            and to the right, and the output cut back.
     """
 
     plan: Plan
     whole: Plan
+    layout: dict[str, tuple[int, ...]]
 
     def __init__(
         self,
@@ -87,6 +91,7 @@ class UNet(nn.Module):
         *,
         skips: tuple[int, ...],
         min_size: int,
+        multiple: int,
         valid: bool,
     ) -> None:
         """Put parts together.
@@ -94,7 +99,7 @@ class UNet(nn.Module):
         Args:
             encoder, stages, head, logits: as the attributes.
             skips: the index of the map that each stage joins, deep to shallow; stages after those join none.
-            min_size: as the attribute.
+            min_size, multiple: as the attributes.
             valid: whether stages without a skip keep to the scale instead of ending at the input's share.
         """
         super().__init__()
@@ -106,12 +111,26 @@ class UNet(nn.Module):
         self.learned = logits is not None and any(True for _ in logits.parameters())
         self.skips = skips
         self.min_size = min_size
+        self.multiple = multiple
         self.valid = valid
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> logits (B, classes, H, W); smaller than the input where convolutions are valid."""
-        if min(size_of(x)) < self.min_size:
-            return self._padded(x)
+        size = size_of(x)
+        if self.multiple == 1 and min(size) >= self.min_size:
+            return self._whole(x)
+        height, width = self.padded_size(size)
+        x = self._whole(F.pad(x, [0, width - size[1], 0, height - size[0]]))
+        stride = 1 if self.logits is not None else cast(int, self.stages[-1].stride)
+        return x[..., : (size[0] - 1) // stride + 1, : (size[1] - 1) // stride + 1]
+
+    def padded_size(self, size: Size) -> Size:
+        """The size that an input is padded to with zeros, below and to the right; its own where that passes."""
+        least, multiple = self.min_size, self.multiple
+        height, width = (torch.sym_max(least, -(-side // multiple) * multiple) for side in size)
+        return cast(Size, (height, width))
+
+    def _whole(self, x: Tensor) -> Tensor:
         size = size_of(x)
         maps = cast(Encoder, self.encoder)(x)
         x = maps[-1]
@@ -132,8 +151,7 @@ class UNet(nn.Module):
         """Of the encoder's maps, shallow to deep."""
         return cast(Encoder, self.encoder).strides
 
-    def _padded(self, x: Tensor) -> Tensor:
-        height, width = size_of(x)
-        x = F.pad(x, [0, max(0, self.min_size - width), 0, max(0, self.min_size - height)])
-        stride = 1 if self.logits is not None else cast(int, self.stages[-1].stride)
-        return cast(Tensor, self(x))[..., : (height - 1) // stride + 1, : (width - 1) // stride + 1]
+
+def layout_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a state_dict."""
+    return {name: tuple(value.shape) for name, value in model.state_dict().items() if isinstance(value, Tensor)}

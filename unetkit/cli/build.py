@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetkit.cli.words import host_of, plan_options
+from unetkit.cli.words import parts_of, plan_options
+from unetkit.errors import BadOption
 from unetkit.plan import Plan
 from unetkit.resolve import resolve
 
@@ -37,16 +38,18 @@ def build(
     unetkit build --recipe unet-2015 --size 572 --picture unet.svg
     unetkit build --encoder timm/vgg16 --up transposed:init=bilinear --classes 21
     """
+    if picture and picture.suffix != ".svg":
+        raise BadOption(f"--picture {picture}: draws SVG; give a name that ends in .svg")
     plan = Plan.of(**words)
-    host = host_of(ctx)
-    resolve(plan, host.parts)  # refuses a wrong name or option before torch is imported
+    parts = parts_of(ctx)
+    resolve(plan, parts)  # refuses a wrong name or option before torch is imported
 
     from unetkit.builder import build_plan
     from unetkit.inspect.check import run_check
     from unetkit.inspect.trace import trace
 
     real = bool(save or check or plan.pretrained)
-    model = build_plan(plan, host, device=None if real else "meta")
+    model = build_plan(plan, parts, device=None if real else "meta")
     traced = trace(model)
     report = {"trace": traced.as_dict()}
     done = []

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from unetkit.cli.words import complete_part, host_of
+from unetkit.cli.words import complete_part, parts_of
 from unetkit.errors import UnetkitError, UnknownName
 from unetkit.registry import KINDS, Entry, Parts, Registry
 from unetkit.values import describe, to_text
@@ -21,7 +21,7 @@ def _complete_kind(ctx: click.Context, param: click.Parameter, incomplete: str) 
 
 
 def _complete_name(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    return complete_part(host_of(ctx).parts[ctx.params.get("kind") or "encoders"], incomplete)
+    return complete_part(parts_of(ctx)[ctx.params.get("kind") or "encoders"], incomplete)
 
 
 @click.command("list")
@@ -38,8 +38,8 @@ def list_parts(ctx: click.Context, kind: str | None, name: str | None) -> None:
     unetkit list encoders 'resnet*'
     unetkit list fuse add
     """
-    parts = host_of(ctx).parts
-    console = Console(highlight=False)
+    parts = parts_of(ctx)
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 160
     if kind is None:
@@ -79,7 +79,7 @@ def _names(console: Console, registry: Registry, pattern: str) -> None:
     if own:
         table = _table("name", "what it is", "from")
         for entry in own:
-            table.add_row(entry.name, Text(_summary(entry)), entry.owner)
+            table.add_row(*map(Text, (entry.name, _summary(entry), entry.owner)))
         console.print(table)
     for source in registry.sources:
         names = [entry.name for entry in found if entry.source == source]
@@ -104,6 +104,6 @@ def _detail(console: Console, entry: Entry) -> None:
     table = _table("option", "takes", "default", "what it does")
     for option in known.options:
         default = "must be given" if option.required else to_text(option.default, option.type)
-        table.add_row(option.name, describe(option.type), default, option.help)
+        table.add_row(*map(Text, (option.name, describe(option.type), default, option.help)))
     console.print(table if known.options else "It has no options.")
     console.print(f"registered by {entry.owner}{source}, in {known.file}:{known.line}", soft_wrap=True)

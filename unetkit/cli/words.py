@@ -11,17 +11,18 @@ from click.shell_completion import CompletionItem
 
 from unetkit.errors import UnetkitError
 from unetkit.plan import WORDS, Word
-from unetkit.plugins import Host, default_host, load_host
-from unetkit.registry import KINDS, Registry
+from unetkit.plugins import default_parts, load_parts
+from unetkit.registry import KINDS, Parts, Registry
+from unetkit.resolve import kind_of
 
 F = TypeVar("F", bound=Callable[..., Any])
-_KINDS = {"logits": "up", **{kind.word: kind.word for kind in KINDS}}
+_WORDS = {kind.word for kind in KINDS}
 
 
-def host_of(ctx: click.Context) -> Host:
-    """The host with the plugins named before the command."""
+def parts_of(ctx: click.Context) -> Parts:
+    """The parts with those of the plugins named before the command."""
     plugins = ctx.find_root().params.get("plugins") or ()
-    return load_host(plugins) if plugins else default_host()
+    return load_parts(plugins) if plugins else default_parts()
 
 
 def plan_options(command: F) -> F:
@@ -31,8 +32,8 @@ def plan_options(command: F) -> F:
 
 def _option(word: Word) -> Callable[[F], F]:
     extra: dict[str, Any] = {"is_flag": False, "flag_value": True} if word.name == "pretrained" else {}
-    if word.name in _KINDS:
-        extra["shell_complete"] = _completer(_KINDS[word.name])
+    if kind_of(word.name) in _WORDS:
+        extra["shell_complete"] = _completer(kind_of(word.name))
     return click.option(
         word.flag, word.name, metavar=word.metavar, help=f"{word.help[0].upper()}{word.help[1:]}.", **extra
     )
@@ -40,7 +41,7 @@ def _option(word: Word) -> Callable[[F], F]:
 
 def _completer(kind: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
     def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return complete_part(host_of(ctx).parts[kind], incomplete)
+        return complete_part(parts_of(ctx)[kind], incomplete)
 
     return complete
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors.torch
 import torch
@@ -16,13 +15,12 @@ from torch import Tensor, nn
 from unetkit.atomic import written_whole
 from unetkit.builder import build_plan
 from unetkit.deploy.sealed import BLANK, FORMAT, VERSION, checked, digest, read
-from unetkit.errors import BadFile, CannotBuild, UnetkitError
+from unetkit.errors import BadFile, BadOption, CannotBuild, UnetkitError
 from unetkit.inspect.observe import network_of
 from unetkit.plan import Plan
-from unetkit.plugins import Host, default_host
+from unetkit.plugins import default_parts
 from unetkit.registry import Parts
-from unetkit.resolve import resolve
-from unetkit.unet import UNet
+from unetkit.unet import UNet, layout_of
 
 _WRITERS = ("unetkit", "torch", "timm")
 
@@ -52,7 +50,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         raise BadFile(f"{path} cannot be written ({error.strerror or error}); give a file in another folder") from error
 
 
-def load(path: str | Path, *, parts: Parts | Host | None = None, device: Any = None) -> UNet:
+def load(path: str | Path, *, parts: Parts | None = None, device: Any = None) -> UNet:
     """Rebuild the model that `save` wrote, with the same weights to the bit. Nothing is downloaded or unpickled.
 
     Args:
@@ -72,20 +70,20 @@ def load(path: str | Path, *, parts: Parts | Host | None = None, device: Any = N
     data = read(path)
     metadata = checked(path, data)
     device = torch.get_default_device() if device is None else device
-    host = parts if isinstance(parts, Host) else Host(parts) if parts is not None else default_host()
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadOption(f"device={device} cannot be used here ({_short(error)}); give another, such as cpu") from error
     try:
         tensors = {name: tensor.to(device) for name, tensor in safetensors.torch.load(data).items()}
         plan = Plan.parse(metadata["plan"])
-        # Said in full, since a recipe may ask for pretrained weights, which a line can leave out but not deny.
-        whole = replace(resolve(plan, host.parts)[0], recipe=None, pretrained=None)
-        model = _built(whole, host, device, tensors)
+        model = _built(plan, parts or default_parts(), device, tensors)
     except (KeyError, RuntimeError, SafetensorError) as error:
         writers = ", ".join(f"{name} {metadata.get(name)}" for name in _WRITERS)
         raise BadFile(f"{path}, of {writers}, does not fit what its plan builds here: {_short(error)}") from error
     except UnetkitError as error:
         raise type(error)(f"{path} cannot be rebuilt: {error}") from error
     network = network_of(model)
-    model.plan = network.plan = plan
     vars(network.encoder)["weights_from"] = str(path)
     return model
 
@@ -116,20 +114,23 @@ def _metadata(model: nn.Module) -> dict[str, str]:
                 f"--{flag} {spec} was given as a Python object, so no name in a file can rebuild it; "
                 "register it in a plugin and build with its name"
             )
+    if changed := layout_of(model).items() ^ cast(UNet, model).layout.items():
+        name = min(name for name, _ in changed)
+        raise BadFile(f"{name} is not as the plan builds it, so no file could rebuild it; save a model as it was built")
     about = {"format": FORMAT, "version": str(VERSION), "plan": str(plan), "sha256": BLANK.decode()}
     return about | {name: version(name) for name in _WRITERS}
 
 
-def _built(plan: Plan, host: Host, device: Any, tensors: dict[str, Tensor]) -> UNet:
+def _built(plan: Plan, parts: Parts, device: Any, tensors: dict[str, Tensor]) -> UNet:
     """Build without weights and put these in; with weights, where a part computes some that no file holds."""
     try:
-        model = build_plan(plan, host, "meta")
+        model = build_plan(plan, parts, "meta", pretrained=False)
         _assign(model, tensors)
         if not any(tensor.is_meta for module in model.modules() for tensor in _within(vars(module))):
             return model
     except CannotBuild:
         pass  # a part that cannot be made on meta; one that cannot be made at all says so again
-    model = build_plan(plan, host, device)
+    model = build_plan(plan, parts, device, pretrained=False)
     _assign(model, tensors)
     return model
 

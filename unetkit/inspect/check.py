@@ -10,6 +10,7 @@ from torch import nn
 
 from unetkit.errors import CannotPass
 from unetkit.inspect.observe import network_of, size_for
+from unetkit.meta import mode_kept
 from unetkit.plan import Size
 
 
@@ -62,20 +63,18 @@ def run_check(model: nn.Module, size: int | Size | None = None) -> Check:
     network = network_of(model)
     wanted = size_for(network, size)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    was = [(module, module.training) for module in model.modules()]
     device = next(model.parameters()).device
-    x = torch.randn(2, network.whole.in_channels or 3, *wanted, device=device, dtype=next(model.parameters()).dtype)
-    model.train()
+    shape, dtype = (2, network.whole.in_channels or 3, *wanted), next(model.parameters()).dtype
     try:
-        out = model(x)
-        out.float().pow(2).mean().backward()
-        return _judge(model, x, out)
+        with mode_kept(model), torch.inference_mode(False), torch.enable_grad():
+            x = torch.randn(shape, device=device, dtype=dtype)
+            out = model.train()(x)
+            out.float().pow(2).mean().backward()
+            return _judge(model, x, out)
     except (RuntimeError, ValueError) as error:
-        raise CannotPass(f"--check: a real pass failed at {tuple(x.shape)}: {str(error).splitlines()[0]}") from error
+        raise CannotPass(f"--check: a real pass failed at {shape}: {str(error).splitlines()[0]}") from error
     finally:
         model.zero_grad(set_to_none=True)
-        for module, mode in was:
-            module.training = mode
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])

@@ -2,7 +2,8 @@
 
 Each output pixel is followed back as an interval of rows and columns, exactly, through padding, strides and
 upsampling; the field is the widest interval over all phases of the strides. Statistics of norms are left out, as is
-usual. An operation that looks at the whole map (attention, squeeze-and-excite) makes the field the whole image.
+usual. An operation that looks at the whole map (attention, squeeze-and-excite) makes the field the whole
+image, and one that is not known here makes it unknown.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ Interval = tuple[Any, Any]  # lowest and highest index, an array of output posit
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """Height and width in input pixels; None where it is the whole image, and the operation that makes it so."""
+    """Height and width in input pixels; None where it is the whole image or unknown, and what makes it so."""
 
     size: tuple[int, int] | None
     because: str = ""
 
     def __str__(self) -> str:
-        return f"{self.size[0]}x{self.size[1]}" if self.size else f"the whole image ({self.because})"
+        return f"{self.size[0]}x{self.size[1]}" if self.size else self.because
 
 
-class _WholeImage(Exception):
-    """Something looks at the whole map."""
+class _NoInterval(Exception):
+    """A step back that leads to no interval of rows or columns; says why."""
 
 
 def receptive_field(output: Tensor, source: Tensor, period: int) -> ReceptiveField:
@@ -43,7 +44,7 @@ def receptive_field(output: Tensor, source: Tensor, period: int) -> ReceptiveFie
     try:
         rows = _reach(output, source, axis=-2, period=period)
         columns = _reach(output, source, axis=-1, period=period)
-    except _WholeImage as found:
+    except _NoInterval as found:
         return ReceptiveField(None, str(found))
     return ReceptiveField((rows, columns))
 
@@ -100,8 +101,11 @@ def _leading_to(source: Tensor, order: list[Any]) -> set[Any]:
 def _back(node: Any, interval: Interval, axis: int) -> Interval:
     """The interval of a node's input that an interval of its output is computed from."""
     name = node.name().rstrip("0123456789")
-    step = _STEPS.get(name)
-    return step(node, interval, axis) if step else interval
+    if name in _POINTWISE:
+        return interval
+    if name not in _STEPS:
+        raise _NoInterval(f"unknown (for the operation {name.removesuffix('Backward')})")
+    return _STEPS[name](node, interval, axis)
 
 
 def _pair(value: Any, axis: int) -> int:
@@ -160,10 +164,15 @@ def _slice(node: Any, interval: Interval, axis: int) -> Interval:
 
 
 def _reduced(node: Any, interval: Interval, axis: int) -> Interval:
-    sizes = node._saved_self_sym_sizes
-    dims = {dim % len(sizes) for dim in _signed(getattr(node, "_saved_dim", None) or range(len(sizes)))}
-    if len(sizes) == 4 and dims & {2, 3}:
-        raise _WholeImage("global pooling")
+    """Reductions and softmax: over channels they leave rows and columns apart."""
+    sizes = getattr(node, "_saved_self_sym_sizes", None)
+    if sizes is None:
+        known = getattr(node, "_saved_self", None)
+        sizes = (known if known is not None else node._saved_result).shape
+    dims = getattr(node, "_saved_dim", None)
+    dims = [dims] if isinstance(dims, int) else list(dims) if dims else list(range(len(sizes)))
+    if len(sizes) == 4 and {dim % len(sizes) for dim in _signed(dims)} & {2, 3}:
+        raise _NoInterval("the whole image (by a global pooling or norm)")
     return interval
 
 
@@ -172,36 +181,91 @@ def _signed(dims: Any) -> list[int]:
     return [dim - 2**64 if dim >= 2**63 else dim for dim in dims]
 
 
+def _adaptive(node: Any, interval: Interval, axis: int) -> Interval:
+    inside, outside = node._saved_self.shape[axis], node._input_metadata[0].shape[axis]
+    if outside == 1:
+        raise _NoInterval("the whole image (by a global pooling or norm)")
+    return interval[0] * inside // outside, -((-(interval[1] + 1) * inside) // outside) - 1
+
+
+def _along(node: Any, interval: Interval, axis: int) -> Interval:
+    """Concat, split and select: along channels they leave rows and columns apart."""
+    sizes = getattr(node, "_saved_self_sym_sizes", None) or node._input_metadata[0].shape
+    if len(sizes) == 4 and _signed([node._saved_dim])[0] % 4 != 1:
+        raise _NoInterval(f"unknown (for a {node.name().removesuffix('Backward0').lower()} of rows or columns)")
+    return interval
+
+
+def _permuted(node: Any, interval: Interval, axis: int) -> Interval:
+    """NCHW to NHWC and back keep rows and columns in order."""
+    if tuple(dim % 4 for dim in _signed(node._saved_dims)) in ((0, 1, 2, 3), (0, 2, 3, 1), (0, 3, 1, 2)):
+        return interval
+    raise _NoInterval("the whole image (by a reshape of the map, as attention makes)")
+
+
+def _unshuffled(node: Any, interval: Interval, axis: int) -> Interval:
+    factor = node._saved_downscale_factor
+    return interval[0] * factor, interval[1] * factor + factor - 1
+
+
+def _bicubic(node: Any, interval: Interval, axis: int) -> Interval:
+    low, high = _bilinear(node, interval, axis)
+    return low - 1, high + 1
+
+
+def _border(node: Any, interval: Interval, axis: int) -> Interval:
+    """Reflection and replication, away from the border."""
+    before = node._saved_padding[2 * (-axis - 1)]
+    return interval[0] - before, interval[1] - before
+
+
 def _view(node: Any, interval: Interval, axis: int) -> Interval:
     before, after = node._saved_self_sym_sizes, node._input_metadata[0].shape
     if before == after or (before[-1] == after[-1] and {len(before), len(after)} == {2, 4}):
         return interval
-    raise _WholeImage("a reshape of the map")
+    raise _NoInterval("the whole image (by a reshape of the map, as attention makes)")
 
 
 def _whole(what: str) -> Callable[[Any, Interval, int], Interval]:
     def step(node: Any, interval: Interval, axis: int) -> Interval:
-        raise _WholeImage(what)
+        raise _NoInterval(f"the whole image (by {what})")
 
     return step
 
 
+#: Each output pixel of these is computed from the same pixel of the input, or from statistics of norms.
+_NAMES = """
+    Abs Add Addcdiv Addcmul Addmm Alias Bernoulli Celu Clamp ClampMax ClampMin Clone Copy Cos CudnnBatchNorm Div Elu Erf
+    Exp Expand Gelu Glu Hardsigmoid Hardswish Hardtanh LeakyRelu Lerp Log LogSigmoid Maximum Minimum Mish Mm Mul
+    NativeBatchNorm NativeDropout NativeGroupNorm NativeLayerNorm Neg Pow Prelu PreluKernel Reciprocal Relu Relu6 Rsqrt
+    Rsub Selu Sigmoid Silu Sin Softplus Sqrt Squeeze Sub T Tanh Threshold ToCopy Unsqueeze Where
+"""
+_POINTWISE = {f"{name}Backward" for name in _NAMES.split()}
+_REDUCTIONS = "Mean Sum Amax Amin Max Min Var Std Norm LinalgVectorNorm Softmax"
 _STEPS: dict[str, Callable[[Any, Interval, int], Interval]] = {
     "ConvolutionBackward": _convolution,
     "MaxPool2DWithIndicesBackward": _pool,
     "AvgPool2DBackward": _pool,
+    "AdaptiveAvgPool2DBackward": _adaptive,
+    "AdaptiveMaxPool2DBackward": _adaptive,
     "UpsampleBilinear2DBackward": _bilinear,
     "UpsampleNearest2DBackward": _nearest,
+    "UpsampleBicubic2DBackward": _bicubic,
     "PixelShuffleBackward": _shuffle,
+    "PixelUnshuffleBackward": _unshuffled,
     "ConstantPadNdBackward": _pad,
+    "ReflectionPad2DBackward": _border,
+    "ReplicationPad2DBackward": _border,
     "SliceBackward": _slice,
-    "MeanBackward": _reduced,
-    "SumBackward": _reduced,
+    "CatBackward": _along,
+    "SplitBackward": _along,
+    "SplitWithSizesBackward": _along,
+    "SelectBackward": _along,
+    "PermuteBackward": _permuted,
+    **{f"{name}Backward": _reduced for name in _REDUCTIONS.split()},
     "ViewBackward": _view,
     "UnsafeViewBackward": _view,
     "ReshapeAliasBackward": _view,
-    "AdaptiveAvgPool2DBackward": _whole("global pooling"),
-    "AdaptiveMaxPool2DBackward": _whole("global pooling"),
     "BmmBackward": _whole("attention"),
     "ScaledDotProductFlashAttentionForCpuBackward": _whole("attention"),
     "ScaledDotProductEfficientAttentionBackward": _whole("attention"),

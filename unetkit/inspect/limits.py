@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unetkit.errors import CannotBuild, CannotPass
 from unetkit.inspect.figures import by
@@ -33,7 +34,7 @@ def passes(ghost: nn.Module, size: Size, *, whole: bool = False) -> bool:
 
 def nearest_sizes(ghost: nn.Module, size: Size) -> tuple[Size, ...]:
     """The two sizes nearest to one that pass and leave nothing out, smaller first; fewer where there are not two."""
-    least = smallest(ghost)
+    least = smallest(ghost) if network_of(ghost).valid else 1
     if least is None:
         return ()
     heights, widths = (_nearest(ghost, side, least) for side in size)
@@ -81,9 +82,11 @@ def prove(model: nn.Module, *, any_size: bool) -> None:
     size = size_for(network, None)
     with torch.no_grad():
         seen = observe(ghost, meta_input(network, size))
-    if isinstance(seen.error, NotImplementedError) or "meta" in str(seen.error):
+    if isinstance(seen.error, NotImplementedError) or re.search(r"\bmeta tensor|\bon meta\b", str(seen.error)):
         return  # a part that looks at values cannot be followed without them
     if seen.error is not None and not (any_size and nearest_sizes(ghost, size)):
         raise refusal(ghost, size, seen) from seen.error
+    if seen.error is None and not isinstance(seen.output, Tensor):
+        return  # a plugin's wrapper may give several outputs
     if seen.output is not None and seen.output.shape[1] != network.whole.classes:
         raise CannotBuild(f"the logits have {seen.output.shape[1]} channels for {network.whole.classes} classes")

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from unetkit.errors import UnetkitError
+from unetkit.errors import CannotPass, UnetkitError
 from unetkit.plan import Plan, Size
 from unetkit.unet import UNet
 
 
-@dataclass
+@dataclass(eq=False)
 class Call:
     """One call of a module: its name in the state_dict, what went in, what came out, and when (`clock`)."""
 
@@ -48,6 +48,14 @@ class Observation:
             kernel = getattr(last.module, "kernel_size", "?")
             return f"{last.name}, a {type(last.module).__name__} of kernel {kernel}, gets {shapes}"
         return f"{last.name or 'the network'} gets {shapes} ({reason(self.error)})"
+
+    def calls_within(self, module: nn.Module) -> list[Call]:
+        """The calls that began during a module's first call and ended well."""
+        whole = next((call for call in self.calls if call.module is module), None)
+        if whole is None:
+            raise CannotPass(f"the forward pass never calls its {type(module).__name__}, so it cannot be traced")
+        start = self.calls.index(whole)
+        return [call for call in self.calls[start + 1 :] if call.start <= whole.end and call.end >= 0]
 
     def dropped(self) -> list[str]:
         """The pools that leave out the last row or column of an odd map."""

@@ -8,9 +8,10 @@ from typing import Literal, cast
 
 from torch import Tensor, nn
 
+from unetkit.errors import CannotPass
 from unetkit.inspect.figures import by
-from unetkit.inspect.meter import Meter, storage
 from unetkit.inspect.observe import Call, meta_input, network_of, observe
+from unetkit.meter import Meter, storage
 from unetkit.plan import Levels, Size
 from unetkit.sizes import size_of
 from unetkit.unet import Stage
@@ -53,9 +54,10 @@ class Row:
 class Run:
     """A metered pass over a model on meta."""
 
-    def __init__(self, ghost: nn.Module, size: Size, batch: int) -> None:
+    def __init__(self, ghost: nn.Module, size: Size, batch: int, *, follow: bool) -> None:
+        """Run it; `follow` keeps the graph down to the input, which a net with frozen layers would not keep."""
         self.network = network_of(ghost)
-        self.x = meta_input(self.network, size, batch)
+        self.x = meta_input(self.network, size, batch).requires_grad_(follow)
         self.meter = Meter([self.x], [*ghost.parameters(), *ghost.buffers()])
         with self.meter:
             self.seen = observe(ghost, self.x, clock=lambda: self.meter.operations)
@@ -68,14 +70,9 @@ class Rows:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.network = run.network
-        self.calls = {call.name.removeprefix(self._prefix()): call for call in run.seen.calls if call.end >= 0}
+        self.calls = run.seen.calls_within(run.network)
         self.done = -1
         self.owned = self._parameters()
-
-    def _prefix(self) -> str:
-        """What a plugin's wrapping puts before the network's own names."""
-        name = next(call.name for call in self.run.seen.calls if call.module is self.network)
-        return f"{name}." if name else ""
 
     def _parameters(self) -> list[tuple[int, int]]:
         """When each module was done, and how many parameters of its own it has."""
@@ -90,20 +87,21 @@ class Rows:
     def rows(self) -> Iterator[Row]:
         x = self.run.x
         yield self._row("input", "", "down", "", x, 1, 0)
-        encoder = self.calls["encoder"]
+        encoder = self._call(self.network.encoder)
         sources = getattr(self.network.encoder, "source", None) or ("",) * len(encoder.gave)
         for index, (tensor, end) in enumerate(self._maps(encoder)):
             yield self._row(f"encoder.{index}", "", "down", sources[index], tensor, self.network.strides[index], end)
         for index, stage in enumerate(self.network.stages):
             yield from self._stage(f"stages.{index}", index, cast(Stage, stage))
         stride = cast(Stage, self.network.stages[-1]).stride
-        head = self.calls["head"]
+        head = self._call(self.network.head)
         yield self._row("head", "", "up", str(self.network.whole.head), head.gave[0], stride, head.end)
-        if logits := self.calls.get("logits"):
+        if logits := self._find(self.network.logits):
             what = f"{self.network.whole.logits} {_change(logits.given[0], logits.gave[0])}"
             yield self._row("logits", "", "up", what, logits.gave[0], 1, logits.end)
         last = cast(Tensor, self.run.seen.output)
-        if min(size_of(self.run.x)) < self.network.min_size:
+        given = size_of(self.run.x)
+        if self.network.padded_size(given) != given:
             yield self._row("output", "", "up", f"cut back to {by(size_of(last))}", last, 1, self.run.meter.operations)
         rest = self.run.parameters - sum(n for _, n in self.owned)
         row = self._row(
@@ -125,10 +123,22 @@ class Rows:
         whole = self.network.whole
         words = {step: _at(getattr(whole, step), index) for step in STEPS}
         for step in STEPS:
-            call = self.calls.get(f"{level}.{step}")
-            if call is not None:
+            if call := self._find(getattr(stage, step)):
                 what = _what(step, words[step], stage, call)
                 yield self._row(level, step, "up", what, call.gave[0], stage.stride, call.end)
+
+    def _find(self, module: nn.Module | None) -> Call | None:
+        """The next call of a part, in order, since two levels may share one."""
+        for index, call in enumerate(self.calls):
+            if call.module is module:
+                del self.calls[: index + 1]
+                return call
+        return None
+
+    def _call(self, module: nn.Module) -> Call:
+        if call := self._find(module):
+            return call
+        raise CannotPass(f"the forward pass never calls the network's {type(module).__name__}, so it cannot be traced")
 
     def _row(self, level: str, step: Step, side: Side, what: str, x: Tensor, stride: float, end: int) -> Row:
         start, self.done = self.done, max(self.done, end)

@@ -14,7 +14,6 @@ from unetkit.inspect.figures import count, memory
 from unetkit.inspect.rows import Row
 from unetkit.inspect.trace import Trace
 
-
 #: Columns of a file or a pipe, which have no width of their own.
 PAGE = 160
 #: On a narrower terminal, figures are short and stand in one column less.

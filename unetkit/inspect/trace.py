@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
+from unetkit.errors import BadOption, CannotPass
 from unetkit.inspect.field import ReceptiveField, receptive_field
 from unetkit.inspect.figures import by
 from unetkit.inspect.limits import nearest_sizes, refusal, smallest
 from unetkit.inspect.observe import network_of, size_for
 from unetkit.inspect.rows import Row, Rows, Run
-from unetkit.meta import meta_copy
+from unetkit.meta import meta_copy, mode_kept
 from unetkit.plan import Size
 
 
@@ -79,47 +79,49 @@ def trace(model: nn.Module, size: int | Size | None = None, *, batch: int = 1) -
         batch: images in the pass.
 
     Raises:
+        BadOption: a batch or size below 1.
         CannotPass: the network cannot take this size; names the level and the two nearest sizes that it takes.
     """
+    if batch < 1:
+        raise BadOption(f"batch={batch}: takes at least 1")
     network = network_of(model)
     wanted = size_for(network, size)
-    ghost = model if next(model.parameters()).device.type == "meta" else meta_copy(model)
-    notes: list[str] = []
-    with _mode(ghost):
-        ghost.train()
-        run = Run(ghost, wanted, batch)
-        if "more than 1 value per channel" in str(run.seen.error):
-            notes.append("a norm is left with one value a channel: to train at this size takes a batch of 2 or more")
-            ghost.eval()
-            run = Run(ghost, wanted, batch)
-        ghost.eval()
-        if run.seen.error is not None:
-            raise refusal(ghost, wanted, run.seen) from run.seen.error
-        valid = network.valid
-        if valid and (dropped := run.seen.dropped()):
-            sizes = " and ".join(by(s) for s in nearest_sizes(ghost, wanted))
-            notes.append(f"{dropped[0]}, which leaves out a row or column; {sizes} leave none out")
-        least = (smallest(ghost) or 0) if valid else 1
-    if not valid and min(wanted) < network.min_size:
-        notes.append(f"padded with zeros to {network.min_size} where smaller, and the output cut back")
+    with torch.inference_mode(False), torch.enable_grad():
+        ghost = model if next(model.parameters()).device.type == "meta" else meta_copy(model)
+        with mode_kept(ghost):
+            run, notes = _run(ghost, wanted, batch)
+            least = (smallest(ghost) or 0) if network.valid else 1
+            frozen = not all(p.requires_grad for p in model.parameters())
+            graph = Run(ghost, wanted, batch, follow=True) if frozen else run
+            field = receptive_field(cast(Tensor, graph.seen.output), graph.x, max(network.strides))
     return Trace(
         line=str(network.plan),
         batch=batch,
         rows=tuple(Rows(run).rows()),
         skips=tuple(f"encoder.{i}" for i in network.skips) + (None,) * (len(network.stages) - len(network.skips)),
         weights=getattr(network.encoder, "weights_from", "random"),
-        receptive_field=receptive_field(cast(Tensor, run.seen.output), run.x, max(network.strides)),
+        receptive_field=field,
         minimum=least,
         notes=tuple(notes),
     )
 
 
-@contextmanager
-def _mode(model: nn.Module) -> Iterator[None]:
-    """Put training and eval mode back as they were, module by module."""
-    was = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, mode in was:
-            module.training = mode
+def _run(ghost: nn.Module, size: Size, batch: int) -> tuple[Run, list[str]]:
+    """A pass in training mode, or in eval mode where that fails, and what to say of it."""
+    network, notes = network_of(ghost), []
+    follow = all(p.requires_grad for p in ghost.parameters())
+    run = Run(ghost.train(), size, batch, follow=follow)
+    if "more than 1 value per channel" in str(run.seen.error):
+        notes.append("a norm is left with one value a channel: to train at this size takes a batch of 2 or more")
+        run = Run(ghost.eval(), size, batch, follow=follow)
+    ghost.eval()
+    if run.seen.error is not None:
+        raise refusal(ghost, size, run.seen) from run.seen.error
+    if not isinstance(run.seen.output, Tensor):
+        raise CannotPass(f"a plugin's wrapper gives a {type(run.seen.output).__name__}; a trace follows one tensor")
+    if network.valid and (dropped := run.seen.dropped()):
+        sizes = " and ".join(by(s) for s in nearest_sizes(ghost, size))
+        notes.append(f"{dropped[0]}, which leaves out a row or column; {sizes} leave none out")
+    if (padded := network.padded_size(size)) != size:
+        notes.append(f"the input is padded with zeros to {by(padded)}, and the output cut back")
+    return run, notes

@@ -8,7 +8,6 @@ from unetkit.plan import Plan
 _CLASSIC = {
     "up": "transposed",
     "fuse": "concat",
-    "widths": (512, 256, 128, 64),
     "decode_to": 1,
     "in_channels": 1,
     "classes": 2,

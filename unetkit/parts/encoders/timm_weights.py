@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain
-from threading import Lock
+from threading import Lock, get_ident
 from typing import Any
 
 import timm
@@ -46,14 +46,21 @@ def _reach(hub_id: str, file: str | None) -> None:
 
 
 @contextmanager
-def watched() -> Iterator[list[tuple[nn.Module, Any]]]:
-    """Every load_state_dict within, as the module and its missing and unexpected keys, which timm only logs."""
-    original, seen = nn.Module.load_state_dict, []
+def watched(loads: bool) -> Iterator[list[tuple[nn.Module, Any]]]:
+    """This thread's load_state_dicts within: the module, and its missing and unexpected keys, which timm only logs."""
+    seen: list[tuple[nn.Module, Any]] = []
+    if not loads:
+        yield seen
+        return
+    original = nn.Module.load_state_dict
     log = logging.getLogger("timm.models._builder")
+    mine = get_ident()
 
     def load(self: nn.Module, *args: Any, **options: Any) -> Any:
-        seen.append((self, original(self, *args, **options)))
-        return seen[-1][1]
+        keys = original(self, *args, **options)
+        if get_ident() == mine:
+            seen.append((self, keys))
+        return keys
 
     with _WATCHING:
         nn.Module.load_state_dict = load  # type: ignore[method-assign]

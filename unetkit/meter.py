@@ -76,7 +76,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operation, or repeat the shapes that it gave for the same arguments: deep nets repeat themselves."""
         try:
-            key = (func, _shape_of(args), _shape_of(tuple(kwargs.items())))
+            key = (func, _key_of(args), _key_of(tuple(kwargs.items())))
             known = self._known.get(key)
         except TypeError:  # an argument that cannot be hashed
             return func(*args, **kwargs)
@@ -117,6 +117,13 @@ def _shape_of(value: Any) -> Any:
             raise TypeError(value.device)
         return _Shape((value.shape, value.stride(), value.dtype))
     return tuple(map(_shape_of, value)) if isinstance(value, tuple | list) else value
+
+
+def _key_of(value: Any) -> Any:
+    """What the shapes that an operation gives depend on; 1, 1.0 and True are three things."""
+    if isinstance(value, tuple | list):
+        return tuple(map(_key_of, value))
+    return _shape_of(value) if isinstance(value, Tensor) else (type(value), value)
 
 
 def _made_like(shape: Any) -> Any:
