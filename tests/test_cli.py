@@ -264,3 +264,52 @@ def test_a_plugin_file_gives_parts_to_the_command_line(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "gate:power=2 skip 4 and map 8; gate 1x1 conv 8 to 4" in result.output
     assert "power" in run("--plugin", str(file), "list", "fuse", "gate").output
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["build", "--bogus"], "No such option '--bogus'."),
+        (["bild"], "No such command 'bild'."),
+        (["build", "resnet18"], "Got unexpected extra argument (resnet18) `unetkit build --help` describes it."),
+        (["build", "--plugin", "x.py"], "Write --plugin before the command: unetkit --plugin ... build ..."),
+        (
+            ["build", *SMALL, "--save", "m.pth"],
+            "--save m.pth: writes safetensors; give a name that ends in .safetensors",
+        ),
+        (["build", *SMALL, "--picture", "u.png"], "--picture u.png: draws SVG; give a name that ends in .svg"),
+        (["build", *SMALL, "--fuse", "add,concat"], "levels are separated by slashes, as in add/concat"),
+    ],
+)
+def test_usage_errors_are_one_line_too(words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert expected in refusal(capsys, *words)
+
+
+def test_pretrained_alone_asks_for_timms_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    message = refusal(capsys, "build", "--encoder", "test_resnet", "--pretrained")
+    assert "the pretrained weights of timm/test_resnet cannot be had from timm's hub" in message
+
+
+def test_a_plugins_docstring_is_no_markup(tmp_path: Path) -> None:
+    file = tmp_path / "marked.py"
+    file.write_text(
+        "import torch\nimport unetkit\n\n"
+        "class Marked(torch.nn.Identity):\n"
+        '    """Reads [/nothing] of it."""\n'
+        "    def __init__(self, channels: int, scale: float, *, names: tuple[str, ...] = ('relu', 'gelu')):\n"
+        "        super().__init__()\n\n"
+        "@unetkit.hookimpl\n"
+        "def unetkit_register(parts):\n"
+        "    parts.upsamplers.add('marked', Marked)\n"
+    )
+    text = run("--plugin", str(file), "list", "up", "marked").output
+    assert "Reads [/nothing] of it" in text
+    assert "[relu,gelu]" in text
+
+
+def test_completion_of_a_librarys_names() -> None:
+    assert "timm/resnet101" in [item.value for item in complete_part(load_parts().encoders, "timm/resnet10")]

@@ -24,7 +24,7 @@ def poked_field(model: nn.Module, channels: int, side: int, period: int) -> int:
         still = model(torch.zeros_like(pokes[:1]))
         # Every influence is far above this share of the output; another batch's rounding is far below.
         changed = (model(pokes) - still).abs().amax(dim=(1, 3)) > 1e-10 * still.max()  # poked row, output row
-    middle = changed.shape[1] // 2
+    middle = (changed.shape[1] - period) // 2
     reached: list[list[int]] = [changed[:, middle + phase].nonzero().flatten().tolist() for phase in range(period)]
     return max(max(rows) - min(rows) + 1 for rows in reached)
 
@@ -48,6 +48,14 @@ CASES: list[tuple[dict[str, Any], int]] = [
     ({"encoder": "plain:widths=[2,2,2],norm=none", "block": "double:norm=none", "up": "pixelshuffle"}, 96),
     (
         {
+            "encoder": "plain:widths=[2,2,2],norm=none",
+            "block": "double:norm=none",
+            "up": "bilinear:align_corners=true",
+        },
+        128,
+    ),
+    (
+        {
             "encoder": "plain:widths=[2,2,2,2],norm=none,padding=0",
             "block": "double:norm=none,padding=0",
             "up": "transposed",
@@ -62,7 +70,7 @@ CASES: list[tuple[dict[str, Any], int]] = [
 @pytest.mark.parametrize(("words", "side"), CASES)
 def test_field_is_what_poking_the_input_finds(words: dict[str, Any], side: int) -> None:
     model = unetkit.build(**words, in_channels=1, classes=1, widths=[2] * (3 if "2,2,2,2" in words["encoder"] else 2))
-    expected = poked_field(made_positive(model), 1, side, period=8)
+    expected = poked_field(made_positive(model), 1, side, period=side // 4)
     size = unetkit.trace(model, side).receptive_field.size
     assert size == (expected, expected)
 
@@ -101,7 +109,7 @@ def test_rectangles_and_single_layers() -> None:
         (nn.Upsample(scale_factor=2, mode="bilinear"), (2, 2)),
     ]:
         out = layer.to("meta")(x) + 0
-        assert receptive_field(out, x, 8).size == expected, layer
+        assert receptive_field(out, x).size == expected, layer
 
 
 UNKNOWN_OR_WHOLE = [
@@ -121,7 +129,7 @@ UNKNOWN_OR_WHOLE = [
 @pytest.mark.parametrize(("operation", "expected"), UNKNOWN_OR_WHOLE)
 def test_what_is_not_followed_is_said_not_to_be(operation: Callable[[Tensor], Tensor], expected: str) -> None:
     x = torch.empty(1, 2, 16, 16, device="meta", requires_grad=True)
-    assert str(receptive_field(operation(x * 1), x, 8)) == expected
+    assert str(receptive_field(operation(x * 1), x)) == expected
 
 
 FOLLOWED = [
@@ -143,6 +151,11 @@ FOLLOWED = [
 @pytest.mark.parametrize(("operation", "rows"), FOLLOWED)
 def test_rows_are_followed_through(operation: Callable[[Tensor], Tensor], rows: int) -> None:
     x = torch.empty(1, 4, 16, 16, device="meta", requires_grad=True)
-    size = receptive_field(operation(x * 1), x, 4).size
+    size = receptive_field(operation(x * 1), x).size
     assert size is not None
     assert size[0] == rows
+
+
+def test_pads_that_cut_are_followed() -> None:
+    x = torch.empty(1, 1, 16, 16, device="meta", requires_grad=True)
+    assert receptive_field(F.avg_pool2d(F.pad(x * 1, [-1, 2, -3, 1]), 3), x).size == (3, 3)

@@ -490,3 +490,19 @@ def test_wrappers_are_told_the_same_plan_when_a_file_is_loaded(tmp_path: Path) -
     told = sys.modules["unetkit_plugin_telling"].told
     assert told[0] == str(model.plan)
     assert set(told) == {told[0]}
+
+
+def test_a_link_stays_and_its_target_is_written(tmp_path: Path) -> None:
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(tmp_path / "target.safetensors")
+    unetkit.save(unetkit.build("plain:widths=[4,8]"), link)
+    assert link.is_symlink()
+    assert unetkit.load(tmp_path / "target.safetensors").plan == Plan.of(encoder="plain:widths=[4,8]")
+
+
+def test_what_is_no_regular_file_is_left_alone(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.safetensors"
+    os.mkfifo(pipe)
+    with pytest.raises(BadFile, match="cannot be written"):
+        unetkit.save(unetkit.build("plain:widths=[4,8]"), pipe)
+    assert pipe.is_fifo()

@@ -430,3 +430,13 @@ def test_lazy_layers_are_refused() -> None:
 def test_parts_that_are_no_parts_are_refused() -> None:
     with pytest.raises(BadOption, match=r"unetkit\.load_parts\(plugins=\[\.\.\.\]\) returns one"):
         build("plain", parts=["file.py"])  # type: ignore[arg-type]
+
+
+def test_a_part_that_gives_other_channels_than_it_declares_is_named() -> None:
+    class Boastful(Concat):
+        def __init__(self, x_channels: int, skip_channels: int) -> None:
+            super().__init__(x_channels, skip_channels)
+            self.out_channels = 7
+
+    with pytest.raises(CannotBuild, match=r"stages\.0\.fuse declares 7 out_channels, but gives 24"):
+        build("plain:widths=[8,16]", fuse=Boastful)

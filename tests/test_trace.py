@@ -271,3 +271,14 @@ def test_one_and_one_point_nought_are_not_confused() -> None:
             return super().forward(x)
 
     unetkit.trace(unetkit.build("plain:widths=[4,8]", block=Counting), 16)
+
+
+def test_an_encoder_of_one_size_says_so() -> None:
+    traced = unetkit.trace(unetkit.build("swin_tiny_patch4_window7_224", device="meta"))
+    assert (traced.rows[0].height, traced.minimum) == (224, None)
+    assert "takes 224x224 only" in str(traced)
+
+
+def test_padding_alone_is_nothing_to_leave_out() -> None:
+    model = unetkit.build("resnet18", block="double:padding=0", device="meta")
+    assert not [note for note in unetkit.trace(model, 256).notes if "leaves out" in note]

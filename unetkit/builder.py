@@ -16,6 +16,7 @@ from torch.nn.parameter import UninitializedParameter
 from unetkit.errors import BadOption, CannotBuild, UnetkitError
 from unetkit.inspect.limits import prove
 from unetkit.lazyinit import drawn_once
+from unetkit.meta import check_device
 from unetkit.plan import PartSpec, Plan
 from unetkit.plugins import default_parts
 from unetkit.registry import Parts
@@ -107,6 +108,7 @@ def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool
         pretrained: whether to load the weights that the plan asks for; not where others take their place.
     """
     whole, base = resolve(plan, parts)
+    check_device(device)
     with ExitStack() as stack:
         if device is not None:
             stack.enter_context(torch.device(device))

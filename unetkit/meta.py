@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from unetkit.errors import BadOption
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -32,3 +34,12 @@ def mode_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in was:
             module.training = mode
+
+
+def check_device(device: Any) -> None:
+    """Raise BadOption for a device that torch does not know or this machine has not."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).strip().split("\n")[0][:200]
+        raise BadOption(f"device={device} cannot be used here ({why}); give another, such as cpu") from error

@@ -47,7 +47,8 @@ class PartSpec:
         """Read `name:key=value,key=[1,2]`. Raises BadOption where that is not what the text is."""
         name, colon, rest = text.partition(":")
         if not name or name.startswith("-") or any(c in '[]",=<>' or c.isspace() for c in name):
-            raise BadOption(f"{text!r} is not a part: write a name, or name:option=value,option=value")
+            levels = "; levels are separated by slashes, as in add/concat" if "," in name else ""
+            raise BadOption(f"{text!r} is not a part: write a name, or name:option=value,option=value{levels}")
         try:
             pairs = [item.partition("=") for item in values.split(rest, ",")] if colon else []
         except ValueError as error:

@@ -147,6 +147,11 @@ class UNet(nn.Module):
         return x if same_size(size_of(x), size) else F.interpolate(x, size, mode="bilinear")
 
     @property
+    def channels(self) -> tuple[int, ...]:
+        """Of the encoder's maps, shallow to deep."""
+        return tuple(cast(Encoder, self.encoder).channels)
+
+    @property
     def strides(self) -> tuple[int, ...]:
         """Of the encoder's maps, shallow to deep."""
         return cast(Encoder, self.encoder).strides

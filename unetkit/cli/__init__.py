@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import traceback
 from importlib import import_module
+from io import TextIOWrapper
+from typing import NoReturn
 
 import click
 
@@ -44,11 +48,37 @@ def cli(ctx: click.Context, plugins: tuple[str, ...], verbose: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line. What unetkit refuses is one line on stderr and exit code 2."""
+    """Run the command line. What is refused is one line on stderr and exit code 2."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no temporary file is left behind
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without arrows shows question marks
     try:
-        cli.main(prog_name="unetkit", standalone_mode=True)
+        code = cli.main(prog_name="unetkit", standalone_mode=False)
+        sys.stdout.flush()
+    except (click.Abort, KeyboardInterrupt):
+        _refuse("interrupted", 130)
+    except click.UsageError as error:
+        _refuse(f"{error.format_message()} {_hint(error)}")
+    except click.ClickException as error:
+        _refuse(error.format_message())
     except UnetkitError as error:
         if "-v" in sys.argv or "--verbose" in sys.argv:
             traceback.print_exc()
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(2)
+        _refuse(str(error))
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would say the same again on leaving
+        _refuse(f"the output cannot be written: {error.strerror or error}")
+    sys.exit(code)
+
+
+def _hint(error: click.UsageError) -> str:
+    command = error.ctx.command_path if error.ctx else "unetkit"
+    before = [word for word in ("--plugin", "-v", "--verbose") if word in error.message]
+    if before and command != "unetkit":
+        return f"Write {before[0]} before the command: unetkit {before[0]} ... {command.split()[-1]} ..."
+    return f"`{command} --help` describes it."
+
+
+def _refuse(message: str, code: int = 2) -> NoReturn:
+    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    sys.exit(code)

@@ -40,6 +40,8 @@ def build(
     """
     if picture and picture.suffix != ".svg":
         raise BadOption(f"--picture {picture}: draws SVG; give a name that ends in .svg")
+    if save and save.suffix != ".safetensors":
+        raise BadOption(f"--save {save}: writes safetensors; give a name that ends in .safetensors")
     plan = Plan.of(**words)
     parts = parts_of(ctx)
     resolve(plan, parts)  # refuses a wrong name or option before torch is imported

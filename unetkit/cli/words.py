@@ -31,7 +31,9 @@ def plan_options(command: F) -> F:
 
 
 def _option(word: Word) -> Callable[[F], F]:
-    extra: dict[str, Any] = {"is_flag": False, "flag_value": True} if word.name == "pretrained" else {}
+    extra: dict[str, Any] = {}
+    if word.name == "pretrained":  # unprocessed, or click would make the text "True" of it
+        extra = {"is_flag": False, "flag_value": True, "type": click.UNPROCESSED}
     if kind_of(word.name) in _WORDS:
         extra["shell_complete"] = _completer(kind_of(word.name))
     return click.option(
@@ -52,7 +54,9 @@ def complete_part(registry: Registry, incomplete: str) -> list[CompletionItem]:
     before, slash, last = incomplete.rpartition("/") if levels else ("", "", incomplete)
     name, colon, options = last.partition(":")
     if not colon:
-        found = registry.find(f"{name}*")
+        source, _, bare = name.rpartition("/")
+        found = [entry for entry in registry.find(f"{bare}*") if source in ("", entry.source)]
+        before, slash = (source, "/") if source else (before, slash)
         return [
             CompletionItem(before + slash + e.name, help=e.signature.summary if len(found) < 50 else None)
             for e in found

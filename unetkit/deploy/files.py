@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from unetkit.atomic import written_whole
 from unetkit.builder import build_plan
 from unetkit.deploy.sealed import BLANK, FORMAT, VERSION, checked, digest, read
-from unetkit.errors import BadFile, BadOption, CannotBuild, UnetkitError
+from unetkit.errors import BadFile, CannotBuild, UnetkitError
 from unetkit.inspect.observe import network_of
+from unetkit.meta import check_device
 from unetkit.plan import Plan
 from unetkit.plugins import default_parts
 from unetkit.registry import Parts
@@ -70,10 +71,7 @@ def load(path: str | Path, *, parts: Parts | None = None, device: Any = None) ->
     data = read(path)
     metadata = checked(path, data)
     device = torch.get_default_device() if device is None else device
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise BadOption(f"device={device} cannot be used here ({_short(error)}); give another, such as cpu") from error
+    check_device(device)
     try:
         tensors = {name: tensor.to(device) for name, tensor in safetensors.torch.load(data).items()}
         plan = Plan.parse(metadata["plan"])

@@ -1,7 +1,7 @@
 """The receptive field: how many input pixels one output pixel can depend on, read from autograd's graph.
 
 Each output pixel is followed back as an interval of rows and columns, exactly, through padding, strides and
-upsampling; the field is the widest interval over all phases of the strides. Statistics of norms are left out, as is
+upsampling; the field is the widest interval over all output pixels. Statistics of norms are left out, as is
 usual. An operation that looks at the whole map (attention, squeeze-and-excite) makes the field the whole
 image, and one that is not known here makes it unknown.
 """
@@ -33,24 +33,23 @@ class _NoInterval(Exception):
     """A step back that leads to no interval of rows or columns; says why."""
 
 
-def receptive_field(output: Tensor, source: Tensor, period: int) -> ReceptiveField:
+def receptive_field(output: Tensor, source: Tensor) -> ReceptiveField:
     """The field of `output` (B, C, H, W) on `source`, a leaf that requires grad.
 
     Args:
         output: the last map of a forward pass with grad.
         source: what it was computed from.
-        period: after how many output pixels the strides' phases repeat.
     """
     try:
-        rows = _reach(output, source, axis=-2, period=period)
-        columns = _reach(output, source, axis=-1, period=period)
+        rows = _reach(output, source, axis=-2)
+        columns = _reach(output, source, axis=-1)
     except _NoInterval as found:
         return ReceptiveField(None, str(found))
     return ReceptiveField((rows, columns))
 
 
-def _reach(output: Tensor, source: Tensor, axis: int, period: int) -> int:
-    positions = np.arange(period)
+def _reach(output: Tensor, source: Tensor, axis: int) -> int:
+    positions = np.arange(output.shape[axis])
     reach: dict[Any, Interval] = {output.grad_fn: (positions, positions)}
     widest: Interval | None = None
     order = _topological(output.grad_fn)
@@ -151,7 +150,7 @@ def _shuffle(node: Any, interval: Interval, axis: int) -> Interval:
 
 
 def _pad(node: Any, interval: Interval, axis: int) -> Interval:
-    before = node._saved_pad[2 * (-axis - 1)] if len(node._saved_pad) >= -2 * axis else 0
+    before = _signed(node._saved_pad)[2 * (-axis - 1)] if len(node._saved_pad) >= -2 * axis else 0
     return interval[0] - before, interval[1] - before
 
 
@@ -177,7 +176,7 @@ def _reduced(node: Any, interval: Interval, axis: int) -> Interval:
 
 
 def _signed(dims: Any) -> list[int]:
-    """Autograd tells negative dimensions as unsigned numbers."""
+    """Autograd tells negative numbers as unsigned ones."""
     return [dim - 2**64 if dim >= 2**63 else dim for dim in dims]
 
 
@@ -215,7 +214,7 @@ def _bicubic(node: Any, interval: Interval, axis: int) -> Interval:
 
 def _border(node: Any, interval: Interval, axis: int) -> Interval:
     """Reflection and replication, away from the border."""
-    before = node._saved_padding[2 * (-axis - 1)]
+    before = _signed(node._saved_padding)[2 * (-axis - 1)]
     return interval[0] - before, interval[1] - before
 
 

@@ -14,6 +14,7 @@ from unetkit.inspect.figures import by
 from unetkit.inspect.observe import Observation, meta_input, network_of, observe, size_for
 from unetkit.meta import meta_copy
 from unetkit.plan import Size
+from unetkit.unet import UNet
 
 #: No known network refuses a size for being too small from here on.
 _LARGEST = 2048
@@ -66,6 +67,17 @@ def refusal(ghost: nn.Module, size: Size, seen: Observation) -> CannotPass:
     return CannotPass(f"no size passes: at {by(size)}, {failure}")
 
 
+def _misdeclared(network: UNet, seen: Observation) -> str:
+    """Which part gave other channels than it declares, in words; "" where none did."""
+    for call in seen.calls:
+        declared, gave = getattr(call.module, "out_channels", None), [t.shape[1] for t in call.gave if t.ndim == 4]
+        if call.name.split(".")[-1] in ("up", "fuse") and gave and declared != gave[0]:
+            return f"{call.name} declares {declared} out_channels, but gives {gave[0]}"
+        if call.module is network.encoder and tuple(gave) != network.channels[: len(gave)]:
+            return f"the encoder declares channels {network.channels}, but gives {tuple(gave)}"
+    return ""
+
+
 def prove(model: nn.Module, *, any_size: bool) -> None:
     """Pass the size that a network is meant for through it, on meta.
 
@@ -84,6 +96,8 @@ def prove(model: nn.Module, *, any_size: bool) -> None:
         seen = observe(ghost, meta_input(network, size))
     if isinstance(seen.error, NotImplementedError) or re.search(r"\bmeta tensor|\bon meta\b", str(seen.error)):
         return  # a part that looks at values cannot be followed without them
+    if wrong := _misdeclared(network, seen):
+        raise CannotBuild(wrong)
     if seen.error is not None and not (any_size and nearest_sizes(ghost, size)):
         raise refusal(ghost, size, seen) from seen.error
     if seen.error is None and not isinstance(seen.output, Tensor):

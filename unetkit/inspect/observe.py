@@ -112,7 +112,10 @@ def _tensors(value: Any) -> list[Tensor]:
 
 def _leftover(pool: nn.MaxPool2d, x: Tensor) -> bool:
     kernel, stride, padding = (_int(v) for v in (pool.kernel_size, pool.stride, pool.padding))
-    return not pool.ceil_mode and any((size + 2 * padding - kernel) % stride for size in x.shape[-2:])
+    if pool.ceil_mode:
+        return False
+    # What a last step does not reach may be padding alone.
+    return any((size + 2 * padding - kernel) % stride > padding for size in x.shape[-2:])
 
 
 def _int(value: Any) -> int:

@@ -76,10 +76,14 @@ def _footer(trace: Trace) -> list[str]:
         f"{images}input {_shape(first)}, output {_shape(last)}",
         f"parameters {trace.parameters:,} ({memory(4 * trace.parameters)} in float32), MACs {count(trace.macs)}, "
         f"activations kept for training {memory(trace.activation_bytes)}",
-        f"receptive field {trace.receptive_field}; smallest input {trace.minimum}x{trace.minimum}; "
-        f"encoder weights {trace.weights}",
+        f"receptive field {trace.receptive_field}; {_least(trace)}; encoder weights {trace.weights}",
         *(f"note: {note}" for note in trace.notes),
     ]
+
+
+def _least(trace: Trace) -> str:
+    first, least = trace.rows[0], trace.minimum
+    return f"smallest input {least}x{least}" if least else f"takes {first.height}x{first.width} only"
 
 
 def _shape(row: Row) -> str:

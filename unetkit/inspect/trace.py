@@ -30,7 +30,7 @@ class Trace:
         skips: for each stage, the level ("encoder.1") whose map it joins, or None.
         weights: "random", or where the encoder's come from.
         receptive_field: input pixels that one output pixel can depend on.
-        minimum: the smallest height and width that pass.
+        minimum: the smallest height and width that pass; None where the encoder takes one size only.
         notes: what a user should know of this size, one line each.
     """
 
@@ -40,7 +40,7 @@ class Trace:
     skips: tuple[str | None, ...]
     weights: str
     receptive_field: ReceptiveField
-    minimum: int
+    minimum: int | None
     notes: tuple[str, ...]
 
     @property
@@ -90,10 +90,10 @@ def trace(model: nn.Module, size: int | Size | None = None, *, batch: int = 1) -
         ghost = model if next(model.parameters()).device.type == "meta" else meta_copy(model)
         with mode_kept(ghost):
             run, notes = _run(ghost, wanted, batch)
-            least = (smallest(ghost) or 0) if network.valid else 1
+            least = smallest(ghost) if network.valid else None if getattr(network.encoder, "size", None) else 1
             frozen = not all(p.requires_grad for p in model.parameters())
             graph = Run(ghost, wanted, batch, follow=True) if frozen else run
-            field = receptive_field(cast(Tensor, graph.seen.output), graph.x, max(network.strides))
+            field = receptive_field(cast(Tensor, graph.seen.output), graph.x)
     return Trace(
         line=str(network.plan),
         batch=batch,

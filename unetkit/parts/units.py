@@ -41,7 +41,8 @@ def make_act(act: str, *, inplace: bool = True) -> nn.Module:
     except KeyError:
         layer = None
     if layer is None:  # timm's answer to an empty name
-        raise BadOption(f"act={act}: timm has no such activation{nearest(act, create_act._ACT_LAYER_DEFAULT)}")
+        known = create_act._ACT_LAYER_DEFAULT
+        raise BadOption(f"act={act}: timm has no such activation{nearest(act, known)}; it has {', '.join(known)}")
     return layer
 
 

@@ -24,7 +24,7 @@ class TimmEncoder(nn.Module):
         levels: how many of its maps to use, counted from the shallowest; none means all.
         output_stride: dilates the last stages so that no map is coarser than this, where the model can.
         pretrained: timm's weights for it, or the path of a file in timm's format; `--pretrained` says the same. On
-            the meta device, which holds no weights, they are named but neither downloaded nor read.
+            the meta device, which holds no weights, they are looked for, but neither downloaded nor read.
     """
 
     def __init__(
