@@ -440,3 +440,16 @@ def test_a_part_that_gives_other_channels_than_it_declares_is_named() -> None:
 
     with pytest.raises(CannotBuild, match=r"stages\.0\.fuse declares 7 out_channels, but gives 24"):
         build("plain:widths=[8,16]", fuse=Boastful)
+
+
+def test_a_module_within_a_part_may_be_called_fuse() -> None:
+    class Inside(nn.Module):
+        def __init__(self, in_channels: int, out_channels: int) -> None:
+            super().__init__()
+            self.fuse = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.fuse(x)
+            return out
+
+    assert build("plain:widths=[4,8]", block=Inside, size=16, device="meta").whole.size == (16, 16)

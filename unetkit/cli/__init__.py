@@ -35,8 +35,7 @@ class _Lazy(click.Group):
 @click.option("--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Load a plugin; may be repeated.")
 @click.option("-v", "--verbose", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="unetkit")
-@click.pass_context
-def cli(ctx: click.Context, plugins: tuple[str, ...], verbose: bool) -> None:
+def cli(plugins: tuple[str, ...], verbose: bool) -> None:
     """Any U-Net from one line of registered parts.
 
     \b
@@ -44,7 +43,6 @@ def cli(ctx: click.Context, plugins: tuple[str, ...], verbose: bool) -> None:
     unetkit build --recipe unet-2015 --picture unet.svg
     unetkit list encoders 'resnet*'
     """
-    ctx.obj = plugins
 
 
 def main() -> None:

@@ -69,10 +69,11 @@ def refusal(ghost: nn.Module, size: Size, seen: Observation) -> CannotPass:
 
 def _misdeclared(network: UNet, seen: Observation) -> str:
     """Which part gave other channels than it declares, in words; "" where none did."""
+    joined = {part for stage in network.stages for part in (stage.up, stage.fuse) if part is not None}
     for call in seen.calls:
-        declared, gave = getattr(call.module, "out_channels", None), [t.shape[1] for t in call.gave if t.ndim == 4]
-        if call.name.split(".")[-1] in ("up", "fuse") and gave and declared != gave[0]:
-            return f"{call.name} declares {declared} out_channels, but gives {gave[0]}"
+        gave = [t.shape[1] for t in call.gave if t.ndim == 4]
+        if call.module in joined and gave and call.module.out_channels != gave[0]:
+            return f"{call.name} declares {call.module.out_channels} out_channels, but gives {gave[0]}"
         if call.module is network.encoder and tuple(gave) != network.channels[: len(gave)]:
             return f"the encoder declares channels {network.channels}, but gives {tuple(gave)}"
     return ""

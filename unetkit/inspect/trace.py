@@ -91,8 +91,7 @@ def trace(model: nn.Module, size: int | Size | None = None, *, batch: int = 1) -
         with mode_kept(ghost):
             run, notes = _run(ghost, wanted, batch)
             least = smallest(ghost) if network.valid else None if getattr(network.encoder, "size", None) else 1
-            frozen = not all(p.requires_grad for p in model.parameters())
-            graph = Run(ghost, wanted, batch, follow=True) if frozen else run
+            graph = run if run.x.requires_grad else Run(ghost, wanted, batch, follow=True)
             field = receptive_field(cast(Tensor, graph.seen.output), graph.x)
     return Trace(
         line=str(network.plan),
