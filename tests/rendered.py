@@ -37,6 +37,8 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "resnet34-unet": ({"fuse": "add"},),
     "resnet101-unet": ({"fuse": "concat"},),
 }
+#: Without what is installed here beside unetkit.
+OURS = unetkit.load_parts(isolated=True)
 _DERIVED = {
     "widths": "as wide as the skip, at most 512; halved where there is none",
     "logits": "`bilinear`; `none` for nets of valid convolutions",
@@ -64,7 +66,7 @@ def _rendered(name: str) -> str:
     kind, _, recipe = name.partition(" ")
     if name in makers:
         return makers[name]()
-    return _recipe(recipe) if kind == "recipe" else _parts(unetkit.load_parts()[name])
+    return _recipe(recipe) if kind == "recipe" else _parts(OURS[name])
 
 
 def _table(*rows: Iterable[str]) -> str:
@@ -113,7 +115,7 @@ def _option(option: Option) -> tuple[str, ...]:
 
 
 def _recipes() -> str:
-    rows = ((f"`{e.name}`", e.signature.summary, _count(e.name)) for e in unetkit.list_parts("recipes"))
+    rows = ((f"`{e.name}`", e.signature.summary, _count(e.name)) for e in OURS.recipes.find())
     return _table(("recipe", "what it is", "parameters"), *rows)
 
 

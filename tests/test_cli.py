@@ -182,13 +182,16 @@ def test_list_of_one_part_says_options_types_defaults_owner_and_place() -> None:
 
 
 def test_completion_of_names_options_and_levels() -> None:
-    parts = load_parts()
+    parts = load_parts(isolated=True)
 
     def complete(kind: str, text: str) -> list[str]:
         return [item.value for item in complete_part(parts[kind], text)]
 
     assert complete("fuse", "") == ["concat", "add", "mean", "max"]
     assert complete("fuse", "add/c") == ["add/concat"]
+    assert complete("block", "double+ba") == ["double+basic"]
+    assert complete("block", "double/basic+preact:or") == ["double/basic+preact:order="]
+    assert complete("up", "nearest+b") == []
     assert "resnet101" in complete("encoder", "resnet10")
     assert complete("up", "transposed:ini") == ["transposed:init="]
     assert complete("up", "bilinear/transposed:kernel=3,gro") == ["bilinear/transposed:kernel=3,groups="]

@@ -16,7 +16,7 @@ import click
 import pytest
 
 import unetkit
-from tests.rendered import PICTURES, blocks, picture, refreshed
+from tests.rendered import OURS, PICTURES, blocks, picture, refreshed
 from tests.test_imports import MODULES, ROOMS, room_of
 from unetkit.cli import cli, main
 from unetkit.plan import WORDS
@@ -74,9 +74,9 @@ def test_the_pictures_are_what_is_drawn(recipe: str) -> None:
 
 def test_every_kind_and_recipe_has_its_place() -> None:
     kinds = set(re.findall(r"<!-- rendered: (\w+) -->", (DOCS / "parts.md").read_text()))
-    assert kinds == {registry.kind.attribute for registry in unetkit.load_parts()} - {"recipes"}
+    assert kinds == {registry.kind.attribute for registry in OURS} - {"recipes"}
     recipes = re.findall(r"<!-- rendered: recipe (\S+) -->", (DOCS / "recipes.md").read_text())
-    assert recipes == [entry.name for entry in unetkit.list_parts("recipes")]
+    assert recipes == [entry.name for entry in OURS.recipes.find()]
 
 
 #: From the table of reference figures, computed by independent implementations.

@@ -7,6 +7,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 
 import unetkit
 from unetkit.deploy import files, sealed
-from unetkit.errors import BadFile, BadOption, UnetkitError, UnknownName
+from unetkit.errors import BadFile, BadOption, PluginError, UnetkitError, UnknownName
+from unetkit.parts.blocks import Double
 from unetkit.plan import Plan
 from unetkit.registry import Parts
 
@@ -111,7 +113,8 @@ def test_the_file_says_what_it_is(tmp_path: Path) -> None:
     assert tensors.keys() == model.state_dict().keys()
     assert (metadata["format"], metadata["version"]) == ("unetkit", "1")
     assert Plan.parse(metadata["plan"]) == model.plan
-    assert metadata.keys() - {"sha256"} == {"format", "version", "plan", "unetkit", "torch", "timm"}
+    assert metadata.keys() - {"sha256"} == {"format", "version", "plan", "plugins", "unetkit", "torch", "timm"}
+    assert metadata["plugins"] == "[]"
 
 
 def test_saving_twice_gives_the_same_model_and_leaves_no_other_file(tmp_path: Path) -> None:
@@ -488,7 +491,7 @@ def test_wrappers_are_told_the_same_plan_when_a_file_is_loaded(tmp_path: Path) -
     unetkit.save(model, tmp_path / "m.safetensors")
     unetkit.load(tmp_path / "m.safetensors", parts=parts)
     told = sys.modules["unetkit_plugin_telling"].told
-    assert told[0] == str(model.plan)
+    assert told[0] == str(model.whole)
     assert set(told) == {told[0]}
 
 
@@ -506,3 +509,82 @@ def test_what_is_no_regular_file_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match="cannot be written"):
         unetkit.save(unetkit.build("plain:widths=[4,8]"), pipe)
     assert pipe.is_fifo()
+
+
+BLOCK = '''
+import unetkit
+from torch import nn
+
+class Inner(nn.Conv2d):
+    """One 1x1 convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+
+@unetkit.hookimpl
+def unetkit_register(parts):
+    parts.blocks.add("inner", Inner)
+'''
+
+
+def distribution(folder: Path, version: str) -> None:
+    """As an installer leaves it."""
+    info = folder / f"unetkit_inner-{version}.dist-info"
+    info.mkdir(parents=True)
+    (folder / "inner_module.py").write_text(BLOCK)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: unetkit-inner\nVersion: {version}\n")
+    (info / "entry_points.txt").write_text("[unetkit]\ninner = inner_module\n")
+
+
+def test_a_file_names_the_plugins_of_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.safetensors"
+    distribution(tmp_path / "site", "1.2")
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path / "site")
+        model = unetkit.build("plain:widths=[4,8]", block="inner", parts=unetkit.load_parts(["inner"], isolated=True))
+        unetkit.save(model, path)
+    _, metadata = opened(path)
+    assert json.loads(metadata["plugins"]) == [
+        {"name": "inner", "version": "1.2", "distribution": "unetkit-inner", "target": "inner_module"}
+    ]
+    before = set(sys.modules)
+    with pytest.raises(PluginError) as error:
+        unetkit.load(path)
+    assert str(error.value) == (
+        f"{path} was built with plugin inner 1.2, which is not here; pip install unetkit-inner==1.2"
+    )
+    assert set(sys.modules) == before
+    distribution(tmp_path / "newer", "2.0")
+    monkeypatch.syspath_prepend(tmp_path / "newer")
+    parts = unetkit.load_parts(["inner"], isolated=True)
+    assert unetkit.load(path, parts=parts).plan == model.plan
+
+
+def test_another_version_is_told_where_the_file_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.safetensors"
+    distribution(tmp_path, "1.2")
+    monkeypatch.syspath_prepend(tmp_path)
+    parts = unetkit.load_parts(["inner"], isolated=True)
+    unetkit.save(unetkit.build("plain:widths=[4,8]", block="inner", parts=parts), path)
+    parts.plugins[1].version = "1.3"
+    parts.blocks.entries["inner"] = replace(parts.blocks.entries["inner"], factory=Double)
+    with pytest.raises(BadFile, match=r"builds here \(plugin inner was 1\.2 and is 1\.3\): "):
+        unetkit.load(path, parts=parts)
+    del parts.blocks.entries["inner"]
+    with pytest.raises(UnetkitError, match=r"cannot be rebuilt \(plugin inner was 1\.2 and is 1\.3\): --block inner"):
+        unetkit.load(path, parts=parts)
+
+
+def test_a_plugin_that_was_a_file_or_fails_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, source = tmp_path / "m.safetensors", tmp_path / "inner.py"
+    source.write_text(BLOCK)
+    parts = unetkit.load_parts([source])
+    unetkit.save(unetkit.build("plain:widths=[4,8]", block="inner", parts=parts), path)
+    with pytest.raises(
+        PluginError, match=r"with plugin inner, which is not here; parts=.*load_parts\(\['inner.py'\]\)"
+    ):
+        unetkit.load(path)
+    assert str(tmp_path) not in opened(path)[1]["plugins"]
+    source.write_text("1 / 0\n")
+    with pytest.raises(PluginError, match="with plugin inner, which failed here: ZeroDivisionError: division by zero"):
+        unetkit.load(path, parts=unetkit.load_parts([source]))

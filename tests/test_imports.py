@@ -44,6 +44,7 @@ ROOMS = (
     "deploy",
     "bench",
     "testing",
+    "scaffold",
     "cli",
     "__main__",
 )

@@ -27,11 +27,12 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3).map(tuple),
     max_leaves=6,
 )
-NAMES = st.from_regex(r"[a-z0-9_][a-z0-9_.+-]{0,8}", fullmatch=True)
+NAMES = st.from_regex(r"[a-z0-9_][a-z0-9_.-]{0,8}", fullmatch=True)
 ENCODER_NAMES = NAMES | NAMES.map("timm/{}".format)
 OPTIONS = st.dictionaries(st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True), VALUES, max_size=3)
 PARTS = st.builds(PartSpec.of, NAMES, OPTIONS)
 LEVELS = st.lists(PARTS, min_size=1, max_size=4)
+CHAINS = st.lists(PARTS, min_size=1, max_size=3).map(lambda links: sum(links[1:], start=links[0]))
 COUNTS = st.integers(min_value=1, max_value=2**20)
 PATHS = TEXT.filter(bool)
 
@@ -41,7 +42,7 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "up": LEVELS,
     "fuse": LEVELS,
     "align": LEVELS,
-    "block": LEVELS,
+    "block": st.lists(CHAINS, min_size=1, max_size=4),
     "head": PARTS,
     "logits": PARTS,
     "widths": st.lists(COUNTS, min_size=1, max_size=6),
@@ -83,7 +84,7 @@ def test_over_takes_the_rest_from_the_base(plan: Plan, base: Plan) -> None:
 
 
 @MANY
-@given(st.builds(PartSpec.of, ENCODER_NAMES, OPTIONS))
+@given(st.builds(PartSpec.of, ENCODER_NAMES, OPTIONS) | CHAINS)
 def test_a_part_gives_its_text_back(spec: PartSpec) -> None:
     assert PartSpec.parse(str(spec)) == spec
 
@@ -191,7 +192,7 @@ REFUSED_LINES = {
     "--up a:k=1,": "--up: 'a:k=1,': after the colon come option=value pairs, with commas between them",
     "--up a:k=1,k=2": "--up: 'a:k=1,k=2' gives 'k' twice",
     "--up a:k=[1": "--up: 'a:k=[1': unbalanced brackets in 'a:k=[1'",
-    "--head a:k=[1": "--head: 'a:k=[1': unbalanced brackets in 'k=[1'",
+    "--head a:k=[1": "--head: 'a:k=[1': unbalanced brackets in 'a:k=[1'",
     "--up a//b": "--up: '' is not a part: write a name, or name:option=value,option=value",
     "--widths ''": "--widths: takes integers like 256,128,64; got ''",
     "--widths 8,,8": "--widths: takes integers like 256,128,64; got ''",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -15,10 +16,11 @@ import pytest
 from torch import nn
 
 from unetkit.builder import build
-from unetkit.errors import PluginError, UnknownName
+from unetkit.errors import CannotBuild, PluginError, UnknownName
 from unetkit.hookspecs import hookimpl
 from unetkit.plan import Plan
 from unetkit.plugins import Host, load_host, load_parts
+from unetkit.registry import KINDS, Plugin
 
 OURS = version("unetkit")
 HEAD = "import unetkit\nfrom unetkit.hookspecs import hookimpl\n\n"
@@ -79,7 +81,8 @@ def install(tmp_path: Path, write: Write) -> Callable[..., None]:
 
 
 def fusions(host: Host) -> list[str]:
-    return [entry.name for entry in host.parts.fusions.find()]
+    """The names of all fusions but those of what is really installed here."""
+    return [entry.name for entry in host.parts.fusions.find() if entry.owner not in INSTALLED]
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -90,6 +93,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 BUILTIN = ["concat", "add", "mean", "max"]
+INSTALLED = {plugin.name for plugin in load_host().plugins} - {"unetkit"}
 
 
 def test_an_installed_plugin_is_found_by_its_entry_point(
@@ -100,7 +104,7 @@ def test_an_installed_plugin_is_found_by_its_entry_point(
     assert fusions(host) == [*BUILTIN, "gate"]
     assert host.parts.fusions.get("gate").owner == "gated"
     found = {p.name: p for p in host.plugins}["gated"]
-    assert (found.version, found.target, found.loaded, found.error, found.traceback) == ("2.5", "gated", True, "", "")
+    assert found == Plugin("gated", "2.5", "gated", "gated_module", loaded=True)
     assert lines(capsys) == []
 
 
@@ -130,7 +134,7 @@ def test_plugins_given_as_path_name_or_module(write: Write, capsys: pytest.Captu
     made = ModuleType("made")
     exec(GOOD.format(part="fourth"), vars(made))
     parts = load_parts(plugins=[file, str(text), "c", made])
-    assert [(e.name, e.owner) for e in parts.fusions.find()][4:] == [
+    assert [(e.name, e.owner) for e in parts.fusions.find() if e.owner not in {*INSTALLED, "unetkit"}] == [
         ("first", "a"),
         ("second", "b"),
         ("third", "c"),
@@ -320,7 +324,7 @@ def test_models_are_wrapped_in_order_of_the_plugins_names(write: Write, capsys: 
     assert lines(capsys) == []
 
 
-def test_a_wrapper_is_told_the_models_plan() -> None:
+def test_a_wrapper_is_told_the_whole_plan() -> None:
     seen: list[Plan] = []
 
     class Spy:
@@ -332,7 +336,7 @@ def test_a_wrapper_is_told_the_models_plan() -> None:
     host.manager.register(Spy(), "unetkit spy")
     host.plugins.append(type(host.plugins[0])("unetkit spy", "", "", loaded=True))
     model = build("plain:widths=[2,4]", fuse="add", classes=2, parts=host.parts, device="meta")
-    assert seen == [model.plan] == [Plan.of(encoder="plain:widths=[2,4]", fuse="add")]
+    assert seen == [model.whole]
 
 
 @pytest.mark.parametrize(
@@ -370,6 +374,116 @@ def test_a_file_in_the_current_folder_is_not_run_unasked(
     assert not (tmp_path / "ran").exists()
 
 
-def test_what_a_plugin_prints_goes_to_stderr(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
-    load_host([write("loud.py", "print('loud')\n")])
-    assert capsys.readouterr() == ("", "loud\n")
+def test_two_versions_of_one(
+    install: Callable[..., None], write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    install("gated", GOOD.format(part="gate"))
+    install("gated", GOOD.format(part="other"), folder="older/")
+    write("older/gated-2.5.dist-info/METADATA", "Metadata-Version: 2.1\nName: Gated\nVersion: 2.4\n")
+    monkeypatch.setattr("sys.path", [*sys.path, str(tmp_path / "older")])
+    host = load_host()
+    assert fusions(host) == [*BUILTIN, "gate"]
+    assert lines(capsys) == [
+        f"unetkit: plugin gated 2.4 failed in unetkit {OURS}: version 2.5 is installed too and comes first; "
+        "uninstall one"
+    ]
+    with pytest.raises(UnknownName, match=r"^no fusion is called 'other'; `unetkit list fusions` lists all$"):
+        host.parts.fusions.get("other")
+
+
+def test_two_distributions_of_one_plugins_name(install: Callable[..., None], capsys: Any) -> None:
+    install("gated", GOOD.format(part="gate"))
+    install("other", GOOD.format(part="other"), "[unetkit]\ngated = other_module\n")
+    found = fusions(load_host())
+    assert len(found) == len(BUILTIN) + 1
+    (line,) = lines(capsys)
+    assert "failed in unetkit" in line
+    assert "a plugin of this name is loaded already, from " in line
+    assert line.endswith("; rename or uninstall one")
+
+
+def test_what_is_installed_can_be_left_out(
+    install: Callable[..., None], write: Write, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    install("gated", GOOD.format(part="gate"))
+    install("broken", "1 / 0\n")
+    monkeypatch.setenv("UNETKIT_PLUGINS", str(write("env.py", GOOD.format(part="env"))))
+    assert {e.owner for registry in load_parts(isolated=True) for e in registry.entries.values()} == {"unetkit"}
+    assert fusions(load_host(["gated"], isolated=True)) == [*BUILTIN, "gate"]
+    assert lines(capsys) == []
+
+
+def test_an_installed_plugin_is_named_by_its_distribution_too(install: Callable[..., None], capsys: Any) -> None:
+    install("unetkit-gate", "", "[unetkit]\ngate = gate_module\n")
+    install("gate", GOOD.format(part="gate"), "")
+    host = load_host(["unetkit-gate"], isolated=True)
+    assert [(p.name, p.distribution) for p in host.plugins[1:]] == [("gate", "unetkit-gate")]
+    assert lines(capsys) == []
+
+
+def test_naming_what_is_installed_again_changes_nothing(install: Callable[..., None], capsys: Any) -> None:
+    install("gated", GOOD.format(part="gate"))
+    host = load_host(["gated"])
+    assert fusions(host) == [*BUILTIN, "gate"]
+    assert [p.loaded for p in host.plugins if p.name == "gated"] == [True, False]
+    (line,) = lines(capsys)
+    assert line.endswith("a plugin of this name is loaded already, from gated_module; list it once")
+
+
+def test_what_a_plugin_prints_goes_to_stderr(write: Write, capsys: Any) -> None:
+    noisy = "print('at import')\n" + GOOD.format(part="gate").replace("parts.fusions", "print('late'); parts.fusions")
+    assert fusions(load_host([write("noisy.py", noisy)])) == [*BUILTIN, "gate"]
+    assert lines(capsys) == ["at import", "late"]
+
+
+WRONG = (
+    HEAD
+    + '''
+import torch
+from torch import nn
+
+class Gate(nn.Module):
+    """Gives other channels than it declares."""
+
+    def __init__(self, x_channels: int, skip_channels: int) -> None:
+        super().__init__()
+        self.out_channels = skip_channels
+
+    def forward(self, x, skip):
+        return torch.cat([x, skip], dim=1)
+
+@hookimpl
+def unetkit_register(parts):
+    parts.fusions.add("gate", Gate)
+'''
+)
+
+
+def test_a_part_that_gives_the_wrong_channels_is_refused_where_it_is_used(write: Write, capsys: Any) -> None:
+    parts = load_parts([write("wrong.py", WRONG)])
+    with pytest.raises(CannotBuild, match=r"^stages\.0\.fuse declares 4 out_channels, but gives 12$"):
+        build("plain:widths=[4,8]", fuse="gate", parts=parts)
+    build("plain:widths=[4,8]", parts=parts)
+    assert lines(capsys) == []
+
+
+HEAVY = """
+import sys
+from unetkit.plugins import load_host
+print([(p.name, p.heavy) for p in load_host(sys.argv[1:], isolated=True).plugins], "torch" in sys.modules)
+"""
+
+
+def test_who_imports_torch_to_register_is_known(write: Write) -> None:
+    heavy, light = write("heavy.py", "import torch\n"), write("light.py", "import unetkit\n")
+    command = [sys.executable, "-c", HEAVY, str(light), str(heavy)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[('unetkit', ()), ('light', ()), ('heavy', ('torch', 'numpy'))] True"
+
+
+def test_every_kind_may_be_added_and_is_listed_under_its_owner(write: Write, capsys: Any) -> None:
+    adds = "\n".join(f"    parts.{kind.attribute}.add('mine', 'nowhere:Mine')" for kind in KINDS)
+    host = load_host([write("all.py", HEAD + "@hookimpl\ndef unetkit_register(parts):\n" + adds)], isolated=True)
+    assert [(e.kind, e.name) for e in host.parts.of("all")] == [(kind, "mine") for kind in KINDS]
+    assert not host.implements("unetkit_wrap_model", host.plugins[1])
+    assert lines(capsys) == []

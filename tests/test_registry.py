@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from unetkit.errors import BadOption, PluginError, UnknownName
-from unetkit.registry import KINDS, Parts
+from unetkit.registry import KINDS, Parts, Plugin
 
 
 def gate(x_channels: int, skip_channels: int, *, width: int = 1) -> str:
@@ -149,7 +149,7 @@ def test_a_missing_name_that_nothing_is_near(parts: Parts, name: str) -> None:
 
 
 def test_a_missing_name_may_be_a_failed_plugins(parts: Parts) -> None:
-    parts.fusions.suspects = ("gated", "attend")
+    parts.plugins += [Plugin("gated"), Plugin("attend"), Plugin("twice"), Plugin("twice", loaded=True)]
     assert message(UnknownName, lambda: parts.staged("x").fusions.get("zzz")) == (
         "no fusion is called 'zzz' (a plugin that failed may provide it: gated, attend); "
         "`unetkit list fusions` lists all"

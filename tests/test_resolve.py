@@ -15,7 +15,7 @@ from unetkit.resolve import DEFAULTS, canonical, resolve, shortest
 
 @pytest.fixture(scope="module")
 def parts() -> Parts:
-    return load_parts()
+    return load_parts(isolated=True)
 
 
 def refused(line: str, parts: Parts, kind: type[UnetkitError]) -> str:
@@ -131,7 +131,7 @@ def test_the_canonical_form_of_a_part(part: tuple[str, str], text: str, parts: P
 
 
 def test_a_shadowed_name_keeps_its_source() -> None:
-    parts = load_parts()
+    parts = load_parts(isolated=True)
     parts.encoders.add("resnet18", "unetkit.parts.encoders.plain:Plain")
     assert canonical("encoder", PartSpec("timm/resnet18"), parts) == PartSpec("timm/resnet18")
     assert canonical("encoder", PartSpec("resnet18"), parts) == PartSpec("resnet18")

@@ -22,7 +22,7 @@ from unetkit.signature import Option, Signature
 
 def builtins() -> list[Entry]:
     """Every built-in part, and one of each source."""
-    parts = load_parts()
+    parts = load_parts(isolated=True)
     return [e for r in parts for e in (*r.entries.values(), *(r.get(s.listing()[0]) for s in r.sources.values()))]
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unetkit.builder import build as build
+    from unetkit.builder import make_part as make_part
     from unetkit.deploy.files import load as load
     from unetkit.deploy.files import save as save
     from unetkit.errors import UnetkitError as UnetkitError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "build": "unetkit.builder",
+    "make_part": "unetkit.builder",
     "load": "unetkit.deploy.files",
     "save": "unetkit.deploy.files",
     "UnetkitError": "unetkit.errors",

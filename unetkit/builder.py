@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import replace
 from itertools import pairwise
 from threading import Lock
@@ -20,8 +21,8 @@ from unetkit.meta import check_device
 from unetkit.plan import PartSpec, Plan
 from unetkit.plugins import default_parts
 from unetkit.registry import Parts
-from unetkit.resolve import NO_LOGITS, kind_of, resolve, shortest, signature_of, typed_options
-from unetkit.unet import Stage, UNet, layout_of
+from unetkit.resolve import NO_LOGITS, canonical, kind_of, resolve, shortest, signature_of, typed_options
+from unetkit.unet import Chain, Stage, UNet, layout_of
 
 #: A stage is as wide as the skip that it joins, up to this.
 WIDEST = 512
@@ -114,23 +115,67 @@ def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool
             stack.enter_context(torch.device(device))
         if whole.seed is not None:
             stack.enter_context(_seeded(whole.seed, device))
+        owners = stack.enter_context(_under_way(parts))
+        owners.update(_owner(word, spec, parts) for word, spec in whole.specs())
         network, derived = _assemble(whole if pretrained else replace(whole, pretrained=None), parts)
         network.whole = whole.over(derived)
         network.plan = shortest(network.whole, base.over(derived))
-        model = cast(UNet, parts.wrap(network, network.plan))
+        wrapped, wrappers = parts.wrap(network, network.whole, owners)
+    model = cast(UNet, wrapped)
     model.plan = network.plan
     model.layout = layout_of(model)
-    foreign = any(_is_foreign(word, spec, parts) for word, spec in whole.specs())
-    if plan.size is not None or foreign:
+    used = (owners | wrappers) - {_OURS}
+    network.plugins = tuple(plugin for plugin in parts.plugins if plugin.loaded and plugin.name in used)
+    if plan.size is not None or used:
         prove(model, any_size=plan.size is None)
     return model
 
 
-def _is_foreign(word: str, spec: PartSpec, parts: Parts) -> bool:
-    """Whether a part is not one of unetkit's own, which are known to join."""
-    if spec.factory is not None:
-        return True
-    return spec != NO_LOGITS and parts[kind_of(word)].get(spec.name).owner != "unetkit"
+def make_part(kind: str, part: Any, *wiring: Any, parts: Parts | None = None) -> nn.Module:
+    """Make one part alone: `make_part("block", "double:norm=group", 8, 16)`.
+
+    For parts that hold others, and for trying one. Names are looked up where the build that is under way looks them
+    up, and what it is made of counts among the model's.
+
+    Args:
+        kind: the word, title or plural of a kind: "fuse", "fusion" or "fusions".
+        part: a name with options, a PartSpec, or a class or callable.
+        wiring: what the builder would supply: the positional arguments of its kind's factory.
+        parts: where names are looked up; those of the build under way, or all that is installed, if None.
+
+    Raises:
+        UnetkitError: there is no such part, or it cannot be made so.
+    """
+    above, owners = _UNDER_WAY.get() or (None, set())
+    parts = parts or above or default_parts()
+    word = parts[kind].kind.word
+    spec = canonical(word, PartSpec.of(part), parts)
+    owners.update(_owner(word, link, parts) for link in spec.links)
+    return cast(nn.Module, _Maker(Plan(), parts)(word, spec, wiring))
+
+
+#: The build that a part may be made for: where it looks names up, and the owners of the parts that it has.
+_UNDER_WAY: ContextVar[tuple[Parts, set[str]] | None] = ContextVar("_UNDER_WAY", default=None)
+
+
+@contextmanager
+def _under_way(parts: Parts) -> Iterator[set[str]]:
+    owners: set[str] = set()
+    token = _UNDER_WAY.set((parts, owners))
+    try:
+        yield owners
+    finally:
+        _UNDER_WAY.reset(token)
+
+
+_OURS = "unetkit"
+
+
+def _owner(word: str, spec: PartSpec, parts: Parts) -> str:
+    """Who registered a part; unetkit's own are known to join. "" for a Python object."""
+    if spec == NO_LOGITS:
+        return _OURS
+    return "" if spec.factory is not None else parts[kind_of(word)].get(spec.name).owner
 
 
 #: The random state belongs to the whole process: seeded builds of several threads come one after another.
@@ -193,14 +238,22 @@ class _Maker:
         self.out_channels = 0
 
     def __call__(self, word: str, spec: PartSpec, wiring: tuple[Any, ...], where: str = "", **extra: Any) -> Any:
+        if spec.then:
+            first, *rest = spec.links
+            alike = (wiring[-1], wiring[-1])  # what follows keeps the channels
+            return Chain(self(word, first, wiring, where), *(self(word, link, alike, where) for link in rest))
         known = signature_of(word, spec, self.parts)
         options = {**typed_options(word, spec, known), **extra}
         factory, owner = spec.factory, ""
         if factory is None:
             entry = self.parts[kind_of(word)].get(spec.name)
             factory, owner = entry.load(), f" (of {entry.owner})"
+        # Only for our own encoders, which draw most weights twice: what a plugin does while it builds is not ours to
+        # know, and some of it (reading a weight through numpy) cannot be seen.
+        ours = word == "encoder" and _owner(word, spec, self.parts) == _OURS
         try:
-            part = factory(*wiring, **options)
+            with drawn_once() if ours else nullcontext():
+                part = factory(*wiring, **options)
         except UnetkitError as error:
             raise type(error)(f"--{word} {spec}{where}: {error}") from error
         except Exception as error:  # a foreign factory's own mistake: say whose and where
@@ -219,10 +272,7 @@ class _Maker:
             if "pretrained" not in {o.name for o in signature_of("encoder", spec, self.parts).options}:
                 raise CannotBuild(f"--pretrained: encoder {spec.name} has no weights to load; leave it out")
             extra["pretrained"] = plan.pretrained
-        # Only for our own encoders, which draw most weights twice: what a plugin does while it builds is not ours to
-        # know, and some of it (reading a weight through numpy) cannot be seen.
-        with nullcontext() if _is_foreign("encoder", spec, self.parts) else drawn_once():
-            encoder = self("encoder", spec, (plan.in_channels,), **extra)
+        encoder = self("encoder", spec, (plan.in_channels,), **extra)
         channels, strides = getattr(encoder, "channels", ()), getattr(encoder, "strides", ())
         if not channels or len(channels) != len(strides) or any(a >= b for a, b in pairwise((0, *strides))):
             raise CannotBuild(

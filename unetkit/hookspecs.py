@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
+    from click import Group
     from torch.nn import Module
 
     from unetkit.plan import Plan
@@ -24,4 +25,13 @@ def unetkit_register(parts: Parts) -> None:
 
 @hookspec
 def unetkit_wrap_model(plan: Plan) -> Callable[[Module], Module] | None:
-    """Return what takes a built model and gives the one to use in its place, or None to leave it as it is."""
+    """Return what takes a built model and gives the one to use in its place, or None to leave it as it is.
+
+    `plan` is the whole plan of the model: it says every word. Answer None unless it names a part of yours, so that
+    the line of a model still says all that the model is.
+    """
+
+
+@hookspec
+def unetkit_register_commands(cli: Group) -> None:
+    """Add commands: `@cli.command()` above a function. Import torch within it."""

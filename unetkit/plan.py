@@ -23,11 +23,13 @@ class PartSpec:
     """One part: a name with options, `transposed:kernel=4`, or a Python factory that has no name yet.
 
     Options are kept as the text that the grammar writes, so that a spec compares and prints without knowing types.
+    A block may be followed by others: `double+scse`, or `PartSpec.of("double") + "scse"`, has `scse` in `then`.
     """
 
     name: str
     options: tuple[tuple[str, str], ...] = ()
     factory: Callable[..., Any] | None = None
+    then: tuple[PartSpec, ...] = ()
 
     @classmethod
     def of(cls, part: Any, options: Mapping[str, Any] | None = None) -> PartSpec:
@@ -44,15 +46,20 @@ class PartSpec:
 
     @classmethod
     def parse(cls, text: str) -> PartSpec:
-        """Read `name:key=value,key=[1,2]`. Raises BadOption where that is not what the text is."""
+        """Read `name:key=value,key=[1,2]`, or several with + between. Raises BadOption where the text is not that."""
+        try:
+            first, *rest = values.split(text, "+")
+        except ValueError as error:
+            raise BadOption(f"{text!r}: {error}") from error
+        return replace(cls._link(first), then=tuple(map(cls._link, rest)))
+
+    @classmethod
+    def _link(cls, text: str) -> PartSpec:
         name, colon, rest = text.partition(":")
         if not name or name.startswith("-") or any(c in '[]",=<>' or c.isspace() for c in name):
             levels = "; levels are separated by slashes, as in add/concat" if "," in name else ""
             raise BadOption(f"{text!r} is not a part: write a name, or name:option=value,option=value{levels}")
-        try:
-            pairs = [item.partition("=") for item in values.split(rest, ",")] if colon else []
-        except ValueError as error:
-            raise BadOption(f"{text!r}: {error}") from error
+        pairs = [item.partition("=") for item in values.split(rest, ",")] if colon else []
         if not all(key and equals and value for key, equals, value in pairs):
             raise BadOption(f"{text!r}: after the colon come option=value pairs, with commas between them")
         keys = [key for key, _, _ in pairs]
@@ -64,9 +71,21 @@ class PartSpec:
         """The same part with these options (as text) beside or instead of its own."""
         return replace(self, options=tuple(sorted({**dict(self.options), **options}.items())))
 
+    @property
+    def links(self) -> tuple[PartSpec, ...]:
+        """The part and those that follow it, each alone."""
+        return (replace(self, then=()), *self.then)
+
+    def __add__(self, other: Any) -> PartSpec:
+        return replace(self, then=(*self.then, *PartSpec.of(other).links))
+
     def __str__(self) -> str:
-        name = self.name if self.factory is None else f"<{self.name}>"
-        return name + (":" + ",".join(f"{k}={v}" for k, v in self.options) if self.options else "")
+        return "+".join(map(_link_text, self.links))
+
+
+def _link_text(spec: PartSpec) -> str:
+    name = spec.name if spec.factory is None else f"<{spec.name}>"
+    return name + (":" + ",".join(f"{k}={v}" for k, v in spec.options) if spec.options else "")
 
 
 Levels = tuple[PartSpec, ...]
@@ -157,7 +176,7 @@ WORDS = (
     Word("up", "PART[/PART...]", _levels, "how a level is brought to the next one's size"),
     Word("fuse", "PART[/PART...]", _levels, "how the upsampled map and the skip become one"),
     Word("align", "PART[/PART...]", _levels, "how the two are brought to one size before that"),
-    Word("block", "PART[/PART...]", _levels, "the convolutions after the fusion"),
+    Word("block", "PART[+PART][/...]", _levels, "the convolutions after the fusion; parts with + follow one another"),
     Word("head", "PART", _part, "what turns the last map into logits"),
     Word("logits", "PART|none", _part, "the upsampler that brings the logits to the input's size"),
     Word("widths", "N,N,...", _widths, "the decoder's channels, deep to shallow"),
@@ -254,11 +273,11 @@ class Plan:
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
 
     def specs(self) -> list[tuple[str, PartSpec]]:
-        """Every part that is said, with its word."""
+        """Every part that is said, with its word; those that follow one another each alone."""
         found: list[tuple[str, PartSpec]] = []
         for name, value in self.said().items():
             members = value if isinstance(value, tuple) else (value,)
-            found += [(name, member) for member in members if isinstance(member, PartSpec)]
+            found += [(name, link) for member in members if isinstance(member, PartSpec) for link in member.links]
         return found
 
     def __str__(self) -> str:

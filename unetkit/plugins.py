@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib.metadata import Distribution, distributions, version
 from pathlib import Path
@@ -19,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from unetkit import hookspecs
-from unetkit.errors import PluginError
-from unetkit.registry import Parts
+from unetkit.errors import PluginError, UnetkitError
+from unetkit.registry import Parts, Plugin
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -30,16 +31,8 @@ if TYPE_CHECKING:
 GROUP = "unetkit"
 
 
-@dataclass
-class Plugin:
-    """A plugin as it was found, and what became of it."""
-
-    name: str
-    version: str
-    target: str
-    loaded: bool = False
-    error: str = ""
-    traceback: str = ""
+#: What takes long to import; a plugin that does so to register makes every command wait for it.
+_HEAVY = ("torch", "torchvision", "timm", "segmentation_models_pytorch", "numpy", "scipy")
 
 
 @dataclass
@@ -47,114 +40,162 @@ class Host:
     """The loaded plugins and the parts that they and unetkit registered."""
 
     parts: Parts = field(default_factory=Parts)
-    plugins: list[Plugin] = field(default_factory=list)
     manager: pluggy.PluginManager = field(default_factory=lambda: pluggy.PluginManager("unetkit"))
 
     def __post_init__(self) -> None:
         self.manager.add_hookspecs(hookspecs)
         self.parts.wrap = self.wrap
 
+    @property
+    def plugins(self) -> list[Plugin]:
+        """All that were found, the built-in one first, those that failed included."""
+        return self.parts.plugins
+
     def load(self, plugin: Plugin, find: Callable[[], object]) -> None:
         """Import and register one plugin; a failure is remembered and told in one line, or raised if strict."""
         first = next((p for p in self.plugins if p.loaded and p.name == plugin.name), None)
         self.plugins.append(plugin)
-        with self._isolated(plugin), ExitStack() as undo:
+        with self.isolated(plugin), ExitStack() as undo:
+            if plugin.error:
+                raise PluginError(plugin.error)
             if first:
-                raise PluginError(f"a plugin of this name is loaded already, from {first.target}; list it once")
+                advice = "list it once" if first.target == plugin.target else "rename or uninstall one"
+                raise PluginError(f"a plugin of this name is loaded already, from {first.target}; {advice}")
+            before = set(sys.modules)
             module = find()
             staged = self.parts.staged(plugin.name)
             self.manager.register(module, plugin.name)
             undo.callback(self.manager.unregister, name=plugin.name)
             self.manager.check_pending()
-            self._hook("unetkit_register", plugin)(parts=staged)
+            self.hook("unetkit_register", plugin)(parts=staged)
             self.parts.commit(staged)
             plugin.loaded = True
+            plugin.heavy = tuple(name for name in _HEAVY if name in sys.modules and name not in before)
             undo.pop_all()
 
-    def wrap(self, model: Module, plan: Plan) -> Module:
-        """Pass a built model through every plugin that wraps models, in order of their names."""
-        for plugin in sorted(self.plugins, key=lambda p: p.name):
-            if plugin.loaded:
-                with self._isolated(plugin):
-                    for wrap in self._hook("unetkit_wrap_model", plugin)(plan=plan):
-                        model = _module(wrap(model), model)
-        return model
+    def loaded(self) -> list[Plugin]:
+        """The plugins in use, in order of their names."""
+        return sorted((plugin for plugin in self.plugins if plugin.loaded), key=lambda plugin: plugin.name)
 
-    def _hook(self, hook: str, plugin: Plugin) -> Any:
+    def wrap(self, model: Module, plan: Plan, owners: set[str]) -> tuple[Module, set[str]]:
+        """Pass a built model through every plugin that wraps models, in order of their names.
+
+        Args:
+            model: as it was built.
+            plan: the whole plan of it.
+            owners: of its parts. What these refuse is raised, since a model without would not be what its line says.
+
+        Returns:
+            What came out, and the names of the plugins that wrapped it.
+        """
+        wrapped: set[str] = set()
+        for plugin in self.loaded():
+            with self.isolated(plugin, strict=plugin.name in owners):
+                for wrap in self.hook("unetkit_wrap_model", plugin)(plan=plan):
+                    model = _module(wrap(model), model)
+                    wrapped.add(plugin.name)
+        return model, wrapped
+
+    def hook(self, name: str, plugin: Plugin) -> Any:
         """A hook that calls this plugin alone, since in a plain call one failure stops the rest."""
-        others = [p for name, p in self.manager.list_name_plugin() if name != plugin.name and p is not None]
-        return self.manager.subset_hook_caller(hook, others)
+        others = [p for known, p in self.manager.list_name_plugin() if known != plugin.name and p is not None]
+        return self.manager.subset_hook_caller(name, others)
+
+    def implements(self, name: str, plugin: Plugin) -> bool:
+        """Whether a plugin implements a hook."""
+        return any(found.plugin_name == plugin.name for found in getattr(self.manager.hook, name).get_hookimpls())
 
     @contextmanager
-    def _isolated(self, plugin: Plugin) -> Iterator[None]:
+    def isolated(self, plugin: Plugin, *, strict: bool = False) -> Iterator[None]:
+        """Turn what a plugin raises into one line on stderr, or, if strict or UNETKIT_STRICT=1, into a PluginError."""
         try:
             with redirect_stdout(sys.stderr):  # what a plugin prints must not mix with what a command prints
                 yield
         except (Exception, SystemExit) as error:
+            if strict and isinstance(error, UnetkitError):
+                raise
             plugin.error, plugin.traceback = _one_line(error), traceback.format_exc()
-            name = f"{plugin.name} {plugin.version}".strip()
-            line = f"plugin {name} failed in unetkit {version('unetkit')}: {plugin.error}"
-            if os.environ.get("UNETKIT_STRICT") == "1":
+            line = f"plugin {plugin} failed in unetkit {version('unetkit')}: {plugin.error}"
+            if strict or os.environ.get("UNETKIT_STRICT") == "1":
                 raise PluginError(line) from error
             print(f"unetkit: {line}", file=sys.stderr)
-            failed = tuple(p.name for p in self.plugins if not p.loaded)
-            for registry in self.parts:
-                registry.suspects = failed
 
 
-def load_host(plugins: Iterable[str | Path | ModuleType] = ()) -> Host:
+def load_host(plugins: Iterable[str | Path | ModuleType] = (), *, isolated: bool = False) -> Host:
     """Load the built-in parts, installed plugins, those of UNETKIT_PLUGINS, and the ones named here.
 
     Args:
         plugins: paths of Python files, names of modules, or modules.
+        isolated: whether to leave out what is installed or in UNETKIT_PLUGINS and not named here; an installed plugin
+            is then named by its name or its distribution's.
     """
     host = Host()
-    builtin = Plugin("unetkit", version("unetkit"), "unetkit.parts")
+    builtin = Plugin("unetkit", version("unetkit"), "unetkit", "unetkit.parts")
     host.load(builtin, lambda: importlib.import_module("unetkit.parts"))
     if builtin.error:
         raise PluginError(f"unetkit's own parts do not load: {builtin.error}")
-    for dist, name, load in _installed():
-        host.load(Plugin(name, dist.version or "", dist.name or name), load)
+    installed = list(_installed())
     from_environment = [p.strip() for p in os.environ.get("UNETKIT_PLUGINS", "").split(",") if p.strip()]
-    for target in [*from_environment, *plugins]:
-        if isinstance(target, ModuleType):
-            where = getattr(target, "__file__", None) or target.__name__
-            host.load(Plugin(target.__name__, "", where), lambda t=target: t)  # type: ignore[misc]
-        else:
-            text = str(target)
-            name = Path(text).stem if text.endswith(".py") else text
-            host.load(Plugin(name, "", text), lambda t=text: _import(t))  # type: ignore[misc]
+    for plugin, find in () if isolated else installed:
+        host.load(plugin, find)
+    for target in [*(() if isolated else from_environment), *plugins]:
+        host.load(*_found(target, installed))
     return host
 
 
 @cache
+def default_host() -> Host:
+    """What is installed, found once a process."""
+    return load_host()
+
+
 def default_parts() -> Parts:
     """What is installed, found once a process."""
-    return load_parts()
+    return default_host().parts
 
 
-def load_parts(plugins: Iterable[str | Path | ModuleType] = ()) -> Parts:
-    """The registered parts: unetkit's, installed plugins', and those of `plugins` (files, modules or their names)."""
-    return load_host(plugins).parts
+def load_parts(plugins: Iterable[str | Path | ModuleType] = (), *, isolated: bool = False) -> Parts:
+    """The registered parts: unetkit's, installed plugins', and those of `plugins` (files, modules or their names).
+
+    `isolated` leaves out what is installed or in UNETKIT_PLUGINS, so that the same names are found everywhere; an
+    installed plugin is then asked for by its name in `plugins`.
+    """
+    return load_host(plugins, isolated=isolated).parts
 
 
-def _installed() -> Iterator[tuple[Distribution, str, Callable[[], object]]]:
-    seen: set[tuple[str, str]] = set()
+Find = Callable[[], object]
+
+
+def _installed() -> Iterator[tuple[Plugin, Find]]:
+    """Every entry point of the group, with what loads it. What cannot be used carries its error."""
+    first: dict[str, Distribution] = {}
     for dist in distributions():
+        before = first.setdefault(re.sub(r"[-_.]+", "-", dist.name).lower(), dist) if dist.name else dist
+        if before is not dist and before.version == dist.version:
+            continue  # an editable install can be listed twice; the first on sys.path is the one that Python imports
+        told = Plugin(dist.name or "?", dist.version or "", dist.name or "")
         try:
             entry_points = dist.entry_points.select(group=GROUP)
         except Exception as error:  # a mangled entry_points.txt
-            yield dist, dist.name, partial(_refuse, f"its entry points cannot be read ({_one_line(error)})")
+            unread = f"its entry points cannot be read ({_one_line(error)})"
+            yield replace(told, error=unread), object
             continue
+        hidden = "" if before is dist else f"version {before.version} is installed too and comes first; uninstall one"
         for entry_point in entry_points:
-            # An editable install can be listed twice; the first on sys.path is the one that Python imports.
-            if (dist.name, entry_point.name) not in seen:
-                seen.add((dist.name, entry_point.name))
-                yield dist, entry_point.name, entry_point.load
+            yield replace(told, name=entry_point.name, target=entry_point.value, error=hidden), entry_point.load
 
 
-def _refuse(message: str) -> ModuleType:
-    raise PluginError(message)
+def _found(target: str | Path | ModuleType, installed: list[tuple[Plugin, Find]]) -> tuple[Plugin, Find]:
+    """The plugin behind a module, a file, a module's name, or the name of an installed plugin or its distribution."""
+    if isinstance(target, ModuleType):
+        module = target
+        return Plugin(module.__name__, target=getattr(module, "__file__", None) or module.__name__), lambda: module
+    text = str(target)
+    for plugin, find in installed:
+        if text in (plugin.name, plugin.distribution):
+            return replace(plugin, loaded=False), find
+    name = Path(text).stem if text.endswith(".py") else text
+    return Plugin(name, target=text), partial(_import, text)
 
 
 def _import(target: str) -> ModuleType:
@@ -188,4 +229,4 @@ def _module(wrapped: Any, model: Module) -> Any:
 
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or "no message"
-    return text if isinstance(error, PluginError) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, UnetkitError) else f"{type(error).__name__}: {text}"

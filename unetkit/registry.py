@@ -38,6 +38,32 @@ KINDS = (
 )
 
 
+@dataclass
+class Plugin:
+    """A plugin as it was found, and what became of it.
+
+    Attributes:
+        name: of its entry point, or of the file or module.
+        version, distribution: of what is installed; "" for a file or module.
+        target: the file or module that holds its hooks.
+        loaded: whether it is in use.
+        heavy: the libraries that it imported to register, which every command then waits for.
+        error, traceback: of its last failure; "" where there was none.
+    """
+
+    name: str
+    version: str = ""
+    distribution: str = ""
+    target: str = ""
+    loaded: bool = False
+    heavy: tuple[str, ...] = ()
+    error: str = ""
+    traceback: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}".strip()
+
+
 @dataclass(frozen=True)
 class Entry:
     """A name, the factory behind it (an object, or "module:attr" loaded on first use) and who registered it."""
@@ -91,8 +117,8 @@ class Registry:
     owner: str = "unetkit"
     entries: dict[str, Entry] = field(default_factory=dict)
     sources: dict[str, Source] = field(default_factory=dict)
-    #: Plugins that failed to load: a name that is missing here may be theirs.
-    suspects: tuple[str, ...] = ()
+    #: All that were found, shared by every registry: a name that is missing here may be of one that failed.
+    plugins: list[Plugin] = field(default_factory=list)
 
     def add(self, name: str, factory: Factory | str, *, replaces: str | None = None) -> None:
         """Register `factory` under `name`.
@@ -136,9 +162,11 @@ class Registry:
 
     def _missing(self, name: str) -> str:
         bare = name.rpartition("/")[2]
+        loaded = {plugin.name for plugin in self.plugins if plugin.loaded}
+        failed = [plugin.name for plugin in self.plugins if plugin.name not in loaded]
         return (
             f"no {self.kind.title} is called {name!r}{nearest(bare.split('.')[0], self.names())}"
-            + (f" (a plugin that failed may provide it: {', '.join(self.suspects)})" if self.suspects else "")
+            + (f" (a plugin that failed may provide it: {', '.join(failed)})" if failed else "")
             + f"; `unetkit list {self.kind.attribute}` lists all"
         )
 
@@ -163,10 +191,13 @@ class Parts:
 
     Attributes:
         encoders, upsamplers, fusions, aligns, blocks, heads, recipes: a Registry each.
-        wrap: passes a built model and its plan through the plugins that wrap models, and gives what comes out.
+        plugins: all that were found, those that failed included.
+        wrap: passes a built model, its whole plan and the owners of its parts through the plugins that wrap models;
+            gives what comes out, and the names of those that did.
     """
 
-    wrap: Callable[[Any, Any], Any]
+    plugins: list[Plugin]
+    wrap: Callable[[Any, Any, set[str]], tuple[Any, set[str]]]
 
     encoders: Registry
     upsamplers: Registry
@@ -177,9 +208,10 @@ class Parts:
     recipes: Registry
 
     def __init__(self) -> None:
-        self.wrap = lambda model, plan: model
+        self.wrap = lambda model, plan, owners: (model, set())
+        self.plugins = []
         for kind in KINDS:
-            setattr(self, kind.attribute, Registry(kind))
+            setattr(self, kind.attribute, Registry(kind, plugins=self.plugins))
 
     def __iter__(self) -> Iterator[Registry]:
         return (getattr(self, kind.attribute) for kind in KINDS)
@@ -193,11 +225,15 @@ class Parts:
         known = [kind.attribute for kind in KINDS]
         raise BadOption(f"no kind of part is called {word!r}{nearest(word, known)}; there are {', '.join(known)}")
 
+    def of(self, owner: str) -> list[Entry]:
+        """What one plugin registered, kind by kind; a library's names are left out."""
+        return [entry for registry in self for entry in registry.entries.values() if entry.owner == owner]
+
     def staged(self, owner: str) -> Parts:
         """A copy in which `owner` may register; nothing of it counts until `commit`."""
         copy = Parts()
         for mine, theirs in zip(copy, self, strict=True):
-            mine.owner, mine.suspects = owner, theirs.suspects
+            mine.owner, mine.plugins = owner, theirs.plugins
             mine.entries, mine.sources = dict(theirs.entries), dict(theirs.sources)
         return copy
 

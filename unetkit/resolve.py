@@ -78,6 +78,11 @@ def canonical(word: str, spec: PartSpec, parts: Parts) -> PartSpec:
     """A part with the shortest name that means it, typed options, and none that equals its default."""
     if word == "logits" and spec == NO_LOGITS:
         return spec
+    if spec.then:
+        if word != "block":
+            raise BadOption(f"--{word} {spec}: only blocks follow one another with +; give one part")
+        first, *rest = (canonical(word, link, parts) for link in spec.links)
+        return replace(first, then=tuple(rest))
     known = signature_of(word, spec, parts)
     given = typed_options(word, spec, known)
     options = {

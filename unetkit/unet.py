@@ -6,7 +6,7 @@ B batch, C channels, H and W height and width; sizes are (H, W).
 from __future__ import annotations
 
 from itertools import zip_longest
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from unetkit.plan import Plan, Size
 from unetkit.protocols import Align, Block, Encoder, Fusion, Head, Upsampler
 from unetkit.sizes import cut_end, same_size, size_of
+
+if TYPE_CHECKING:
+    from unetkit.registry import Plugin
 
 
 class Stage(nn.Module):
@@ -62,6 +65,14 @@ class Stage(nn.Module):
         return block(fuse(x, skip))
 
 
+class Chain(nn.Sequential):
+    """Blocks that follow one another: `double+scse`."""
+
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__(*blocks)
+        self.valid = any(getattr(block, "valid", False) for block in blocks)
+
+
 class UNet(nn.Module):
     """An encoder, stages that decode, and a head.
 
@@ -74,6 +85,7 @@ class UNet(nn.Module):
         plan: the shortest line that rebuilds it.
         whole: the plan with everything said, a part a level; what the network is told by.
         layout: the shape of every tensor of the state_dict as it was built, by which files know it again.
+        plugins: whose parts it has, or who wrapped it.
         min_size, multiple: a height or width below the one, or no multiple of the other, is padded with zeros below
             and to the right, and the output cut back.
     """
@@ -81,6 +93,7 @@ class UNet(nn.Module):
     plan: Plan
     whole: Plan
     layout: dict[str, tuple[int, ...]]
+    plugins: tuple[Plugin, ...]
 
     def __init__(
         self,
@@ -114,15 +127,28 @@ class UNet(nn.Module):
         self.multiple = multiple
         self.valid = valid
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> logits (B, classes, H, W); smaller than the input where convolutions are valid."""
+    def forward(self, x: Tensor, maps: list[Tensor] | None = None) -> Tensor:
+        """(B, in_channels, H, W) -> logits (B, classes, H, W); smaller than the input where convolutions are valid.
+
+        Args:
+            x: the images.
+            maps: a list that takes the map of each stage, as `with_maps` gives them.
+        """
         size = size_of(x)
         if self.multiple == 1 and min(size) >= self.min_size:
-            return self._whole(x)
+            return self._whole(x, maps)
         height, width = self.padded_size(size)
-        x = self._whole(F.pad(x, [0, width - size[1], 0, height - size[0]]))
+        x = self._whole(F.pad(x, [0, width - size[1], 0, height - size[0]]), maps)
         stride = 1 if self.logits is not None else cast(int, self.stages[-1].stride)
         return x[..., : (size[0] - 1) // stride + 1, : (size[1] - 1) // stride + 1]
+
+    def with_maps(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The logits, and the map of each stage, deep to shallow: (B, widths[i], h, w).
+
+        Where the input is padded (see `padded_size`), the maps are those of the padded one.
+        """
+        maps: list[Tensor] = []
+        return self(x, maps), maps
 
     def padded_size(self, size: Size) -> Size:
         """The size that an input is padded to with zeros, below and to the right; its own where that passes."""
@@ -130,7 +156,7 @@ class UNet(nn.Module):
         height, width = (torch.sym_max(least, -(-side // multiple) * multiple) for side in size)
         return cast(Size, (height, width))
 
-    def _whole(self, x: Tensor) -> Tensor:
+    def _whole(self, x: Tensor, kept: list[Tensor] | None) -> Tensor:
         size = size_of(x)
         maps = cast(Encoder, self.encoder)(x)
         x = maps[-1]
@@ -139,6 +165,8 @@ class UNet(nn.Module):
             # A stage without a skip ends at the size that strided convolutions give their maps: rounded up.
             end = None if self.valid else ((size[0] - 1) // stride + 1, (size[1] - 1) // stride + 1)
             x = stage(x, None if skip is None else maps[skip], end)
+            if kept is not None:
+                kept.append(x)
         x = cast(Head, self.head)(x)
         if self.logits is None or (same_size(size_of(x), size) and not self.learned):
             return x

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin
 
-_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.+-]*")
+_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 #: Text that another type than str would take for its own.
 _WORDS = {"none", "true", "false", "inf", "infinity", "nan"}
 
@@ -31,7 +31,7 @@ def to_text(value: Any, kind: Any = None) -> str:
     if isinstance(value, Integral):  # numpy's too, whose repr is none of the grammar's
         return str(int(value))
     if isinstance(value, Real):
-        return repr(float(value))
+        return repr(float(value)).replace("e+", "e")  # a plus would start the next part
     if isinstance(value, tuple | list):
         return "[" + ",".join(map(to_text, value)) + "]"
     text = str(value)

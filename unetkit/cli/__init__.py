@@ -8,31 +8,46 @@ import sys
 import traceback
 from importlib import import_module
 from io import TextIOWrapper
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
-from unetkit.errors import UnetkitError
-
-_COMMANDS = {"build": "unetkit.cli.build:build", "list": "unetkit.cli.list:list_parts"}
+from unetkit.cli.words import COMMANDS, commands_of
+from unetkit.errors import PluginError, UnetkitError
 
 
 class _Lazy(click.Group):
-    """A group that imports a command when it is asked for, and answers a wrong name with the nearest."""
+    """A group that imports a command when it is asked for; what it does not know may be a plugin's."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*_COMMANDS]
+        return [*COMMANDS, *sorted(commands_of(ctx))]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in _COMMANDS:
-            return None
-        module, _, attr = _COMMANDS[name].partition(":")
-        command: click.Command = getattr(import_module(module), attr)
-        return command
+        if name in COMMANDS:
+            module, _, attr = COMMANDS[name].partition(":")
+            command: click.Command = getattr(import_module(module), attr)
+            return command
+        found = commands_of(ctx).get(name)
+        return found.command if found else None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (UnetkitError, click.ClickException, click.exceptions.Exit, click.Abort, OSError):
+            raise
+        except Exception as error:
+            found = commands_of(ctx).get(ctx.invoked_subcommand or "")
+            if found is None:
+                raise
+            why = f"{type(error).__name__}: {error}"
+            raise PluginError(f"`unetkit {ctx.invoked_subcommand}` of plugin {found.owner} failed: {why}") from error
 
 
+# Eager, so that `unetkit --plugin mine.py --help` shows the commands of mine.py.
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Load a plugin; may be repeated.")
+@click.option(
+    "--plugin", "plugins", multiple=True, is_eager=True, metavar="FILE|MODULE", help="Load a plugin; may be repeated."
+)
 @click.option("-v", "--verbose", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="unetkit")
 def cli(plugins: tuple[str, ...], verbose: bool) -> None:
@@ -42,6 +57,7 @@ def cli(plugins: tuple[str, ...], verbose: bool) -> None:
     unetkit build --encoder resnet101 --fuse add
     unetkit build --recipe unet-2015 --picture unet.svg
     unetkit list encoders 'resnet*'
+    unetkit plugins new my-gate --kind fusion
     """
 
 

@@ -39,9 +39,7 @@ def list_parts(ctx: click.Context, kind: str | None, name: str | None) -> None:
     unetkit list fuse add
     """
     parts = parts_of(ctx)
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 160
+    console = page()
     if kind is None:
         console.print(_kinds(parts))
     elif name is None:
@@ -52,20 +50,29 @@ def list_parts(ctx: click.Context, kind: str | None, name: str | None) -> None:
         _detail(console, parts[kind].get(name.split(":")[0]))
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+def page() -> Console:
+    """Where tables are printed: as wide as the terminal, or 160 where there is none."""
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 160
+    return console
+
+
+def table(*columns: str) -> Table:
+    """An empty table whose cells fold."""
+    made = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
+        made.add_column(column, overflow="fold")
+    return made
 
 
 def _kinds(parts: Parts) -> Table:
-    table = _table("kind", "word", "how many", "names")
+    listed = table("kind", "word", "how many", "names")
     for registry in parts:
         names = registry.names()
         shown = ", ".join(names[:7]) + (" ..." if len(names) > 7 else "")
-        table.add_row(registry.kind.attribute, f"--{registry.kind.word}", str(len(names)), shown)
-    return table
+        listed.add_row(registry.kind.attribute, f"--{registry.kind.word}", str(len(names)), shown)
+    return listed
 
 
 def _names(console: Console, registry: Registry, pattern: str) -> None:
@@ -77,10 +84,10 @@ def _names(console: Console, registry: Registry, pattern: str) -> None:
         )
     own = [entry for entry in found if entry.source is None]
     if own:
-        table = _table("name", "what it is", "from")
+        listed = table("name", "what it is", "from")
         for entry in own:
-            table.add_row(*map(Text, (entry.name, _summary(entry), entry.owner)))
-        console.print(table)
+            listed.add_row(*map(Text, (entry.name, _summary(entry), entry.owner)))
+        console.print(listed)
     for source in registry.sources:
         names = [entry.name for entry in found if entry.source == source]
         if names and console.is_terminal:
@@ -101,9 +108,9 @@ def _detail(console: Console, entry: Entry) -> None:
     known = entry.signature
     source = f" for all of {entry.source}" if entry.source else ""
     console.print(Text.assemble((entry.name, "bold"), f": {known.summary}"))
-    table = _table("option", "takes", "default", "what it does")
+    listed = table("option", "takes", "default", "what it does")
     for option in known.options:
         default = "must be given" if option.required else to_text(option.default, option.type)
-        table.add_row(*map(Text, (option.name, describe(option.type), default, option.help)))
-    console.print(table if known.options else "It has no options.")
+        listed.add_row(*map(Text, (option.name, describe(option.type), default, option.help)))
+    console.print(listed if known.options else "It has no options.")
     console.print(f"registered by {entry.owner}{source}, in {known.file}:{known.line}", soft_wrap=True)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
-from unetkit.errors import UnetkitError
+from unetkit.errors import PluginError, UnetkitError
 from unetkit.plan import WORDS, Word
-from unetkit.plugins import default_parts, load_parts
+from unetkit.plugins import Host, default_host, load_host
 from unetkit.registry import KINDS, Parts, Registry
 from unetkit.resolve import kind_of
 
@@ -19,10 +20,58 @@ F = TypeVar("F", bound=Callable[..., Any])
 _WORDS = {kind.word for kind in KINDS}
 
 
+def host_of(ctx: click.Context) -> Host:
+    """What is installed, and the plugins named before the command; loaded once a command line."""
+    root = ctx.find_root()
+    plugins = root.params.get("plugins") or ()
+    if "unetkit.host" not in root.meta:
+        root.meta["unetkit.host"] = load_host(plugins) if plugins else default_host()
+    host: Host = root.meta["unetkit.host"]
+    return host
+
+
 def parts_of(ctx: click.Context) -> Parts:
     """The parts with those of the plugins named before the command."""
-    plugins = ctx.find_root().params.get("plugins") or ()
-    return load_parts(plugins) if plugins else default_parts()
+    return host_of(ctx).parts
+
+
+@dataclass(frozen=True)
+class PluginCommand:
+    """A command that a plugin added."""
+
+    command: click.Command
+    owner: str
+
+
+#: The commands of unetkit's own, and where each is.
+COMMANDS = {
+    "build": "unetkit.cli.build:build",
+    "list": "unetkit.cli.list:list_parts",
+    "plugins": "unetkit.cli.plugins:plugins",
+}
+
+
+def commands_of(ctx: click.Context) -> dict[str, PluginCommand]:
+    """The commands that plugins add, by name; one whose name is taken costs a line."""
+    root = ctx.find_root()
+    if "unetkit.commands" not in root.meta:
+        root.meta["unetkit.commands"] = _plugin_commands(host_of(ctx))
+    commands: dict[str, PluginCommand] = root.meta["unetkit.commands"]
+    return commands
+
+
+def _plugin_commands(host: Host) -> dict[str, PluginCommand]:
+    commands: dict[str, PluginCommand] = {}
+    for plugin in host.loaded():
+        with host.isolated(plugin):
+            staged = click.Group("unetkit")
+            host.hook("unetkit_register_commands", plugin)(cli=staged)
+            for name in staged.commands:
+                owner = commands[name].owner if name in commands else "unetkit" if name in COMMANDS else ""
+                if owner:
+                    raise PluginError(f"command {name!r} of {plugin.name} is already registered by {owner}; rename it")
+            commands |= {name: PluginCommand(command, plugin.name) for name, command in staged.commands.items()}
+    return commands
 
 
 def plan_options(command: F) -> F:
@@ -49,20 +98,18 @@ def _completer(kind: str) -> Callable[[click.Context, click.Parameter, str], lis
 
 
 def complete_part(registry: Registry, incomplete: str) -> list[CompletionItem]:
-    """Names that begin so; after a colon, the options of the part; after a slash, the next level's names."""
-    levels = registry.kind.word not in ("encoder", "recipe", "head")
-    before, slash, last = incomplete.rpartition("/") if levels else ("", "", incomplete)
+    """Names that begin so; after a colon, the options of the part; after a slash or plus, names again."""
+    separators = {"encoder": "", "recipe": "", "head": "", "block": "/+"}.get(registry.kind.word, "/")
+    cut = 1 + max((incomplete.rfind(separator) for separator in separators), default=-1)
+    before, last = incomplete[:cut], incomplete[cut:]
     name, colon, options = last.partition(":")
     if not colon:
         source, _, bare = name.rpartition("/")
         found = [entry for entry in registry.find(f"{bare}*") if source in ("", entry.source)]
-        before, slash = (source, "/") if source else (before, slash)
-        return [
-            CompletionItem(before + slash + e.name, help=e.signature.summary if len(found) < 50 else None)
-            for e in found
-        ]
+        before = f"{source}/" if source else before
+        return [CompletionItem(before + e.name, help=e.signature.summary if len(found) < 50 else None) for e in found]
     given, comma, key = options.rpartition(",")
-    head = f"{before}{slash}{name}:{given}{comma}"
+    head = f"{before}{name}:{given}{comma}"
     try:
         known = registry.get(name).signature.options
     except UnetkitError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from unetkit.atomic import written_whole
 from unetkit.builder import build_plan
 from unetkit.deploy.sealed import BLANK, FORMAT, VERSION, checked, digest, read
-from unetkit.errors import BadFile, CannotBuild, UnetkitError
+from unetkit.errors import BadFile, CannotBuild, PluginError, UnetkitError
 from unetkit.inspect.observe import network_of
 from unetkit.meta import check_device
 from unetkit.plan import Plan
@@ -65,22 +66,26 @@ def load(path: str | Path, *, parts: Parts | None = None, device: Any = None) ->
 
     Raises:
         BadFile: the file is not there, is no model of ours, or not as it was saved.
-        UnknownName: its plan names a part that is not installed.
+        PluginError: a plugin that it was built with is not loaded here; nothing is imported to find one.
+        UnknownName: its plan names a part that there is not.
     """
     path = Path(path)
     data = read(path)
     metadata = checked(path, data)
+    parts = parts or default_parts()
+    elsewhere = _plugins(path, metadata, parts)
     device = torch.get_default_device() if device is None else device
     check_device(device)
     try:
         tensors = {name: tensor.to(device) for name, tensor in safetensors.torch.load(data).items()}
         plan = Plan.parse(metadata["plan"])
-        model = _built(plan, parts or default_parts(), device, tensors)
+        model = _built(plan, parts, device, tensors)
     except (KeyError, RuntimeError, SafetensorError) as error:
         writers = ", ".join(f"{name} {metadata.get(name)}" for name in _WRITERS)
-        raise BadFile(f"{path}, of {writers}, does not fit what its plan builds here: {_short(error)}") from error
+        why = f"does not fit what its plan builds here{elsewhere}: {_short(error)}"
+        raise BadFile(f"{path}, of {writers}, {why}") from error
     except UnetkitError as error:
-        raise type(error)(f"{path} cannot be rebuilt: {error}") from error
+        raise type(error)(f"{path} cannot be rebuilt{elsewhere}: {error}") from error
     network = network_of(model)
     vars(network.encoder)["weights_from"] = str(path)
     return model
@@ -116,7 +121,30 @@ def _metadata(model: nn.Module) -> dict[str, str]:
         name = min(name for name, _ in changed)
         raise BadFile(f"{name} is not as the plan builds it, so no file could rebuild it; save a model as it was built")
     about = {"format": FORMAT, "version": str(VERSION), "plan": str(plan), "sha256": BLANK.decode()}
-    return about | {name: version(name) for name in _WRITERS}
+    plugins = [
+        {"name": p.name, "version": p.version, "distribution": p.distribution, "target": Path(p.target).name}
+        for p in network_of(model).plugins
+    ]
+    return about | {"plugins": json.dumps(plugins)} | {name: version(name) for name in _WRITERS}
+
+
+def _plugins(path: Path, metadata: dict[str, Any], parts: Parts) -> str:
+    """Which of a file's plugins are here in another version, in words. Raises PluginError where one is not loaded."""
+    here = {plugin.name: plugin for plugin in parts.plugins if plugin.loaded}
+    failed = {plugin.name: plugin.error for plugin in parts.plugins if not plugin.loaded}
+    others = []
+    for said in json.loads(metadata.get("plugins", "[]")):
+        name, version_, dist = said["name"], said["version"], said["distribution"]
+        if name in here and here[name].version != version_:
+            others.append(f"plugin {name} was {version_ or 'a file'} and is {here[name].version or 'a file'}")
+        elif name in failed and name not in here:
+            raise PluginError(f"{path} was built with plugin {name}, which failed here: {failed[name]}")
+        elif name not in here:
+            advice = f"parts=unetkit.load_parts([{said['target']!r}]) loads it"
+            advice = f"pip install {dist}=={version_}" if dist else advice
+            built = f"{path} was built with plugin {name} {version_}".strip()
+            raise PluginError(f"{built}, which is not here; {advice}")
+    return f" ({', '.join(others)})" if others else ""
 
 
 def _built(plan: Plan, parts: Parts, device: Any, tensors: dict[str, Tensor]) -> UNet:

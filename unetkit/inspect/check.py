@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from unetkit.errors import CannotPass
-from unetkit.inspect.observe import network_of, size_for
+from unetkit.inspect.observe import network_of, size_for, tensors_of
 from unetkit.meta import mode_kept
 from unetkit.plan import Size
 
@@ -69,8 +69,9 @@ def run_check(model: nn.Module, size: int | Size | None = None) -> Check:
         with mode_kept(model), torch.inference_mode(False), torch.enable_grad():
             x = torch.randn(shape, device=device, dtype=dtype)
             out = model.train()(x)
-            out.float().pow(2).mean().backward()
-            return _judge(model, x, out)
+            outs = tensors_of(out)
+            torch.autograd.backward([each.float().pow(2).mean() for each in outs])
+            return _judge(model, x, outs)
     except (RuntimeError, ValueError) as error:
         raise CannotPass(f"--check: a real pass failed at {shape}: {str(error).splitlines()[0]}") from error
     finally:
@@ -80,9 +81,9 @@ def run_check(model: nn.Module, size: int | Size | None = None) -> Check:
                 buffer.copy_(buffers[name])
 
 
-def _judge(model: nn.Module, x: torch.Tensor, out: torch.Tensor) -> Check:
+def _judge(model: nn.Module, x: torch.Tensor, outs: list[torch.Tensor]) -> Check:
     parameters = dict(model.named_parameters())
     gradients = [p.grad for p in parameters.values() if p.grad is not None]
-    finite = all(bool(t.isfinite().all()) for t in (out, *gradients))
+    finite = all(bool(t.isfinite().all()) for t in (*outs, *gradients))
     unreached = tuple(name for name, p in parameters.items() if p.requires_grad and p.grad is None)
-    return Check(tuple(x.shape), tuple(out.shape), finite, len(parameters), unreached)
+    return Check(tuple(x.shape), tuple(outs[0].shape), finite, len(parameters), unreached)

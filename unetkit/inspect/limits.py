@@ -70,10 +70,13 @@ def refusal(ghost: nn.Module, size: Size, seen: Observation) -> CannotPass:
 def _misdeclared(network: UNet, seen: Observation) -> str:
     """Which part gave other channels than it declares, in words; "" where none did."""
     joined = {part for stage in network.stages for part in (stage.up, stage.fuse) if part is not None}
+    blocks = dict(zip((stage.block for stage in network.stages), network.whole.widths or (), strict=True))
     for call in seen.calls:
         gave = [t.shape[1] for t in call.gave if t.ndim == 4]
         if call.module in joined and gave and call.module.out_channels != gave[0]:
             return f"{call.name} declares {call.module.out_channels} out_channels, but gives {gave[0]}"
+        if gave and call.module in blocks and gave[0] != blocks[call.module]:
+            return f"{call.name} is to give {blocks[call.module]} channels, but gives {gave[0]}"
         if call.module is network.encoder and tuple(gave) != network.channels[: len(gave)]:
             return f"the encoder declares channels {network.channels}, but gives {tuple(gave)}"
     return ""

@@ -30,10 +30,15 @@ class Call:
 
 @dataclass
 class Observation:
-    """Every call of a forward pass in the order in which they began, and the output; or the error that ended it."""
+    """Every call of a forward pass in the order in which they began, and the output; or the error that ended it.
+
+    A wrapper may give several outputs in training; the first is the network's, and `others` says how many there are
+    beside it.
+    """
 
     calls: list[Call] = field(default_factory=list)
     output: Tensor | None = None
+    others: int = 0
     error: Exception | None = None
 
     def failure(self) -> str:
@@ -77,7 +82,9 @@ def observe(model: nn.Module, x: Tensor, clock: Callable[[], int] = lambda: 0) -
     seen = Observation()
     try:
         with torch.device("meta"), _watching(model, seen, clock):
-            seen.output = model(x)
+            out = model(x)
+            seen.output, *rest = tensors_of(out) or [out]
+            seen.others = len(rest)
     except Exception as error:  # any part's own complaint
         seen.error = error
     return seen
@@ -89,13 +96,13 @@ def _watching(model: nn.Module, seen: Observation, clock: Callable[[], int]) -> 
     inside: list[Call] = []
 
     def before(module: nn.Module, args: Any) -> None:
-        call = Call(names.get(module, "?"), module, _tensors(args), clock())
+        call = Call(names.get(module, "?"), module, tensors_of(args), clock())
         inside.append(call)
         seen.calls.append(call)
 
     def after(_module: nn.Module, _args: Any, out: Any) -> None:
         call = inside.pop()
-        call.gave, call.end = _tensors(out), clock()
+        call.gave, call.end = tensors_of(out), clock()
 
     handles = register_module_forward_pre_hook(before), register_module_forward_hook(after)
     try:
@@ -105,7 +112,8 @@ def _watching(model: nn.Module, seen: Observation, clock: Callable[[], int]) -> 
             handle.remove()
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def tensors_of(value: Any) -> list[Tensor]:
+    """The tensors of what a module was given or gave: one, or a tuple or list of them."""
     items = value if isinstance(value, tuple | list) else [value]
     return [item for item in items if isinstance(item, Tensor)]
 

@@ -1,0 +1,181 @@
+"""`unetkit plugins`, and the commands that plugins add."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from tests.test_cli import refusal
+from unetkit.cli import cli
+
+COMMAND = """
+import click
+import unetkit
+
+@unetkit.hookimpl
+def unetkit_register_commands(cli):
+    @cli.command()
+    @click.argument("number", type=int)
+    @click.option("--twice", is_flag=True, help="Double it.")
+    def {name}(number, twice):
+        \"\"\"Says a number.\"\"\"
+        {body}
+        click.echo(number * (1 + twice))
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> str:
+    return written(tmp_path / "saying.py")
+
+
+def written(path: Path, name: str = "say", body: str = "pass", source: str = COMMAND) -> str:
+    path.write_text(source.format(name=name, body=body))
+    return str(path)
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(cli, [*words])
+
+
+def test_a_plugins_command(plugin: str) -> None:
+    assert run("--plugin", plugin, "say", "21", "--twice").output == "42\n"
+    shown = run("--plugin", plugin, "--help").output
+    assert "say      Says a number." in shown
+    assert shown.index("build") < shown.index("plugins") < shown.index("say")
+    assert "Double it." in run("--plugin", plugin, "say", "--help").output
+    assert run("say", "21").exit_code == 2
+
+
+def test_a_plugins_command_refuses_as_ours_do(plugin: str, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refusal(capsys, "--plugin", plugin, "say", "x")
+    assert message == "Invalid value for 'NUMBER': 'x' is not a valid integer. `unetkit say --help` describes it."
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("1 / 0", "`unetkit say` of plugin saying failed: ZeroDivisionError: division by zero"),
+        ("raise unetkit.UnetkitError('there is no such cell; give another')", "there is no such cell; give another"),
+        ("raise click.ClickException('not today')", "not today"),
+    ],
+)
+def test_a_command_that_fails_costs_one_line(
+    tmp_path: Path, body: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = written(tmp_path / "saying.py", body=body)
+    assert refusal(capsys, "--plugin", file, "say", "1") == message
+
+
+def test_an_exit_code_is_the_commands_own(tmp_path: Path) -> None:
+    file = written(tmp_path / "saying.py", body="click.get_current_context().exit(7)")
+    assert run("--plugin", file, "say", "1").exit_code == 7
+
+
+def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unetkit.cli.list._kinds", lambda parts: 1 / 0)
+    assert isinstance(run("list").exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize(
+    ("name", "owner"), [("build", "unetkit"), ("plugins", "unetkit"), ("say", "first")], ids=["build", "plugins", "say"]
+)
+def test_a_command_whose_name_is_taken(
+    tmp_path: Path, name: str, owner: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = written(tmp_path / "first.py"), written(tmp_path / "second.py", name)
+    shown = run("--plugin", first, "--plugin", second, "--help")
+    assert shown.exit_code == 0
+    lines = shown.stderr.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("unetkit: plugin second failed in unetkit ")
+    assert lines[0].endswith(f"command {name!r} of second is already registered by {owner}; rename it")
+    assert "Says a number." in shown.stdout
+    listed = run("--plugin", first, "--plugin", second, "plugins").stdout
+    assert "command say" in listed
+    assert "loaded; failed: command" in listed
+
+
+FAILING = """
+import unetkit
+
+@unetkit.hookimpl
+def unetkit_register(parts):
+    parts.blocks.add("mine", "nowhere:Mine")
+
+@unetkit.hookimpl
+def unetkit_register_commands(cli):
+    {body}
+"""
+
+
+@pytest.mark.parametrize("body", ["1 / 0", "import sys; sys.exit(3)"])
+def test_a_hook_for_commands_that_fails_leaves_all_else(tmp_path: Path, body: str) -> None:
+    bad, good = written(tmp_path / "bad.py", body=body, source=FAILING), written(tmp_path / "good.py")
+    shown = run("--plugin", bad, "--plugin", good, "say", "1")
+    assert (shown.exit_code, shown.stdout) == (0, "1\n")
+    assert shown.stderr.startswith("unetkit: plugin bad failed in unetkit ")
+    assert shown.stderr.count("\n") == 1
+    assert "mine" in run("--plugin", bad, "list", "blocks").stdout
+
+
+def test_strict_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("UNETKIT_STRICT", "1")
+    file = written(tmp_path / "bad.py", body="1 / 0", source=FAILING)
+    assert "plugin bad failed in unetkit" in refusal(capsys, "--plugin", file, "--help")
+
+
+def test_plugins_are_shown_with_what_they_add_and_their_state(plugin: str, tmp_path: Path) -> None:
+    broken = written(tmp_path / "broken.py", source="1 / 0\n")
+    shown = run("--plugin", plugin, "--plugin", broken, "plugins").stdout
+    rows = [" ".join(line.split()) for line in shown.splitlines()]
+    assert "attention-gate 0.1.0 unetkit-attention-gate fusion attention-gate loaded" in rows
+    assert "deep-supervision 0.1.0 unetkit-deep-supervision head deep-supervision loaded" in rows
+    assert rows[rows.index("deep-supervision 0.1.0 unetkit-deep-supervision head deep-supervision loaded") + 1] == (
+        "wraps models"
+    )
+    assert "saying saying.py command say loaded" in rows
+    assert "broken broken.py failed: ZeroDivisionError: division by zero" in rows
+    assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize("words", [["-v", "plugins"], ["plugins", "-v"], ["plugins", "--verbose"]])
+def test_the_traceback_is_shown_when_asked_for(tmp_path: Path, words: list[str]) -> None:
+    broken = written(tmp_path / "broken.py", source="1 / 0\n")
+    shown = run("--plugin", broken, *words).stdout
+    assert "Traceback (most recent call last):" in shown
+    assert f'File "{broken}", line 1' in shown
+
+
+def test_no_plugins() -> None:
+    script = (
+        "import unetkit.plugins as p\np._installed = lambda: iter(())\n"
+        "from unetkit.cli import main\nimport sys\nsys.argv = ['unetkit', 'plugins']\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "no plugins are installed; `unetkit plugins new my-gate --kind fusion` starts one\n"
+
+
+def test_who_slows_every_command_is_told(tmp_path: Path) -> None:
+    heavy = written(tmp_path / "heavy.py", source="import torch\n")
+    command = [sys.executable, "-m", "unetkit", "--plugin", heavy, "plugins"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "loaded; imports torch to register, which slows every command" in " ".join(done.stdout.split())
+
+
+def test_help_and_lists_with_first_party_plugins_import_no_torch() -> None:
+    script = """
+import sys
+from click.testing import CliRunner
+from unetkit.cli import cli
+for words in (["--help"], ["plugins"], ["plugins", "--help"], ["plugins", "new", "--help"], ["list", "fusions"]):
+    assert CliRunner().invoke(cli, words).exit_code == 0, words
+assert "attention-gate" in CliRunner().invoke(cli, ["plugins"]).output
+print([name for name in ("torch", "timm", "torchvision", "numpy") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

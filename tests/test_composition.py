@@ -1,0 +1,253 @@
+"""Parts made of parts: blocks that follow one another, parts that make others, the maps that a wrapper works on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import unetkit
+from unetkit.errors import BadOption, CannotBuild, PluginError, UnknownName
+from unetkit.parts.blocks import Basic, Double
+from unetkit.plan import PartSpec, Plan
+from unetkit.plugins import load_parts
+from unetkit.registry import Parts
+
+PLAIN = "plain:widths=[4,8]"
+
+
+def test_blocks_follow_one_another() -> None:
+    model: Any = unetkit.build(PLAIN, block="double:norm=none+basic+double:act=gelu", widths=(6,), seed=0)
+    first, second, third = block = model.stages[0].block
+    assert [type(b) for b in block] == [Double, Basic, Double]
+    assert [m.in_channels for m in block.modules() if isinstance(m, nn.Conv2d)] == [12, 6, 6, 6, 6, 6]
+    assert isinstance(second.shortcut, nn.Identity)
+    assert str(model.plan) == f"--encoder '{PLAIN}' --block double:norm=none+basic+double:act=gelu --widths 6 --seed 0"
+    x = torch.randn(2, 12, 7, 5)
+    assert torch.equal(block.eval()(x), third(second(first(x))))
+    assert tuple(model(torch.randn(2, 3, 9, 11)).shape) == (2, 2, 9, 11)
+
+
+def test_each_level_has_its_own_chain_and_each_link_its_canonical_form() -> None:
+    model: Any = unetkit.build(
+        "plain:widths=[4,8,16]", block="double:norm=batch+basic:order=conv-norm-act/preact", device="meta"
+    )
+    assert str(model.plan).endswith("--block double+basic/preact")
+    assert Plan.parse(str(model.plan)) == model.plan
+    assert [type(stage.block).__name__ for stage in model.stages] == ["Chain", "PreActivation"]
+
+
+def test_a_chain_may_hold_python_objects() -> None:
+    class Twice(nn.Module):
+        def __init__(self, in_channels: int, out_channels: int) -> None:
+            super().__init__()
+            assert in_channels == out_channels
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * x
+
+    spec = PartSpec.of("double") + Twice + "basic"
+    model: Any = unetkit.build(PLAIN, block=spec)
+    assert [type(b).__name__ for b in model.stages[0].block] == ["Double", "Twice", "Basic"]
+    assert str(model.plan).endswith("--block 'double+<test_a_chain_may_hold_python_objects.<locals>.Twice>+basic'")
+    with pytest.raises(unetkit.UnetkitError, match="was given as a Python object"):
+        unetkit.save(model, "never.safetensors")
+
+
+def test_a_chain_is_valid_where_a_link_is() -> None:
+    model: Any = unetkit.build(PLAIN, block="double+double:padding=0", align="crop", device="meta")
+    assert model.stages[0].block.valid
+    assert model.valid
+    assert not unetkit.build(PLAIN, block="double+basic", device="meta").valid
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"up": "bilinear+nearest"}, "--up bilinear+nearest: only blocks follow one another with +; give one part"),
+        ({"head": "conv+conv"}, "--head conv+conv: only blocks follow one another with +"),
+        ({"block": "double+"}, "'' is not a part"),
+        ({"block": "+double"}, "'' is not a part"),
+        ({"block": "double+bass"}, "--block bass: no block is called 'bass'; did you mean basic"),
+        ({"block": "double+basic:nrm=group"}, "--block basic:nrm=group: basic has no option 'nrm'; did you mean norm"),
+    ],
+)
+def test_what_does_not_follow(words: dict[str, Any], message: str) -> None:
+    with pytest.raises(unetkit.UnetkitError) as error:
+        unetkit.build(PLAIN, device="meta", **words)
+    assert message in str(error.value)
+
+
+def test_a_part_alone() -> None:
+    block = unetkit.make_part("block", "double:norm=none", 3, 5)
+    assert tuple(block(torch.randn(1, 3, 4, 4)).shape) == (1, 5, 4, 4)
+    assert type(unetkit.make_part("fusions", "add", 4, 4)).__name__ == "Add"
+    assert unetkit.make_part("encoder", "test_resnet:output_stride=16", 1).strides == (2, 4, 8, 16)
+    chain = unetkit.make_part("blocks", "double+basic", 3, 5)
+    assert [type(b).__name__ for b in chain.children()] == ["Double", "Basic"]
+    assert isinstance(unetkit.make_part("head", nn.Conv2d, 4, 2, 1), nn.Conv2d)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        (("fuse", "ad", 1, 1), UnknownName, "--fuse ad: no fusion is called 'ad'"),
+        (("losses", "dice"), BadOption, "no kind of part is called 'losses'"),
+        (("up", "transposed:kernl=2", 4, 2.0), BadOption, "transposed has no option 'kernl'"),
+        (("up", "transposed", 4, 1.5), CannotBuild, "--up transposed: transposed cannot upsample by 1.5"),
+        (("fuse", "add", 4), CannotBuild, "--fuse add (of unetkit) with 4 failed: TypeError"),
+    ],
+)
+def test_a_part_that_cannot_be_made(arguments: tuple[Any, ...], kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind) as error:
+        unetkit.make_part(*arguments)
+    assert message in str(error.value)
+
+
+OUTER = '''
+import unetkit
+from torch import nn
+
+class Outer(nn.Module):
+    """A block that makes another."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, of: str = "inner") -> None:
+        super().__init__()
+        self.block = unetkit.make_part("block", of, in_channels, out_channels)
+
+    def forward(self, x):
+        return self.block(x)
+
+@unetkit.hookimpl
+def unetkit_register(parts):
+    parts.blocks.add("outer", Outer)
+'''
+INNER = '''
+import unetkit
+from torch import nn
+
+class Inner(nn.Conv2d):
+    """One 1x1 convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+
+@unetkit.hookimpl
+def unetkit_register(parts):
+    parts.blocks.add("inner", Inner)
+'''
+
+
+@pytest.fixture
+def nested(tmp_path: Path) -> Parts:
+    (tmp_path / "outer.py").write_text(OUTER)
+    (tmp_path / "inner.py").write_text(INNER)
+    return load_parts([tmp_path / "outer.py", tmp_path / "inner.py"])
+
+
+def test_a_part_within_a_part_is_looked_up_where_the_build_looks(nested: Parts, tmp_path: Path) -> None:
+    model: Any = unetkit.build(PLAIN, block="outer", parts=nested)
+    assert type(model.stages[0].block.block).__name__ == "Inner"
+    assert [plugin.name for plugin in model.plugins] == ["outer", "inner"]
+    with pytest.raises(UnknownName, match="no block is called 'inner'"):
+        unetkit.make_part("block", "inner", 2, 2)
+    with pytest.raises(UnknownName, match="no block is called 'inner'"):
+        unetkit.build(PLAIN, block="outer", parts=load_parts([tmp_path / "outer.py"]))
+
+
+def test_a_model_knows_whose_parts_it_has(nested: Parts) -> None:
+    assert unetkit.build(PLAIN, parts=nested).plugins == ()
+    (inner,) = unetkit.build(PLAIN, block="double+inner", parts=nested).plugins
+    assert (inner.name, inner.version, inner.distribution, Path(inner.target).name) == ("inner", "", "", "inner.py")
+
+
+def test_the_maps_of_every_stage() -> None:
+    model = unetkit.build("plain:widths=[4,8,16]", seed=0).eval()
+    x = torch.randn(2, 3, 20, 12)
+    logits, maps = model.with_maps(x)
+    assert torch.equal(logits, model(x))
+    assert [tuple(m.shape) for m in maps] == [(2, 8, 10, 6), (2, 4, 20, 12)]
+    assert torch.equal(model.head(maps[-1]), logits)
+
+
+def test_the_maps_of_a_padded_input() -> None:
+    model = unetkit.build("test_resnet", seed=0).eval()
+    x = torch.randn(1, 3, 5, 7)
+    logits, maps = model.with_maps(x)
+    assert torch.equal(logits, model(x))
+    assert tuple(logits.shape) == (1, 2, 5, 7)
+    assert model.padded_size((5, 7)) == tuple(maps[-1].shape[-2:]) == (32, 32)
+
+
+def test_a_wrapper_whose_part_the_line_names_may_refuse(tmp_path: Path) -> None:
+    source = INNER + (
+        "\nfrom unetkit.errors import CannotBuild\n\n@unetkit.hookimpl\ndef unetkit_wrap_model(plan):\n"
+        "    def wrap(model):\n        raise {error}\n    return wrap\n"
+    )
+    (tmp_path / "one.py").write_text(source.format(error="CannotBuild('only four levels; give levels=4')"))
+    with pytest.raises(CannotBuild, match=r"^only four levels; give levels=4$"):
+        unetkit.build(PLAIN, block="inner", parts=load_parts([tmp_path / "one.py"]))
+    (tmp_path / "two.py").write_text(source.format(error="ZeroDivisionError('no')"))
+    with pytest.raises(PluginError, match=r"^plugin two failed in unetkit .*: ZeroDivisionError: no$"):
+        unetkit.build(PLAIN, block="inner", parts=load_parts([tmp_path / "two.py"]))
+
+
+def test_a_wrapper_of_others_is_left_out_where_it_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "one.py").write_text(
+        "import unetkit\n\n@unetkit.hookimpl\ndef unetkit_wrap_model(plan):\n    raise unetkit.UnetkitError('no')\n"
+    )
+    model = unetkit.build(PLAIN, parts=load_parts([tmp_path / "one.py"]))
+    assert type(model).__name__ == "UNet"
+    assert "plugin one failed in unetkit" in capsys.readouterr().err
+
+
+SEVERAL = (
+    INNER
+    + """
+class Several(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+        self.extra = nn.Conv2d(8, network.whole.classes, 1)
+
+    def forward(self, x):
+        if not self.training:
+            return self.network(x)
+        logits, maps = self.network.with_maps(x)
+        return logits, self.extra(maps[0])
+
+@unetkit.hookimpl
+def unetkit_wrap_model(plan):
+    return Several if plan.block[0].name == "inner" else None
+"""
+)
+
+
+def test_a_model_with_several_outputs_in_training(tmp_path: Path) -> None:
+    (tmp_path / "several.py").write_text(SEVERAL)
+    parts = load_parts([tmp_path / "several.py"])
+    model = unetkit.build("plain:widths=[4,8,16]", block="inner", parts=parts)
+    traced = unetkit.trace(model, 32)
+    assert traced.notes == ("in training it gives 1 more outputs, which a loss may use",)
+    assert traced.rows[-1].what == "what stands outside the network's parts"
+    assert traced.rows[-1].parameters == 8 * 2 + 2
+    assert traced.parameters == sum(p.numel() for p in model.parameters())
+    from unetkit.inspect.check import run_check
+
+    assert run_check(model, 32).passed
+    unetkit.save(model, tmp_path / "m.safetensors")
+    loaded = unetkit.load(tmp_path / "m.safetensors", parts=parts)
+    x = torch.randn(1, 3, 16, 16)
+    assert torch.equal(model.eval()(x), loaded.eval()(x))
+    assert torch.equal(model.train()(x)[1], loaded.train()(x)[1])
+    assert unetkit.build("plain:widths=[4,8,16]", parts=parts).plugins == ()
+
+
+def test_a_block_with_the_wrong_channels_is_named_at_build(tmp_path: Path) -> None:
+    source = INNER.replace("in_channels, out_channels, 1)", "in_channels, out_channels + 1, 1)")
+    (tmp_path / "wrong.py").write_text(source)
+    with pytest.raises(CannotBuild, match=r"^stages\.0\.block is to give 4 channels, but gives 5$"):
+        unetkit.build(PLAIN, block="inner", parts=load_parts([tmp_path / "wrong.py"]))
