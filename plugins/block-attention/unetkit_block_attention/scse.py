@@ -1,0 +1,45 @@
+"""Concurrent spatial and channel squeeze and excitation: (B, C, H, W) -> (B, C, H, W)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from unetkit_block_attention.squeeze import same_channels, squeeze
+
+
+class SCSE(nn.Module):
+    """Concurrent squeeze and excitation: the map weighed by channel and by pixel, then joined (Roy 2018).
+
+        channels: x * sigmoid(W_1 relu(W_2 z)), where z is the mean of x over height and width
+        pixels:   x * sigmoid(W_sq x), where W_sq makes one channel of all
+
+    Roy, Navab, Wachinger, "Concurrent Spatial and Channel 'Squeeze & Excitation' in Fully Convolutional Networks",
+    MICCAI 2018, arXiv 1803.02579. It keeps the channels: use it after a block that sets them, double+scse.
+
+    Args:
+        reduction: how many times fewer channels there are where they are squeezed, between W_2 and W_1.
+        join: add the two maps, or take the larger value of them at each place.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        reduction: int = 2,
+        join: Literal["add", "max"] = "add",
+    ) -> None:
+        super().__init__()
+        channels = same_channels("scse", in_channels, out_channels)
+        self.join = join
+        self.channels = squeeze(channels, reduction)
+        self.pixels = nn.Conv2d(channels, 1, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        by_channel = x * self.channels(x.mean((2, 3), keepdim=True)).sigmoid()
+        by_pixel = x * self.pixels(x).sigmoid()
+        return by_channel + by_pixel if self.join == "add" else torch.maximum(by_channel, by_pixel)

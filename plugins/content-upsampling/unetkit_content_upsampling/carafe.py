@@ -1,0 +1,66 @@
+"""Content-aware reassembly: (B, C, h, w) -> (B, C, h * scale, w * scale)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unetkit.errors import BadOption
+from unetkit.parts.upsamplers import whole_scale
+from unetkit.plan import Size
+
+
+class CARAFE(nn.Module):
+    """Each pixel a weighted mean of a neighbourhood, with weights that the map itself gives (Wang 2019).
+
+    A 1x1 convolution compresses the map, a second one makes scale x scale kernels at each pixel of it, and a softmax
+    makes the weights of each kernel sum to one. With r = (kernel - 1) / 2 the output pixel (y, x) is
+
+        sum over n, m from -r to r of kernel_yx[n, m] * map[y // scale + n, x // scale + m]
+
+    where the map is zero outside.
+
+    Wang et al., "CARAFE: Content-Aware ReAssembly of FEatures", ICCV 2019, arXiv 1905.02188.
+
+    Args:
+        kernel: odd, the side of the neighbourhood (k_up).
+        encoder_kernel: odd, of the convolution that makes the kernels (k_encoder).
+        compressed: channels that this convolution sees (C_m).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        scale: float,
+        *,
+        kernel: int = 5,
+        encoder_kernel: int = 3,
+        compressed: int = 64,
+    ) -> None:
+        n = whole_scale(scale, "carafe")
+        for name, side in (("kernel", kernel), ("encoder_kernel", encoder_kernel)):
+            if side < 1 or side % 2 == 0:
+                raise BadOption(f"{name}={side}: takes an odd number, so that there is a middle")
+        if compressed < 1:
+            raise BadOption(f"compressed={compressed}: takes at least 1")
+        super().__init__()
+        self.out_channels = in_channels
+        self.scale, self.kernel = n, kernel
+        self.compress = nn.Conv2d(in_channels, compressed, 1)
+        self.encode = nn.Conv2d(compressed, (n * kernel) ** 2, encoder_kernel, padding=encoder_kernel // 2)
+
+    def kernels(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, kernel * kernel, h * scale, w * scale): weights that sum to one at each pixel."""
+        return F.pixel_shuffle(self.encode(self.compress(x)), self.scale).softmax(dim=1).to(x.dtype)
+
+    def forward(self, x: Tensor, size: Size) -> Tensor:
+        """(B, C, h, w) -> (B, C, h * scale, w * scale), whatever the wanted size."""
+        kernels, n = self.kernels(x), self.scale
+        height, width = kernels.shape[-2:]
+        around = F.interpolate(F.pad(x, [self.kernel // 2] * 4), scale_factor=float(n), mode="nearest")
+        out = kernels.new_zeros(())
+        # One shift after the other: F.unfold would keep kernel x kernel copies of the map for the backward pass.
+        for index in range(self.kernel**2):
+            top, left = (n * shift for shift in divmod(index, self.kernel))
+            out = out + kernels[:, index : index + 1] * around[..., top : top + height, left : left + width]
+        return out

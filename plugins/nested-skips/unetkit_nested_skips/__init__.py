@@ -1,0 +1,17 @@
+"""Nested skips (UNet++, Zhou 2018) as an encoder for unetkit. Importing this imports no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from unetkit import hookimpl
+
+if TYPE_CHECKING:
+    from unetkit import Parts
+
+
+@hookimpl
+def unetkit_register(parts: Parts) -> None:
+    """Register by "module:attr", which is imported on first use."""
+    parts.encoders.add("nested", "unetkit_nested_skips.encoder:Nested")
+    parts.recipes.add("unet-plus-plus", "unetkit_nested_skips.recipes:unet_plus_plus")
