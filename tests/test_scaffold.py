@@ -1,0 +1,337 @@
+"""`unetkit plugins new`: whatever name it takes makes a plugin that installs, works, and passes its own tests."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import os
+import re
+import stat
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import unetkit.scaffold
+from unetkit.errors import BadFile, BadOption
+from unetkit.plan import PartSpec
+from unetkit.registry import KINDS, Registry
+from unetkit.scaffold import TITLES, new_plugin, plugin_files
+
+ROOT = Path(__file__).parent.parent
+#: Has every separator, a capital and a digit, and is so long that lines have to be broken.
+AWKWARD = "unetkit-My.own_{}-2"
+
+
+def read(folder: Path) -> dict[str, str]:
+    """Every file below a folder."""
+    return {str(p.relative_to(folder)): p.read_text(encoding="utf-8") for p in folder.rglob("*") if p.is_file()}
+
+
+def test_there_is_one_for_each_kind_of_part() -> None:
+    assert (*(kind.title for kind in KINDS), "wrap", "command") == TITLES
+
+
+@pytest.mark.parametrize("kind", TITLES)
+def test_the_files(kind: str, tmp_path: Path) -> None:
+    folder = new_plugin("my-own", kind, tmp_path)
+    assert folder == tmp_path / "my-own"
+    assert list(tmp_path.iterdir()) == [folder]
+    assert set(read(folder)) == {
+        ".gitignore",
+        "CHANGELOG.md",
+        "README.md",
+        "my_own/__init__.py",
+        f"my_own/{kind}.py",
+        "my_own/py.typed",
+        "pyproject.toml",
+        "tests/test_my_own.py",
+    }
+    assert read(folder) == plugin_files("my-own", kind)
+    assert all(text.endswith("\n") for path, text in read(folder).items() if path != "my_own/py.typed")
+
+
+def test_words_of_the_line_and_plurals_name_a_kind() -> None:
+    for kind in KINDS:
+        files = plugin_files("my-own", kind.title)
+        assert plugin_files("my-own", kind.word) == plugin_files("my-own", kind.attribute) == files
+    assert plugin_files("my-own", "commands") == plugin_files("my-own", "command")
+
+
+def test_names() -> None:
+    files = plugin_files("unetkit-Gate.2_b", "fusion")
+    project = tomllib.loads(files["pyproject.toml"])["project"]
+    assert project["name"] == "unetkit-Gate.2_b"
+    assert project["entry-points"] == {"unetkit": {"gate.2_b": "unetkit_gate_2_b"}}
+    assert 'parts.fusions.add("gate.2_b", "unetkit_gate_2_b.fusion:Gate2B")' in files["unetkit_gate_2_b/__init__.py"]
+    assert "class Gate2B(nn.Module):" in files["unetkit_gate_2_b/fusion.py"]
+    assert "--fuse gate.2_b\n" in files["README.md"]
+    assert '"gate" = "unetkit_gate"' in plugin_files("UNetKit_gate", "fusion")["pyproject.toml"]
+    hook = plugin_files("my-net", "recipe")["my_net/__init__.py"]
+    assert 'parts.recipes.add("my-net", "my_net.recipe:my_net")' in hook
+
+
+def test_it_asks_for_this_version_of_unetkit_and_python_and_names_no_licence() -> None:
+    project = tomllib.loads(plugin_files("my-own", "block")["pyproject.toml"])["project"]
+    minor = ".".join(version("unetkit").split(".")[:2])
+    assert project["dependencies"] == ["torch", f"unetkit>={minor}"]
+    ours = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["requires-python"] == ours["project"]["requires-python"]
+    assert not {"license", "license-files"} & set(project)
+
+
+_FREE = "choose another name, such as "
+REFUSED = [
+    ("", "fusion", "'' is not a name for a distribution: take letters and digits, with '-', '_' or '.' between them"),
+    ("my gate", "fusion", "'my gate' is not a name for a distribution"),
+    ("-gate", "fusion", "'-gate' is not a name"),
+    ("gate-", "fusion", "'gate-' is not a name"),
+    ("gate\n", "fusion", r"'gate\n' is not a name"),
+    ("a/b", "fusion", "'a/b' is not a name"),
+    ("..", "fusion", "'..' is not a name"),
+    ("tür", "fusion", "'tür' is not a name"),
+    ("unetkit-", "fusion", "'unetkit-' is not a name"),
+    ("2d", "fusion", f"'2d' would make '2d', which cannot be a name in Python; {_FREE}my-2d"),
+    ("unetkit-2d", "fusion", f"'unetkit-2d' would make '2d', which cannot be a name in Python; {_FREE}my-2d"),
+    ("class", "fusion", f"'class' would make 'class', which cannot be a name in Python; {_FREE}my-class"),
+    ("none", "fusion", "'none' would make 'None', which cannot be"),
+    ("unetkit-none", "head", "'unetkit-none' would make 'None', which cannot be"),
+    ("unetkit-lambda", "recipe", "would make 'lambda', which cannot be"),
+    ("sum", "fusion", f"'sum' would make 'sum', which is built into Python; {_FREE}my-sum"),
+    ("unetkit-Exception", "block", f"would make 'Exception', which is built into Python; {_FREE}my-exception"),
+    ("unetkit-max", "recipe", "would make 'max', which is built into Python"),
+    ("json", "fusion", f"'json' would make the package 'json', and there is one; {_FREE}my-json"),
+    ("Torch", "fusion", "'Torch' would make the package 'torch', and there is one"),
+    ("winreg", "fusion", "would make the package 'winreg', and there is one"),
+    ("unetkit", "fusion", f"would make the package 'unetkit', and there is one; {_FREE}my-unetkit"),
+    ("tests", "fusion", "would make the package 'tests', and there is one"),
+    ("dist", "fusion", "would make the package 'dist', and there is one"),
+    ("add", "fusion", f"'add' would make the fusion 'add', and unetkit has one; {_FREE}my-add"),
+    ("unetkit-concat", "fuse", "would make the fusion 'concat', and unetkit has one"),
+    ("unetkit-conv", "wrap", "would make the head 'conv', and unetkit has one"),
+    ("resnet18", "encoder", f"would make the encoder 'resnet18', and timm has one; {_FREE}my-resnet18"),
+    ("resnet18.mine", "encoder", "would make the encoder 'resnet18.mine', and timm has one"),
+    ("tensor", "fusion", f"would make 'Tensor', which the example needs for something else; {_FREE}my-tensor"),
+    ("f", "upsampler", "'f' would make 'F', which the example needs"),
+    ("unetkit-annotations", "recipe", "would make 'annotations', which the example needs"),
+    ("plugins", "command", f"would make the command 'plugins', and there is one; {_FREE}my-plugins"),
+    ("unetkit-list", "command", f"would make the command 'list', and there is one; {_FREE}my-list"),
+    (
+        "my-own",
+        "losses",
+        "no plugin is made of 'losses'; there are encoder, upsampler, fusion, align, block, head,",
+    ),
+    ("my-own", "blok", "no plugin is made of 'blok'; did you mean block?; there are"),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "message"), REFUSED, ids=[f"{name} {kind}" for name, kind, _ in REFUSED])
+def test_refused(name: str, kind: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(BadOption, match=re.escape(message)) as error:
+        new_plugin(name, kind, tmp_path)
+    assert len(str(error.value).splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("add", "block"), ("resnet18", "head"), ("unetkit-sum", "fusion"), ("unetkit-2d", "command"), ("plugins", "head")],
+)
+def test_a_name_taken_elsewhere_is_free_here(name: str, kind: str, tmp_path: Path) -> None:
+    assert new_plugin(name, kind, tmp_path).is_dir()
+
+
+def test_a_module_that_python_cannot_look_up_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "my_own", ModuleType("my_own"))
+    with pytest.raises(BadOption, match="would make the package 'my_own', and there is one"):
+        plugin_files("my-own", "fusion")
+
+
+def test_what_is_there_is_never_overwritten(tmp_path: Path) -> None:
+    new_plugin("my-own", "fusion", tmp_path)
+    before = read(tmp_path)
+    with pytest.raises(BadOption, match=r"my-own is there already, and stays as it is; choose another name or folder$"):
+        new_plugin("my-own", "block", tmp_path)
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("file", "link"):
+        with pytest.raises(BadOption, match=f"{name} is there already"):
+            new_plugin(name, "block", tmp_path)
+    assert read(tmp_path) == {**before, "file": "mine"}
+
+
+def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "my-own").mkdir()
+    assert "pyproject.toml" in read(new_plugin("my-own", "fusion", tmp_path))
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(BadOption, match=r"there is no folder .*/gone; make it first, or name another$"):
+        new_plugin("my-own", "fusion", tmp_path / "gone")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_is_too_long_for_the_disk(tmp_path: Path) -> None:
+    with pytest.raises(BadFile, match="cannot be written: File name too long"):
+        new_plugin("a" * 300, "fusion", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_folder_is_as_open_as_any_other(tmp_path: Path) -> None:
+    other, folder = tmp_path / "other", new_plugin("my-own", "head", tmp_path)
+    other.mkdir()
+    assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE(other.stat().st_mode)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")], ids=repr)
+def test_all_files_or_none(error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Path.write_text
+    written: list[Path] = []
+
+    def fail(path: Path, text: str, **options: str) -> int:
+        if len(written) == 3:
+            raise error
+        written.append(path)
+        return write(path, text, **options)
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(BadFile if isinstance(error, OSError) else KeyboardInterrupt):
+        new_plugin("my-own", "fusion", tmp_path)
+    assert (len(written), list(tmp_path.iterdir())) == (3, [])
+
+
+def test_what_appears_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = unetkit.scaffold._write
+
+    def slowly(texts: dict[str, str], folder: Path) -> None:
+        write(texts, folder)
+        (tmp_path / "my-own").mkdir()
+        (tmp_path / "my-own" / "mine").touch()
+
+    monkeypatch.setattr(unetkit.scaffold, "_write", slowly)
+    with pytest.raises(BadFile, match="my-own cannot be written: Directory not empty"):
+        new_plugin("my-own", "fusion", tmp_path)
+    assert read(tmp_path) == {"my-own/mine": ""}
+
+
+NAMES = st.one_of(
+    st.text(max_size=12),
+    st.from_regex(r"(unetkit[-_.])?[A-Za-z0-9][A-Za-z0-9._-]{0,40}", fullmatch=True),
+)
+
+
+@given(name=NAMES, kind=st.sampled_from(TITLES))
+def test_whatever_name_is_taken_makes_a_whole_plugin(name: str, kind: str) -> None:
+    with contextlib.suppress(BadOption):
+        check(name, kind, plugin_files(name, kind))
+
+
+def check(name: str, kind: str, files: dict[str, str]) -> None:
+    project = tomllib.loads(files["pyproject.toml"])
+    assert project["project"]["name"] == name
+    ((part, package),) = project["project"]["entry-points"]["unetkit"].items()
+    assert str(PartSpec.parse(f"{part}:a=1")) == f"{part}:a=1"
+    assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == [package]
+    trees = {path: ast.parse(text) for path, text in files.items() if path.endswith(".py")}
+    assert {path.split("/")[0] for path in trees} == {package, "tests"}
+    registered = re.findall(r'"(\w+)\.(\w+):(\w+)"', files[f"{package}/__init__.py"])
+    assert [(home, module) for home, module, _ in registered] == [(package, kind)] * (kind != "command")
+    for _, module, attr in registered:
+        body = trees[f"{package}/{module}.py"].body
+        assert [node.name for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef)].count(attr) == 1
+        Registry(KINDS[0]).add(part, f"{package}.{module}:{attr}")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a plugin of each kind."""
+    folder = tmp_path_factory.mktemp("made")
+    for kind in TITLES:
+        new_plugin(AWKWARD.format(kind), kind, folder)
+    return folder
+
+
+def run(*command: str, cwd: Path, **environment: str) -> str:
+    """What a command of Python's prints; it must succeed."""
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=cwd,
+        env={**os.environ, "NO_COLOR": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_linters_and_formatters_leave_the_code_as_it_is(made: Path) -> None:
+    ours = ["--config", str(ROOT / "pyproject.toml")]
+    as_tests = ["--config", "lint.per-file-ignores = {'**/tests/*' = ['D', 'S']}"]
+    for settings in (["--isolated"], [*ours, *as_tests]):
+        run("-m", "ruff", "check", "--no-cache", *settings, ".", cwd=made)
+    for settings in (["--isolated"], ours):
+        run("-m", "ruff", "format", "--no-cache", "--diff", *settings, ".", cwd=made)
+
+
+@pytest.mark.slow
+def test_the_code_is_typed(made: Path) -> None:
+    packages = sorted(str(path) for path in made.glob("*/unetkit_*"))
+    assert len(packages) == len(TITLES)
+    ours = ("--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache"))
+    run("-m", "mypy", *ours, *packages, cwd=made)
+
+
+@pytest.fixture(scope="module")
+def site(made: Path) -> Path:
+    """The plugins installed: their wheels, built and unpacked where Python looks."""
+    folder = made / "site"
+    for project in sorted(made.glob("unetkit-*")):
+        run("-m", "hatchling", "build", "-t", "wheel", cwd=project)
+        (wheel,) = project.glob("dist/*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            assert len({name.split("/")[0] for name in archive.namelist()}) == 2  # the package and its metadata
+            archive.extractall(folder)
+    return folder
+
+
+SHOW = """
+import sys
+from unetkit.cli import cli
+from unetkit.registry import KINDS
+for kind in KINDS:
+    cli.main(["list", kind.word, "my.*"], standalone_mode=False)
+cli.main(["plugins"], standalone_mode=False)
+cli.main(["--help"], standalone_mode=False)
+assert "torch" not in sys.modules
+"""
+
+
+def test_installed_they_are_shown_without_torch(made: Path, site: Path) -> None:
+    rows = [line.split() for line in run("-Werror", "-c", SHOW, cwd=made, PYTHONPATH=str(site)).splitlines()]
+    for kind in (*(kind.title for kind in KINDS), "wrap"):
+        name = f"my.own_{kind}-2"
+        assert [row for row in rows if row and row[0] == row[-1] == name], rows  # in the list, with its owner
+        assert [row[-1] for row in rows if row[:2] == [name, "0.1.0"]] == ["loaded"], rows
+    assert [row for row in rows if row[:3] == ["my.own_command-2", "Count", "the"]], rows
+
+
+@pytest.mark.slow
+def test_installed_they_pass_their_own_tests(made: Path, site: Path) -> None:
+    tests = sorted(str(path) for path in made.glob("*/tests"))
+    assert len(tests) == len(TITLES)
+    options = ("-p", "no:cacheprovider", "--rootdir", str(made), "--strict-markers", "-v")
+    shown = run("-Werror", "-m", "pytest", *options, *tests, cwd=made, PYTHONPATH=str(site))
+    assert not re.search(r"\bwarnings?\b", shown), shown
+    for kind in TITLES:
+        file = f"test_unetkit_my_own_{kind}_2.py"
+        assert len(re.findall(rf"{file}::test_\w+ PASSED", shown)) == (2 if kind == "wrap" else 1), shown
+        assert re.search(rf"{file}::test_conforms\[.* PASSED", shown), shown
