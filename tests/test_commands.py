@@ -179,3 +179,85 @@ print([name for name in ("torch", "timm", "torchvision", "numpy") if name in sys
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+CONFORMING = '''
+import unetkit
+from torch import nn
+
+class Narrow(nn.Conv2d):
+    """One 1x1 convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, {kernel})
+
+@unetkit.hookimpl
+def unetkit_register(parts):
+    parts.blocks.add("narrow", Narrow)
+'''
+
+
+def test_check_shows_a_row_a_check_and_a_column_a_part() -> None:
+    shown = run("plugins", "check", "attention-gate")
+    assert shown.exit_code == 0, shown.output
+    rows = [" ".join(line.split()) for line in shown.stdout.splitlines()]
+    assert "check promise plugin fusion attention-gate" in rows
+    assert "loads the plugin loads, registers and adds something ok" in rows
+    assert "channels the channels are those declared or asked for ok" in rows
+    assert "skipped: plugin: wraps: it wraps no model" in rows
+    assert rows[-1].endswith("0 failed, 3 skipped")
+
+
+def test_check_fails_where_a_promise_is_broken(tmp_path: Path) -> None:
+    file = tmp_path / "narrow.py"
+    file.write_text(CONFORMING.format(kernel=3))
+    shown = run("plugins", "check", str(file))
+    assert shown.exit_code == 1
+    rows = [" ".join(line.split()) for line in shown.stdout.splitlines()]
+    assert "size heights and widths are those that the kind promises FAIL" in rows
+    assert any(
+        row.startswith("failed: block narrow: size: with in_channels=") and "gives 3x5" in row for row in rows
+    ), shown.stdout
+    assert "failed: plugin: light: imports torch and numpy when it registers" in shown.stdout
+
+
+def test_check_of_what_does_not_load(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = run("plugins", "check", "no_such_plugin_at_all")
+    assert shown.exit_code == 1
+    assert "failed: plugin: loads: it does not load: ModuleNotFoundError" in shown.stdout
+
+
+def test_check_leaves_a_wide_plugin_in_several_tables() -> None:
+    from unetkit.cli.plugins import _matrices
+    from unetkit.testing import Result
+    from unetkit.testing.run import Job
+
+    results = [Result(f"block number-{index}", "made", "passed") for index in range(9)]
+    jobs = [Job(result.part, "made", "it is made", lambda: results[0]) for result in results]
+    matrices = list(_matrices(jobs, results, 80))
+    headers = [[column.header for column in matrix.columns[2:]] for matrix in matrices]
+    assert [name for group in headers for name in group] == [result.part for result in results]
+    assert {len(group) for group in headers[:-1]} == {2}
+
+
+def test_new_writes_a_plugin_that_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = run("plugins", "new", "my-gate", "--kind", "fusion")
+    assert (shown.exit_code, shown.stdout) == (
+        0,
+        "written to my-gate; next: pip install -e my-gate && pytest my-gate\n",
+    )
+    monkeypatch.syspath_prepend(tmp_path / "my-gate")
+    assert "my-gate" in run("--plugin", "my_gate", "list", "fusions").stdout
+    sys.modules.pop("my_gate")
+
+
+def test_new_refuses_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my-gate").mkdir()
+    (tmp_path / "my-gate" / "notes.txt").touch()
+    assert "my-gate" in refusal(capsys, "plugins", "new", "my-gate", "--kind", "fusion")
+    assert "'gate' is not one of 'encoder', " in refusal(capsys, "plugins", "new", "x", "--kind", "gate")
+    assert [path.name for path in tmp_path.rglob("*")] == ["my-gate", "notes.txt"]

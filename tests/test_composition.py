@@ -231,7 +231,10 @@ def test_a_model_with_several_outputs_in_training(tmp_path: Path) -> None:
     parts = load_parts([tmp_path / "several.py"])
     model = unetkit.build("plain:widths=[4,8,16]", block="inner", parts=parts)
     traced = unetkit.trace(model, 32)
-    assert traced.notes == ("in training it gives 1 more outputs, which a loss may use",)
+    assert traced.notes == (
+        "it is wrapped in a Several: figures are of its pass in training",
+        "in training it gives 1 more outputs, which a loss may use",
+    )
     assert traced.rows[-1].what == "what stands outside the network's parts"
     assert traced.rows[-1].parameters == 8 * 2 + 2
     assert traced.parameters == sum(p.numel() for p in model.parameters())

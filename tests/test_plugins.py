@@ -250,6 +250,16 @@ def test_a_plugin_that_is_not_there(target: str, reason: str, capsys: pytest.Cap
     assert reason in line
 
 
+def test_a_file_named_as_a_module(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("sub/mine.py", GOOD.format(part="gate"))
+    monkeypatch.chdir(tmp_path / "sub")
+    assert fusions(load_host(["mine"])) == BUILTIN
+    (line,) = lines(capsys)
+    assert line.endswith("no module is called mine; for the file write ./mine.py")
+
+
 def test_two_plugins_of_one_name_for_a_part(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     host = load_host([write("one.py", GOOD.format(part="gate")), write("two.py", GOOD.format(part="gate"))])
     assert host.parts.fusions.get("gate").owner == "one"

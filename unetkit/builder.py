@@ -337,10 +337,11 @@ def _levels(encoder: Any, plan: Any) -> list[_Level]:
 
 def _default_widths(encoder: Any, levels: list[_Level]) -> tuple[int, ...]:
     """As wide as the skip, at most WIDEST; half as wide as the stage before where there is no skip."""
+    wanted = getattr(encoder, "widths", None) or encoder.channels
     widths: list[int] = []
     for level in levels:
         before = widths[-1] if widths else encoder.channels[-1]
-        widths.append(max(1, before // 2) if level.skip is None else min(WIDEST, encoder.channels[level.skip]))
+        widths.append(max(1, before // 2) if level.skip is None else min(WIDEST, wanted[level.skip]))
     return tuple(widths)
 
 

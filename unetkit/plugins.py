@@ -200,7 +200,7 @@ def _found(target: str | Path | ModuleType, installed: list[tuple[Plugin, Find]]
 
 def _import(target: str) -> ModuleType:
     if not target.endswith(".py"):
-        return importlib.import_module(target)
+        return _import_module(target)
     path = Path(target)
     if not path.is_file():
         raise PluginError(f"there is no file {target}")
@@ -216,6 +216,15 @@ def _import(target: str) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def _import_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name == name and Path(f"{name}.py").is_file():  # the current folder is not on the path of a command
+            raise PluginError(f"no module is called {name}; for the file write ./{name}.py") from error
+        raise
 
 
 def _module(wrapped: Any, model: Module) -> Any:

@@ -25,6 +25,8 @@ class Encoder(Protocol):
             by the network, unless the encoder is valid.
         multiple: what height and width must be multiples of, padded likewise. Optional, 1.
         size: the one height and width that it takes, where it takes only one. Optional, None.
+        widths: for each map, how wide a stage that joins it is where no widths are said; for maps that hold several
+            side by side. Optional, `channels`.
         weights_from: where its weights come from, in words, for the trace. Optional, "random".
         source: for each map, where it comes from, for the trace. Optional.
     """

@@ -1,4 +1,4 @@
-"""`uv run python -m tests.benchmarks [startup] [building] [running] [--rounds N]`: unetkit against smp."""
+"""`uv run python -m tests.benchmarks [startup] [plugins] [building] [running] [--rounds N]`: unetkit against smp."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import platform
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tests.benchmarks.paired import HEADER, Ratio, compare, process
@@ -26,6 +28,28 @@ def startup(rounds: int) -> Iterator[Ratio]:
     imports = process("-c", "import segmentation_models_pytorch")
     for words in ("--help", "list encoders", "list fuse add"):
         yield compare(f"`unetkit {words}` / `import smp`", process("-m", "unetkit", *words.split()), imports, rounds)
+
+
+_PLUGIN = """
+import unetkit
+{imports}
+
+@unetkit.hookimpl
+def unetkit_register(parts):
+    parts.fusions.add("mine", "nowhere:Mine")
+"""
+
+
+def plugins(rounds: int) -> Iterator[Ratio]:
+    """Whole processes: help with a plugin that registers by name, and with one that imports torch, against without."""
+    alone = process("-m", "unetkit", "--help")
+    cases = {"registers by name": "", "imports torch": "import torch", "imports timm": "import timm"}
+    with TemporaryDirectory() as folder:
+        for what, imports in cases.items():
+            file = Path(folder, f"{what.replace(' ', '_')}.py")
+            file.write_text(_PLUGIN.format(imports=imports), encoding="utf-8")
+            with_it = process("-m", "unetkit", "--plugin", str(file), "--help")
+            yield compare(f"`unetkit --help` with a plugin that {what} / without", with_it, alone, rounds)
 
 
 def building(rounds: int) -> Iterator[Ratio]:
@@ -84,12 +108,12 @@ def running(rounds: int) -> Iterator[Ratio]:
     yield compare("training step, resnet34 as smp's / smp's", step(ours), step(theirs), rounds)
 
 
-BENCHMARKS = {"startup": startup, "building": building, "running": running}
+BENCHMARKS = {"startup": startup, "plugins": plugins, "building": building, "running": running}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("which", nargs="*", help="startup, building, running; all of them if none is named")
+    parser.add_argument("which", nargs="*", help="startup, plugins, building, running; all of them if none is named")
     parser.add_argument("--rounds", type=int, default=21)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")

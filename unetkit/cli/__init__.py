@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 
 import click
 
-from unetkit.cli.words import COMMANDS, commands_of
+from unetkit.cli.words import commands_of
+from unetkit.commands import COMMANDS
 from unetkit.errors import PluginError, UnetkitError
 
 

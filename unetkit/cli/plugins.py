@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
 from rich.text import Text
 
 from unetkit.cli.list import page, table
 from unetkit.cli.words import commands_of, host_of
 from unetkit.plugins import Host
-from unetkit.registry import KINDS, Plugin
+from unetkit.registry import Plugin
+from unetkit.scaffold import TITLES, new_plugin
 
-_KINDS = [*(kind.title for kind in KINDS), "wrap", "command"]
+if TYPE_CHECKING:
+    from unetkit.testing import Result
+    from unetkit.testing.run import Job
 
 
 @click.group(invoke_without_command=True)
@@ -63,7 +71,7 @@ def _state(plugin: Plugin) -> str:
 
 @plugins.command()
 @click.argument("name")
-@click.option("--kind", required=True, type=click.Choice(_KINDS), help="What it adds.")
+@click.option("--kind", required=True, type=click.Choice(TITLES), help="What it adds.")
 def new(name: str, kind: str) -> None:
     """Write a small distribution that adds one part, with tests: a start for a plugin of your own.
 
@@ -74,7 +82,60 @@ def new(name: str, kind: str) -> None:
     pip install -e my-gate
     pytest my-gate
     """
-    from unetkit.scaffold import new_plugin
-
     folder = new_plugin(name, kind, Path())
     click.echo(f"written to {folder}; next: pip install -e {folder} && pytest {folder}")
+
+
+@plugins.command()
+@click.argument("target")
+@click.pass_context
+def check(ctx: click.Context, target: str) -> None:
+    """Run the conformance kit on a plugin and every part that it adds.
+
+    TARGET is the name of an installed plugin, a module, or a Python file; "unetkit" is unetkit's own parts. The exit
+    code is 1 where a check fails.
+
+    \b
+    unetkit plugins check my-gate
+    unetkit plugins check ./gate.py
+    """
+    from unetkit.testing.run import jobs_of_plugin
+
+    jobs = jobs_of_plugin(target)
+    results = [job.run() for job in _watched(jobs)]
+    console = page()
+    for matrix in _matrices(jobs, results, console.width):
+        console.print(matrix)
+    told = [result for result in results if result.message]
+    for result in sorted(told, key=lambda result: result.outcome):
+        console.print(f"{result.outcome}: {result.part}: {result.check}: {result.message}", soft_wrap=True)
+    counts = [f"{sum(r.outcome == outcome for r in results)} {outcome}" for outcome in _CELLS]
+    console.print(f"{len(results)} checks: {', '.join(counts)}")
+    ctx.exit(int(any(result.outcome == "failed" for result in results)))
+
+
+_CELLS = {"passed": Text("ok", "green"), "failed": Text("FAIL", "bold red"), "skipped": Text("skip", "dim")}
+
+
+def _watched(jobs: list[Job]) -> Iterator[Job]:
+    watching = Console(stderr=True)
+    yield from track(jobs, "checking", console=watching, transient=True, disable=not watching.is_terminal)
+
+
+def _matrices(jobs: list[Job], results: list[Result], width: int) -> Iterator[Table]:
+    """A row a check, a column a part; as many columns a table as fit."""
+    cells = {(result.part, result.check): _CELLS[result.outcome] for result in results}
+    promises = {job.check: job.title for job in jobs}
+    parts = list(dict.fromkeys(result.part for result in results))
+    while parts:
+        shown = [parts.pop(0)]
+        while parts and sum(len(part) + 2 for part in [*shown, parts[0]]) < width // 2:
+            shown.append(parts.pop(0))
+        matrix = table("check", "promise", *shown)
+        for column in matrix.columns[2:]:
+            column.no_wrap = True
+        for name, promise in promises.items():
+            row = [cells.get((part, name)) for part in shown]
+            if any(row):
+                matrix.add_row(name, promise, *row)
+        yield matrix

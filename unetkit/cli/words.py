@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import reduce
 from typing import Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
-from unetkit.errors import PluginError, UnetkitError
+from unetkit.commands import PluginCommand, plugin_commands
+from unetkit.errors import UnetkitError
 from unetkit.plan import WORDS, Word
 from unetkit.plugins import Host, default_host, load_host
 from unetkit.registry import KINDS, Parts, Registry
@@ -35,42 +35,12 @@ def parts_of(ctx: click.Context) -> Parts:
     return host_of(ctx).parts
 
 
-@dataclass(frozen=True)
-class PluginCommand:
-    """A command that a plugin added."""
-
-    command: click.Command
-    owner: str
-
-
-#: The commands of unetkit's own, and where each is.
-COMMANDS = {
-    "build": "unetkit.cli.build:build",
-    "list": "unetkit.cli.list:list_parts",
-    "plugins": "unetkit.cli.plugins:plugins",
-}
-
-
 def commands_of(ctx: click.Context) -> dict[str, PluginCommand]:
-    """The commands that plugins add, by name; one whose name is taken costs a line."""
+    """The commands that plugins add, by name; registered once a command line."""
     root = ctx.find_root()
     if "unetkit.commands" not in root.meta:
-        root.meta["unetkit.commands"] = _plugin_commands(host_of(ctx))
+        root.meta["unetkit.commands"] = plugin_commands(host_of(ctx))
     commands: dict[str, PluginCommand] = root.meta["unetkit.commands"]
-    return commands
-
-
-def _plugin_commands(host: Host) -> dict[str, PluginCommand]:
-    commands: dict[str, PluginCommand] = {}
-    for plugin in host.loaded():
-        with host.isolated(plugin):
-            staged = click.Group("unetkit")
-            host.hook("unetkit_register_commands", plugin)(cli=staged)
-            for name in staged.commands:
-                owner = commands[name].owner if name in commands else "unetkit" if name in COMMANDS else ""
-                if owner:
-                    raise PluginError(f"command {name!r} of {plugin.name} is already registered by {owner}; rename it")
-            commands |= {name: PluginCommand(command, plugin.name) for name, command in staged.commands.items()}
     return commands
 
 

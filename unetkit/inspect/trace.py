@@ -121,6 +121,8 @@ def _run(ghost: nn.Module, size: Size, batch: int) -> tuple[Run, list[str]]:
     if network.valid and (dropped := run.seen.dropped()):
         sizes = " and ".join(by(s) for s in nearest_sizes(ghost, size))
         notes.append(f"{dropped[0]}, which leaves out a row or column; {sizes} leave none out")
+    if ghost is not network:
+        notes.append(f"it is wrapped in a {type(ghost).__name__}: figures are of its pass in training")
     if run.seen.others:
         notes.append(f"in training it gives {run.seen.others} more outputs, which a loss may use")
     if (padded := network.padded_size(size)) != size:

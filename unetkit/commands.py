@@ -1,0 +1,40 @@
+"""The commands of the command line: unetkit's own, and those that plugins add."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import click
+
+from unetkit.errors import PluginError
+from unetkit.plugins import Host
+
+#: unetkit's own, and where each is.
+COMMANDS = {
+    "build": "unetkit.cli.build:build",
+    "list": "unetkit.cli.list:list_parts",
+    "plugins": "unetkit.cli.plugins:plugins",
+}
+
+
+@dataclass(frozen=True)
+class PluginCommand:
+    """A command that a plugin added."""
+
+    command: click.Command
+    owner: str
+
+
+def plugin_commands(host: Host) -> dict[str, PluginCommand]:
+    """The commands that plugins add, by name. A plugin whose hook fails, or takes a name, costs a line."""
+    commands: dict[str, PluginCommand] = {}
+    for plugin in host.loaded():
+        with host.isolated(plugin):
+            staged = click.Group("unetkit")
+            host.hook("unetkit_register_commands", plugin)(cli=staged)
+            for name in staged.commands:
+                owner = "unetkit" if name in COMMANDS else commands[name].owner if name in commands else ""
+                if owner:
+                    raise PluginError(f"command {name!r} of {plugin.name} is already registered by {owner}; rename it")
+            commands |= {name: PluginCommand(command, plugin.name) for name, command in staged.commands.items()}
+    return commands
