@@ -66,6 +66,9 @@ def _rendered(name: str) -> str:
     kind, _, recipe = name.partition(" ")
     if name in makers:
         return makers[name]()
+    if kind == "options":  # of a plugin's part, on its own page
+        registry, _, part = recipe.partition(" ")
+        return _options(unetkit.load_parts()[registry].get(part))
     return _recipe(recipe) if kind == "recipe" else _parts(OURS[name])
 
 
@@ -105,8 +108,12 @@ def _parts(registry: Registry) -> str:
 def _part(entry: Entry, name: str) -> str:
     title = f"### `{name}`" if name == entry.name else f"### {name}"
     told = [re.sub(r"\s+", " ", part) for part in entry.signature.doc.split("\n\n") if not part.startswith("Args:")]
+    return "\n\n".join([title, *told, _options(entry)])
+
+
+def _options(entry: Entry) -> str:
     table = _table(("option", "takes", "default", "what it does"), *map(_option, entry.signature.options))
-    return "\n\n".join([title, *told, table if entry.signature.options else "No options."])
+    return table if entry.signature.options else "No options."
 
 
 def _option(option: Option) -> tuple[str, ...]:

@@ -3,50 +3,68 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import os
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 import pytest
 
-import unetkit
 from tests.rendered import OURS, PICTURES, blocks, picture, refreshed
 from tests.test_imports import MODULES, ROOMS, room_of
+from unetkit import hookspecs
 from unetkit.cli import cli, main
 from unetkit.plan import WORDS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
+PAGES += sorted((ROOT / "plugins").glob("*/*.md"))
 EXAMPLES = [page for page in PAGES if any(blocks(page.read_text(encoding="utf-8"), "console", "sh", "python"))]
 SET_UP = ("pip install uv && uv run unetkit build --encoder resnet101 --fuse add", "pip install uv && uv run pytest")
 
 
 def name_of(path: Path) -> str:
-    return path.name
+    return str(path.relative_to(ROOT))
 
 
-def commands(group: click.Group, ctx: click.Context) -> Iterator[click.Command]:
-    yield group
+def commands(group: click.Group, ctx: click.Context, path: str) -> Iterator[tuple[str, click.Command]]:
+    """Every command with the words that call it."""
+    yield path, group
     for name in group.list_commands(ctx):
-        command = group.get_command(ctx, name)
+        command, below = group.get_command(ctx, name), f"{path} {name}"
         assert command is not None
-        yield from commands(command, ctx) if isinstance(command, click.Group) else [command]
+        yield from commands(command, ctx, below) if isinstance(command, click.Group) else [(below, command)]
 
 
 def test_every_command_and_option_is_documented() -> None:
     page = (DOCS / "grammar.md").read_text(encoding="utf-8")
     with click.Context(cli, info_name="unetkit") as ctx:
-        for command in commands(cli, ctx):
-            assert command is cli or f"`unetkit {command.name}" in page
+        for path, command in commands(cli, ctx, "unetkit"):
+            assert command is cli or f"`{path}" in page
             options = [option for param in command.get_params(ctx) for option in param.opts if option.startswith("-")]
-            assert not [option for option in options if not re.search(rf"`{option}\b", page)], command.name
+            assert not [option for option in options if not re.search(rf"`{option}\b", page)], path
+
+
+HOOKS = [hook for name, hook in vars(hookspecs).items() if name.startswith("unetkit_")]
+
+
+@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.__name__)
+def test_every_hook_is_documented_with_its_signature(hook: Callable[..., object]) -> None:
+    told = f"{hook.__name__}{inspect.signature(hook)}".replace("'", "")
+    assert f"\n### `{told}`\n" in (DOCS / "plugins.md").read_text(encoding="utf-8")
+    assert hook.__doc__
+
+
+def test_the_page_has_no_hook_that_there_is_not() -> None:
+    page = (DOCS / "plugins.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"unetkit_(?:register|wrap)\w*", page)) == {hook.__name__ for hook in HOOKS}
 
 
 def test_every_word_has_a_row() -> None:
@@ -96,14 +114,14 @@ def test_the_reference_counts_stand_on_the_page(recipe: str) -> None:
 
 
 def run(line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
-    """What a command line gives: its exit code, and its output or, where it is refused, its message."""
+    """What a command line gives: its exit code, and its output, what was told beside it included; or its message."""
     monkeypatch.setattr(sys, "argv", shlex.split(line, comments=True))
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         main()
     shown = capsys.readouterr()
     code = int(ended.value.code or 0)
-    return code, shown.err if code else shown.out
+    return code, shown.err if code else shown.err + shown.out
 
 
 def show(block: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +228,8 @@ def test_the_project_is_at_home_anywhere() -> None:
     assert "uv.lock" not in files
     places = "|".join(map(re.escape, {f"{ROOT}/", f"{Path.home()}/"} - {"//"}))
     foreign = re.compile(
-        rf"{places}|(?<![\w.])/(?:home|Users)/[a-z]|[i]ndex[-_ ]url|[U]V_INDEX|[P]IP_INDEX", re.IGNORECASE
+        rf"{places}|(?<![\w.])/(?:home|Users)/[a-z]|(?:[i]ndex[-_ ]url|[U]V_INDEX|[P]IP_INDEX)\S* *[:=]? *\S*://",
+        re.IGNORECASE,
     )
     for file in files:
         text = (ROOT / file).read_text(encoding="utf-8", errors="ignore") if (ROOT / file).is_file() else ""

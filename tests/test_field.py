@@ -119,7 +119,12 @@ UNKNOWN_OR_WHOLE = [
     (lambda x: x.softmax(dim=2), "the whole image (by a global pooling or norm)"),
     (lambda x: x * F.adaptive_avg_pool2d(x, 1), "the whole image (by a global pooling or norm)"),
     (lambda x: x.flatten(2), "the whole image (by a reshape of the map, as attention makes)"),
-    (lambda x: x.transpose(2, 3), "unknown (for the operation Transpose)"),
+    (lambda x: x.transpose(2, 3), "the whole image (by a reshape of the map, as attention makes)"),
+    (lambda x: x.view(1, 2, 1, 16, 16).softmax(dim=3), "the whole image (by a global pooling or norm)"),
+    (
+        lambda x: x.view(1, 2, 1, 16, 16).transpose(2, 3),
+        "the whole image (by a reshape of the map, as attention makes)",
+    ),
     (lambda x: x.cumsum(dim=2), "unknown (for the operation Cumsum)"),
     (lambda x: x.flip(2), "unknown (for the operation Flip)"),
     (lambda x: torch.cat(x.chunk(2, dim=2)[::-1], dim=2), "unknown (for a cat of rows or columns)"),
@@ -145,6 +150,8 @@ FOLLOWED = [
     (lambda x: F.avg_pool2d(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True), 3, 1), 3),
     (lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"), 4),
     (lambda x: x.permute(0, 2, 3, 1).permute(0, 3, 1, 2), 1),
+    (lambda x: F.avg_pool2d(x.view(1, 2, 2, 16, 16).transpose(1, 2).reshape(1, 4, 16, 16), 3), 3),
+    (lambda x: x.view(1, 2, 2, 16, 16).softmax(dim=2).view(1, 4, 16, 16), 1),
 ]
 
 

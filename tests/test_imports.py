@@ -28,6 +28,7 @@ ROOMS = (
     "plan",
     "hookspecs",
     "plugins",
+    "commands",
     "listing",
     "protocols",
     "sizes",

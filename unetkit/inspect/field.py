@@ -170,7 +170,8 @@ def _reduced(node: Any, interval: Interval, axis: int) -> Interval:
         sizes = (known if known is not None else node._saved_result).shape
     dims = getattr(node, "_saved_dim", None)
     dims = [dims] if isinstance(dims, int) else list(dims) if dims else list(range(len(sizes)))
-    if len(sizes) == 4 and {dim % len(sizes) for dim in _signed(dims)} & {2, 3}:
+    rows_and_columns = {len(sizes) - 2, len(sizes) - 1}
+    if len(sizes) >= 4 and {dim % len(sizes) for dim in _signed(dims)} & rows_and_columns:
         raise _NoInterval("the whole image (by a global pooling or norm)")
     return interval
 
@@ -190,7 +191,8 @@ def _adaptive(node: Any, interval: Interval, axis: int) -> Interval:
 def _along(node: Any, interval: Interval, axis: int) -> Interval:
     """Concat, split and select: along channels they leave rows and columns apart."""
     sizes = getattr(node, "_saved_self_sym_sizes", None) or node._input_metadata[0].shape
-    if len(sizes) == 4 and _signed([node._saved_dim])[0] % 4 != 1:
+    dims = len(sizes)
+    if dims >= 4 and _signed([node._saved_dim])[0] % dims not in range(1, dims - 2):
         raise _NoInterval(f"unknown (for a {node.name().removesuffix('Backward0').lower()} of rows or columns)")
     return interval
 
@@ -219,8 +221,18 @@ def _border(node: Any, interval: Interval, axis: int) -> Interval:
 
 
 def _view(node: Any, interval: Interval, axis: int) -> Interval:
-    before, after = node._saved_self_sym_sizes, node._input_metadata[0].shape
+    before, after = tuple(node._saved_self_sym_sizes), tuple(node._input_metadata[0].shape)
     if before == after or (before[-1] == after[-1] and {len(before), len(after)} == {2, 4}):
+        return interval
+    if min(len(before), len(after)) >= 4 and before[-2:] == after[-2:]:  # channels in groups
+        return interval
+    raise _NoInterval("the whole image (by a reshape of the map, as attention makes)")
+
+
+def _swapped(node: Any, interval: Interval, axis: int) -> Interval:
+    """A transposition that leaves rows and columns at the end, as in a shuffle of channels."""
+    dims = len(node._input_metadata[0].shape)
+    if dims >= 4 and max(dim % dims for dim in _signed([node._saved_dim0, node._saved_dim1])) < dims - 2:
         return interval
     raise _NoInterval("the whole image (by a reshape of the map, as attention makes)")
 
@@ -261,6 +273,7 @@ _STEPS: dict[str, Callable[[Any, Interval, int], Interval]] = {
     "SplitWithSizesBackward": _along,
     "SelectBackward": _along,
     "PermuteBackward": _permuted,
+    "TransposeBackward": _swapped,
     **{f"{name}Backward": _reduced for name in _REDUCTIONS.split()},
     "ViewBackward": _view,
     "UnsafeViewBackward": _view,
