@@ -1,0 +1,28 @@
+"""Every built-in part keeps the promises of its kind; of timm's encoders a few that differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from unetkit.plugins import load_parts
+from unetkit.testing import jobs_of_part
+from unetkit.testing.run import Job
+
+
+@pytest.mark.unetkit("unetkit")
+def test_built_in_parts_conform(unetkit_check: Callable[[], None]) -> None:
+    unetkit_check()
+
+
+#: Widths in stages, depthwise convolutions, maps that agree only at multiples, valid convolutions, one fixed size.
+ENCODERS = ("resnet18", "test_resnet.r160_in1k", "test_efficientnet", "plain:widths=[4,8,16],padding=0")
+PARTS = load_parts(isolated=True)
+JOBS = [job for name in ENCODERS for job in jobs_of_part("encoder", name, parts=PARTS)]
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: f"{job.part}: {job.check}")
+def test_encoders_conform(job: Job) -> None:
+    result = job.run()
+    assert result.outcome != "failed", result.message

@@ -1,0 +1,411 @@
+"""The conformance kit: wrong parts fail the check meant and no other, right ones that look unusual pass."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import unetkit.testing
+from tests.wrong_parts import RIGHT, WRONG, Gate, Pyramid
+from unetkit.errors import BadOption, CannotBuild, UnknownName
+from unetkit.plan import PartSpec, Size
+from unetkit.plugins import load_parts
+from unetkit.registry import KINDS
+from unetkit.testing import CHECKS, Result, assert_conforms, check_part, check_plugin, jobs_of_part
+
+
+def failures(results: list[Result]) -> dict[str, str]:
+    assert all("\n" not in r.message for r in results)
+    return {r.check: r.message for r in results if r.outcome == "failed"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "check", "message", "part"), WRONG, ids=[f"{kind} {part.__name__}" for kind, _, _, part in WRONG]
+)
+def test_a_wrong_part_fails_the_check_meant(kind: str, check: str, message: str, part: Any) -> None:
+    found = failures(check_part(kind, part))
+    assert list(found) == [check]
+    assert re.search(message, found[check]), found[check]
+
+
+def test_every_check_of_a_part_has_a_wrong_part() -> None:
+    assert {check for _, check, _, _ in WRONG} == {check.name for check in CHECKS if check.kinds != ("plugin",)}
+
+
+@pytest.mark.parametrize("kind", RIGHT)
+def test_what_the_wrong_parts_are_made_from_is_right(kind: str) -> None:
+    found = check_part(kind, RIGHT[kind])
+    assert failures(found) == {}
+    assert [r.check for r in found if r.outcome == "skipped"] == ["options"]
+
+
+class Norms(nn.Sequential):
+    """Batch norm and dropout, which act otherwise in training."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        super().__init__(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True), nn.Dropout2d())
+
+
+class Alone(nn.Module):
+    """Re-weights channels, and so keeps them; it has instance norm, which takes no single pixel.
+
+    Args:
+        mode: of the pool, of which one choice is refused.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, mode: Literal["mean", "max"] = "mean") -> None:
+        super().__init__()
+        if in_channels != out_channels:
+            raise CannotBuild(f"cannot join {in_channels} to {out_channels} channels")
+        if mode == "max":
+            raise BadOption("mode=max: is not there yet")
+        self.norm = nn.InstanceNorm2d(in_channels, affine=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(x) * x.mean((2, 3), keepdim=True).sigmoid()
+        return out
+
+
+class Valid(nn.Conv2d):
+    """An unpadded convolution."""
+
+    valid = True
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3)
+
+
+class Whole(nn.ConvTranspose2d):
+    """Goes by its stride, whatever is asked for; refuses what is no whole number."""
+
+    def __init__(self, channels: int, scale: float) -> None:
+        if scale != int(scale):
+            raise CannotBuild(f"cannot upsample by {scale:g}")
+        super().__init__(channels, channels, int(scale), stride=int(scale))
+
+    def forward(self, x: Tensor, size: Size) -> Tensor:  # type: ignore[override]
+        return super().forward(x)
+
+
+class Stem(Pyramid):
+    """Frozen at the start, and takes multiples of 8 from 16 up alone."""
+
+    min_size, multiple = 16, 8
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__(in_channels)
+        self.levels[0].requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Any:
+        assert x.shape[-1] % 8 == x.shape[-2] % 8 == 0
+        assert min(x.shape[-2:]) >= 16
+        return tuple(super().forward(x))
+
+
+class Fixed(Pyramid):
+    """Takes one size alone."""
+
+    size = 24, 32
+
+    def forward(self, x: Tensor) -> Any:
+        assert tuple(x.shape[-2:]) == self.size
+        return super().forward(x)
+
+
+class Ignores(Gate):
+    """A fusion without the skip, as an ablation has it."""
+
+    def __init__(self, x_channels: int, skip_channels: int) -> None:
+        super().__init__(x_channels, skip_channels)
+        del self.skip
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        out: Tensor = self.x(x)
+        return out
+
+
+def made_by_a_function(x_channels: int, skip_channels: int) -> nn.Module:
+    """A factory need not be a class."""
+    return Gate(x_channels, skip_channels)
+
+
+class Starts(nn.Module):
+    """Begins at nothing: its scale is zero, and so are all gradients but its own."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 1)
+        self.scale = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(x) * self.scale
+        return out
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [
+        ("block", Norms),
+        ("block", Alone),
+        ("block", Valid),
+        ("block", Starts),
+        ("up", Whole),
+        ("encoders", Stem),
+        ("encoder", Fixed),
+        ("fuse", Ignores),
+        ("fusion", made_by_a_function),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_a_right_part_that_looks_unusual_passes(kind: str, part: Any) -> None:
+    results = check_part(kind, part)
+    assert failures(results) == {}
+    assert {r.check for r in results if r.outcome == "skipped"} <= {"options", "export"}
+
+
+def test_skipped_says_why() -> None:
+    found = {r.check: r for r in check_part("encoder", Fixed)}
+    assert found["export"] == Result("encoder Fixed", "export", "skipped", "it takes 24x32 alone")
+    assert found["options"].message == "it has no option of few choices"
+    after = {r.check: r for r in check_part("block", WRONG[2][3])}
+    assert after["made"] == Result("block Positional", "made", "skipped", "it builds on signature, which did not pass")
+    assert str(after["documented"]) == "block Positional: documented passed"
+
+
+def test_a_part_with_options_is_checked_as_its_line_says() -> None:
+    found = check_part("block", "double:norm=group,padding=0")
+    assert failures(found) == {}
+    assert {r.part for r in found} == {"block double:norm=group,padding=0"}
+    assert failures(check_part("block", PartSpec.of(WRONG[4][3], {"rate": 0.5}))) == {}
+
+
+def test_names_that_are_not_there() -> None:
+    with pytest.raises(UnknownName, match="no fusion is called 'addd'; did you mean add"):
+        check_part("fusion", "addd")
+    with pytest.raises(BadOption, match="no kind of part is called 'loss'"):
+        check_part("loss", "add")
+    with pytest.raises(BadOption, match=r"double\+double: blocks that follow one another are checked each by itself"):
+        check_part("block", "double+double")
+    with pytest.raises(BadOption, match="--fuse add:wide=1: add has no option 'wide'"):
+        check_part("fusion", "add:wide=1")
+
+
+def test_assert_conforms() -> None:
+    assert_conforms("fusion", Gate)
+    parts = {part.__name__: part for _, _, _, part in WRONG}
+    with pytest.raises(AssertionError, match=r"^fusion Silent: documented: has no docstring"):
+        assert_conforms("fusion", parts["Silent"])
+
+
+def test_the_kit_leaves_the_random_state_as_it_was() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    check_part("block", Norms)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_checks_have_names_and_titles_of_their_own() -> None:
+    assert len({check.name for check in CHECKS}) == len({check.title for check in CHECKS}) == len(CHECKS)
+    order = [check.name for check in CHECKS]
+    for check in CHECKS:
+        assert all(order.index(need) < order.index(check.name) for need in check.needs)
+    for kind in KINDS:
+        job = jobs_of_part(kind.word, "unet-2015" if kind.word == "recipe" else RIGHT[kind.title])[0]
+        assert (job.check, job.title) == (CHECKS[0].name, CHECKS[0].title)
+
+
+# Plugins.
+
+HEAD = "import unetkit\nfrom unetkit import hookimpl\n\n"
+PARTS = '''
+import torch
+from torch import nn
+
+class Sum(nn.Module):
+    """The sum of two maps of as many channels."""
+
+    def __init__(self, x_channels: int, skip_channels: int) -> None:
+        super().__init__()
+        self.out_channels = skip_channels
+        self.x = nn.Conv2d(x_channels, skip_channels, 1)
+
+    def forward(self, x, skip):
+        return self.x(x) + skip
+'''
+REGISTER = "@hookimpl\ndef unetkit_register(parts):\n    parts.fusions.add('sum', '{0}')\n"
+WRAP = """
+@hookimpl
+def unetkit_wrap_model(plan):
+    from torch import nn
+
+    class Wrapped(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            out = self.model(x)
+            return {0}
+
+    return Wrapped
+"""
+COMMAND = "\n@hookimpl\ndef unetkit_register_commands(cli):\n    {0}\n"
+GOOD_COMMAND = "@cli.command()\n    def greet():\n        'Greets.'"
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    monkeypatch.setattr("sys.path", [str(tmp_path), *sys.path])
+    monkeypatch.delenv("UNETKIT_STRICT", raising=False)
+
+    def file(name: str, source: str) -> Path:
+        path = tmp_path / name
+        path.write_text(source, encoding="utf-8")
+        return path
+
+    return file
+
+
+def of_plugin(target: str | Path) -> dict[str, Result]:
+    return {r.check: r for r in check_plugin(target) if r.part == "plugin"}
+
+
+def test_a_right_plugin_passes(write: Write) -> None:
+    write("right_parts.py", PARTS)
+    both = WRAP.format("(out, out) if self.training else out") + COMMAND.format(GOOD_COMMAND)
+    path = write("right_plugin.py", HEAD + REGISTER.format("right_parts:Sum") + both)
+    results = check_plugin(path)
+    assert failures(results) == {}
+    assert {r.part for r in results} == {"plugin", "fusion sum"}
+    assert [r.check for r in results if r.outcome == "skipped"] == ["sources", "options"]
+    assert failures(check_plugin("right_plugin")) == {}, "by the name of its module"
+
+
+#: What a plugin may do wrong, the check that fails, and what it says.
+BAD_PLUGINS = {
+    "broken": ("1 / 0\n", "loads", "it does not load: ZeroDivisionError: division by zero"),
+    "empty": (HEAD + "def unetkit_register(parts): ...\n", "loads", "it adds nothing: mark its functions"),
+    "heavy": (HEAD + "import torch\n" + COMMAND.format(GOOD_COMMAND), "light", "imports torch.* when it registers"),
+    "mute": (
+        HEAD + COMMAND.format("@cli.command()\n    def greet(): ..."),
+        "commands",
+        "command 'greet' has no help; give its function a docstring",
+    ),
+    "bare-option": (
+        HEAD
+        + "import click\n"
+        + COMMAND.format("@cli.command()\n    @click.option('--loud')\n    def greet(loud):\n        'Greets.'"),
+        "commands",
+        "command 'greet': --loud has no help",
+    ),
+    "taken": (
+        HEAD + COMMAND.format("@cli.command('build')\n    def greet():\n        'Greets.'"),
+        "commands",
+        "command 'build' is unetkit's own; rename it",
+    ),
+    "idle": (HEAD + COMMAND.format("pass"), "commands", "adds no command: write @cli.command"),
+    "fails": (HEAD + COMMAND.format("1 / 0"), "commands", "unetkit_register_commands fails with ZeroDivisionError"),
+    "pair": (
+        HEAD + WRAP.format("out, out"),
+        "wraps",
+        r"`--encoder 'plain:widths=\[4,8,16\]'`: in eval it gives a tuple",
+    ),
+    "cuts": (HEAD + WRAP.format("out[..., 1:]"), "wraps", "an input of 2x3x21x27 comes out as 2x2x21x26; promised is"),
+    "stops": (HEAD + WRAP.format("out.detach()"), "wraps", "a batch of 2 of 21x27 in training fails with RuntimeError"),
+    "wraps-not": (
+        HEAD + "@hookimpl\ndef unetkit_wrap_model(plan):\n    return lambda model: None\n",
+        "wraps",
+        "unetkit_wrap_model fails: what unetkit_wrap_model returned made NoneType of a model",
+    ),
+    "source": (
+        HEAD
+        + "@hookimpl\ndef unetkit_register(parts):\n    parts.encoders.add_source('zoo', 'builtins:list', 'zoo:m')\n",
+        "sources",
+        r"source zoo: builtins:list lists \[\]; promised are names",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PLUGINS)
+def test_a_wrong_plugin_fails_the_check_meant(write: Write, case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    source, check, message = BAD_PLUGINS[case]
+    name = f"bad_{case.replace('-', '_')}.py"
+    found = of_plugin(write(name, source))
+    assert [r.check for r in found.values() if r.outcome == "failed"] == [check]
+    assert re.search(message, found[check].message), found[check].message
+    capsys.readouterr()
+
+
+def test_source_text_and_import_that_differ_are_told(write: Write) -> None:
+    other = '\nclass Other(Sum):\n    """Something else."""\n\nSum = Other\n'
+    write("moved_parts.py", PARTS + other)
+    path = write("moved_plugin.py", HEAD + REGISTER.format("moved_parts:Sum"))
+    found = failures(check_part("fusion", "sum", parts=load_parts([path], isolated=True)))
+    assert list(found) == ["option types"]
+    assert "its source says options (), and imported it has (), or their types, defaults or help differ" in str(found)
+
+
+def test_a_part_that_cannot_be_imported_is_told_once(write: Write) -> None:
+    path = write("gone_plugin.py", HEAD + REGISTER.format("no_such_parts:Sum"))
+    found = [r for r in check_plugin(path) if r.outcome == "failed" and r.part != "plugin"]
+    assert {r.check for r in found} <= {"signature", "option types", "documented"}
+    assert found[0].message.startswith("no_such_parts:Sum cannot be loaded: it needs the package 'no_such_parts'")
+
+
+def test_the_package_is_light() -> None:
+    code = (
+        "import sys, unetkit.testing, unetkit.testing.catalogue, unetkit.testing.results, unetkit.testing.run\n"
+        "assert unetkit.testing.check_part and set(unetkit.testing.__all__) <= set(dir(unetkit.testing))\n"
+        "print([m for m in ('torch', 'pytest', 'timm', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = unetkit.testing.nothing
+
+
+SUITE = """
+import pytest
+
+@pytest.mark.unetkit("mine.py")
+def test_conforms(unetkit_check):
+    unetkit_check()
+
+def test_unmarked(unetkit_check): ...
+"""
+
+
+def test_the_pytest_plugin(write: Write, tmp_path: Path) -> None:
+    write("mine_parts.py", PARTS.replace("self.x(x) + skip", "self.x(x) + skip.relu_()"))
+    write("mine.py", HEAD + REGISTER.format("mine_parts:Sum"))
+    suite = write("test_mine.py", SUITE)
+    command = [sys.executable, "-m", "pytest", "-rA", "-q", "--strict-markers", "-p", "no:cacheprovider", str(suite)]
+    done = subprocess.run(command, cwd=tmp_path.parent, env=_environment(tmp_path), capture_output=True, text=True)
+    out = done.stdout
+    assert done.returncode == 1, out
+    assert "PASSED test_mine.py::test_conforms[plugin: light]" in out.replace(f"{tmp_path.name}/", "")
+    assert "PASSED test_mine.py::test_conforms[fusion sum: gradients]" in out.replace(f"{tmp_path.name}/", "")
+    assert "changes the skip in place, which others still use (promised: inputs are left as they were)" in out
+    assert re.search(r"FAILED \S+test_conforms\[fusion sum: inputs\]", out)
+    assert "mark the test with @pytest.mark.unetkit(target)" in out
+    assert "1 failed" in out
+    assert "1 error" in out
+    assert "Traceback" not in out
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    import os
+
+    return {**os.environ, "PYTHONPATH": str(folder)}

@@ -1,0 +1,1051 @@
+"""Parts that each break one promise of their kind, with the check that must fail and what it must say."""
+
+from __future__ import annotations
+
+import functools
+import random
+import threading
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unetkit.errors import CannotBuild
+from unetkit.plan import Plan, Size
+
+#: Kind, check, a pattern of the message, the part.
+WRONG: list[tuple[str, str, str, Any]] = []
+
+T = TypeVar("T")
+
+
+def wrong(kind: str, check: str, message: str) -> Callable[[T], T]:
+    def add(part: T) -> T:
+        WRONG.append((kind, check, message, part))
+        return part
+
+    return add
+
+
+class Gate(nn.Module):
+    """A right fusion: the sum of two 1x1 convolutions."""
+
+    def __init__(self, x_channels: int, skip_channels: int) -> None:
+        super().__init__()
+        self.x = nn.Conv2d(x_channels, skip_channels, 1)
+        self.skip = nn.Conv2d(skip_channels, skip_channels, 1)
+        self.out_channels = skip_channels
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        out: Tensor = self.x(x) + self.skip(skip)
+        return out
+
+
+class Block(nn.Module):
+    """A right block: one convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.conv(x)
+
+
+class Pyramid(nn.Module):
+    """A right encoder: three strided convolutions."""
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        self.channels: Any = (4, 6, 8)
+        self.strides: Any = (2, 4, 8)
+        self.levels = nn.ModuleList(
+            nn.Conv2d(i, o, 3, stride=2, padding=1) for i, o in ((in_channels, 4), (4, 6), (6, 8))
+        )
+
+    def forward(self, x: Tensor) -> Any:
+        maps = []
+        for level in self.levels:
+            x = level(x)
+            maps.append(x)
+        return maps
+
+
+class Fit(nn.Module):
+    """A right align: the map, resampled to the skip's size."""
+
+    def wanted(self, scaled: Size, skip: Size) -> Any:
+        return skip
+
+    def forward(self, x: Tensor, skip: Tensor) -> Any:
+        return F.interpolate(x, skip.shape[-2:]), skip
+
+
+class Grow(nn.Module):
+    """A right upsampler: nearest."""
+
+    def __init__(self, channels: int, scale: float) -> None:
+        super().__init__()
+        self.out_channels: Any = channels
+        self.scale = scale
+
+    def forward(self, x: Tensor, size: Size) -> Tensor:
+        return F.interpolate(x, size)
+
+
+class Head(nn.Module):
+    """A right head: a 1x1 convolution."""
+
+    def __init__(self, in_channels: int, classes: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(x)
+        return out
+
+
+RIGHT = {"fusion": Gate, "block": Block, "encoder": Pyramid, "align": Fit, "upsampler": Grow, "head": Head}
+
+
+# What the factory says of itself.
+
+
+@wrong("fusion", "signature", r"^takes \*\*options, so an option that there is not would be taken in silence$")
+class Swallows(Gate):
+    """Takes anything."""
+
+    def __init__(self, x_channels: int, skip_channels: int, **options: Any) -> None:
+        super().__init__(x_channels, skip_channels)
+
+
+@wrong("fusion", "signature", r"^takes \*channels; name the wiring, one parameter each$")
+class Starred(Gate):
+    """Takes any number of channels."""
+
+    def __init__(self, *channels: int) -> None:
+        super().__init__(*channels)
+
+
+@wrong("block", "signature", r"^'kernel' is positional, but no wiring; write it after a \*, so that it is an option$")
+class Positional(Block):
+    """Has an option that no line can set."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int = 3) -> None:
+        super().__init__(in_channels, out_channels)
+
+
+@wrong("fusion", "signature", r"^takes \(channels\); the builder gives \(x_channels, skip_channels\)$")
+class Single(Gate):
+    """Asks for less than the builder gives."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels)
+
+
+@wrong("block", "signature", r"^option 'rate' has no default, so its name alone does not make the part; give it one$")
+class Demanding(Block):
+    """Cannot be made without an option.
+
+    Args:
+        rate: of something.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, rate: float) -> None:
+        super().__init__(in_channels, out_channels)
+
+
+@wrong(
+    "block", "option types", r"^option 'rates' is annotated list\[int\], which the grammar cannot read; it reads int,"
+)
+class Unreadable(Block):
+    """Has an option that no line can write.
+
+    Args:
+        rates: of something.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, rates: list[int] = []) -> None:  # noqa: B006
+        super().__init__(in_channels, out_channels)
+
+
+@wrong("block", "option types", r"^option 'rate' has no annotation; without one it is read as text$")
+class Unannotated(Block):
+    """Has an option of no type.
+
+    Args:
+        rate: of something.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, rate=1) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(in_channels, out_channels)
+
+
+@wrong("block", "option types", r"^the default None of option 'rate' is no int: it would be written none, and not read")
+class Optional(Block):
+    """Has a default that is not of its type.
+
+    Args:
+        rate: of something.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, rate: int = None) -> None:  # type: ignore  # noqa: RUF013
+        super().__init__(in_channels, out_channels)
+
+
+@wrong("fusion", "documented", r"^has no docstring; its first line is what `unetkit list` shows$")
+class Silent(Gate):
+    pass
+
+
+@wrong(
+    "block", "documented", r"^option 'rate' has no help; write a line `rate: what it does` under Args: in the docstr"
+)
+class HalfSilent(Block):
+    """Says nothing of its option."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, rate: int = 1) -> None:
+        super().__init__(in_channels, out_channels)
+
+
+def _forgiving(factory: Any) -> Any:
+    @functools.wraps(factory)
+    def make(*wiring: int, **options: Any) -> Any:
+        return factory(*wiring)
+
+    return make
+
+
+@wrong("block", "unknown option", r"^takes an option that it has not \(unheard_of=1\) in silence$")
+@_forgiving
+def forgives(in_channels: int, out_channels: int) -> nn.Module:
+    """Hides behind a decorator that swallows options."""
+    return Block(in_channels, out_channels)
+
+
+def _mumbling(factory: Any) -> Any:
+    @functools.wraps(factory)
+    def make(*wiring: int, **options: Any) -> Any:
+        known: dict[str, Any] = {}
+        return factory(*wiring, **{name: known[name] for name in options})
+
+    return make
+
+
+@wrong("block", "unknown option", r"^an unknown option ends in KeyError: 'unheard_of'; let Python raise its TypeError")
+@_mumbling
+def mumbles(in_channels: int, out_channels: int) -> nn.Module:
+    """Refuses an option with an error that says nothing."""
+    return Block(in_channels, out_channels)
+
+
+# What is made.
+
+
+@wrong(
+    "fusion", "made", r"^with x_channels=8, skip_channels=8: making it fails with ZeroDivisionError.*with an UnetkitEr"
+)
+class Divides(Gate):
+    """Falls over for channels that it might refuse."""
+
+    def __init__(self, x_channels: int, skip_channels: int) -> None:
+        super().__init__(x_channels, skip_channels)
+        self.ratio = 1 / (x_channels - skip_channels)
+
+
+@wrong("block", "made", r"^it refuses every wiring that was tried: with in_channels=12, out_channels=5: not today$")
+class Refuses(Block):
+    """Takes nothing."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        raise CannotBuild("not today")
+
+
+@wrong("block", "made", r"^with in_channels=12, out_channels=5: makes a function; a part is a torch\.nn\.Module$")
+def bare(in_channels: int, out_channels: int) -> Any:
+    """Makes no module."""
+    return torch.relu_ if False else (lambda x: x)
+
+
+@wrong("block", "made", r"^with .*: weight is lazy; make layers with the channels that are given$")
+def lazy(in_channels: int, out_channels: int) -> nn.Module:
+    """Makes a layer whose shape nobody knows yet."""
+    return nn.LazyConv2d(out_channels, 1)
+
+
+@wrong("upsampler", "made", r"^with channels=8, scale=2: must declare out_channels, an int of at least 1; it has none$")
+class Undeclared(Grow):
+    """Says nothing of its channels."""
+
+    def __init__(self, channels: int, scale: float) -> None:
+        super().__init__(channels, scale)
+        del self.out_channels
+
+
+@wrong("upsampler", "made", r"must declare out_channels, an int of at least 1; it has 4\.0$")
+class Halves(Grow):
+    """Declares a float."""
+
+    def __init__(self, channels: int, scale: float) -> None:
+        super().__init__(channels, scale)
+        self.out_channels = channels / 2
+
+
+@wrong("encoder", "made", r"^with in_channels=3: declares strides \(8, 4, 2\); promised are strides that increase, sh")
+class UpsideDown(Pyramid):
+    """Gives its maps deep to shallow."""
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__(in_channels)
+        self.channels, self.strides = self.channels[::-1], self.strides[::-1]
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x)[::-1]
+
+
+@wrong("encoder", "made", r"must declare channels, a tuple of ints of at least 1; it has \[4, 6, 8\]$")
+class Listing(Pyramid):
+    """Declares a list."""
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__(in_channels)
+        self.channels = [4, 6, 8]
+
+
+@wrong("encoder", "made", r"declares 3 channels and 2 strides; promised are as many of each, two at least$")
+class Miscounts(Pyramid):
+    """Declares a stride too few."""
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__(in_channels)
+        self.strides = (2, 4)
+
+
+@wrong("align", "made", r"^must have wanted\(scaled, skip\), the size to ask the upsampler for$")
+class Wantless(Fit):
+    """Does not say what to ask for."""
+
+    wanted = None  # type: ignore[assignment]
+
+
+@wrong("align", "made", r"^wanted\(\(10, 14\), \(9, 13\)\) gives \(11, 15\); it must be one of the two sizes$")
+class WantsMore(Fit):
+    """Asks for a size that nobody has."""
+
+    def wanted(self, scaled: Size, skip: Size) -> Any:
+        return scaled[0] + 1, scaled[1] + 1
+
+
+# What passes.
+
+
+@wrong(
+    "block", "forward", r"^with in_channels=12, out_channels=5, a batch of 3 of 5x7 in eval: fails with RuntimeError: "
+)
+class EvenOnly(Block):
+    """Takes even sizes alone."""
+
+    def forward(self, x: Tensor) -> Any:
+        return self.conv(x + F.pixel_shuffle(F.pixel_unshuffle(x, 2), 2))
+
+
+@wrong("block", "forward", r"a batch of 2 of 1x1 in eval: fails with RuntimeError: .*[Pp]adding size should be less")
+class Reflects(Block):
+    """Cannot mirror a single pixel."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels)
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, padding_mode="reflect")
+
+
+@wrong("block", "forward", r"a batch of 1 of 8x8 in training: fails with ValueError: Expected more than 1 value per")
+class PoolsAndNorms(Block):
+    """Cannot be trained on one image, whatever its size."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels)
+        self.pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(in_channels))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.conv(x + self.pooled(x))
+
+
+@wrong("block", "forward", r"a batch of 3 of 5x7 in eval: gives a tuple; promised is one tensor$")
+class Pairs(Block):
+    """Gives more than asked for."""
+
+    def forward(self, x: Tensor) -> Any:
+        return self.conv(x), x
+
+
+@wrong("head", "forward", r"gives a tensor of shape 3x7; promised is \(B, C, H, W\)$")
+class Flat(Head):
+    """Gives no map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, 0, 0]
+
+
+@wrong("encoder", "forward", r"a batch of 2 of 17x21 in eval: gives 2 tensors; promised are 3$")
+class Forgets(Pyramid):
+    """Gives a map less than it declares."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x)[1:]
+
+
+@wrong("align", "forward", r"^a batch of 3 of 10x14 and 9x13 in eval: gives a Tensor; promised are 2 tensors$")
+class Joins(Fit):
+    """Does the fusion's work."""
+
+    def forward(self, x: Tensor, skip: Tensor) -> Any:
+        return torch.cat(super().forward(x, skip), 1)
+
+
+# What comes out.
+
+
+@wrong(
+    "fusion",
+    "channels",
+    r"^with x_channels=12, skip_channels=5, a batch of 3 of 5x7 in eval: declares out_channels=17, b",
+)
+class Boastful(Gate):
+    """Declares what it does not give."""
+
+    def __init__(self, x_channels: int, skip_channels: int) -> None:
+        super().__init__(x_channels, skip_channels)
+        self.out_channels = x_channels + skip_channels
+
+
+@wrong("head", "channels", r"is asked for classes=5, but gives 2 channels$")
+def two_classes(in_channels: int, classes: int) -> nn.Module:
+    """Takes two classes for granted."""
+    return Head(in_channels, 2)
+
+
+@wrong("block", "channels", r"a batch of 3 of 5x7 in eval: gives a batch of 1; promised is one of 3$")
+class Averages(Block):
+    """Loses the batch."""
+
+    def forward(self, x: Tensor) -> Any:
+        return self.conv(x).mean(0, keepdim=True)
+
+
+@wrong(
+    "encoder", "channels", r"declares channels=\(4, 6, 8\), but gives \(9, 5, 3\) channels; its maps look NHWC: permut"
+)
+class ChannelsLast(Pyramid):
+    """Gives maps of (B, H, W, C)."""
+
+    def forward(self, x: Tensor) -> Any:
+        return [m.permute(0, 2, 3, 1) for m in super().forward(x)]
+
+
+@wrong("align", "channels", r"is given a map of 4 channels and a skip of 6, but gives \(4, 5\) channels$")
+class Drops(Fit):
+    """Loses a channel of the skip."""
+
+    def forward(self, x: Tensor, skip: Tensor) -> Any:
+        x, skip = super().forward(x, skip)
+        return x, skip[:, 1:]
+
+
+@wrong("fusion", "size", r"a batch of 3 of 5x7 in eval: gives 5x6; a fusion keeps height and width$")
+class Short(Gate):
+    """Loses a column."""
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return super().forward(x, skip)[..., :-1] if x.shape[-1] > 1 else super().forward(x, skip)
+
+
+@wrong("block", "size", r"gives 6x8; a block keeps height and width, unless it declares valid = True$")
+def even_kernel(in_channels: int, out_channels: int) -> nn.Module:
+    """Has a kernel without a centre."""
+    return nn.Conv2d(in_channels, out_channels, 2, padding=1)
+
+
+@wrong("block", "size", r"a batch of 3 of 13x15 in eval: gives 15x17; a valid block makes a map smaller, never larger$")
+class Swells(Block):
+    """Says that it shrinks, and grows."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels)
+        self.valid = True
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=2)
+
+
+@wrong(
+    "upsampler",
+    "size",
+    r"^with channels=8, scale=4, .* of 5x7, asked for 20x28 in eval: gives 10x14; the scale times th",
+)
+class Doubles(Grow):
+    """Knows one scale."""
+
+    def forward(self, x: Tensor, size: Size) -> Tensor:
+        return F.interpolate(x, scale_factor=2.0)
+
+
+@wrong(
+    "upsampler", "size", r"of 5x7, asked for 9x13 in eval: gives 14x18, more than a scale away from what is asked for$"
+)
+class Overshoots(Grow):
+    """Goes far beyond an odd size."""
+
+    def forward(self, x: Tensor, size: Size) -> Tensor:
+        exact = size[0] == round(x.shape[-2] * self.scale) and size[1] == round(x.shape[-1] * self.scale)
+        return F.interpolate(x, size if exact else (size[0] + 5, size[1] + 5))
+
+
+@wrong("align", "size", r"gives 10x14 and 9x13; both must come out with one size$")
+class LeavesThem(Fit):
+    """Aligns nothing."""
+
+    def forward(self, x: Tensor, skip: Tensor) -> Any:
+        return x, skip
+
+
+@wrong("align", "size", r"gives 12x12, which is beyond both of the sizes given$")
+class Fixes(Fit):
+    """Has a size of its own."""
+
+    def forward(self, x: Tensor, skip: Tensor) -> Any:
+        return F.interpolate(x, (12, 12)), F.interpolate(skip, (12, 12))
+
+
+@wrong(
+    "encoder", "size", r"declares stride 16 for map 2, about 2x2, but gives 5x6$|declares stride 16 for map 2, about"
+)
+class WrongStride(Pyramid):
+    """Declares a stride that it has not."""
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__(in_channels)
+        self.strides = (2, 4, 16)
+
+
+@wrong(
+    "head",
+    "logits",
+    r"^with in_channels=8, classes=5: every output lies in \[0, 1\]: a head gives logits; leave sigmoid",
+)
+class Softmax(Head):
+    """Gives probabilities."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).softmax(1)
+
+
+# What a pass does beside its output.
+
+
+@wrong(
+    "fusion", "gradients", r"no gradient reaches unused\.weight, unused\.bias: unused, or cut off by detach or no_grad$"
+)
+class Unused(Gate):
+    """Has a layer that it forgets."""
+
+    def __init__(self, x_channels: int, skip_channels: int) -> None:
+        super().__init__(x_channels, skip_channels)
+        self.unused = nn.Conv2d(2, 2, 1)
+
+
+@wrong("fusion", "gradients", r"no gradient reaches x\.weight, x\.bias: unused, or cut off by detach or no_grad$")
+class Detached(Gate):
+    """Cuts half of itself off."""
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        out: Tensor = self.x(x).detach() + self.skip(skip)
+        return out
+
+
+@wrong(
+    "block",
+    "gradients",
+    r"^with in_channels=12, out_channels=5: its output carries no gradient; something in it is det",
+)
+class Frozen(Block):
+    """Learns nothing."""
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x)
+
+
+@wrong("block", "gradients", r"no gradient reaches its inputs, so that nothing before it learns$")
+class Wall(Block):
+    """Learns alone."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x.detach())
+
+
+@wrong("block", "gradients", r"the gradient of power is not finite$")
+class Explodes(Block):
+    """Has a root at zero."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels)
+        self.power = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x) + self.power.sqrt()
+
+
+@wrong(
+    "block", "gradients", r"a batch of 1 of 8x8 in training: backward fails with RuntimeError: Trying to backward thr"
+)
+class Remembers(Block):
+    """Keeps the graph of the pass before."""
+
+    last: Any = 0.0
+
+    def forward(self, x: Tensor) -> Any:
+        out = super().forward(x)
+        if not self.training:
+            return out
+        out = out + self.last
+        self.last = out.mean()
+        return out
+
+
+@wrong("block", "inputs", r"a batch of 3 of 5x7 in eval: changes its input in place, which others still use$")
+class InPlace(Block):
+    """Writes on what it is given."""
+
+    def forward(self, x: Tensor) -> Any:
+        return self.conv(F.relu_(x))
+
+
+@wrong("fusion", "inputs", r"a batch of 3 of 5x7 in training: changes the skip in place, which others still use$")
+class InPlaceSkip(Gate):
+    """Writes on the skip, in training alone."""
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        if self.training:
+            skip.data.mul_(0.5)
+        return super().forward(x, skip)
+
+
+@wrong("block", "state", r"a pass in eval changes the buffer seen; do that in training only$")
+class Counts(Block):
+    """Counts its passes."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Any:
+        self.seen: Tensor = self.seen + 1
+        return super().forward(x)
+
+
+@wrong("block", "state", r"a pass adds late\.weight, late\.bias to the state_dict; make every layer in __init__$")
+class Late(Block):
+    """Makes a layer when it is first called."""
+
+    def forward(self, x: Tensor) -> Any:
+        if not hasattr(self, "late"):
+            self.late = nn.Conv2d(x.shape[1], x.shape[1], 1)
+        return super().forward(self.late(x))
+
+
+@wrong("block", "state", r"a pass in eval changes conv\.bias$")
+class Learns(Block):
+    """Changes its own weights."""
+
+    def forward(self, x: Tensor) -> Any:
+        self.conv.bias.data.add_(0.1)  # type: ignore[union-attr]
+        return super().forward(x)
+
+
+@wrong(
+    "block", "state", r"two passes of one input differ by up to .*: it draws random numbers; ask self\.training first$"
+)
+class AlwaysDrops(Block):
+    """Drops out in eval too."""
+
+    def forward(self, x: Tensor) -> Any:
+        return F.dropout(super().forward(x))
+
+
+@wrong(
+    "block", "state", r"two passes of one input in a row differ by up to .*: something is kept from call to call, or dr"
+)
+class Rolls(Block):
+    """Draws numbers that no seed of torch fixes."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x) * random.random()
+
+
+@wrong(
+    "block", "state", r"a batch of 1 of 8x8 fails \(RuntimeError: .*\), which passes a new part: something is kept fr"
+)
+class Caches(Block):
+    """Keeps a grid of the first size."""
+
+    grid: Any = None
+
+    def forward(self, x: Tensor) -> Any:
+        if self.grid is None:
+            self.grid = torch.ones_like(x[:1])
+        return super().forward(x + self.grid)
+
+
+@wrong(
+    "upsampler", "state", r"give other outputs \(by up to inf\) when one comes after the other: something is kept from"
+)
+class CachesSize(Grow):
+    """Keeps the first size."""
+
+    first: Any = None
+
+    def forward(self, x: Tensor, size: Size) -> Tensor:
+        self.first = self.first or size
+        return F.interpolate(x, self.first)
+
+
+@wrong(
+    "block", "batch", r"a batch of 3 of 5x7 in eval: sample 0 comes out otherwise \(by up to .*\) than alone: samples"
+)
+class Mixes(Block):
+    """Normalises over the batch in eval too."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels)
+        self.norm = nn.BatchNorm2d(in_channels, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Any:
+        if x.shape[0] * x.shape[-1] * x.shape[-2] == 1:
+            return super().forward(x)
+        return super().forward(self.norm(x))
+
+
+# What a second part is.
+
+
+@wrong("block", "seed", r"conv\.weight differs between two makes under one torch\.manual_seed; draw it by torch$")
+class DrawsElsewhere(Block):
+    """Draws its weights by numpy."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels)
+        with torch.no_grad():
+            self.conv.weight.mul_(float(np.random.default_rng().random()))
+
+
+@wrong("block", "seed", r"making it sets torch's seed, so that all that is made after it is no longer free$")
+class Seeds(Block):
+    """Sets the seed of everybody."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        torch.manual_seed(42)
+        super().__init__(in_channels, out_channels)
+
+
+@wrong("block", "seed", r"in training two passes under one torch\.manual_seed differ by up to")
+class TrainsElsewhere(Block):
+    """Augments with numbers that no seed fixes."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x) * (random.random() if self.training else 1.0)
+
+
+@wrong("block", "seed", r"a pass sets torch's seed, so that all that is drawn after it is no longer free$")
+class SeedsInPass(Block):
+    """Sets the seed in every pass."""
+
+    def forward(self, x: Tensor) -> Any:
+        if self.training:
+            torch.default_generator.manual_seed(0)
+        return super().forward(x)
+
+
+@wrong(
+    "block",
+    "state_dict",
+    r"something is not in it \(convs, a list, is out of torch's sight: take ModuleList, ModuleDict",
+)
+class Listed(Block):
+    """Keeps layers in a list."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels)
+        self.convs = [nn.Conv2d(in_channels, in_channels, 1)]
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(self.convs[0](x))
+
+
+@wrong(
+    "block", "state_dict", r"outputs that differ by up to .*: something is not in it \(scale, a Tensor, is out of torch"
+)
+class Loose(Block):
+    """Keeps a random tensor that is no buffer."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels)
+        self.scale = torch.rand(1)
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x) * self.scale.to(x)
+
+
+@wrong("block", "state_dict", r"outputs that differ by up to .*: something is not in it$")
+class Unsaved(Block):
+    """Averages in training, and does not save what it found."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels)
+        self.register_buffer("mean", torch.zeros(()), persistent=False)
+
+    def forward(self, x: Tensor) -> Any:
+        if self.training:
+            self.mean: Tensor = x.detach().mean()
+        return super().forward(x - self.mean)
+
+
+@wrong(
+    "block",
+    "state_dict",
+    r"its state_dict does not load into another part: Error\(s\) in loading state_dict for Renames:",
+)
+class Renames(Block):
+    """Numbers its layers through the whole process."""
+
+    made = 0
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels)
+        Renames.made += 1
+        self.add_module(f"late{Renames.made}", nn.Conv2d(in_channels, in_channels, 1))
+
+    def forward(self, x: Tensor) -> Any:
+        late = next(module for name, module in self.named_children() if name.startswith("late"))
+        return super().forward(late(x))
+
+
+@wrong(
+    "block", "deepcopy", r"a deep copy goes on using the original's weights: a lambda or a bound method that the part k"
+)
+class Binds(Block):
+    """Keeps a lambda over its own layer."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels)
+        self.way: Callable[[Tensor], Any] = lambda x: self.conv(x)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.way(x)
+
+
+@wrong("block", "deepcopy", r"copy\.deepcopy fails with TypeError: cannot pickle '_thread\.lock' object$")
+class Locks(Block):
+    """Holds what cannot be copied."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels)
+        self.lock = threading.Lock()
+
+
+@wrong(
+    "block",
+    "deepcopy",
+    r"changing the weights of a deep copy changes the original's output by up to .*: they share memory",
+)
+class Shares(Block):
+    """Copies nothing."""
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self
+
+
+# What it is in another form.
+
+
+@wrong(
+    "block",
+    "dtype",
+    r"in float64 \(part\.double\(\)\) it gives torch\.float32; make tensors with the dtype of what it is",
+)
+class Floats(Block):
+    """Gives float32 whatever it is given."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x).float()
+
+
+@wrong(
+    "block", "dtype", r"in float64 \(part\.double\(\)\) it fails with RuntimeError: expected scalar type|it fails with"
+)
+class Mats(Block):
+    """Multiplies by a float32 matrix."""
+
+    def forward(self, x: Tensor) -> Any:
+        eye = torch.eye(x.shape[1], dtype=torch.float32, device=x.device)
+        return super().forward(torch.einsum("bchw,cd->bdhw", x, eye))
+
+
+@wrong(
+    "block",
+    "meta",
+    r"a pass on the meta device \(it has shapes but no values; so a gpu has another device\) fails with",
+)
+class Cpu(Block):
+    """Makes a tensor on the cpu."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x + torch.arange(x.shape[-1], dtype=x.dtype, device="cpu"))
+
+
+@wrong("block", "meta", r"fails with RuntimeError: Tensor\.item\(\) cannot be called on meta tensors")
+class Peeks(Block):
+    """Reads a value."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x) * (2.0 if x.sum().item() > 1e9 else 1.0)
+
+
+@wrong(
+    "block", "meta", r"made under torch\.device\('meta'\), scale is on cpu; make tensors with torch's own functions and"
+)
+class FromNumpy(Block):
+    """Has a parameter made by numpy."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels)
+        self.scale = nn.Parameter(torch.from_numpy(np.ones(1, dtype=np.float32)))
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x) * self.scale
+
+
+@wrong(
+    "block",
+    "export",
+    r"exported at 2 of 16x12, it does not take 2 of 9x11 \(.*\): a size was fixed; take sizes from x\.",
+)
+class Branches(Block):
+    """Goes another way on large maps."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x if x.shape[-1] > 11 else x * 2)
+
+
+@wrong("upsampler", "export", r"exported at 2 of 16x12, asked for 32x24, it does not take 2 of 9x11")
+class Ints(Grow):
+    """Makes Python numbers of sizes."""
+
+    def forward(self, x: Tensor, size: Size) -> Tensor:
+        return F.interpolate(x, (int(size[0]), int(size[1])))
+
+
+@wrong("block", "channels_last", r"in channels_last memory it fails with RuntimeError: view size is not compatible")
+class Views(Block):
+    """Takes every map for contiguous."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x.view(x.shape[0], -1).view(x.shape))
+
+
+@wrong(
+    "block",
+    "options",
+    r"^with norm=batch, in_channels=12, out_channels=5, a batch of 3 of 5x7 in eval: fails with Runt",
+)
+class BrokenChoice(Block):
+    """Was never tried with its second choice.
+
+    Args:
+        norm: after the convolution.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, norm: Literal["none", "batch"] = "none") -> None:
+        super().__init__(in_channels, out_channels)
+        self.norm = nn.BatchNorm2d(out_channels + 1) if norm == "batch" else nn.Identity()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.norm(super().forward(x))
+
+
+@wrong(
+    "block",
+    "options",
+    r"^with twice=true, in_channels=12, out_channels=5: no gradient reaches second\.weight, second\.b",
+)
+class IdleChoice(Block):
+    """Has a switch that switches nothing.
+
+    Args:
+        twice: whether there is a second layer.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, twice: bool = False) -> None:
+        super().__init__(in_channels, out_channels)
+        self.second = nn.Conv2d(out_channels, out_channels, 1) if twice else None
+
+
+# What it is in a network.
+
+
+@wrong(
+    "block",
+    "network",
+    r"^in the network `--encoder 'plain:widths=\[4,8,16\]' --block '<Picky>'` it is refused: .*one channel",
+)
+class Picky(Block):
+    """Takes channels that no network has."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        if in_channels > 1:
+            raise CannotBuild("only one channel")
+        super().__init__(in_channels, out_channels)
+
+
+@wrong("recipe", "plan", r"^its plan names the recipe unet-2015; write out what that says$")
+def relays() -> Plan:
+    """Leaves the work to another recipe."""
+    return Plan.of(recipe="unet-2015", fuse="add")
+
+
+@wrong("recipe", "plan", r"^returns a str; promised is a Plan$")
+def line() -> Any:
+    """Gives the line itself."""
+    return "--encoder plain"
+
+
+@wrong(
+    "recipe",
+    "plan",
+    r"^its line `--widths '\[64, 32\]'` does not read back: --widths: takes integers like 256,128,64",
+)
+def by_hand() -> Plan:
+    """Fills a Plan with what nobody has read."""
+    return Plan(widths=[64, 32])  # type: ignore[arg-type]
+
+
+@wrong("recipe", "plan", r"^making its plan fails with UnknownName: there is no word 'fusion'")
+def misspelled() -> Plan:
+    """Says a word that there is not."""
+    return Plan.of(fusion="add")
+
+
+@wrong("recipe", "own size", r"^it does not build: .*no encoder is called 'plainly'; did you mean plain")
+def unknown_encoder() -> Plan:
+    """Names a part that there is not."""
+    return Plan.of(encoder="plainly")
+
+
+@wrong(
+    "recipe",
+    "own size",
+    r"^at its own size: size 100x100 does not pass: .*; the nearest sizes that pass are 188x188 and 204x204",
+)
+def too_small() -> Plan:
+    """Is meant for a size that it does not take."""
+    return Plan.of(encoder="plain:padding=0", block="double:padding=0", align="crop", size=100)

@@ -1,0 +1,41 @@
+"""The conformance kit: whether a part keeps the promises of its kind, as functions and as a pytest plugin.
+
+Names are imported on first use, and torch with the first check: pytest loads this package in every run.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unetkit.testing.catalogue import CHECKS as CHECKS
+    from unetkit.testing.results import Nonconformity as Nonconformity
+    from unetkit.testing.results import Result as Result
+    from unetkit.testing.run import assert_conforms as assert_conforms
+    from unetkit.testing.run import check_part as check_part
+    from unetkit.testing.run import check_plugin as check_plugin
+    from unetkit.testing.run import jobs_of_part as jobs_of_part
+    from unetkit.testing.run import jobs_of_plugin as jobs_of_plugin
+
+_HOMES = {
+    "CHECKS": "unetkit.testing.catalogue",
+    "Nonconformity": "unetkit.testing.results",
+    "Result": "unetkit.testing.results",
+    "assert_conforms": "unetkit.testing.run",
+    "check_part": "unetkit.testing.run",
+    "check_plugin": "unetkit.testing.run",
+    "jobs_of_part": "unetkit.testing.run",
+    "jobs_of_plugin": "unetkit.testing.run",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'unetkit.testing' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

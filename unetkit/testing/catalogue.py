@@ -1,0 +1,71 @@
+"""Every check in order: its name, what it asks, of which kinds, and which checks it builds on. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from unetkit.registry import KINDS
+
+#: The kinds that are made and called; a recipe is only read.
+MODULES = tuple(kind.title for kind in KINDS if kind.title != "recipe")
+EVERY = (*MODULES, "recipe")
+PLUGIN = ("plugin",)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question that is asked of a part.
+
+    Attributes:
+        name: short, as a result and a test's id have it.
+        title: what the part promises.
+        home: the function that asks, "module:function" within `unetkit.testing.checks`.
+        kinds: titles of the kinds that it is asked of; "plugin" for a question to the plugin itself.
+        needs: checks that must pass before it, since it would only say their failure again.
+    """
+
+    name: str
+    title: str
+    home: str
+    kinds: tuple[str, ...] = MODULES
+    needs: tuple[str, ...] = ("made",)
+
+
+_STEADY = ("made", "state")
+_WHOLE = ("forward", "channels", "size", "gradients", "inputs", "state", "state_dict")
+#: A network is looked at on the meta device, as a copy, when it is built.
+_BUILT = (*_WHOLE, "deepcopy", "meta")
+
+CHECKS = (
+    Check("signature", "the wiring is positional, options keyword-only", "words:wiring", EVERY, ()),
+    Check("option types", "the grammar reads every option and its default", "words:types_", EVERY, ()),
+    Check("documented", "a summary, and a line of help for every option", "words:documented", EVERY, ()),
+    Check("made", "the builder's wiring makes a module that declares itself", "shapes:made", needs=("signature",)),
+    Check("unknown option", "an option that there is not is refused", "words:unknown", EVERY, ("signature", "made")),
+    Check("forward", "odd sizes, 1x1, one sample and several pass in train and eval", "shapes:forward"),
+    Check("channels", "the channels are those declared or asked for", "shapes:channels"),
+    Check("size", "height and width are what the kind promises", "shapes:size", needs=("made", "channels")),
+    Check("logits", "a head gives logits, not probabilities", "shapes:logits", ("head",)),
+    Check("inputs", "inputs are left as they were", "passes:inputs"),
+    Check("state", "in eval a pass leaves nothing behind and draws nothing", "passes:state"),
+    Check("gradients", "finite gradients reach every parameter, and pass through", "passes:gradients", needs=_STEADY),
+    Check("batch", "in eval the samples of a batch do not mix", "passes:batch", needs=(*_STEADY, "channels")),
+    Check("seed", "a seed fixes weights and passes", "copies:seed", needs=_STEADY),
+    Check("state_dict", "the state_dict carries all that matters", "copies:state_dict", needs=_STEADY),
+    Check("deepcopy", "a deep copy is equal and shares nothing", "copies:deep_copy", needs=(*_STEADY, "state_dict")),
+    Check("dtype", "in float64 it computes in float64", "forms:dtype", needs=(*_STEADY, "state_dict")),
+    Check("meta", "it is made and passed on the meta device, without values", "forms:meta", needs=_STEADY),
+    Check(
+        "export", "torch.export gives one program for every size", "forms:export", needs=("forward", "state", "meta")
+    ),
+    Check("channels_last", "channels_last memory gives equal outputs", "forms:channels_last", needs=_STEADY),
+    Check("options", "every choice of an option keeps the promises too", "shapes:options", needs=_WHOLE),
+    Check("network", "a network with it trains, keeps its size, is saved and loaded", "networks:network", needs=_BUILT),
+    Check("plan", "a plan that names no other recipe and reads back", "networks:plan", ("recipe",), ("signature",)),
+    Check("own size", "its network passes its own size on meta", "networks:own_size", ("recipe",), ("plan",)),
+    Check("loads", "the plugin loads, registers and adds something", "plugins:loads", PLUGIN, ()),
+    Check("light", "importing and registering it imports no torch", "plugins:light", PLUGIN, ("loads",)),
+    Check("sources", "the libraries that it adds list their names", "plugins:sources", PLUGIN, ("loads",)),
+    Check("commands", "its commands have help and names of their own", "plugins:commands", PLUGIN, ("loads",)),
+    Check("wraps", "models that it wraps predict, train, are saved and copied", "plugins:wraps", PLUGIN, ("loads",)),
+)

@@ -1,0 +1,1 @@
+"""The checks, each a function of a subject that raises Nonconformity or NothingToCheck."""

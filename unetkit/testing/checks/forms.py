@@ -1,0 +1,122 @@
+"""Checks of a part in another form: float64, the meta device, an exported program, channels_last memory."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unetkit.testing.checks.passes import CLOSE
+from unetkit.testing.contract import Contract, Wiring
+from unetkit.testing.inputs import Input, by
+from unetkit.testing.results import Nonconformity, NothingToCheck, one_line
+from unetkit.testing.subject import Subject, apart
+
+
+@contextmanager
+def _telling(where: str) -> Iterator[None]:
+    """What a part raises, as a nonconformity."""
+    try:
+        yield
+    except (Nonconformity, NothingToCheck):
+        raise
+    except Exception as error:
+        raise Nonconformity(f"{where}fails with {one_line(error)}") from error
+
+
+def dtype(subject: Subject) -> None:
+    """A part in float64 takes float64 and gives it back."""
+    for wiring, given in subject.samples():
+        part = subject.make(wiring).eval().double()
+        where = f"{subject.where(wiring)}in float64 (part.double()) it "
+        with _telling(where):
+            outputs = subject.run(part, given.map(Tensor.double))
+        if wrong := [out.dtype for out in outputs if out.dtype != torch.float64]:
+            raise Nonconformity(f"{where}gives {wrong[0]}; make tensors with the dtype of what it is given")
+
+
+def meta(subject: Subject) -> None:
+    """Made under torch.device("meta") it holds no values, and needs none to pass."""
+    for wiring, given in subject.samples():
+        where = subject.where(wiring)
+        with _telling(f"{where}made under torch.device('meta') it "), torch.device("meta"):
+            part = subject.make(wiring).eval()
+        for name, tensor in chain(part.named_parameters(), part.named_buffers()):
+            if not tensor.is_meta:
+                raise Nonconformity(
+                    f"{where}made under torch.device('meta'), {name} is on {tensor.device}; "
+                    "make tensors with torch's own functions and no device, and read none of them"
+                )
+        # Outside of the device's context, so that a tensor that the pass makes on the cpu shows.
+        with _telling(f"{where}a pass on the meta device (it has shapes but no values; so a gpu has another device) "):
+            gave = subject.run(part, given.map(lambda x: x.to("meta")))
+        real = subject.run(subject.make(wiring).eval(), given)
+        if wrong := [a for a, b in zip(gave, real, strict=True) if a.shape != b.shape or not a.is_meta]:
+            raise Nonconformity(f"{where}on the meta device it gives {by(wrong[0].shape)} on {wrong[0].device}")
+
+
+class _Probe(nn.Module):
+    """A part as torch.export takes it: called as a network calls it, sizes computed from those of the map."""
+
+    def __init__(self, contract: Contract, part: nn.Module, wiring: Wiring) -> None:
+        super().__init__()
+        self.contract = contract
+        self.part = part
+        self.wiring = wiring
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Any:
+        given = Input((x,) if skip is None else (x, skip))
+        return self.contract.call(self.part, self.contract.asking(given, self.wiring))
+
+
+def export(subject: Subject) -> None:
+    """A program that is exported at one size gives the part's own outputs at others."""
+    wiring = subject.samples()[0][0]
+    part = subject.make(wiring).eval()
+    least, given = subject.contract.exported(part, wiring)
+    where = subject.where(wiring)
+    with warnings.catch_warnings(), _telling(f"{where}torch.export at {given[0]} "):
+        warnings.simplefilter("ignore")  # torch's own; what the part warns of is heard in every other check
+        program = _exported(_Probe(subject.contract, part, wiring), given[0], least)
+    for other in given:
+        try:
+            with torch.no_grad():
+                outputs = program(*other.tensors)
+        except Exception as error:
+            raise Nonconformity(
+                f"{where}exported at {given[0]}, it does not take {other} ({one_line(error)}): "
+                "a size was fixed; take sizes from x.shape in the pass, and do not branch on them"
+            ) from error
+        outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+        if (difference := apart(outputs, subject.run(part, other))) > CLOSE:
+            raise Nonconformity(
+                f"{where}exported at {given[0]}, it gives other outputs (by up to {difference:.2g}) at {other}: "
+                "a size was fixed; take sizes from x.shape in the pass"
+            )
+
+
+def _exported(probe: _Probe, given: Input, least: int) -> Any:
+    any_size = {i: torch.export.Dim.AUTO(min=least) for i in (2, 3)}
+    with torch.no_grad():
+        program = torch.export.export(probe, given.tensors, dynamic_shapes=tuple(any_size for _ in given.tensors))
+    return program.module()
+
+
+def channels_last(subject: Subject) -> None:
+    """In channels_last memory, part and inputs, it gives equal outputs."""
+    for wiring, given in subject.samples():
+        part = subject.make(wiring).eval()
+        plain = subject.run(part, given)
+        where = subject.where(wiring, given)
+        with _telling(f"{where}in channels_last memory it "):
+            part.to(memory_format=torch.channels_last)
+            last = subject.run(part, given.map(lambda x: x.contiguous(memory_format=torch.channels_last)))
+        if (difference := apart(last, plain)) > CLOSE:
+            raise Nonconformity(
+                f"{where}in channels_last memory it gives outputs that differ by up to {difference:.2g}"
+            )

@@ -1,0 +1,156 @@
+"""Checks of what a pass does beside its output: to gradients, to inputs, to the part itself, from sample to sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unetkit.testing.contract import Outputs, Wiring
+from unetkit.testing.inputs import Input, drawn
+from unetkit.testing.results import Nonconformity, one_line
+from unetkit.testing.subject import Subject, apart
+
+#: Sums in another order differ by less than this, other numbers by more.
+CLOSE = 1e-4
+
+
+def gradients(subject: Subject) -> None:
+    """In training, over all inputs, a finite gradient reaches every parameter, and one comes out at the other end."""
+    for wiring, _ in subject.samples(training=True):
+        reached(subject, wiring, subject.contract.few(subject.passing(wiring, training=True)), {})
+
+
+def reached(subject: Subject, wiring: Wiring, inputs: list[Input], options: dict[str, Any]) -> None:
+    """The same for one wiring. Raises Nonconformity with the names of the parameters that none reaches."""
+    part = subject.make(wiring, **options).train()
+    where = subject.where(wiring)
+    leaves: list[Tensor] = []
+    for given in inputs:
+        mine = given.map(lambda x: x.clone().requires_grad_())
+        leaves += mine.tensors
+        # A clone, so that a part that writes on its input is told so by the check of that.
+        outputs = subject.contract.outputs(part, mine.map(torch.clone))
+        graded = [out for out in outputs if out.requires_grad]
+        if not graded:
+            raise Nonconformity(
+                f"{where}its output carries no gradient; something in it is detached, or not differentiable"
+            )
+        try:
+            torch.autograd.backward([(out * drawn(*out.shape)).sum() for out in graded])
+        except RuntimeError as error:
+            raise Nonconformity(f"{subject.where(wiring, given, True)}backward fails with {one_line(error)}") from error
+    _every(part, where)
+    if subject.kind.title != "encoder" and not any(leaf.grad is not None for leaf in leaves):
+        raise Nonconformity(f"{where}no gradient reaches its inputs, so that nothing before it learns")
+
+
+def _every(part: nn.Module, where: str) -> None:
+    trained = {name: p for name, p in part.named_parameters() if p.requires_grad}
+    if missed := [name for name, p in trained.items() if p.grad is None]:
+        raise Nonconformity(f"{where}no gradient reaches {_list(missed)}: unused, or cut off by detach or no_grad")
+    if wild := [name for name, p in trained.items() if p.grad is not None and not p.grad.isfinite().all()]:
+        raise Nonconformity(f"{where}the gradient of {_list(wild)} is not finite")
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def inputs(subject: Subject) -> None:
+    """No input is written on, in eval or training."""
+    for training in (False, True):
+        for wiring, given in subject.samples(training=training):
+            mine = given.fresh()
+            versions = [x._version for x in mine.tensors]
+            with torch.set_grad_enabled(training):
+                subject.contract.outputs(subject.make(wiring).train(training), mine)
+            changed = [
+                x._version != version or not torch.equal(x, before)
+                for x, version, before in zip(mine.tensors, versions, given.tensors, strict=True)
+            ]
+            if any(changed):
+                which = "its input" if len(changed) == 1 else "the skip" if not changed[0] else "the map"
+                raise Nonconformity(
+                    f"{subject.where(wiring, given, training)}changes {which} in place, which others still use"
+                )
+
+
+def state(subject: Subject) -> None:
+    """In eval an output depends on the input alone; buffers and the names in the state_dict stay."""
+    for wiring, given in subject.samples():
+        part = subject.make(wiring).eval()
+        where = subject.where(wiring)
+        before = {name: value.clone() for name, value in part.state_dict().items()}
+        buffers = {name: value.clone() for name, value in part.named_buffers()}
+        first = subject.run(part, given)
+        _kept(part, before, buffers, where)
+        _draws_nothing(subject, part, wiring, given, first)
+        _after_another(subject, part, wiring, given, first)
+
+
+def _kept(part: nn.Module, before: dict[str, Tensor], buffers: dict[str, Tensor], where: str) -> None:
+    if added := [name for name in part.state_dict() if name not in before]:
+        raise Nonconformity(f"{where}a pass adds {_list(added)} to the state_dict; make every layer in __init__")
+    changed = [name for name, value in part.named_buffers() if name not in buffers or apart((value,), (buffers[name],))]
+    if changed:
+        raise Nonconformity(f"{where}a pass in eval changes the buffer {_list(changed)}; do that in training only")
+    if moved := [name for name, value in part.state_dict().items() if apart((value,), (before[name],))]:
+        raise Nonconformity(f"{where}a pass in eval changes {_list(moved)}")
+
+
+def _after_another(subject: Subject, part: Any, wiring: Wiring, given: Input, first: Outputs) -> None:
+    """After a pass of one input, others come out of the part as they do of a new one."""
+    where = subject.where(wiring)
+    for other in subject.contract.few(subject.passing(wiring, training=False)):
+        try:
+            after = subject.run(part, other)
+        except Exception as error:
+            why = error if isinstance(error, Nonconformity) else one_line(error)
+            raise Nonconformity(
+                f"{where}after a batch of {given}, a batch of {other} fails ({why}), which passes a new part: "
+                "something is kept from call to call"
+            ) from error
+        new = subject.make(wiring).eval()
+        difference = apart(after, subject.run(new, other)) if _alike(part, new) else 0.0
+        if difference or (difference := apart(subject.run(part, given), first)):
+            raise Nonconformity(
+                f"{where}in eval a batch of {other} and one of {given} give other outputs (by up to {difference:.2g}) "
+                "when one comes after the other: something is kept from call to call"
+            )
+
+
+def _alike(part: nn.Module, other: nn.Module) -> bool:
+    """Whether two parts have the same weights, which the check of the seed asks for."""
+    mine, theirs = part.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and not any(apart((mine[name],), (theirs[name],)) for name in mine)
+
+
+def _draws_nothing(subject: Subject, part: Any, wiring: Wiring, given: Input, first: Outputs) -> None:
+    where = subject.where(wiring)
+    if difference := apart(subject.run(part, given), first):
+        raise Nonconformity(
+            f"{where}in eval two passes of one input in a row differ by up to {difference:.2g}, under one seed: "
+            "something is kept from call to call, or drawn elsewhere"
+        )
+    if difference := apart(subject.run(part, given, seed=2), first):
+        raise Nonconformity(
+            f"{where}in eval two passes of one input differ by up to {difference:.2g}: "
+            "it draws random numbers; ask self.training first"
+        )
+
+
+def batch(subject: Subject) -> None:
+    """In eval each sample of a batch comes out as it does alone."""
+    for wiring, given in subject.samples():
+        part = subject.make(wiring).eval()
+        together = subject.run(part, given)
+        for index in range(given.batch):
+            alone = subject.run(part, given.map(lambda x, i=index: x[i : i + 1]))  # type: ignore[misc]
+            difference = apart(tuple(out[index : index + 1] for out in together), alone)
+            if difference > CLOSE:
+                raise Nonconformity(
+                    f"{subject.where(wiring, given, False)}sample {index} comes out otherwise (by up to "
+                    f"{difference:.2g}) than alone: samples are mixed"
+                )

@@ -1,0 +1,157 @@
+"""Checks of a plugin itself: that it loads, how light it is, its sources, its commands, the models that it wraps."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from unetkit import signature
+from unetkit.commands import COMMANDS
+from unetkit.errors import UnetkitError
+from unetkit.plan import Plan
+from unetkit.plugins import Host
+from unetkit.registry import Plugin
+from unetkit.testing.results import Nonconformity, NothingToCheck, one_line
+
+#: Run apart, since here torch is imported already.
+_LOADED = """
+import json, sys
+target, sys.path[:] = json.loads(sys.argv[1])
+from unetkit.plugins import load_host
+host = load_host([target] if target else [], isolated=True)
+print(json.dumps([host.plugins[-1].error, host.plugins[-1].heavy]))
+"""
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A plugin that is checked.
+
+    Attributes:
+        host: what loaded it, and nothing else but unetkit's own parts.
+        plugin: itself.
+        target: what it was loaded by; "" for unetkit's own parts.
+    """
+
+    host: Host
+    plugin: Plugin
+    target: str
+
+
+def loads(guest: Guest) -> None:
+    """It is loaded, and adds a part, a library of parts, a wrap of models or a command."""
+    if not guest.plugin.loaded:
+        raise Nonconformity(f"it does not load: {guest.plugin.error}")
+    hooks = ("unetkit_wrap_model", "unetkit_register_commands")
+    adds = any(guest.host.implements(hook, guest.plugin) for hook in hooks)
+    if not (adds or guest.host.parts.of(guest.plugin.name) or _sources(guest)):
+        raise Nonconformity(
+            "it adds nothing: mark its functions unetkit_register(parts) and so on with @unetkit.hookimpl"
+        )
+
+
+def light(guest: Guest) -> None:
+    """Loading it in a process of its own imports nothing that takes long."""
+    said = json.dumps([guest.target, sys.path])
+    done = subprocess.run([sys.executable, "-c", _LOADED, said], capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise Nonconformity(f"in a process of its own it does not load: {last}")
+    error, heavy = json.loads(done.stdout.splitlines()[-1])
+    if error:
+        raise Nonconformity(f"in a process of its own it does not load: {error}")
+    if heavy:
+        raise Nonconformity(
+            f"imports {' and '.join(heavy)} when it registers, which slows every unetkit command; "
+            'register by "module:attr", and import torch in that module'
+        )
+
+
+def _sources(guest: Guest) -> list[Any]:
+    name = guest.plugin.name
+    return [source for registry in guest.host.parts for source in registry.sources.values() if source.owner == name]
+
+
+def sources(guest: Guest) -> None:
+    """Each library of parts lists at least one name, as text, none twice, and has a factory with a docstring."""
+    if not (found := _sources(guest)):
+        raise NothingToCheck("it adds no library of parts")
+    for source in found:
+        names = _listed(source)
+        if not names or not all(isinstance(name, str) and name for name in names):
+            raise Nonconformity(f"source {source.name}: {source.names} lists {names!r:.80}; promised are names")
+        if len(set(names)) < len(names):
+            raise Nonconformity(f"source {source.name}: {source.names} lists a name twice")
+        if not signature.read(source.factory).summary:
+            raise Nonconformity(f"source {source.name}: its factory has no docstring")
+
+
+def _listed(source: Any) -> list[Any]:
+    try:
+        return list(source.listing())
+    except Exception as error:
+        raise Nonconformity(f"source {source.name}: {source.names} fails with {one_line(error)}") from error
+
+
+def commands(guest: Guest) -> None:
+    """Each command has help; what fails here would fail every `unetkit --help`."""
+    if not guest.host.implements("unetkit_register_commands", guest.plugin):
+        raise NothingToCheck("it adds no command")
+    group = click.Group("unetkit")
+    try:
+        guest.host.hook("unetkit_register_commands", guest.plugin)(cli=group)
+    except Exception as error:
+        raise Nonconformity(f"unetkit_register_commands fails with {one_line(error)}") from error
+    if not group.commands:
+        raise Nonconformity(
+            "unetkit_register_commands adds no command: write @cli.command() above a function within it"
+        )
+    for name, command in group.commands.items():
+        if name in COMMANDS:
+            raise Nonconformity(f"command {name!r} is unetkit's own; rename it")
+        if not command.get_short_help_str():
+            raise Nonconformity(f"command {name!r} has no help; give its function a docstring")
+        for parameter in command.params:
+            if isinstance(parameter, click.Option) and not parameter.help and not parameter.hidden:
+                raise Nonconformity(f"command {name!r}: {parameter.opts[0]} has no help")
+
+
+def wraps(guest: Guest) -> None:
+    """A plain network, and one with each part that it adds, stays a model whose line says what it is."""
+    if not guest.host.implements("unetkit_wrap_model", guest.plugin):
+        raise NothingToCheck("it wraps no model")
+    from unetkit.builder import build
+    from unetkit.testing.checks.networks import comes_back, predicts, trains
+    from unetkit.testing.inputs import drawn
+
+    x = drawn(2, 3, 21, 27)
+    for index, words in enumerate(_networks(guest)):
+        said = f"`{Plan.of(**words)}`: "
+        guest.plugin.error = ""
+        try:
+            model: Any = build(**words, seed=0, parts=guest.host.parts)
+        except UnetkitError as error:
+            if index and not guest.plugin.error:
+                continue  # a part may refuse this network; that it has one is the part's own check
+            raise Nonconformity(f"{said}{error}") from error
+        if guest.plugin.error:
+            raise Nonconformity(f"{said}unetkit_wrap_model fails: {guest.plugin.error}")
+        trains(model, x, said)
+        predicts(model, x, said)
+        comes_back(model, x, guest.host.parts, said)
+        comes_back(copy.deepcopy(model), x, guest.host.parts, f"{said}a deep copy: ")
+
+
+def _networks(guest: Guest) -> Iterator[dict[str, Any]]:
+    base = {"encoder": "plain:widths=[4,8,16]"}
+    yield base
+    for entry in guest.host.parts.of(guest.plugin.name):
+        if entry.kind.word not in ("encoder", "recipe"):
+            yield {**base, entry.kind.word: entry.name}

@@ -1,0 +1,110 @@
+"""Checks of making a part and of what comes out: that it passes, its channels, sizes and every choice of an option."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from typing import Any, Literal, Union, get_args, get_origin
+
+import torch
+
+from unetkit import values
+from unetkit.errors import UnetkitError
+from unetkit.testing.checks.passes import reached
+from unetkit.testing.results import Nonconformity, NothingToCheck, one_line
+from unetkit.testing.subject import Run, Subject
+
+
+def made(subject: Subject) -> None:
+    """It is a torch module, made from at least one wiring, and declares what its kind asks for."""
+    _ = subject.wirings
+
+
+def forward(subject: Subject) -> None:
+    """Every input passes in eval and in training."""
+    for run in subject.runs:
+        if run.error not in ("", "torch"):
+            raise Nonconformity(subject.where(run.wiring, run.given, run.training) + run.error)
+
+
+def channels(subject: Subject) -> None:
+    """The channels and the batch of every output are those promised."""
+    _first_fault(subject, "channels")
+
+
+def size(subject: Subject) -> None:
+    """Height and width of every output are those promised."""
+    _first_fault(subject, "size")
+
+
+def _first_fault(subject: Subject, what: Literal["channels", "size"]) -> None:
+    subject.samples()
+    for run in subject.runs:
+        if fault := getattr(run, what):
+            raise Nonconformity(subject.where(run.wiring, run.given, run.training) + fault)
+
+
+def logits(subject: Subject) -> None:
+    """Large inputs bring some output of a head below 0 or above 1."""
+    for wiring, given in subject.samples():
+        large = given.map(lambda x: 100 * x)
+        out = torch.cat([out.flatten() for out in subject.run(subject.make(wiring).eval(), large)])
+        if out.min() >= 0 and out.max() <= 1:
+            raise Nonconformity(
+                f"{subject.where(wiring)}every output lies in [0, 1]: a head gives logits; leave sigmoid and softmax "
+                "to the loss"
+            )
+
+
+def options(subject: Subject) -> None:
+    """Each choice of a bool or a Literal makes a part that keeps its promises; it may refuse one by an UnetkitError."""
+    choices = list(_choices(subject))
+    if not choices:
+        raise NothingToCheck("it has no option of few choices")
+    for name, value, kind in choices:
+        said = f"with {name}={values.to_text(value, kind)}, "
+        try:
+            _keeps(subject, {name: value})
+        except Nonconformity as fault:
+            raise Nonconformity(said + str(fault).removeprefix("with ")) from fault
+
+
+def _choices(subject: Subject) -> Iterator[tuple[str, Any, Any]]:
+    for option in subject.signature.options:
+        if option.name == "pretrained":
+            continue  # the builder's own word: it would go and fetch weights
+        default = subject.options.get(option.name, option.default)
+        for value in _finite(option.type):
+            if value != default or type(value) is not type(default):
+                yield option.name, value, option.type
+
+
+def _finite(kind: Any) -> tuple[Any, ...]:
+    """The values of a type that has few."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    if get_origin(kind) in (Union, types.UnionType):
+        return tuple(value for member in get_args(kind) for value in _finite(member))
+    if kind is bool:
+        return (False, True)
+    return (None,) if kind in (None, type(None)) else ()
+
+
+def _keeps(subject: Subject, option: dict[str, Any]) -> None:
+    for wiring in subject.wirings[:2] if subject.kind.title != "encoder" else subject.wirings[:1]:
+        try:
+            part = subject.make(wiring, **option)
+        except UnetkitError:
+            continue
+        except Exception as error:
+            raise Nonconformity(f"{subject.where(wiring)}making it fails with {one_line(error)}") from error
+        subject.declared(part, wiring)
+        runs = list(subject.runs_of(wiring, subject.contract.few(subject.contract.inputs(part, wiring)), **option))
+        for run in runs:
+            if fault := _fault(run):
+                raise Nonconformity(subject.where(wiring, run.given, run.training) + fault)
+        reached(subject, wiring, [run.given for run in runs if run.training and not run.error], option)
+
+
+def _fault(run: Run) -> str:
+    return ("" if run.error == "torch" else run.error) or run.channels or run.size

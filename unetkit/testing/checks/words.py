@@ -1,0 +1,137 @@
+"""Checks of what a factory says of itself: its signature, its options and their help."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from inspect import Parameter
+from typing import Any, Literal, Union, get_args, get_origin
+
+from torch import nn
+
+from unetkit import signature, values
+from unetkit.errors import BadOption, UnetkitError
+from unetkit.resolve import typed_options
+from unetkit.testing.results import Nonconformity, one_line
+from unetkit.testing.subject import Subject
+
+_READABLE = (int, float, str, bool, None, type(None))
+#: An option that no part has.
+_UNHEARD = "unheard_of"
+
+
+def _parameters(subject: Subject) -> list[Parameter]:
+    if getattr(subject.written, "__init__", None) is nn.Module.__init__:
+        return []  # it is written with *args and **kwargs, and refuses both
+    try:
+        return list(inspect.signature(subject.written).parameters.values())
+    except (TypeError, ValueError):
+        raise Nonconformity(f"{subject.written!r} has no signature to read; wrap it in a function") from None
+
+
+def wiring(subject: Subject) -> None:
+    """Positional parameters are the wiring that the builder supplies, everything else is keyword-only."""
+    parameters = _parameters(subject)
+    for parameter in parameters:
+        if parameter.kind is Parameter.VAR_KEYWORD:
+            raise Nonconformity(f"takes **{parameter.name}, so an option that there is not would be taken in silence")
+        if parameter.kind is Parameter.VAR_POSITIONAL:
+            raise Nonconformity(f"takes *{parameter.name}; name the wiring, one parameter each")
+    has = [p.name for p in parameters if p.kind is not Parameter.KEYWORD_ONLY]
+    of_source = subject.entry is not None and subject.entry.source is not None
+    wanted = [*subject.contract.names, *(["name"] if of_source else [])]
+    if len(has) > len(wanted):
+        extra = has[len(wanted)]
+        raise Nonconformity(f"{extra!r} is positional, but no wiring; write it after a *, so that it is an option")
+    if len(has) < len(wanted):
+        raise Nonconformity(f"takes ({', '.join(has)}); the builder gives ({', '.join(wanted)})")
+    given = dict(subject.spec.options)
+    required = [p.name for p in parameters if p.kind is Parameter.KEYWORD_ONLY and p.default is Parameter.empty]
+    if bare := [name for name in required if name not in given]:
+        raise Nonconformity(f"option {bare[0]!r} has no default, so its name alone does not make the part; give it one")
+
+
+def types_(subject: Subject) -> None:
+    """Every option is of a type that the grammar reads, and its default survives being written and read."""
+    known = signature.read(subject.written)
+    for parameter in _parameters(subject):
+        if parameter.kind is Parameter.KEYWORD_ONLY:
+            option = next(o for o in known.options if o.name == parameter.name)
+            _readable(option, parameter.annotation)
+    _one_source(subject, known)
+
+
+def _readable(option: signature.Option, annotation: Any) -> None:
+    if annotation is Parameter.empty:
+        raise Nonconformity(f"option {option.name!r} has no annotation; without one it is read as text")
+    if not _is_readable(option.type) or (option.type is str and annotation not in (str, "str")):
+        raise Nonconformity(
+            f"option {option.name!r} is annotated {_written(annotation)}, which the grammar cannot read; "
+            "it reads int, float, str, bool, None, tuple, Literal and unions of these"
+        )
+    if option.required:
+        return
+    text = values.to_text(option.default, option.type)
+    try:
+        back = values.from_text(text, option.type)
+    except ValueError:
+        back = inspect.Parameter.empty
+    if back != option.default:
+        what = f"the default {option.default!r} of option {option.name!r}"
+        raise Nonconformity(f"{what} is no {_written(annotation)}: it would be written {text}, and not read back")
+
+
+def _is_readable(kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return True
+    if get_origin(kind) in (Union, types.UnionType, tuple):
+        return all(_is_readable(member) for member in get_args(kind) if member is not Ellipsis)
+    return any(kind is known for known in _READABLE)
+
+
+def _written(annotation: Any) -> str:
+    if isinstance(annotation, str):
+        return annotation
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+
+
+def _one_source(subject: Subject, imported: signature.Signature) -> None:
+    """What is read from the source text, without importing, is what the imported factory says."""
+    if subject.entry is None or not isinstance(subject.entry.factory, str):
+        return
+    read = signature.read(subject.entry.factory)
+    if read.options != imported.options or read.summary != imported.summary:
+        names = [o.name for o in read.options], [o.name for o in imported.options]
+        raise Nonconformity(
+            f"its source says options ({', '.join(names[0])}), and imported it has ({', '.join(names[1])}), or their "
+            "types, defaults or help differ; let the class or function of that name be what is registered"
+        )
+
+
+def documented(subject: Subject) -> None:
+    """A summary, and help for every option."""
+    if not subject.signature.summary:
+        raise Nonconformity("has no docstring; its first line is what `unetkit list` shows")
+    if bare := [option.name for option in subject.signature.options if not option.help]:
+        line = f"{bare[0]}: what it does"
+        raise Nonconformity(f"option {bare[0]!r} has no help; write a line `{line}` under Args: in the docstring")
+
+
+def unknown(subject: Subject) -> None:
+    """An option that there is not is refused by the factory and by the grammar."""
+    wirings = subject.contract.wirings if subject.kind.title == "recipe" else subject.wirings
+    try:
+        subject.factory(*(wirings[0] if wirings else ()), **{**subject.options, _UNHEARD: 1})
+    except (TypeError, UnetkitError):
+        pass
+    except Exception as error:
+        raise Nonconformity(
+            f"an unknown option ends in {one_line(error)}; let Python raise its TypeError by taking no **kwargs"
+        ) from error
+    else:
+        raise Nonconformity(f"takes an option that it has not ({_UNHEARD}=1) in silence")
+    try:
+        typed_options(subject.kind.word, subject.spec.with_options({_UNHEARD: "1"}), subject.signature)
+    except BadOption:
+        return
+    raise Nonconformity(f"its signature has {_UNHEARD}")  # pragma: no cover

@@ -1,0 +1,56 @@
+"""For pytest: one test for each check of each part of a plugin. It is loaded in every run, so it imports nothing else.
+
+@pytest.mark.unetkit("my-gate")  # the name of an installed plugin, a module, or a file
+def test_conforms(unetkit_check):
+    unetkit_check()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from unetkit.testing.run import Job
+
+_HELP = "unetkit(target): one test for each check that unetkit.testing makes of a plugin, through `unetkit_check`"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the marker known, so that --strict-markers takes it."""
+    config.addinivalue_line("markers", _HELP)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test a check."""
+    marker = metafunc.definition.get_closest_marker("unetkit")
+    if marker is None or "unetkit_check" not in metafunc.fixturenames:
+        return
+    if len(marker.args) != 1 or marker.kwargs:
+        raise pytest.UsageError(f"{metafunc.definition.nodeid}: write @pytest.mark.unetkit(target), with one target")
+    from unetkit.testing.run import jobs_of_plugin
+
+    beside = metafunc.definition.path.parent / str(marker.args[0])
+    target = str(beside) if beside.suffix == ".py" and beside.is_file() else marker.args[0]
+    jobs = jobs_of_plugin(target)
+    ids = [f"{job.part}: {job.check}" for job in jobs]
+    metafunc.parametrize("unetkit_check", jobs, ids=ids, indirect=True)
+
+
+@pytest.fixture
+def unetkit_check(request: pytest.FixtureRequest) -> Callable[[], None]:
+    """Call it to make the check; it fails or skips the test with one line."""
+    job: Job | None = getattr(request, "param", None)
+    if job is None:
+        raise pytest.UsageError(f"{request.node.nodeid}: mark the test with @pytest.mark.unetkit(target)")
+
+    def check() -> None:
+        result = job.run()
+        if result.outcome == "failed":
+            pytest.fail(f"{result.message} (promised: {job.title})", pytrace=False)
+        if result.outcome == "skipped":
+            pytest.skip(result.message)
+
+    return check

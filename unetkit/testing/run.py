@@ -1,0 +1,174 @@
+"""Runs checks: of one part, or of a plugin and every part that it adds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from unetkit import signature
+from unetkit.errors import BadOption, UnetkitError
+from unetkit.plan import PartSpec
+from unetkit.plugins import default_parts, load_host
+from unetkit.registry import Parts
+from unetkit.resolve import typed_options
+from unetkit.testing.catalogue import CHECKS, Check
+from unetkit.testing.results import Nonconformity, NothingToCheck, Result, one_line
+
+_BY_NAME = {check.name: check for check in CHECKS}
+
+
+@dataclass
+class _Examined:
+    """What is checked, made when the first check asks, and what each check found of it."""
+
+    title: str
+    kind: str
+    find: Callable[[], Any]
+    found: dict[str, Result] = field(default_factory=dict)
+
+    @cached_property
+    def subject(self) -> Any:
+        return self.find()
+
+    def checks(self) -> list[Check]:
+        return [check for check in CHECKS if self.kind in check.kinds]
+
+    def result(self, name: str) -> Result:
+        if name not in self.found:
+            self.found[name] = self._asked(_BY_NAME[name])
+        return self.found[name]
+
+    def _asked(self, check: Check) -> Result:
+        for need in check.needs:
+            if self.kind in _BY_NAME[need].kinds and self.result(need).outcome != "passed":
+                return Result(self.title, check.name, "skipped", f"it builds on {need}, which did not pass")
+        try:
+            self._ask(signature.load(f"unetkit.testing.checks.{check.home}"))
+        except NothingToCheck as reason:
+            return Result(self.title, check.name, "skipped", str(reason))
+        except Nonconformity as fault:
+            return Result(self.title, check.name, "failed", " ".join(str(fault).split()))
+        except Exception as error:
+            why = str(error) if isinstance(error, UnetkitError) else one_line(error)
+            return Result(self.title, check.name, "failed", why)
+        return Result(self.title, check.name, "passed")
+
+    def _ask(self, check: Callable[[Any], None]) -> None:
+        if self.kind == "plugin":
+            check(self.subject)
+            return
+        import torch
+
+        with torch.random.fork_rng(devices=[]):  # a seed that the caller has set stays in force
+            check(self.subject)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One check that is still to be made. Calling `run` makes it, and what it builds on.
+
+    Attributes:
+        part: as in Result.
+        check: its name.
+        title: what it asks.
+        run: makes it, once.
+    """
+
+    part: str
+    check: str
+    title: str
+    run: Callable[[], Result]
+
+
+def _jobs(examined: _Examined) -> list[Job]:
+    return [
+        Job(examined.title, check.name, check.title, partial(examined.result, check.name))
+        for check in examined.checks()
+    ]
+
+
+def jobs_of_part(kind: str, part: Any, *, parts: Parts | None = None) -> list[Job]:
+    """The checks of one part, not yet made: for showing progress. See `check_part`."""
+    parts = default_parts() if parts is None else parts
+    title, spec = parts[kind].kind.title, PartSpec.of(part)
+    if spec.then:
+        raise BadOption(f"{spec}: blocks that follow one another are checked each by itself")
+    if spec.factory is None and spec.options:
+        typed_options(parts[kind].kind.word, spec, parts[kind].get(spec.name).signature)
+    elif spec.factory is None:
+        parts[kind].get(spec.name)
+
+    def find() -> Any:
+        from unetkit.testing.subject import Subject
+
+        return Subject(kind, spec, parts)
+
+    name = spec.name.rpartition(".")[2] if spec.factory is not None else str(spec)
+    return _jobs(_Examined(f"{title} {name}", title, find))
+
+
+def jobs_of_plugin(target: str | Path | ModuleType) -> list[Job]:
+    """The checks of a plugin and of every part that it adds, not yet made. See `check_plugin`."""
+    ours = target == "unetkit"
+    host = load_host([] if ours else [target], isolated=True)
+    plugin = host.plugins[-1]
+
+    def find() -> Any:
+        from unetkit.testing.checks.plugins import Guest
+
+        return Guest(host, plugin, "" if ours else target.__name__ if isinstance(target, ModuleType) else str(target))
+
+    jobs = _jobs(_Examined("plugin", "plugin", find))
+    for entry in host.parts.of(plugin.name) if plugin.loaded else ():
+        jobs += jobs_of_part(entry.kind.word, entry.name, parts=host.parts)
+    return jobs
+
+
+def check_part(kind: str, part: Any, *, parts: Parts | None = None) -> list[Result]:
+    """Ask one part everything that its kind promises.
+
+    Args:
+        kind: "encoder", "upsampler", "fusion", "align", "block", "head" or "recipe".
+        part: a name with options, a PartSpec, or a class or callable, which needs no plugin yet.
+        parts: where names are looked up; all that is installed, if None.
+
+    Returns:
+        One Result for each check, in order.
+
+    Raises:
+        UnknownName: no part has that name.
+    """
+    return [job.run() for job in jobs_of_part(kind, part, parts=parts)]
+
+
+def assert_conforms(kind: str, part: Any, *, parts: Parts | None = None) -> None:
+    """Raise an AssertionError that names every failure of `check_part`, one a line; nothing where there is none."""
+    failed = [result for result in check_part(kind, part, parts=parts) if result.outcome == "failed"]
+    if failed:
+        raise Nonconformity("\n".join(f"{result.part}: {result.check}: {result.message}" for result in failed))
+
+
+def check_plugin(target: str | Path | ModuleType) -> list[Result]:
+    """Ask a plugin, and every part that it registers by name, everything that is promised.
+
+    Of a library of parts (`add_source`) the listing is checked; its parts are for `check_part`, by a few names.
+
+    Args:
+        target: the name of an installed plugin, a module or its name, or a Python file; "unetkit" for unetkit's own.
+
+    Returns:
+        One Result for each check, the plugin's own first. A plugin that does not load has one that failed.
+
+    Raises:
+        PluginError: it does not load, and UNETKIT_STRICT is 1.
+    """
+    return list(_each(target))
+
+
+def _each(target: str | Path | ModuleType) -> Iterator[Result]:
+    for job in jobs_of_plugin(target):
+        yield job.run()

@@ -1,0 +1,194 @@
+"""The part that is checked: how it is made, what passes through it, and how messages say where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from unetkit import signature
+from unetkit.errors import UnetkitError
+from unetkit.plan import PartSpec
+from unetkit.plugins import default_parts
+from unetkit.registry import Entry, Factory, Kind, Parts
+from unetkit.resolve import signature_of, typed_options
+from unetkit.testing.contract import Contract, Outputs, Wiring
+from unetkit.testing.contracts import CONTRACTS
+from unetkit.testing.inputs import Input
+from unetkit.testing.results import Nonconformity, NothingToCheck, one_line
+
+
+@dataclass(frozen=True)
+class Run:
+    """One forward pass of a part made for it alone, and what is wrong with it; "" where nothing is."""
+
+    wiring: Wiring
+    given: Input
+    training: bool
+    error: str = ""
+    channels: str = ""
+    size: str = ""
+
+
+class Subject:
+    """A part, by its kind and what was said of it: a line, a PartSpec, a class or a callable.
+
+    Attributes:
+        kind: of the part.
+        spec: its name and options.
+        parts: where names are looked up.
+        contract: what its kind promises.
+    """
+
+    def __init__(self, kind: str, part: Any, parts: Parts | None = None) -> None:
+        self.spec = PartSpec.of(part)
+        self.parts = default_parts() if parts is None else parts
+        self.kind: Kind = self.parts[kind].kind
+        self.contract: Contract = CONTRACTS.get(self.kind.title, Contract())
+        #: What each wiring is tried on.
+        self.inputs: dict[Wiring, list[Input]] = {}
+
+    @cached_property
+    def entry(self) -> Entry | None:
+        """What is registered under its name; None for a Python object."""
+        return self.parts[self.kind.word].get(self.spec.name) if self.spec.factory is None else None
+
+    @cached_property
+    def signature(self) -> signature.Signature:
+        """What the factory says of itself."""
+        return signature_of(self.kind.word, self.spec, self.parts)
+
+    @cached_property
+    def written(self) -> Factory:
+        """The factory as it was written. Raises PluginError where it cannot be imported."""
+        target: Any = self.spec.factory if self.entry is None else self.entry.factory
+        found: Factory = signature.load(target) if isinstance(target, str) else target
+        return found
+
+    @cached_property
+    def factory(self) -> Factory:
+        """The factory as the builder calls it."""
+        return self.spec.factory if self.entry is None else self.entry.load()  # type: ignore[return-value]
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """What its line sets."""
+        return typed_options(self.kind.word, self.spec, self.signature)
+
+    def make(self, wiring: Wiring, *, seed: int = 0, **options: Any) -> Any:
+        """A new part whose weights are drawn from a seed."""
+        torch.default_generator.manual_seed(seed)
+        return self.factory(*wiring, **{**self.options, **options})
+
+    @cached_property
+    def wirings(self) -> list[Wiring]:
+        """Those that it takes.
+
+        Raises:
+            Nonconformity: it takes none, refuses one with another error than ours, or made no part of its kind.
+        """
+        taken: list[Wiring] = []
+        refusals: list[str] = []
+        for wiring in self.contract.wirings:
+            try:
+                part = self.make(wiring)
+            except UnetkitError as error:
+                refusals.append(f"{self.where(wiring)}{error}")
+            except Exception as error:
+                raise Nonconformity(
+                    f"{self.where(wiring)}making it fails with {one_line(error)}; "
+                    "what it cannot have it refuses with an UnetkitError, such as CannotBuild"
+                ) from error
+            else:
+                self.declared(part, wiring)
+                taken.append(wiring)
+                self.inputs[wiring] = self.contract.inputs(part, wiring)
+        if not taken:
+            raise Nonconformity(f"it refuses every wiring that was tried: {refusals[0]}")
+        return taken
+
+    def declared(self, part: Any, wiring: Wiring) -> None:
+        """Raise Nonconformity where a part is none of its kind."""
+        if not isinstance(part, nn.Module):
+            raise Nonconformity(f"{self.where(wiring)}makes a {type(part).__name__}; a part is a torch.nn.Module")
+        if lazy := [name for name, p in part.named_parameters() if isinstance(p, UninitializedParameter)]:
+            raise Nonconformity(f"{self.where(wiring)}{lazy[0]} is lazy; make layers with the channels that are given")
+        if fault := self.contract.declares(part):
+            raise Nonconformity(f"{self.where(wiring)}{fault}")
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """A pass of every wiring, input and mode, each through a part of its own."""
+        return [run for wiring in self.wirings for run in self.runs_of(wiring, self.inputs[wiring])]
+
+    def runs_of(self, wiring: Wiring, inputs: list[Input], **options: Any) -> Iterator[Run]:
+        """Every input in eval and training."""
+        for training in (False, True):
+            for given in inputs:
+                # Norms over a batch refuse a single value a channel in training: torch's own rule.
+                if not (training and given.batch == 1 and given.size == (1, 1)):
+                    yield self._run(wiring, given, training, options)
+
+    def _run(self, wiring: Wiring, given: Input, training: bool, options: dict[str, Any]) -> Run:
+        part = self.make(wiring, **options).train(training)
+        try:
+            with torch.set_grad_enabled(training):
+                out = self.contract.outputs(part, given.fresh())
+        except Nonconformity as fault:
+            return Run(wiring, given, training, error=str(fault))
+        except Exception as error:
+            # Norms over a map refuse a single pixel likewise, in eval too.
+            if given.size == (1, 1) and "Expected more than 1" in str(error):
+                return Run(wiring, given, training, error="torch")
+            return Run(wiring, given, training, error=f"fails with {one_line(error)}")
+        channels = self.contract.channel_fault(part, wiring, given, out)
+        return Run(wiring, given, training, "", channels, self.contract.size_fault(part, wiring, given, out))
+
+    def samples(self, *, training: bool = False) -> list[tuple[Wiring, Input]]:
+        """The first input that passes of each wiring (of an encoder: of the first alone)."""
+        found: dict[Wiring, Input] = {}
+        for run in self.runs:
+            if run.training == training and not run.error:
+                found.setdefault(run.wiring, run.given)
+        if not found:
+            raise NothingToCheck("nothing passes through it; see forward")
+        pairs = list(found.items())
+        return pairs[:1] if self.kind.title == "encoder" else pairs
+
+    def passing(self, wiring: Wiring, *, training: bool) -> list[Input]:
+        """Every input of a wiring that passes."""
+        return [r.given for r in self.runs if r.wiring == wiring and r.training == training and not r.error]
+
+    def run(self, part: Any, given: Input, *, seed: int = 1) -> Outputs:
+        """One pass without gradients, in the part's own mode."""
+        torch.default_generator.manual_seed(seed)
+        with torch.no_grad():
+            return self.contract.outputs(part, given.fresh())
+
+    def where(self, wiring: Wiring, given: Input | None = None, training: bool | None = None) -> str:
+        """Where a message stands: "with x_channels=12, skip_channels=5, a batch of 3 of 5x7 in training: "."""
+        pairs = [f"{name}={value:g}" for name, value in zip(self.contract.names, wiring, strict=False)]
+        said = (["with " + ", ".join(pairs)] if pairs else []) + ([f"a batch of {given}"] if given else [])
+        mode = "" if training is None else " in training" if training else " in eval"
+        return ", ".join(said) + mode + ": " if said else ""
+
+
+def apart(a: Outputs, b: Outputs) -> float:
+    """By how much outputs differ at most, as a share of the largest where that is above 1.
+
+    Infinite where shapes differ, or one is not finite where the other is.
+    """
+    if [x.shape for x in a] != [y.shape for y in b]:
+        return float("inf")
+    return max((_apart(x, y) for x, y in zip(a, b, strict=True)), default=0.0)
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    difference = (a.double() - b.double()).abs()
+    difference = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, difference).nan_to_num(nan=float("inf"))
+    return float(difference.max() / max(1.0, float(b.abs().max().nan_to_num()))) if difference.numel() else 0.0
