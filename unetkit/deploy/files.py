@@ -97,8 +97,9 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     taken: set[int] = set()
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor) or value.is_meta:
-            what = "is on the meta device: it has no weights" if isinstance(value, Tensor) else "is no tensor"
-            raise BadFile(f"the model cannot be saved, since {name} {what}; build it on the cpu or a gpu")
+            meta = "is on the meta device and has no weights; build it on the cpu or a gpu"
+            what = meta if isinstance(value, Tensor) else "is no tensor; keep it in a buffer"
+            raise BadFile(f"the model cannot be saved: {name} {what}")
         tensor = value.detach().contiguous()
         pointer = tensor.untyped_storage().data_ptr()
         tensors[name] = tensor.clone() if pointer in taken else tensor

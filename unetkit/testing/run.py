@@ -12,8 +12,8 @@ from typing import Any
 from unetkit import signature
 from unetkit.errors import BadOption, UnetkitError
 from unetkit.plan import PartSpec
-from unetkit.plugins import default_parts, load_host
-from unetkit.registry import Parts
+from unetkit.plugins import Host, default_parts, load_host
+from unetkit.registry import Parts, Plugin
 from unetkit.resolve import typed_options
 from unetkit.testing.catalogue import CHECKS, Check
 from unetkit.testing.results import Nonconformity, NothingToCheck, Result, one_line
@@ -122,10 +122,21 @@ def jobs_of_plugin(target: str | Path | ModuleType) -> list[Job]:
 
         return Guest(host, plugin, "" if ours else target.__name__ if isinstance(target, ModuleType) else str(target))
 
-    jobs = _jobs(_Examined("plugin", "plugin", find))
+    jobs = [job for job in _jobs(_Examined("plugin", "plugin", find)) if job.check in _of_plugin(host, plugin)]
     for entry in host.parts.of(plugin.name) if plugin.loaded else ():
         jobs += jobs_of_part(entry.kind.word, entry.name, parts=host.parts)
     return jobs
+
+
+def _of_plugin(host: Host, plugin: Plugin) -> set[str]:
+    """The checks of a plugin itself for which it has something to look at."""
+    libraries = [source.owner for registry in host.parts for source in registry.sources.values()]
+    adds = {
+        "sources": plugin.name in libraries,
+        "commands": host.implements("unetkit_register_commands", plugin),
+        "wraps": host.implements("unetkit_wrap_model", plugin),
+    }
+    return {"loads", "light"} | {name for name, has in adds.items() if has}
 
 
 def check_part(kind: str, part: Any, *, parts: Parts | None = None) -> list[Result]:

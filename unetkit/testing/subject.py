@@ -178,6 +178,11 @@ class Subject:
         return ", ".join(said) + mode + ": " if said else ""
 
 
+def weights(part: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a state_dict, which may hold other things too."""
+    return {name: value for name, value in part.state_dict().items() if isinstance(value, Tensor)}
+
+
 def apart(a: Outputs, b: Outputs) -> float:
     """By how much outputs differ at most, as a share of the largest where that is above 1.
 
@@ -189,6 +194,7 @@ def apart(a: Outputs, b: Outputs) -> float:
 
 
 def _apart(a: Tensor, b: Tensor) -> float:
-    difference = (a.double() - b.double()).abs()
+    wide = torch.complex128 if a.is_complex() or b.is_complex() else torch.float64
+    difference = (a.to(wide) - b.to(wide)).abs()
     difference = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, difference).nan_to_num(nan=float("inf"))
     return float(difference.max() / max(1.0, float(b.abs().max().nan_to_num()))) if difference.numel() else 0.0

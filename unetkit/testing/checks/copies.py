@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unetkit.testing.contract import Wiring
 from unetkit.testing.inputs import Input, drawn
 from unetkit.testing.results import Nonconformity, one_line
-from unetkit.testing.subject import Subject, apart
+from unetkit.testing.subject import Subject, apart, weights
 
 
 def seed(subject: Subject) -> None:
@@ -21,8 +21,8 @@ def seed(subject: Subject) -> None:
         where = subject.where(wiring)
         one, two = subject.make(wiring), subject.make(wiring)
         left = torch.rand(1)
-        theirs = two.state_dict()
-        for name, value in one.state_dict().items():
+        theirs = weights(two)
+        for name, value in weights(one).items():
             if name in theirs and apart((value,), (theirs[name],)):
                 raise Nonconformity(
                     f"{where}{name} differs between two makes under one torch.manual_seed; draw it by torch"

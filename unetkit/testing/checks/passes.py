@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from unetkit.testing.contract import Outputs, Wiring
 from unetkit.testing.inputs import Input, drawn
 from unetkit.testing.results import Nonconformity, one_line
-from unetkit.testing.subject import Subject, apart
+from unetkit.testing.subject import Subject, apart, weights
 
 #: Sums in another order differ by less than this, other numbers by more.
 CLOSE = 1e-4
@@ -82,7 +82,7 @@ def state(subject: Subject) -> None:
     for wiring, given in subject.samples():
         part = subject.make(wiring).eval()
         where = subject.where(wiring)
-        before = {name: value.clone() for name, value in part.state_dict().items()}
+        before = {name: value.clone() for name, value in weights(part).items()}
         buffers = {name: value.clone() for name, value in part.named_buffers()}
         first = subject.run(part, given)
         _kept(part, before, buffers, where)
@@ -91,12 +91,12 @@ def state(subject: Subject) -> None:
 
 
 def _kept(part: nn.Module, before: dict[str, Tensor], buffers: dict[str, Tensor], where: str) -> None:
-    if added := [name for name in part.state_dict() if name not in before]:
+    if added := [name for name in weights(part) if name not in before]:
         raise Nonconformity(f"{where}a pass adds {_list(added)} to the state_dict; make every layer in __init__")
     changed = [name for name, value in part.named_buffers() if name not in buffers or apart((value,), (buffers[name],))]
     if changed:
         raise Nonconformity(f"{where}a pass in eval changes the buffer {_list(changed)}; do that in training only")
-    if moved := [name for name, value in part.state_dict().items() if apart((value,), (before[name],))]:
+    if moved := [name for name, value in weights(part).items() if apart((value,), (before[name],))]:
         raise Nonconformity(f"{where}a pass in eval changes {_list(moved)}")
 
 
@@ -123,7 +123,7 @@ def _after_another(subject: Subject, part: Any, wiring: Wiring, given: Input, fi
 
 def _alike(part: nn.Module, other: nn.Module) -> bool:
     """Whether two parts have the same weights, which the check of the seed asks for."""
-    mine, theirs = part.state_dict(), other.state_dict()
+    mine, theirs = weights(part), weights(other)
     return mine.keys() == theirs.keys() and not any(apart((mine[name],), (theirs[name],)) for name in mine)
 
 
