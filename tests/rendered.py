@@ -23,6 +23,7 @@ from unetkit.plan import WORDS
 from unetkit.registry import Entry, Registry
 from unetkit.resolve import DEFAULTS
 from unetkit.signature import Option
+from unetkit.testing.catalogue import CHECKS, EVERY, MODULES
 from unetkit.unet import UNet
 from unetkit.values import describe, to_text
 
@@ -62,6 +63,7 @@ def _rendered(name: str) -> str:
         "words": _words,
         "recipes": _recipes,
         "sizes of unet-2015": _sizes,
+        "checks": _checks,
     }
     kind, _, recipe = name.partition(" ")
     if name in makers:
@@ -119,6 +121,15 @@ def _options(entry: Entry) -> str:
 def _option(option: Option) -> tuple[str, ...]:
     default = "must be given" if option.required else f"`{to_text(option.default, option.type)}`"
     return f"`{option.name}`", describe(option.type), default, option.help
+
+
+def _checks() -> str:
+    rows = ((f"`{check.name}`", check.title, _asked_of(check.kinds)) for check in CHECKS)
+    return _table(("check", "promise", "of"), *rows)
+
+
+def _asked_of(kinds: tuple[str, ...]) -> str:
+    return {MODULES: "every part but recipes", EVERY: "every part"}.get(kinds) or ", ".join(kinds)
 
 
 def _recipes() -> str:
