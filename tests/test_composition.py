@@ -158,6 +158,39 @@ def test_a_part_within_a_part_is_looked_up_where_the_build_looks(nested: Parts, 
         unetkit.build(PLAIN, block="outer", parts=load_parts([tmp_path / "outer.py"]))
 
 
+WITHIN = """
+import unetkit
+from torch import nn
+
+class Within(nn.Module):
+    \"\"\"A block that holds a whole network.\"\"\"
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.net = unetkit.build(
+            "plain:widths=[2,4]", block="inner", in_channels=in_channels, classes=out_channels, seed=1
+        )
+
+    def forward(self, x):
+        return self.net(x)
+
+@unetkit.hookimpl
+def unetkit_register(parts):
+    parts.blocks.add("within", Within)
+"""
+
+
+def test_a_part_may_build_a_network(tmp_path: Path) -> None:
+    for name, source in (("within", WITHIN), ("inner", INNER)):
+        (tmp_path / f"{name}.py").write_text(source)
+    parts = load_parts([tmp_path / "within.py", tmp_path / "inner.py"])
+    model: Any = unetkit.build(PLAIN, block="within", parts=parts, seed=0)
+    again: Any = unetkit.build(PLAIN, block="within", parts=parts, seed=0)
+    assert model.state_dict().keys() == again.state_dict().keys()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert [plugin.name for plugin in model.plugins] == ["within", "inner"]
+
+
 def test_a_model_knows_whose_parts_it_has(nested: Parts) -> None:
     assert unetkit.build(PLAIN, parts=nested).plugins == ()
     (inner,) = unetkit.build(PLAIN, block="double+inner", parts=nested).plugins

@@ -39,6 +39,7 @@ ROOMS = (
     "unet",
     "parts",
     "inspect",
+    "maker",
     "builder",
     "data",
     "train",

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unetkit.builder import build as build
-    from unetkit.builder import make_part as make_part
     from unetkit.deploy.files import load as load
     from unetkit.deploy.files import save as save
     from unetkit.errors import UnetkitError as UnetkitError
     from unetkit.hookspecs import hookimpl as hookimpl
     from unetkit.inspect.trace import trace as trace
     from unetkit.listing import list_parts as list_parts
+    from unetkit.maker import make_part as make_part
     from unetkit.plan import PartSpec as PartSpec
     from unetkit.plan import Plan as Plan
     from unetkit.plugins import load_parts as load_parts
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "build": "unetkit.builder",
-    "make_part": "unetkit.builder",
     "load": "unetkit.deploy.files",
     "save": "unetkit.deploy.files",
     "UnetkitError": "unetkit.errors",
     "hookimpl": "unetkit.hookspecs",
     "trace": "unetkit.inspect.trace",
     "list_parts": "unetkit.listing",
+    "make_part": "unetkit.maker",
     "PartSpec": "unetkit.plan",
     "Plan": "unetkit.plan",
     "load_parts": "unetkit.plugins",

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from contextvars import ContextVar
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from itertools import pairwise
-from threading import Lock
-from typing import Any, NamedTuple, TypeVar, cast
+from threading import RLock
+from typing import Any, cast
 
 import torch
-from torch import nn
-from torch.nn.parameter import UninitializedParameter
 
-from unetkit.errors import BadOption, CannotBuild, UnetkitError
+from unetkit.errors import BadOption, CannotBuild
 from unetkit.inspect.limits import prove
-from unetkit.lazyinit import drawn_once
+from unetkit.maker import OURS, Level, Maker, one_each, owner_of, parts_here, under_way
 from unetkit.meta import check_device
 from unetkit.plan import PartSpec, Plan
-from unetkit.plugins import default_parts
 from unetkit.registry import Parts
-from unetkit.resolve import NO_LOGITS, canonical, kind_of, resolve, shortest, signature_of, typed_options
-from unetkit.unet import Chain, Stage, UNet, layout_of
+from unetkit.resolve import NO_LOGITS, resolve, shortest
+from unetkit.unet import UNet, layout_of
 
 #: A stage is as wide as the skip that it joins, up to this.
 WIDEST = 512
@@ -64,7 +59,7 @@ def build(
         size: the input size that it is meant for, an int or (height, width).
         pretrained: True for timm's encoder weights, or the path of a file.
         seed: fixes the random weights; the global random state is left as it was.
-        parts: where names are looked up; all that is installed, if None.
+        parts: where names are looked up; all that is installed, if None (within a part, where its own build looks).
         device: where the model is made; "meta" costs no weights.
 
     A part is a name with options ("transposed:kernel=4"), a PartSpec, or a class or callable with the signature
@@ -96,7 +91,7 @@ def build(
     }
     if not isinstance(parts, Parts | None):
         raise BadOption(f"parts={parts!r:.80} is no Parts; unetkit.load_parts(plugins=[...]) returns one")
-    return build_plan(Plan.of(**words).over(plan), parts or default_parts(), device)
+    return build_plan(Plan.of(**words).over(plan), parts or parts_here(), device)
 
 
 def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool = True) -> UNet:
@@ -115,8 +110,8 @@ def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool
             stack.enter_context(torch.device(device))
         if whole.seed is not None:
             stack.enter_context(_seeded(whole.seed, device))
-        owners = stack.enter_context(_under_way(parts))
-        owners.update(_owner(word, spec, parts) for word, spec in whole.specs())
+        owners = stack.enter_context(under_way(parts))
+        owners.update(owner_of(word, spec, parts) for word, spec in whole.specs())
         network, derived = _assemble(whole if pretrained else replace(whole, pretrained=None), parts)
         network.whole = whole.over(derived)
         network.plan = shortest(network.whole, base.over(derived))
@@ -124,62 +119,16 @@ def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool
     model = cast(UNet, wrapped)
     model.plan = network.plan
     model.layout = layout_of(model)
-    used = (owners | wrappers) - {_OURS}
+    used = (owners | wrappers) - {OURS}
     network.plugins = tuple(plugin for plugin in parts.plugins if plugin.loaded and plugin.name in used)
     if plan.size is not None or used:
         prove(model, any_size=plan.size is None)
     return model
 
 
-def make_part(kind: str, part: Any, *wiring: Any, parts: Parts | None = None) -> nn.Module:
-    """Make one part alone: `make_part("block", "double:norm=group", 8, 16)`.
-
-    For parts that hold others, and for trying one. Names are looked up where the build that is under way looks them
-    up, and what it is made of counts among the model's.
-
-    Args:
-        kind: the word, title or plural of a kind: "fuse", "fusion" or "fusions".
-        part: a name with options, a PartSpec, or a class or callable.
-        wiring: what the builder would supply: the positional arguments of its kind's factory.
-        parts: where names are looked up; those of the build under way, or all that is installed, if None.
-
-    Raises:
-        UnetkitError: there is no such part, or it cannot be made so.
-    """
-    above, owners = _UNDER_WAY.get() or (None, set())
-    parts = parts or above or default_parts()
-    word = parts[kind].kind.word
-    spec = canonical(word, PartSpec.of(part), parts)
-    owners.update(_owner(word, link, parts) for link in spec.links)
-    return cast(nn.Module, _Maker(Plan(), parts)(word, spec, wiring))
-
-
-#: The build that a part may be made for: where it looks names up, and the owners of the parts that it has.
-_UNDER_WAY: ContextVar[tuple[Parts, set[str]] | None] = ContextVar("_UNDER_WAY", default=None)
-
-
-@contextmanager
-def _under_way(parts: Parts) -> Iterator[set[str]]:
-    owners: set[str] = set()
-    token = _UNDER_WAY.set((parts, owners))
-    try:
-        yield owners
-    finally:
-        _UNDER_WAY.reset(token)
-
-
-_OURS = "unetkit"
-
-
-def _owner(word: str, spec: PartSpec, parts: Parts) -> str:
-    """Who registered a part; unetkit's own are known to join. "" for a Python object."""
-    if spec == NO_LOGITS:
-        return _OURS
-    return "" if spec.factory is not None else parts[kind_of(word)].get(spec.name).owner
-
-
-#: The random state belongs to the whole process: seeded builds of several threads come one after another.
-_SEEDING = Lock()
+#: The random state belongs to the whole process: seeded builds of several threads come one after another. A part may
+#: build a seeded network within a seeded build.
+_SEEDING = RLock()
 
 
 @contextmanager
@@ -195,25 +144,17 @@ def _seeded(seed: int, device: Any) -> Iterator[None]:
         yield
 
 
-class _Level(NamedTuple):
-    """Where a stage stands: the stride it ends at, its scale, and the index of the map that it joins."""
-
-    stride: int
-    scale: float
-    skip: int | None
-
-
 def _assemble(plan: Any, parts: Parts) -> tuple[UNet, Plan]:
     """The network of a whole plan, and the words that follow from its encoder where nothing is said.
 
     A whole plan is typed Any here and below: it says every word that a network needs, and a twin of Plan would be
     needed only to say so.
     """
-    make = _Maker(plan, parts)
+    make = Maker(plan, parts)
     encoder = make.encoder()
     levels = _levels(encoder, plan)
     derived = Plan(widths=_default_widths(encoder, levels))
-    stages = make.stages(encoder, levels, _one_each("widths", plan.widths or derived.widths, levels))
+    stages = make.stages(encoder, levels, one_each("widths", plan.widths or derived.widths, levels))
     valid = any(getattr(part, "valid", False) for part in (encoder, *(stage.block for stage in stages)))
     derived = replace(derived, logits=NO_LOGITS if valid else PartSpec("bilinear"))
     network = UNet(
@@ -229,99 +170,7 @@ def _assemble(plan: Any, parts: Parts) -> tuple[UNet, Plan]:
     return network, derived
 
 
-class _Maker:
-    """Makes a plan's parts one after the other, and says where it stands when one does not fit."""
-
-    def __init__(self, plan: Any, parts: Parts) -> None:
-        self.plan = plan
-        self.parts = parts
-        self.out_channels = 0
-
-    def __call__(self, word: str, spec: PartSpec, wiring: tuple[Any, ...], where: str = "", **extra: Any) -> Any:
-        if spec.then:
-            first, *rest = spec.links
-            alike = (wiring[-1], wiring[-1])  # what follows keeps the channels
-            return Chain(self(word, first, wiring, where), *(self(word, link, alike, where) for link in rest))
-        known = signature_of(word, spec, self.parts)
-        options = {**typed_options(word, spec, known), **extra}
-        factory, owner = spec.factory, ""
-        if factory is None:
-            entry = self.parts[kind_of(word)].get(spec.name)
-            factory, owner = entry.load(), f" (of {entry.owner})"
-        # Only for our own encoders, which draw most weights twice: what a plugin does while it builds is not ours to
-        # know, and some of it (reading a weight through numpy) cannot be seen.
-        ours = word == "encoder" and _owner(word, spec, self.parts) == _OURS
-        try:
-            with drawn_once() if ours else nullcontext():
-                part = factory(*wiring, **options)
-        except UnetkitError as error:
-            raise type(error)(f"--{word} {spec}{where}: {error}") from error
-        except Exception as error:  # a foreign factory's own mistake: say whose and where
-            why = f"{type(error).__name__}: {error}"
-            raise CannotBuild(f"--{word} {spec}{owner}{where} with {_told(wiring)} failed: {why}") from error
-        if not isinstance(part, nn.Module):
-            raise CannotBuild(f"--{word} {spec}{where} made a {type(part).__name__}; a part is a torch.nn.Module")
-        if any(isinstance(p, UninitializedParameter) for p in part.parameters()):
-            raise CannotBuild(f"--{word} {spec}{where} has lazy layers, whose shapes are not known yet; give channels")
-        return part
-
-    def encoder(self) -> Any:
-        spec, plan = self.plan.encoder, self.plan
-        extra: dict[str, Any] = {}
-        if plan.pretrained:
-            if "pretrained" not in {o.name for o in signature_of("encoder", spec, self.parts).options}:
-                raise CannotBuild(f"--pretrained: encoder {spec.name} has no weights to load; leave it out")
-            extra["pretrained"] = plan.pretrained
-        encoder = self("encoder", spec, (plan.in_channels,), **extra)
-        channels, strides = getattr(encoder, "channels", ()), getattr(encoder, "strides", ())
-        if not channels or len(channels) != len(strides) or any(a >= b for a, b in pairwise((0, *strides))):
-            raise CannotBuild(
-                f"--encoder {spec} declares channels {channels} and strides {strides}; "
-                "it must declare as many of each, with strides that increase"
-            )
-        return encoder
-
-    def stages(self, encoder: Any, levels: list[_Level], widths: tuple[int, ...]) -> list[Stage]:
-        plan = self.plan
-        ups, blocks = _one_each("up", plan.up, levels), _one_each("block", plan.block, levels)
-        joins = [level for level in levels if level.skip is not None]
-        fuses, aligns = _one_each("fuse", plan.fuse, joins), _one_each("align", plan.align, joins)
-        self.out_channels = encoder.channels[-1]
-        made = []
-        for index, level in enumerate(levels):
-            where = f" at stages.{index} (stride {level.stride})"
-            up = self.joined("up", ups[index], (self.out_channels, level.scale), where)
-            align = fuse = None
-            if level.skip is not None:  # only the last stages may lack a skip, so the indices agree
-                align = self("align", aligns[index], (), where)
-                fuse = self.joined("fuse", fuses[index], (self.out_channels, encoder.channels[level.skip]), where)
-            block = self("block", blocks[index], (self.out_channels, widths[index]), where)
-            self.out_channels = widths[index]
-            made.append(Stage(up, align, fuse, block, level.scale, level.stride))
-        return made
-
-    def joined(self, word: str, spec: PartSpec, wiring: tuple[Any, ...], where: str) -> Any:
-        """A part that declares how many channels it gives; they become those of the next part's input."""
-        part = self(word, spec, wiring, where)
-        out_channels = getattr(part, "out_channels", None)
-        if not isinstance(out_channels, int) or out_channels < 1:
-            raise CannotBuild(f"--{word} {spec}{where} must declare out_channels, an integer; it has {out_channels!r}")
-        self.out_channels = out_channels
-        return part
-
-    def logits(self, spec: Any, scale: float) -> nn.Module | None:
-        if spec == NO_LOGITS:
-            return None
-        part = self("logits", spec, (self.plan.classes, scale))
-        if part.out_channels != self.plan.classes:
-            raise CannotBuild(
-                f"--logits {spec} gives {part.out_channels} channels for {self.plan.classes} classes; "
-                "take one that keeps them (such as transposed:channels=keep)"
-            )
-        return cast(nn.Module, part)
-
-
-def _levels(encoder: Any, plan: Any) -> list[_Level]:
+def _levels(encoder: Any, plan: Any) -> list[Level]:
     """The stages that lead from the deepest map to the stride to decode to; the last ones may join no map."""
     *strides, stride = encoder.strides
     if plan.decode_to >= stride:
@@ -332,10 +181,10 @@ def _levels(encoder: Any, plan: Any) -> list[_Level]:
         last = last // 2 if last % 2 == 0 and last // 2 >= plan.decode_to else plan.decode_to
         ends.append((last, None))
     starts = [stride, *(end for end, _ in ends)]
-    return [_Level(end, start / end, skip) for start, (end, skip) in zip(starts, ends, strict=False)]
+    return [Level(end, start / end, skip) for start, (end, skip) in zip(starts, ends, strict=False)]
 
 
-def _default_widths(encoder: Any, levels: list[_Level]) -> tuple[int, ...]:
+def _default_widths(encoder: Any, levels: list[Level]) -> tuple[int, ...]:
     """As wide as the skip, at most WIDEST; half as wide as the stage before where there is no skip."""
     wanted = getattr(encoder, "widths", None) or encoder.channels
     widths: list[int] = []
@@ -343,27 +192,3 @@ def _default_widths(encoder: Any, levels: list[_Level]) -> tuple[int, ...]:
         before = widths[-1] if widths else encoder.channels[-1]
         widths.append(max(1, before // 2) if level.skip is None else min(WIDEST, wanted[level.skip]))
     return tuple(widths)
-
-
-T = TypeVar("T")
-
-
-def _one_each(word: str, given: tuple[T, ...] | None, levels: list[_Level]) -> tuple[T, ...]:
-    """One value a level, from one for all or one for each. Raises CannotBuild for any other number."""
-    given = given or ()
-    if len(given) == 1 and (word != "widths" or len(levels) == 1):
-        return given * len(levels)
-    if len(given) != len(levels):
-        strides = ", ".join(str(level.stride) for level in levels)
-        kind = " that join a skip" if word in ("fuse", "align") else ""
-        one = "" if word == "widths" or len(levels) == 1 else "one, or "
-        count, at = ("is 1 level", "stride") if len(levels) == 1 else (f"are {len(levels)} levels", "strides")
-        raise CannotBuild(
-            f"--{word} gives {len(given)}, but there {count}{kind} (at {at} {strides}); "
-            f"give {one}{len(levels)}, deep to shallow"
-        )
-    return given
-
-
-def _told(wiring: tuple[Any, ...]) -> str:
-    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in wiring)
