@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.test_cli import refusal
-from unetkit.cli import cli
+from unetkit.cli import cli, main
 from unetkit.testing import CHECKS
 
 COMMAND = """
@@ -172,7 +173,7 @@ def test_help_and_lists_with_first_party_plugins_import_no_torch() -> None:
     script = """
 import sys
 from click.testing import CliRunner
-from unetkit.cli import cli
+from unetkit.cli import cli, main
 from unetkit.testing import CHECKS
 for words in (["--help"], ["plugins"], ["plugins", "--help"], ["plugins", "new", "--help"], ["list", "fusions"]):
     assert CliRunner().invoke(cli, words).exit_code == 0, words
@@ -264,3 +265,73 @@ def test_new_refuses_in_one_line(
     assert "my-gate" in refusal(capsys, "plugins", "new", "my-gate", "--kind", "fusion")
     assert "'gate' is not one of 'encoder', " in refusal(capsys, "plugins", "new", "x", "--kind", "gate")
     assert [path.name for path in tmp_path.rglob("*")] == ["my-gate", "notes.txt"]
+
+
+@pytest.mark.parametrize("body", ["return 3", "return {'a': 1}", "raise SystemExit(0)"])
+def test_what_a_command_returns_is_no_exit_code(
+    tmp_path: Path, body: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = written(tmp_path / "saying.py", body=body)
+    monkeypatch.setattr(sys, "argv", ["unetkit", "--plugin", file, "say", "1"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code or 0, capsys.readouterr()) == (0, ("", ""))
+
+
+def test_a_missing_file_of_a_command_is_no_trouble_with_the_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = written(tmp_path / "saying.py", body="open('/no/such/file')")
+    message = refusal(capsys, "--plugin", file, "say", "1")
+    assert message.startswith("`unetkit say` of plugin saying failed: FileNotFoundError: [Errno 2] No such file")
+
+
+def test_bare_groups_show_their_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["unetkit"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert err.startswith("Usage: unetkit [OPTIONS] COMMAND [ARGS]...\n\n")
+
+
+NOT_COMMANDS = {
+    "object": ("cli.commands['mine'] = 3", "command 'mine' is a int, and no click command"),
+    "help": (
+        "import click\n    class Bad(click.Command):\n        def get_short_help_str(self, limit=45): 1 / 0\n"
+        "    cli.add_command(Bad('mine'))",
+        "ZeroDivisionError: division by zero",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_COMMANDS)
+def test_what_is_no_command_leaves_the_help_of_all(tmp_path: Path, case: str) -> None:
+    body, message = NOT_COMMANDS[case]
+    shown = run("--plugin", written(tmp_path / "bad.py", body=body, source=FAILING), "--help")
+    assert shown.exit_code == 0
+    assert message in shown.stderr
+    assert "Commands:" in shown.stdout
+
+
+def test_a_hook_for_commands_that_imports_torch_is_told(tmp_path: Path) -> None:
+    file = written(tmp_path / "heavy.py", body="import torch", source=FAILING)
+    command = [sys.executable, "-m", "unetkit", "--plugin", file, "plugins"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "loaded; imports torch to register, which slows every command" in " ".join(done.stdout.split())
+
+
+def test_completion_is_not_spoilt_by_a_plugin_that_fails(tmp_path: Path) -> None:
+    broken = written(tmp_path / "broken.py", source="1 / 0\n")
+    late = written(tmp_path / "late.py", body="pass", source=FAILING)
+    environment = {
+        **os.environ,
+        "UNETKIT_PLUGINS": f"{broken},{late}",
+        "_UNETKIT_COMPLETE": "zsh_complete",
+        "COMP_WORDS": "unetkit build --block ",
+        "COMP_CWORD": "3",
+    }
+    command = [sys.executable, "-c", "from unetkit.cli import main; main()"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert {"double", "mine"} <= {*done.stdout.splitlines()}

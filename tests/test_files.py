@@ -245,7 +245,7 @@ def test_a_part_given_as_an_object_is_not_saved(tmp_path: Path) -> None:
 
 def test_a_model_on_meta_is_not_saved(tmp_path: Path) -> None:
     message = refused_save(unetkit.build(SMALL, device="meta"), tmp_path / "model.safetensors")
-    assert "is on the meta device: it has no weights; build it on the cpu or a gpu" in message
+    assert "is on the meta device and has no weights; build it on the cpu or a gpu" in message
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
@@ -490,7 +490,8 @@ def test_wrappers_are_told_the_same_plan_when_a_file_is_loaded(tmp_path: Path) -
     model = unetkit.build(recipe="unet-same", encoder="plain:widths=[4,8]", parts=parts)
     unetkit.save(model, tmp_path / "m.safetensors")
     unetkit.load(tmp_path / "m.safetensors", parts=parts)
-    told = sys.modules["unetkit_plugin_telling"].told
+    (module,) = (module for name, module in sys.modules.items() if name.startswith("unetkit_plugin_telling"))
+    told = module.told
     assert told[0] == str(model.whole)
     assert set(told) == {told[0]}
 
@@ -588,3 +589,43 @@ def test_a_plugin_that_was_a_file_or_fails_here(tmp_path: Path, capsys: pytest.C
     source.write_text("1 / 0\n")
     with pytest.raises(PluginError, match="with plugin inner, which failed here: ZeroDivisionError: division by zero"):
         unetkit.load(path, parts=unetkit.load_parts([source]))
+
+
+GOOD_PLUGIN = {"name": "x", "version": "1", "distribution": "x", "target": "x"}
+FORGED = [
+    {**GOOD_PLUGIN, "name": []},
+    {**GOOD_PLUGIN, "version": "1; rm -rf x"},
+    {**GOOD_PLUGIN, "distribution": "--upgrade x"},
+]
+
+
+@pytest.mark.parametrize(
+    "plugins", ["nonsense", "null", "[1]", '{"name": "x"}', '[{"name": "x"}]', *(json.dumps([p]) for p in FORGED)]
+)
+def test_plugins_that_a_file_names_wrongly(tmp_path: Path, plugins: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(json, "dumps", lambda _: plugins)
+        unetkit.save(unetkit.build("plain:widths=[4,8]"), path)
+    with pytest.raises(BadFile, match="names its plugins as unetkit never does"):
+        unetkit.load(path)
+
+
+def test_a_part_that_replaced_a_default_counts_among_a_files_plugins(tmp_path: Path) -> None:
+    source = BLOCK.replace(
+        'parts.blocks.add("inner", Inner)', 'parts.upsamplers.add("bilinear", Up, replaces="unetkit")'
+    )
+    source += "\n\nfrom unetkit.parts.upsamplers import Nearest\n\nclass Up(Nearest):\n    pass\n"
+    (tmp_path / "up.py").write_text(source)
+    parts = unetkit.load_parts([tmp_path / "up.py"])
+    model = unetkit.build("plain:widths=[4,8,16]", up="nearest", decode_to=2, parts=parts)
+    assert [plugin.name for plugin in model.plugins] == ["up"]
+    unetkit.save(model, tmp_path / "m.safetensors")
+    with pytest.raises(PluginError, match="was built with plugin up, which is not here"):
+        unetkit.load(tmp_path / "m.safetensors")
+
+
+def test_the_network_in_a_wrapper_is_no_whole_model(tmp_path: Path) -> None:
+    model: Any = unetkit.build("plain:widths=[4,8,16]", head="deep-supervision")
+    with pytest.raises(BadFile, match=r"save what unetkit\.build returned"):
+        unetkit.save(model.network, tmp_path / "m.safetensors")

@@ -7,12 +7,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from unetkit.builder import build
@@ -148,8 +150,8 @@ def test_classes_of_a_file_know_their_module(write: Write) -> None:
         "data.py", GOOD.format(part="gate") + "\nfrom dataclasses import dataclass\n@dataclass\nclass D:\n    a: int\n"
     )
     factory: Any = load_parts(plugins=[path]).fusions.get("gate").load()
-    assert factory.__module__ == "unetkit_plugin_data"
-    assert sys.modules["unetkit_plugin_data"].Gate is factory
+    assert factory.__module__.startswith("unetkit_plugin_data_")
+    assert sys.modules[factory.__module__].Gate is factory
 
 
 #: What a plugin may do wrong, and what its one line says of it.
@@ -160,6 +162,7 @@ FAILING = {
     "raises": ("raise RuntimeError('two\\nlines')\n", "RuntimeError: two lines"),
     "silent": ("raise ValueError\n", "ValueError: no message"),
     "exits": ("import sys\nsys.exit(3)\n", "SystemExit: 3"),
+    "panics": ("class Panic(BaseException): ...\nraise Panic('as pyo3 does')\n", "Panic: as pyo3 does"),
     "register": (PARTLY + "1 / 0\n", "ZeroDivisionError: division by zero"),
     "exits-late": (PARTLY + "raise SystemExit\n", "SystemExit: no message"),
     "misspelled": (
@@ -241,7 +244,8 @@ def test_the_keyboard_passes_through(write: Write) -> None:
     [
         ("nowhere/gone.py", "there is no file nowhere/gone.py"),
         ("no_such_module_at_all", "ModuleNotFoundError: No module named 'no_such_module_at_all'"),
-        (".relative", "TypeError: the 'package' argument is required"),
+        (".relative", ".relative is no module's name, and no plugin of this name is installed; a file ends in .py"),
+        ("./gate.txt", "./gate.txt is no module's name, and no plugin of this name is installed; a file ends in .py"),
     ],
 )
 def test_a_plugin_that_is_not_there(target: str, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -296,20 +300,46 @@ def test_a_plugin_listed_twice_works_once(write: Write, capsys: pytest.CaptureFi
     host = load_host([path, path])
     assert fusions(host) == [*BUILTIN, "gate"]
     assert host.manager.has_plugin("one")
-    assert lines(capsys) == [
-        f"unetkit: plugin one failed in unetkit {OURS}: "
-        f"a plugin of this name is loaded already, from {path}; list it once"
-    ]
+    assert lines(capsys) == []
     model: Any = build("plain:widths=[2,4]", parts=host.parts, device="meta")
     assert type(model).__name__ == "Wrapped"
     assert type(model[0]).__name__ == "UNet"
 
 
-def test_a_module_under_two_names_works_once(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_module_under_two_names_works_once(write: Write, install: Any, capsys: pytest.CaptureFixture[str]) -> None:
     write("one.py", GOOD.format(part="gate"))
-    host = load_host(["one", importlib.import_module("one")])
-    assert fusions(host) == [*BUILTIN, "gate"]
+    install("two", GOOD.format(part="two"), "[unetkit]\nfirst = two_module\nsecond = two_module\n")
+    host = load_host(["one", importlib.import_module("one"), "two_module"])
+    assert fusions(host) == [*BUILTIN, "two", "gate"]
+    assert lines(capsys) == [
+        f"unetkit: plugin second 2.5 failed in unetkit {OURS}: its module is loaded already, as plugin first; "
+        "list it once"
+    ]
+
+
+def test_files_of_one_name_keep_apart(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    text = GOOD.replace("Gate)", "f'{{__name__}}:Gate')")
+    one = load_parts([write("a/gate.py", text.format(part="gate"))])
+    two = load_parts([write("b/gate.py", text.replace("width", "height").format(part="gate"))])
+    load_parts([write("c/gate.py", "1 / 0\n")])
     assert len(lines(capsys)) == 1
+    options = [parts.fusions.get("gate").signature.options[0].name for parts in (one, two)]
+    assert options == ["width", "height"]
+    first, second = (parts.fusions.get("gate").load() for parts in (one, two))
+    assert first is not second
+    assert first.__module__ != second.__module__
+
+
+def test_the_order_does_not_depend_on_the_folders(install: Any, write: Write, monkeypatch: Any, tmp_path: Path) -> None:
+    install("base", GOOD.format(part="gate"), folder="b/")
+    install("above", GOOD.format(part="gate").replace("Gate)", "Gate, replaces='base')"), folder="a/")
+    for order in (["a", "b"], ["b", "a"]):
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.path", [*(str(tmp_path / name) for name in order), *sys.path])
+            host = load_host()
+        assert host.parts.fusions.get("gate").owner == "above"
+        assert [p.name for p in host.plugins if p.name in ("base", "above")] == ["above", "base"]
+        assert all(p.loaded for p in host.plugins)
 
 
 def test_a_lookup_that_misses_names_the_failed(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
@@ -409,7 +439,7 @@ def test_two_distributions_of_one_plugins_name(install: Callable[..., None], cap
     (line,) = lines(capsys)
     assert "failed in unetkit" in line
     assert "a plugin of this name is loaded already, from " in line
-    assert line.endswith("; rename or uninstall one")
+    assert line.endswith("; rename or drop one")
 
 
 def test_what_is_installed_can_be_left_out(
@@ -433,11 +463,20 @@ def test_an_installed_plugin_is_named_by_its_distribution_too(install: Callable[
 
 def test_naming_what_is_installed_again_changes_nothing(install: Callable[..., None], capsys: Any) -> None:
     install("gated", GOOD.format(part="gate"))
-    host = load_host(["gated"])
+    host = load_host(["gated", "gated_module"])
     assert fusions(host) == [*BUILTIN, "gate"]
-    assert [p.loaded for p in host.plugins if p.name == "gated"] == [True, False]
-    (line,) = lines(capsys)
-    assert line.endswith("a plugin of this name is loaded already, from gated_module; list it once")
+    assert [p.loaded for p in host.plugins if p.name == "gated"] == [True]
+    assert lines(capsys) == []
+
+
+def test_a_distribution_with_two_plugins_is_asked_for_as_one(install: Callable[..., None], capsys: Any) -> None:
+    install("My.Two", GOOD.format(part="b"), "[unetkit]\ntwo-a = a_module\ntwo-b = My.Two_module\n")
+    install("a", GOOD.format(part="a"), "")
+    (Path(sys.path[0]) / "My").mkdir()
+    (Path(sys.path[0]) / "My" / "Two_module.py").write_text(GOOD.format(part="b"))
+    for name in ("My.Two", "my-two", "my_two"):
+        assert [p.name for p in load_host([name], isolated=True).plugins] == ["unetkit", "two-a", "two-b"]
+    assert lines(capsys) == []
 
 
 def test_what_a_plugin_prints_goes_to_stderr(write: Write, capsys: Any) -> None:
@@ -497,3 +536,90 @@ def test_every_kind_may_be_added_and_is_listed_under_its_owner(write: Write, cap
     assert [(e.kind, e.name) for e in host.parts.of("all")] == [(kind, "mine") for kind in KINDS]
     assert not host.implements("unetkit_wrap_model", host.plugins[1])
     assert lines(capsys) == []
+
+
+LIBRARY = (
+    HEAD
+    + """
+def names():
+    {body}
+
+def make(in_channels, name):
+    ...
+
+@hookimpl
+def unetkit_register(parts):
+    parts.encoders.add_source("zoo", f"{{__name__}}:names", make)
+"""
+)
+
+
+@pytest.mark.parametrize("body", ["return 1 / 0", "import sys; sys.exit(0)", "print('hello'); return None"])
+def test_a_library_that_cannot_be_listed_costs_one_line(write: Write, capsys: Any, body: str) -> None:
+    parts = load_parts([write("zoo.py", LIBRARY.format(body=body))])
+    assert "resnet18" in parts.encoders.names()
+    assert parts.encoders.get("resnet18").source == "timm"
+    with pytest.raises(UnknownName, match="no encoder is called 'bogus'"):
+        parts.encoders.get("bogus")
+    told = [line for line in lines(capsys) if line != "hello"]
+    assert len(told) == 1
+    assert told[0].startswith(f"unetkit: plugin zoo failed in unetkit {OURS}: unetkit_plugin_zoo_")
+
+
+LATE = GOOD.replace("Gate)", "'late_module:Gate')")
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import sys\nsys.exit(0)\n", "late_module:Gate cannot be loaded: SystemExit: 0"),
+        ("import no_such\n", "it needs the package 'no_such', which is not installed; install it"),
+        ("1 / 0\n", "late_module:Gate cannot be loaded: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_parts_module_is_held_in_as_the_plugin_is(write: Write, source: str, reason: str) -> None:
+    write("late_module.py", source)
+    parts = load_parts([write("late.py", LATE.format(part="late"))])
+    with pytest.raises(PluginError, match=re.escape(reason)):
+        build("plain:widths=[2,4]", fuse="late", parts=parts)
+
+
+def test_what_a_part_prints_goes_to_stderr(write: Write, capsys: Any) -> None:
+    body = "        print('made')\n        super().__init__()\n"
+    source = f"print('imported')\n{WRONG}".replace("        super().__init__()\n", body)
+    source = source.replace("skip_channels\n\n    def", "x_channels + skip_channels\n\n    def")
+    write("loud_module.py", source)
+    parts = load_parts([write("loud.py", LATE.replace("late_module", "loud_module").format(part="loud"))])
+    build("plain:widths=[2,4]", fuse="loud", parts=parts)
+    assert lines(capsys) == ["imported", "made"]
+
+
+def test_a_wrapper_that_changes_the_model_and_fails_is_an_error(write: Write) -> None:
+    body = "def wrap(model):\n        model.head = nn.Conv2d(2, 7, 1)\n        1 / 0\n    return wrap"
+    parts = load_parts([write("bad.py", WRAP.format(body=body))])
+    with pytest.raises(PluginError, match=r"^plugin bad changed the model and then failed: ZeroDivisionError"):
+        build("plain:widths=[2,4]", parts=parts)
+
+
+def test_stdout_is_itself_again_after_threads_have_built(write: Write) -> None:
+    parts = load_parts([write("slow.py", WRAP.format(body="import time; time.sleep(0.001); return None"))])
+    before = sys.stdout
+
+    def several(_: int) -> None:
+        for _ in range(5):
+            build("plain:widths=[2,4]", parts=parts, device="meta")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(several, range(4)))
+    assert sys.stdout is before
+
+
+def test_building_leaves_other_threads_alone(write: Write) -> None:
+    source = WRONG.replace("self.out_channels = skip_channels", "self.out_channels = x_channels + skip_channels")
+    parts = load_parts([write("right.py", source)])
+
+    def one(index: int) -> Any:
+        return build(f"plain:widths=[{index + 2},{2 * index + 4}]", fuse="gate", parts=parts)(torch.randn(1, 3, 8, 8))
+
+    with ThreadPoolExecutor(6) as pool:
+        assert [tuple(out.shape) for out in pool.map(one, range(24))] == [(1, 2, 8, 8)] * 24

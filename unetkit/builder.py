@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 
-from unetkit.errors import BadOption, CannotBuild
+from unetkit.errors import BadOption, CannotBuild, PluginError
 from unetkit.inspect.limits import prove
 from unetkit.maker import OURS, Level, Maker, one_each, owner_of, parts_here, under_way
 from unetkit.meta import check_device
@@ -111,14 +111,17 @@ def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool
         if whole.seed is not None:
             stack.enter_context(_seeded(whole.seed, device))
         owners = stack.enter_context(under_way(parts))
-        owners.update(owner_of(word, spec, parts) for word, spec in whole.specs())
         network, derived = _assemble(whole if pretrained else replace(whole, pretrained=None), parts)
         network.whole = whole.over(derived)
         network.plan = shortest(network.whole, base.over(derived))
+        owners.update(owner_of(word, spec, parts) for word, spec in network.whole.specs())
         wrapped, wrappers = parts.wrap(network, network.whole, owners)
     model = cast(UNet, wrapped)
-    model.plan = network.plan
-    model.layout = layout_of(model)
+    try:
+        model.plan, model.layout = network.plan, layout_of(model)
+    except AttributeError as error:
+        named = f"{', '.join(sorted(wrappers))} made a {type(model).__name__}"
+        raise PluginError(f"plugin {named} of a model, which takes no plan or layout: {error}") from error
     used = (owners | wrappers) - {OURS}
     network.plugins = tuple(plugin for plugin in parts.plugins if plugin.loaded and plugin.name in used)
     if plan.size is not None or used:

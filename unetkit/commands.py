@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import click
 
 from unetkit.errors import PluginError
-from unetkit.plugins import Host
+from unetkit.plugins import Host, heavy_since
 
 #: unetkit's own, and where each is.
 COMMANDS = {
@@ -31,10 +32,15 @@ def plugin_commands(host: Host) -> dict[str, PluginCommand]:
     for plugin in host.loaded():
         with host.isolated(plugin):
             staged = click.Group("unetkit")
+            before = set(sys.modules)
             host.hook("unetkit_register_commands", plugin)(cli=staged)
-            for name in staged.commands:
+            plugin.heavy += heavy_since(before)
+            for name, command in staged.commands.items():
                 owner = "unetkit" if name in COMMANDS else commands[name].owner if name in commands else ""
                 if owner:
                     raise PluginError(f"command {name!r} of {plugin.name} is already registered by {owner}; rename it")
+                if not isinstance(command, click.Command):
+                    raise PluginError(f"command {name!r} is a {type(command).__name__}, and no click command")
+                command.get_short_help_str()  # what fails here would fail the help of all
             commands |= {name: PluginCommand(command, plugin.name) for name, command in staged.commands.items()}
     return commands

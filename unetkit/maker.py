@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, TypeVar, cast
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from unetkit.errors import CannotBuild, UnetkitError
+from unetkit.errors import CannotBuild, PluginError, UnetkitError
+from unetkit.foreign import contained
 from unetkit.lazyinit import drawn_once
 from unetkit.plan import PartSpec, Plan
 from unetkit.plugins import default_parts
@@ -94,6 +95,8 @@ class Maker:
 
     def __call__(self, word: str, spec: PartSpec, wiring: tuple[Any, ...], where: str = "", **extra: Any) -> Any:
         if spec.then:
+            if len(wiring) != 2:
+                raise CannotBuild(f"--{word} {spec} needs in_channels and out_channels; got {_told(wiring) or 'none'}")
             first, *rest = spec.links
             alike = (wiring[-1], wiring[-1])  # what follows keeps the channels
             return Chain(self(word, first, wiring, where), *(self(word, link, alike, where) for link in rest))
@@ -107,13 +110,12 @@ class Maker:
         # know, and some of it (reading a weight through numpy) cannot be seen.
         ours = word == "encoder" and owner_of(word, spec, self.parts) == OURS
         try:
-            with drawn_once() if ours else nullcontext():
+            with contained("failed"), drawn_once() if ours else nullcontext():
                 part = factory(*wiring, **options)
         except UnetkitError as error:
+            if isinstance(error, PluginError) and str(error).startswith("failed: "):  # say whose mistake, and where
+                raise CannotBuild(f"--{word} {spec}{owner}{where} with {_told(wiring)} {error}") from error
             raise type(error)(f"--{word} {spec}{where}: {error}") from error
-        except Exception as error:  # a foreign factory's own mistake: say whose and where
-            why = f"{type(error).__name__}: {error}"
-            raise CannotBuild(f"--{word} {spec}{owner}{where} with {_told(wiring)} failed: {why}") from error
         if not isinstance(part, nn.Module):
             raise CannotBuild(f"--{word} {spec}{where} made a {type(part).__name__}; a part is a torch.nn.Module")
         if any(isinstance(p, UninitializedParameter) for p in part.parameters()):

@@ -74,7 +74,7 @@ class PartSpec:
     @property
     def links(self) -> tuple[PartSpec, ...]:
         """The part and those that follow it, each alone."""
-        return (replace(self, then=()), *self.then)
+        return (replace(self, then=()), *(link for part in self.then for link in part.links))
 
     def __add__(self, other: Any) -> PartSpec:
         return replace(self, then=(*self.then, *PartSpec.of(other).links))

@@ -7,11 +7,11 @@ import importlib.util
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from hashlib import sha256
 from importlib.metadata import Distribution, distributions, version
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +21,7 @@ import pluggy
 
 from unetkit import hookspecs
 from unetkit.errors import PluginError, UnetkitError
+from unetkit.foreign import one_line, quiet
 from unetkit.registry import Parts, Plugin
 
 if TYPE_CHECKING:
@@ -59,10 +60,11 @@ class Host:
             if plugin.error:
                 raise PluginError(plugin.error)
             if first:
-                advice = "list it once" if first.target == plugin.target else "rename or uninstall one"
-                raise PluginError(f"a plugin of this name is loaded already, from {first.target}; {advice}")
+                raise PluginError(f"a plugin of this name is loaded already, from {first.target}; rename or drop one")
             before = set(sys.modules)
             module = find()
+            if other := self.manager.get_name(module):
+                raise PluginError(f"its module is loaded already, as plugin {other}; list it once")
             staged = self.parts.staged(plugin.name)
             self.manager.register(module, plugin.name)
             undo.callback(self.manager.unregister, name=plugin.name)
@@ -70,7 +72,7 @@ class Host:
             self.hook("unetkit_register", plugin)(parts=staged)
             self.parts.commit(staged)
             plugin.loaded = True
-            plugin.heavy = tuple(name for name in _HEAVY if name in sys.modules and name not in before)
+            plugin.heavy = heavy_since(before)
             undo.pop_all()
 
     def loaded(self) -> list[Plugin]:
@@ -90,11 +92,19 @@ class Host:
         """
         wrapped: set[str] = set()
         for plugin in self.loaded():
-            with self.isolated(plugin, strict=plugin.name in owners):
-                for wrap in self.hook("unetkit_wrap_model", plugin)(plan=plan):
-                    model = _module(wrap(model), model)
-                    wrapped.add(plugin.name)
+            if self.implements("unetkit_wrap_model", plugin):
+                model, done = self._wrapped(plugin, model, plan, strict=plugin.name in owners)
+                wrapped |= {plugin.name} if done else set()
         return model, wrapped
+
+    def _wrapped(self, plugin: Plugin, model: Module, plan: Plan, *, strict: bool) -> tuple[Module, bool]:
+        made: list[Module] = []
+        before = _inside(model)
+        with self.isolated(plugin, strict=strict):
+            made += [_module(wrap(model), model) for wrap in self.hook("unetkit_wrap_model", plugin)(plan=plan)]
+        if not made and _inside(model) != before:
+            raise PluginError(f"plugin {plugin} changed the model and then failed: {plugin.error}")
+        return made[-1] if made else model, bool(made)
 
     def hook(self, name: str, plugin: Plugin) -> Any:
         """A hook that calls this plugin alone, since in a plain call one failure stops the rest."""
@@ -109,16 +119,19 @@ class Host:
     def isolated(self, plugin: Plugin, *, strict: bool = False) -> Iterator[None]:
         """Turn what a plugin raises into one line on stderr, or, if strict or UNETKIT_STRICT=1, into a PluginError."""
         try:
-            with redirect_stdout(sys.stderr):  # what a plugin prints must not mix with what a command prints
+            with quiet():
                 yield
-        except (Exception, SystemExit) as error:
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # pyo3 and pytest raise what is no Exception
             if strict and isinstance(error, UnetkitError):
                 raise
-            plugin.error, plugin.traceback = _one_line(error), traceback.format_exc()
-            line = f"plugin {plugin} failed in unetkit {version('unetkit')}: {plugin.error}"
-            if strict or os.environ.get("UNETKIT_STRICT") == "1":
-                raise PluginError(line) from error
-            print(f"unetkit: {line}", file=sys.stderr)
+            plugin.fail(error, strict=strict)
+
+
+def heavy_since(before: set[str]) -> tuple[str, ...]:
+    """What takes long to import, of the modules imported since."""
+    return tuple(name for name in _HEAVY if name in sys.modules and name not in before)
 
 
 def load_host(plugins: Iterable[str | Path | ModuleType] = (), *, isolated: bool = False) -> Host:
@@ -134,12 +147,15 @@ def load_host(plugins: Iterable[str | Path | ModuleType] = (), *, isolated: bool
     host.load(builtin, lambda: importlib.import_module("unetkit.parts"))
     if builtin.error:
         raise PluginError(f"unetkit's own parts do not load: {builtin.error}")
-    installed = list(_installed())
+    # By name, so that who comes first does not depend on a folder's order.
+    installed = sorted(_installed(), key=lambda found: found[0].name)
     from_environment = [p.strip() for p in os.environ.get("UNETKIT_PLUGINS", "").split(",") if p.strip()]
-    for plugin, find in () if isolated else installed:
-        host.load(plugin, find)
-    for target in [*(() if isolated else from_environment), *plugins]:
-        host.load(*_found(target, installed))
+    named = [*(() if isolated else from_environment), *plugins]
+    wanted = [*(() if isolated else installed), *(found for target in named for found in _found(target, installed))]
+    for plugin, find in wanted:
+        tried = {(p.name, p.version, p.target) for p in host.plugins}
+        if (plugin.name, plugin.version, plugin.target) not in tried:
+            host.load(plugin, find)
     return host
 
 
@@ -170,14 +186,14 @@ def _installed() -> Iterator[tuple[Plugin, Find]]:
     """Every entry point of the group, with what loads it. What cannot be used carries its error."""
     first: dict[str, Distribution] = {}
     for dist in distributions():
-        before = first.setdefault(re.sub(r"[-_.]+", "-", dist.name).lower(), dist) if dist.name else dist
+        before = first.setdefault(_normal(dist.name), dist) if dist.name else dist
         if before is not dist and before.version == dist.version:
             continue  # an editable install can be listed twice; the first on sys.path is the one that Python imports
         told = Plugin(dist.name or "?", dist.version or "", dist.name or "")
         try:
             entry_points = dist.entry_points.select(group=GROUP)
         except Exception as error:  # a mangled entry_points.txt
-            unread = f"its entry points cannot be read ({_one_line(error)})"
+            unread = f"its entry points cannot be read ({one_line(error)})"
             yield replace(told, error=unread), object
             continue
         hidden = "" if before is dist else f"version {before.version} is installed too and comes first; uninstall one"
@@ -185,46 +201,69 @@ def _installed() -> Iterator[tuple[Plugin, Find]]:
             yield replace(told, name=entry_point.name, target=entry_point.value, error=hidden), entry_point.load
 
 
-def _found(target: str | Path | ModuleType, installed: list[tuple[Plugin, Find]]) -> tuple[Plugin, Find]:
-    """The plugin behind a module, a file, a module's name, or the name of an installed plugin or its distribution."""
+def _found(target: str | Path | ModuleType, installed: list[tuple[Plugin, Find]]) -> list[tuple[Plugin, Find]]:
+    """What a module, a file, a module's name, or the name of an installed plugin or its distribution stands for."""
     if isinstance(target, ModuleType):
         module = target
-        return Plugin(module.__name__, target=getattr(module, "__file__", None) or module.__name__), lambda: module
+        by_name = module.__name__ in sys.modules and not module.__name__.startswith(_OF_A_FILE)
+        where = module.__name__ if by_name else getattr(module, "__file__", None) or module.__name__
+        return [(Plugin(module.__name__, target=where), lambda: module)]
     text = str(target)
-    for plugin, find in installed:
-        if text in (plugin.name, plugin.distribution):
-            return replace(plugin, loaded=False), find
-    name = Path(text).stem if text.endswith(".py") else text
-    return Plugin(name, target=text), partial(_import, text)
+    if here := [
+        (replace(plugin, loaded=False), find)
+        for plugin, find in installed
+        if text in (plugin.name, plugin.target) or _normal(text) == _normal(plugin.distribution)
+    ]:
+        return here
+    if text.endswith(".py"):
+        path = Path(text)
+        return [(Plugin(path.stem, target=text), partial(_import_file, path))]
+    return [(Plugin(text, target=text), partial(_import_module, text))]
 
 
-def _import(target: str) -> ModuleType:
-    if not target.endswith(".py"):
-        return _import_module(target)
-    path = Path(target)
+def _normal(distribution: str) -> str:
+    """The one form of a distribution's name (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+#: What the modules of files are called, with the file's name and a digest of its place.
+_OF_A_FILE = "unetkit_plugin_"
+
+
+def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
-        raise PluginError(f"there is no file {target}")
-    name = f"unetkit_plugin_{path.stem}"
+        raise PluginError(f"there is no file {path}")
+    name = f"{_OF_A_FILE}{path.stem}_{sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise PluginError(f"{target} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
+        raise PluginError(f"{path} is not a Python file")
+    module, before = importlib.util.module_from_spec(spec), sys.modules.get(name)
     sys.modules[name] = module  # so that dataclasses and pickles of the plugin find their module
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
+        if before is not None:
+            sys.modules[name] = before
         raise
     return module
 
 
 def _import_module(name: str) -> ModuleType:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise PluginError(f"{name} is no module's name, and no plugin of this name is installed; a file ends in .py")
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name == name and Path(f"{name}.py").is_file():  # the current folder is not on the path of a command
             raise PluginError(f"no module is called {name}; for the file write ./{name}.py") from error
         raise
+
+
+def _inside(model: Module) -> list[tuple[str, int]]:
+    """What a model holds: its modules, parameters and buffers."""
+    held = (*model.named_modules(), *model.named_parameters(), *model.named_buffers())
+    return [(name, id(thing)) for name, thing in held]
 
 
 def _module(wrapped: Any, model: Module) -> Any:
@@ -234,8 +273,3 @@ def _module(wrapped: Any, model: Module) -> Any:
         made = f"what unetkit_wrap_model returned made {type(wrapped).__name__} of a model"
         raise PluginError(f"{made}; it must return a module that holds it")
     return wrapped
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or "no message"
-    return text if isinstance(error, UnetkitError) else f"{type(error).__name__}: {text}"

@@ -5,14 +5,19 @@ There is no registry at module level: `unetkit.plugins.load_parts()` makes a Par
 
 from __future__ import annotations
 
+import os
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 from unetkit import signature
-from unetkit.errors import BadOption, PluginError, UnknownName, nearest
+from unetkit.errors import BadOption, PluginError, UnetkitError, UnknownName, nearest
+from unetkit.foreign import contained, one_line
 from unetkit.signature import Signature
 
 Factory = Callable[..., Any]
@@ -63,6 +68,15 @@ class Plugin:
     def __str__(self) -> str:
         return f"{self.name} {self.version}".strip()
 
+    def fail(self, error: BaseException, *, strict: bool = False) -> None:
+        """Remember a failure and tell it in one line, or raise it, if strict or UNETKIT_STRICT=1."""
+        self.error, self.traceback = one_line(error), "".join(traceback.format_exception(error))
+        line = f"plugin {self} failed in unetkit {version('unetkit')}: {self.error}"
+        if strict or os.environ.get("UNETKIT_STRICT") == "1":
+            raise PluginError(line) from error
+        if "_UNETKIT_COMPLETE" not in os.environ:  # a shell that completes would show it in the prompt
+            print(f"unetkit: {line}", file=sys.stderr)
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -74,6 +88,8 @@ class Entry:
     owner: str
     #: The library that supplies the name; its one factory is told the name as a second positional argument.
     source: str | None = None
+    #: Whose part it stands in for.
+    replaces: str | None = None
 
     @property
     def signature(self) -> Signature:
@@ -99,7 +115,9 @@ class Source:
     owner: str
 
     def listing(self) -> list[str]:
-        names: list[str] = signature.load(self.names)()
+        list_names = signature.load(self.names)
+        with contained(f"{self.names}, which lists the names of {self.name}, fails"):
+            names: list[str] = list(list_names())
         return names
 
     def entry(self, kind: Kind, name: str) -> Entry:
@@ -135,12 +153,14 @@ class Registry:
             what = f"{name!r} is not a name for a {self.kind.title}"
             raise PluginError(f"{what}: use letters, digits, '.', '_' and (but first) '-'")
         taken = self.entries.get(name)
+        if taken and taken.replaces == self.owner:
+            return  # what it was to replace comes after it
         if taken and replaces != taken.owner:
             raise PluginError(
                 f"{self.kind.title} {name!r} of {self.owner} is already registered by {taken.owner}; "
                 f"rename it, or say replaces={taken.owner!r} where that is meant"
             )
-        self.entries[name] = Entry(self.kind, name, factory, self.owner)
+        self.entries[name] = Entry(self.kind, name, factory, self.owner, replaces=replaces)
 
     def add_source(self, name: str, names: str, factory: Factory | str) -> None:
         """Register a library of parts: `names` lists them ("module:attr"), `factory` makes each."""
@@ -156,9 +176,21 @@ class Registry:
         for candidate in self.sources.values():
             # A tag names weights ("resnet18.a1_in1k"), not another network.
             tagged = rest.endswith(".") or rest.split(".")[0]
-            if source in ("", candidate.name) and tagged in candidate.listing():
+            if source in ("", candidate.name) and tagged in self.listed(candidate):
                 return candidate.entry(self.kind, rest)
         raise UnknownName(self._missing(name))
+
+    def listed(self, source: Source) -> list[str]:
+        """The names of a library; none where a plugin's cannot be listed, which is told once."""
+        try:
+            return source.listing()
+        except UnetkitError as error:
+            plugin = next((p for p in self.plugins if p.loaded and p.name == source.owner), None)
+            if plugin is None or plugin.name == "unetkit":
+                raise
+            if plugin.error != str(error):
+                plugin.fail(error)
+            return []
 
     def _missing(self, name: str) -> str:
         bare = name.rpartition("/")[2]
@@ -180,7 +212,7 @@ class Registry:
         theirs = [
             source.entry(self.kind, name)
             for source in self.sources.values()
-            for name in source.listing()
+            for name in self.listed(source)
             if name not in self.entries
         ]
         return [entry for entry in own + theirs if fnmatchcase(entry.name, pattern)]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from unetkit.errors import BadOption, PluginError
+from unetkit.foreign import contained
 
 #: What an annotation in a factory's signature may be made of, beside Literal and None.
 _VOCABULARY = {"tuple": tuple, "int": int, "float": float, "str": str, "bool": bool}
@@ -64,13 +65,12 @@ def read(factory: Callable[..., Any] | str) -> Signature:
 def load(target: str) -> Callable[..., Any]:
     """Import "module:attr". Raises PluginError where it is not there."""
     module, _, attr = target.partition(":")
-    try:
-        return typing.cast(Callable[..., Any], getattr(importlib.import_module(module), attr))
-    except ModuleNotFoundError as error:
-        why = f"it needs the package {error.name!r}, which is not installed; install it"
-        raise PluginError(f"{target} cannot be loaded: {why}") from error
-    except Exception as error:  # whatever a plugin's module raises when it is imported
-        raise PluginError(f"{target} cannot be loaded: {type(error).__name__}: {error}") from error
+    with contained(f"{target} cannot be loaded"):
+        try:
+            return typing.cast(Callable[..., Any], getattr(importlib.import_module(module), attr))
+        except ModuleNotFoundError as error:
+            why = f"it needs the package {error.name!r}, which is not installed; install it"
+            raise PluginError(f"{target} cannot be loaded: {why}") from error
 
 
 def _from_object(factory: Callable[..., Any]) -> Signature:

@@ -8,13 +8,14 @@ import sys
 import traceback
 from importlib import import_module
 from io import TextIOWrapper
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
 from unetkit.cli.words import commands_of
 from unetkit.commands import COMMANDS
 from unetkit.errors import PluginError, UnetkitError
+from unetkit.foreign import one_line
 
 
 class _Lazy(click.Group):
@@ -31,17 +32,22 @@ class _Lazy(click.Group):
         found = commands_of(ctx).get(name)
         return found.command if found else None
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> None:
+        """Run the command. What it returns is left out: click would make an exit code of it."""
         try:
-            return super().invoke(ctx)
-        except (UnetkitError, click.ClickException, click.exceptions.Exit, click.Abort, OSError):
+            super().invoke(ctx)
+        except (UnetkitError, click.ClickException, click.exceptions.Exit, click.Abort, *_PASS):
             raise
-        except Exception as error:
+        except BaseException as error:
             found = commands_of(ctx).get(ctx.invoked_subcommand or "")
             if found is None:
                 raise
-            why = f"{type(error).__name__}: {error}"
-            raise PluginError(f"`unetkit {ctx.invoked_subcommand}` of plugin {found.owner} failed: {why}") from error
+            name = ctx.invoked_subcommand
+            raise PluginError(f"`unetkit {name}` of plugin {found.owner} failed: {one_line(error)}") from error
+
+
+#: What ends a command and is no failure of it.
+_PASS = (KeyboardInterrupt, SystemExit, BrokenPipeError)
 
 
 # Eager, so that `unetkit --plugin mine.py --help` shows the commands of mine.py.
@@ -72,6 +78,9 @@ def main() -> None:
         sys.stdout.flush()
     except (click.Abort, KeyboardInterrupt):
         _refuse("interrupted", 130)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(2)
     except click.UsageError as error:
         _refuse(f"{error.format_message()} {_hint(error)}")
     except click.ClickException as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import click
 from click.shell_completion import CompletionItem
 from rich.box import SIMPLE_HEAD
@@ -10,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from unetkit.cli.words import complete_part, parts_of
-from unetkit.errors import UnetkitError, UnknownName
+from unetkit.cli.words import complete_part, parts_of, summary
+from unetkit.errors import UnknownName
 from unetkit.registry import KINDS, Entry, Parts, Registry
 from unetkit.values import describe, to_text
 
@@ -47,7 +49,7 @@ def list_parts(ctx: click.Context, kind: str | None, name: str | None) -> None:
     elif any(c in name for c in "*?["):
         _names(console, parts[kind], name)
     else:
-        _detail(console, parts[kind].get(name.split(":")[0]))
+        _detail(console, parts[kind].get(re.split("[:+]", name)[0]))
 
 
 def page() -> Console:
@@ -86,7 +88,7 @@ def _names(console: Console, registry: Registry, pattern: str) -> None:
     if own:
         listed = table("name", "what it is", "from")
         for entry in own:
-            listed.add_row(*map(Text, (entry.name, _summary(entry), entry.owner)))
+            listed.add_row(*map(Text, (entry.name, summary(entry), entry.owner)))
         console.print(listed)
     for source in registry.sources:
         names = [entry.name for entry in found if entry.source == source]
@@ -95,13 +97,6 @@ def _names(console: Console, registry: Registry, pattern: str) -> None:
             console.print(Columns(names, padding=(0, 2)))
         elif names:
             console.print("\n".join(names))  # one a line, for grep and the like
-
-
-def _summary(entry: Entry) -> str:
-    try:
-        return entry.signature.summary
-    except UnetkitError as error:  # a plugin's module that does not load must not hide the others
-        return str(error)
 
 
 def _detail(console: Console, entry: Entry) -> None:

@@ -13,7 +13,7 @@ from unetkit.commands import PluginCommand, plugin_commands
 from unetkit.errors import UnetkitError
 from unetkit.plan import WORDS, Word
 from unetkit.plugins import Host, default_host, load_host
-from unetkit.registry import KINDS, Parts, Registry
+from unetkit.registry import KINDS, Entry, Parts, Registry
 from unetkit.resolve import kind_of
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -67,6 +67,14 @@ def _completer(kind: str) -> Callable[[click.Context, click.Parameter, str], lis
     return complete
 
 
+def summary(entry: Entry) -> str:
+    """What a part is; or why that is not known, since a plugin's module that does not load must not hide the others."""
+    try:
+        return entry.signature.summary
+    except UnetkitError as error:
+        return str(error)
+
+
 def complete_part(registry: Registry, incomplete: str) -> list[CompletionItem]:
     """Names that begin so; after a colon, the options of the part; after a slash or plus, names again."""
     separators = {"encoder": "", "recipe": "", "head": "", "block": "/+"}.get(registry.kind.word, "/")
@@ -77,7 +85,7 @@ def complete_part(registry: Registry, incomplete: str) -> list[CompletionItem]:
         source, _, bare = name.rpartition("/")
         found = [entry for entry in registry.find(f"{bare}*") if source in ("", entry.source)]
         before = f"{source}/" if source else before
-        return [CompletionItem(before + e.name, help=e.signature.summary if len(found) < 50 else None) for e in found]
+        return [CompletionItem(before + e.name, help=summary(e) if len(found) < 50 else None) for e in found]
     given, comma, key = options.rpartition(",")
     head = f"{before}{name}:{given}{comma}"
     try:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import safetensors.torch
 import torch
@@ -118,6 +119,8 @@ def _metadata(model: nn.Module) -> dict[str, str]:
                 f"--{flag} {spec} was given as a Python object, so no name in a file can rebuild it; "
                 "register it in a plugin and build with its name"
             )
+    if not hasattr(model, "layout"):
+        raise BadFile("the network within what a plugin made of it is no whole model; save what unetkit.build returned")
     if changed := layout_of(model).items() ^ cast(UNet, model).layout.items():
         name = min(name for name, _ in changed)
         raise BadFile(f"{name} is not as the plan builds it, so no file could rebuild it; save a model as it was built")
@@ -134,18 +137,43 @@ def _plugins(path: Path, metadata: dict[str, Any], parts: Parts) -> str:
     here = {plugin.name: plugin for plugin in parts.plugins if plugin.loaded}
     failed = {plugin.name: plugin.error for plugin in parts.plugins if not plugin.loaded}
     others = []
-    for said in json.loads(metadata.get("plugins", "[]")):
-        name, version_, dist = said["name"], said["version"], said["distribution"]
+    for name, version_, dist, target in _named(path, metadata.get("plugins", "[]")):
         if name in here and here[name].version != version_:
             others.append(f"plugin {name} was {version_ or 'a file'} and is {here[name].version or 'a file'}")
         elif name in failed and name not in here:
             raise PluginError(f"{path} was built with plugin {name}, which failed here: {failed[name]}")
         elif name not in here:
-            advice = f"parts=unetkit.load_parts([{said['target']!r}]) loads it"
+            advice = f"parts=unetkit.load_parts([{target!r}]) loads it"
             advice = f"pip install {dist}=={version_}" if dist else advice
             built = f"{path} was built with plugin {name} {version_}".strip()
             raise PluginError(f"{built}, which is not here; {advice}")
     return f" ({', '.join(others)})" if others else ""
+
+
+class _Saved(NamedTuple):
+    """A plugin as a file names it."""
+
+    name: str
+    version: str
+    distribution: str
+    target: str
+
+
+_IS_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)?")
+_IS_VERSION = re.compile(r"[A-Za-z0-9.+!_-]*")
+
+
+def _named(path: Path, text: str) -> list[_Saved]:
+    """The plugins that a file names. Raises BadFile for what unetkit never writes: a message repeats it to a shell."""
+    try:
+        saved = [_Saved(**plugin) for plugin in json.loads(text)]
+        right = all(_IS_VERSION.fullmatch(p.version) and _IS_NAME.fullmatch(p.distribution) for p in saved)
+        right = right and all(isinstance(value, str) for p in saved for value in p)
+    except (ValueError, TypeError):
+        right = False
+    if not right:
+        raise BadFile(f"{path} names its plugins as unetkit never does; take it again from where it is whole")
+    return saved
 
 
 def _built(plan: Plan, parts: Parts, device: Any, tensors: dict[str, Tensor]) -> UNet:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from unetkit.errors import CannotPass, UnetkitError
 from unetkit.plan import Plan, Size
@@ -96,7 +95,7 @@ def _watching(model: nn.Module, seen: Observation, clock: Callable[[], int]) -> 
     inside: list[Call] = []
 
     def before(module: nn.Module, args: Any) -> None:
-        call = Call(names.get(module, "?"), module, tensors_of(args), clock())
+        call = Call(names[module], module, tensors_of(args), clock())
         inside.append(call)
         seen.calls.append(call)
 
@@ -104,7 +103,8 @@ def _watching(model: nn.Module, seen: Observation, clock: Callable[[], int]) -> 
         call = inside.pop()
         call.gave, call.end = tensors_of(out), clock()
 
-    handles = register_module_forward_pre_hook(before), register_module_forward_hook(after)
+    # On each module, since hooks for all modules would see what other threads run.
+    handles = [h for m in names for h in (m.register_forward_pre_hook(before), m.register_forward_hook(after))]
     try:
         yield
     finally:
