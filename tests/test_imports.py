@@ -21,6 +21,7 @@ ROOT = Path(unetkit.__file__).parent
 #: A room imports only rooms above it (and itself, where it is a folder).
 ROOMS = (
     "errors",
+    "foreign",
     "atomic",
     "values",
     "signature",

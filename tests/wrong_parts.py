@@ -597,7 +597,7 @@ class Explodes(Block):
 
 
 @wrong(
-    "block", "gradients", r"a batch of 1 of 8x8 in training: backward fails with RuntimeError: Trying to backward thr"
+    "block", "gradients", r"a batch of 3 of 5x7 in training: backward fails with RuntimeError: Trying to backward thr"
 )
 class Remembers(Block):
     """Keeps the graph of the pass before."""
@@ -988,6 +988,117 @@ class IdleChoice(Block):
     def __init__(self, in_channels: int, out_channels: int, *, twice: bool = False) -> None:
         super().__init__(in_channels, out_channels)
         self.second = nn.Conv2d(out_channels, out_channels, 1) if twice else None
+
+
+class Recalls(Block):
+    """Adds what it gave before, in training."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels)
+        self.last: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.conv(x)
+        if not self.training:
+            return y
+        if self.last is not None and self.last.shape == y.shape:
+            y = y + 0.1 * self.last
+        self.last = self.kept(y)
+        return y
+
+    def kept(self, y: Tensor) -> Tensor:
+        return y.detach()
+
+
+wrong(
+    "block",
+    "seed",
+    r"in training two passes of one input in a row differ by up to .*, under one seed: something is kept",
+)(Recalls)
+
+
+@wrong("block", "gradients", r"a batch of 3 of 5x7 in training: backward fails with RuntimeError: .* second time")
+class RecallsAll(Recalls):
+    """The same with its graph; eval mode and single passes do not show it."""
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.conv(x)
+        if not (self.training and torch.is_grad_enabled()):
+            return y
+        if self.last is not None and self.last.shape == y.shape:
+            y = y + 0.1 * self.last
+        self.last = y
+        return y
+
+
+@wrong("fusion", "gradients", r"its output depends on the skip, but no gradient reaches it$")
+class CutsTheSkip(Gate):
+    """Lets nothing learn through the skip."""
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return super().forward(x, skip.detach())
+
+
+@wrong("fusion", "gradients", r"its output depends on the map, but no gradient reaches it$")
+class CutsTheMap(Gate):
+    """Lets nothing below learn."""
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return super().forward(x.detach(), skip)
+
+
+@wrong("block", "forward", r"a batch of 3 of 5x7 in eval: gives numbers that are not finite$")
+class Endless(Block):
+    """Divides by zero."""
+
+    def forward(self, x: Tensor) -> Any:
+        return self.conv(x) + 1 / torch.zeros_like(x[:1, :1, :1, :1])
+
+
+@wrong("head", "logits", r"every output lies in \[-1, 1\]: a head gives logits")
+class Squashes(Head):
+    """Ends in tanh."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x).tanh()
+
+
+@wrong("head", "logits", r"every output is at most 0, as log-softmax gives: a head gives logits")
+class Logarithms(Head):
+    """Ends in log-softmax, but for one class, where it would be 0."""
+
+    def forward(self, x: Tensor) -> Any:
+        y = super().forward(x)
+        return y.log_softmax(dim=1) if y.shape[1] > 1 else -y.abs()
+
+
+@wrong("block", "made", r"^it changes torch's default dtype for the whole process; leave that to its user$")
+class Widens(Block):
+    """Sets a default dtype."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels)
+        torch.set_default_dtype(torch.float64)
+
+
+@wrong("block", "made", r"^it changes torch's number of threads and whether torch takes deterministic algorithms for")
+class Slows(Block):
+    """Sets what is the user's to set."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels)
+        torch.set_num_threads(torch.get_num_threads() + 1)
+        torch.use_deterministic_algorithms(True)
+
+
+@wrong("block", "forward", r"SystemExit: 1")
+class Leaves(Block):
+    """Ends the process for a single pixel."""
+
+    def forward(self, x: Tensor) -> Any:
+        if x.shape[-1] == 1:
+            raise SystemExit(1)
+        return super().forward(x)
 
 
 # What it is in a network.

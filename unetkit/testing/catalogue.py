@@ -50,7 +50,7 @@ CHECKS = (
     Check("state", "in eval a pass leaves nothing behind and draws nothing", "passes:state"),
     Check("gradients", "finite gradients reach every parameter, and pass through", "passes:gradients", needs=_STEADY),
     Check("batch", "in eval the samples of a batch do not mix", "passes:batch", needs=(*_STEADY, "channels")),
-    Check("seed", "a seed fixes weights and passes", "copies:seed", needs=_STEADY),
+    Check("seed", "a seed fixes weights and passes", "copies:seed", needs=(*_STEADY, "gradients")),
     Check("state_dict", "the state_dict carries all that matters", "copies:state_dict", needs=_STEADY),
     Check("deepcopy", "a deep copy is equal and shares nothing", "copies:deep_copy", needs=(*_STEADY, "state_dict")),
     Check("dtype", "in float64 it computes in float64", "forms:dtype", needs=(*_STEADY, "state_dict")),

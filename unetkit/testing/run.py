@@ -52,7 +52,9 @@ class _Examined:
             return Result(self.title, check.name, "skipped", str(reason))
         except Nonconformity as fault:
             return Result(self.title, check.name, "failed", " ".join(str(fault).split()))
-        except Exception as error:
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # a part may call sys.exit
             why = str(error) if isinstance(error, UnetkitError) else one_line(error)
             return Result(self.title, check.name, "failed", why)
         return Result(self.title, check.name, "passed")
@@ -61,9 +63,9 @@ class _Examined:
         if self.kind == "plugin":
             check(self.subject)
             return
-        import torch
+        from unetkit.testing.world import world_kept
 
-        with torch.random.fork_rng(devices=[]):  # a seed that the caller has set stays in force
+        with world_kept():
             check(self.subject)
 
 
@@ -115,17 +117,23 @@ def jobs_of_plugin(target: str | Path | ModuleType) -> list[Job]:
     """The checks of a plugin and of every part that it adds, not yet made. See `check_plugin`."""
     ours = target == "unetkit"
     host = load_host([] if ours else [target], isolated=True)
-    plugin = host.plugins[-1]
-
-    def find() -> Any:
-        from unetkit.testing.checks.plugins import Guest
-
-        return Guest(host, plugin, "" if ours else target.__name__ if isinstance(target, ModuleType) else str(target))
-
-    jobs = [job for job in _jobs(_Examined("plugin", "plugin", find)) if job.check in _of_plugin(host, plugin)]
-    for entry in host.parts.of(plugin.name) if plugin.loaded else ():
-        jobs += jobs_of_part(entry.kind.word, entry.name, parts=host.parts)
+    found = host.plugins if ours else host.plugins[1:]  # a distribution may have several
+    told = "" if ours else target.__name__ if isinstance(target, ModuleType) else str(target)
+    jobs: list[Job] = []
+    for plugin in found:
+        title = "plugin" if len(found) == 1 else f"plugin {plugin.name}"
+        asked = _jobs(_Examined(title, "plugin", partial(_guest, host, plugin, told)))
+        jobs += [job for job in asked if job.check in _of_plugin(host, plugin)]
+    for plugin in found:
+        for entry in host.parts.of(plugin.name) if plugin.loaded else ():
+            jobs += jobs_of_part(entry.kind.word, entry.name, parts=host.parts)
     return jobs
+
+
+def _guest(host: Host, plugin: Plugin, target: str) -> Any:
+    from unetkit.testing.checks.plugins import Guest
+
+    return Guest(host, plugin, target)
 
 
 def _of_plugin(host: Host, plugin: Plugin) -> set[str]:

@@ -141,11 +141,15 @@ class Subject:
                 out = self.contract.outputs(part, given.fresh())
         except Nonconformity as fault:
             return Run(wiring, given, training, error=str(fault))
-        except Exception as error:
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # sys.exit, too
             # Norms over a map refuse a single pixel likewise, in eval too.
             if given.size == (1, 1) and "Expected more than 1" in str(error):
                 return Run(wiring, given, training, error="torch")
             return Run(wiring, given, training, error=f"fails with {one_line(error)}")
+        if not all(tensor.isfinite().all() for tensor in out):
+            return Run(wiring, given, training, error="gives numbers that are not finite")
         channels = self.contract.channel_fault(part, wiring, given, out)
         return Run(wiring, given, training, "", channels, self.contract.size_fault(part, wiring, given, out))
 

@@ -37,12 +37,25 @@ def seed(subject: Subject) -> None:
             raise Nonconformity(
                 f"{where}in training two passes under one torch.manual_seed differ by up to {difference:.2g}"
             )
+        _again(subject, one, given, where)
         left = torch.rand(1)
         subject.run(one, given, seed=2)
         if torch.equal(left, torch.rand(1)):
             raise Nonconformity(
                 f"{where}a pass sets torch's seed, so that all that is drawn after it is no longer free"
             )
+
+
+def _again(subject: Subject, part: Any, given: Input, where: str) -> None:
+    """In training, too, an output depends on the input and the buffers alone."""
+    before = {name: value.clone() for name, value in part.named_buffers()}
+    first, second = subject.run(part, given), subject.run(part, given)
+    same = all(name in before and not apart((b,), (before[name],)) for name, b in part.named_buffers())
+    if same and (difference := apart(first, second)):
+        raise Nonconformity(
+            f"{where}in training two passes of one input in a row differ by up to {difference:.2g}, under one seed: "
+            "something is kept from call to call"
+        )
 
 
 def state_dict(subject: Subject) -> None:

@@ -26,10 +26,10 @@ def reached(subject: Subject, wiring: Wiring, inputs: list[Input], options: dict
     """The same for one wiring. Raises Nonconformity with the names of the parameters that none reaches."""
     part = subject.make(wiring, **options).train()
     where = subject.where(wiring)
-    leaves: list[Tensor] = []
-    for given in inputs:
+    leaves: list[tuple[Tensor, ...]] = []
+    for given in (*inputs[:1], *inputs):  # one twice: it shows a graph that is kept
         mine = given.map(lambda x: x.clone().requires_grad_())
-        leaves += mine.tensors
+        leaves.append(mine.tensors)
         # A clone, so that a part that writes on its input is told so by the check of that.
         outputs = subject.contract.outputs(part, mine.map(torch.clone))
         graded = [out for out in outputs if out.requires_grad]
@@ -42,8 +42,21 @@ def reached(subject: Subject, wiring: Wiring, inputs: list[Input], options: dict
         except RuntimeError as error:
             raise Nonconformity(f"{subject.where(wiring, given, True)}backward fails with {one_line(error)}") from error
     _every(part, where)
-    if subject.kind.title != "encoder" and not any(leaf.grad is not None for leaf in leaves):
+    if subject.kind.title != "encoder":
+        _let_through(subject, part.eval(), inputs, leaves, where)
+
+
+def _let_through(subject: Subject, part: Any, inputs: list[Input], leaves: list[Any], where: str) -> None:
+    """A gradient reaches every input that an output depends on."""
+    names = ("its input",) if len(leaves[0]) == 1 else ("the map", "the skip")
+    stopped = [i for i in range(len(names)) if not any(each[i].grad is not None for each in leaves)]
+    if len(stopped) == len(names):
         raise Nonconformity(f"{where}no gradient reaches its inputs, so that nothing before it learns")
+    for index in stopped:
+        given = inputs[0]
+        tensors = tuple(x + 1 if i == index else x for i, x in enumerate(given.tensors))
+        if apart(subject.run(part, Input(tensors, given.asked)), subject.run(part, given)) > CLOSE:
+            raise Nonconformity(f"{where}its output depends on {names[index]}, but no gradient reaches it")
 
 
 def _every(part: nn.Module, where: str) -> None:

@@ -25,8 +25,10 @@ _LOADED = """
 import json, sys
 target, sys.path[:] = json.loads(sys.argv[1])
 from unetkit.plugins import load_host
+from unetkit.commands import plugin_commands
 host = load_host([target] if target else [], isolated=True)
-print(json.dumps([host.plugins[-1].error, host.plugins[-1].heavy]))
+plugin_commands(host)
+print(json.dumps({p.name: [not p.loaded and p.error, p.heavy] for p in host.plugins}))
 """
 
 
@@ -64,7 +66,7 @@ def light(guest: Guest) -> None:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise Nonconformity(f"in a process of its own it does not load: {last}")
-    error, heavy = json.loads(done.stdout.splitlines()[-1])
+    error, heavy = json.loads(done.stdout.splitlines()[-1])[guest.plugin.name]
     if error:
         raise Nonconformity(f"in a process of its own it does not load: {error}")
     if heavy:

@@ -45,15 +45,23 @@ def _first_fault(subject: Subject, what: Literal["channels", "size"]) -> None:
 
 
 def logits(subject: Subject) -> None:
-    """Large inputs bring some output of a head below 0 or above 1."""
+    """Large inputs bring outputs of a head beyond what probabilities, their logarithms and tanh keep to."""
     for wiring, given in subject.samples():
         large = given.map(lambda x: 100 * x)
         out = torch.cat([out.flatten() for out in subject.run(subject.make(wiring).eval(), large)])
-        if out.min() >= 0 and out.max() <= 1:
+        if bounds := _bounds(float(out.min()), float(out.max())):
             raise Nonconformity(
-                f"{subject.where(wiring)}every output lies in [0, 1]: a head gives logits; leave sigmoid and softmax "
+                f"{subject.where(wiring)}every output {bounds}: a head gives logits; leave sigmoid and softmax "
                 "to the loss"
             )
+
+
+def _bounds(low: float, high: float) -> str:
+    if low >= 0 and high <= 1:
+        return "lies in [0, 1]"
+    if low >= -1 and high <= 1:
+        return "lies in [-1, 1]"
+    return "is at most 0, as log-softmax gives" if high <= 0 else ""
 
 
 def options(subject: Subject) -> None:
