@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -285,5 +286,51 @@ def test_a_model_with_several_outputs_in_training(tmp_path: Path) -> None:
 def test_a_block_with_the_wrong_channels_is_named_at_build(tmp_path: Path) -> None:
     source = INNER.replace("in_channels, out_channels, 1)", "in_channels, out_channels + 1, 1)")
     (tmp_path / "wrong.py").write_text(source)
-    with pytest.raises(CannotBuild, match=r"^stages\.0\.block is to give 4 channels, but gives 5$"):
+    with pytest.raises(CannotBuild, match=r"^stages\.0\.block \(--block inner\) is to give 4 channels, but gives 5$"):
         unetkit.build(PLAIN, block="inner", parts=load_parts([tmp_path / "wrong.py"]))
+
+
+BROKEN = {
+    "mistake": ("x + self.q", r"^--fuse broken: stages\.0\.fuse gets 8x.* has no attribute 'q'\)$"),
+    "none": ("None", r"^stages\.0\.fuse \(--fuse broken\) gives no tensor; promised is one of \(B, C, H, W\)$"),
+    "pair": ("(x, skip)", r"^stages\.0\.fuse \(--fuse broken\) gives 2 tensors; promised is one of \(B, C, H, W\)$"),
+    "flat": ("x.flatten(2)", r"gives a tensor of shape 1x8x65536; promised is one of \(B, C, H, W\)$"),
+    "nhwc": ("x.permute(0, 2, 3, 1)", r"out_channels=8, but gives 256; its maps look NHWC: permute them to NCHW$"),
+    "size": ("x[..., 1:, 1:]", r"gives 255x255 for 256x256; a fusion keeps height and width$"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_a_fusion_does_wrong_is_said_of_it(case: str, tmp_path: Path) -> None:
+    source, message = BROKEN[case]
+    (tmp_path / "broken.py").write_text(
+        "import unetkit\nfrom torch import nn\n\nclass Broken(nn.Module):\n"
+        "    def __init__(self, x_channels: int, skip_channels: int) -> None:\n        super().__init__()\n"
+        f"        self.out_channels = x_channels\n\n    def forward(self, x, skip):\n        return {source}\n\n"
+        "@unetkit.hookimpl\ndef unetkit_register(parts):\n    parts.fusions.add('broken', Broken)\n"
+    )
+    with pytest.raises(CannotBuild, match=message) as error:
+        unetkit.build(PLAIN, fuse="broken", parts=load_parts([tmp_path / "broken.py"]))
+    if case == "mistake":
+        assert "broken.py" in "".join(traceback.format_exception(error.value)), "-v leads to the author's own line"
+
+
+class Strided(nn.Module):
+    """An encoder of strides 1 and 2."""
+
+    def __init__(self, in_channels: int, *, strides: tuple[int, int] = (1, 2), listed: bool = True) -> None:
+        super().__init__()
+        self.channels, self.strides, self.listed = (4, 8), strides, listed
+        self.one, self.two = nn.Conv2d(in_channels, 4, 3, padding=1), nn.Conv2d(4, 8, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Any:
+        first = self.one(x)
+        return [first, self.two(first)] if self.listed else {"maps": first}
+
+
+def test_what_an_encoder_declares_is_held_to_its_maps() -> None:
+    unetkit.build(Strided, device="meta")
+    with pytest.raises(CannotBuild, match=r"declares stride 2 for a map that is 256x256 of 256x256$"):
+        unetkit.build(PartSpec.of(Strided, {"strides": (2, 4)}), device="meta")
+    with pytest.raises(CannotBuild, match=r"gives no maps of \(B, C, H, W\) in a list$"):
+        unetkit.build(PartSpec.of(Strided, {"listed": False}), device="meta")

@@ -370,7 +370,7 @@ def test_a_head_with_other_channels_than_classes_is_refused_at_build() -> None:
     def head(in_channels: int, classes: int) -> nn.Module:
         return nn.Conv2d(in_channels, 7, 1)
 
-    with pytest.raises(CannotBuild, match="the logits have 7 channels for 2 classes"):
+    with pytest.raises(CannotBuild, match="is to give 2 channels, the classes, but gives 7$"):
         build("plain:widths=[4,8]", head=head)
 
 
@@ -438,7 +438,9 @@ def test_a_part_that_gives_other_channels_than_it_declares_is_named() -> None:
             super().__init__(x_channels, skip_channels)
             self.out_channels = 7
 
-    with pytest.raises(CannotBuild, match=r"stages\.0\.fuse declares 7 out_channels, but gives 24"):
+    with pytest.raises(
+        CannotBuild, match=r"^stages\.0\.fuse \(--fuse <.*Boastful>\) declares out_channels=7, but gives 24$"
+    ):
         build("plain:widths=[8,16]", fuse=Boastful)
 
 

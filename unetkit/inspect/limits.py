@@ -9,12 +9,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from unetkit.errors import CannotBuild, CannotPass
+from unetkit.errors import CannotBuild, CannotPass, UnetkitError
 from unetkit.inspect.figures import by
 from unetkit.inspect.observe import Observation, meta_input, network_of, observe, size_for
+from unetkit.inspect.promises import culprit, misdeclared
 from unetkit.meta import meta_copy
 from unetkit.plan import Size
-from unetkit.unet import UNet
 
 #: No known network refuses a size for being too small from here on.
 _LARGEST = 2048
@@ -67,21 +67,6 @@ def refusal(ghost: nn.Module, size: Size, seen: Observation) -> CannotPass:
     return CannotPass(f"no size passes: at {by(size)}, {failure}")
 
 
-def _misdeclared(network: UNet, seen: Observation) -> str:
-    """Which part gave other channels than it declares, in words; "" where none did."""
-    joined = {part for stage in network.stages for part in (stage.up, stage.fuse) if part is not None}
-    blocks = dict(zip((stage.block for stage in network.stages), network.whole.widths or (), strict=True))
-    for call in seen.calls:
-        gave = [t.shape[1] for t in call.gave if t.ndim == 4]
-        if call.module in joined and gave and call.module.out_channels != gave[0]:
-            return f"{call.name} declares {call.module.out_channels} out_channels, but gives {gave[0]}"
-        if gave and call.module in blocks and gave[0] != blocks[call.module]:
-            return f"{call.name} is to give {blocks[call.module]} channels, but gives {gave[0]}"
-        if call.module is network.encoder and tuple(gave) != network.channels[: len(gave)]:
-            return f"the encoder declares channels {network.channels}, but gives {tuple(gave)}"
-    return ""
-
-
 def prove(model: nn.Module, *, any_size: bool) -> None:
     """Pass the size that a network is meant for through it, on meta.
 
@@ -91,7 +76,7 @@ def prove(model: nn.Module, *, any_size: bool) -> None:
 
     Raises:
         CannotPass: it breaks; says where and on what shapes.
-        CannotBuild: the logits have not as many channels as there are classes.
+        CannotBuild: a part gives something else than it promises, or fails in a way that no size mends.
     """
     ghost = meta_copy(model).eval()
     network = network_of(ghost)
@@ -100,9 +85,11 @@ def prove(model: nn.Module, *, any_size: bool) -> None:
         seen = observe(ghost, meta_input(network, size))
     if isinstance(seen.error, NotImplementedError) or re.search(r"\bmeta tensor|\bon meta\b", str(seen.error)):
         return  # a part that looks at values cannot be followed without them
-    if wrong := _misdeclared(network, seen):
-        raise CannotBuild(wrong)
+    if wrong := misdeclared(network, seen):
+        raise CannotBuild(wrong) from seen.error
     if seen.error is not None and not (any_size and nearest_sizes(ghost, size)):
+        if not isinstance(seen.error, RuntimeError | ValueError | UnetkitError):  # a mistake in the code of a part
+            raise CannotBuild(f"{culprit(network, seen)}{seen.failure()}") from seen.error
         raise refusal(ghost, size, seen) from seen.error
     if seen.error is None and not isinstance(seen.output, Tensor):
         return  # a plugin's wrapper may give several outputs
