@@ -274,7 +274,7 @@ def test_a_plugin_file_gives_parts_to_the_command_line(tmp_path: Path) -> None:
     [
         (["build", "--bogus"], "No such option '--bogus'."),
         (["bild"], "No such command 'bild'."),
-        (["build", "resnet18"], "Got unexpected extra argument (resnet18) `unetkit build --help` describes it."),
+        (["build", "resnet18"], "Got unexpected extra argument (resnet18). `unetkit build --help` describes it."),
         (["build", "--plugin", "x.py"], "Write --plugin before the command: unetkit --plugin ... build ..."),
         (
             ["build", *SMALL, "--save", "m.pth"],

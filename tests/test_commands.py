@@ -99,7 +99,8 @@ def test_a_command_whose_name_is_taken(
     assert "Says a number." in shown.stdout
     listed = run("--plugin", first, "--plugin", second, "plugins").stdout
     assert "command say" in listed
-    assert "loaded; failed: command" in listed
+    assert "failing" in listed
+    assert f"second: command {name!r} of second is already registered by {owner}; rename it" in listed
 
 
 FAILING = """
@@ -136,12 +137,13 @@ def test_plugins_are_shown_with_what_they_add_and_their_state(plugin: str, tmp_p
     shown = run("--plugin", plugin, "--plugin", broken, "plugins").stdout
     rows = [" ".join(line.split()) for line in shown.splitlines()]
     assert "attention-gate 0.1.0 unetkit-attention-gate fusion attention-gate loaded" in rows
-    assert "deep-supervision 0.1.0 unetkit-deep-supervision head deep-supervision loaded" in rows
-    assert rows[rows.index("deep-supervision 0.1.0 unetkit-deep-supervision head deep-supervision loaded") + 1] == (
-        "wraps models"
-    )
+    supervision = rows.index("deep-supervision 0.1.0 unetkit-deep-supervision head deep-supervision loaded")
+    assert rows[supervision + 1] == "wraps models"
     assert "saying saying.py command say loaded" in rows
-    assert "broken broken.py failed: ZeroDivisionError: division by zero" in rows
+    assert "broken broken.py failed" in rows
+    assert "broken: ZeroDivisionError: division by zero" in rows
+    names = [row.split()[0] for row in rows if row.endswith(("loaded", "failed"))]
+    assert names == sorted(names)
     assert "Traceback" not in shown
 
 
@@ -163,10 +165,10 @@ def test_no_plugins() -> None:
 
 
 def test_who_slows_every_command_is_told(tmp_path: Path) -> None:
-    heavy = written(tmp_path / "heavy.py", source="import torch\n")
+    heavy = written(tmp_path / "heavy.py", source="import torch\n" + COMMAND)
     command = [sys.executable, "-m", "unetkit", "--plugin", heavy, "plugins"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "loaded; imports torch to register, which slows every command" in " ".join(done.stdout.split())
+    assert "heavy: imports torch to register, which slows every command" in " ".join(done.stdout.split())
 
 
 def test_help_and_lists_with_first_party_plugins_import_no_torch() -> None:
@@ -218,17 +220,35 @@ def test_check_fails_where_a_promise_is_broken(tmp_path: Path) -> None:
     shown = run("plugins", "check", str(file))
     assert shown.exit_code == 1
     rows = [" ".join(line.split()) for line in shown.stdout.splitlines()]
-    assert [row.split()[0] for row in rows if row.endswith("FAIL")] == ["light", "forward", "size"]
+    assert [row.split()[0] for row in rows if row.endswith("FAIL")] == ["forward", "size"]
     assert any(
         row.startswith("failed: block narrow: size: with in_channels=") and "gives 3x5" in row for row in rows
     ), shown.stdout
-    assert "failed: plugin: light: imports torch and numpy when it registers" in shown.stdout
+    assert "skipped: plugin: light: imports torch and numpy, but is a file" in shown.stdout
+    assert "(3 because they build on one that did not pass)" in rows[-1]
 
 
-def test_check_of_what_does_not_load(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = run("plugins", "check", "no_such_plugin_at_all")
+def test_check_of_what_does_not_load(tmp_path: Path) -> None:
+    broken = written(tmp_path / "broken.py", source="1 / 0\n")
+    shown = run("plugins", "check", broken)
     assert shown.exit_code == 1
-    assert "failed: plugin: loads: it does not load: ModuleNotFoundError" in shown.stdout
+    assert "failed: plugin: loads: it does not load: ZeroDivisionError" in shown.stdout
+    assert shown.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (
+            "attention-gat",
+            "no plugin is called attention-gat, and no module can be; did you mean attention-gate or block-attention?",
+        ),
+        ("no_such_plugin_at_all", "no plugin or module is called no_such_plugin_at_all"),
+        ("./nowhere.py", "there is no file nowhere.py"),
+    ],
+)
+def test_check_of_what_is_not_there(target: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refusal(capsys, "plugins", "check", target) == message
 
 
 def test_check_leaves_a_wide_plugin_in_several_tables() -> None:
@@ -249,7 +269,7 @@ def test_new_writes_a_plugin_that_is_found(tmp_path: Path, monkeypatch: pytest.M
     shown = run("plugins", "new", "my-gate", "--kind", "fusion")
     assert (shown.exit_code, shown.stdout) == (
         0,
-        "written to my-gate; next: pip install -e my-gate && pytest my-gate\n",
+        "written to my-gate; next: pip install -e my-gate (or uv pip install -e my-gate), then pytest my-gate\n",
     )
     monkeypatch.syspath_prepend(tmp_path / "my-gate")
     assert "my-gate" in run("--plugin", "my_gate", "list", "fusions").stdout
@@ -318,7 +338,7 @@ def test_a_hook_for_commands_that_imports_torch_is_told(tmp_path: Path) -> None:
     file = written(tmp_path / "heavy.py", body="import torch", source=FAILING)
     command = [sys.executable, "-m", "unetkit", "--plugin", file, "plugins"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "loaded; imports torch to register, which slows every command" in " ".join(done.stdout.split())
+    assert "heavy: imports torch to register, which slows every command" in " ".join(done.stdout.split())
 
 
 def test_completion_is_not_spoilt_by_a_plugin_that_fails(tmp_path: Path) -> None:

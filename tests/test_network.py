@@ -370,7 +370,7 @@ def test_a_head_with_other_channels_than_classes_is_refused_at_build() -> None:
     def head(in_channels: int, classes: int) -> nn.Module:
         return nn.Conv2d(in_channels, 7, 1)
 
-    with pytest.raises(CannotBuild, match="is to give 2 channels, the classes, but gives 7$"):
+    with pytest.raises(CannotBuild, match=r"is to give 2 channels, the classes, but gives 7$"):
         build("plain:widths=[4,8]", head=head)
 
 

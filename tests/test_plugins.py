@@ -167,17 +167,26 @@ FAILING = {
     "exits-late": (PARTLY + "raise SystemExit\n", "SystemExit: no message"),
     "misspelled": (
         PARTLY + "pass\n\n@hookimpl\ndef unetkit_wrap_modle(plan): ...\n",
-        "PluginValidationError: unknown hook 'unetkit_wrap_modle' in plugin",
+        "there is no hook unetkit_wrap_modle; did you mean unetkit_wrap_model or unetkit_register?; there are unet",
     ),
     "signature": (
         HEAD + "@hookimpl\ndef unetkit_register(parts, extra): ...\n",
-        "PluginValidationError: Plugin 'bad' for hook 'unetkit_register' hookimpl definition",
+        "unetkit_register takes parts, and no 'extra'",
     ),
     "taken": (
         PARTLY + "parts.fusions.add('add', max)\n",
         "fusion 'add' of bad is already registered by unetkit; rename it, or say replaces='unetkit'",
     ),
     "name": (PARTLY + "parts.fusions.add('a b', max)\n", "'a b' is not a name for a fusion: use letters, digits,"),
+    "unmarked": (
+        "def unetkit_register(parts): ...\n",
+        "unetkit_register is not marked; mark each with @unetkit.hookimpl",
+    ),
+    "hookless": ("x = 1\n", "it has no hooks, such as unetkit_register(parts); mark each with @unetkit.hookimpl"),
+    "attribute": (
+        PARTLY + "parts.fusion.add('a', max)\n",
+        "AttributeError: parts have no 'fusion'; did you mean fusions?; there are encoders, upsamplers, fusions, align",
+    ),
     "kind": (PARTLY + "parts['losses'].add('a', max)\n", "no kind of part is called 'losses'"),
 }
 
@@ -243,9 +252,10 @@ def test_the_keyboard_passes_through(write: Write) -> None:
     ("target", "reason"),
     [
         ("nowhere/gone.py", "there is no file nowhere/gone.py"),
-        ("no_such_module_at_all", "ModuleNotFoundError: No module named 'no_such_module_at_all'"),
-        (".relative", ".relative is no module's name, and no plugin of this name is installed; a file ends in .py"),
-        ("./gate.txt", "./gate.txt is no module's name, and no plugin of this name is installed; a file ends in .py"),
+        ("no_such_module_at_all", "no plugin or module is called no_such_module_at_all"),
+        ("attention-gat", "no plugin is called attention-gat, and no module can be; did you mean attention-gate or "),
+        (".relative", "no plugin is called .relative, and no module can be; a file ends in .py"),
+        ("./gate.txt", "no plugin is called ./gate.txt, and no module can be; a file ends in .py"),
     ],
 )
 def test_a_plugin_that_is_not_there(target: str, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -261,7 +271,7 @@ def test_a_file_named_as_a_module(
     monkeypatch.chdir(tmp_path / "sub")
     assert fusions(load_host(["mine"])) == BUILTIN
     (line,) = lines(capsys)
-    assert line.endswith("no module is called mine; for the file write ./mine.py")
+    assert line.endswith("no plugin or module is called mine; for the file write ./mine.py")
 
 
 def test_two_plugins_of_one_name_for_a_part(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
@@ -524,7 +534,8 @@ print([(p.name, p.heavy) for p in load_host(sys.argv[1:], isolated=True).plugins
 
 
 def test_who_imports_torch_to_register_is_known(write: Write) -> None:
-    heavy, light = write("heavy.py", "import torch\n"), write("light.py", "import unetkit\n")
+    light = write("light.py", GOOD.format(part="light"))
+    heavy = write("heavy.py", "import torch\n" + GOOD.format(part="heavy"))
     command = [sys.executable, "-c", HEAVY, str(light), str(heavy)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[('unetkit', ()), ('light', ()), ('heavy', ('torch', 'numpy'))] True"
@@ -623,3 +634,42 @@ def test_building_leaves_other_threads_alone(write: Write) -> None:
 
     with ThreadPoolExecutor(6) as pool:
         assert [tuple(out.shape) for out in pool.map(one, range(24))] == [(1, 2, 8, 8)] * 24
+
+
+def test_what_lies_beside_a_file_can_be_imported(write: Write, tmp_path: Path, capsys: Any) -> None:
+    write("sub/beside_module.py", GOOD)
+    file = write("sub/plugin.py", "import beside_module\n" + LATE.replace("late_module", "beside_module"))
+    file.write_text(file.read_text().format(part="beside"))
+    assert fusions(load_host([file])) == [*BUILTIN, "beside"]
+    assert load_parts([file]).fusions.get("beside").load().__module__ == "beside_module"
+    assert sys.path[-1] == str(tmp_path / "sub")
+    assert lines(capsys) == []
+
+
+def test_an_installed_plugin_whose_files_are_gone(install: Any, tmp_path: Path, capsys: Any) -> None:
+    install("gated", GOOD.format(part="gate"))
+    (tmp_path / "gated_module.py").unlink()
+    assert fusions(load_host()) == BUILTIN
+    (line,) = lines(capsys)
+    assert line.endswith("its module gated_module is not there; install gated again, or uninstall it")
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("no_such_mod:Gate", "there is no module 'no_such_mod'; write the whole name of the module that holds it"),
+        ("json.Nope", "it is written with a colon, 'module:attr'"),
+        ("json:Nope", "module json has no 'Nope'"),
+    ],
+)
+def test_a_part_that_is_not_where_it_was_registered(write: Write, target: str, reason: str) -> None:
+    parts = load_parts([write("late.py", LATE.replace("late_module:Gate", target).format(part="late"))])
+    with pytest.raises(PluginError, match=re.escape(f"--fuse late (of late): {target} cannot be loaded: {reason}")):
+        build("plain:widths=[2,4]", fuse="late", parts=parts)
+
+
+def test_options_without_annotations_are_of_their_defaults_type(write: Write) -> None:
+    source = GOOD.replace("width: int = 1", "share=0.5, many=2, on=True, name='a', other: 'Unheard' = 3")
+    parts = load_parts([write("bare.py", source.format(part="bare"))])
+    types = {option.name: option.type for option in parts.fusions.get("bare").signature.options}
+    assert types == {"share": float, "many": int, "on": bool, "name": str, "other": int}

@@ -306,13 +306,13 @@ class UpsideDown(Pyramid):
         return super().forward(x)[::-1]
 
 
-@wrong("encoder", "made", r"must declare channels, a tuple of ints of at least 1; it has \[4, 6, 8\]$")
+@wrong("encoder", "made", r"must declare channels, ints of at least 1, one a map; it has \[4\.0, 6\.0, 8\.0\]$")
 class Listing(Pyramid):
-    """Declares a list."""
+    """Declares numbers that are no integers."""
 
     def __init__(self, in_channels: int) -> None:
         super().__init__(in_channels)
-        self.channels = [4, 6, 8]
+        self.channels = [4.0, 6.0, 8.0]
 
 
 @wrong("encoder", "made", r"declares 3 channels and 2 strides; promised are as many of each, two at least$")

@@ -105,7 +105,11 @@ class Maker:
         factory, owner = spec.factory, ""
         if factory is None:
             entry = self.parts[kind_of(word)].get(spec.name)
-            factory, owner = entry.load(), f" (of {entry.owner})"
+            owner = f" (of {entry.owner})"
+            try:
+                factory = entry.load()
+            except PluginError as error:
+                raise PluginError(f"--{word} {spec}{owner}{where}: {error}") from error
         # Only for our own encoders, which draw most weights twice: what a plugin does while it builds is not ours to
         # know, and some of it (reading a weight through numpy) cannot be seen.
         ours = word == "encoder" and owner_of(word, spec, self.parts) == OURS

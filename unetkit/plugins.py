@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import os
 import re
 import sys
@@ -12,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from hashlib import sha256
-from importlib.metadata import Distribution, distributions, version
+from importlib.metadata import Distribution, EntryPoint, distributions, version
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from unetkit import hookspecs
-from unetkit.errors import PluginError, UnetkitError
+from unetkit.errors import PluginError, UnetkitError, UnknownName, nearest
 from unetkit.foreign import one_line, quiet
 from unetkit.registry import Parts, Plugin
 
@@ -65,6 +66,7 @@ class Host:
             module = find()
             if other := self.manager.get_name(module):
                 raise PluginError(f"its module is loaded already, as plugin {other}; list it once")
+            _check_hooks(module)
             staged = self.parts.staged(plugin.name)
             self.manager.register(module, plugin.name)
             undo.callback(self.manager.unregister, name=plugin.name)
@@ -198,7 +200,18 @@ def _installed() -> Iterator[tuple[Plugin, Find]]:
             continue
         hidden = "" if before is dist else f"version {before.version} is installed too and comes first; uninstall one"
         for entry_point in entry_points:
-            yield replace(told, name=entry_point.name, target=entry_point.value, error=hidden), entry_point.load
+            plugin = replace(told, name=entry_point.name, target=entry_point.value, error=hidden)
+            yield plugin, partial(_load_installed, entry_point, plugin)
+
+
+def _load_installed(entry_point: EntryPoint, plugin: Plugin) -> object:
+    try:
+        return entry_point.load()
+    except ModuleNotFoundError as error:
+        if error.name == entry_point.module.split(".")[0]:  # an editable install whose folder was moved, say
+            advice = f"install {plugin.distribution} again, or uninstall it"
+            raise PluginError(f"its module {entry_point.module} is not there; {advice}") from error
+        raise
 
 
 def _found(target: str | Path | ModuleType, installed: list[tuple[Plugin, Find]]) -> list[tuple[Plugin, Find]]:
@@ -216,9 +229,10 @@ def _found(target: str | Path | ModuleType, installed: list[tuple[Plugin, Find]]
     ]:
         return here
     if text.endswith(".py"):
-        path = Path(text)
+        path = Path(text).expanduser()
         return [(Plugin(path.stem, target=text), partial(_import_file, path))]
-    return [(Plugin(text, target=text), partial(_import_module, text))]
+    known = [plugin.name for plugin, _ in installed]
+    return [(Plugin(text, target=text), partial(_import_module, text, known))]
 
 
 def _normal(distribution: str) -> str:
@@ -232,12 +246,14 @@ _OF_A_FILE = "unetkit_plugin_"
 
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
-        raise PluginError(f"there is no file {path}")
+        raise UnknownName(f"there is no file {path}")
     name = f"{_OF_A_FILE}{path.stem}_{sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise PluginError(f"{path} is not a Python file")
     module, before = importlib.util.module_from_spec(spec), sys.modules.get(name)
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(folder)  # what lies beside it can be imported, behind all that is installed
     sys.modules[name] = module  # so that dataclasses and pickles of the plugin find their module
     try:
         spec.loader.exec_module(module)
@@ -249,15 +265,34 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def _import_module(name: str) -> ModuleType:
+def _import_module(name: str, known: list[str]) -> ModuleType:
     if not all(part.isidentifier() for part in name.split(".")):
-        raise PluginError(f"{name} is no module's name, and no plugin of this name is installed; a file ends in .py")
+        advice = nearest(name, known) or "; a file ends in .py"
+        raise UnknownName(f"no plugin is called {name}, and no module can be{advice}")
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name == name and Path(f"{name}.py").is_file():  # the current folder is not on the path of a command
-            raise PluginError(f"no module is called {name}; for the file write ./{name}.py") from error
-        raise
+        if not f"{name}.".startswith(f"{error.name}."):
+            raise
+        file = Path(*name.split(".")).with_suffix(".py")  # the current folder is not on the path of a command
+        advice = f"; for the file write ./{file}" if file.is_file() else nearest(name, known)
+        raise UnknownName(f"no plugin or module is called {name}{advice}") from error
+
+
+def _check_hooks(module: object) -> None:
+    """Raise PluginError where a module has no hook, one that there is not, or one with other arguments."""
+    specs = {name: spec for name, spec in vars(hookspecs).items() if name.startswith("unetkit_")}
+    found = [name for name in dir(module) if hasattr(getattr(module, name, None), "unetkit_impl")]
+    for name in found:
+        if name not in specs:
+            raise PluginError(f"there is no hook {name}{nearest(name, specs)}; there are {', '.join(specs)}")
+        takes = list(inspect.signature(specs[name]).parameters)
+        if unknown := [p for p in inspect.signature(getattr(module, name)).parameters if p not in takes]:
+            raise PluginError(f"{name} takes {', '.join(takes)}, and no {unknown[0]!r}")
+    if not found:
+        bare = [name for name in specs if callable(getattr(module, name, None))]
+        what = f"{bare[0]} is not marked" if bare else "it has no hooks, such as unetkit_register(parts)"
+        raise PluginError(f"{what}; mark each with @unetkit.hookimpl")
 
 
 def _inside(model: Module) -> list[tuple[str, int]]:

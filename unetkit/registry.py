@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unetkit import signature
 from unetkit.errors import BadOption, PluginError, UnetkitError, UnknownName, nearest
@@ -54,6 +54,7 @@ class Plugin:
         loaded: whether it is in use.
         heavy: the libraries that it imported to register, which every command then waits for.
         error, traceback: of its last failure; "" where there was none.
+        missing: whether nothing was found under the name that it was asked for by.
     """
 
     name: str
@@ -64,12 +65,14 @@ class Plugin:
     heavy: tuple[str, ...] = ()
     error: str = ""
     traceback: str = ""
+    missing: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} {self.version}".strip()
 
     def fail(self, error: BaseException, *, strict: bool = False) -> None:
         """Remember a failure and tell it in one line, or raise it, if strict or UNETKIT_STRICT=1."""
+        self.missing = isinstance(error, UnknownName)
         self.error, self.traceback = one_line(error), "".join(traceback.format_exception(error))
         line = f"plugin {self} failed in unetkit {version('unetkit')}: {self.error}"
         if strict or os.environ.get("UNETKIT_STRICT") == "1":
@@ -244,6 +247,13 @@ class Parts:
         self.plugins = []
         for kind in KINDS:
             setattr(self, kind.attribute, Registry(kind, plugins=self.plugins))
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Raises AttributeError with the nearest kind: `parts.fusion` is `parts.fusions`."""
+            known = [kind.attribute for kind in KINDS]
+            raise AttributeError(f"parts have no {name!r}{nearest(name, known)}; there are {', '.join(known)}")
 
     def __iter__(self) -> Iterator[Registry]:
         return (getattr(self, kind.attribute) for kind in KINDS)

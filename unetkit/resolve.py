@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from unetkit import signature, values
-from unetkit.errors import BadOption, CannotBuild, UnknownName, nearest
+from unetkit.errors import BadOption, CannotBuild, PluginError, UnknownName, nearest
 from unetkit.plan import Levels, PartSpec, Plan
 from unetkit.registry import Parts
 from unetkit.signature import Signature
@@ -105,10 +105,15 @@ def signature_of(word: str, spec: PartSpec, parts: Parts) -> Signature:
     """What the factory behind a spec says of itself. Raises UnknownName."""
     if spec.factory is not None:
         return signature.read(spec.factory)
+    owner = ""
     try:
-        return parts[kind_of(word)].get(spec.name).signature
+        entry = parts[kind_of(word)].get(spec.name)
+        owner = f" (of {entry.owner})"
+        return entry.signature
     except UnknownName as error:
         raise UnknownName(f"--{word} {spec}: {error}") from None
+    except PluginError as error:
+        raise PluginError(f"--{word} {spec}{owner}: {error}") from error
 
 
 def typed_options(word: str, spec: PartSpec, known: Signature) -> dict[str, Any]:

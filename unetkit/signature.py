@@ -11,6 +11,7 @@ import ast
 import importlib
 import inspect
 import re
+import sys
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,14 +70,25 @@ def load(target: str) -> Callable[..., Any]:
         try:
             return typing.cast(Callable[..., Any], getattr(importlib.import_module(module), attr))
         except ModuleNotFoundError as error:
-            why = f"it needs the package {error.name!r}, which is not installed; install it"
-            raise PluginError(f"{target} cannot be loaded: {why}") from error
+            raise PluginError(f"{target} cannot be loaded: {_absent(module, attr, error)}") from error
+        except AttributeError as error:
+            if not hasattr(sys.modules.get(module), attr):
+                raise PluginError(f"{target} cannot be loaded: module {module} has no {attr!r}") from error
+            raise
+
+
+def _absent(module: str, attr: str, error: ModuleNotFoundError) -> str:
+    if not attr:
+        return "it is written with a colon, 'module:attr'"
+    if f"{module}.".startswith(f"{error.name}."):
+        return f"there is no module {error.name!r}; write the whole name of the module that holds it"
+    return f"it needs the package {error.name!r}, which is not installed; install it"
 
 
 def _from_object(factory: Callable[..., Any]) -> Signature:
     doc = inspect.cleandoc(factory.__doc__ or "")
     options = tuple(
-        Option(p.name, _type(p.annotation), p.default, _help(doc, p.name))
+        Option(p.name, _type(p.annotation, p.default), p.default, _help(doc, p.name))
         for p in _parameters(factory)
         if p.kind is inspect.Parameter.KEYWORD_ONLY
     )
@@ -98,13 +110,18 @@ def _parameters(factory: Callable[..., Any]) -> list[inspect.Parameter]:
         raise BadOption(f"{factory!r} has no signature to read its options from; wrap it in a function") from None
 
 
-def _type(annotation: Any) -> Any:
+def _type(annotation: Any, default: Any) -> Any:
     if annotation is inspect.Parameter.empty:
-        return str
+        return _kind_of(default)
     try:
         return _annotation(ast.parse(annotation, mode="eval").body) if isinstance(annotation, str) else annotation
     except (ValueError, TypeError, SyntaxError):
-        return str
+        return _kind_of(default)
+
+
+def _kind_of(default: Any) -> type:
+    """What an option without a readable annotation takes: the type of its default, or text."""
+    return type(default) if type(default) in (bool, int, float) else str
 
 
 @cache
@@ -127,7 +144,7 @@ def _from_source(target: str) -> Signature | None:
     doc = ast.get_docstring(node) or ""
     try:
         options = tuple(
-            Option(arg.arg, _annotation(arg.annotation), _default(default), _help(doc, arg.arg))
+            Option(arg.arg, _static(arg.annotation, _default(default)), _default(default), _help(doc, arg.arg))
             for arg, default in zip(args.kwonlyargs, args.kw_defaults, strict=True)
         )
     except (ValueError, NameError, TypeError):
@@ -149,11 +166,13 @@ def _init(node: ast.ClassDef, nodes: dict[str, Any]) -> ast.arguments | None:
     return _NOTHING if base in _WITHOUT_OPTIONS else None
 
 
-def _annotation(node: ast.expr | None) -> Any:
+def _static(node: ast.expr | None, default: Any) -> Any:
+    return _kind_of(default) if node is None else _annotation(node)
+
+
+def _annotation(node: ast.expr) -> Any:
     """The type that an annotation writes with _VOCABULARY; nothing of the file is run. Raises ValueError."""
     match node:
-        case None:
-            return str
         case ast.Constant(value=value) if value is None or value is Ellipsis:
             return value
         case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):

@@ -11,6 +11,7 @@ from io import TextIOWrapper
 from typing import NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from unetkit.cli.words import commands_of
 from unetkit.commands import COMMANDS
@@ -53,7 +54,13 @@ _PASS = (KeyboardInterrupt, SystemExit, BrokenPipeError)
 # Eager, so that `unetkit --plugin mine.py --help` shows the commands of mine.py.
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
-    "--plugin", "plugins", multiple=True, is_eager=True, metavar="FILE|MODULE", help="Load a plugin; may be repeated."
+    "--plugin",
+    "plugins",
+    multiple=True,
+    is_eager=True,
+    metavar="FILE|MODULE",
+    shell_complete=lambda ctx, param, incomplete: [CompletionItem(incomplete, type="file")],
+    help="Load a plugin; may be repeated.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="unetkit")
@@ -82,7 +89,7 @@ def main() -> None:
         click.echo(error.format_message(), err=True)
         sys.exit(2)
     except click.UsageError as error:
-        _refuse(f"{error.format_message()} {_hint(error)}")
+        _refuse(f"{error.format_message().rstrip('.')}. {_hint(error)}")
     except click.ClickException as error:
         _refuse(error.format_message())
     except UnetkitError as error:

@@ -66,7 +66,9 @@ def build(
         from unetkit.deploy.files import save as save_model
 
         save_model(model, save)
-        done.append(f"saved to {save}; unetkit.load({str(save)!r}) gives it back")
+        given = ctx.find_root().params.get("plugins") or ()
+        parts_said = f", parts=unetkit.load_parts({[*given]!r})" if given else ""
+        done.append(f"saved to {save}; unetkit.load({str(save)!r}{parts_said}) gives it back")
     if as_json:
         click.echo(json.dumps(report, indent=2))
     else:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.shell_completion import CompletionItem
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -40,19 +41,22 @@ def plugins(ctx: click.Context, verbose: bool) -> None:
 
 def _show(ctx: click.Context, verbose: bool) -> None:
     host, commands = host_of(ctx), commands_of(ctx)
-    found = [plugin for plugin in host.plugins if plugin.name != "unetkit"]
+    found = sorted((p for p in host.plugins if p.name != "unetkit"), key=lambda plugin: plugin.name)
     if not found:
         click.echo("no plugins are installed; `unetkit plugins new my-gate --kind fusion` starts one")
         return
-    listed = table("name", "version", "distribution", "adds", "state")
+    console, listed = page(), table("name", "version", "distribution", "adds", "state")
     for plugin in found:
         adds = [*_adds(host, plugin), *(f"command {n}" for n, c in commands.items() if c.owner == plugin.name)]
         installed = plugin.distribution or Path(plugin.target).name
-        listed.add_row(*map(Text, (plugin.name, plugin.version, installed, "\n".join(adds), _state(plugin))))
-    page().print(listed)
+        state = ("failing" if plugin.error else "loaded") if plugin.loaded else "failed"
+        listed.add_row(*map(Text, (plugin.name, plugin.version, installed, "\n".join(adds), state)))
+    console.print(listed)
     for plugin in found:
+        for line in _remarks(plugin):
+            console.print(f"{plugin.name}: {line}", soft_wrap=True)
         if verbose and plugin.traceback:
-            click.echo(f"{plugin}:\n{plugin.traceback}")
+            click.echo(plugin.traceback)
 
 
 def _adds(host: Host, plugin: Plugin) -> list[str]:
@@ -62,11 +66,17 @@ def _adds(host: Host, plugin: Plugin) -> list[str]:
     return [f"{entry.kind.title} {entry.name}" for entry in host.parts.of(plugin.name)] + wraps
 
 
-def _state(plugin: Plugin) -> str:
-    if not plugin.loaded:
-        return f"failed: {plugin.error}"
-    slow = f"; imports {plugin.heavy[0]} to register, which slows every command" if plugin.heavy else ""
-    return "loaded" + slow + (f"; failed: {plugin.error}" if plugin.error else "")
+def _remarks(plugin: Plugin) -> Iterator[str]:
+    if plugin.heavy:
+        yield f"imports {plugin.heavy[0]} to register, which slows every command"
+    if plugin.error:
+        yield plugin.error
+
+
+def _complete_target(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The names of plugins, and files."""
+    names = [plugin.name for plugin in host_of(ctx).loaded() if plugin.name.startswith(incomplete)]
+    return [*map(CompletionItem, names)] or [CompletionItem(incomplete, type="file")]
 
 
 @plugins.command()
@@ -83,11 +93,12 @@ def new(name: str, kind: str) -> None:
     pytest my-gate
     """
     folder = new_plugin(name, kind, Path())
-    click.echo(f"written to {folder}; next: pip install -e {folder} && pytest {folder}")
+    install = f"pip install -e {folder} (or uv pip install -e {folder})"
+    click.echo(f"written to {folder}; next: {install}, then pytest {folder}")
 
 
 @plugins.command()
-@click.argument("target")
+@click.argument("target", shell_complete=_complete_target)
 @click.pass_context
 def check(ctx: click.Context, target: str) -> None:
     """Run the conformance kit on a plugin and every part that it adds.
@@ -106,11 +117,13 @@ def check(ctx: click.Context, target: str) -> None:
     console = page()
     for matrix in _matrices(jobs, results, console.width):
         console.print(matrix)
-    told = [result for result in results if result.message]
-    for result in sorted(told, key=lambda result: result.outcome):
+    told = [result for result in results if result.message and not result.message.startswith("it builds on ")]
+    for result in sorted(told, key=lambda result: result.outcome, reverse=True):  # failures last, where one looks
         console.print(f"{result.outcome}: {result.part}: {result.check}: {result.message}", soft_wrap=True)
     counts = [f"{sum(r.outcome == outcome for r in results)} {outcome}" for outcome in _CELLS]
-    console.print(f"{len(results)} checks: {', '.join(counts)}")
+    rest = sum(result.message.startswith("it builds on ") for result in results)
+    after = f" ({rest} because they build on one that did not pass)" if rest else ""
+    console.print(f"{len(results)} checks: {', '.join(counts)}{after}")
     ctx.exit(int(any(result.outcome == "failed" for result in results)))
 
 

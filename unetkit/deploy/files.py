@@ -133,21 +133,31 @@ def _metadata(model: nn.Module) -> dict[str, str]:
 
 
 def _plugins(path: Path, metadata: dict[str, Any], parts: Parts) -> str:
-    """Which of a file's plugins are here in another version, in words. Raises PluginError where one is not loaded."""
+    """Which of a file's plugins are here in another version, in words. Raises PluginError where some are not loaded."""
     here = {plugin.name: plugin for plugin in parts.plugins if plugin.loaded}
     failed = {plugin.name: plugin.error for plugin in parts.plugins if not plugin.loaded}
-    others = []
-    for name, version_, dist, target in _named(path, metadata.get("plugins", "[]")):
-        if name in here and here[name].version != version_:
-            others.append(f"plugin {name} was {version_ or 'a file'} and is {here[name].version or 'a file'}")
-        elif name in failed and name not in here:
-            raise PluginError(f"{path} was built with plugin {name}, which failed here: {failed[name]}")
-        elif name not in here:
-            advice = f"parts=unetkit.load_parts([{target!r}]) loads it"
-            advice = f"pip install {dist}=={version_}" if dist else advice
-            built = f"{path} was built with plugin {name} {version_}".strip()
-            raise PluginError(f"{built}, which is not here; {advice}")
+    saved = _named(path, metadata.get("plugins", "[]"))
+    absent = [plugin for plugin in saved if plugin.name not in here]
+    for plugin in absent:
+        if plugin.name in failed:
+            raise PluginError(f"{path} was built with plugin {plugin.name}, which failed here: {failed[plugin.name]}")
+    if absent:
+        names = ", ".join(f"{plugin.name} {plugin.version}".strip() for plugin in absent)
+        are = "s {}, which are not here" if len(absent) > 1 else " {}, which is not here"
+        raise PluginError(f"{path} was built with plugin{are.format(names)}; {_to_get(absent)}")
+    others = [
+        f"plugin {name} was {version_ or 'a file'} and is {here[name].version or 'a file'}"
+        for name, version_, _, _ in saved
+        if here[name].version != version_
+    ]
     return f" ({', '.join(others)})" if others else ""
+
+
+def _to_get(absent: list[_Saved]) -> str:
+    install = [f"{plugin.distribution}=={plugin.version}" for plugin in absent if plugin.distribution]
+    files = [plugin.target for plugin in absent if not plugin.distribution]
+    load_files = [f"parts=unetkit.load_parts({files!r}) loads it"] if files else []
+    return " and ".join([*([f"pip install {' '.join(install)}"] if install else []), *load_files])
 
 
 class _Saved(NamedTuple):

@@ -43,6 +43,8 @@ class Names:
         if not _NAME.fullmatch(name):
             rule = "take letters and digits, with '-', '_' or '.' between them"
             raise BadOption(f"{name!r} is not a name for a distribution: {rule}, such as my-gate")
+        if name.lower().endswith(".py"):
+            raise BadOption(f"{name!r} is a file's name, and this makes a folder; leave out .py")
         part = re.sub(r"^unetkit[-_.]+", "", name, flags=re.IGNORECASE)
         words = _SEPARATOR.split(part)
         return cls(

@@ -21,8 +21,8 @@ class EncoderContract(Contract):
     def declares(self, part: Any) -> str:
         channels, strides = (getattr(part, name, None) for name in ("channels", "strides"))
         for name, numbers in (("channels", channels), ("strides", strides)):
-            if not isinstance(numbers, tuple) or not all(isinstance(n, int) and n >= 1 for n in numbers):
-                return f"must declare {name}, a tuple of ints of at least 1; it has {numbers!r}"
+            if not isinstance(numbers, tuple | list) or not all(isinstance(n, int) and n >= 1 for n in numbers):
+                return f"must declare {name}, ints of at least 1, one a map; it has {numbers!r}"
         channels, strides = part.channels, part.strides
         if len(channels) != len(strides) or len(channels) < 2:
             counts = f"{len(channels)} channels and {len(strides)} strides"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from unetkit import signature
-from unetkit.errors import BadOption, UnetkitError
+from unetkit.errors import BadOption, UnetkitError, UnknownName
 from unetkit.plan import PartSpec
 from unetkit.plugins import Host, default_parts, load_host
 from unetkit.registry import Parts, Plugin
@@ -116,7 +118,10 @@ def jobs_of_part(kind: str, part: Any, *, parts: Parts | None = None) -> list[Jo
 def jobs_of_plugin(target: str | Path | ModuleType) -> list[Job]:
     """The checks of a plugin and of every part that it adds, not yet made. See `check_plugin`."""
     ours = target == "unetkit"
-    host = load_host([] if ours else [target], isolated=True)
+    with redirect_stderr(StringIO()):  # what goes wrong is told by a check
+        host = load_host([] if ours else [target], isolated=True)
+    if host.plugins[-1].missing:
+        raise UnknownName(host.plugins[-1].error)
     found = host.plugins if ours else host.plugins[1:]  # a distribution may have several
     told = "" if ours else target.__name__ if isinstance(target, ModuleType) else str(target)
     jobs: list[Job] = []
@@ -181,6 +186,9 @@ def check_plugin(target: str | Path | ModuleType) -> list[Result]:
 
     Returns:
         One Result for each check, the plugin's own first. A plugin that does not load has one that failed.
+
+    Raises:
+        UnknownName: there is no such plugin, module or file.
 
     Raises:
         PluginError: it does not load, and UNETKIT_STRICT is 1.

@@ -18,7 +18,7 @@ from unetkit.errors import UnetkitError
 from unetkit.plan import Plan
 from unetkit.plugins import Host
 from unetkit.registry import Plugin
-from unetkit.testing.results import Nonconformity, one_line
+from unetkit.testing.results import Nonconformity, NothingToCheck, one_line
 
 #: Run apart, since here torch is imported already.
 _LOADED = """
@@ -54,9 +54,7 @@ def loads(guest: Guest) -> None:
     hooks = ("unetkit_wrap_model", "unetkit_register_commands")
     adds = any(guest.host.implements(hook, guest.plugin) for hook in hooks)
     if not (adds or guest.host.parts.of(guest.plugin.name) or _sources(guest)):
-        raise Nonconformity(
-            "it adds nothing: mark its functions unetkit_register(parts) and so on with @unetkit.hookimpl"
-        )
+        raise Nonconformity("it adds nothing: register a part, wrap models, or add a command in one of its hooks")
 
 
 def light(guest: Guest) -> None:
@@ -69,6 +67,8 @@ def light(guest: Guest) -> None:
     error, heavy = json.loads(done.stdout.splitlines()[-1])[guest.plugin.name]
     if error:
         raise Nonconformity(f"in a process of its own it does not load: {error}")
+    if heavy and guest.target.endswith(".py"):
+        raise NothingToCheck(f"imports {' and '.join(heavy)}, but is a file, which only slows a command that names it")
     if heavy:
         raise Nonconformity(
             f"imports {' and '.join(heavy)} when it registers, which slows every unetkit command; "
@@ -139,6 +139,8 @@ def wraps(guest: Guest) -> None:
             raise Nonconformity(f"{said}{error}") from error
         if guest.plugin.error:
             raise Nonconformity(f"{said}unetkit_wrap_model fails: {guest.plugin.error}")
+        if lacks := [name for name in ("encoder", "stages", "head", "whole", "plugins") if not hasattr(model, name)]:
+            raise Nonconformity(f"{said}the model lacks {', '.join(lacks)}; pass them on from the network")
         trains(model, x, said)
         predicts(model, x, said)
         comes_back(model, x, guest.host.parts, said)
