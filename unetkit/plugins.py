@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from hashlib import sha256
-from importlib.metadata import Distribution, EntryPoint, distributions, version
+from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, distribution, distributions, version
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -186,11 +186,13 @@ Find = Callable[[], object]
 
 def _installed() -> Iterator[tuple[Plugin, Find]]:
     """Every entry point of the group, with what loads it. What cannot be used carries its error."""
-    first: dict[str, Distribution] = {}
     for dist in distributions():
-        before = first.setdefault(_normal(dist.name), dist) if dist.name else dist
-        if before is not dist and before.version == dist.version:
-            continue  # an editable install can be listed twice; the first on sys.path is the one that Python imports
+        # Before its name, since reading the metadata of everything installed takes longer than all else here.
+        if f"[{GROUP}]" not in (dist.read_text("entry_points.txt") or ""):
+            continue
+        before = _first(dist)
+        if before.version == dist.version and not _same(before, dist):
+            continue  # an editable install can be listed twice
         told = Plugin(dist.name or "?", dist.version or "", dist.name or "")
         try:
             entry_points = dist.entry_points.select(group=GROUP)
@@ -198,10 +200,23 @@ def _installed() -> Iterator[tuple[Plugin, Find]]:
             unread = f"its entry points cannot be read ({one_line(error)})"
             yield replace(told, error=unread), object
             continue
-        hidden = "" if before is dist else f"version {before.version} is installed too and comes first; uninstall one"
+        hidden = f"version {before.version} is installed too and comes first; uninstall one"
+        hidden = "" if _same(before, dist) else hidden
         for entry_point in entry_points:
             plugin = replace(told, name=entry_point.name, target=entry_point.value, error=hidden)
             yield plugin, partial(_load_installed, entry_point, plugin)
+
+
+def _first(dist: Distribution) -> Distribution:
+    """The distribution of this name that comes first on sys.path, whose modules Python imports."""
+    try:
+        return distribution(dist.name) if dist.name else dist
+    except PackageNotFoundError:  # the folder is called otherwise than its metadata
+        return dist
+
+
+def _same(one: Distribution, other: Distribution) -> bool:
+    return one.locate_file("") == other.locate_file("") and one.version == other.version
 
 
 def _load_installed(entry_point: EntryPoint, plugin: Plugin) -> object:

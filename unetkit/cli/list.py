@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import click
 from click.shell_completion import CompletionItem
-from rich.box import SIMPLE_HEAD
-from rich.columns import Columns
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from unetkit.cli.words import complete_part, parts_of, summary
 from unetkit.errors import UnknownName
 from unetkit.registry import KINDS, Entry, Parts, Registry
 from unetkit.values import describe, to_text
+
+if TYPE_CHECKING:  # what `unetkit --help` loads with this command has no need of rich
+    from rich.console import Console
+    from rich.table import Table
 
 
 def _complete_kind(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -54,6 +54,8 @@ def list_parts(ctx: click.Context, kind: str | None, name: str | None) -> None:
 
 def page() -> Console:
     """Where tables are printed: as wide as the terminal, or 160 where there is none."""
+    from rich.console import Console
+
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 160
@@ -62,10 +64,20 @@ def page() -> Console:
 
 def table(*columns: str) -> Table:
     """An empty table whose cells fold."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
     made = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         made.add_column(column, overflow="fold")
     return made
+
+
+def add_row(listed: Table, *cells: str) -> None:
+    """Add texts as they are: what a plugin says is no markup."""
+    from rich.text import Text
+
+    listed.add_row(*map(Text, cells))
 
 
 def _kinds(parts: Parts) -> Table:
@@ -88,24 +100,28 @@ def _names(console: Console, registry: Registry, pattern: str) -> None:
     if own:
         listed = table("name", "what it is", "from")
         for entry in own:
-            listed.add_row(*map(Text, (entry.name, summary(entry), entry.owner)))
+            add_row(listed, entry.name, summary(entry), entry.owner)
         console.print(listed)
     for source in registry.sources:
         names = [entry.name for entry in found if entry.source == source]
         if names and console.is_terminal:
             console.print(f"{len(names)} from {source}:")
+            from rich.columns import Columns
+
             console.print(Columns(names, padding=(0, 2)))
         elif names:
             console.print("\n".join(names))  # one a line, for grep and the like
 
 
 def _detail(console: Console, entry: Entry) -> None:
+    from rich.text import Text
+
     known = entry.signature
     source = f" for all of {entry.source}" if entry.source else ""
     console.print(Text.assemble((entry.name, "bold"), f": {known.summary}"))
     listed = table("option", "takes", "default", "what it does")
     for option in known.options:
         default = "must be given" if option.required else to_text(option.default, option.type)
-        listed.add_row(*map(Text, (option.name, describe(option.type), default, option.help)))
+        add_row(listed, option.name, describe(option.type), default, option.help)
     console.print(listed if known.options else "It has no options.")
     console.print(f"registered by {entry.owner}{source}, in {known.file}:{known.line}", soft_wrap=True)

@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 from click.shell_completion import CompletionItem
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
-from rich.text import Text
 
-from unetkit.cli.list import page, table
+from unetkit.cli.list import add_row, page, table
 from unetkit.cli.words import commands_of, host_of
 from unetkit.plugins import Host
 from unetkit.registry import Plugin
 from unetkit.scaffold import TITLES, new_plugin
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what `unetkit --help` loads with this command has no need of rich
+    from rich.table import Table
+
     from unetkit.testing import Result
     from unetkit.testing.run import Job
 
@@ -50,7 +48,7 @@ def _show(ctx: click.Context, verbose: bool) -> None:
         adds = [*_adds(host, plugin), *(f"command {n}" for n, c in commands.items() if c.owner == plugin.name)]
         installed = plugin.distribution or Path(plugin.target).name
         state = ("failing" if plugin.error else "loaded") if plugin.loaded else "failed"
-        listed.add_row(*map(Text, (plugin.name, plugin.version, installed, "\n".join(adds), state)))
+        add_row(listed, plugin.name, plugin.version, installed, "\n".join(adds), state)
     console.print(listed)
     for plugin in found:
         for line in _remarks(plugin):
@@ -127,17 +125,23 @@ def check(ctx: click.Context, target: str) -> None:
     ctx.exit(int(any(result.outcome == "failed" for result in results)))
 
 
-_CELLS = {"passed": Text("ok", "green"), "failed": Text("FAIL", "bold red"), "skipped": Text("skip", "dim")}
+#: What stands for an outcome, and in which style.
+_CELLS = {"passed": ("ok", "green"), "failed": ("FAIL", "bold red"), "skipped": ("skip", "dim")}
 
 
 def _watched(jobs: list[Job]) -> Iterator[Job]:
+    from rich.console import Console
+    from rich.progress import track
+
     watching = Console(stderr=True)
     yield from track(jobs, "checking", console=watching, transient=True, disable=not watching.is_terminal)
 
 
 def _matrices(jobs: list[Job], results: list[Result], width: int) -> Iterator[Table]:
     """A row a check, a column a part; as many columns a table as fit."""
-    cells = {(result.part, result.check): _CELLS[result.outcome] for result in results}
+    from rich.text import Text
+
+    cells = {(result.part, result.check): Text(*_CELLS[result.outcome]) for result in results}
     promises = {job.check: job.title for job in jobs}
     parts = list(dict.fromkeys(result.part for result in results))
     while parts:
