@@ -157,7 +157,7 @@ def test_the_traceback_is_shown_when_asked_for(tmp_path: Path, words: list[str])
 
 def test_no_plugins() -> None:
     script = (
-        "import unetkit.plugins as p\np._installed = lambda: iter(())\n"
+        "import unetkit.plugins as p\np.installed_plugins = lambda: iter(())\n"
         "from unetkit.cli import main\nimport sys\nsys.argv = ['unetkit', 'plugins']\nmain()"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

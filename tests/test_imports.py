@@ -28,6 +28,7 @@ ROOMS = (
     "registry",
     "plan",
     "hookspecs",
+    "finding",
     "plugins",
     "commands",
     "listing",
