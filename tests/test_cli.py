@@ -316,3 +316,26 @@ def test_a_plugins_docstring_is_no_markup(tmp_path: Path) -> None:
 
 def test_completion_of_a_librarys_names() -> None:
     assert "timm/resnet101" in [item.value for item in complete_part(load_parts().encoders, "timm/resnet10")]
+
+
+def test_what_a_part_prints_in_its_pass_does_not_spoil_json(tmp_path: Path) -> None:
+    (tmp_path / "loud.py").write_text(
+        "import unetkit\nfrom unetkit.parts.fusions import Add\n\nclass Loud(Add):\n"
+        "    def forward(self, x, skip):\n        print('here')\n        return super().forward(x, skip)\n\n"
+        "@unetkit.hookimpl\ndef unetkit_register(parts):\n    parts.fusions.add('loud', Loud)\n"
+    )
+    words = [
+        "--plugin",
+        str(tmp_path / "loud.py"),
+        "build",
+        *SMALL,
+        "--fuse",
+        "loud",
+        "--json",
+        "--check",
+        "--size",
+        "16",
+    ]
+    result = run(*words)
+    assert json.loads(result.stdout)["check"]["passed"]
+    assert "here" in result.stderr

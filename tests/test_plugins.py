@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from unetkit.builder import build
-from unetkit.errors import CannotBuild, PluginError, UnknownName
+from unetkit.errors import BadOption, CannotBuild, PluginError, UnknownName
 from unetkit.hookspecs import hookimpl
 from unetkit.plan import Plan
 from unetkit.plugins import Host, load_host, load_parts
@@ -673,3 +673,15 @@ def test_options_without_annotations_are_of_their_defaults_type(write: Write) ->
     parts = load_parts([write("bare.py", source.format(part="bare"))])
     types = {option.name: option.type for option in parts.fusions.get("bare").signature.options}
     assert types == {"share": float, "many": int, "on": bool, "name": str, "other": int}
+
+
+def test_a_positional_option_is_told_from_none(write: Write) -> None:
+    source = GOOD.replace("skip_channels, *, width", "skip_channels, width")
+    parts = load_parts([write("bare.py", source.format(part="bare"))])
+    message = (
+        r"--fuse bare:width=2: 'width' is positional in bare, so the builder gives it; an option stands after a \*$"
+    )
+    with pytest.raises(BadOption, match=message):
+        build("plain:widths=[2,4]", fuse="bare:width=2", parts=parts)
+    with pytest.raises(BadOption, match="'channels' is positional in bilinear"):
+        build("plain:widths=[2,4]", up="bilinear:channels=2", parts=parts)

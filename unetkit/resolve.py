@@ -121,6 +121,9 @@ def typed_options(word: str, spec: PartSpec, known: Signature) -> dict[str, Any]
     types = {option.name: option.type for option in known.options}
     typed: dict[str, Any] = {}
     for name, text in spec.options:
+        if name in known.wiring:
+            why = "so the builder gives it; an option stands after a *"
+            raise BadOption(f"--{word} {spec}: {name!r} is positional in {spec.name}, {why}")
         if name not in types:
             has = f"; it has {', '.join(types)}" if types else "; it has none"
             kind = kind_of(word)

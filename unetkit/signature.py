@@ -47,13 +47,17 @@ class Option:
 
 @dataclass(frozen=True)
 class Signature:
-    """What a factory says of itself: a one-line summary, its whole docstring, its options, and where it stands."""
+    """What a factory says of itself: a one-line summary, its whole docstring, its options, and where it stands.
+
+    `wiring` has the names of its positional parameters, which the builder gives.
+    """
 
     summary: str
     doc: str
     options: tuple[Option, ...]
     file: str
     line: int
+    wiring: tuple[str, ...] = ()
 
 
 def read(factory: Callable[..., Any] | str) -> Signature:
@@ -96,7 +100,8 @@ def _from_object(factory: Callable[..., Any]) -> Signature:
         file, line = inspect.getsourcefile(factory) or "", inspect.getsourcelines(factory)[1]
     except (OSError, TypeError):
         file, line = "", 0
-    return Signature(_first_line(doc), doc, options, file, line)
+    wiring = tuple(p.name for p in _parameters(factory) if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return Signature(_first_line(doc), doc, options, file, line, wiring)
 
 
 def _parameters(factory: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -149,7 +154,8 @@ def _from_source(target: str) -> Signature | None:
         )
     except (ValueError, NameError, TypeError):
         return None
-    return Signature(_first_line(doc), doc, options, spec.origin, node.lineno)
+    wiring = tuple(arg.arg for arg in args.args if arg.arg != "self")
+    return Signature(_first_line(doc), doc, options, spec.origin, node.lineno, wiring)
 
 
 def _init(node: ast.ClassDef, nodes: dict[str, Any]) -> ast.arguments | None:

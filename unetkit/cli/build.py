@@ -10,6 +10,7 @@ import click
 
 from unetkit.cli.words import parts_of, plan_options
 from unetkit.errors import BadOption
+from unetkit.foreign import quiet
 from unetkit.plan import Plan
 from unetkit.resolve import resolve
 
@@ -51,12 +52,14 @@ def build(
     from unetkit.inspect.trace import trace
 
     real = bool(save or check or plan.pretrained)
-    model = build_plan(plan, parts, device=None if real else "meta")
-    traced = trace(model)
+    with quiet():  # what a part prints in its pass is not what this prints
+        model = build_plan(plan, parts, device=None if real else "meta")
+        traced = trace(model)
     report = {"trace": traced.as_dict()}
     done = []
     if check:
-        checked = run_check(model)
+        with quiet():
+            checked = run_check(model)
         report["check"] = checked.as_dict()
         done.append(str(checked))
     if picture:
