@@ -685,3 +685,50 @@ def test_a_positional_option_is_told_from_none(write: Write) -> None:
         build("plain:widths=[2,4]", fuse="bare:width=2", parts=parts)
     with pytest.raises(BadOption, match="'channels' is positional in bilinear"):
         build("plain:widths=[2,4]", up="bilinear:channels=2", parts=parts)
+
+
+STREAMS = """
+import io, sys
+sys.stdout = io.TextIOWrapper(sys.stdout.buffer, "utf-8", write_through=True)
+sys.stderr = io.TextIOWrapper(sys.stderr.buffer, "utf-8", write_through=True)
+"""
+
+
+def test_a_plugin_that_wraps_the_streams_leaves_the_output_where_it_was(write: Write) -> None:
+    file = write("streams.py", STREAMS + GOOD.format(part="gate"))
+    command = [sys.executable, "-m", "unetkit", "--plugin", str(file), "list", "fuse", "add"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("add: The sum")
+    assert done.stderr == ""
+
+
+RIGHT_HOOKS = {
+    "answers everything": ("from unittest.mock import call\n", "unetkit_register(parts)"),
+    "a default": ("", "unetkit_register(parts, verbose=False)"),
+    "another name": ("hookimpl = hookimpl(specname='unetkit_register')\n", "mine(parts)"),
+}
+
+
+@pytest.mark.parametrize("case", RIGHT_HOOKS)
+def test_hooks_as_pluggy_takes_them(write: Write, case: str, capsys: Any) -> None:
+    before, signature = RIGHT_HOOKS[case]
+    source = GOOD.format(part="gate").replace("class Gate", before + "\nclass Gate", 1)
+    host = load_host([write("right.py", source.replace("unetkit_register(parts)", signature))])
+    assert (fusions(host), lines(capsys)) == ([*BUILTIN, "gate"], [])
+
+
+def test_a_hook_that_is_no_function_is_told(write: Write, capsys: Any) -> None:
+    source = "class Call:\n    def __call__(self, parts): ...\n\nunetkit_register = hookimpl(Call())\n"
+    load_host([write("made.py", HEAD + source)])
+    (line,) = lines(capsys)
+    assert line.endswith("unetkit_register is a Call, and a hook is a function; write one that calls it")
+
+
+def test_a_file_is_one_however_its_path_is_written(write: Write, tmp_path: Path, capsys: Any) -> None:
+    write("sub/one.py", GOOD.format(part="gate"))
+    paths = [tmp_path / "sub" / "one.py", tmp_path / "sub" / ".." / "sub" / "one.py"]
+    assert fusions(load_host(paths)) == [*BUILTIN, "gate"]
+    assert lines(capsys) == []
+    assert fusions(load_host(["~nobody_of_this_name/x.py"])) == BUILTIN
+    (line,) = lines(capsys)
+    assert line.endswith("there is no file ~nobody_of_this_name/x.py")

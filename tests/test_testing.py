@@ -422,3 +422,10 @@ def _environment(folder: Path) -> dict[str, str]:
     import os
 
     return {**os.environ, "PYTHONPATH": str(folder)}
+
+
+def test_the_callers_own_mode_does_not_matter() -> None:
+    with torch.no_grad():
+        assert_conforms("fusion", "add")
+    with torch.inference_mode():
+        assert_conforms("head", "conv")

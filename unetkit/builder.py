@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 
 from unetkit.errors import BadOption, CannotBuild, PluginError
+from unetkit.foreign import quiet
 from unetkit.inspect.limits import prove
 from unetkit.maker import OURS, Level, Maker, one_each, owner_of, parts_here, under_way
 from unetkit.meta import check_device
@@ -125,7 +126,8 @@ def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool
     used = (owners | wrappers) - {OURS}
     network.plugins = tuple(plugin for plugin in parts.plugins if plugin.loaded and plugin.name in used)
     if plan.size is not None or used:
-        prove(model, any_size=plan.size is None)
+        with quiet():
+            prove(model, any_size=plan.size is None)
     return model
 
 

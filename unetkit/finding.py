@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -84,7 +85,7 @@ def named_plugins(target: str | Path | ModuleType, installed: list[tuple[Plugin,
     ]:
         return here
     if text.endswith(".py"):
-        path = Path(text).expanduser()
+        path = Path(os.path.expanduser(text))
         return [(Plugin(path.stem, target=text), partial(_import_file, path))]
     known = [plugin.name for plugin, _ in installed]
     return [(Plugin(text, target=text), partial(_import_module, text, known))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Lock
+from threading import Lock, active_count
 from typing import TextIO
 
 from unetkit.errors import PluginError, UnetkitError
@@ -34,7 +34,9 @@ def contained(what: str) -> Iterator[None]:
 
 _lock = Lock()
 _inside = 0
-_stdout: TextIO | None = None
+#: What standard output was, and what it was turned to.
+_before: TextIO | None = None
+_turned: TextIO | None = None
 
 
 @contextmanager
@@ -43,17 +45,17 @@ def quiet() -> Iterator[None]:
 
     The stream belongs to the whole process. The first of several threads turns it, the last turns it back.
     """
-    global _inside, _stdout
+    global _inside, _before, _turned
     with _lock:
         if _inside == 0:
-            _stdout, sys.stdout = sys.stdout, sys.stderr
+            _before, _turned = sys.stdout, sys.stderr
+            sys.stdout = sys.stderr
         _inside += 1
     try:
         yield
     finally:
         with _lock:
             _inside -= 1
-            if _inside == 0 and _stdout is not None:
-                if sys.stdout is sys.stderr:  # unless somebody has turned it elsewhere meanwhile
-                    sys.stdout = _stdout
-                _stdout = None
+            # A plugin may have put another stream there; so may another thread, which will put its own back.
+            if _inside == 0 and (sys.stdout is _turned or active_count() == 1):
+                sys.stdout = _before

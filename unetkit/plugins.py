@@ -153,10 +153,15 @@ def load_host(plugins: Iterable[str | Path | ModuleType] = (), *, isolated: bool
         *(found for target in named for found in named_plugins(target, installed)),
     ]
     for plugin, find in wanted:
-        tried = {(p.name, p.version, p.target) for p in host.plugins}
-        if (plugin.name, plugin.version, plugin.target) not in tried:
+        if _identity(plugin) not in map(_identity, host.plugins):
             host.load(plugin, find)
     return host
+
+
+def _identity(plugin: Plugin) -> tuple[str, str, str]:
+    """What tells a plugin from others: a file however its path is written."""
+    target = plugin.target
+    return plugin.name, plugin.version, os.path.realpath(os.path.expanduser(target)) if ".py" in target else target
 
 
 @cache
@@ -182,17 +187,26 @@ def load_parts(plugins: Iterable[str | Path | ModuleType] = (), *, isolated: boo
 def _check_hooks(module: object) -> None:
     """Raise PluginError where a module has no hook, one that there is not, or one with other arguments."""
     specs = {name: spec for name, spec in vars(hookspecs).items() if name.startswith("unetkit_")}
-    found = [name for name in dir(module) if hasattr(getattr(module, name, None), "unetkit_impl")]
+    found = [name for name in dir(module) if isinstance(_marks(getattr(module, name, None)), dict)]
     for name in found:
-        if name not in specs:
-            raise PluginError(f"there is no hook {name}{nearest(name, specs)}; there are {', '.join(specs)}")
-        takes = list(inspect.signature(specs[name]).parameters)
-        if unknown := [p for p in inspect.signature(getattr(module, name)).parameters if p not in takes]:
-            raise PluginError(f"{name} takes {', '.join(takes)}, and no {unknown[0]!r}")
+        hook = getattr(module, name)
+        spec = _marks(hook).get("specname") or name
+        if spec not in specs:
+            raise PluginError(f"there is no hook {spec}{nearest(spec, specs)}; there are {', '.join(specs)}")
+        if not inspect.isroutine(hook):
+            raise PluginError(f"{name} is a {type(hook).__name__}, and a hook is a function; write one that calls it")
+        takes = list(inspect.signature(specs[spec]).parameters)
+        wants = [p.name for p in inspect.signature(hook).parameters.values() if p.default is p.empty]
+        if unknown := [name for name in wants if name not in takes]:
+            raise PluginError(f"{spec} takes {', '.join(takes)}, and no {unknown[0]!r}")
     if not found:
         bare = [name for name in specs if callable(getattr(module, name, None))]
         what = f"{bare[0]} is not marked" if bare else "it has no hooks, such as unetkit_register(parts)"
         raise PluginError(f"{what}; mark each with @unetkit.hookimpl")
+
+
+def _marks(thing: object) -> Any:
+    return getattr(thing, "unetkit_impl", None)
 
 
 def _inside(model: Module) -> list[tuple[str, int]]:

@@ -65,9 +65,11 @@ class _Examined:
         if self.kind == "plugin":
             check(self.subject)
             return
+        import torch
+
         from unetkit.testing.world import world_kept
 
-        with world_kept():
+        with torch.inference_mode(False), torch.enable_grad(), world_kept():
             check(self.subject)
 
 
