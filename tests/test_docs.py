@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 import pytest
 
+import unetkit
 from tests.rendered import OURS, PICTURES, blocks, picture, refreshed
 from tests.test_imports import MODULES, ROOMS, room_of
 from unetkit import hookspecs
@@ -234,3 +235,20 @@ def test_the_project_is_at_home_anywhere() -> None:
     for file in files:
         text = (ROOT / file).read_text(encoding="utf-8", errors="ignore") if (ROOT / file).is_file() else ""
         assert not foreign.search(text), file
+
+
+#: The rows of the tables of what a plugin costs: a line, parameters, MACs in millions, activations in MiB.
+_COST = re.compile(r"^\| `(--.+?)`.*? \| ([\d,]+) \| ([\d,]+) M \| ([\d.]+) MiB \|$", re.MULTILINE)
+COSTS = {
+    plugin: _COST.findall((ROOT / "plugins" / plugin / "README.md").read_text(encoding="utf-8"))
+    for plugin in ("attention-gate", "block-attention", "content-upsampling")
+}
+
+
+@pytest.mark.parametrize("plugin", COSTS)
+def test_a_plugins_page_says_what_it_costs(plugin: str) -> None:
+    assert len(COSTS[plugin]) >= 3
+    for line, parameters, macs, mebibytes in COSTS[plugin]:
+        trace = unetkit.trace(unetkit.build(unetkit.Plan.parse(line), device="meta"), 256)
+        found = f"{trace.parameters:,}", f"{trace.macs / 1e6:,.0f}", f"{trace.activation_bytes / 2**20:.1f}"
+        assert found == (parameters, macs, mebibytes), line

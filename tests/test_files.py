@@ -22,6 +22,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import unetkit
+from tests.test_composition import INNER
 from unetkit.deploy import files, sealed
 from unetkit.errors import BadFile, BadOption, PluginError, UnetkitError, UnknownName
 from unetkit.parts.blocks import Double
@@ -512,27 +513,11 @@ def test_what_is_no_regular_file_is_left_alone(tmp_path: Path) -> None:
     assert pipe.is_fifo()
 
 
-BLOCK = '''
-import unetkit
-from torch import nn
-
-class Inner(nn.Conv2d):
-    """One 1x1 convolution."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 1)
-
-@unetkit.hookimpl
-def unetkit_register(parts):
-    parts.blocks.add("inner", Inner)
-'''
-
-
 def distribution(folder: Path, version: str) -> None:
     """As an installer leaves it."""
     info = folder / f"unetkit_inner-{version}.dist-info"
     info.mkdir(parents=True)
-    (folder / "inner_module.py").write_text(BLOCK)
+    (folder / "inner_module.py").write_text(INNER)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: unetkit-inner\nVersion: {version}\n")
     (info / "entry_points.txt").write_text("[unetkit]\ninner = inner_module\n")
 
@@ -578,7 +563,7 @@ def test_another_version_is_told_where_the_file_does_not_fit(tmp_path: Path, mon
 
 def test_a_plugin_that_was_a_file_or_fails_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, source = tmp_path / "m.safetensors", tmp_path / "inner.py"
-    source.write_text(BLOCK)
+    source.write_text(INNER)
     parts = unetkit.load_parts([source])
     unetkit.save(unetkit.build("plain:widths=[4,8]", block="inner", parts=parts), path)
     with pytest.raises(
@@ -612,7 +597,7 @@ def test_plugins_that_a_file_names_wrongly(tmp_path: Path, plugins: str, monkeyp
 
 
 def test_a_part_that_replaced_a_default_counts_among_a_files_plugins(tmp_path: Path) -> None:
-    source = BLOCK.replace(
+    source = INNER.replace(
         'parts.blocks.add("inner", Inner)', 'parts.upsamplers.add("bilinear", Up, replaces="unetkit")'
     )
     source += "\n\nfrom unetkit.parts.upsamplers import Nearest\n\nclass Up(Nearest):\n    pass\n"

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from unetkit.errors import CannotBuild, PluginError, UnetkitError
-from unetkit.foreign import contained
+from unetkit.foreign import one_line, quiet
 from unetkit.lazyinit import drawn_once
 from unetkit.plan import PartSpec, Plan
 from unetkit.plugins import default_parts
@@ -114,12 +114,15 @@ class Maker:
         # know, and some of it (reading a weight through numpy) cannot be seen.
         ours = word == "encoder" and owner_of(word, spec, self.parts) == OURS
         try:
-            with contained("failed"), drawn_once() if ours else nullcontext():
+            with quiet(), drawn_once() if ours else nullcontext():
                 part = factory(*wiring, **options)
         except UnetkitError as error:
-            if isinstance(error, PluginError) and str(error).startswith("failed: "):  # say whose mistake, and where
-                raise CannotBuild(f"--{word} {spec}{owner}{where} with {_told(wiring)} {error}") from error
             raise type(error)(f"--{word} {spec}{where}: {error}") from error
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # a foreign factory's own mistake: say whose and where
+            why = f"with {_told(wiring)} failed: {one_line(error)}"
+            raise CannotBuild(f"--{word} {spec}{owner}{where} {why}") from error
         if not isinstance(part, nn.Module):
             raise CannotBuild(f"--{word} {spec}{where} made a {type(part).__name__}; a part is a torch.nn.Module")
         if any(isinstance(p, UninitializedParameter) for p in part.parameters()):

@@ -115,11 +115,11 @@ def check(ctx: click.Context, target: str) -> None:
     console = page()
     for matrix in _matrices(jobs, results, console.width):
         console.print(matrix)
-    told = [result for result in results if result.message and not result.message.startswith("it builds on ")]
+    told = [result for result in results if result.message and not result.follows]
     for result in sorted(told, key=lambda result: result.outcome, reverse=True):  # failures last, where one looks
         console.print(f"{result.outcome}: {result.part}: {result.check}: {result.message}", soft_wrap=True)
     counts = [f"{sum(r.outcome == outcome for r in results)} {outcome}" for outcome in _CELLS]
-    rest = sum(result.message.startswith("it builds on ") for result in results)
+    rest = sum(result.follows for result in results)
     after = f" ({rest} because they build on one that did not pass)" if rest else ""
     console.print(f"{len(results)} checks: {', '.join(counts)}{after}")
     ctx.exit(int(any(result.outcome == "failed" for result in results)))

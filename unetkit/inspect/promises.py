@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from unetkit.inspect.figures import by
 from unetkit.inspect.observe import Call, Observation
-from unetkit.plan import PartSpec
+from unetkit.inspect.rows import spec_at
 from unetkit.sizes import size_of
 from unetkit.unet import Stage, UNet
 
@@ -59,10 +59,10 @@ def _promises(network: UNet) -> dict[nn.Module, _Promise]:
     for index, stage in enumerate(network.stages):
         assert isinstance(stage, Stage)  # noqa: S101
         width = (whole.widths or ())[min(index, len(whole.widths or ()) - 1)]
-        found[stage.up] = _declared("up", _at(whole.up, index), stage.up)
+        found[stage.up] = _declared("up", spec_at(whole.up, index), stage.up)
         if stage.fuse is not None:
-            found[stage.fuse] = _declared("fuse", _at(whole.fuse, index), stage.fuse, "a fusion")
-        said = f"--block {_at(whole.block, index)}"
+            found[stage.fuse] = _declared("fuse", spec_at(whole.fuse, index), stage.fuse, "a fusion")
+        said = f"--block {spec_at(whole.block, index)}"
         found[stage.block] = _Promise(said, width, f"is to give {width} channels", "" if network.valid else "a block")
     classes = whole.classes or 0
     found[network.head] = _Promise(f"--head {whole.head}", classes, f"is to give {classes} channels, the classes")
@@ -71,10 +71,6 @@ def _promises(network: UNet) -> dict[nn.Module, _Promise]:
 
 def _declared(word: str, spec: str, part: Any, kind: str = "") -> _Promise:
     return _Promise(f"--{word} {spec}", part.out_channels, f"declares out_channels={part.out_channels}", kind)
-
-
-def _at(levels: tuple[PartSpec, ...] | None, index: int) -> str:
-    return str(levels[min(index, len(levels) - 1)]) if levels else ""
 
 
 def _fault(promise: _Promise, call: Call) -> str:

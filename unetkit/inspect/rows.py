@@ -121,7 +121,7 @@ class Rows:
 
     def _stage(self, level: str, index: int, stage: Stage) -> Iterator[Row]:
         whole = self.network.whole
-        words = {step: _at(getattr(whole, step), index) for step in STEPS}
+        words = {step: spec_at(getattr(whole, step), index) for step in STEPS}
         for step in STEPS:
             if call := self._find(getattr(stage, step)):
                 what = _what(step, words[step], stage, call)
@@ -158,7 +158,8 @@ class Rows:
         )
 
 
-def _at(levels: Levels | None, index: int) -> str:
+def spec_at(levels: Levels | None, index: int) -> str:
+    """The part that is said for a stage, as text; one said once goes for all."""
     return str(levels[min(index, len(levels) - 1)]) if levels else ""
 
 

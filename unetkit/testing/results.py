@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+#: How the message of a check begins that was not made, since one that it builds on did not pass.
+BUILDS_ON = "it builds on "
+
 
 @dataclass(frozen=True)
 class Result:
@@ -21,6 +24,11 @@ class Result:
     check: str
     outcome: Literal["passed", "failed", "skipped"]
     message: str = ""
+
+    @property
+    def follows(self) -> bool:
+        """Whether it was skipped because a check that it builds on did not pass."""
+        return self.outcome == "skipped" and self.message.startswith(BUILDS_ON)
 
     def __str__(self) -> str:
         return f"{self.part}: {self.check} {self.outcome}" + (f": {self.message}" if self.message else "")

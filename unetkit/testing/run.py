@@ -18,7 +18,7 @@ from unetkit.plugins import Host, default_parts, load_host
 from unetkit.registry import Parts, Plugin
 from unetkit.resolve import typed_options
 from unetkit.testing.catalogue import CHECKS, Check
-from unetkit.testing.results import Nonconformity, NothingToCheck, Result, one_line
+from unetkit.testing.results import BUILDS_ON, Nonconformity, NothingToCheck, Result, one_line
 
 _BY_NAME = {check.name: check for check in CHECKS}
 
@@ -47,7 +47,7 @@ class _Examined:
     def _asked(self, check: Check) -> Result:
         for need in check.needs:
             if self.kind in _BY_NAME[need].kinds and self.result(need).outcome != "passed":
-                return Result(self.title, check.name, "skipped", f"it builds on {need}, which did not pass")
+                return Result(self.title, check.name, "skipped", f"{BUILDS_ON}{need}, which did not pass")
         try:
             self._ask(signature.load(f"unetkit.testing.checks.{check.home}"))
         except NothingToCheck as reason:

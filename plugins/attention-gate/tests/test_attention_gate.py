@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from itertools import product
 from math import exp
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,14 +121,3 @@ def test_in_a_network_of_odd_sizes_every_gate_learns() -> None:
         if ".fuse." in name:
             assert parameter.grad is not None, name
             assert parameter.grad.any(), name
-
-
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-COSTS = re.findall(r"^\| `(--.+?)`.*? \| ([\d,]+) \| ([\d,]+) M \| ([\d.]+) MiB \|$", README, re.MULTILINE)
-
-
-@pytest.mark.parametrize(("line", "parameters", "macs", "mebibytes"), COSTS)
-def test_the_readme_says_what_it_costs(line: str, parameters: str, macs: str, mebibytes: str) -> None:
-    trace = unetkit.trace(unetkit.build(unetkit.Plan.parse(line), device="meta"), 256)
-    found = f"{trace.parameters:,}", f"{trace.macs / 1e6:,.0f}", f"{trace.activation_bytes / 2**20:.1f}"
-    assert found == (parameters, macs, mebibytes)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from itertools import product
 from math import exp
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -143,14 +141,3 @@ def test_in_a_network_after_another_block(name: str, expected: int) -> None:
     for parameter_name, parameter in model.stages.named_parameters():
         assert parameter.grad is not None, parameter_name
         assert parameter.grad.any(), parameter_name
-
-
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-COSTS = re.findall(r"^\| `(--.+?)`.*? \| ([\d,]+) \| ([\d,]+) M \| ([\d.]+) MiB \|$", README, re.MULTILINE)
-
-
-@pytest.mark.parametrize(("line", "parameters", "macs", "mebibytes"), COSTS)
-def test_the_readme_says_what_it_costs(line: str, parameters: str, macs: str, mebibytes: str) -> None:
-    trace = unetkit.trace(unetkit.build(unetkit.Plan.parse(line), device="meta"), 256)
-    found = f"{trace.parameters:,}", f"{trace.macs / 1e6:,.0f}", f"{trace.activation_bytes / 2**20:.1f}"
-    assert found == (parameters, macs, mebibytes)
