@@ -38,6 +38,7 @@ ROOMS = (
     "meter",
     "lazyinit",
     "resolve",
+    "network",
     "unet",
     "parts",
     "inspect",

@@ -275,8 +275,8 @@ def test_one_and_one_point_nought_are_not_confused() -> None:
 
 def test_an_encoder_of_one_size_says_so() -> None:
     traced = unetkit.trace(unetkit.build("swin_tiny_patch4_window7_224", device="meta"))
-    assert (traced.rows[0].height, traced.minimum) == (224, None)
-    assert "takes 224x224 only" in str(traced)
+    assert (traced.rows[0].height, traced.minimum, traced.maximum) == (224, 1, (224, 224))
+    assert "largest 224x224" in str(traced)
 
 
 def test_padding_alone_is_nothing_to_leave_out() -> None:

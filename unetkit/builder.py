@@ -15,10 +15,11 @@ from unetkit.foreign import quiet
 from unetkit.inspect.limits import prove
 from unetkit.maker import OURS, Level, Maker, one_each, owner_of, parts_here, under_way
 from unetkit.meta import check_device
+from unetkit.network import layout_of
 from unetkit.plan import PartSpec, Plan
 from unetkit.registry import Parts
 from unetkit.resolve import NO_LOGITS, resolve, shortest
-from unetkit.unet import UNet, layout_of
+from unetkit.unet import UNet
 
 #: A stage is as wide as the skip that it joins, up to this.
 WIDEST = 512
@@ -170,6 +171,7 @@ def _assemble(plan: Any, parts: Parts) -> tuple[UNet, Plan]:
         skips=tuple(level.skip for level in levels if level.skip is not None),
         min_size=1 if valid else getattr(encoder, "min_size", max(encoder.strides)),
         multiple=1 if valid else getattr(encoder, "multiple", 1),
+        size=getattr(encoder, "size", None),
         valid=valid,
     )
     return network, derived

@@ -132,10 +132,13 @@ class Maker:
     def encoder(self) -> Any:
         spec, plan = self.plan.encoder, self.plan
         extra: dict[str, Any] = {}
+        takes = {option.name for option in signature_of("encoder", spec, self.parts).options}
         if plan.pretrained:
-            if "pretrained" not in {o.name for o in signature_of("encoder", spec, self.parts).options}:
+            if "pretrained" not in takes:
                 raise CannotBuild(f"--pretrained: encoder {spec.name} has no weights to load; leave it out")
             extra["pretrained"] = plan.pretrained
+        if plan.size and "img_size" in takes.difference(name for name, _ in spec.options):
+            extra["img_size"] = plan.size
         encoder = self("encoder", spec, (plan.in_channels,), **extra)
         channels, strides = getattr(encoder, "channels", ()), getattr(encoder, "strides", ())
         if not channels or len(channels) != len(strides) or any(a >= b for a, b in pairwise((0, *strides))):

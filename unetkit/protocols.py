@@ -1,7 +1,8 @@
 """What each kind of part promises. Typing only: a part need not inherit from these.
 
 Shapes are NCHW. In a factory, positional parameters are wiring that the builder supplies, keyword-only ones are the
-user's options; there is no `**kwargs`, so that an option that does not exist is refused.
+user's options; there is no `**kwargs`, so that an option that does not exist is refused. Only the factory of a library
+(`Registry.add_source`) may take them, where it refuses with BadOption what the library would not use.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ class Encoder(Protocol):
         min_size: the smallest height and width that it takes. Optional, the deepest stride. A smaller input is padded
             by the network, unless the encoder is valid.
         multiple: what height and width must be multiples of, padded likewise. Optional, 1.
-        size: the one height and width that it takes, where it takes only one. Optional, None.
+        size: the one height and width that it takes, where it takes only one; a smaller input is padded to it, a larger
+            one refused. Optional, None. An encoder that can be built for a size has an option `img_size`, (height,
+            width), which is given what `--size` says.
         widths: for each map, how wide a stage that joins it is where no widths are said; for maps that hold several
             side by side. Optional, `channels`.
         weights_from: where its weights come from, in words, for the trace. Optional, "random".

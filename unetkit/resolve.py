@@ -90,6 +90,7 @@ def canonical(word: str, spec: PartSpec, parts: Parts) -> PartSpec:
         for option in known.options
         if option.name in given and given[option.name] != option.default
     }
+    options |= {name: values.to_text(given[name]) for name in given.keys() - {o.name for o in known.options}}
     return PartSpec(_name(word, spec, parts), factory=spec.factory).with_options(options)
 
 
@@ -124,6 +125,9 @@ def typed_options(word: str, spec: PartSpec, known: Signature) -> dict[str, Any]
         if name in known.wiring:
             why = "so the builder gives it; an option stands after a *"
             raise BadOption(f"--{word} {spec}: {name!r} is positional in {spec.name}, {why}")
+        if name not in types and known.rest:
+            typed[name] = values.guess(text)
+            continue
         if name not in types:
             has = f"; it has {', '.join(types)}" if types else "; it has none"
             kind = kind_of(word)

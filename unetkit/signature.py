@@ -58,6 +58,8 @@ class Signature:
     file: str
     line: int
     wiring: tuple[str, ...] = ()
+    #: The name of its `**options`, by which a library's factory takes what the library's own functions take.
+    rest: str = ""
 
 
 def read(factory: Callable[..., Any] | str) -> Signature:
@@ -101,7 +103,8 @@ def _from_object(factory: Callable[..., Any]) -> Signature:
     except (OSError, TypeError):
         file, line = "", 0
     wiring = tuple(p.name for p in _parameters(factory) if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return Signature(_first_line(doc), doc, options, file, line, wiring)
+    rest = next((p.name for p in _parameters(factory) if p.kind is inspect.Parameter.VAR_KEYWORD), "")
+    return Signature(_first_line(doc), doc, options, file, line, wiring, rest)
 
 
 def _parameters(factory: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -155,7 +158,8 @@ def _from_source(target: str) -> Signature | None:
     except (ValueError, NameError, TypeError):
         return None
     wiring = tuple(arg.arg for arg in args.args if arg.arg != "self")
-    return Signature(_first_line(doc), doc, options, spec.origin, node.lineno, wiring)
+    rest = args.kwarg.arg if args.kwarg else ""
+    return Signature(_first_line(doc), doc, options, spec.origin, node.lineno, wiring, rest)
 
 
 def _init(node: ast.ClassDef, nodes: dict[str, Any]) -> ast.arguments | None:

@@ -6,18 +6,15 @@ B batch, C channels, H and W height and width; sizes are (H, W).
 from __future__ import annotations
 
 from itertools import zip_longest
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unetkit.plan import Plan, Size
+from unetkit.network import Network
+from unetkit.plan import Size
 from unetkit.protocols import Align, Block, Encoder, Fusion, Head, Upsampler
 from unetkit.sizes import cut_end, same_size, size_of
-
-if TYPE_CHECKING:
-    from unetkit.registry import Plugin
 
 
 class Stage(nn.Module):
@@ -73,7 +70,7 @@ class Chain(nn.Sequential):
         self.valid = any(getattr(block, "valid", False) for block in blocks)
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """An encoder, stages that decode, and a head.
 
     Attributes:
@@ -82,18 +79,7 @@ class UNet(nn.Module):
         head: turns the last map into logits.
         logits: the upsampler that brings logits to the input's size; None in a net of valid convolutions, whose
             output is smaller than its input.
-        plan: the shortest line that rebuilds it.
-        whole: the plan with everything said, a part a level; what the network is told by.
-        layout: the shape of every tensor of the state_dict as it was built, by which files know it again.
-        plugins: whose parts it has, or who wrapped it.
-        min_size, multiple: a height or width below the one, or no multiple of the other, is padded with zeros below
-            and to the right, and the output cut back.
     """
-
-    plan: Plan
-    whole: Plan
-    layout: dict[str, tuple[int, ...]]
-    plugins: tuple[Plugin, ...]
 
     def __init__(
         self,
@@ -105,17 +91,17 @@ class UNet(nn.Module):
         skips: tuple[int, ...],
         min_size: int,
         multiple: int,
+        size: Size | None,
         valid: bool,
     ) -> None:
         """Put parts together.
 
         Args:
-            encoder, stages, head, logits: as the attributes.
+            encoder, stages, head, logits, min_size, multiple, size: as the attributes.
             skips: the index of the map that each stage joins, deep to shallow; stages after those join none.
-            min_size, multiple: as the attributes.
             valid: whether stages without a skip keep to the scale instead of ending at the input's share.
         """
-        super().__init__()
+        super().__init__(min_size=min_size, multiple=multiple, size=size, valid=valid)
         self.encoder = encoder
         self.stages = nn.ModuleList(stages)
         self.head = head
@@ -123,24 +109,11 @@ class UNet(nn.Module):
         #: Whether the logits' upsampler has weights; then it also acts on logits of the right size.
         self.learned = logits is not None and any(True for _ in logits.parameters())
         self.skips = skips
-        self.min_size = min_size
-        self.multiple = multiple
-        self.valid = valid
 
-    def forward(self, x: Tensor, maps: list[Tensor] | None = None) -> Tensor:
-        """(B, in_channels, H, W) -> logits (B, classes, H, W); smaller than the input where convolutions are valid.
-
-        Args:
-            x: the images.
-            maps: a list that takes the map of each stage, as `with_maps` gives them.
-        """
-        size = size_of(x)
-        if self.multiple == 1 and min(size) >= self.min_size:
-            return self._whole(x, maps)
-        height, width = self.padded_size(size)
-        x = self._whole(F.pad(x, [0, width - size[1], 0, height - size[0]]), maps)
-        stride = 1 if self.logits is not None else cast(int, self.stages[-1].stride)
-        return x[..., : (size[0] - 1) // stride + 1, : (size[1] - 1) // stride + 1]
+    @property
+    def output_stride(self) -> int:
+        """Of the last stage where the logits stay at its size, else 1."""
+        return 1 if self.logits is not None else cast(int, self.stages[-1].stride)
 
     def with_maps(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The logits, and the map of each stage, deep to shallow: (B, widths[i], h, w).
@@ -149,12 +122,6 @@ class UNet(nn.Module):
         """
         maps: list[Tensor] = []
         return self(x, maps), maps
-
-    def padded_size(self, size: Size) -> Size:
-        """The size that an input is padded to with zeros, below and to the right; its own where that passes."""
-        least, multiple = self.min_size, self.multiple
-        height, width = (torch.sym_max(least, -(-side // multiple) * multiple) for side in size)
-        return cast(Size, (height, width))
 
     def _whole(self, x: Tensor, kept: list[Tensor] | None) -> Tensor:
         size = size_of(x)
@@ -183,8 +150,3 @@ class UNet(nn.Module):
     def strides(self) -> tuple[int, ...]:
         """Of the encoder's maps, shallow to deep."""
         return cast(Encoder, self.encoder).strides
-
-
-def layout_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of a state_dict."""
-    return {name: tuple(value.shape) for name, value in model.state_dict().items() if isinstance(value, Tensor)}

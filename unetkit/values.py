@@ -83,6 +83,17 @@ def _tuple(text: str, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(map(from_text, items, kinds))
 
 
+def guess(text: str) -> Any:
+    """Read a value whose type nothing tells: none, true, a number, a list of such, or else text."""
+    try:
+        return from_text(text, bool | int | float | None)
+    except ValueError:
+        pass
+    if text.startswith("[") and text.endswith("]"):
+        return tuple(map(guess, split(text[1:-1], ","))) if text[1:-1] else ()
+    return from_text(text, str)
+
+
 def describe(kind: Any) -> str:
     """A type in words, for messages and listings: "an integer or none", "one of half, keep"."""
     if get_origin(kind) in (Union, types.UnionType):

@@ -20,10 +20,11 @@ from unetkit.deploy.sealed import BLANK, FORMAT, VERSION, checked, digest, read
 from unetkit.errors import BadFile, CannotBuild, PluginError, UnetkitError
 from unetkit.inspect.observe import network_of
 from unetkit.meta import check_device
+from unetkit.network import layout_of
 from unetkit.plan import Plan
 from unetkit.plugins import default_parts
 from unetkit.registry import Parts
-from unetkit.unet import UNet, layout_of
+from unetkit.unet import UNet
 
 _WRITERS = ("unetkit", "torch", "timm")
 

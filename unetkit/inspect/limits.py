@@ -59,8 +59,8 @@ def _first(ghost: nn.Module, sides: Iterable[int]) -> list[int]:
 def refusal(ghost: nn.Module, size: Size, seen: Observation) -> CannotPass:
     """What to raise for a pass that failed: where it broke, on what, and the sizes that pass."""
     failure = seen.failure()
-    if fixed := getattr(network_of(ghost).encoder, "size", None):
-        return CannotPass(f"size {by(size)} does not pass: {failure}; its encoder takes {by(fixed)}")
+    if isinstance(seen.error, CannotPass) and network_of(ghost).size:
+        return seen.error  # says what is too large for the encoder
     if sizes := nearest_sizes(ghost, size):
         nearest = " and ".join(map(by, sizes))
         return CannotPass(f"size {by(size)} does not pass: {failure}; the nearest sizes that pass are {nearest}")

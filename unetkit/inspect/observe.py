@@ -146,4 +146,4 @@ def meta_input(network: UNet, size: Size, batch: int = 1) -> Tensor:
 
 def size_for(network: UNet, size: int | Size | None) -> Size:
     """The size asked for, else the plan's own, else the one that the encoder is fixed to, else 256."""
-    return Plan.of(size=size).size or network.whole.size or getattr(network.encoder, "size", None) or (256, 256)
+    return Plan.of(size=size).size or network.whole.size or network.size or (256, 256)

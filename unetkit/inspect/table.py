@@ -10,7 +10,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from unetkit.inspect.figures import count, memory
+from unetkit.inspect.figures import by, count, memory
 from unetkit.inspect.rows import Row
 from unetkit.inspect.trace import Trace
 
@@ -82,8 +82,9 @@ def _footer(trace: Trace) -> list[str]:
 
 
 def _least(trace: Trace) -> str:
-    first, least = trace.rows[0], trace.minimum
-    return f"smallest input {least}x{least}" if least else f"takes {first.height}x{first.width} only"
+    least = trace.minimum
+    largest = f", largest {by(trace.maximum)}" if trace.maximum else ""
+    return (f"smallest input {least}x{least}" if least else "no size passes") + largest
 
 
 def _shape(row: Row) -> str:

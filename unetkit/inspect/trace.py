@@ -30,7 +30,8 @@ class Trace:
         skips: for each stage, the level ("encoder.1") whose map it joins, or None.
         weights: "random", or where the encoder's come from.
         receptive_field: input pixels that one output pixel can depend on.
-        minimum: the smallest height and width that pass; None where the encoder takes one size only.
+        minimum: the smallest height and width that pass; None where none up to 2048 does.
+        maximum: the largest size that passes, where the encoder is built for one; else None.
         notes: what a user should know of this size, one line each.
     """
 
@@ -41,6 +42,7 @@ class Trace:
     weights: str
     receptive_field: ReceptiveField
     minimum: int | None
+    maximum: Size | None
     notes: tuple[str, ...]
 
     @property
@@ -90,7 +92,7 @@ def trace(model: nn.Module, size: int | Size | None = None, *, batch: int = 1) -
         ghost = model if next(model.parameters()).device.type == "meta" else meta_copy(model)
         with mode_kept(ghost):
             run, notes = _run(ghost, wanted, batch)
-            least = smallest(ghost) if network.valid else None if getattr(network.encoder, "size", None) else 1
+            least = smallest(ghost) if network.valid else 1
             graph = run if run.x.requires_grad else Run(ghost, wanted, batch, follow=True)
             field = receptive_field(cast(Tensor, graph.seen.output), graph.x)
     return Trace(
@@ -101,6 +103,7 @@ def trace(model: nn.Module, size: int | Size | None = None, *, batch: int = 1) -
         weights=getattr(network.encoder, "weights_from", "random"),
         receptive_field=field,
         minimum=least,
+        maximum=network.size,
         notes=tuple(notes),
     )
 

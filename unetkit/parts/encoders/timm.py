@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unetkit.errors import CannotBuild, UnetkitError
-from unetkit.meta import meta_copy
-from unetkit.meter import Meter
+from unetkit.parts.encoders.borne import bears
 from unetkit.parts.encoders.timm_weights import find, refuse_foreign, watched
 
 
@@ -47,44 +46,16 @@ class TimmEncoder(nn.Module):
         self.strides = tuple(info.reduction()[i] for i in self.take)
         self.channels = tuple(info.channels()[i] for i in self.take)
         self.source = tuple(f"timm {info.module_name()[i]}" for i in self.take)
-        self.min_size, self.multiple = (1, 1) if self.size else _bears(name, in_channels, output_stride, self)
+        self.min_size, self.multiple = (1, 1)
+        if not self.size:
+            key = "timm", name, output_stride, tuple(self.take)
+            self.min_size, self.multiple = bears(key, self.model, in_channels, self.strides[-1])
         self.channels_last = str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC")
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, C, H, W) -> maps of (B, channels[i], H / strides[i], W / strides[i]), rounded as the model does."""
         maps = self.model(x)
         return [maps[i].permute(0, 3, 1, 2) if self.channels_last else maps[i] for i in self.take]
-
-
-#: What `_bears` found, by name, output stride and maps: it depends on nothing else.
-_BORNE: dict[tuple[Any, ...], tuple[int, int]] = {}
-
-
-def _bears(name: str, in_channels: int, output_stride: int, encoder: TimmEncoder) -> tuple[int, int]:
-    """The smallest multiple of the deepest stride that a model takes, and what larger sizes must be multiples of.
-
-    Some models add maps whose sizes agree only at multiples of the stride, and nothing that timm says tells which: so
-    each is tried once a process, on meta tensors, at its smallest size and at an odd one that leaves every remainder.
-    """
-    key = name, output_stride, tuple(encoder.take)
-    if key not in _BORNE:
-        stride = encoder.strides[-1]
-        ghost = meta_copy(encoder.model).eval()
-        least = next(
-            (side for side in range(stride, 16 * stride, stride) if _takes(ghost, in_channels, side, side)), stride
-        )
-        _BORNE[key] = least, 1 if _takes(ghost, in_channels, least + 1, least + stride // 2 + 1) else stride
-    return _BORNE[key]
-
-
-def _takes(ghost: nn.Module, *shape: int) -> bool:
-    x = torch.empty(1, *shape, dtype=next(ghost.parameters()).dtype, device="meta")
-    try:
-        with torch.no_grad(), torch.device("meta"), Meter([], []):
-            ghost(x)
-    except Exception:  # whatever a model says to a size that it does not take
-        return False
-    return True
 
 
 def _deepest(name: str, info: Any) -> list[int]:

@@ -1,0 +1,95 @@
+"""What every network that unetkit builds has: the plan that rebuilds it, and room for inputs of any size.
+
+H and W are height and width; sizes are (H, W).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unetkit.errors import CannotPass
+from unetkit.plan import Plan, Size
+from unetkit.sizes import size_of
+
+if TYPE_CHECKING:
+    from unetkit.registry import Plugin
+
+
+class Network(nn.Module):
+    """An encoder and what makes logits of its maps.
+
+    Attributes:
+        encoder: what the trace is told by.
+        plan: the shortest line that rebuilds it.
+        whole: the plan with everything said, a part a level; what the network is told by.
+        layout: the shape of every tensor of the state_dict as it was built, by which files know it again.
+        plugins: whose parts it has, or who wrapped it.
+        min_size, multiple: a height or width below the one, or no multiple of the other, is padded with zeros below
+            and to the right, and the output cut back.
+        size: the one size that its encoder takes, where it takes only one; a smaller input is padded to it.
+        valid: whether unpadded convolutions make the output smaller than the input.
+    """
+
+    encoder: nn.Module
+    plan: Plan
+    whole: Plan
+    layout: dict[str, tuple[int, ...]]
+    plugins: tuple[Plugin, ...]
+
+    def __init__(self, *, min_size: int, multiple: int, size: Size | None, valid: bool) -> None:
+        super().__init__()
+        self.min_size = min_size
+        self.multiple = multiple
+        self.size = size
+        self.valid = valid
+
+    @property
+    def output_stride(self) -> int:
+        """Of what a pass gives: 1 where its output has the input's size."""
+        return 1
+
+    def forward(self, x: Tensor, maps: list[Tensor] | None = None) -> Tensor:
+        """(B, in_channels, H, W) -> logits (B, classes, H, W); smaller than the input where convolutions are valid.
+
+        Args:
+            x: the images.
+            maps: a list that takes the map of each stage, as `with_maps` of a U-Net gives them.
+        """
+        size = size_of(x)
+        if self.multiple == 1 and self.size is None and min(size) >= self.min_size:
+            return self._whole(x, maps)
+        height, width = self.padded_size(size)
+        x = self._whole(F.pad(x, [0, width - size[1], 0, height - size[0]]), maps)
+        stride = self.output_stride
+        return x[..., : (size[0] - 1) // stride + 1, : (size[1] - 1) // stride + 1]
+
+    def padded_size(self, size: Size) -> Size:
+        """The size that an input is padded to with zeros, below and to the right; its own where that passes.
+
+        Raises:
+            CannotPass: it is larger than the one size that the encoder takes.
+        """
+        if self.size is not None:
+            if not torch.compiler.is_compiling() and (size[0] > self.size[0] or size[1] > self.size[1]):
+                fixed = f"{self.size[0]}x{self.size[1]}"
+                raise CannotPass(
+                    f"an input of {size[0]}x{size[1]} is larger than {fixed}, the one size that encoder "
+                    f"{self.whole.encoder} is built for; build it with --size {size[0]}x{size[1]}, or cut the input"
+                )
+            return self.size
+        least, multiple = self.min_size, self.multiple
+        height, width = (torch.sym_max(least, -(-side // multiple) * multiple) for side in size)
+        return cast(Size, (height, width))
+
+    def _whole(self, x: Tensor, kept: list[Tensor] | None) -> Tensor:
+        """A pass of an input of a size that the encoder takes."""
+        raise NotImplementedError
+
+
+def layout_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a state_dict."""
+    return {name: tuple(value.shape) for name, value in model.state_dict().items() if isinstance(value, Tensor)}
