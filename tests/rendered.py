@@ -19,12 +19,12 @@ from unetkit.inspect.figures import count
 from unetkit.inspect.observe import Call, meta_input, observe
 from unetkit.inspect.picture import draw
 from unetkit.inspect.trace import Trace
+from unetkit.network import Network
 from unetkit.plan import WORDS
 from unetkit.registry import Entry, Registry
 from unetkit.resolve import DEFAULTS
 from unetkit.signature import Option
 from unetkit.testing.catalogue import CHECKS, EVERY, MODULES
-from unetkit.unet import UNet
 from unetkit.values import describe, to_text
 
 PICTURES = ("unet-2015", "vgg16-unet", "resnet101-unet")
@@ -154,7 +154,7 @@ def _figures(trace: Trace) -> tuple[str, ...]:
     return f"`{trace.line}`", first, last, f"{trace.parameters:,}", count(trace.macs), str(trace.receptive_field), least
 
 
-def _built(recipe: str, **words: Any) -> UNet:
+def _built(recipe: str, **words: Any) -> Network:
     return unetkit.build(recipe=recipe, device="meta", **words)
 
 

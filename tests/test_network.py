@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from unetkit import build
 from unetkit.errors import BadOption, CannotBuild, CannotPass, UnetkitError, UnknownName
+from unetkit.network import Network
 from unetkit.parts.fusions import Add, Concat, Max
-from unetkit.unet import UNet
 
 SMALL = ("plain:widths=[8,16,32]", "test_resnet")
 PLAIN = SMALL[0]
@@ -24,7 +24,7 @@ UPS = ("bilinear", "nearest", "transposed", "pixelshuffle")
 
 
 @cache
-def network(encoder: str, **words: Any) -> UNet:
+def network(encoder: str, **words: Any) -> Network:
     return build(encoder, seed=0, **words).eval()
 
 
@@ -60,7 +60,7 @@ def test_compiles_whole_and_for_every_size(encoder: str) -> None:
         torch.testing.assert_close(run(compiled, image(*size)), run(model, image(*size)), atol=1e-5, rtol=0)
 
 
-def exported(model: UNet, least: int) -> nn.Module:
+def exported(model: Network, least: int) -> nn.Module:
     """The model exported once, at an even size, for every height and width from `least` up."""
     # AUTO, since timm's pools with ceil_mode ask things of the size that are true, but that a solver cannot prove.
     dynamic = {2: torch.export.Dim.AUTO(min=least), 3: torch.export.Dim.AUTO(min=least)}

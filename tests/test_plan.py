@@ -16,8 +16,8 @@ from torch import nn
 
 from unetkit.builder import build
 from unetkit.errors import BadOption, UnetkitError, UnknownName
+from unetkit.network import Network
 from unetkit.plan import WORDS, PartSpec, Plan
-from unetkit.unet import UNet
 
 MANY = settings(max_examples=150)
 
@@ -301,7 +301,7 @@ def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def built(count: int) -> list[tuple[str, UNet]]:
+def built(count: int) -> list[tuple[str, Network]]:
     """That many models of random lines; lines that are refused are passed over."""
     found = []
     for seed in itertools.count():

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from tests import references
 from unetkit import build
+from unetkit.network import Network
 from unetkit.parts.fusions import Concat
-from unetkit.unet import UNet
 
 VALID = ((188, 188), (203, 190))
 PADDED = ((64, 64), (71, 45))
@@ -46,7 +46,7 @@ def randomise(model: nn.Module, x: Tensor) -> None:
             model.train()(x)
 
 
-def assert_equal_to(ours: UNet, theirs: nn.Module, sizes: tuple[tuple[int, int], ...]) -> None:
+def assert_equal_to(ours: Network, theirs: nn.Module, sizes: tuple[tuple[int, int], ...]) -> None:
     torch.manual_seed(0)
     channels = next(theirs.parameters()).shape[1]
     randomise(ours, torch.randn(1, channels, *sizes[0]))

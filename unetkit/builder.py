@@ -15,11 +15,12 @@ from unetkit.foreign import quiet
 from unetkit.inspect.limits import prove
 from unetkit.maker import OURS, Level, Maker, one_each, owner_of, parts_here, under_way
 from unetkit.meta import check_device
-from unetkit.network import layout_of
+from unetkit.network import Network, layout_of
 from unetkit.plan import PartSpec, Plan
 from unetkit.registry import Parts
 from unetkit.resolve import NO_LOGITS, resolve, shortest
 from unetkit.unet import UNet
+from unetkit.whole import Whole
 
 #: A stage is as wide as the skip that it joins, up to this.
 WIDEST = 512
@@ -29,6 +30,7 @@ def build(
     encoder: Any = None,
     *,
     recipe: Any = None,
+    model: Any = None,
     up: Any = None,
     fuse: Any = None,
     align: Any = None,
@@ -44,7 +46,7 @@ def build(
     seed: Any = None,
     parts: Parts | None = None,
     device: Any = None,
-) -> UNet:
+) -> Network:
     """Build a U-Net.
 
     The words are those of the command line: `build("resnet101", fuse="add")` is
@@ -53,6 +55,8 @@ def build(
     Args:
         encoder: a part, or a whole Plan, which the other words override.
         recipe: the name of a U-Net to start from.
+        model: a whole model in place of parts, such as "smp/unetplusplus"; beside it only `encoder` and the words from
+            `in_channels` on may be said.
         up, fuse, align, block: a part, or a list (or "a/b/c") of one a level, deep to shallow.
         head, logits: a part; logits may be "none".
         widths: the decoder's channels, deep to shallow.
@@ -77,6 +81,7 @@ def build(
     words = {
         "encoder": None if isinstance(encoder, Plan) else encoder,
         "recipe": recipe,
+        "model": model,
         "up": up,
         "fuse": fuse,
         "align": align,
@@ -96,7 +101,7 @@ def build(
     return build_plan(Plan.of(**words).over(plan), parts or parts_here(), device)
 
 
-def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool = True) -> UNet:
+def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool = True) -> Network:
     """Build what a plan says, and let plugins wrap the result.
 
     Args:
@@ -113,12 +118,13 @@ def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool
         if whole.seed is not None:
             stack.enter_context(_seeded(whole.seed, device))
         owners = stack.enter_context(under_way(parts))
-        network, derived = _assemble(whole if pretrained else replace(whole, pretrained=None), parts)
+        assemble = _assemble if whole.model is None else _wrapped
+        network, derived = assemble(whole if pretrained else replace(whole, pretrained=None), parts)
         network.whole = whole.over(derived)
         network.plan = shortest(network.whole, base.over(derived))
         owners.update(owner_of(word, spec, parts) for word, spec in network.whole.specs())
         wrapped, wrappers = parts.wrap(network, network.whole, owners)
-    model = cast(UNet, wrapped)
+    model = cast(Network, wrapped)
     try:
         model.plan, model.layout = network.plan, layout_of(model)
     except AttributeError as error:
@@ -126,7 +132,7 @@ def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool
         raise PluginError(f"plugin {named} of a model, which takes no plan or layout: {error}") from error
     used = (owners | wrappers) - {OURS}
     network.plugins = tuple(plugin for plugin in parts.plugins if plugin.loaded and plugin.name in used)
-    if plan.size is not None or used:
+    if plan.size is not None or used or whole.model is not None:
         with quiet():
             prove(model, any_size=plan.size is None)
     return model
@@ -150,7 +156,7 @@ def _seeded(seed: int, device: Any) -> Iterator[None]:
         yield
 
 
-def _assemble(plan: Any, parts: Parts) -> tuple[UNet, Plan]:
+def _assemble(plan: Any, parts: Parts) -> tuple[Network, Plan]:
     """The network of a whole plan, and the words that follow from its encoder where nothing is said.
 
     A whole plan is typed Any here and below: it says every word that a network needs, and a twin of Plan would be
@@ -175,6 +181,11 @@ def _assemble(plan: Any, parts: Parts) -> tuple[UNet, Plan]:
         valid=valid,
     )
     return network, derived
+
+
+def _wrapped(plan: Any, parts: Parts) -> tuple[Network, Plan]:
+    """The network of a plan that names a whole model."""
+    return Whole(Maker(plan, parts).model()), Plan()
 
 
 def _levels(encoder: Any, plan: Any) -> list[Level]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -147,6 +148,19 @@ class Maker:
                 "it must declare as many of each, with strides that increase"
             )
         return encoder
+
+    def model(self) -> nn.Module:
+        """The whole model of a plan; its encoder is told with the library that it is of, as "timm/resnet34"."""
+        spec, plan = self.plan.model, self.plan
+        takes = {option.name for option in signature_of("model", spec, self.parts).options}
+        extra: dict[str, Any] = {"pretrained": plan.pretrained} if plan.pretrained else {}
+        if plan.encoder is not None:
+            entry = self.parts.encoders.get(plan.encoder.name)
+            full = replace(plan.encoder, name=f"{entry.source}/{entry.name}" if entry.source else entry.name)
+            extra["encoder"] = str(full)
+        if plan.size and "img_size" in takes.difference(name for name, _ in spec.options):
+            extra["img_size"] = plan.size
+        return cast(nn.Module, self("model", spec, (plan.in_channels, plan.classes), **extra))
 
     def stages(self, encoder: Any, levels: list[Level], widths: tuple[int, ...]) -> list[Stage]:
         plan = self.plan

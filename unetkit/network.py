@@ -5,7 +5,7 @@ H and W are height and width; sizes are (H, W).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,11 @@ class Network(nn.Module):
     layout: dict[str, tuple[int, ...]]
     plugins: tuple[Plugin, ...]
 
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """A part, whose kind the plan says and no type can."""
+
     def __init__(self, *, min_size: int, multiple: int, size: Size | None, valid: bool) -> None:
         super().__init__()
         self.min_size = min_size
@@ -51,6 +56,11 @@ class Network(nn.Module):
     def output_stride(self) -> int:
         """Of what a pass gives: 1 where its output has the input's size."""
         return 1
+
+    @property
+    def period(self) -> int:
+        """Sizes that differ by this are of one kind to it: its deepest stride, or what they must be multiples of."""
+        return max(self.multiple, 32)
 
     def forward(self, x: Tensor, maps: list[Tensor] | None = None) -> Tensor:
         """(B, in_channels, H, W) -> logits (B, classes, H, W); smaller than the input where convolutions are valid.

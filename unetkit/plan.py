@@ -172,7 +172,8 @@ class Word:
 
 WORDS = (
     Word("recipe", "NAME", _part, "a named U-Net to start from; words beside it override it"),
-    Word("encoder", "PART", _part, "the contracting path: plain, or any of timm's (resnet101, timm/vgg16)"),
+    Word("model", "NAME", _part, "a whole model in place of parts, such as smp/unetplusplus"),
+    Word("encoder", "PART", _part, "the contracting path: plain, or any of timm's or smp's (resnet101, smp/mit_b0)"),
     Word("up", "PART[/PART...]", _levels, "how a level is brought to the next one's size"),
     Word("fuse", "PART[/PART...]", _levels, "how the upsampled map and the skip become one"),
     Word("align", "PART[/PART...]", _levels, "how the two are brought to one size before that"),
@@ -184,7 +185,7 @@ WORDS = (
     Word("in_channels", "N", _whole, "channels of the input"),
     Word("classes", "N", _whole, "channels of the output"),
     Word("size", "HxW", _size, "the input size that it is meant for: 572, or 480x640 (height first)"),
-    Word("pretrained", "[FILE]", _pretrained, "timm's weights for the encoder, or those of a local file"),
+    Word("pretrained", "[FILE]", _pretrained, "the library's weights for the encoder, or those of a local file"),
     Word("seed", "N", lambda value: _whole(value, least=0, most=2**64 - 1), "fixes the random weights"),
 )
 _BY_NAME = {word.name: word for word in WORDS}
@@ -204,6 +205,7 @@ class Plan:
     """
 
     recipe: PartSpec | None = None
+    model: PartSpec | None = None
     encoder: PartSpec | None = None
     up: Levels | None = None
     fuse: Levels | None = None

@@ -82,6 +82,26 @@ class Block(Protocol):
         ...
 
 
+class Model(Protocol):
+    """Made by `(in_channels, classes, *, ...)`: a whole model, in place of parts.
+
+    Attributes:
+        min_size: the smallest height and width that it takes. Optional, 1. A smaller input is padded by the network.
+        multiple: what height and width must be multiples of, padded likewise. Optional, 1.
+        size: the one height and width that it takes, where it takes only one, as of an encoder. Optional, None.
+        weights_from: where its encoder's weights come from, in words, for the trace. Optional, "random".
+        source: for each map of the part that gives several, where it comes from, for the trace. Optional.
+
+    What `--encoder` says is given to an option `encoder` as text, with the library that it is of ("timm/resnet34"),
+    what `--pretrained` says to `pretrained`, and `--size` to `img_size`; without such an option the first two are
+    refused.
+    """
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """(B, in_channels, H, W) -> logits (B, classes, H, W)."""
+        ...
+
+
 class Head(Protocol):
     """Made by `(in_channels, classes, *, ...)`."""
 

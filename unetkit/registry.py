@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from importlib.metadata import version
@@ -40,6 +40,7 @@ KINDS = (
     Kind("block", "block", "blocks"),
     Kind("head", "head", "heads"),
     Kind("recipe", "recipe", "recipes"),
+    Kind("model", "model", "models"),
 )
 
 
@@ -89,14 +90,21 @@ class Entry:
     name: str
     factory: Factory | str
     owner: str
-    #: The library that supplies the name; its one factory is told the name as a second positional argument.
+    #: The library that supplies the name; its one factory is told the name as a last positional argument.
     source: str | None = None
+    #: "module:attr" of what gives the library's own options of the name, beside those of its factory.
+    more: str | None = None
     #: Whose part it stands in for.
     replaces: str | None = None
 
     @property
     def signature(self) -> Signature:
-        return signature.read(self.factory)
+        known = signature.read(self.factory)
+        if self.more is None:
+            return known
+        with contained(f"{self.more}, which gives the options of {self.name}, fails"):
+            options = {option.name: option for option in (*known.options, *signature.load(self.more)(self.name))}
+        return replace(known, options=tuple(options.values()), rest="")
 
     def load(self) -> Factory:
         """The factory itself; imports it where it was registered as "module:attr"."""
@@ -104,18 +112,19 @@ class Entry:
         return found if self.source is None else partial(_named, found, self.name)
 
 
-def _named(factory: Factory, name: str, /, in_channels: int, **options: Any) -> Any:
-    return factory(in_channels, name, **options)
+def _named(factory: Factory, name: str, /, *wiring: Any, **options: Any) -> Any:
+    return factory(*wiring, name, **options)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A library that supplies names by the hundred, all made by one factory `(in_channels, name, *, ...)`."""
+    """A library that supplies names, all made by one factory, which is told the name after its wiring."""
 
     name: str
     names: str  # "module:attr" of a function that lists them without importing torch
     factory: Factory | str
     owner: str
+    options: str | None = None  # "module:attr" of a function of a name that gives its own options, without torch too
 
     def listing(self) -> list[str]:
         list_names = signature.load(self.names)
@@ -124,7 +133,7 @@ class Source:
         return names
 
     def entry(self, kind: Kind, name: str) -> Entry:
-        return Entry(kind, name, self.factory, self.owner, source=self.name)
+        return Entry(kind, name, self.factory, self.owner, source=self.name, more=self.options)
 
 
 @dataclass
@@ -165,11 +174,19 @@ class Registry:
             )
         self.entries[name] = Entry(self.kind, name, factory, self.owner, replaces=replaces)
 
-    def add_source(self, name: str, names: str, factory: Factory | str) -> None:
-        """Register a library of parts: `names` lists them ("module:attr"), `factory` makes each."""
+    def add_source(self, name: str, names: str, factory: Factory | str, *, options: str | None = None) -> None:
+        """Register a library of parts, encoders or models, that says which there are.
+
+        Args:
+            name: of the library, by which "name/part" says whose part is meant.
+            names: "module:attr" of a function that lists the parts.
+            factory: makes each; after its wiring it is given the part's name.
+            options: "module:attr" of a function that is given a part's name and returns its own options (a list of
+                `unetkit.signature.Option`), where they are not the same for all.
+        """
         if name in self.sources:
             raise PluginError(f"source {name!r} is already registered by {self.sources[name].owner}")
-        self.sources[name] = Source(name, names, factory, self.owner)
+        self.sources[name] = Source(name, names, factory, self.owner, options)
 
     def get(self, name: str) -> Entry:
         """The entry of a name. Raises UnknownName with the nearest names."""
@@ -225,7 +242,7 @@ class Parts:
     """Every registered part: one Registry a kind.
 
     Attributes:
-        encoders, upsamplers, fusions, aligns, blocks, heads, recipes: a Registry each.
+        encoders, upsamplers, fusions, aligns, blocks, heads, recipes, models: a Registry each.
         plugins: all that were found, those that failed included.
         wrap: passes a built model, its whole plan and the owners of its parts through the plugins that wrap models;
             gives what comes out, and the names of those that did.
@@ -241,6 +258,7 @@ class Parts:
     blocks: Registry
     heads: Registry
     recipes: Registry
+    models: Registry
 
     def __init__(self) -> None:
         self.wrap = lambda model, plan, owners: (model, set())

@@ -16,6 +16,10 @@ DEFAULTS = Plan.of(
     up="bilinear", fuse="concat", align="resize", block="double", head="conv", decode_to=1, in_channels=3, classes=2
 )
 
+#: The same beside a whole model, which has no parts of ours but an encoder.
+BESIDE_MODEL = Plan.of(in_channels=3, classes=2)
+_BESIDE = ("recipe", "model", "encoder", "in_channels", "classes", "size", "pretrained", "seed")
+
 #: Logits left at the size that the decoder reached.
 NO_LOGITS = PartSpec("none")
 
@@ -35,15 +39,34 @@ def resolve(plan: Plan, parts: Parts) -> tuple[Plan, Plan]:
         UnknownName, BadOption: for a name, an option or a value that there is not.
         CannotBuild: where nothing says which encoder.
     """
-    base = DEFAULTS
+    said = Plan()
     if plan.recipe is not None:
         recipe = canonical("recipe", plan.recipe, parts)
-        base = canonical_plan(_recipe(recipe, parts), parts).over(base)
+        said = canonical_plan(_recipe(recipe, parts), parts)
         plan = replace(plan, recipe=recipe)
-    whole = canonical_plan(plan, parts).over(base)
-    if whole.encoder is None:
-        raise CannotBuild("nothing says which encoder; give --encoder (such as resnet34) or --recipe")
+    plan = canonical_plan(plan, parts)
+    model = plan.model or said.model
+    base = said.over(DEFAULTS if model is None else _beside(model, plan.over(said), parts))
+    whole = plan.over(base)
+    if whole.encoder is None and model is None:
+        raise CannotBuild("nothing says which encoder; give --encoder (such as resnet34), --recipe or --model")
     return whole, base
+
+
+def _beside(model: PartSpec, plan: Plan, parts: Parts) -> Plan:
+    """What stands where nothing is said beside a whole model: its own encoder's name among it.
+
+    Raises CannotBuild for a word that says a part of a U-Net of ours, or of this model has none.
+    """
+    takes = {option.name: option for option in signature_of("model", model, parts).options}
+    for word in plan.said():
+        if word not in _BESIDE:
+            flag = word.replace("_", "-")
+            raise CannotBuild(f"--{flag} says a part of a U-Net, but --model {model} is whole; leave one of them out")
+        if word in _MOVED and word not in takes:
+            raise CannotBuild(f"--{word}: model {model} takes none; leave it out")
+    encoder = takes["encoder"].default if "encoder" in takes else None
+    return replace(BESIDE_MODEL, encoder=canonical("encoder", PartSpec.of(encoder), parts) if encoder else None)
 
 
 def shortest(whole: Plan, base: Plan) -> Plan:
@@ -59,7 +82,8 @@ def _collapse(value: Any) -> Any:
 
 
 def canonical_plan(plan: Plan, parts: Parts) -> Plan:
-    """Every part of a plan in its canonical form; the encoder's `pretrained` becomes the word of that name."""
+    """Every part of a plan in its canonical form; an option that is a word too becomes that word."""
+    plan = _moved(plan)
     changed: dict[str, Any] = {}
     for word, value in plan.said().items():
         if isinstance(value, PartSpec):
@@ -67,11 +91,25 @@ def canonical_plan(plan: Plan, parts: Parts) -> Plan:
         elif isinstance(value, tuple) and isinstance(value[0], PartSpec):
             levels: Levels = tuple(canonical(word, spec, parts) for spec in value)
             changed[word] = levels
-    encoder = changed.get("encoder")
-    if encoder is not None and (weights := dict(encoder.options).get("pretrained")):
-        changed["encoder"] = replace(encoder, options=tuple(o for o in encoder.options if o[0] != "pretrained"))
-        changed["pretrained"] = plan.pretrained or values.from_text(weights, bool | str)
     return replace(plan, **changed)
+
+
+#: Options of a model or an encoder that are said by a word of their name.
+_MOVED = {"encoder": str, "pretrained": bool | str}
+
+
+def _moved(plan: Plan) -> Plan:
+    for word in ("model", "encoder"):
+        spec: PartSpec | None = getattr(plan, word)
+        options = dict(spec.options) if spec is not None else {}
+        for name in (_MOVED.keys() & options.keys()) - {word}:
+            value = values.from_text(options.pop(name), _MOVED[name])
+            moved = Plan.of(**{name: value}) if value else Plan()
+            plan = plan.over(moved)
+        if spec is not None:
+            changed: dict[str, Any] = {word: replace(spec, options=tuple(options.items()))}
+            plan = replace(plan, **changed)
+    return plan
 
 
 def canonical(word: str, spec: PartSpec, parts: Parts) -> PartSpec:
@@ -99,6 +137,8 @@ def _name(word: str, spec: PartSpec, parts: Parts) -> str:
         return spec.name
     registry = parts[kind_of(word)]
     entry = registry.get(spec.name)
+    if word == "model" and entry.source:
+        return f"{entry.source}/{entry.name}"  # whose it is, is the point of naming it
     return entry.name if registry.get(entry.name) == entry else spec.name
 
 

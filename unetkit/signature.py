@@ -94,7 +94,7 @@ def _absent(module: str, attr: str, error: ModuleNotFoundError) -> str:
 def _from_object(factory: Callable[..., Any]) -> Signature:
     doc = inspect.cleandoc(factory.__doc__ or "")
     options = tuple(
-        Option(p.name, _type(p.annotation, p.default), p.default, _help(doc, p.name))
+        Option(p.name, _type(p.annotation, p.default), p.default, help_of(doc, p.name))
         for p in _parameters(factory)
         if p.kind is inspect.Parameter.KEYWORD_ONLY
     )
@@ -152,7 +152,7 @@ def _from_source(target: str) -> Signature | None:
     doc = ast.get_docstring(node) or ""
     try:
         options = tuple(
-            Option(arg.arg, _static(arg.annotation, _default(default)), _default(default), _help(doc, arg.arg))
+            Option(arg.arg, _static(arg.annotation, _default(default)), _default(default), help_of(doc, arg.arg))
             for arg, default in zip(args.kwonlyargs, args.kw_defaults, strict=True)
         )
     except (ValueError, NameError, TypeError):
@@ -206,7 +206,7 @@ def _first_line(doc: str) -> str:
     return " ".join(doc.split("\n\n")[0].split()).rstrip(".")
 
 
-def _help(doc: str, name: str) -> str:
+def help_of(doc: str, name: str) -> str:
     """The text of `name` in the docstring's "Args:" section (Google style)."""
     section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)+)", doc, re.MULTILINE)
     if not section:

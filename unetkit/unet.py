@@ -115,6 +115,10 @@ class UNet(Network):
         """Of the last stage where the logits stay at its size, else 1."""
         return 1 if self.logits is not None else cast(int, self.stages[-1].stride)
 
+    @property
+    def period(self) -> int:
+        return max(self.strides)
+
     def with_maps(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The logits, and the map of each stage, deep to shallow: (B, widths[i], h, w).
 

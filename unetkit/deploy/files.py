@@ -20,11 +20,10 @@ from unetkit.deploy.sealed import BLANK, FORMAT, VERSION, checked, digest, read
 from unetkit.errors import BadFile, CannotBuild, PluginError, UnetkitError
 from unetkit.inspect.observe import network_of
 from unetkit.meta import check_device
-from unetkit.network import layout_of
+from unetkit.network import Network, layout_of
 from unetkit.plan import Plan
 from unetkit.plugins import default_parts
 from unetkit.registry import Parts
-from unetkit.unet import UNet
 
 _WRITERS = ("unetkit", "torch", "timm")
 
@@ -54,7 +53,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         raise BadFile(f"{path} cannot be written ({error.strerror or error}); give a file in another folder") from error
 
 
-def load(path: str | Path, *, parts: Parts | None = None, device: Any = None) -> UNet:
+def load(path: str | Path, *, parts: Parts | None = None, device: Any = None) -> Network:
     """Rebuild the model that `save` wrote, with the same weights to the bit. Nothing is downloaded or unpickled.
 
     Args:
@@ -122,7 +121,7 @@ def _metadata(model: nn.Module) -> dict[str, str]:
             )
     if not hasattr(model, "layout"):
         raise BadFile("the network within what a plugin made of it is no whole model; save what unetkit.build returned")
-    if changed := layout_of(model).items() ^ cast(UNet, model).layout.items():
+    if changed := layout_of(model).items() ^ cast(Network, model).layout.items():
         name = min(name for name, _ in changed)
         raise BadFile(f"{name} is not as the plan builds it, so no file could rebuild it; save a model as it was built")
     about = {"format": FORMAT, "version": str(VERSION), "plan": str(plan), "sha256": BLANK.decode()}
@@ -187,7 +186,7 @@ def _named(path: Path, text: str) -> list[_Saved]:
     return saved
 
 
-def _built(plan: Plan, parts: Parts, device: Any, tensors: dict[str, Tensor]) -> UNet:
+def _built(plan: Plan, parts: Parts, device: Any, tensors: dict[str, Tensor]) -> Network:
     """Build without weights and put these in; with weights, where a part computes some that no file holds."""
     try:
         model = build_plan(plan, parts, "meta", pretrained=False)

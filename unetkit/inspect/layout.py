@@ -175,7 +175,9 @@ def _boxes(trace: Trace) -> dict[str, Box]:
     rows = {row.level: row for row in trace.rows if row.level not in ("output", "other")}
     scale = _Scale(max(row.channels for row in rows.values()), max(row.height for row in rows.values()))
     lines, columns = scale.lines(rows.values()), _columns(trace, rows, scale)
-    kinds = {level: level.split(".")[0] for level in rows} | {_levels(rows, "encoder")[-1]: "bottom"}
+    maps, ups = _sides(rows)
+    kinds = dict.fromkeys(maps, "encoder") | {level: _kind(level, ups) for level in ups}
+    kinds |= {"input": "input", maps[-1]: "bottom"}
     tags = {"input": "input", [*rows][-1]: "output"}
     return {
         level: Box(row, kinds[level], columns[level], lines[row.stride], *scale.box(row), tags.get(level, ""))
@@ -185,7 +187,8 @@ def _boxes(trace: Trace) -> dict[str, Box]:
 
 def _columns(trace: Trace, rows: dict[str, Row], scale: _Scale) -> dict[str, float]:
     """The x of every map: the encoder's at 0, the stages' in a column to the right, the deepest between them."""
-    maps, stages = _levels(rows, "encoder"), _levels(rows, "stages")
+    maps, ups = _sides(rows)
+    stages = [level for level in ups if _kind(level, ups) == "stages"]
     skips = [scale.apart(rows[skip], rows[stage], _joined(trace, stage, skip)) for stage, skip in _skips(trace)]
     right = max([CLOSEST, 2 * scale.reach(rows[maps[-1]]) + 2 * ARM, *skips])
     columns = dict.fromkeys(maps, 0.0) | {maps[-1]: right / 2} | dict.fromkeys(stages, right)
@@ -258,12 +261,21 @@ def description(trace: Trace) -> str:
     """What the picture shows, for those who cannot see it."""
     rows = {row.level: row for row in trace.rows if row.level not in ("output", "other")}
     maps = "; ".join(f"{level} {row.channels} x {row.height} x {row.width}" for level, row in rows.items())
-    skips = "; ".join(f"{stage} joins {skip} by {_joined(trace, stage, skip)[0]}" for stage, skip in _skips(trace))
-    return f"Channels x height x width along the U: {maps}. Skips: {skips or 'none'}."
+    joins = "; ".join(f"{stage} joins {skip} by {_joined(trace, stage, skip)[0]}" for stage, skip in _skips(trace))
+    skips = f" Skips: {joins or 'none'}." if trace.skips else ""
+    return f"Channels x height x width along the U: {maps}.{skips}"
 
 
-def _levels(rows: dict[str, Row], kind: str) -> list[str]:
-    return [level for level in rows if level.split(".")[0] == kind]
+def _sides(rows: dict[str, Row]) -> tuple[list[str], list[str]]:
+    """The levels of the contracting path, and those after it."""
+    down = [level for level, row in rows.items() if row.side == "down" and level != "input"]
+    return down, [level for level, row in rows.items() if row.side == "up"]
+
+
+def _kind(level: str, ups: list[str]) -> str:
+    """What a level after the contracting path counts as; of a whole model the last is its head."""
+    kind = level.split(".")[0]
+    return kind if kind in COLOURS else "head" if level == ups[-1] and len(ups) > 1 else "stages"
 
 
 def _skips(trace: Trace) -> list[tuple[str, str]]:
@@ -305,9 +317,12 @@ def _wrap(text: str) -> list[str]:
 
 def _way(a: Row, b: Row, trace: Trace) -> str:
     """What leads from a map to the next."""
-    if not b.level.startswith("encoder."):
+    if b.side == "up" and not trace.skips:
+        return b.level
+    if b.side == "up":
         return _step(trace, b.level, "up").what if b.step else b.what
-    return f"{b.what} {DIVIDED}{b.stride / a.stride:g}".strip() if b.stride > a.stride else b.what
+    what = re.sub(r", reduction \d+", "", b.what)  # the sizes beside it say that
+    return f"{what} {DIVIDED}{b.stride / a.stride:g}".strip() if b.stride > a.stride else what
 
 
 def _width(text: str, size: float = SMALL, share: float = SANS_SHARE) -> float:

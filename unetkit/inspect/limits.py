@@ -44,7 +44,7 @@ def nearest_sizes(ghost: nn.Module, size: Size) -> tuple[Size, ...]:
 
 def _nearest(ghost: nn.Module, side: int, least: int) -> list[int]:
     # The strides' phases repeat, so among twice the deepest there is a size of every kind.
-    reach = 2 * max(network_of(ghost).strides) + 2
+    reach = 2 * network_of(ghost).period + 2
     if side >= least and _first(ghost, [side]):
         return [side, side]
     below = _first(ghost, range(side - 1, max(least, side - reach) - 1, -1))

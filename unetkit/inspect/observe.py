@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from unetkit.errors import CannotPass, UnetkitError
+from unetkit.network import Network
 from unetkit.plan import Plan, Size
-from unetkit.unet import UNet
 
 
 @dataclass(eq=False)
@@ -113,9 +113,10 @@ def _watching(model: nn.Module, seen: Observation, clock: Callable[[], int]) -> 
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    """The tensors of what a module was given or gave: one, or a tuple or list of them."""
-    items = value if isinstance(value, tuple | list) else [value]
-    return [item for item in items if isinstance(item, Tensor)]
+    """The tensors of what a module was given or gave: one, or tuples and lists of them."""
+    if isinstance(value, tuple | list):
+        return [tensor for item in value for tensor in tensors_of(item)]
+    return [value] if isinstance(value, Tensor) else []
 
 
 def _leftover(pool: nn.MaxPool2d, x: Tensor) -> bool:
@@ -130,20 +131,20 @@ def _int(value: Any) -> int:
     return int(value[0] if isinstance(value, tuple) else value)
 
 
-def network_of(model: nn.Module) -> UNet:
-    """The U-Net in a model, which a plugin may have wrapped. Raises UnetkitError where there is none."""
+def network_of(model: nn.Module) -> Network:
+    """The network in a model, which a plugin may have wrapped. Raises UnetkitError where there is none."""
     for module in model.modules():
-        if isinstance(module, UNet):
+        if isinstance(module, Network):
             return module
     raise UnetkitError(f"a {type(model).__name__} holds no network that unetkit built; give what unetkit.build returns")
 
 
-def meta_input(network: UNet, size: Size, batch: int = 1) -> Tensor:
+def meta_input(network: Network, size: Size, batch: int = 1) -> Tensor:
     """An input of a size, (batch, in_channels, *size), on meta and with grad."""
     dtype = next(network.parameters()).dtype
     return torch.empty(batch, network.whole.in_channels or 3, *size, dtype=dtype, device="meta", requires_grad=True)
 
 
-def size_for(network: UNet, size: int | Size | None) -> Size:
+def size_for(network: Network, size: int | Size | None) -> Size:
     """The size asked for, else the plan's own, else the one that the encoder is fixed to, else 256."""
     return Plan.of(size=size).size or network.whole.size or network.size or (256, 256)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from unetkit.inspect.figures import by
 from unetkit.inspect.observe import Call, Observation
 from unetkit.inspect.rows import spec_at
+from unetkit.network import Network
 from unetkit.sizes import size_of
 from unetkit.unet import Stage, UNet
 
@@ -31,8 +32,10 @@ class _Promise:
     kind: str = ""
 
 
-def misdeclared(network: UNet, seen: Observation) -> str:
+def misdeclared(network: Network, seen: Observation) -> str:
     """Which part gave something else than it promises, in words; "" where none did."""
+    if not isinstance(network, UNet):
+        return _shrunk(network, seen)
     promises = _promises(network)
     for call in seen.calls:
         if call.end < 0:
@@ -45,8 +48,20 @@ def misdeclared(network: UNet, seen: Observation) -> str:
     return ""
 
 
-def culprit(network: UNet, seen: Observation) -> str:
+def _shrunk(network: Network, seen: Observation) -> str:
+    """What is wrong with the size of what a whole model gives."""
+    if seen.output is None or seen.output.ndim != 4:
+        return ""
+    given, gave = size_of(seen.calls[0].given[0]), size_of(seen.output)
+    if given == gave:
+        return ""
+    return f"--model {network.whole.model} gives {by(gave)} for {by(given)}; logits have the size of the input"
+
+
+def culprit(network: Network, seen: Observation) -> str:
     """The word and spec of the part in which a pass ended: "--fuse gate: "; "" where it ended in none."""
+    if not isinstance(network, UNet):
+        return f"--model {network.whole.model}: "
     said = {module: promise.said for module, promise in _promises(network).items()}
     said[network.encoder] = f"--encoder {network.whole.encoder}"
     inside = [said[call.module] for call in seen.calls if call.end < 0 and call.module in said]

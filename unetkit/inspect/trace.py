@@ -13,9 +13,12 @@ from unetkit.inspect.field import ReceptiveField, receptive_field
 from unetkit.inspect.figures import by
 from unetkit.inspect.limits import nearest_sizes, refusal, smallest
 from unetkit.inspect.observe import network_of, size_for
-from unetkit.inspect.rows import Row, Rows, Run
+from unetkit.inspect.rows import Row, Run
+from unetkit.inspect.steps import rows_of
 from unetkit.meta import meta_copy, mode_kept
+from unetkit.network import Network
 from unetkit.plan import Size
+from unetkit.unet import UNet
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,9 @@ class Trace:
         line: the line that builds the network.
         batch: images in the pass.
         rows: the steps, in order: the input, the encoder's maps shallow to deep, each stage's steps deep to shallow,
-            the head, and the logits' resize where there is one.
-        skips: for each stage, the level ("encoder.1") whose map it joins, or None.
+            the head, and the logits' resize where there is one. Of a whole model: the maps of its encoder, and what
+            its other parts do, by their names in it.
+        skips: for each stage, the level ("encoder.1") whose map it joins, or None; empty for a whole model.
         weights: "random", or where the encoder's come from.
         receptive_field: input pixels that one output pixel can depend on.
         minimum: the smallest height and width that pass; None where none up to 2048 does.
@@ -98,14 +102,20 @@ def trace(model: nn.Module, size: int | Size | None = None, *, batch: int = 1) -
     return Trace(
         line=str(network.plan),
         batch=batch,
-        rows=tuple(Rows(run).rows()),
-        skips=tuple(f"encoder.{i}" for i in network.skips) + (None,) * (len(network.stages) - len(network.skips)),
+        rows=tuple(rows_of(run)),
+        skips=_skips(network),
         weights=getattr(network.encoder, "weights_from", "random"),
         receptive_field=field,
         minimum=least,
         maximum=network.size,
         notes=tuple(notes),
     )
+
+
+def _skips(network: Network) -> tuple[str | None, ...]:
+    if not isinstance(network, UNet):
+        return ()
+    return tuple(f"encoder.{i}" for i in network.skips) + (None,) * (len(network.stages) - len(network.skips))
 
 
 def _run(ghost: nn.Module, size: Size, batch: int) -> tuple[Run, list[str]]:

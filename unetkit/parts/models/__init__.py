@@ -1,0 +1,1 @@
+"""Whole models of other libraries, in place of a network of parts."""
