@@ -81,7 +81,7 @@ def test_a_picture_that_cannot_be_written_is_refused(tmp_path: Path, capsys: pyt
 
 
 REFUSALS = [
-    (["build"], "nothing says which encoder; give --encoder (such as resnet34) or --recipe"),
+    (["build"], "nothing says which encoder; give --encoder (such as resnet34), --recipe or --model"),
     (
         ["build", "--encoder", "resnet1O1"],
         "--encoder resnet1O1: no encoder is called 'resnet1O1'; did you mean resnet101",
@@ -162,7 +162,7 @@ def test_list_without_a_kind_counts_all() -> None:
 
 
 def test_list_of_a_kind_and_a_glob() -> None:
-    assert run("list", "encoders", "resnet1?").output.split() == ["resnet18"]
+    assert run("list", "encoders", "resnet1?").output.split() == ["resnet18", "smp/resnet18"]
     recipes = run("list", "recipes").output
     assert "unet-2015" in recipes
     assert "(Ronneberger 2015)" in recipes

@@ -38,6 +38,7 @@ PATHS = TEXT.filter(bool)
 
 STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "recipe": PARTS,
+    "model": PARTS,
     "encoder": st.builds(PartSpec.of, ENCODER_NAMES, OPTIONS),
     "up": LEVELS,
     "fuse": LEVELS,

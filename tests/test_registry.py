@@ -63,7 +63,7 @@ def test_a_kind_by_its_word_title_or_plural(parts: Parts) -> None:
 def test_an_unknown_kind_names_those_there_are(parts: Parts) -> None:
     assert message(BadOption, lambda: parts["fusoin"]) == (
         "no kind of part is called 'fusoin'; did you mean fusions?; there are "
-        "encoders, upsamplers, fusions, aligns, blocks, heads, recipes"
+        "encoders, upsamplers, fusions, aligns, blocks, heads, recipes, models"
     )
 
 
@@ -105,7 +105,7 @@ def test_staged_names_count_only_when_committed(parts: Parts) -> None:
 def test_a_bare_name_is_looked_up_in_the_registry_first_then_in_each_source(parts: Parts) -> None:
     assert parts.encoders.get("resnet34").load()(3, levels=2) == "resnet34 3 2"
     assert parts.encoders.get("resnet34") == parts.encoders.get("lib/resnet34")
-    assert parts.encoders.get("more/resnet34") == parts.encoders.sources["more"].entry(KINDS[0], "resnet34")
+    assert parts.encoders.get("more/resnet34") == parts.encoders.sources["more"].entry(KINDS[0], "resnet34", taken=True)
     assert parts.encoders.get("own") == parts.encoders.get("more/own")
     parts.encoders.add("resnet34", gate)
     assert parts.encoders.get("resnet34").load() is gate
@@ -128,11 +128,14 @@ def test_a_source_is_registered_once(parts: Parts) -> None:
 def test_names_match_globs(parts: Parts) -> None:
     find: Any = lambda pattern: [entry.name for entry in parts.encoders.find(pattern)]  # noqa: E731
     assert find("resnet*") == ["resnet18", "resnet34", "resnet34"]
+    assert [entry.said for entry in parts.encoders.find("resnet34")] == ["resnet34", "more/resnet34"]
+    assert find("more/*") == ["resnet34"]
     assert find("*1[68]") == ["resnet18", "vgg16"]
     assert find("PLAIN") == []
     parts.encoders.add("vgg16", gate)
-    assert [entry.load() for entry in parts.encoders.find("vgg*")] == [gate]
-    assert parts.encoders.names() == [entry.name for entry in parts.encoders.find()]
+    assert parts.encoders.find("vgg*")[0].load() is gate
+    assert [entry.said for entry in parts.encoders.find("vgg*")] == ["vgg16", "lib/vgg16"]
+    assert parts.encoders.names() == [entry.said for entry in parts.encoders.find()]
 
 
 @pytest.mark.parametrize("name", ["resnet81", "lib/resnet81", "nolib/resnet18", "Resnet18"])

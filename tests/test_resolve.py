@@ -80,7 +80,7 @@ def test_bad_options(line: str, message: str, parts: Parts) -> None:
 
 def test_an_encoder_is_needed(parts: Parts) -> None:
     assert refused("--fuse add", parts, CannotBuild) == (
-        "nothing says which encoder; give --encoder (such as resnet34) or --recipe"
+        "nothing says which encoder; give --encoder (such as resnet34), --recipe or --model"
     )
 
 

@@ -94,8 +94,15 @@ class Entry:
     source: str | None = None
     #: "module:attr" of what gives the library's own options of the name, beside those of its factory.
     more: str | None = None
+    #: Whether the bare name means another, or would hide whose it is.
+    sourced: bool = False
     #: Whose part it stands in for.
     replaces: str | None = None
+
+    @property
+    def said(self) -> str:
+        """The shortest name that means it: "resnet18" is timm's, "smp/resnet18" is not."""
+        return f"{self.source}/{self.name}" if self.sourced else self.name
 
     @property
     def signature(self) -> Signature:
@@ -132,8 +139,10 @@ class Source:
             names: list[str] = list(list_names())
         return names
 
-    def entry(self, kind: Kind, name: str) -> Entry:
-        return Entry(kind, name, self.factory, self.owner, source=self.name, more=self.options)
+    def entry(self, kind: Kind, name: str, *, taken: bool) -> Entry:
+        """The entry of a name, which an earlier library or part may have taken."""
+        sourced = taken or kind.word == "model"  # whose a whole model is, is the point of naming it
+        return Entry(kind, name, self.factory, self.owner, source=self.name, more=self.options, sourced=sourced)
 
 
 @dataclass
@@ -193,11 +202,14 @@ class Registry:
         if name in self.entries:
             return self.entries[name]
         source, _, rest = name.rpartition("/")
+        taken = rest in self.entries
         for candidate in self.sources.values():
             # A tag names weights ("resnet18.a1_in1k"), not another network.
             tagged = rest.endswith(".") or rest.split(".")[0]
-            if source in ("", candidate.name) and tagged in self.listed(candidate):
-                return candidate.entry(self.kind, rest)
+            found = tagged in self.listed(candidate)
+            if found and source in ("", candidate.name):
+                return candidate.entry(self.kind, rest, taken=taken)
+            taken = taken or found
         raise UnknownName(self._missing(name))
 
     def listed(self, source: Source) -> list[str]:
@@ -224,18 +236,16 @@ class Registry:
 
     def names(self) -> list[str]:
         """Every name, our own and plugins' first, then each source's."""
-        return [entry.name for entry in self.find()]
+        return [entry.said for entry in self.find()]
 
     def find(self, pattern: str = "*") -> list[Entry]:
-        """The entries whose name matches a glob."""
-        own = list(self.entries.values())
-        theirs = [
-            source.entry(self.kind, name)
-            for source in self.sources.values()
-            for name in self.listed(source)
-            if name not in self.entries
-        ]
-        return [entry for entry in own + theirs if fnmatchcase(entry.name, pattern)]
+        """The entries whose name matches a glob, with the library or without it."""
+        found, taken = list(self.entries.values()), set(self.entries)
+        for source in self.sources.values():
+            names = self.listed(source)
+            found += [source.entry(self.kind, name, taken=name in taken) for name in names]
+            taken.update(names)
+        return [entry for entry in found if fnmatchcase(entry.name, pattern) or fnmatchcase(entry.said, pattern)]
 
 
 class Parts:

@@ -135,11 +135,7 @@ def canonical(word: str, spec: PartSpec, parts: Parts) -> PartSpec:
 def _name(word: str, spec: PartSpec, parts: Parts) -> str:
     if spec.factory is not None:
         return spec.name
-    registry = parts[kind_of(word)]
-    entry = registry.get(spec.name)
-    if word == "model" and entry.source:
-        return f"{entry.source}/{entry.name}"  # whose it is, is the point of naming it
-    return entry.name if registry.get(entry.name) == entry else spec.name
+    return parts[kind_of(word)].get(spec.name).said
 
 
 def signature_of(word: str, spec: PartSpec, parts: Parts) -> Signature:

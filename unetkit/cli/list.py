@@ -103,7 +103,7 @@ def _names(console: Console, registry: Registry, pattern: str) -> None:
             add_row(listed, entry.name, summary(entry), entry.owner)
         console.print(listed)
     for source in registry.sources:
-        names = [entry.name for entry in found if entry.source == source]
+        names = [entry.said for entry in found if entry.source == source]
         if names and console.is_terminal:
             console.print(f"{len(names)} from {source}:")
             from rich.columns import Columns
@@ -118,10 +118,13 @@ def _detail(console: Console, entry: Entry) -> None:
 
     known = entry.signature
     source = f" for all of {entry.source}" if entry.source else ""
-    console.print(Text.assemble((entry.name, "bold"), f": {known.summary}"))
+    console.print(Text.assemble((entry.said, "bold"), f": {known.summary}"))
     listed = table("option", "takes", "default", "what it does")
     for option in known.options:
         default = "must be given" if option.required else to_text(option.default, option.type)
         add_row(listed, option.name, describe(option.type), default, option.help)
     console.print(listed if known.options else "It has no options.")
+    if known.rest:
+        theirs = f"Other options go to {entry.source}'s own constructor of {entry.name}; what it would ignore is refused."
+        console.print(theirs, soft_wrap=True)
     console.print(f"registered by {entry.owner}{source}, in {known.file}:{known.line}", soft_wrap=True)

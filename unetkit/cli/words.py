@@ -77,15 +77,16 @@ def summary(entry: Entry) -> str:
 
 def complete_part(registry: Registry, incomplete: str) -> list[CompletionItem]:
     """Names that begin so; after a colon, the options of the part; after a slash or plus, names again."""
-    separators = {"encoder": "", "recipe": "", "head": "", "block": "/+"}.get(registry.kind.word, "/")
+    separators = {"encoder": "", "recipe": "", "model": "", "head": "", "block": "/+"}.get(registry.kind.word, "/")
     cut = 1 + max((incomplete.rfind(separator) for separator in separators), default=-1)
     before, last = incomplete[:cut], incomplete[cut:]
     name, colon, options = last.partition(":")
     if not colon:
         source, _, bare = name.rpartition("/")
         found = [entry for entry in registry.find(f"{bare}*") if source in ("", entry.source)]
-        before = f"{source}/" if source else before
-        return [CompletionItem(before + e.name, help=summary(e) if len(found) < 50 else None) for e in found]
+        helps = [summary(entry) if len(found) < 50 else None for entry in found]
+        names = [f"{source}/{entry.name}" if source else entry.said for entry in found]
+        return [CompletionItem(before + name, help=help_) for name, help_ in zip(names, helps, strict=True)]
     given, comma, key = options.rpartition(",")
     head = f"{before}{name}:{given}{comma}"
     try:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from unetkit.atomic import written_whole
 from unetkit.builder import build_plan
+from unetkit.deploy.checkpoints import read_folder
 from unetkit.deploy.sealed import BLANK, FORMAT, VERSION, checked, digest, read
 from unetkit.errors import BadFile, CannotBuild, PluginError, UnetkitError
 from unetkit.inspect.observe import network_of
@@ -57,7 +58,8 @@ def load(path: str | Path, *, parts: Parts | None = None, device: Any = None) ->
     """Rebuild the model that `save` wrote, with the same weights to the bit. Nothing is downloaded or unpickled.
 
     Args:
-        path: of the file.
+        path: of the file; or a folder that `save_pretrained` of segmentation-models-pytorch wrote, whose model becomes
+            a whole model (`--model smp/unet`; see `from_smp` to make it a U-Net of ours).
         parts: where the plan's names are looked up; all that is installed, if None.
         device: where the weights are put; torch's default device, if None.
 
@@ -71,6 +73,8 @@ def load(path: str | Path, *, parts: Parts | None = None, device: Any = None) ->
         UnknownName: its plan names a part that there is not.
     """
     path = Path(path)
+    if path.is_dir():
+        return _of_smp(path, parts or default_parts(), torch.get_default_device() if device is None else device)
     data = read(path)
     metadata = checked(path, data)
     parts = parts or default_parts()
@@ -89,6 +93,19 @@ def load(path: str | Path, *, parts: Parts | None = None, device: Any = None) ->
         raise type(error)(f"{path} cannot be rebuilt{elsewhere}: {error}") from error
     network = network_of(model)
     vars(network.encoder)["weights_from"] = str(path)
+    return model
+
+
+def _of_smp(folder: Path, parts: Parts, device: Any) -> Network:
+    plan, tensors = read_folder(folder)
+    check_device(device)
+    try:
+        model = _built(plan, parts, device, {name: tensor.to(device) for name, tensor in tensors.items()})
+    except (KeyError, RuntimeError) as error:
+        raise BadFile(f"{folder} does not fit what its config.json builds here: {_short(error)}") from error
+    except UnetkitError as error:
+        raise type(error)(f"{folder} cannot be rebuilt: {error}") from error
+    vars(network_of(model).encoder)["weights_from"] = str(folder)
     return model
 
 

@@ -1,0 +1,177 @@
+"""Whole models in place of parts: smp's architectures, built, traced, saved and padded as ours are."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from torch import nn
+
+import unetkit
+from unetkit import Plan
+from unetkit.errors import BadOption, CannotBuild, UnetkitError, UnknownName
+from unetkit.parts.models import smp_names
+from unetkit.plugins import load_parts
+from unetkit.resolve import resolve
+from unetkit.whole import Whole
+
+ARCHITECTURES = tuple(smp.MODEL_ARCHITECTURES_MAPPING)
+PARTS = load_parts(isolated=True)
+#: The smallest encoder that each takes.
+ENCODERS = {"dpt": "test_vit"}
+
+
+def whole(name: str, **words: Any) -> Any:
+    words = {"encoder": ENCODERS.get(name, "test_resnet"), "parts": PARTS, "seed": 0, **words}
+    return unetkit.build(model=f"smp/{name}", **words).eval()
+
+
+def count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_every_architecture_of_smp_is_listed() -> None:
+    assert tuple(smp_names.names()) == ARCHITECTURES
+    assert PARTS.models.names() == [f"smp/{name}" for name in ARCHITECTURES]
+    assert {name: smp_names.class_name(name) for name in ARCHITECTURES} == {
+        name: made.__name__ for name, made in smp.MODEL_ARCHITECTURES_MAPPING.items()
+    }
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_each_is_what_smp_builds(name: str) -> None:
+    encoder = ENCODERS.get(name, "resnet18")
+    ours = unetkit.build(model=f"smp/{name}", encoder=encoder, classes=4, in_channels=5, parts=PARTS).eval()
+    make = smp.MODEL_ARCHITECTURES_MAPPING[name]
+    extra = {"dynamic_img_size": True} if name == "dpt" else {}
+    theirs = make(f"tu-{encoder}", encoder_weights=None, classes=4, in_channels=5, **extra).eval()
+    theirs.load_state_dict(ours.model.state_dict())
+    assert count(ours) == count(theirs)
+    x = torch.randn(2, 5, 128, 160)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_each_takes_any_size_and_says_what_it_pads(name: str) -> None:
+    model = whole(name)
+    for size in ((97, 131), (33, 65), (64, 64)):
+        assert model(torch.randn(1, 3, *size)).shape == (1, 2, *size)
+        traced = unetkit.trace(model, size)
+        padded = model.padded_size(size)
+        assert any("padded with zeros" in note for note in traced.notes) == (padded != size)
+        assert (traced.rows[-1].height, traced.rows[-1].width) == size
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_trace_adds_up_and_says_where_maps_come_from(name: str) -> None:
+    traced = unetkit.trace(whole(name), 64)
+    assert traced.parameters == count(whole(name))
+    assert traced.line == str(whole(name).plan)
+    levels = [row.level for row in traced.rows]
+    assert [level for level in levels if level.startswith("encoder.")]
+    assert any(row.what.startswith("timm ") and "reduction" in row.what for row in traced.rows if row.side == "down")
+    assert traced.rows[1].level == "encoder.0"
+    assert "decoder" in levels
+    assert traced.as_dict()["skips"] == ()
+
+
+def test_maps_have_the_parameters_of_their_own_layers() -> None:
+    ours = {row.level: row.parameters for row in unetkit.trace(unetkit.build("resnet18", parts=PARTS), 64).rows}
+    theirs = {row.level: row.parameters for row in unetkit.trace(whole("unet", encoder="resnet18"), 64).rows}
+    assert [theirs[f"encoder.{i}"] for i in range(5)] == [ours[f"encoder.{i}"] for i in range(5)]
+
+
+@pytest.mark.parametrize("name", ["unet", "fpn", "deeplabv3plus"])
+def test_it_is_saved_and_loaded_with_the_same_values(name: str, tmp_path: Path) -> None:
+    model, file, x = whole(name), tmp_path / "model.safetensors", torch.randn(1, 3, 65, 70)
+    unetkit.save(model, file)
+    loaded = unetkit.load(file, parts=PARTS).eval()
+    assert isinstance(loaded, Whole)
+    assert loaded.plan == model.plan
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), model(x), rtol=0, atol=0)
+        torch.testing.assert_close(copy.deepcopy(model)(x), model(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--model unetplusplus", "--model smp/unetplusplus"),
+        ("--model smp/unet --encoder timm/resnet34", "--model smp/unet"),
+        ("--model smp/unet:encoder=resnet18", "--model smp/unet --encoder resnet18"),
+        ("--model smp/unet --encoder smp/resnet34", "--model smp/unet --encoder smp/resnet34"),
+        ("--model smp/unet:encoder_depth=5,decoder_interpolation=nearest", "--model smp/unet"),
+        (
+            "--model smp/unet:decoder_channels=[64,32,16],encoder_depth=3 --classes 1",
+            "--model 'smp/unet:decoder_channels=[64,32,16],encoder_depth=3' --classes 1",
+        ),
+    ],
+)
+def test_a_line_is_read_and_written_back(line: str, said: str) -> None:
+    model = unetkit.build(Plan.parse(line), parts=PARTS, device="meta")
+    assert str(model.plan) == said
+    again = unetkit.build(Plan.parse(said), parts=PARTS, device="meta")
+    assert (again.plan, again.layout) == (model.plan, model.layout)
+
+
+def test_encoders_of_smp_itself_are_told_from_timms() -> None:
+    native = unetkit.build(model="smp/unet", encoder="smp/resnet18", parts=PARTS, device="meta")
+    assert type(native.model.encoder).__name__ == "ResNetEncoder"
+    assert {"smp's own, reduction 2", "smp's own, reduction 32"} <= {row.what for row in unetkit.trace(native, 64).rows}
+    assert type(whole("unet").model.encoder).__name__ == "TimmUniversalEncoder"
+
+
+def test_what_smp_makes_of_values_is_built_on_meta_too() -> None:
+    model = unetkit.build(model="smp/segformer", encoder="smp/mit_b0", parts=PARTS, device="meta")
+    assert all(p.is_meta for p in model.parameters())
+    assert unetkit.trace(model, 64).rows[-1].height == 64
+
+
+@pytest.mark.parametrize(
+    ("line", "error", "message"),
+    [
+        ("--model smp/unet --fuse add", CannotBuild, "--fuse says a part of a U-Net, but --model smp/unet is whole"),
+        ("--model smp/unet --decode-to 2", CannotBuild, "--decode-to says a part of a U-Net"),
+        ("--model smp/unett", UnknownName, "no model is called 'smp/unett'; did you mean smp/unet"),
+        ("--model smp/unet:decoder_chanels=[1]", BadOption, "did you mean decoder_channels"),
+        ("--model smp/unet:activation=sigmoid", BadOption, "unet has no option 'activation'"),
+        ("--model smp/unet:encoder_depth=x", BadOption, "encoder_depth takes an integer; got x"),
+    ],
+)
+def test_what_does_not_go_is_refused_before_torch_is_needed(line: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as refusal:
+        resolve(Plan.parse(line), PARTS)
+    assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--model smp/unet --encoder plain", "smp/unet takes encoders of timm and of smp only; plain is neither"),
+        ("--model smp/unet --encoder resnet18:levels=4", "say levels as --model smp/unet:encoder_depth=..."),
+        ("--model smp/unet --encoder smp/resnet18:bogus=1", "bogus"),
+        ("--model smp/unet:encoder_depth=4", "smp/unet cannot be built so (ValueError: Model depth is 4"),
+        ("--model smp/dpt --encoder smp/resnet18", "smp/dpt cannot be built so"),
+        ("--model smp/fpn:upsampling=2", "gives 128x128 for 256x256; logits have the size of the input"),
+        ("--model smp/unet --pretrained weights.safetensors", "takes no file"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_in_one_line(line: str, message: str) -> None:
+    with pytest.raises(UnetkitError) as refusal:
+        unetkit.build(Plan.parse(line), parts=PARTS, device="meta")
+    assert message in str(refusal.value)
+    assert len(str(refusal.value).splitlines()) == 1
+
+
+def test_an_encoder_of_one_size_is_built_for_the_size_that_is_said() -> None:
+    name = "swin_tiny_patch4_window7_224"
+    model = unetkit.build(model="smp/upernet", encoder=name, parts=PARTS, device="meta")
+    assert model.size == (224, 224)
+    larger = unetkit.build(model="smp/upernet", encoder=name, size=448, parts=PARTS, device="meta")
+    assert larger.size == (448, 448)
+    assert unetkit.trace(larger).rows[-1].height == 448
