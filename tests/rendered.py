@@ -64,6 +64,7 @@ def _rendered(name: str) -> str:
         "recipes": _recipes,
         "sizes of unet-2015": _sizes,
         "checks": _checks,
+        "models": _models,
     }
     kind, _, recipe = name.partition(" ")
     if name in makers:
@@ -121,6 +122,18 @@ def _options(entry: Entry) -> str:
 def _option(option: Option) -> tuple[str, ...]:
     default = "must be given" if option.required else f"`{to_text(option.default, option.type)}`"
     return f"`{option.name}`", describe(option.type), default, option.help
+
+
+def _models() -> str:
+    rows = []
+    for entry in OURS.models.find():
+        traced = unetkit.trace(unetkit.build(model=entry.said, device="meta", parts=OURS))
+        own = [option.name for option in entry.signature.options if option.name not in ("encoder", "pretrained")]
+        encoder = next(option.default for option in entry.signature.options if option.name == "encoder")
+        size = f"{traced.rows[0].height}x{traced.rows[0].width}"
+        figures = f"{traced.parameters:,}", count(traced.macs), size
+        rows.append((f"`{entry.said}`", f"`{encoder.removeprefix('timm/')}`", *figures, ", ".join(own)))
+    return _table(("model", "encoder if unsaid", "parameters", "MACs", "at", "options"), *rows)
 
 
 def _checks() -> str:

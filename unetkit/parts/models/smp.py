@@ -12,7 +12,9 @@ from torch import nn
 
 from unetkit.errors import BadOption, CannotBuild
 from unetkit.meta import meta_copy
+from unetkit.parts.encoders import smp_weights, timm_weights
 from unetkit.parts.encoders.borne import bears, takes
+from unetkit.parts.encoders.smp import NumbersOnCpu
 from unetkit.parts.models.smp_names import class_name
 from unetkit.plan import PartSpec, Size
 from unetkit.values import guess, to_text
@@ -44,42 +46,67 @@ def smp_model(
         BadOption: the encoder has an option that smp says as an option of the architecture.
     """
     spec = PartSpec.parse(encoder)
-    theirs, of_encoder = _encoder(spec, name, options)
-    if img_size and _fixed_size(spec):
-        of_encoder.setdefault("img_size", img_size)
+    source, _, bare = spec.name.partition("/")
+    if source not in ("timm", "smp"):
+        raise CannotBuild(f"smp/{name} takes encoders of timm and of smp only; {spec.name} is neither")
     if not isinstance(pretrained, bool):
         raise CannotBuild(f"--pretrained {pretrained}: smp/{name} takes no file, only the library's own weights")
-    loads = pretrained and torch.get_default_device().type != "meta"
-    weights = ("imagenet" if spec.name.startswith("smp/") else True) if loads else None
-    make = getattr(smp, class_name(name))
-    words = {"encoder_name": theirs, "in_channels": in_channels, "classes": classes, "encoder_weights": weights}
-    model = _made(f"smp/{name}", lambda: make(**words, **options, **of_encoder))
+    said = _said(spec, name, source)
+    if img_size and _fixed_size(spec):
+        said.setdefault("img_size", img_size)
+    theirs, weights = (_of_timm if source == "timm" else _of_smp)(bare, pretrained)
+    words = {"encoder_name": theirs, "encoder_weights": weights, "in_channels": in_channels, "classes": classes}
+    model = _made(name, {**words, **options, **said})
     vars(model)["weights_from"] = f"{spec.name} of its library" if pretrained else "random"
     vars(model)["source"] = _sources(model.encoder)
-    built_for = spec.with_options({"img_size": to_text(of_encoder["img_size"])}) if "img_size" in of_encoder else spec
+    built_for = spec.with_options({"img_size": to_text(said["img_size"])}) if "img_size" in said else spec
     _declare_sizes(model, name, built_for, in_channels)
     return cast(nn.Module, model)
 
 
-def _encoder(spec: PartSpec, name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """What smp calls an encoder, and its options."""
-    source, _, bare = spec.name.partition("/")
-    if source not in ("timm", "smp"):
-        raise CannotBuild(f"smp/{name} takes encoders of timm and of smp only; {spec.name} is neither")
+def _said(spec: PartSpec, name: str, source: str) -> dict[str, Any]:
+    """The options of an encoder, which smp hands on to timm."""
     given = {key: guess(text) for key, text in spec.options}
     if "levels" in given:
         raise BadOption(f"--encoder {spec}: beside smp/{name} say levels as --model smp/{name}:encoder_depth=...")
-    if source == "smp" and given.keys() - {"output_stride"}:
-        raise BadOption(f"--encoder {spec}: smp would ignore {min(given.keys() - {'output_stride'})}; leave it out")
-    return (f"tu-{bare}" if source == "timm" else bare), given
+    if source == "smp" and (ignored := given.keys() - {"output_stride"}):
+        raise BadOption(f"--encoder {spec}: smp would ignore {min(ignored)}; leave it out")
+    return given
+
+
+def _of_timm(name: str, pretrained: bool) -> tuple[str, Any]:
+    """What smp calls an encoder of timm's, and asks for its weights by."""
+    loads = pretrained and torch.get_default_device().type != "meta"
+    timm_weights.find(name, pretrained=pretrained, loads=loads)
+    return f"tu-{name}", True if loads else None
+
+
+def _of_smp(name: str, pretrained: bool) -> tuple[str, Any]:
+    """The same of one of its own; a tag picks weights."""
+    name, dot, tag = name.partition(".")
+    found = smp_weights.find(name, tag if dot else None, pretrained)
+    if found is None or torch.get_default_device().type == "meta":
+        return name, None
+    settings = smp.encoders.encoders[name]["pretrained_settings"]
+    return name, next(key for key, at in settings.items() if (at["repo_id"], at["revision"]) == found.hub)
+
+
+def _made(name: str, words: dict[str, Any]) -> Any:
+    try:
+        with warnings.catch_warnings(), NumbersOnCpu():
+            warnings.simplefilter("ignore")  # of names that smp gave up and still has
+            return getattr(smp, class_name(name))(**words)
+    except Exception as error:  # whatever smp, timm or a hub's client raises
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise CannotBuild(f"smp/{name} cannot be built so ({why})") from error
 
 
 def _sources(encoder: Any) -> tuple[str, ...]:
     """Where each of its maps comes from, the input itself left out."""
     if info := getattr(getattr(encoder, "model", None), "feature_info", None):
-        if not callable(getattr(info, "module_name", None)):  # a whole timm model keeps a plain list
-            return ()
-        return tuple(f"timm {m}, reduction {r}" for m, r in zip(info.module_name(), info.reduction(), strict=True))
+        taken = getattr(encoder, "_output_indices", None)  # a whole timm model, as DPT has, keeps all in a list
+        maps = [info[index] for index in taken] if taken else info.get_dicts()
+        return tuple(f"timm {each['module']}, reduction {each['reduction']}" for each in maps)
     reductions = [2**index for index, channels in enumerate(encoder.out_channels) if index and channels]
     return tuple(f"smp's own, reduction {reduction}" for reduction in reductions)
 
@@ -93,24 +120,6 @@ def _fixed_size(spec: PartSpec) -> Size | None:
     said = guess(dict(spec.options).get("img_size", "none"))
     height, width = said if isinstance(said, tuple) else config.input_size[-2:]
     return height, width
-
-
-def _made(what: str, make: Any) -> Any:
-    """What smp makes; on the CPU, and its values then left out, where it looks at values on meta."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of names that smp gave up and still has
-        try:
-            return make()
-        except Exception as error:
-            why: Exception = error
-        if torch.get_default_device().type == "meta":
-            try:
-                with torch.device("cpu"):
-                    return make().to("meta")
-            except Exception as error:
-                why = error
-    text = " ".join(str(why).split())[:300]
-    raise CannotBuild(f"{what} cannot be built so ({type(why).__name__}: {text})") from why
 
 
 def _declare_sizes(model: Any, name: str, spec: PartSpec, in_channels: int) -> None:
