@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -24,9 +25,11 @@ from unetkit.plan import WORDS
 from unetkit.registry import Entry, Registry
 from unetkit.resolve import DEFAULTS
 from unetkit.signature import Option
+from unetkit.sweep import page as sweep_page
 from unetkit.testing.catalogue import CHECKS, EVERY, MODULES
 from unetkit.values import describe, to_text
 
+DOCS = Path(__file__).parent.parent / "docs"
 PICTURES = ("unet-2015", "vgg16-unet", "resnet101-unet")
 #: What each recipe is shown with, beside itself.
 VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
@@ -65,6 +68,7 @@ def _rendered(name: str) -> str:
         "sizes of unet-2015": _sizes,
         "checks": _checks,
         "models": _models,
+        "sweep": lambda: sweep_page.rendered([DOCS / "sweep.jsonl", DOCS / "sweep-smp.jsonl"]),
     }
     kind, _, recipe = name.partition(" ")
     if name in makers:

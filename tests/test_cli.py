@@ -95,7 +95,7 @@ REFUSALS = [
     (["build", "--encoder", "resnet18", "--in-channels", "0"], "--in-channels: must be at least 1; got 0"),
     (["build", "--encoder", "resnet18", "--decode-to", "32"], "--decode-to 32: the deepest map of resnet18 is at"),
     (["build", "--encoder", "resnet18", "--size", "big"], "--size: takes 572 or 480x640; got 'big'"),
-    (["build", "--encoder", "test_vit"], "timm/test_vit gives maps at one stride only (16, 16, 16)"),
+    (["build", "--encoder", "test_vit:levels=9"], "timm/test_vit gives 4 maps; levels=9 must be from 2 to that"),
     (["build", "--encoder", "vgg11:output_stride=8"], "timm/vgg11 does not take output_stride=8"),
     (["build", "--recipe", "unet-2015", "--size", "100"], "nearest sizes that pass are 188x188 and 204x204"),
     (["build", "--recipe", "unet-2051"], "no recipe is called 'unet-2051'; did you mean unet-2015"),

@@ -1,4 +1,4 @@
-"""Every built-in part keeps the promises of its kind; of timm's encoders a few that differ."""
+"""Every built-in part keeps the promises of its kind; of libraries' encoders and models a few that differ."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ def test_built_in_parts_conform(unetkit_check: Callable[[], None]) -> None:
 
 #: Widths in stages, depthwise convolutions, maps that agree only at multiples, valid convolutions, one fixed size.
 ENCODERS = ("resnet18", "test_resnet.r160_in1k", "test_efficientnet", "plain:widths=[4,8,16],padding=0")
+#: One of any size, and one that takes multiples, and in training no image alone.
+MODELS = ("smp/unet:encoder=timm/test_resnet", "smp/deeplabv3plus:encoder=timm/test_resnet")
 PARTS = load_parts(isolated=True)
 JOBS = [job for name in ENCODERS for job in jobs_of_part("encoder", name, parts=PARTS)]
+JOBS += [job for name in MODELS for job in jobs_of_part("model", name, parts=PARTS)]
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: f"{job.part}: {job.check}")
-def test_encoders_conform(job: Job) -> None:
+def test_parts_of_libraries_conform(job: Job) -> None:
     result = job.run()
     assert result.outcome != "failed", result.message

@@ -115,6 +115,7 @@ REFUSED = [
     ("dist", "fusion", "would make the package 'dist', and there is one"),
     ("add", "fusion", f"'add' would make the fusion 'add', and unetkit has one; {_FREE}my-add"),
     ("unetkit-concat", "fuse", "would make the fusion 'concat', and unetkit has one"),
+    ("unetkit-fpn", "model", f"would make the model 'fpn', and smp has one; {_FREE}my-fpn"),
     ("unetkit-conv", "wrap", "would make the head 'conv', and unetkit has one"),
     ("resnet18", "encoder", f"would make the encoder 'resnet18', and timm has one; {_FREE}my-resnet18"),
     ("resnet18.mine", "encoder", "would make the encoder 'resnet18.mine', and timm has one"),
@@ -126,7 +127,7 @@ REFUSED = [
     (
         "my-own",
         "losses",
-        "no plugin is made of 'losses'; there are encoder, upsampler, fusion, align, block, head,",
+        "no plugin is made of 'losses'; there are encoder, upsampler, fusion, align, block, head, recipe, model, wrap,",
     ),
     ("my-own", "blok", "no plugin is made of 'blok'; did you mean block?; there are"),
 ]

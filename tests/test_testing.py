@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import unetkit.testing
-from tests.wrong_parts import RIGHT, WRONG, Gate, Pyramid
+from tests.wrong_parts import RIGHT, WRONG, Gate, Patches, Pyramid
 from unetkit.errors import BadOption, CannotBuild, UnknownName
 from unetkit.plan import PartSpec, Size
 from unetkit.plugins import load_parts
@@ -151,6 +151,53 @@ class Starts(nn.Module):
         return out
 
 
+class Frozen(Patches):
+    """Does not train its contracting path, and so sends no gradient to its input."""
+
+    def __init__(self, in_channels: int, classes: int) -> None:
+        super().__init__(in_channels, classes)
+        self.down.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Any:
+        with torch.no_grad():
+            y = self.down(x)
+        return self.up(y)
+
+
+class Quiet(Patches):
+    """Has a norm that undoes large inputs, and small weights, as transformers do; its first logits are all below 1."""
+
+    def __init__(self, in_channels: int, classes: int) -> None:
+        super().__init__(in_channels, classes)
+        self.norm = nn.GroupNorm(1, 8)
+        nn.init.trunc_normal_(self.up.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.up(self.norm(self.down(x)))
+
+
+class Pools(Patches):
+    """Batch norm after a pool of the whole map, which takes no image alone in training; as in DeepLab."""
+
+    def __init__(self, in_channels: int, classes: int) -> None:
+        super().__init__(in_channels, classes)
+        self.pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(8))
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.down(x)
+        return self.up(y + self.pooled(y))
+
+
+class OneSize(Patches):
+    """Takes one size alone."""
+
+    size = 24, 32
+
+    def forward(self, x: Tensor) -> Any:
+        assert tuple(x.shape[-2:]) == self.size
+        return super().forward(x)
+
+
 @pytest.mark.parametrize(
     ("kind", "part"),
     [
@@ -163,6 +210,10 @@ class Starts(nn.Module):
         ("encoder", Fixed),
         ("fuse", Ignores),
         ("fusion", made_by_a_function),
+        ("model", Frozen),
+        ("model", Quiet),
+        ("models", Pools),
+        ("model", OneSize),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
@@ -297,6 +348,51 @@ def test_a_right_plugin_passes(write: Write) -> None:
     assert {r.part for r in results} == {"plugin", "fusion sum"}
     assert [r.check for r in results if r.outcome == "skipped"] == ["options"]
     assert failures(check_plugin("right_plugin")) == {}, "by the name of its module"
+
+
+MODELS = '''
+from torch import nn
+
+class Patches(nn.Sequential):
+    """Patches of four pixels, and back."""
+
+    multiple = 4
+
+    def __init__(self, in_channels: int, classes: int) -> None:
+        super().__init__(nn.Conv2d(in_channels, 8, 4, stride=4), nn.ConvTranspose2d(8, classes, 4, stride=4))
+
+def of_a_library(in_channels: int, classes: int, name: str, **options: object) -> nn.Module:
+    """A model of another library."""
+    if wrong := options.keys() - {"bias"}:
+        raise TypeError(f"{name} has no {min(wrong)}")
+    return nn.Conv2d(in_channels, classes, 1, **options)
+
+def swallows(in_channels: int, classes: int, name: str, **options: object) -> nn.Module:
+    """A model of another library, whose options are taken in silence."""
+    return nn.Conv2d(in_channels, classes, 1)
+
+def names() -> list[str]:
+    return ["flat"]
+'''
+REGISTER_MODELS = """@hookimpl
+def unetkit_register(parts):
+    parts.models.add('patches', 'model_parts:Patches')
+    parts.models.add_source('zoo', 'model_parts:names', 'model_parts:of_a_library')
+    parts.models.add_source('old', 'model_parts:names', 'model_parts:swallows')
+"""
+
+
+def test_a_plugin_with_whole_models(write: Write) -> None:
+    write("model_parts.py", MODELS)
+    path = write("model_plugin.py", HEAD + REGISTER_MODELS + WRAP.format("out"))
+    results = check_plugin(path)
+    assert failures(results) == {}
+    assert {r.part for r in results} == {"plugin", "model patches"}
+    assert {r.check for r in results if r.part == "plugin"} >= {"sources", "wraps"}
+    parts = load_parts([path], isolated=True)
+    assert failures(check_part("model", "zoo/flat:bias=false", parts=parts)) == {}
+    found = failures(check_part("model", "old/flat", parts=parts))
+    assert found == {"unknown option": "takes an option that it has not (unheard_of=1) in silence"}
 
 
 #: What a plugin may do wrong, the check that fails, and what it says.

@@ -68,7 +68,7 @@ def test_rows_follow_the_network() -> None:
     ]
     assert traced.skips == ("encoder.3", "encoder.2", "encoder.1")
     by_level = {row.level: row for row in traced.rows}
-    assert by_level["encoder.4"].what == "timm layer4"
+    assert by_level["encoder.4"].what == "timm layer4, reduction 32"
     assert by_level["encoder.4"].parameters == sum(
         p.numel() for name, p in model.encoder.named_parameters() if "layer4" in name
     )

@@ -108,7 +108,30 @@ class Head(nn.Module):
         return out
 
 
-RIGHT = {"fusion": Gate, "block": Block, "encoder": Pyramid, "align": Fit, "upsampler": Grow, "head": Head}
+class Patches(nn.Module):
+    """A right whole model: patches of four pixels, and back."""
+
+    min_size: Any = 4
+    multiple: Any = 4
+
+    def __init__(self, in_channels: int, classes: int) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(in_channels, 8, 4, stride=4)
+        self.up = nn.ConvTranspose2d(8, classes, 4, stride=4)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.up(self.down(x))
+
+
+RIGHT = {
+    "fusion": Gate,
+    "block": Block,
+    "encoder": Pyramid,
+    "align": Fit,
+    "upsampler": Grow,
+    "head": Head,
+    "model": Patches,
+}
 
 
 # What the factory says of itself.
@@ -1160,3 +1183,111 @@ def unknown_encoder() -> Plan:
 def too_small() -> Plan:
     """Is meant for a size that it does not take."""
     return Plan.of(encoder="plain:widths=[4,8,16],padding=0", block="double:padding=0", align="crop", size=20)
+
+
+# Whole models.
+
+
+@wrong("model", "signature", r"^takes \(in_channels\); the builder gives \(in_channels, classes\)$")
+class Binary(Patches):
+    """Has one class alone."""
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__(in_channels, 1)
+
+
+@wrong("model", "made", r"^with in_channels=3, classes=5: declares multiple=4\.0; promised is an int of at least 1$")
+class Quarters(Patches):
+    """Declares a float."""
+
+    multiple = 16 / 4
+
+
+@wrong("model", "made", r"^with in_channels=3, classes=5: declares size=32; promised is \(height, width\), or None$")
+class Square(Patches):
+    """Declares one side of its size."""
+
+    size = 32
+
+
+@wrong("model", "forward", r"^with in_channels=3, classes=5, a batch of 3 of 16x20 in eval: fails with RuntimeError: ")
+class Understates(Patches):
+    """Takes multiples of 8, and declares 4."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x + F.pixel_shuffle(F.pixel_unshuffle(x, 8), 8))
+
+
+@wrong(
+    "model",
+    "forward",
+    r"^with in_channels=3, classes=5, a batch of 2 of 4x4 in eval: fails with RuntimeError: .*too small$",
+)
+class TooSmall(Patches):
+    """Takes no map of one pixel, and does not say so."""
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.down(x)
+        return self.up(F.interpolate(F.avg_pool2d(y, 2), y.shape[-2:]))
+
+
+@wrong("model", "forward", r"a batch of 3 of 16x20 in eval: gives a dict; promised is one tensor$")
+class Named(Patches):
+    """Gives its logits by name, as torchvision's models do."""
+
+    def forward(self, x: Tensor) -> Any:
+        return {"out": super().forward(x)}
+
+
+@wrong("model", "channels", r"a batch of 3 of 16x20 in eval: is asked for classes=5, but gives 2 channels$")
+class TwoClasses(Patches):
+    """Knows foreground and background."""
+
+    def __init__(self, in_channels: int, classes: int) -> None:
+        super().__init__(in_channels, 2)
+
+
+@wrong("model", "size", r"a batch of 3 of 16x20 in eval: gives 4x5; a model keeps height and width$")
+class Coarse(Patches):
+    """Leaves resizing to others, as some of the transformers do."""
+
+    def forward(self, x: Tensor) -> Any:
+        return F.avg_pool2d(super().forward(x), 4)
+
+
+@wrong("model", "logits", r"^with in_channels=1, classes=1: every output lies in \[0, 1\]: a model gives logits; leave")
+class Probable(Patches):
+    """Ends in a sigmoid where there is one class."""
+
+    def forward(self, x: Tensor) -> Any:
+        y = super().forward(x)
+        return y.sigmoid() if y.shape[1] == 1 else y
+
+
+@wrong("model", "gradients", r"^with in_channels=3, classes=5: no gradient reaches aux\.weight, aux\.bias: unused, or")
+class Auxiliary(Patches):
+    """Has a head that nothing calls."""
+
+    def __init__(self, in_channels: int, classes: int) -> None:
+        super().__init__(in_channels, classes)
+        self.aux = nn.Conv2d(8, classes, 1)
+
+
+@wrong(
+    "model", "export", r"exported at 2 of 72x68, it does not take 2 of 64x64 .*: a size was fixed; take sizes from x"
+)
+class Tiles(Patches):
+    """Goes another way on large images."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x if x.shape[-1] > 64 else x * 2)
+
+
+@wrong("model", "network", r"^in the network `--model '<Paired>'` it is refused: .*an odd number of classes alone$")
+class Paired(Patches):
+    """Takes numbers of classes that the network's is none of."""
+
+    def __init__(self, in_channels: int, classes: int) -> None:
+        if classes == 4:
+            raise CannotBuild("an odd number of classes alone")
+        super().__init__(in_channels, classes)

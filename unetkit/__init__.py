@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from unetkit.builder import build as build
     from unetkit.deploy.files import load as load
     from unetkit.deploy.files import save as save
+    from unetkit.deploy.moving import from_smp as from_smp
     from unetkit.errors import UnetkitError as UnetkitError
     from unetkit.hookspecs import hookimpl as hookimpl
     from unetkit.inspect.trace import trace as trace
@@ -28,6 +29,7 @@ _HOMES = {
     "build": "unetkit.builder",
     "load": "unetkit.deploy.files",
     "save": "unetkit.deploy.files",
+    "from_smp": "unetkit.deploy.moving",
     "UnetkitError": "unetkit.errors",
     "hookimpl": "unetkit.hookspecs",
     "trace": "unetkit.inspect.trace",

@@ -8,12 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unetkit.errors import CannotPass
+from unetkit.errors import CannotPass, UnetkitError
 from unetkit.plan import Plan, Size
-from unetkit.sizes import size_of
+from unetkit.sizes import cut_end, pad_end, size_of
 
 if TYPE_CHECKING:
     from unetkit.registry import Plugin
@@ -73,9 +72,9 @@ class Network(nn.Module):
         if self.multiple == 1 and self.size is None and min(size) >= self.min_size:
             return self._whole(x, maps)
         height, width = self.padded_size(size)
-        x = self._whole(F.pad(x, [0, width - size[1], 0, height - size[0]]), maps)
+        x = self._whole(pad_end(x, (height, width)), maps)
         stride = self.output_stride
-        return x[..., : (size[0] - 1) // stride + 1, : (size[1] - 1) // stride + 1]
+        return cut_end(x, ((size[0] - 1) // stride + 1, (size[1] - 1) // stride + 1))
 
     def padded_size(self, size: Size) -> Size:
         """The size that an input is padded to with zeros, below and to the right; its own where that passes.
@@ -94,6 +93,13 @@ class Network(nn.Module):
         least, multiple = self.min_size, self.multiple
         height, width = (torch.sym_max(least, -(-side // multiple) * multiple) for side in size)
         return cast(Size, (height, width))
+
+    def __prepare_scriptable__(self) -> Network:
+        """What `torch.jit.script` calls first. Raises UnetkitError, where it would end deep in a part with torch's."""
+        raise UnetkitError(
+            "torch.jit.script, which torch itself has given up, does not take a network of unetkit; "
+            "use torch.export for a program to ship, or torch.compile for speed"
+        )
 
     def _whole(self, x: Tensor, kept: list[Tensor] | None) -> Tensor:
         """A pass of an input of a size that the encoder takes."""

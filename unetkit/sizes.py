@@ -33,9 +33,19 @@ def cut_end(x: Tensor, size: Size) -> Tensor:
     """Cut what of (B, C, H, W) goes over a size, below and to the right; what is short stays so."""
     if not torch.compiler.is_compiling():
         return x[..., : size[0], : size[1]]
-    # The convolution after a view would ask whether that is contiguous, and so fix its size.
+    # The convolution after a view would ask whether that is contiguous, and so fix its size. And a cut of what may be
+    # nothing would ask whether it is, so one more is put on first.
     height, width = torch.sym_max(x.shape[-2] - size[0], 0), torch.sym_max(x.shape[-1] - size[1], 0)
-    return F.pad(x, [0, -cast(int, width), 0, -cast(int, height)])
+    return F.pad(F.pad(x, [0, 1, 0, 1]), [0, -1 - cast(int, width), 0, -1 - cast(int, height)])
+
+
+def pad_end(x: Tensor, size: Size) -> Tensor:
+    """Put zeros below and to the right of (B, C, H, W), up to a size no smaller than its own."""
+    height, width = size[0] - x.shape[-2], size[1] - x.shape[-1]
+    if not torch.compiler.is_compiling():
+        return F.pad(x, [0, width, 0, height])
+    # A padding by what may be nothing would ask whether it is.
+    return F.pad(F.pad(x, [0, width + 1, 0, height + 1]), [0, -1, 0, -1])
 
 
 def crop_center(x: Tensor, size: Size) -> Tensor:

@@ -56,6 +56,7 @@ class Run:
 
     def __init__(self, ghost: nn.Module, size: Size, batch: int, *, follow: bool) -> None:
         """Run it; `follow` keeps the graph down to the input, which a net with frozen layers would not keep."""
+        self.model = ghost
         self.network = network_of(ghost)
         self.x = meta_input(self.network, size, batch).requires_grad_(follow)
         self.meter = Meter([self.x], [*ghost.parameters(), *ghost.buffers()])
@@ -85,6 +86,14 @@ class Rows:
             own = [p for p in call.module._parameters.values() if p is not None and p not in counted]
             counted.update(own)
             owned.append((call.end, sum(p.numel() for p in own)))
+        # Of a module of which only methods are called, as a timm model within another, the one around it tells.
+        ends = {call.name: call.end for call in self.run.seen.calls}
+        for name, module in self.run.model.named_modules():
+            around = [name[:i] for i, c in enumerate(name) if c == "." and name[:i] in ends]
+            if name not in ends and around and any(called.startswith(f"{name}.") for called in ends):
+                own = [p for p in module._parameters.values() if p is not None and p not in counted]
+                counted.update(own)
+                owned.append((ends[around[-1]], sum(p.numel() for p in own)))
         return owned
 
     def rows(self) -> Iterator[Row]:

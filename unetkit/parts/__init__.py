@@ -13,6 +13,7 @@ def unetkit_register(parts: Parts) -> None:
     """Register every built-in part by "module:attr"."""
     parts.encoders.add("plain", f"{_HERE}.encoders.plain:Plain")
     parts.encoders.add_source("timm", f"{_HERE}.encoders.timm_names:names", f"{_HERE}.encoders.timm:TimmEncoder")
+    parts.encoders.add_source("smp", f"{_HERE}.encoders.smp_names:names", f"{_HERE}.encoders.smp:SmpEncoder")
     for name, attr in {
         "bilinear": "Bilinear",
         "nearest": "Nearest",
@@ -43,3 +44,5 @@ def unetkit_register(parts: Parts) -> None:
         "resnet101-unet",
     ):
         parts.recipes.add(name, f"{_HERE}.recipes:{name.replace('-', '_')}")
+    smp = f"{_HERE}.models.smp_names"
+    parts.models.add_source("smp", f"{smp}:names", f"{_HERE}.models.smp:smp_model", options=f"{smp}:options")

@@ -30,6 +30,7 @@ _DOES = {
     "block": "A block for unetkit: a depthwise convolution, then 1x1.",
     "head": "A head for unetkit: dropout, then a 1x1 convolution.",
     "recipe": "A recipe for unetkit: a small U-Net for quick trials.",
+    "model": "A whole model for unetkit: patches of pixels, and back.",
     "wrap": "A head for unetkit whose model averages over mirror images.",
     "command": "A command for unetkit: counts parameters, part by part.",
 }
@@ -105,7 +106,7 @@ def _fields(names: Names, made: str) -> dict[str, str]:
     kind = _kind("head" if made == "wrap" else made)
     symbol = names.function if made == "recipe" else names.cls
     use = f"unetkit build --encoder resnet18 --{kind.word} {names.part}"
-    if made in ("encoder", "recipe"):
+    if made in ("encoder", "recipe", "model"):
         use = f"unetkit build --{kind.word} {names.part}"
     elif made == "command":
         use = f"unetkit {names.part} --encoder resnet18 --fuse add"

@@ -45,7 +45,7 @@ CHECKS = (
     Check("forward", "odd sizes, 1x1, one sample and several pass in train and eval", "shapes:forward"),
     Check("channels", "the channels are those declared or asked for", "shapes:channels"),
     Check("size", "height and width are what the kind promises", "shapes:size", needs=("made", "channels")),
-    Check("logits", "a head gives logits, not probabilities", "shapes:logits", ("head",)),
+    Check("logits", "logits come out, not probabilities", "shapes:logits", ("head", "model")),
     Check("inputs", "inputs are left as they were", "passes:inputs"),
     Check("state", "in eval a pass leaves nothing behind and draws nothing", "passes:state"),
     Check("gradients", "finite gradients reach every parameter, and pass through", "passes:gradients", needs=_STEADY),

@@ -23,9 +23,12 @@ class Contract:
         title: of the kind.
         names: of the wiring, in order.
         wirings: to try; the first is the one that checks of one wiring take. A part may refuse some.
+        takes_images: whether parts are given images, not maps: they are large, so that one wiring has to do for most
+            checks, and nothing before them learns.
     """
 
     title = ""
+    takes_images = False
     names: tuple[str, ...] = ()
     wirings: tuple[Wiring, ...] = ()
 

@@ -9,6 +9,7 @@ from unetkit.sizes import size_of
 from unetkit.testing.contract import Contract, Wiring
 from unetkit.testing.encoders import EncoderContract
 from unetkit.testing.inputs import Input, Shape, by, drawn
+from unetkit.testing.models import ModelContract
 
 
 class _Declaring(Contract):
@@ -147,5 +148,6 @@ CONTRACTS: dict[str, Contract] = {
         AlignContract(),
         BlockContract(),
         HeadContract(),
+        ModelContract(),
     )
 }

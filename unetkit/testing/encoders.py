@@ -15,6 +15,7 @@ class EncoderContract(Contract):
     """`(in_channels)`; maps shallow to deep, as many as it declares channels and strides."""
 
     title = "encoder"
+    takes_images = True
     names = ("in_channels",)
     wirings = ((3,), (1,), (4,))
 

@@ -158,7 +158,7 @@ def check_part(kind: str, part: Any, *, parts: Parts | None = None) -> list[Resu
     """Ask one part everything that its kind promises.
 
     Args:
-        kind: "encoder", "upsampler", "fusion", "align", "block", "head" or "recipe".
+        kind: "encoder", "upsampler", "fusion", "align", "block", "head", "recipe" or "model".
         part: a name with options, a PartSpec, or a class or callable, which needs no plugin yet.
         parts: where names are looked up; all that is installed, if None.
 

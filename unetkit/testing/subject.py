@@ -153,8 +153,8 @@ class Subject:
         channels = self.contract.channel_fault(part, wiring, given, out)
         return Run(wiring, given, training, "", channels, self.contract.size_fault(part, wiring, given, out))
 
-    def samples(self, *, training: bool = False) -> list[tuple[Wiring, Input]]:
-        """The first input that passes of each wiring (of an encoder: of the first alone)."""
+    def samples(self, *, training: bool = False, every: bool = False) -> list[tuple[Wiring, Input]]:
+        """The first input that passes of each wiring; of the first wiring alone for images, unless every is asked."""
         found: dict[Wiring, Input] = {}
         for run in self.runs:
             if run.training == training and not run.error:
@@ -162,7 +162,7 @@ class Subject:
         if not found:
             raise NothingToCheck("nothing passes through it; see forward")
         pairs = list(found.items())
-        return pairs[:1] if self.kind.title == "encoder" else pairs
+        return pairs[:1] if self.contract.takes_images and not every else pairs
 
     def passing(self, wiring: Wiring, *, training: bool) -> list[Input]:
         """Every input of a wiring that passes."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,15 +11,15 @@ from torch import nn
 from unetkit.meta import meta_copy
 from unetkit.meter import Meter
 
+#: How many multiples of the deepest stride are tried; windows of 16 pixels there are the widest known.
+TRIES = 16
+
 #: What was found, by what it depends on.
 _BORNE: dict[Hashable, tuple[int, int]] = {}
 
 
 def bears(key: Hashable, model: nn.Module, in_channels: int, stride: int) -> tuple[int, int]:
-    """The smallest multiple of the deepest stride that a model takes, and what larger sizes must be multiples of.
-
-    Some models add maps whose sizes agree only at multiples of the stride: so each is tried once a process at its
-    smallest size and at an odd one that leaves every remainder.
+    """The smallest side that a model takes, and what larger sides must be multiples of; tried once a process.
 
     Args:
         key: says which model it is; the same key gives the same answer.
@@ -28,18 +29,51 @@ def bears(key: Hashable, model: nn.Module, in_channels: int, stride: int) -> tup
     """
     if key not in _BORNE:
         ghost = meta_copy(model).eval()
-        sides = range(stride, 16 * stride, stride)
-        least = next((side for side in sides if takes(ghost, in_channels, side, side)), stride)
-        _BORNE[key] = least, 1 if takes(ghost, in_channels, least + 1, least + stride // 2 + 1) else stride
+        found = search(lambda *size: takes(ghost, in_channels, *size), stride)
+        _BORNE[key] = found or (stride, stride)
     return _BORNE[key]
 
 
-def takes(ghost: nn.Module, *shape: int) -> bool:
-    """Whether a model on meta passes an input of (channels, height, width)."""
+def search(
+    passes: Callable[[int, int], bool], stride: int, own: int = 224, *, aligned: bool = False
+) -> tuple[int, int] | None:
+    """The smallest side that passes, and what larger sides must be multiples of; None where it is one size only.
+
+    Some models add maps whose sizes agree only at multiples of the stride, others cut maps into whole windows. A
+    multiple is believed where two sizes pass that have it: the next to the smallest, and one beyond twice the model's
+    own, so that neither small maps nor a map of one size for every input (as CrossViT's) pass for any size.
+
+    Args:
+        passes: whether a height and width pass.
+        stride: of the deepest map.
+        own: a side that the model is meant for.
+        aligned: whether sides must be multiples of the stride in any case.
+    """
+    sides = range(stride, (TRIES + 1) * stride, stride)
+    least = next((side for side in sides if passes(side, side)), None)
+    if least is None:
+        return None
+    # Halving rounds up in one model and down in another: these are odd however often they are halved, one way or other.
+    half, far = stride // 2 + 1, _up(2 * own, stride)
+    if not aligned and passes(least + half, far + 1) and passes(least + 1, far + half):
+        return least, 1
+    # What fits the smallest is made of whole windows too, unless it is so small that windows shrink to it.
+    for multiple in sides if least == stride else [side for side in sides if least % side == 0]:
+        base = _up(least, multiple)
+        if passes(base + multiple, _up(2 * own, multiple) + multiple):
+            return base, multiple
+    return None
+
+
+def _up(side: int, multiple: int) -> int:
+    return -(-side // multiple) * multiple
+
+
+def takes(ghost: nn.Module, *shape: int, fit: Callable[[Any], bool] = lambda _: True) -> bool:
+    """Whether a model on meta passes an input of (channels, height, width), with an output that fits."""
     x = torch.empty(1, *shape, dtype=next(ghost.parameters()).dtype, device="meta")
     try:
         with torch.no_grad(), torch.device("meta"), Meter([], []):
-            ghost(x)
+            return fit(ghost(x))
     except Exception:  # whatever a model says to a size that it does not take
         return False
-    return True

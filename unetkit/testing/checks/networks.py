@@ -15,13 +15,13 @@ from unetkit.deploy.files import load, save
 from unetkit.errors import UnetkitError
 from unetkit.inspect.observe import network_of, size_for, tensors_of
 from unetkit.inspect.trace import trace
+from unetkit.network import Network
 from unetkit.plan import PartSpec, Plan, Size
 from unetkit.registry import Parts
 from unetkit.testing.encoders import encoder_shapes
 from unetkit.testing.inputs import by, drawn
 from unetkit.testing.results import Nonconformity, one_line
 from unetkit.testing.subject import Subject, apart
-from unetkit.unet import UNet
 
 #: The name by which the part stands in its network, so that a file can name one that has no name yet.
 _NAME = "part-under-test"
@@ -56,7 +56,7 @@ def _named(subject: Subject) -> tuple[Parts, PartSpec]:
     return parts, PartSpec(_NAME, subject.spec.options)
 
 
-def _first_built(subject: Subject, parts: Parts, spec: PartSpec) -> tuple[UNet, str]:
+def _first_built(subject: Subject, parts: Parts, spec: PartSpec) -> tuple[Network, str]:
     refusals = []
     for words in _words(subject):
         line = str(Plan.of(**{**words, subject.kind.word: subject.spec}))
@@ -72,6 +72,9 @@ def _first_built(subject: Subject, parts: Parts, spec: PartSpec) -> tuple[UNet, 
 
 
 def _words(subject: Subject) -> Iterator[dict[str, Any]]:
+    if subject.kind.title == "model":
+        yield {}
+        return
     if subject.kind.title != "encoder":
         yield from ({k: v for k, v in words.items() if k != subject.kind.word} for words in _ROUND)
         return
@@ -79,10 +82,10 @@ def _words(subject: Subject) -> Iterator[dict[str, Any]]:
     yield {"widths": (8,) * (len(encoder.strides) - 1), "decode_to": encoder.strides[0]}
 
 
-def _size_of(subject: Subject, model: UNet) -> Size:
+def _size_of(subject: Subject, model: Network) -> Size:
     if subject.kind.title == "encoder":
         return encoder_shapes(model.encoder)[0][1:]
-    return (61, 69) if model.valid else (21, 27)
+    return model.size or ((61, 69) if model.valid else (21, 27))
 
 
 def trains(model: nn.Module, x: Tensor, said: str, *, only: str = "") -> None:

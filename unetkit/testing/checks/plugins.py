@@ -124,6 +124,7 @@ def commands(guest: Guest) -> None:
 def wraps(guest: Guest) -> None:
     """A plain network, and one with each part that it adds, stays a model whose line says what it is."""
     from unetkit.builder import build
+    from unetkit.inspect.observe import network_of
     from unetkit.testing.checks.networks import comes_back, predicts, trains
     from unetkit.testing.inputs import drawn
 
@@ -139,7 +140,7 @@ def wraps(guest: Guest) -> None:
             raise Nonconformity(f"{said}{error}") from error
         if guest.plugin.error:
             raise Nonconformity(f"{said}unetkit_wrap_model fails: {guest.plugin.error}")
-        if lacks := [name for name in ("encoder", "stages", "head", "whole", "plugins") if not hasattr(model, name)]:
+        if lacks := [name for name in _PASSED_ON if hasattr(network_of(model), name) > hasattr(model, name)]:
             raise Nonconformity(f"{said}the model lacks {', '.join(lacks)}; pass them on from the network")
         trains(model, x, said)
         predicts(model, x, said)
@@ -147,9 +148,13 @@ def wraps(guest: Guest) -> None:
         comes_back(copy.deepcopy(model), x, guest.host.parts, f"{said}a deep copy: ")
 
 
+#: What is found on a network, and so should be on what wraps it.
+_PASSED_ON = ("encoder", "stages", "head", "whole", "plugins")
+
+
 def _networks(guest: Guest) -> Iterator[dict[str, Any]]:
     base = {"encoder": "plain:widths=[4,8,16]"}
     yield base
     for entry in guest.host.parts.of(guest.plugin.name):
         if entry.kind.word not in ("encoder", "recipe"):
-            yield {**base, entry.kind.word: entry.name}
+            yield {**({} if entry.kind.word == "model" else base), entry.kind.word: entry.name}

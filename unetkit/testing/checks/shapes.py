@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from typing import Any, Literal, Union, get_args, get_origin
 
 import torch
+from torch import Tensor
 
 from unetkit import values
 from unetkit.errors import UnetkitError
 from unetkit.testing.checks.passes import reached
+from unetkit.testing.contract import Wiring
+from unetkit.testing.inputs import Input
 from unetkit.testing.results import Nonconformity, NothingToCheck, one_line
 from unetkit.testing.subject import Run, Subject
 
@@ -44,16 +47,39 @@ def _first_fault(subject: Subject, what: Literal["channels", "size"]) -> None:
             raise Nonconformity(subject.where(run.wiring, run.given, run.training) + fault)
 
 
+#: How much larger the weights are, a draw each: norms undo large inputs, and of one draw all logits may be negative.
+_LOUDER = (1, 1, 1, 2, 4, 8, 16)
+
+
 def logits(subject: Subject) -> None:
-    """Large inputs bring outputs of a head beyond what probabilities, their logarithms and tanh keep to."""
-    for wiring, given in subject.samples():
-        large = given.map(lambda x: 100 * x)
-        out = torch.cat([out.flatten() for out in subject.run(subject.make(wiring).eval(), large)])
-        if bounds := _bounds(float(out.min()), float(out.max())):
+    """Large inputs and weights bring an output beyond what probabilities, their logarithms and tanh keep to."""
+    for wiring, given in subject.samples(every=True):
+        if bounds := _kept_to(subject, wiring, given):
             raise Nonconformity(
-                f"{subject.where(wiring)}every output {bounds}: a head gives logits; leave sigmoid and softmax "
-                "to the loss"
+                f"{subject.where(wiring)}every output {bounds}: a {subject.kind.title} gives logits; leave sigmoid and "
+                "softmax to the loss"
             )
+
+
+def _kept_to(subject: Subject, wiring: Wiring, given: Input) -> str:
+    """What all outputs of every draw keep to, in words; "" where one goes beyond."""
+    kept = ""
+    for seed, times in enumerate(_LOUDER):
+        out = _loud(subject, wiring, given, seed, times)
+        if out.isfinite().all():
+            bounds = _bounds(float(out.min()), float(out.max()))
+            if not bounds:
+                return ""
+            kept = kept or bounds
+    return kept
+
+
+def _loud(subject: Subject, wiring: Wiring, given: Input, seed: int, times: int) -> Tensor:
+    part = subject.make(wiring, seed=seed).eval()
+    with torch.no_grad():
+        for parameter in part.parameters():
+            parameter.mul_(times)
+    return torch.cat([out.flatten() for out in subject.run(part, given.map(lambda x: 100 * x))])
 
 
 def _bounds(low: float, high: float) -> str:
@@ -99,7 +125,7 @@ def _finite(kind: Any) -> tuple[Any, ...]:
 
 
 def _keeps(subject: Subject, option: dict[str, Any]) -> None:
-    for wiring in subject.wirings[:2] if subject.kind.title != "encoder" else subject.wirings[:1]:
+    for wiring in subject.wirings[: 1 if subject.contract.takes_images else 2]:
         try:
             part = subject.make(wiring, **option)
         except UnetkitError:

@@ -32,13 +32,13 @@ def _parameters(subject: Subject) -> list[Parameter]:
 def wiring(subject: Subject) -> None:
     """Positional parameters are the wiring that the builder supplies, everything else is keyword-only."""
     parameters = _parameters(subject)
+    of_source = subject.entry is not None and subject.entry.source is not None
     for parameter in parameters:
-        if parameter.kind is Parameter.VAR_KEYWORD:
+        if parameter.kind is Parameter.VAR_KEYWORD and not of_source:  # a library's own; an unknown one it refuses
             raise Nonconformity(f"takes **{parameter.name}, so an option that there is not would be taken in silence")
         if parameter.kind is Parameter.VAR_POSITIONAL:
             raise Nonconformity(f"takes *{parameter.name}; name the wiring, one parameter each")
-    has = [p.name for p in parameters if p.kind is not Parameter.KEYWORD_ONLY]
-    of_source = subject.entry is not None and subject.entry.source is not None
+    has = [p.name for p in parameters if p.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)]
     wanted = [*subject.contract.names, *(["name"] if of_source else [])]
     if len(has) > len(wanted):
         extra = has[len(wanted)]
@@ -130,6 +130,8 @@ def unknown(subject: Subject) -> None:
         ) from error
     else:
         raise Nonconformity(f"takes an option that it has not ({_UNHEARD}=1) in silence")
+    if subject.signature.rest:
+        return  # the grammar leaves it to the factory
     try:
         typed_options(subject.kind.word, subject.spec.with_options({_UNHEARD: "1"}), subject.signature)
     except BadOption:

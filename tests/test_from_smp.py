@@ -1,0 +1,264 @@
+"""A trained U-Net of smp as one of ours: equal outputs, a line that rebuilds it, and what cannot be carried by name."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from torch import nn
+
+import unetkit
+from unetkit.deploy.moving import from_smp
+from unetkit.errors import CannotBuild
+
+#: smp's default decoder in our words.
+AS_SMP = "--up nearest --head conv:kernel=3 --widths 256,128,64,32,16 --classes 1"
+
+
+def trained(name: str = "resnet18", **words: Any) -> Any:
+    """A U-Net of smp in eval mode, in which no norm is as it started."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that smp gave up and still has
+        model = smp.Unet(name, encoder_weights=None, **words).eval()
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.uniform_(-0.1, 0.1, generator=generator)
+            module.running_var.uniform_(0.5, 1.5, generator=generator)
+    return model
+
+
+def apart(theirs: nn.Module, ours: nn.Module, *size: int, in_channels: int = 3) -> float:
+    """The largest difference of their outputs, as a share of the largest output."""
+    x = torch.rand(1, in_channels, *size, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        there: torch.Tensor = theirs(x)
+        return float((ours(x) - there).abs().max() / there.abs().max())
+
+
+def refusal(model: nn.Module) -> str:
+    with pytest.raises(CannotBuild) as caught:
+        from_smp(model)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder"),
+    [
+        ("resnet18", "resnet18"),
+        ("resnet34", "resnet34"),
+        ("se_resnet50", "legacy_seresnet50"),
+        ("mobileone_s0", "mobileone_s0"),
+        ("mobileone_s4", "smp/mobileone_s4"),
+        ("densenet121", "smp/densenet121"),
+        ("dpn68", "smp/dpn68"),
+        ("efficientnet-b0", "efficientnet-b0"),
+        ("mobilenet_v2", "mobilenet_v2"),
+        ("xception", "xception"),
+        ("mit_b0", "mit_b0"),
+        ("timm-efficientnet-b0", "timm-efficientnet-b0"),
+        ("timm-skresnet18", "timm-skresnet18"),
+        ("timm-regnetx_002", "regnetx_002"),
+        ("tu-resnet18", "resnet18"),
+        ("tu-resnet18.a1_in1k", "resnet18.a1_in1k"),
+        ("tu-convnext_atto", "convnext_atto"),
+        ("tu-efficientnet_b0", "efficientnet_b0"),
+    ],
+)
+def test_it_gives_what_smps_gives(name: str, encoder: str) -> None:
+    theirs = trained(name)
+    ours = from_smp(theirs)
+    assert str(ours.plan) == f"--encoder {encoder} {AS_SMP}"
+    assert not ours.training
+    assert apart(theirs, ours, 64, 96) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tu-swin_tiny_patch4_window7_224", "tu-maxvit_tiny_tf_224", "tu-tresnet_m"])
+def test_so_do_encoders_that_take_few_sizes(name: str) -> None:
+    theirs = trained(name)
+    assert apart(theirs, from_smp(theirs), 224, 224) < 1e-5
+
+
+@pytest.mark.parametrize("size", [(65, 33), (97, 131)])
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet-b0"])
+def test_also_at_odd_sizes_where_smp_has_a_map_at_each_stride(name: str, size: tuple[int, int]) -> None:
+    theirs = trained(name)
+    assert apart(theirs, from_smp(theirs), *size) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "plan"),
+    [
+        ("resnet18", {"decoder_interpolation": "bilinear"}, "--encoder resnet18 --head conv:kernel=3"),
+        ("resnet18", {"decoder_use_norm": False}, "--encoder resnet18 --up nearest --block double:norm=none"),
+        ("resnet18", {"decoder_use_norm": "identity"}, "--encoder resnet18 --up nearest --block double:norm=none"),
+        ("resnet18", {"decoder_use_norm": {"type": "batchnorm"}}, "--encoder resnet18 --up nearest --head"),
+        (
+            "resnet18",
+            {"decoder_use_norm": {"type": "instancenorm", "affine": True}},
+            "--encoder resnet18 --up nearest --block double:norm=instance --head",
+        ),
+        ("tu-convnext_atto", {"drop_path_rate": 0.1}, "--encoder convnext_atto:drop_path_rate=0.1 --up nearest"),
+    ],
+)
+def test_what_smp_was_told_is_in_the_line(name: str, words: dict[str, Any], plan: str) -> None:
+    theirs = trained(name, **words)
+    ours = from_smp(theirs)
+    assert str(ours.plan).startswith(plan)
+    assert apart(theirs, ours, 64, 64) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mit_b0", "efficientnet-b0", "tu-resnet18", "tu-convnext_atto"])
+@pytest.mark.parametrize(("depth", "widths"), [(3, (24, 16, 8)), (4, (32, 24, 16, 8))])
+def test_depth_channels_and_classes(name: str, depth: int, widths: tuple[int, ...]) -> None:
+    theirs = trained(name, encoder_depth=depth, decoder_channels=widths, in_channels=4, classes=5)
+    ours = from_smp(theirs)
+    missing = 1 if name in ("mit_b0", "tu-convnext_atto") else 0
+    assert f":levels={depth - missing} " in str(ours.plan)
+    assert "--in-channels 4 --classes 5" in str(ours.plan)
+    assert apart(theirs, ours, 64, 64, in_channels=4) < 1e-5
+
+
+def test_an_output_stride_that_its_depth_does_not_reach() -> None:
+    theirs = trained(encoder_depth=4, decoder_channels=(32, 24, 16, 8), output_stride=16)
+    assert apart(theirs, from_smp(theirs), 64, 64) < 1e-5
+
+
+def test_its_line_builds_it_and_a_file_keeps_it(tmp_path: Path) -> None:
+    ours = from_smp(trained("mit_b0"))
+    assert unetkit.build(unetkit.Plan.parse(str(ours.plan)), device="meta").plan == ours.plan
+    unetkit.save(ours, tmp_path / "model.safetensors")
+    loaded = unetkit.load(tmp_path / "model.safetensors").eval()
+    assert apart(ours, loaded, 64, 64) == 0
+    assert vars(ours.encoder)["weights_from"] == "an smp.Unet"
+
+
+def test_the_two_share_no_memory_and_smps_is_left_as_it_was() -> None:
+    theirs = trained().train()
+    before, ours = copy.deepcopy(theirs.state_dict()), from_smp(theirs)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.zero_()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in theirs.state_dict().items())
+    assert all(module.training for module in theirs.modules())
+    assert all(module.training for module in ours.modules())
+
+
+def test_random_numbers_go_on_as_if_nothing_was_built() -> None:
+    theirs = trained()
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    from_smp(theirs)
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_dtypes_are_kept(dtype: torch.dtype) -> None:
+    theirs = trained().to(dtype)
+    theirs.segmentation_head.float()
+    ours = from_smp(theirs)
+    assert {p.dtype for p in ours.encoder.parameters()} == {dtype}
+    assert {p.dtype for p in ours.head.parameters()} == {torch.float32}
+
+
+def test_what_is_frozen_stays_frozen() -> None:
+    theirs = trained().train()
+    theirs.freeze_encoder()
+    theirs.decoder.blocks[0].conv1[0].weight.requires_grad_(False)
+    ours = from_smp(theirs)
+    frozen = {name for name, parameter in ours.named_parameters() if not parameter.requires_grad}
+    assert frozen == {
+        *(f"encoder.{name}" for name, _ in ours.encoder.named_parameters()),
+        "stages.0.block.0.conv.weight",
+    }
+    norms = [module for module in ours.encoder.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+    assert norms
+    assert not any(norm.training for norm in norms)
+    assert all(module.training for module in ours.stages.modules())
+
+
+def test_a_whole_model_and_a_compiled_one_are_looked_into() -> None:
+    whole = unetkit.build(model="smp/unet", encoder="timm/resnet18", classes=1).eval()
+    ours = from_smp(whole)
+    assert str(ours.plan) == f"--encoder resnet18 {AS_SMP}"
+    assert apart(whole, ours, 64, 64) < 1e-5
+    compiled: Any = torch.compile(trained())
+    assert apart(compiled._orig_mod, from_smp(compiled), 64, 64) < 1e-5
+
+
+def test_all_that_cannot_be_carried_is_named_at_once() -> None:
+    message = refusal(
+        trained(
+            decoder_attention_type="scse",
+            decoder_interpolation="bicubic",
+            decoder_use_norm="layernorm",
+            activation="sigmoid",
+            aux_params={"classes": 3},
+            output_stride=16,
+        )
+    )
+    assert message == (
+        "this smp.Unet cannot be carried over; we have no word for decoder_attention_type=scse; "
+        "decoder_use_norm=layernorm; decoder_interpolation=bicubic; "
+        "output_stride=16, which gives it several maps of one stride; activation=sigmoid; "
+        "aux_params, the classification head"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "why"),
+    [
+        ("vgg11", {}, "the centre block of a vgg encoder"),
+        ("tu-vgg11", {}, "an encoder's map of the input's size that is not joined"),
+        ("resnet18", {"activation": nn.Sigmoid}, "activation=a callable"),
+        (
+            "resnet18",
+            {"decoder_use_norm": {"type": "batchnorm", "eps": 0.001}},
+            "decoder_use_norm={'type': 'batchnorm'",
+        ),
+    ],
+)
+def test_one_thing_that_cannot_be_carried(name: str, words: dict[str, Any], why: str) -> None:
+    message = refusal(trained(name, **words))
+    assert message.startswith(f"this smp.Unet cannot be carried over; we have no word for {why}")
+
+
+def test_a_change_after_building_is_found() -> None:
+    theirs = trained()
+    theirs.decoder.blocks[1].conv1[2] = nn.SiLU()
+    assert refusal(theirs).endswith("we have no word for decoder, which was changed after it was built")
+    theirs = trained()
+    theirs.segmentation_head[0] = nn.Conv2d(16, 2, 1)
+    assert refusal(theirs).endswith("we have no word for segmentation_head, which was changed after it was built")
+
+
+def test_a_change_that_no_layer_shows_is_found_by_running_it() -> None:
+    theirs = trained()
+    theirs.encoder.layer1.register_forward_hook(lambda _, __, out: 2 * out)
+    message = refusal(theirs)
+    assert "this smp.Unet cannot be carried over: --encoder " in message
+    assert " gives outputs that differ by " in message
+
+
+def test_only_a_unet_of_smp() -> None:
+    class Mine(smp.Unet):  # type: ignore[misc]
+        pass
+
+    linknet = smp.Linknet("resnet18", encoder_weights=None)
+    for model, name in ((linknet, "Linknet"), (Mine("resnet18", encoder_weights=None), "Mine")):
+        assert refusal(model) == f"a {name} is no smp.Unet; unetkit.from_smp takes what smp.Unet(...) gives"
+
+
+def test_a_model_without_weights() -> None:
+    with torch.device("meta"):
+        theirs = smp.Unet("resnet18", encoder_weights=None)
+    assert refusal(theirs) == "this smp.Unet is on the meta device and has no weights; build it on the cpu or a gpu"

@@ -1,0 +1,389 @@
+"""The sweep: a random sample of timm passes it, whatever dies or hangs is a row, and it goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from unetkit.errors import BadFile, UnknownName
+from unetkit.parts.encoders import timm_names
+from unetkit.sweep.command import main, sweep
+from unetkit.sweep.page import refresh, rendered
+from unetkit.sweep.peak import Peak
+from unetkit.sweep.pool import rows
+from unetkit.sweep.questions import Sizes, Unmet
+from unetkit.sweep.record import Record, read
+from unetkit.sweep.settings import ANSWERS, QUESTIONS, Settings
+from unetkit.sweep.tally import failures, share, slowest
+
+#: Draws the sample below; another gives other models.
+SEED = 4
+GIB = 1 << 30
+CHILDREN = "tests.sweep_children"
+
+
+def small_names(number: int, largest: float) -> list[str]:
+    """The first names of a random order whose timm models have at most so many parameters."""
+    names = [*timm_names.names()]
+    random.Random(SEED).shuffle(names)
+    found: list[str] = []
+    with torch.device("meta"):
+        while len(found) < number:
+            name = names.pop()
+            if sum(p.numel() for p in timm.create_model(name).parameters()) <= largest:
+                found.append(name)
+    return found
+
+
+def test_a_random_sample_of_small_models_passes_everything(tmp_path: Path) -> None:
+    names = small_names(8, 10e6)
+    sweep(Settings(names=(*names,), jobs=2, memory=4 * GIB), tmp_path / "sweep.jsonl")
+    measured = read(tmp_path / "sweep.jsonl").rows
+    assert {name for _, name in measured} == {*names}
+    assert failures(measured.values()) == []
+    assert [row["name"] for row in measured.values() if not row["real"]] == []
+
+
+class Network(nn.Module):
+    """A network that gives what it is told to, and takes the sizes that it is told to."""
+
+    def __init__(self, gives: Callable[[Tensor], Tensor] = lambda out: out, takes: int = 1) -> None:
+        super().__init__()
+        self.encoder = nn.Conv2d(3, 2, 1)
+        self.gives = gives
+        self.takes = takes
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] % self.takes:
+            raise ValueError(f"takes multiples of {self.takes}")
+        return self.gives(self.encoder(x))
+
+
+def nowhere(out: Tensor) -> Tensor:
+    return out.detach() + torch.ones(1, requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("question", "gives", "message"),
+    [
+        ("odd", lambda out: out[..., 1:], "an input of 1x3x97x131 gives 1x2x97x130"),
+        ("small", lambda out: out[0], "an input of 1x3x33x65 gives 2x33x65"),
+        ("own", lambda out: out / 0, "not every value of the output is finite"),
+        ("backward", nowhere, "no gradient reaches the encoder"),
+        ("backward", lambda out: (out - out).sqrt(), "the gradients of 2 of 2 parameters are not finite"),
+        ("backward", lambda out: out[..., ::2], "an input of 2x3x128x128 gives 2x2x128x64"),
+    ],
+)
+def test_what_is_not_met_says_what_came_back(question: str, gives: Callable[[Tensor], Tensor], message: str) -> None:
+    sizes = Sizes((224, 224), (128, 128))
+    sizes.ask(question, Network())
+    with pytest.raises(Unmet) as found:
+        sizes.ask(question, Network(gives))
+    assert str(found.value) == message
+
+
+def test_a_model_that_takes_no_other_size_is_trained_at_its_own() -> None:
+    sizes = Sizes((160, 160), (128, 128))
+    sizes.ask("backward", Network(takes=80))
+    with pytest.raises(ValueError, match="takes multiples of 9"):
+        sizes.ask("backward", Network(takes=9))
+    assert Sizes.of("vit_tiny_patch16_224") == Sizes((224, 224), (224, 224))
+    assert Sizes.of("resnet18").trained == (128, 128)
+
+
+def test_the_peak_is_what_is_held_at_one_time() -> None:
+    weight = torch.empty(100, 10, device="meta")
+    with Peak([weight]) as peak:
+        for _ in range(3):
+            held = weight.t() + 1
+            del held
+    assert peak.bytes == 4000
+    with Peak([weight]) as peak:
+        kept = [weight + 1, weight + 2]
+        kept.append(kept[0].view(-1))
+    assert peak.bytes == 8000
+
+
+def test_smp_is_asked_the_same() -> None:
+    settings = Settings(of="smp", names=("test_vit", "test_maxvit"), memory=GIB)
+    vit, maxvit = sorted(rows(settings.order(), settings), key=lambda row: str(row["name"]), reverse=True)
+    assert vit["built"] == "ValueError: Unsupported model downsampling pattern."
+    assert {vit[question] for question in QUESTIONS} == {"not built"}
+    assert (maxvit["own"], maxvit["backward"], maxvit["strides"]) == ("ok", "ok", [2, 4, 8, 16, 32])
+    assert maxvit["odd"].startswith("RuntimeError: The size of tensor a")
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"memory": 150 << 20}, "needs 17"),
+        ({"memory": GIB, "real_up_to": 100_000}, "1.39 M parameters, more than 100 k"),
+    ],
+)
+def test_what_is_too_large_is_asked_on_meta(given: dict[str, int], why: str) -> None:
+    (row,) = rows(["test_resnet"], Settings(**given))  # type: ignore[arg-type]
+    assert [row[answer] for answer in ANSWERS] == ["ok"] * 5
+    assert (row["real"], row["family"], row["size"]) == (False, "resnet", (160, 160))
+    assert row["why"].startswith(why)
+
+
+def test_what_runs_out_of_memory_is_asked_on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
+    from unetkit.sweep import measure
+
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(measure, "hold", lambda share: None)
+
+    def exhausted(name: str, *rest: Any) -> bool:
+        told["tried"] = name
+        return False
+
+    monkeypatch.setattr(measure, "_really", exhausted)
+    measure.measure("test_resnet", Settings(memory=GIB), told.update)
+    assert (told["tried"], told["real"], told["why"], told["needs"]) == (
+        "test_resnet",
+        False,
+        "ran out of 1 GiB",
+        GIB + 1,
+    )
+    assert [told[answer] for answer in ANSWERS] == ["ok"] * 5
+
+
+def test_a_process_is_held_to_its_share() -> None:
+    held = (
+        "import torch; from unetkit.sweep.memory import *; hold(2**28)\ntry: torch.ones(2**28)\nexcept Exception as e:"
+    )
+    done = subprocess.run([sys.executable, "-c", f"{held} print(exhausted(e))"], capture_output=True, check=False)
+    assert done.stdout == (b"True\n" if sys.platform == "linux" else b"")
+
+
+def test_what_dies_or_hangs_is_a_row_with_its_cause() -> None:
+    names = ["killed", "hangs", "fine", "leaves", "raises"]
+    found = {row["name"]: row for row in rows(names, Settings(jobs=3, timeout=8), f"{CHILDREN}:strange")}
+    assert {name: row["odd"] for name, row in found.items()} == {
+        "killed": "its process was ended by SIGKILL",
+        "hangs": "no answer within 8 s",
+        "fine": "ok",
+        "leaves": "its process ended with exit code 3",
+        "raises": "ZeroDivisionError: no such luck",
+    }
+    assert {row["own"] for row in found.values()} == {"ok"}
+    assert [found["killed"][answer] for answer in ("small", "backward")] == ["not asked"] * 2
+    assert "error" not in found["raises"]
+
+
+#: Leads a sweep whose children call a function of CHILDREN.
+LEADER = """
+import sys
+from pathlib import Path
+from unetkit.sweep import command
+from unetkit.sweep.settings import Settings
+
+class Line:
+    def main(self, **_):
+        command.sweep(Settings(names=(sys.argv[2],)), Path("sweep.jsonl"), ask=sys.argv[1])
+
+if __name__ == "__main__":
+    command.command = Line()
+    command.main()
+"""
+
+
+def lead(folder: Path, ask: str, glob: str) -> subprocess.Popen[str]:
+    """Start a sweep in a folder."""
+    (folder / "leader.py").write_text(LEADER)
+    environment = {**os.environ, "LINGERS": str(folder), "PYTHONPATH": str(Path(__file__).parent.parent)}
+    words = [sys.executable, "leader.py", f"{CHILDREN}:{ask}", glob]
+    return subprocess.Popen(
+        words, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_a_sweep_that_was_killed_goes_on(tmp_path: Path) -> None:
+    out, names = tmp_path / "sweep.jsonl", sorted(Settings(names=("test_*",)).order())
+    first = lead(tmp_path, "slowly", "test_*")
+    wait_for(lambda: out.exists() and out.read_bytes().count(b"\n") >= 3)
+    first.kill()
+    first.communicate()
+    before = len(read(out).rows)
+    assert 2 <= before < len(names)
+    with out.open("ab") as file:
+        file.write(b'{"name":"test_resnet","built":"o')
+    second = lead(tmp_path, "slowly", "test_*")
+    said, _ = second.communicate()
+    assert (second.returncode, sorted(row["name"] for row in lines(out) if "name" in row)) == (0, names)
+    assert f"{len(names)} models, {before} of them measured before" in said
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_children_end_with_their_leader(tmp_path: Path, how: signal.Signals) -> None:
+    leader = lead(tmp_path, "lingers", "resnet18")
+    told = tmp_path / "resnet18"
+    wait_for(lambda: told.exists() and told.read_text() != "")
+    leader.send_signal(how)
+    _, said = leader.communicate()
+    wait_for(lambda: not alive(int(told.read_text())))
+    assert leader.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}[how]
+    if how == signal.SIGINT:
+        assert said == "Error: interrupted: 0 of 1 are in sweep.jsonl; the same command goes on from there\n"
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def lines(path: Path) -> Iterator[dict[str, Any]]:
+    yield from map(json.loads, path.read_text().splitlines())
+
+
+def row(name: str, **facts: Any) -> dict[str, Any]:
+    return {"name": name, "real": True, "took": 1.0, **dict.fromkeys(ANSWERS, "ok"), **facts}
+
+
+def recorded(path: Path, *found: dict[str, Any], settings: Settings | None = None) -> Path:
+    record = Record(path, settings or Settings())
+    for each in found:
+        record.append(each)
+    record.close()
+    return path
+
+
+def test_what_was_measured_with_other_versions_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, settings = tmp_path / "sweep.jsonl", Settings(names=("resnet18", "resnet34"))
+    with monkeypatch.context() as patch:
+        patch.setattr("unetkit.sweep.settings.version", lambda name: "0.0.1")
+        recorded(path, row("resnet18"), row("vgg16"), settings=settings)
+    assert not read(path).done("resnet18", settings, again=False)
+    sweep(settings, path, ask=f"{CHILDREN}:fine")
+    held = read(path)
+    assert sorted(held.rows) == [("unetkit", "resnet18"), ("unetkit", "resnet34"), ("unetkit", "vgg16")]
+    assert [held.headers[held.rows["unetkit", name]["at"]]["timm"] == "0.0.1" for name in ("resnet18", "vgg16")] == [
+        False,
+        True,
+    ]
+    assert len([*lines(path)]) == 5
+
+
+def test_a_row_of_meta_is_measured_again_where_it_fits_now(tmp_path: Path) -> None:
+    held = read(recorded(tmp_path / "a", row("resnet18", real=False, why="needs", needs=2 * GIB, parameters=10**7)))
+    assert held.done("resnet18", Settings(memory=GIB), again=False)
+    assert not held.done("resnet18", Settings(memory=4 * GIB), again=False)
+    assert held.done("resnet18", Settings(memory=4 * GIB, real_up_to=10**6), again=False)
+
+
+def test_what_failed_is_measured_again_when_asked(tmp_path: Path) -> None:
+    held = read(recorded(tmp_path / "a", row("resnet18", odd="no"), row("vgg16")))
+    asked = [(name, again) for name in ("resnet18", "vgg16") for again in (False, True)]
+    assert [held.done(name, Settings(), again=again) for name, again in asked] == [True, False, True, True]
+    assert not held.done("vgg16", Settings(of="smp"), again=False)
+
+
+def test_the_order_is_random_and_a_sample_is_its_beginning() -> None:
+    names = timm_names.names()
+    assert sorted(Settings().order()) == sorted(names)
+    assert Settings().order() == Settings().order() != Settings(seed=1).order()
+    assert Settings(sample=20).order() == Settings().order()[:20]
+    assert Settings(sample=20).header()["sample"] == Settings(sample=20).header()["planned"] == 20
+    assert Settings(names=("vgg16", "test_res*")).order() in (["vgg16", "test_resnet"], ["test_resnet", "vgg16"])
+    with pytest.raises(UnknownName, match=r"no name of timm's matches resnet19; did you mean resnet18 or"):
+        Settings(names=("resnet19",)).order()
+
+
+def test_a_file_is_written_by_one_sweep_at_a_time(tmp_path: Path) -> None:
+    record = Record(tmp_path / "a", Settings())
+    with pytest.raises(BadFile, match="is being written by another sweep; wait for it, or give another --out"):
+        Record(tmp_path / "a", Settings())
+    record.close()
+    Record(tmp_path / "a", Settings()).close()
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "3", '{"name": "resnet18"}', '{"name": "resnet18", "at": "nowhere"}'])
+def test_a_file_that_is_no_sweeps_is_left_alone(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "a"
+    path.write_text(f"{line}\n")
+    with pytest.raises(BadFile, match="a, line 1, is no line of a sweep's"):
+        Record(path, Settings())
+    assert path.read_text() == f"{line}\n"
+
+
+def test_failures_of_one_cause_are_one() -> None:
+    found = failures(
+        [
+            row("a", odd="a gives 12", small="b gives 3"),
+            row("b", odd="b gives 7"),
+            row("c", built="no", own="not built", odd="not asked"),
+        ]
+    )
+    assert [(f.answer, f.cause, f.names) for f in found] == [
+        ("built", "no", ("c",)),
+        ("odd", "a gives 12", ("a", "b")),
+        ("small", "b gives 3", ("a",)),
+    ]
+    assert share(1370, 1371) == "1370 of 1371 (99.9%)"
+    assert [each["name"] for each in slowest([row("a", seconds=1), row("b", seconds=2), row("c")], 2)] == ["b", "a"]
+
+
+def test_the_page_says_what_the_files_hold(tmp_path: Path) -> None:
+    ours = recorded(tmp_path / "a", row("resnet18", family="resnet", strides=[2, 4], parameters=5, seconds=0.5))
+    theirs = recorded(tmp_path / "b", row("resnet18", built="no | <b>", own="not built"), settings=Settings(of="smp"))
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- rendered: sweep -->\nold\n<!-- end -->\nafter\n")
+    refresh(page, [ours, theirs])
+    table = rendered([ours, theirs])
+    assert page.read_text() == f"before\n<!-- rendered: sweep -->\n\n{table}\n\n<!-- end -->\nafter\n"
+    assert "| built | 1 of 1 (100.0%) | 0 of 1 (0.0%) |" in table
+    assert table.count("| [2, 4] | 1 | ") == 2
+    assert "| built | no \\| \\<b\\> | 1 | resnet18 |" in table
+    assert table.count("#### No failures") == 1
+    page.write_text("no marks")
+    with pytest.raises(BadFile, match="has no `<!-- rendered: sweep -->`"):
+        refresh(page, [ours])
+    with pytest.raises(BadFile, match=r"there is no file .*; `python -m unetkit.sweep --out .*` makes it"):
+        rendered([tmp_path / "nowhere"])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--names resnet19", "no name of timm's matches resnet19; did you mean"),
+        ("--of torch", "Invalid value for '--of': 'torch' is not one of 'unetkit', 'smp'. `python -m unetkit.sweep"),
+        ("mine.jsonl", "mine.jsonl is a file for --table; --out says where rows go. `python -m unetkit.sweep --help`"),
+        ("--table nowhere.jsonl", "there is no file nowhere.jsonl"),
+        ("--names resnet18 --out .", ". cannot be written: Is a directory; give another --out"),
+    ],
+)
+def test_what_is_refused_is_one_line(
+    line: str, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["sweep", *line.split()])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert (ended.value.code, said.count("\n"), said.startswith(f"Error: {message}")) == (2, 1, True), said

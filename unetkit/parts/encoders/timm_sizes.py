@@ -1,0 +1,154 @@
+"""Which sizes a timm model takes, and what it must be made with to take them: tried on meta tensors, once a process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import timm
+from torch import Tensor
+
+from unetkit.errors import CannotBuild
+from unetkit.parts.encoders.borne import TRIES, search, takes
+from unetkit.parts.encoders.timm_create import Request
+from unetkit.parts.encoders.timm_maps import Maps, flatten, nchw, read
+from unetkit.parts.encoders.timm_weights import find
+from unetkit.plan import Size
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an encoder of a timm model is made with, and what it declares.
+
+    Attributes:
+        maps: which maps it gives.
+        extra: what timm is asked for beside the request.
+        own: the size that the model is meant for.
+        flat: whether its map is asked for as (B, N, C), where timm's own (B, C, H, W) reads values of tensors.
+        min_size, multiple, size: as an encoder declares them.
+    """
+
+    maps: Maps
+    extra: dict[str, Any]
+    own: Size
+    flat: bool = False
+    min_size: int = 1
+    multiple: int = 1
+    size: Size | None = None
+
+    def padded(self, size: Size) -> Size:
+        """The size that an input is padded to."""
+        if self.size:
+            return max(size[0], self.size[0]), max(size[1], self.size[1])
+        height, width = (max(self.min_size, _up(side, self.multiple)) for side in size)
+        return height, width
+
+
+@cache
+def learn(request: Request, levels: int | None, img_size: Size | None) -> Facts:
+    """All that is to be known of a model before it is built.
+
+    Args:
+        request: the model.
+        levels: how many of its maps to use, counted from the shallowest; None means all.
+        img_size: the size that it is meant for, where that is not timm's.
+
+    Raises:
+        CannotBuild: timm cannot make it, not with so many levels, or not for this size.
+    """
+    facts = _Trial(request, levels).facts()
+    if img_size is None or img_size == facts.own:
+        return facts
+    if facts.size:
+        return _rebuilt(request, levels, facts, img_size)
+    with suppress(CannotBuild):
+        made = _Trial(request, levels, img_size=facts.padded(img_size)).facts()
+        # Positions are made for the size; windows that grew with it would only narrow what the model takes.
+        if (made.min_size, made.multiple, made.size) == (facts.min_size, facts.multiple, None):
+            return made
+    return facts
+
+
+def _rebuilt(request: Request, levels: int | None, facts: Facts, img_size: Size) -> Facts:
+    """What a model of one size is for another; the smallest for which timm makes it and that holds the other."""
+    for size in _candidates(facts, img_size):
+        with suppress(CannotBuild):
+            trial = _Trial(request, levels, img_size=size)
+            if trial.passes(*size):
+                return trial.fixed()
+    if facts.padded(img_size) == facts.size:
+        return facts
+    raise CannotBuild(
+        f"timm/{request.name} takes {_by(facts.own)} only, and timm cannot make it for {_by(img_size)}; "
+        f"give --size {_by(facts.own)} or less, or take another encoder"
+    )
+
+
+def _candidates(facts: Facts, img_size: Size) -> Iterator[Size]:
+    """Multiples of the deepest stride, then of the model's own side, that hold an image, the nearest first."""
+    steps = [facts.maps.step * times for times in range(1, TRIES + 1)] + [max(facts.own)]
+    rounded = {(_up(img_size[0], step), _up(img_size[1], step)) for step in steps}
+    squares = {(max(size), max(size)) for size in rounded}
+    yield from sorted(rounded | squares, key=lambda size: (size[0] * size[1], size))
+
+
+class _Trial:
+    """A model on meta, tried at sizes."""
+
+    def __init__(self, request: Request, levels: int | None, **extra: Any) -> None:
+        self.in_channels = request.in_channels
+        self.ghost, self.extra = _flexible(request, extra)
+        self.maps = read(request, self.ghost, levels)
+        if self.maps.only:
+            self.extra["out_indices"] = self.maps.only
+            self.ghost = request.ghost(**self.extra)
+        height, width = extra.get("img_size", self.ghost.pretrained_cfg["input_size"][-2:])
+        self.own: Size = height, width
+        getter = hasattr(self.ghost, "out_indices")
+        self.flat = bool(self.maps.pyramid) and getter and not self.passes(height, width)
+        if self.flat:
+            flatten(self.ghost)
+
+    def passes(self, *size: int) -> bool:
+        """Whether a height and width pass, with maps of the sizes that their strides say."""
+
+        def fit(given: list[Tensor]) -> bool:
+            return self.maps.fit(nchw(given, self.ghost, self.maps, size), size)
+
+        return takes(self.ghost, self.in_channels, *size, fit=fit)
+
+    def fixed(self) -> Facts:
+        """What it is where it takes one size only."""
+        return Facts(self.maps, self.extra, self.own, self.flat, size=self.own)
+
+    def facts(self) -> Facts:
+        """What its sizes are. Who takes its own size, but not twice that, takes no multiple of anything."""
+        step, (height, width) = self.maps.step, self.own
+        said = self.ghost.pretrained_cfg.get("fixed_input_size")
+        if said and not self.passes(2 * height, 2 * width) and self.passes(height, width):
+            return self.fixed()
+        found = search(self.passes, step, max(self.own), aligned=bool(self.maps.pyramid))
+        if found is None and self.passes(height, width):
+            return self.fixed()
+        return Facts(self.maps, self.extra, self.own, self.flat, *(found or (step, step)))
+
+
+def _flexible(request: Request, extra: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A model on meta that takes many sizes, where timm makes it so when asked, and what it was asked for."""
+    find(request.name, pretrained=False, loads=False)
+    if timm.get_pretrained_cfg(request.name).fixed_input_size:
+        with suppress(CannotBuild):
+            dynamic = {**extra, "dynamic_img_size": True}
+            return request.ghost(**dynamic), dynamic
+    return request.ghost(**extra), {**extra}
+
+
+def _up(side: int, step: int) -> int:
+    return -(-side // step) * step
+
+
+def _by(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"
