@@ -274,7 +274,7 @@ def test_one_and_one_point_nought_are_not_confused() -> None:
 
 
 def test_an_encoder_of_one_size_says_so() -> None:
-    traced = unetkit.trace(unetkit.build("swin_tiny_patch4_window7_224", device="meta"))
+    traced = unetkit.trace(unetkit.build("levit_128s", device="meta"))
     assert (traced.rows[0].height, traced.minimum, traced.maximum) == (224, 1, (224, 224))
     assert "largest 224x224" in str(traced)
 

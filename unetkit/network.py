@@ -91,7 +91,7 @@ class Network(nn.Module):
                 )
             return self.size
         least, multiple = self.min_size, self.multiple
-        height, width = (torch.sym_max(least, -(-side // multiple) * multiple) for side in size)
+        height, width = (-(-torch.sym_max(least, side) // multiple) * multiple for side in size)
         return cast(Size, (height, width))
 
     def __prepare_scriptable__(self) -> Network:

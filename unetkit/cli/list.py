@@ -125,6 +125,8 @@ def _detail(console: Console, entry: Entry) -> None:
         add_row(listed, option.name, describe(option.type), default, option.help)
     console.print(listed if known.options else "It has no options.")
     if known.rest:
-        theirs = f"Other options go to {entry.source}'s own constructor of {entry.name}; what it would ignore is refused."
+        theirs = (
+            f"Other options go to {entry.source}'s own constructor of {entry.name}; what it would ignore is refused."
+        )
         console.print(theirs, soft_wrap=True)
     console.print(f"registered by {entry.owner}{source}, in {known.file}:{known.line}", soft_wrap=True)

@@ -39,7 +39,7 @@ def look(model: nn.Module, in_channels: int) -> tuple[list[Map], list[str]]:
     x = torch.empty(1, in_channels, _SIDE, _SIDE, dtype=next(ghost.parameters()).dtype, device="meta")
     with torch.enable_grad(), torch.device("meta"):
         maps = ghost(x)
-        torch.stack([each.sum() for each in maps if each is not x]).sum().backward()
+        torch.autograd.backward([each.sum() for each in maps if each.requires_grad and each is not x])
     sources = {id(out): path for path, out in ran}
     found: dict[int, Map] = {}
     for output, each in enumerate(maps):

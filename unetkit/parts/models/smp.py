@@ -98,7 +98,9 @@ def _made(name: str, words: dict[str, Any]) -> Any:
             return getattr(smp, class_name(name))(**words)
     except Exception as error:  # whatever smp, timm or a hub's client raises
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise CannotBuild(f"smp/{name} cannot be built so ({why})") from error
+        raise CannotBuild(
+            f"smp/{name} cannot be built so ({why}); `unetkit list model smp/{name}` has its options"
+        ) from error
 
 
 def _sources(encoder: Any) -> tuple[str, ...]:

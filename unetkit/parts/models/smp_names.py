@@ -14,6 +14,7 @@ from unetkit.signature import Option, help_of
 #: Said by words of the line.
 _ELSEWHERE = {"encoder_name", "encoder_weights", "in_channels", "classes"}
 #: An activation makes probabilities of logits, which losses take for logits; a second head gives a second output.
+_UNTOLD = "smp's documentation does not say"
 _NOT_HERE = {"activation", "aux_params"}
 
 
@@ -33,7 +34,7 @@ def options(name: str) -> list[Option]:
     given = _arguments(name)
     encoder = Option("encoder", str, _ours(given["encoder_name"][1]), "the contracting path; `--encoder` says the same")
     own = [
-        Option(argument, _type(annotation), default, _first_sentence(help_of(doc, argument)))
+        Option(argument, _type(annotation), default, _first_sentence(help_of(doc, argument)) or _UNTOLD)
         for argument, (annotation, default) in given.items()
         if argument not in _ELSEWHERE | _NOT_HERE
     ]
