@@ -153,7 +153,7 @@ def test_what_does_not_go_is_refused_before_torch_is_needed(line: str, error: ty
     ("line", "message"),
     [
         ("--model smp/unet --encoder plain", "smp/unet takes encoders of timm and of smp only; plain is neither"),
-        ("--model smp/unet --encoder resnet18:levels=4", "say levels as --model smp/unet:encoder_depth=..."),
+        ("--model smp/unet --encoder resnet18:levels=4", "is said by --model smp/unet:encoder_depth=...; leave levels out"),
         ("--model smp/unet --encoder smp/resnet18:bogus=1", "bogus"),
         ("--model smp/unet:encoder_depth=4", "smp/unet cannot be built so (ValueError: Model depth is 4"),
         ("--model smp/dpt --encoder smp/resnet18", "smp/dpt cannot be built so"),

@@ -68,9 +68,11 @@ def _said(spec: PartSpec, name: str, source: str) -> dict[str, Any]:
     """The options of an encoder, which smp hands on to timm."""
     given = {key: guess(text) for key, text in spec.options}
     if "levels" in given:
-        raise BadOption(f"--encoder {spec}: beside smp/{name} say levels as --model smp/{name}:encoder_depth=...")
+        raise BadOption(
+            f"how many maps of {spec.name} are used is said by --model smp/{name}:encoder_depth=...; leave levels out"
+        )
     if source == "smp" and (ignored := given.keys() - {"output_stride"}):
-        raise BadOption(f"--encoder {spec}: smp would ignore {min(ignored)}; leave it out")
+        raise BadOption(f"smp would ignore {min(ignored)} of --encoder {spec}; leave it out")
     return given
 
 
