@@ -306,7 +306,7 @@ def test_a_killed_process_leaves_the_old_file(tmp_path: Path, number: signal.Sig
 
 def test_no_file(tmp_path: Path) -> None:
     assert refusal(tmp_path / "nothing").endswith("is not there; give a file that unetkit.save wrote")
-    assert refusal(tmp_path).endswith("is no file but a folder; give a file that unetkit.save wrote")
+    assert "is a folder without config.json and model.safetensors; give a file" in refusal(tmp_path)
     assert " cannot be read (" in refusal(tmp_path / ("long" * 100))
 
 

@@ -54,8 +54,6 @@ BAD = {
     "`unetkit list fuse add` describes them",
     "--encoder plain --logits bilinear:corners=true": "--logits bilinear:corners=true: bilinear has no option "
     "'corners'; did you mean align_corners?; `unetkit list up bilinear` describes them",
-    "--encoder resnet18:features_only=true": "--encoder resnet18:features_only=true: resnet18 has no option "
-    "'features_only'; it has levels, output_stride, pretrained; `unetkit list encoder resnet18` describes them",
     "--recipe unet-2015:depth=3": "--recipe unet-2015:depth=3: unet-2015 has no option 'depth'; it has none; "
     "`unetkit list recipe unet-2015` describes them",
     "--encoder plain:depth=two": "--encoder plain:depth=two: depth takes an integer or none; got two",

@@ -22,6 +22,14 @@ _UNSAID = {"activation": (None, "identity"), "aux_params": (None,)}
 _RENAMED = ("timm-regnet", "timm-res2", "timm-resnest", "timm-mobilenetv3", "timm-gernet")
 
 
+def is_folder(path: Path) -> bool:
+    """Whether a path is a folder; false where it cannot be looked at, as reading it will say."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def read_folder(folder: Path) -> tuple[Plan, dict[str, Tensor]]:
     """The plan and the tensors of what `save_pretrained` wrote; nothing is unpickled or downloaded.
 

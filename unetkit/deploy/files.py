@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from unetkit.atomic import written_whole
 from unetkit.builder import build_plan
-from unetkit.deploy.checkpoints import read_folder
+from unetkit.deploy.checkpoints import is_folder, read_folder
 from unetkit.deploy.sealed import BLANK, FORMAT, VERSION, checked, digest, read
 from unetkit.errors import BadFile, CannotBuild, PluginError, UnetkitError
 from unetkit.inspect.observe import network_of
@@ -73,7 +73,7 @@ def load(path: str | Path, *, parts: Parts | None = None, device: Any = None) ->
         UnknownName: its plan names a part that there is not.
     """
     path = Path(path)
-    if path.is_dir():
+    if is_folder(path):
         return _of_smp(path, parts or default_parts(), torch.get_default_device() if device is None else device)
     data = read(path)
     metadata = checked(path, data)

@@ -33,11 +33,9 @@ def digest(data: bytes, at: int) -> bytes:
 def read(path: Path) -> bytes:
     """All of a file. Raises BadFile where it is none, empty, or cannot be read."""
     try:
-        if path.is_file():
-            data = path.read_bytes()
-        else:
-            what = "is no file but a folder" if path.is_dir() else "is not there"
-            raise BadFile(f"{path} {what}; give a file that unetkit.save wrote")
+        if not path.is_file():
+            raise BadFile(f"{path} is not there; give a file that unetkit.save wrote")
+        data = path.read_bytes()
     except OSError as error:
         raise BadFile(f"{path} cannot be read ({error.strerror or error})") from error
     if not data:
