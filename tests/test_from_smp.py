@@ -1,4 +1,4 @@
-"""A trained U-Net of smp as one of ours: equal outputs, a line that rebuilds it, and what cannot be carried by name."""
+"""A trained U-Net of smp as one of ours: outputs equal in eval mode, its line, and what cannot be carried by name."""
 
 from __future__ import annotations
 
@@ -41,6 +41,10 @@ def apart(theirs: nn.Module, ours: nn.Module, *size: int, in_channels: int = 3) 
     with torch.no_grad():
         there: torch.Tensor = theirs(x)
         return float((ours(x) - there).abs().max() / there.abs().max())
+
+
+def run_out(*_: Any) -> None:
+    raise MemoryError
 
 
 def refusal(model: nn.Module) -> str:
@@ -247,6 +251,19 @@ def test_a_change_that_no_layer_shows_is_found_by_running_it() -> None:
     message = refusal(theirs)
     assert "this smp.Unet cannot be carried over: --encoder " in message
     assert " gives outputs that differ by " in message
+
+
+def test_an_output_that_is_the_same_at_every_pixel_proves_nothing() -> None:
+    theirs = trained()
+    nn.init.zeros_(theirs.segmentation_head[0].weight)
+    assert refusal(theirs).endswith(" cannot be compared: its output is the same at every pixel; train it first")
+
+
+def test_memory_that_ran_out_is_no_reason_of_the_models() -> None:
+    theirs = trained()
+    theirs.encoder.register_forward_hook(run_out)
+    with pytest.raises(MemoryError):
+        from_smp(theirs)
 
 
 def test_only_a_unet_of_smp() -> None:

@@ -153,11 +153,26 @@ def test_what_does_not_go_is_refused_before_torch_is_needed(line: str, error: ty
     ("line", "message"),
     [
         ("--model smp/unet --encoder plain", "smp/unet takes encoders of timm and of smp only; plain is neither"),
-        ("--model smp/unet --encoder resnet18:levels=4", "is said by --model smp/unet:encoder_depth=...; leave levels out"),
+        (
+            "--model smp/unet --encoder resnet18:levels=4",
+            "--model smp/unet:encoder_depth=...; leave levels out",
+        ),
         ("--model smp/unet --encoder smp/resnet18:bogus=1", "bogus"),
-        ("--model smp/unet:encoder_depth=4", "smp/unet cannot be built so (ValueError: Model depth is 4"),
-        ("--model smp/dpt --encoder smp/resnet18", "smp/dpt cannot be built so"),
+        (
+            "--model smp/unet:encoder_depth=4",
+            "built with encoder tu-resnet34 and its options (ValueError: Model depth is 4",
+        ),
+        ("--model smp/dpt --encoder smp/resnet18", "smp/dpt cannot be built with encoder resnet18"),
         ("--model smp/fpn:upsampling=2", "gives 128x128 for 256x256; logits have the size of the input"),
+        ("--model smp/fpn:upsampling=8", "gives 512x512 for 256x256; logits have the size of the input"),
+        ("--model smp/unet --encoder resnet18:drop_rate=0.1", "changes nothing in its feature maps"),
+        ("--model smp/unet --encoder resnet18:num_classes=5", "--classes says it"),
+        ("--model smp/deeplabv3 --encoder resnet18:output_stride=8", "smp/deeplabv3:encoder_output_stride=..."),
+        (
+            "--model smp/unet --recipe unet-2015",
+            "--recipe unet-2015 is a U-Net of parts",
+        ),
+        ("--model smp/unet:decoder_interpolation=bogus", "NotImplementedError"),
         ("--model smp/unet --pretrained weights.safetensors", "takes no file"),
     ],
 )
@@ -168,10 +183,37 @@ def test_what_cannot_be_built_is_refused_in_one_line(line: str, message: str) ->
     assert len(str(refusal.value).splitlines()) == 1
 
 
-def test_an_encoder_of_one_size_is_built_for_the_size_that_is_said() -> None:
-    name = "swin_tiny_patch4_window7_224"
-    model = unetkit.build(model="smp/upernet", encoder=name, parts=PARTS, device="meta")
-    assert model.size == (224, 224)
-    larger = unetkit.build(model="smp/upernet", encoder=name, size=448, parts=PARTS, device="meta")
-    assert larger.size == (448, 448)
-    assert unetkit.trace(larger).rows[-1].height == 448
+@pytest.mark.parametrize(
+    ("name", "encoder"),
+    [("dpt", "vit_tiny_patch16_224"), ("unet", "efficientformerv2_s0"), ("unet", "twins_svt_small")],
+)
+def test_a_size_that_is_said_goes_to_encoders_that_need_it(name: str, encoder: str) -> None:
+    model = unetkit.build(model=f"smp/{name}", encoder=encoder, size=(97, 131), parts=PARTS, device="meta")
+    assert (unetkit.trace(model).rows[-1].height, unetkit.trace(model).rows[-1].width) == (97, 131)
+    assert max(model.padded_size((97, 131))) <= 192
+
+
+def test_what_was_built_before_changes_nothing() -> None:
+    with pytest.raises(UnetkitError):
+        unetkit.build(model="smp/pan:decoder_interpolation=bogus", encoder="test_resnet", parts=PARTS, device="meta")
+    model = whole("pan")
+    assert model(torch.randn(1, 3, 33, 65)).shape == (1, 2, 33, 65)
+
+
+def test_a_model_that_gives_no_tensor_is_refused() -> None:
+    class Several(nn.Module):
+        def __init__(self, in_channels: int, classes: int) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(in_channels, classes, 1)
+
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            return [self.conv(x)]
+
+    with pytest.raises(UnetkitError, match="gives a list; promised is one tensor, the logits"):
+        unetkit.build(model=Several, parts=PARTS)
+
+
+def test_an_encoder_of_one_size_takes_others_where_timm_lets_it() -> None:
+    model = unetkit.build(model="smp/upernet", encoder="swin_tiny_patch4_window7_224", parts=PARTS, device="meta")
+    assert model.size is None
+    assert [unetkit.trace(model, size).rows[-1].height for size in (224, 97, 448)] == [224, 97, 448]

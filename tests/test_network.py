@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from functools import cache
 from typing import Any, Literal
 
@@ -455,3 +456,16 @@ def test_a_module_within_a_part_may_be_called_fuse() -> None:
             return out
 
     assert build("plain:widths=[4,8]", block=Inside, size=16, device="meta").whole.size == (16, 16)
+
+
+def test_a_network_of_one_size_refuses_larger_inputs_exported_too() -> None:
+    model = network("levit_128s")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the biases that timm's model keeps as it runs
+        program = exported(model, 40)
+    x = torch.randn(1, 3, 97, 131)
+    with torch.no_grad():
+        torch.testing.assert_close(program(x), model(x), rtol=0, atol=1e-5)
+    for run in (program, model):
+        with pytest.raises(Exception, match="224"):
+            run(torch.randn(1, 3, 300, 400))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,18 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from unetkit.builder import build
 from unetkit.errors import BadFile, UnknownName
 from unetkit.parts.encoders import timm_names
 from unetkit.sweep.command import main, sweep
+from unetkit.sweep.memory import exhausted
 from unetkit.sweep.page import refresh, rendered
 from unetkit.sweep.peak import Peak
 from unetkit.sweep.pool import rows
-from unetkit.sweep.questions import Sizes, Unmet
+from unetkit.sweep.questions import Sizes, Unmet, learns
 from unetkit.sweep.record import Record, read
-from unetkit.sweep.settings import ANSWERS, QUESTIONS, Settings
-from unetkit.sweep.tally import failures, share, slowest
+from unetkit.sweep.settings import ANSWERS, QUESTIONS, Settings, code
+from unetkit.sweep.tally import failures, share, slowest, totals
 
 #: Draws the sample below; another gives other models.
 SEED = 4
@@ -62,7 +65,7 @@ class Network(nn.Module):
 
     def __init__(self, gives: Callable[[Tensor], Tensor] = lambda out: out, takes: int = 1) -> None:
         super().__init__()
-        self.encoder = nn.Conv2d(3, 2, 1)
+        self.encoder = nn.Sequential(OrderedDict(model=nn.Conv2d(3, 2, 1), pyramid=nn.Conv2d(2, 2, 1)))
         self.gives = gives
         self.takes = takes
 
@@ -82,8 +85,9 @@ def nowhere(out: Tensor) -> Tensor:
         ("odd", lambda out: out[..., 1:], "an input of 1x3x97x131 gives 1x2x97x130"),
         ("small", lambda out: out[0], "an input of 1x3x33x65 gives 2x33x65"),
         ("own", lambda out: out / 0, "not every value of the output is finite"),
-        ("backward", nowhere, "no gradient reaches the encoder"),
-        ("backward", lambda out: (out - out).sqrt(), "the gradients of 2 of 2 parameters are not finite"),
+        ("backward", nowhere, "no gradient reaches the model in the encoder"),
+        ("backward", lambda out: out * 0, "each of the 2 gradients of the model in the encoder is 0"),
+        ("backward", lambda out: (out - out).sqrt(), "the gradients of 4 of 4 parameters are not finite"),
         ("backward", lambda out: out[..., ::2], "an input of 2x3x128x128 gives 2x2x128x64"),
     ],
 )
@@ -93,6 +97,14 @@ def test_what_is_not_met_says_what_came_back(question: str, gives: Callable[[Ten
     with pytest.raises(Unmet) as found:
         sizes.ask(question, Network(gives))
     assert str(found.value) == message
+
+
+def test_that_only_what_stands_around_a_model_learns_is_not_enough() -> None:
+    model = build("test_vit")
+    learns(model, (64, 64))
+    model.encoder.model.register_forward_hook(lambda _, __, maps: [each.detach() for each in maps])  # type: ignore[union-attr]
+    with pytest.raises(Unmet, match=r"^no gradient reaches the model in the encoder$"):
+        learns(model, (64, 64))
 
 
 def test_a_model_that_takes_no_other_size_is_trained_at_its_own() -> None:
@@ -167,6 +179,22 @@ def test_a_process_is_held_to_its_share() -> None:
     )
     done = subprocess.run([sys.executable, "-c", f"{held} print(exhausted(e))"], capture_output=True, check=False)
     assert done.stdout == (b"True\n" if sys.platform == "linux" else b"")
+
+
+@pytest.mark.parametrize(
+    ("error", "is_so"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("MemoryError in the encoder"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"), True),
+        (OSError(12, "Cannot allocate memory"), True),
+        (RuntimeError("could not create a memory object"), True),
+        (RuntimeError("could not create a primitive descriptor for a convolution forward propagation"), False),
+        (ValueError("could not create a map"), False),
+    ],
+)
+def test_what_tells_of_memory_is_told_from_other_errors(error: Exception, is_so: bool) -> None:
+    assert exhausted(error) == is_so
 
 
 def test_what_dies_or_hangs_is_a_row_with_its_cause() -> None:
@@ -289,6 +317,32 @@ def test_what_was_measured_with_other_versions_is_measured_again(
     assert len([*lines(path)]) == 5
 
 
+def test_what_was_measured_with_other_code_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = read(recorded(tmp_path / "a", row("resnet18")))
+    theirs = read(recorded(tmp_path / "b", row("resnet18"), settings=Settings(of="smp")))
+    assert held.done("resnet18", Settings(), again=False)
+    monkeypatch.setattr("unetkit.sweep.settings.code", lambda: "another")
+    assert not held.done("resnet18", Settings(), again=False)
+    assert theirs.done("resnet18", Settings(of="smp"), again=False)
+
+
+def test_the_digest_of_code_is_of_what_makes_networks(tmp_path: Path) -> None:
+    found = []
+    for name in ("network.py", "parts/unet.py", "sweep/pool.py", "cli/build.py", "notes.md"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+        found.append(code.__wrapped__(tmp_path))
+    assert len({*found[:3]}) == 2
+    assert len({*found[1:]}) == 1
+    assert Settings().versions()["code"] == code() == code.__wrapped__()
+
+
+def test_a_header_says_what_was_given() -> None:
+    header = Settings(jobs=2, memory=4 * GIB, real_up_to=10**7).header()
+    assert (header["jobs"], header["memory"], header["real_up_to"]) == (2, "4 GiB", 10_000_000)
+
+
 def test_a_row_of_meta_is_measured_again_where_it_fits_now(tmp_path: Path) -> None:
     held = read(recorded(tmp_path / "a", row("resnet18", real=False, why="needs", needs=2 * GIB, parameters=10**7)))
     assert held.done("resnet18", Settings(memory=GIB), again=False)
@@ -357,6 +411,7 @@ def test_the_page_says_what_the_files_hold(tmp_path: Path) -> None:
     table = rendered([ours, theirs])
     assert page.read_text() == f"before\n<!-- rendered: sweep -->\n\n{table}\n\n<!-- end -->\nafter\n"
     assert "| built | 1 of 1 (100.0%) | 0 of 1 (0.0%) |" in table
+    assert "not recorded" not in table
     assert table.count("| [2, 4] | 1 | ") == 2
     assert "| built | no \\| \\<b\\> | 1 | resnet18 |" in table
     assert table.count("#### No failures") == 1
@@ -365,6 +420,28 @@ def test_the_page_says_what_the_files_hold(tmp_path: Path) -> None:
         refresh(page, [ours])
     with pytest.raises(BadFile, match=r"there is no file .*; `python -m unetkit.sweep --out .*` makes it"):
         rendered([tmp_path / "nowhere"])
+
+
+def test_the_totals_tell_real_tensors_from_shapes_alone() -> None:
+    ghost = {"real": False, "why": "needs more"}
+    unbuilt = row("d", real=False, **dict.fromkeys(ANSWERS, "not built"))
+    found = dict(totals([row("a"), row("b", odd="no"), row("c", **ghost), unbuilt]))
+    assert found["built"] == "3 of 4 (75.0%)"
+    assert found["97x131"] == "2 of 4 (50.0%)"
+    assert found["97x131, on real tensors"] == "1 of 2 (50.0%)"
+    assert found["97x131, shapes only, on meta"] == "1 of 1 (100.0%)"
+    assert found["on real tensors, of those built"] == "2 of 3 (66.6%)"
+
+
+def test_a_header_of_an_earlier_sweep_shows_what_it_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    recorded(path, row("resnet18"))
+    header, *rest = lines(path)
+    kept = {key: value for key, value in header.items() if key not in ("code", "jobs", "memory", "real_up_to")}
+    path.write_text("".join(json.dumps(line) + "\n" for line in (kept, *rest)))
+    table = rendered([path])
+    for key in ("code", "jobs", "memory", "real_up_to"):
+        assert f"| {key} | not recorded |" in table
 
 
 @pytest.mark.parametrize(

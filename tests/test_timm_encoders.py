@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,10 +18,11 @@ import unetkit
 from unetkit import build
 from unetkit.errors import BadOption, CannotBuild, CannotPass
 from unetkit.meter import Meter
-from unetkit.parts.encoders.borne import search
+from unetkit.parts.encoders.borne import bears, search, takes
 from unetkit.parts.encoders.pyramid import Pyramid
 from unetkit.parts.encoders.timm import TimmEncoder
 from unetkit.parts.encoders.timm_create import Request
+from unetkit.parts.encoders.timm_effect import refuse_useless
 from unetkit.parts.encoders.timm_maps import read
 
 
@@ -232,6 +234,24 @@ def test_a_multiple_is_believed_only_beyond_the_models_own_size() -> None:
     assert search(lambda *_: True, 32, aligned=True) == (32, 32)
 
 
+def test_a_size_is_kept_only_where_one_passed() -> None:
+    assert bears("one that is broken", nn.Linear(7, 7), 3, 16) == (16, 16)
+    assert bears("one that is broken", nn.Conv2d(3, 1, 1), 3, 16) == (16, 1)
+
+
+def test_memory_that_ran_out_says_nothing_of_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_out(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    model = nn.Conv2d(3, 1, 1, device="meta")
+    model.register_forward_hook(run_out)
+    with pytest.raises(MemoryError):
+        takes(model, 3, 32, 32)
+    monkeypatch.setattr(timm, "create_model", run_out)
+    with pytest.raises(MemoryError):
+        Request("test_resnet", 3).create()
+
+
 def test_a_larger_image_than_the_one_size_is_refused_with_what_to_say() -> None:
     model = build("levit_128s", device="meta")
     with pytest.raises(CannotPass, match=r"larger than 224x224, the one size .* build it with --size 300x400"):
@@ -348,6 +368,15 @@ def test_an_option_that_only_draws_other_weights_is_taken() -> None:
     assert not torch.equal(plain.state_dict()[name], other.state_dict()[name])
 
 
+def test_a_transformer_of_two_blocks_gives_its_last_map() -> None:
+    model = build("test_vit:depth=2", device="meta")
+    assert model.strides == (4, 8, 16, 32)
+    assert (model.min_size, model.multiple, model.size) == SIZES["test_vit"]
+    assert on_meta(model, 33, 65).shape == (1, 2, 33, 65)
+    with pytest.raises(BadOption, match="cannot be made with depth=0"):
+        build("test_vit:depth=0", device="meta")
+
+
 def test_an_option_at_the_constructors_default_is_taken_quietly() -> None:
     assert build("resnet18:drop_rate=0.0", device="meta").strides == (2, 4, 8, 16, 32)
 
@@ -363,6 +392,9 @@ def test_an_option_at_the_constructors_default_is_taken_quietly() -> None:
         ("test_vit:global_pool=avg", "global_pool=avg changes nothing in its feature maps; leave it out"),
         ("test_efficientnet:drop_rate=0.2", "drop_rate=0.2 changes nothing in its feature maps; leave it out"),
         ("test_convnext:ls_init_value=none", "ls_init_value=none changes nothing in its feature maps; leave it out"),
+        ("test_convnext:head_hidden_size=128", "head_hidden_size=128 changes nothing in its feature maps"),
+        ("test_vit:img_size=[0,64]", "timm/test_vit: img_size=0x64 has a side below 1"),
+        ("resnet18:img_size=[-5,10]", "timm/resnet18: img_size=-5x10 has a side below 1"),
         ("resnet18:in_chans=4", "timm/resnet18 takes no in_chans: --in-channels says it; leave it out"),
         ("resnet18:num_classes=4", "takes no num_classes: --classes says it"),
         ("resnet18:out_indices=[1,2]", "takes no out_indices: levels says how many maps to use"),
@@ -385,6 +417,29 @@ def test_trying_an_option_leaves_no_trace() -> None:
     assert torch.equal(torch.get_rng_state(), states[1])
     first, again = (build("test_resnet:drop_path_rate=0.3", seed=3).state_dict() for _ in range(2))
     assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+def test_an_option_is_tried_without_a_word_to_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", told.append)
+    refuse_useless.cache_clear()
+    build("test_resnet:zero_init_last=false", device="meta")
+    assert told == []
+
+
+def test_options_tried_in_another_thread_leave_a_seeded_build_as_it_is() -> None:
+    def trying() -> None:
+        for _ in range(8):
+            refuse_useless.cache_clear()
+            build("test_resnet:zero_init_last=false", device="meta")
+
+    wanted = build("test_resnet", seed=3).state_dict()
+    with ThreadPoolExecutor(1) as pool:
+        tried = pool.submit(trying)
+        while not tried.done():
+            state = build("test_resnet", seed=3).state_dict()
+            assert all(torch.equal(state[name], wanted[name]) for name in wanted)
+        tried.result()
 
 
 # The trace

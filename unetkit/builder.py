@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from threading import RLock
 from typing import Any, cast
 
 import torch
@@ -13,6 +12,7 @@ import torch
 from unetkit.errors import BadOption, CannotBuild, PluginError
 from unetkit.foreign import quiet
 from unetkit.inspect.limits import prove
+from unetkit.lazyinit import set_aside
 from unetkit.maker import OURS, Level, Maker, one_each, owner_of, parts_here, under_way
 from unetkit.meta import check_device
 from unetkit.network import Network, layout_of
@@ -138,17 +138,12 @@ def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool
     return model
 
 
-#: The random state belongs to the whole process: seeded builds of several threads come one after another. A part may
-#: build a seeded network within a seeded build.
-_SEEDING = RLock()
-
-
 @contextmanager
 def _seeded(seed: int, device: Any) -> Iterator[None]:
     """Draw from a seed and leave the random state as it was, that of the device built on included."""
     target = torch.get_default_device() if device is None else torch.device(device)
     on_gpu = [target] if target.type == "cuda" else []
-    with _SEEDING, torch.random.fork_rng(devices=on_gpu):
+    with set_aside(*on_gpu):
         torch.default_generator.manual_seed(seed)
         for gpu in on_gpu:
             with torch.cuda.device(gpu):

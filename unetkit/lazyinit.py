@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import RLock
 from typing import Any
 
 import torch
@@ -20,6 +21,20 @@ from torch.utils._pytree import tree_iter
 _aten = torch.ops.aten
 _RANDOM = {_aten.uniform_.default, _aten.normal_.default}
 _OVERWRITES = {*_RANDOM, _aten.zero_.default, _aten.fill_.Scalar, _aten.fill_.Tensor, _aten.copy_.default}
+
+
+#: Held by whoever sets the random state aside. A part may build a seeded network within a seeded build.
+_ASIDE = RLock()
+
+
+@contextmanager
+def set_aside(*gpus: torch.device) -> Iterator[None]:
+    """Leave the random state of the cpu, and of the gpus that are drawn on, as it was.
+
+    It belongs to the whole process: what several threads draw in here comes one after another.
+    """
+    with _ASIDE, torch.random.fork_rng(devices=gpus):
+        yield
 
 
 class _Waiting(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -51,6 +51,10 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._hooks.__exit__(*error)
 
+    def made(self, tensor: Tensor) -> int:
+        """The operation that made a tensor's memory; -1 where none did."""
+        return self._made.get(storage(tensor), -1)
+
     def bytes_made(self, start: int, end: int) -> int:
         """Bytes that autograd keeps of the results of operations start to end."""
         return sum(size for made, size in self.saved.values() if start <= made < end)

@@ -58,7 +58,7 @@ class Network(nn.Module):
 
     @property
     def period(self) -> int:
-        """Sizes that differ by this are of one kind to it: its deepest stride, or what they must be multiples of."""
+        """Sizes that differ by this are of one kind to it: what they must be multiples of, or the usual stride."""
         return max(self.multiple, 32)
 
     def forward(self, x: Tensor, maps: list[Tensor] | None = None) -> Tensor:
@@ -83,11 +83,15 @@ class Network(nn.Module):
             CannotPass: it is larger than the one size that the encoder takes.
         """
         if self.size is not None:
-            if not torch.compiler.is_compiling() and (size[0] > self.size[0] or size[1] > self.size[1]):
-                fixed = f"{self.size[0]}x{self.size[1]}"
+            if torch.compiler.is_compiling():
+                torch._check(size[0] <= self.size[0])
+                torch._check(size[1] <= self.size[1])
+            elif size[0] > self.size[0] or size[1] > self.size[1]:
+                given, fixed = (f"{height}x{width}" for height, width in (size, self.size))
+                who = self.whole.encoder or self.whole.model
                 raise CannotPass(
-                    f"an input of {size[0]}x{size[1]} is larger than {fixed}, the one size that encoder "
-                    f"{self.whole.encoder} is built for; build it with --size {size[0]}x{size[1]}, or cut the input"
+                    f"an input of {given} is larger than {fixed}, the one size that {who} is built for; "
+                    f"build it with --size {given}, or cut the input"
                 )
             return self.size
         least, multiple = self.min_size, self.multiple

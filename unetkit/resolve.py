@@ -46,6 +46,8 @@ def resolve(plan: Plan, parts: Parts) -> tuple[Plan, Plan]:
         plan = replace(plan, recipe=recipe)
     plan = canonical_plan(plan, parts)
     model = plan.model or said.model
+    if plan.recipe is not None and model is not None and said.model is None:
+        raise CannotBuild(f"--recipe {plan.recipe} is a U-Net of parts, but --model {model} is whole; leave one out")
     base = said.over(DEFAULTS if model is None else _beside(model, plan.over(said), parts))
     whole = plan.over(base)
     if whole.encoder is None and model is None:

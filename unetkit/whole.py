@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from torch import Tensor, nn
 
+from unetkit.errors import CannotPass
 from unetkit.network import Network
 
 
@@ -32,4 +31,8 @@ class Whole(Network):
         return self.model
 
     def _whole(self, x: Tensor, kept: list[Tensor] | None) -> Tensor:
-        return cast(Tensor, self.model(x))
+        out = self.model(x)
+        if not isinstance(out, Tensor):
+            what = f"gives a {type(out).__name__}; promised is one tensor, the logits"
+            raise CannotPass(f"--model {self.whole.model} {what}")
+        return out

@@ -65,8 +65,11 @@ def _plan(folder: Path, config: dict[str, Any]) -> Plan:
     rest = {key: value for key, value in config.items() if key[0] != "_" and key not in words}
     for name, without in _UNSAID.items():
         if rest.pop(name, None) not in without:
-            raise BadFile(f"{folder}: its model has {name}={config[name]}, and a network of ours gives logits alone")
+            has = f"its model has {name}={config[name]}, and a network of ours gives logits alone"
+            raise BadFile(f"{folder}: {has}; open it with smp, take that off, and give it to unetkit.from_smp")
     encoder, _ = str(rest.pop("encoder_name", "resnet34")), rest.pop("encoder_weights", None)
+    if (old := rest.pop("decoder_use_batchnorm", None)) is not None:  # until smp 0.4
+        rest["decoder_use_norm"] = old
     said = {key: value for key, value in rest.items() if value is not None}
     if unsayable := [key for key, value in said.items() if isinstance(value, dict)]:
         raise BadFile(f"{folder}: no line can say its {unsayable[0]}={said[unsayable[0]]}; open it with smp itself")

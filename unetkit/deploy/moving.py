@@ -1,4 +1,4 @@
-"""Moving over: a trained U-Net of segmentation_models_pytorch (smp) becomes one of ours, proved equal."""
+"""Moving over: a trained U-Net of segmentation_models_pytorch (smp) becomes one of ours, proved equal in eval mode."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from unetkit.builder import build_plan
 from unetkit.deploy.smp_unets import changed, counterparts, lost, plans, tensors_for
 from unetkit.errors import CannotBuild, UnetkitError
 from unetkit.foreign import one_line
+from unetkit.lazyinit import set_aside
 from unetkit.maker import parts_here
 from unetkit.meta import mode_kept
 from unetkit.plan import Plan
@@ -25,10 +26,10 @@ _APART = 1e-5
 
 
 def from_smp(model: nn.Module) -> UNet:
-    """The U-Net of ours that gives what a `smp.Unet` gives, with copies of its weights.
+    """The U-Net of ours that gives what a `smp.Unet` gives in eval mode, with copies of its weights.
 
-    Both are run on one small input before it is returned, in eval mode; the largest outputs differ by less than 1e-5 of
-    their size. The encoder is timm's where smp took it from there (`tu-`) or has the same (ResNets, ResNeXts, SE-nets,
+    Both are run on one small input before it is returned, in eval mode; outputs differ by less than 1e-5 of the
+    largest. The encoder is timm's where smp took it from there (`tu-`) or has the same (ResNets, ResNeXts, SE-nets,
     MobileOne), else smp's own. Dtypes, device, training or eval mode, and what is frozen are kept.
 
     Args:
@@ -38,7 +39,8 @@ def from_smp(model: nn.Module) -> UNet:
         The network; `str(network.plan)` is the line that rebuilds it.
 
     Raises:
-        CannotBuild: it is no `smp.Unet`, was changed after it was built, or has what we cannot say; names all of it.
+        CannotBuild: it is no `smp.Unet`, was changed after it was built, or has what we cannot say, all of which is
+            named; or it gives the same at every pixel, by which nothing is proved.
     """
     theirs = _theirs(model)
     why: UnetkitError | None = None
@@ -68,7 +70,7 @@ def _moved(theirs: Any, plan: Plan) -> UNet:
     """The network of a plan with their weights, proved."""
     first = next(theirs.parameters())
     # Random weights that nobody sees should not change what is drawn next.
-    with torch.random.fork_rng(devices=[first.device] if first.is_cuda else []):
+    with set_aside(*[first.device] if first.is_cuda else []):
         ours = cast(UNet, build_plan(plan, parts_here(), first.device))
     names = counterparts(theirs, ours)
     try:
@@ -82,15 +84,20 @@ def _moved(theirs: Any, plan: Plan) -> UNet:
 
 
 def _prove(theirs: Any, ours: UNet, plan: Plan) -> None:
-    """Refuse where the two do not give the same."""
+    """Refuse where the two do not give the same in eval mode."""
     one, other = _runnable(theirs), _runnable(ours)
     why = ""
     for size in _sizes(theirs, ours):
         x = torch.rand(1, theirs.config["in_channels"], *size, generator=torch.Generator().manual_seed(0))
         try:
             there = _run(one, x)
+        except MemoryError:
+            raise
         except Exception as error:  # whatever a model says to a size that it does not take
             why = one_line(error)
+            continue
+        if torch.equal(there.amin((2, 3)), there.amax((2, 3))):
+            why = "its output is the same at every pixel; train it first"
             continue
         difference, most = (_run(other, x) - there).abs().max().item(), there.abs().max().item()
         if difference <= _APART * most:

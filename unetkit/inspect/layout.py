@@ -178,7 +178,9 @@ def _boxes(trace: Trace) -> dict[str, Box]:
     maps, ups = _sides(rows)
     kinds = dict.fromkeys(maps, "encoder") | {level: _kind(level, ups) for level in ups}
     kinds |= {"input": "input", maps[-1]: "bottom"}
-    tags = {"input": "input", [*rows][-1]: "output"}
+    cut = [row for row in trace.rows if row.level == "output"]
+    output = f"output, cut to {cut[0].height}{TIMES}{cut[0].width}" if cut else "output"
+    tags = {"input": "input", [*rows][-1]: output}
     return {
         level: Box(row, kinds[level], columns[level], lines[row.stride], *scale.box(row), tags.get(level, ""))
         for level, row in rows.items()

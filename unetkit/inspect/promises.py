@@ -50,9 +50,10 @@ def misdeclared(network: Network, seen: Observation) -> str:
 
 def _shrunk(network: Network, seen: Observation) -> str:
     """What is wrong with the size of what a whole model gives."""
-    if seen.output is None or seen.output.ndim != 4:
+    call = next((call for call in seen.calls if call.module is network.encoder and call.end >= 0), None)
+    if call is None or not call.gave or call.gave[0].ndim != 4:
         return ""
-    given, gave = size_of(seen.calls[0].given[0]), size_of(seen.output)
+    given, gave = size_of(call.given[0]), size_of(call.gave[0])
     if given == gave:
         return ""
     return f"--model {network.whole.model} gives {by(gave)} for {by(given)}; logits have the size of the input"

@@ -114,14 +114,16 @@ class Rows:
         raise NotImplementedError
 
     def maps(self, encoder: Call) -> Iterator[tuple[Tensor, int]]:
-        """The encoder's maps, and when each was done: when the module that gave it was."""
+        """The encoder's maps, and when each was done: when the module that gave it alone was, or the operation was."""
         done, given = self.done, {storage(tensor) for tensor in encoder.given}
         for tensor in encoder.gave:
             made = storage(tensor)  # an encoder may give a view, such as NHWC as NCHW
             if made in given or not tensor.numel():
                 continue  # some give their input as a first map, or one of no channels
-            ends = [call.end for call in self.run.seen.calls if any(storage(gave) == made for gave in call.gave)]
-            done = max(done, min(ends, default=done)) if tensor is not encoder.gave[-1] else encoder.end
+            alone = [call for call in self.run.seen.calls if len(call.gave) == 1]
+            ends = [call.end for call in alone if storage(call.gave[0]) == made]
+            end = min(ends, default=self.run.meter.made(tensor) + 1)
+            done = max(done, end) if tensor is not encoder.gave[-1] else encoder.end
             yield tensor, done
 
     def find(self, module: nn.Module | None) -> Call | None:

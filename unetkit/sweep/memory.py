@@ -8,6 +8,11 @@ import resource
 from pathlib import Path
 
 _GROUP = Path("/sys/fs/cgroup")
+#: Not all that oneDNN "could not create": it says that of a primitive for shapes that it does not know.
+_EXHAUSTED = re.compile(
+    r"\bMemoryError\b|[Cc]an(no|')t allocate memory|not enough memory|bad_alloc|out of memory"
+    r"|could not create a memory object"
+)
 
 
 def free() -> int:
@@ -31,10 +36,8 @@ def hold(share: int) -> None:
 
 
 def exhausted(error: BaseException) -> bool:
-    """Whether an error says that memory could not be had."""
-    return isinstance(error, MemoryError) or bool(
-        re.search(r"can't allocate memory|not enough memory|bad_alloc|out of memory|could not create a", str(error))
-    )
+    """Whether an error is, or tells in the words of another, that memory could not be had."""
+    return isinstance(error, MemoryError) or bool(_EXHAUSTED.search(str(error)))
 
 
 def _first(path: Path, pattern: str, unit: int = 1) -> int | None:

@@ -11,7 +11,7 @@ from unetkit.errors import BadFile
 from unetkit.inspect.figures import count
 from unetkit.sweep.record import Recorded, combined
 from unetkit.sweep.settings import ANSWERS
-from unetkit.sweep.tally import TITLES, Row, failures, groups, ok, real, share, slowest
+from unetkit.sweep.tally import TITLES, Row, failures, groups, ok, slowest, totals
 
 _BLOCK = re.compile(r"(<!-- rendered: sweep -->\n).*?(<!-- end -->)", re.DOTALL)
 #: Names of one failure that are written out.
@@ -56,19 +56,26 @@ def rendered(files: Sequence[Path]) -> str:
 
 
 def _totals(asked: dict[str, list[Row]]) -> str:
-    lines = [[TITLES[answer], *(share(ok(rows, answer), len(rows)) for rows in asked.values())] for answer in ANSWERS]
-    truly = ["on real tensors, of those built", *map(real, asked.values())]
+    of_each = [dict(totals(rows)) for rows in asked.values()]
+    lines = ([title, *(found[title] for found in of_each)] for title in of_each[0])
     hours = (f"{sum(row['took'] for row in rows) / 3600:.1f} h" for rows in asked.values())
-    return _table(["asked", *asked], *lines, truly, ["time, one after another", *hours])
+    return _table(["asked", *asked], *lines, ["time, one after another", *hours])
 
 
 def _made_with(recorded: Recorded) -> str:
     used = {row["at"] for row in recorded.rows.values()}
-    headers = [header for key, header in recorded.headers.items() if key in used]
+    headers = [_whole(header) for key, header in recorded.headers.items() if key in used]
     keys = [key for key in dict.fromkeys(key for header in headers for key in header) if key != "id"]
     return _table(
         ["measured with", *("" for _ in headers)], *([key, *(_said(h, key) for h in headers)] for key in keys)
     )
+
+
+def _whole(header: Row) -> Row:
+    """A header, with what those of earlier sweeps lack."""
+    lacks = [key for key in ("jobs", "memory", "real_up_to") if key not in header]
+    lacks += ["code"] if header["of"] == "unetkit" and "code" not in header else []
+    return header | dict.fromkeys(lacks, "not recorded")
 
 
 def _said(header: Row, key: str) -> str:
@@ -81,8 +88,8 @@ def _one(rows: list[Row], known: dict[str, str]) -> Iterator[str]:
     if ghosts := [row["parameters"] for row in rows if "why" in row]:
         yield f"On meta, for shapes without values: {len(ghosts)}, the smallest of {count(min(ghosts))} parameters."
     for title, key in (("strides", lambda row: known.get(row["name"], "not known")), ("family", _family)):
-        counts = ([name, str(len(same)), *(str(ok(same, a)) for a in ANSWERS)] for name, same in groups(rows, key))
-        yield _table([title, "models", *TITLES.values()], *counts)
+        counts = ([name, *_counts(same)] for name, same in groups(rows, key))
+        yield _table([title, "models", "on real tensors", *TITLES.values()], *counts)
     found = failures(rows)
     yield "#### Failures" if found else "#### No failures"
     if found:
@@ -90,6 +97,12 @@ def _one(rows: list[Row], known: dict[str, str]) -> Iterator[str]:
         yield _table(["at", "cause, in the words of the first", "models", "which"], *lines)
     yield "#### The slowest to build"
     yield _table(["model", "seconds", "parameters"], *map(_slow, slowest(rows)))
+
+
+def _counts(rows: Sequence[Row]) -> Iterator[str]:
+    yield str(len(rows))
+    yield str(sum(row["real"] for row in rows))
+    yield from (str(ok(rows, answer)) for answer in ANSWERS)
 
 
 def _family(row: Row) -> str:

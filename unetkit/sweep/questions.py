@@ -20,6 +20,8 @@ from unetkit.sweep.memory import exhausted
 ODD, SMALL = (97, 131), (33, 65)
 #: Where a model takes more than its own size, a training step at this one shows the same for a third of the time.
 TRAINED = (128, 128)
+#: Where the network of timm's is, in ours as in smp's: what stands around it learns even where it does not.
+_MODEL = "encoder.model."
 #: Small enough that one step cannot blow up a deep network that has no norm.
 _RATE = 1e-3
 
@@ -76,7 +78,7 @@ def learns(model: Any, size: Size) -> None:
 
     Raises:
         Unmet: a value, the loss's gradient of a parameter, or a value after the step is not finite, a map has another
-            size than the images, or no gradient reaches the encoder.
+            size than the images, or no gradient, or none but 0, reaches timm's model in the encoder.
     """
     model.zero_grad(set_to_none=True)
     x = _images(model, 2, size)
@@ -85,8 +87,7 @@ def learns(model: Any, size: Size) -> None:
     loss = F.binary_cross_entropy_with_logits(out, (torch.rand_like(out) > 0.5).to(out.dtype))
     torch.autograd.backward(loss)
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    if not any(name.startswith("encoder.") for name in gradients):
-        raise Unmet("no gradient reaches the encoder")
+    _check_reached([gradient for name, gradient in gradients.items() if name.startswith(_MODEL)])
     if bad := [name for name, gradient in gradients.items() if not _finite(gradient)]:
         raise Unmet(f"the gradients of {len(bad)} of {len(gradients)} parameters are not finite")
     # One tensor at a time: what all of them cost at once is memory that a step does not need.
@@ -105,6 +106,13 @@ def _check(out: Tensor, batch: int, size: Size, when: str = "") -> None:
         raise Unmet(f"{when}an input of {_by((batch, 3, *size))} gives {_by(tuple(out.shape))}")
     if not _finite(out):
         raise Unmet(f"{when}not every value of the output is finite")
+
+
+def _check_reached(gradients: list[Tensor]) -> None:
+    if not gradients:
+        raise Unmet("no gradient reaches the model in the encoder")
+    if not any(gradient.is_meta or bool(gradient.any()) for gradient in gradients):
+        raise Unmet(f"each of the {len(gradients)} gradients of the model in the encoder is 0")
 
 
 def _by(shape: tuple[int, ...]) -> str:

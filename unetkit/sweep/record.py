@@ -35,7 +35,7 @@ class Recorded:
             self.rows[self.headers[line["at"]]["of"], line["name"]] = line
 
     def done(self, name: str, settings: Settings, *, again: bool) -> bool:
-        """Whether a name needs not be measured: it was, with these versions, and as truly as now would be.
+        """Whether a name needs not be measured: it was, with these versions and code, as truly as now would be.
 
         `again`: also what failed.
         """

@@ -11,8 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from unetkit.inspect.figures import count
-from unetkit.sweep.settings import ANSWERS
-from unetkit.sweep.tally import TITLES, Row, failures, ok, passed, real, share, slowest
+from unetkit.sweep.tally import TITLES, Row, failures, passed, slowest, totals
 
 #: Seconds between two lines where there is no terminal.
 _PAUSE = 30.0
@@ -69,9 +68,8 @@ def summary(rows: Sequence[Row]) -> None:
 
 def _shares(rows: Sequence[Row]) -> Table:
     table = _table("asked", "passed")
-    for answer in ANSWERS:
-        table.add_row(TITLES[answer], share(ok(rows, answer), len(rows)))
-    table.add_row("on real tensors, of those built", real(rows))
+    for line in totals(rows):
+        table.add_row(*line)
     return table
 
 

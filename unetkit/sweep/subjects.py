@@ -51,7 +51,7 @@ def _smp_maps(model: Any) -> tuple[list[int], list[int]]:
     return [*info.reduction()], [*info.channels()]
 
 
-#: unetkit's own code stands under its version; smp is asked on the same names of the same timm.
+#: unetkit's own code stands under its version and its digest; smp is asked on the same names of the same timm.
 SUBJECTS = {
     "unetkit": Subject(_unetkit, _our_maps, ("unetkit", "timm", "torch"), ("unetkit.builder",)),
     "smp": Subject(_smp, _smp_maps, ("segmentation-models-pytorch", "timm", "torch"), ("segmentation_models_pytorch",)),

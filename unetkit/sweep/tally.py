@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from unetkit.sweep.settings import ANSWERS
+from unetkit.sweep.settings import ANSWERS, QUESTIONS
 
 Row = dict[str, Any]
 #: What each answer is about, in words.
@@ -42,6 +42,18 @@ def real(rows: Iterable[Row]) -> str:
     """Of the models that were built, how many were asked on real tensors."""
     built = [row for row in rows if row["built"] == "ok"]
     return share(sum(row["real"] for row in built), len(built))
+
+
+def totals(rows: Iterable[Row]) -> list[tuple[str, str]]:
+    """What was asked, and the share that passed: of all, and apart for real tensors and for shapes alone, on meta."""
+    rows = [*rows]
+    truly = [row for row in rows if row["real"]]
+    ghosts = [row for row in rows if not row["real"] and row["built"] == "ok"]
+    found = [(TITLES["built"], share(ok(rows, "built"), len(rows)))]
+    for question in QUESTIONS:
+        of_all = (("", rows), (", on real tensors", truly), (", shapes only, on meta", ghosts))
+        found += [(TITLES[question] + how, share(ok(asked, question), len(asked))) for how, asked in of_all]
+    return [*found, ("on real tensors, of those built", real(rows))]
 
 
 def passed(row: Row) -> bool:

@@ -30,7 +30,9 @@ def bears(key: Hashable, model: nn.Module, in_channels: int, stride: int) -> tup
     if key not in _BORNE:
         ghost = meta_copy(model).eval()
         found = search(lambda *size: takes(ghost, in_channels, *size), stride)
-        _BORNE[key] = found or (stride, stride)
+        if found is None:  # as a broken option makes it, which the key need not tell
+            return stride, stride
+        _BORNE[key] = found
     return _BORNE[key]
 
 
@@ -54,18 +56,19 @@ def search(
     if least is None:
         return None
     # Halving rounds up in one model and down in another: these are odd however often they are halved, one way or other.
-    half, far = stride // 2 + 1, _up(2 * own, stride)
+    half, far = stride // 2 + 1, round_up(2 * own, stride)
     if not aligned and passes(least + half, far + 1) and passes(least + 1, far + half):
         return least, 1
     # What fits the smallest is made of whole windows too, unless it is so small that windows shrink to it.
     for multiple in sides if least == stride else [side for side in sides if least % side == 0]:
-        base = _up(least, multiple)
-        if passes(base + multiple, _up(2 * own, multiple) + multiple):
+        base = round_up(least, multiple)
+        if passes(base + multiple, round_up(2 * own, multiple) + multiple):
             return base, multiple
     return None
 
 
-def _up(side: int, multiple: int) -> int:
+def round_up(side: int, multiple: int) -> int:
+    """The smallest multiple that holds a side."""
     return -(-side // multiple) * multiple
 
 
@@ -75,5 +78,7 @@ def takes(ghost: nn.Module, *shape: int, fit: Callable[[Any], bool] = lambda _: 
     try:
         with torch.no_grad(), torch.device("meta"), Meter([], []):
             return fit(ghost(x))
+    except MemoryError:
+        raise
     except Exception:  # whatever a model says to a size that it does not take
         return False

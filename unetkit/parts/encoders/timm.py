@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from unetkit.errors import CannotBuild
 from unetkit.parts.encoders.pyramid import Pyramid
 from unetkit.parts.encoders.timm_create import Request
 from unetkit.parts.encoders.timm_maps import Maps, flatten, nchw
@@ -27,8 +25,8 @@ class TimmEncoder(nn.Module):
     Args:
         levels: how many of its maps to use, counted from the shallowest; none means all.
         output_stride: dilates the last stages so that no map is coarser than this, where the model can.
-        img_size: the size, (height, width), that a model is built for whose weights depend on it; `--size` says the
-            same. None means the size that timm builds it for.
+        img_size: the size, (height, width) or one number for both, that a model is built for whose weights depend on
+            it; `--size` says the same. None means the size that timm builds it for.
         pretrained: timm's weights for it, or the path of a file in timm's format; `--pretrained` says the same. On
             the meta device, which holds no weights, they are looked for, but neither downloaded nor read.
     """
@@ -40,15 +38,13 @@ class TimmEncoder(nn.Module):
         *,
         levels: int | None = None,
         output_stride: Literal[8, 16, 32] = 32,
-        img_size: tuple[int, int] | None = None,
+        img_size: int | tuple[int, int] | None = None,
         pretrained: bool | str = False,
         **options: Any,
     ) -> None:
         super().__init__()
-        if isinstance(pretrained, str) and not Path(pretrained).is_file():
-            raise CannotBuild(f"there is no weights file {pretrained}; --pretrained takes a file in timm's format")
         request = checked(Request(name, in_channels, output_stride), options)
-        facts = learn(request, levels, img_size)
+        facts = learn(request, levels, (img_size, img_size) if isinstance(img_size, int) else img_size)
         self.model = request.create(pretrained, **facts.extra)
         if facts.flat:
             flatten(self.model)

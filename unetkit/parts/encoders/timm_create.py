@@ -45,6 +45,8 @@ class Request(NamedTuple):
                     self.name, features_only=True, in_chans=self.in_channels, pretrained=loads, **options
                 )
             refuse_foreign(self.name, model, loadings)
+        except MemoryError:
+            raise
         except Exception as error:  # whatever timm, its hub client or a file's reader raises
             raise CannotBuild(self._reason(error, weights)) from error
         return model

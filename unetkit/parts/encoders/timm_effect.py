@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from unetkit.errors import BadOption, CannotBuild
+from unetkit.lazyinit import set_aside
 from unetkit.meter import Meter
 from unetkit.parts.encoders.timm_create import Request
 from unetkit.parts.encoders.timm_maps import flatten
@@ -23,7 +24,7 @@ from unetkit.values import to_text
 
 @cache
 def refuse_useless(asked: Request, name: str, value: Any) -> None:
-    """Refuse an option without which the maps would be the same."""
+    """Refuse an option without which the maps would be the same, but for which random weights are drawn."""
     without = asked._replace(options=tuple(option for option in asked.options if option[0] != name))
     try:
         plain = learn(without, None, None)
@@ -35,8 +36,8 @@ def refuse_useless(asked: Request, name: str, value: Any) -> None:
         raise BadOption(str(error)) from error
     if facts != plain or _structure(asked, facts) != _structure(without, facts):
         return
-    with torch.random.fork_rng(devices=[]), _disable_current_modes(), torch.device("cpu"):
-        same = all(map(torch.equal, _values(asked, facts), _values(without, facts)))
+    with set_aside(), _disable_current_modes(), torch.device("cpu"):
+        same = _same(asked, without, facts)
     if same:
         raise BadOption(f"timm/{asked.name}: {name}={to_text(value)} changes nothing in its feature maps; leave it out")
 
@@ -60,12 +61,37 @@ def _described(module: nn.Module) -> Any:
     return type(module), plain, [(name, tuple(p.shape)) for name, p in module.named_parameters(recurse=False)]
 
 
-def _values(request: Request, facts: Facts) -> list[Tensor]:
+def _same(asked: Request, without: Request, facts: Facts) -> bool:
+    """Whether the maps are the same, with one's weights in the other where both draw them alike."""
+    one, other = _drawn(asked, facts), _drawn(without, facts)
+    shapes, others = ({name: x.shape for name, x in network.state_dict().items()} for network in (one, other))
+    same_buffers = all(map(torch.equal, one.buffers(), other.buffers()))
+    if shapes == others and same_buffers and all(map(_alike, one.parameters(), other.parameters())):
+        other.load_state_dict(one.state_dict())
+    size = _input(asked, facts)
+    return all(map(torch.equal, _maps(one, size), _maps(other, size)))
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of random numbers are of one distribution, by their spreads; constants must be equal."""
+    if torch.equal(one, other):
+        return True
+    here, there = ((x.std(correction=0), x.abs().mean()) for x in (one, other))
+    # What only a part that is not there needs may still shift what all others draw: six deviations of a spread's error.
+    near = 6 / one.numel() ** 0.5
+    return bool(here[0] and there[0]) and all(abs(a - b) <= near * b for a, b in zip(here, there, strict=True))
+
+
+def _drawn(request: Request, facts: Facts) -> nn.Module:
+    torch.default_generator.manual_seed(0)  # torch.manual_seed would seed gpus too, which nobody sets aside
+    return _made(request.create(**facts.extra), facts).train()
+
+
+@torch.no_grad()
+def _maps(network: nn.Module, size: tuple[int, ...]) -> list[Tensor]:
     """The maps of a training pass, everything random in it drawn from one seed."""
-    torch.manual_seed(0)
-    network = _made(request.create(**facts.extra), facts).train()
-    with torch.no_grad():
-        given: list[Tensor] = network(torch.rand(_input(request, facts)))
+    torch.default_generator.manual_seed(0)
+    given: list[Tensor] = network(torch.rand(size))
     return given
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import timm
 from torch import Tensor
 
-from unetkit.errors import CannotBuild
-from unetkit.parts.encoders.borne import TRIES, search, takes
+from unetkit.errors import BadOption, CannotBuild
+from unetkit.parts.encoders.borne import TRIES, round_up, search, takes
 from unetkit.parts.encoders.timm_create import Request
 from unetkit.parts.encoders.timm_maps import Maps, flatten, nchw, read
 from unetkit.parts.encoders.timm_weights import find
@@ -43,7 +43,7 @@ class Facts:
         """The size that an input is padded to."""
         if self.size:
             return max(size[0], self.size[0]), max(size[1], self.size[1])
-        height, width = (max(self.min_size, _up(side, self.multiple)) for side in size)
+        height, width = (max(self.min_size, round_up(side, self.multiple)) for side in size)
         return height, width
 
 
@@ -58,7 +58,10 @@ def learn(request: Request, levels: int | None, img_size: Size | None) -> Facts:
 
     Raises:
         CannotBuild: timm cannot make it, not with so many levels, or not for this size.
+        BadOption: the size has a side below 1.
     """
+    if img_size and min(img_size) < 1:
+        raise BadOption(f"timm/{request.name}: img_size={_by(img_size)} has a side below 1; give (height, width)")
     facts = _Trial(request, levels).facts()
     if img_size is None or img_size == facts.own:
         return facts
@@ -90,7 +93,7 @@ def _rebuilt(request: Request, levels: int | None, facts: Facts, img_size: Size)
 def _candidates(facts: Facts, img_size: Size) -> Iterator[Size]:
     """Multiples of the deepest stride, then of the model's own side, that hold an image, the nearest first."""
     steps = [facts.maps.step * times for times in range(1, TRIES + 1)] + [max(facts.own)]
-    rounded = {(_up(img_size[0], step), _up(img_size[1], step)) for step in steps}
+    rounded = {(round_up(img_size[0], step), round_up(img_size[1], step)) for step in steps}
     squares = {(max(size), max(size)) for size in rounded}
     yield from sorted(rounded | squares, key=lambda size: (size[0] * size[1], size))
 
@@ -141,13 +144,21 @@ def _flexible(request: Request, extra: dict[str, Any]) -> tuple[Any, dict[str, A
     find(request.name, pretrained=False, loads=False)
     if timm.get_pretrained_cfg(request.name).fixed_input_size:
         with suppress(CannotBuild):
-            dynamic = {**extra, "dynamic_img_size": True}
-            return request.ghost(**dynamic), dynamic
-    return request.ghost(**extra), {**extra}
+            return _ghost(request, {**extra, "dynamic_img_size": True})
+    return _ghost(request, {**extra})
 
 
-def _up(side: int, step: int) -> int:
-    return -(-side // step) * step
+def _ghost(request: Request, extra: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A model on meta, and what it was asked for: its last map, where it is a transformer that has not timm's three."""
+    try:
+        return request.ghost(**extra), extra
+    except CannotBuild:
+        with suppress(CannotBuild):
+            last = {**extra, "out_indices": 1}
+            ghost = request.ghost(**last)
+            if hasattr(ghost, "out_indices"):
+                return ghost, last
+        raise
 
 
 def _by(size: Size) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import segmentation_models_pytorch as smp
@@ -10,14 +12,17 @@ import timm
 import torch
 from torch import nn
 
-from unetkit.errors import BadOption, CannotBuild
+from unetkit.errors import BadOption, CannotBuild, UnetkitError
 from unetkit.meta import meta_copy
 from unetkit.parts.encoders import smp_weights, timm_weights
 from unetkit.parts.encoders.borne import bears, takes
 from unetkit.parts.encoders.smp import NumbersOnCpu
+from unetkit.parts.encoders.timm_create import Request
+from unetkit.parts.encoders.timm_options import checked
 from unetkit.parts.models.smp_names import class_name
+from unetkit.parts.models.smp_names import options as own_options
 from unetkit.plan import PartSpec, Size
-from unetkit.values import guess, to_text
+from unetkit.values import guess
 
 
 def smp_model(
@@ -27,7 +32,7 @@ def smp_model(
     *,
     encoder: str = "timm/resnet34",
     pretrained: bool = False,
-    img_size: tuple[int, int] | None = None,
+    img_size: int | tuple[int, int] | None = None,
     **options: Any,
 ) -> nn.Module:
     """An architecture of segmentation-models-pytorch, which gives logits of the input's size.
@@ -46,41 +51,85 @@ def smp_model(
         BadOption: the encoder has an option that smp says as an option of the architecture.
     """
     spec = PartSpec.parse(encoder)
+    size = (img_size, img_size) if isinstance(img_size, int) else img_size
     source, _, bare = spec.name.partition("/")
     if source not in ("timm", "smp"):
         raise CannotBuild(f"smp/{name} takes encoders of timm and of smp only; {spec.name} is neither")
     if not isinstance(pretrained, bool):
         raise CannotBuild(f"--pretrained {pretrained}: smp/{name} takes no file, only the library's own weights")
-    said = _said(spec, name, source)
-    if img_size and _fixed_size(spec):
-        said.setdefault("img_size", img_size)
+    said = _said(spec, name, source, in_channels)
     theirs, weights = (_of_timm if source == "timm" else _of_smp)(bare, pretrained)
-    words = {"encoder_name": theirs, "encoder_weights": weights, "in_channels": in_channels, "classes": classes}
-    model = _made(name, {**words, **options, **said})
+    words = {"encoder_name": theirs, "in_channels": in_channels, "classes": classes, **options, **said}
+    fixed = _fixed_size(spec)
+    if fixed is not None:
+        words |= _for_size(name, words, in_channels, fixed, None if "img_size" in said else size)
+    model = _made(name, {**words, "encoder_weights": weights})
     vars(model)["weights_from"] = f"{spec.name} of its library" if pretrained else "random"
     vars(model)["source"] = _sources(model.encoder)
-    built_for = spec.with_options({"img_size": to_text(said["img_size"])}) if "img_size" in said else spec
-    _declare_sizes(model, name, built_for, in_channels)
+    built_for = fixed if "img_size" in said else words.get("img_size", fixed)
+    _declare_sizes(model, name, words, in_channels, built_for)
     return cast(nn.Module, model)
 
 
-def _said(spec: PartSpec, name: str, source: str) -> dict[str, Any]:
+def _said(spec: PartSpec, name: str, source: str, in_channels: int) -> dict[str, Any]:
     """The options of an encoder, which smp hands on to timm."""
     given = {key: guess(text) for key, text in spec.options}
     if "levels" in given:
-        raise BadOption(
-            f"how many maps of {spec.name} are used is said by --model smp/{name}:encoder_depth=...; leave levels out"
-        )
+        told = f"how many maps of {spec.name} are used is said by --model smp/{name}:encoder_depth=..."
+        raise BadOption(f"{told}; leave levels out")
+    if "output_stride" in given and "encoder_output_stride" in {option.name for option in own_options(name)}:
+        raise BadOption(f"output_stride is said by --model smp/{name}:encoder_output_stride=...; leave it out there")
     if source == "smp" and (ignored := given.keys() - {"output_stride"}):
         raise BadOption(f"smp would ignore {min(ignored)} of --encoder {spec}; leave it out")
+    if source == "timm":
+        rest = {key: value for key, value in given.items() if key not in ("output_stride", "img_size")}
+        checked(Request(spec.name.partition("/")[2], in_channels), rest)
     return given
+
+
+def _for_size(name: str, words: dict[str, Any], in_channels: int, own: Size, img_size: Size | None) -> dict[str, Any]:
+    """What a timm model is asked for beside that, so that it takes many sizes, or else the one that is said."""
+    for extra in ({"dynamic_img_size": True}, {}):
+        with suppress(CannotBuild), torch.device("meta"):
+            ghost = _made(name, {**words, **extra, "encoder_weights": None}).eval()
+            stride = int(ghost.encoder.output_stride)
+            far = 2 * max(own) + 2 * stride - 2 * max(own) % (2 * stride)
+            if takes(ghost, in_channels, far, far) or img_size is None or img_size == own:
+                return extra
+    for size in _larger(img_size or own, own):
+        with suppress(CannotBuild), torch.device("meta"):
+            ghost = _made(name, {**words, "img_size": size, "encoder_weights": None}).eval()
+            if takes(ghost, in_channels, *size):
+                return {"img_size": size}
+    return {}
+
+
+def _larger(size: Size, own: Size) -> list[Size]:
+    """Sizes that hold one, the smallest first: multiples of 32 and of windows there, and of the model's own."""
+    steps = (32, 64, 128, 224, 256, max(own))
+    rounded = {(-(-size[0] // step) * step, -(-size[1] // step) * step) for step in steps}
+    return sorted(rounded | {(max(each), max(each)) for each in rounded}, key=lambda each: (each[0] * each[1], each))
 
 
 def _of_timm(name: str, pretrained: bool) -> tuple[str, Any]:
     """What smp calls an encoder of timm's, and asks for its weights by."""
     loads = pretrained and torch.get_default_device().type != "meta"
-    timm_weights.find(name, pretrained=pretrained, loads=loads)
+    with _hub(f"timm/{name}"):
+        timm_weights.find(name, pretrained=pretrained, loads=loads)
     return f"tu-{name}", True if loads else None
+
+
+@contextmanager
+def _hub(encoder: str) -> Iterator[None]:
+    """What a hub's client raises, in one line that says what to do."""
+    try:
+        yield
+    except UnetkitError:
+        raise
+    except Exception as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        told = f"the pretrained weights of {encoder} cannot be had from its hub ({why})"
+        raise CannotBuild(f"{told}; leave --pretrained out for random weights") from error
 
 
 def _of_smp(name: str, pretrained: bool) -> tuple[str, Any]:
@@ -89,6 +138,8 @@ def _of_smp(name: str, pretrained: bool) -> tuple[str, Any]:
     found = smp_weights.find(name, tag if dot else None, pretrained)
     if found is None or torch.get_default_device().type == "meta":
         return name, None
+    with _hub(f"smp/{name}"):
+        found.read()  # smp's own client would ask for half a minute
     settings = smp.encoders.encoders[name]["pretrained_settings"]
     return name, next(key for key, at in settings.items() if (at["repo_id"], at["revision"]) == found.hub)
 
@@ -100,9 +151,8 @@ def _made(name: str, words: dict[str, Any]) -> Any:
             return getattr(smp, class_name(name))(**words)
     except Exception as error:  # whatever smp, timm or a hub's client raises
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise CannotBuild(
-            f"smp/{name} cannot be built so ({why}); `unetkit list model smp/{name}` has its options"
-        ) from error
+        told = f"smp/{name} cannot be built with encoder {words['encoder_name']} and its options ({why})"
+        raise CannotBuild(f"{told}; `unetkit list model smp/{name}` describes them") from error
 
 
 def _sources(encoder: Any) -> tuple[str, ...]:
@@ -122,17 +172,19 @@ def _fixed_size(spec: PartSpec) -> Size | None:
     if config is None or not config.fixed_input_size:
         return None
     said = guess(dict(spec.options).get("img_size", "none"))
-    height, width = said if isinstance(said, tuple) else config.input_size[-2:]
+    if isinstance(said, int):
+        said = said, said
+    height, width = said or config.input_size[-2:]
     return height, width
 
 
-def _declare_sizes(model: Any, name: str, spec: PartSpec, in_channels: int) -> None:
+def _declare_sizes(model: Any, name: str, words: dict[str, Any], in_channels: int, fixed: Size | None) -> None:
     """Say what sizes it takes: `min_size` and `multiple`, or the one `size`."""
     stride = int(model.encoder.output_stride)
-    if (size := _fixed_size(spec)) is not None:
+    if fixed is not None and "dynamic_img_size" not in words:
         ghost = meta_copy(model).eval()
-        if takes(ghost, in_channels, *size) and not takes(ghost, in_channels, size[0] + 2 * stride, size[1]):
-            vars(model)["size"] = size
+        if takes(ghost, in_channels, *fixed) and not takes(ghost, in_channels, fixed[0] + 2 * stride, fixed[1]):
+            vars(model)["size"] = fixed
             return
-    key = "smp", name, str(spec), stride
+    key = "smp", name, str(sorted(words.items())), stride
     vars(model)["min_size"], vars(model)["multiple"] = bears(key, model, in_channels, stride)

@@ -13,8 +13,8 @@ from unetkit.signature import Option, help_of
 
 #: Said by words of the line.
 _ELSEWHERE = {"encoder_name", "encoder_weights", "in_channels", "classes"}
-#: An activation makes probabilities of logits, which losses take for logits; a second head gives a second output.
 _UNTOLD = "smp's documentation does not say"
+#: An activation makes probabilities of logits, which losses take for logits; a second head gives a second output.
 _NOT_HERE = {"activation", "aux_params"}
 
 
