@@ -46,7 +46,7 @@ SHALLOW = {
     "plain": "--encoder plain:depth=3,widths=[8,16,32,64]",
     "recipe": "--recipe unet-bilinear --encoder plain:depth=3 --widths 64,32,16",
     "unet": "--model smp/unet:encoder_depth=3,decoder_channels=[64,32,16] --encoder resnet18",
-    "fpn": "--model smp/fpn:encoder_depth=3 --encoder resnet18",
+    "fpn": "--model smp/fpn:encoder_depth=3,upsampling=1 --encoder resnet18",
     "deeplabv3plus": "--model smp/deeplabv3plus:encoder_depth=4 --encoder resnet18",
     "segformer": "--model smp/segformer:encoder_depth=3 --encoder resnet18",
 }
