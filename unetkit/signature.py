@@ -103,8 +103,11 @@ def _from_object(factory: Callable[..., Any]) -> Signature:
     except (OSError, TypeError):
         file, line = "", 0
     wiring = tuple(p.name for p in _parameters(factory) if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    rest = next((p.name for p in _parameters(factory) if p.kind is inspect.Parameter.VAR_KEYWORD), "")
-    return Signature(_first_line(doc), doc, options, file, line, wiring, rest)
+    # An nn.Module's own constructor takes any keyword, to refuse it.
+    init = getattr(factory, "__init__", None) if isinstance(factory, type) else None
+    inherits = str(getattr(init, "__module__", "")).startswith("torch.")
+    keywords = [p.name for p in _parameters(factory) if p.kind is inspect.Parameter.VAR_KEYWORD and not inherits]
+    return Signature(_first_line(doc), doc, options, file, line, wiring, "".join(keywords))
 
 
 def _parameters(factory: Callable[..., Any]) -> list[inspect.Parameter]:
