@@ -87,6 +87,8 @@ def prove(model: nn.Module, *, any_size: bool) -> None:
         return  # a part that looks at values cannot be followed without them
     if wrong := misdeclared(network, seen):
         raise CannotBuild(wrong) from seen.error
+    if isinstance(seen.error, NotImplementedError):  # no size mends that
+        raise CannotBuild(f"{culprit(network, seen)}{seen.failure()}") from seen.error
     if seen.error is not None and not (any_size and nearest_sizes(ghost, size)):
         if not isinstance(seen.error, RuntimeError | ValueError | UnetkitError):  # a mistake in the code of a part
             raise CannotBuild(f"{culprit(network, seen)}{seen.failure()}") from seen.error

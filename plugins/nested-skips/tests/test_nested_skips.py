@@ -122,11 +122,11 @@ def test_declares_its_maps() -> None:
     assert encoder.channels == (32 * 4, 32 * 3, 48 * 2, 192, 96)
     assert encoder.strides == (2, 4, 8, 16, 32)
     assert encoder.source == (
-        "timm act1, 3 nested nodes",
-        "timm layer1, 2 nested nodes",
-        "timm layer2, 1 nested node",
-        "timm layer3",
-        "timm layer4",
+        "timm act1, reduction 2, 3 nested nodes",
+        "timm layer1, reduction 4, 2 nested nodes",
+        "timm layer2, reduction 8, 1 nested node",
+        "timm layer3, reduction 16",
+        "timm layer4, reduction 32",
     )
     with torch.no_grad():
         maps = encoder(torch.randn(1, 3, 65, 96))
