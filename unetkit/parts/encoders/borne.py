@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import torch
@@ -65,6 +65,13 @@ def search(
         if passes(base + multiple, round_up(2 * own, multiple) + multiple):
             return base, multiple
     return None
+
+
+def holding(size: tuple[int, int], steps: Iterable[int]) -> list[tuple[int, int]]:
+    """Sizes that hold one, and squares that do, each a multiple of one of the steps; the smallest first."""
+    rounded = {(round_up(size[0], step), round_up(size[1], step)) for step in steps}
+    squares = {(max(each), max(each)) for each in rounded}
+    return sorted(rounded | squares, key=lambda each: (each[0] * each[1], each))
 
 
 def round_up(side: int, multiple: int) -> int:

@@ -12,7 +12,7 @@ import timm
 from torch import Tensor
 
 from unetkit.errors import BadOption, CannotBuild
-from unetkit.parts.encoders.borne import TRIES, round_up, search, takes
+from unetkit.parts.encoders.borne import TRIES, holding, round_up, search, takes
 from unetkit.parts.encoders.timm_create import Request
 from unetkit.parts.encoders.timm_maps import Maps, flatten, nchw, read
 from unetkit.parts.encoders.timm_weights import find
@@ -93,9 +93,7 @@ def _rebuilt(request: Request, levels: int | None, facts: Facts, img_size: Size)
 def _candidates(facts: Facts, img_size: Size) -> Iterator[Size]:
     """Multiples of the deepest stride, then of the model's own side, that hold an image, the nearest first."""
     steps = [facts.maps.step * times for times in range(1, TRIES + 1)] + [max(facts.own)]
-    rounded = {(round_up(img_size[0], step), round_up(img_size[1], step)) for step in steps}
-    squares = {(max(size), max(size)) for size in rounded}
-    yield from sorted(rounded | squares, key=lambda size: (size[0] * size[1], size))
+    yield from holding(img_size, steps)
 
 
 class _Trial:

@@ -15,7 +15,7 @@ from torch import nn
 from unetkit.errors import BadOption, CannotBuild, UnetkitError
 from unetkit.meta import meta_copy
 from unetkit.parts.encoders import smp_weights, timm_weights
-from unetkit.parts.encoders.borne import bears, takes
+from unetkit.parts.encoders.borne import bears, holding, round_up, takes
 from unetkit.parts.encoders.smp import NumbersOnCpu
 from unetkit.parts.encoders.timm_create import Request
 from unetkit.parts.encoders.timm_options import checked
@@ -23,6 +23,9 @@ from unetkit.parts.models.smp_names import class_name
 from unetkit.parts.models.smp_names import options as own_options
 from unetkit.plan import PartSpec, Size
 from unetkit.values import guess
+
+#: What sides of timm's models of one size are multiples of: the usual stride, and windows there.
+_STEPS = (32, 64, 128, 224, 256)
 
 
 def smp_model(
@@ -93,22 +96,15 @@ def _for_size(name: str, words: dict[str, Any], in_channels: int, own: Size, img
         with suppress(CannotBuild), torch.device("meta"):
             ghost = _made(name, {**words, **extra, "encoder_weights": None}).eval()
             stride = int(ghost.encoder.output_stride)
-            far = 2 * max(own) + 2 * stride - 2 * max(own) % (2 * stride)
+            far = round_up(2 * max(own) + 1, 2 * stride)
             if takes(ghost, in_channels, far, far) or img_size is None or img_size == own:
                 return extra
-    for size in _larger(img_size or own, own):
+    for size in holding(img_size or own, (*_STEPS, max(own))):
         with suppress(CannotBuild), torch.device("meta"):
             ghost = _made(name, {**words, "img_size": size, "encoder_weights": None}).eval()
             if takes(ghost, in_channels, *size):
                 return {"img_size": size}
     return {}
-
-
-def _larger(size: Size, own: Size) -> list[Size]:
-    """Sizes that hold one, the smallest first: multiples of 32 and of windows there, and of the model's own."""
-    steps = (32, 64, 128, 224, 256, max(own))
-    rounded = {(-(-size[0] // step) * step, -(-size[1] // step) * step) for step in steps}
-    return sorted(rounded | {(max(each), max(each)) for each in rounded}, key=lambda each: (each[0] * each[1], each))
 
 
 def _of_timm(name: str, pretrained: bool) -> tuple[str, Any]:
