@@ -48,6 +48,7 @@ ROOMS = (
     "data",
     "train",
     "deploy",
+    "jobs",
     "bench",
     "sweep",
     "testing",

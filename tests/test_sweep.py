@@ -21,14 +21,14 @@ from torch import Tensor, nn
 
 from unetkit.builder import build
 from unetkit.errors import BadFile, UnknownName
+from unetkit.jobs.memory import exhausted
 from unetkit.parts.encoders import timm_names
 from unetkit.sweep.command import main, sweep
-from unetkit.sweep.memory import exhausted
 from unetkit.sweep.page import refresh, rendered
 from unetkit.sweep.peak import Peak
-from unetkit.sweep.pool import rows
 from unetkit.sweep.questions import Sizes, Unmet, learns
 from unetkit.sweep.record import Record, read
+from unetkit.sweep.rows import rows
 from unetkit.sweep.settings import ANSWERS, QUESTIONS, Settings, code
 from unetkit.sweep.tally import failures, share, slowest, totals
 
@@ -175,7 +175,7 @@ def test_what_runs_out_of_memory_is_asked_on_meta(monkeypatch: pytest.MonkeyPatc
 
 def test_a_process_is_held_to_its_share() -> None:
     held = (
-        "import torch; from unetkit.sweep.memory import *; hold(2**28)\ntry: torch.ones(2**28)\nexcept Exception as e:"
+        "import torch; from unetkit.jobs.memory import *; hold(2**28)\ntry: torch.ones(2**28)\nexcept Exception as e:"
     )
     done = subprocess.run([sys.executable, "-c", f"{held} print(exhausted(e))"], capture_output=True, check=False)
     assert done.stdout == (b"True\n" if sys.platform == "linux" else b"")
@@ -328,7 +328,7 @@ def test_what_was_measured_with_other_code_is_measured_again(tmp_path: Path, mon
 
 def test_the_digest_of_code_is_of_what_makes_networks(tmp_path: Path) -> None:
     found = []
-    for name in ("network.py", "parts/unet.py", "sweep/pool.py", "cli/build.py", "notes.md"):
+    for name in ("network.py", "parts/unet.py", "jobs/pool.py", "cli/build.py", "notes.md"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text("")

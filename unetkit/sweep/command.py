@@ -13,13 +13,14 @@ import click
 from rich.console import Console
 
 from unetkit.errors import UnetkitError
-from unetkit.sweep.memory import free
+from unetkit.jobs.memory import free
 from unetkit.sweep.page import refresh
-from unetkit.sweep.pool import MEASURE, Row, rows
 from unetkit.sweep.record import Record
+from unetkit.sweep.rows import MEASURE, rows
 from unetkit.sweep.settings import Settings
 from unetkit.sweep.show import followed, summary
 from unetkit.sweep.subjects import SUBJECTS
+from unetkit.sweep.tally import Row
 
 _NAME = "python -m unetkit.sweep"
 #: Of the memory that is free: others need some too.

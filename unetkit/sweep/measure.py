@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Callable
 from itertools import chain
 from time import perf_counter
 from typing import Any
@@ -15,7 +14,8 @@ from torch import nn
 
 from unetkit.foreign import one_line
 from unetkit.inspect.figures import count, memory
-from unetkit.sweep.memory import exhausted, hold
+from unetkit.jobs.memory import exhausted, hold
+from unetkit.jobs.pool import Say
 from unetkit.sweep.peak import Peak
 from unetkit.sweep.questions import Sizes
 from unetkit.sweep.settings import QUESTIONS, Settings
@@ -24,8 +24,6 @@ from unetkit.sweep.subjects import SUBJECTS, Subject
 #: What a run takes beside what Peak sees: copies that kernels make in their own layout, and what the heap wastes.
 _KERNELS, _MARGIN = 128 << 20, 1.25
 _LONGEST = 240
-
-Say = Callable[[dict[str, Any]], None]
 
 
 def measure(name: str, settings: Settings, say: Say) -> None:

@@ -6,17 +6,16 @@ that stands twice was measured again, and the later row counts. A last line that
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from unetkit.atomic import written_whole
 from unetkit.errors import BadFile
+from unetkit.jobs.lines import Lines, line_of, read_lines
 from unetkit.sweep.settings import ANSWERS, Settings
 
 
@@ -55,16 +54,8 @@ def read(path: Path) -> Recorded:
     Raises:
         BadFile: a line, other than one at the end that was cut off, is none of a sweep's.
     """
-    try:
-        lines = path.read_bytes().split(b"\n") if path.exists() else []
-    except OSError as error:
-        raise BadFile(f"{path} cannot be read: {error.strerror or error}") from error
     recorded = Recorded()
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            recorded.add(json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadFile(f"{path}, line {number}, is no line of a sweep's; give another file, or mend it") from error
+    read_lines(path, recorded.add, "sweep")
     return recorded
 
 
@@ -78,13 +69,12 @@ class Record:
             BadFile: it cannot be written, is no sweep's, or another sweep is writing to it.
         """
         self.path = path
-        self._file = _locked(path)
+        self._lines = Lines(path, "sweep")
         try:
             self.recorded = read(path)
         except BadFile:
-            self._file.close()
+            self._lines.close()
             raise
-        _cut_torn(path)
         header = settings.header()
         told = json.dumps({**header, "date": ""}, sort_keys=True).encode()
         self.id = hashlib.sha256(told).hexdigest()[:8]
@@ -100,39 +90,14 @@ class Record:
         used = {row["at"] for row in self.recorded.rows.values()}
         headers = [header for key, header in self.recorded.headers.items() if key in used]
         with written_whole(self.path) as temporary:
-            temporary.write_bytes(b"".join(map(_line, (*headers, *self.recorded.rows.values()))))
+            temporary.write_bytes(b"".join(map(line_of, (*headers, *self.recorded.rows.values()))))
 
     def close(self) -> None:
-        self._file.close()
+        self._lines.close()
 
     def _append(self, line: dict[str, Any]) -> None:
         self.recorded.add(line)
-        self._file.write(_line(line))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-
-def _line(line: dict[str, Any]) -> bytes:
-    return json.dumps(line, separators=(",", ":")).encode() + b"\n"
-
-
-def _locked(path: Path) -> IO[bytes]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab")
-    except OSError as error:
-        raise BadFile(f"{path} cannot be written: {error.strerror or error}; give another --out") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise BadFile(f"{path} is being written by another sweep; wait for it, or give another --out") from error
-    return file
-
-
-def _cut_torn(path: Path) -> None:
-    """Leave out what follows the last line's end."""
-    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+        self._lines.append(line)
 
 
 def combined(paths: Iterable[Path]) -> Recorded:

@@ -25,7 +25,7 @@ ANSWERS = ("built", "own", "odd", "small", "backward")
 QUESTIONS = ANSWERS[1:]
 _SOURCE = Path(__file__).parent.parent
 #: Code that asks, or speaks to a user, and so changes no network.
-_NO_PART = ("sweep", "cli")
+_NO_PART = ("jobs", "bench", "sweep", "cli")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,174 @@
+"""Each task in a process of its own: one that dies or hangs ends with its cause, and the others go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing import connection, get_all_start_methods, get_context
+from multiprocessing.connection import Connection
+from threading import Thread
+from time import monotonic
+from typing import Any
+
+from unetkit.foreign import one_line
+
+#: How a child tells facts: they are merged, and none is lost with the process.
+Say = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A task that came to its end.
+
+    Attributes:
+        task: what was asked.
+        said: the facts that its child told.
+        cause: why the child ended before it was done, in one line; "" where it was done.
+        seconds: that it took.
+    """
+
+    task: Any
+    said: dict[str, Any]
+    cause: str
+    seconds: float
+
+
+def run(
+    tasks: Iterable[Any], ask: str, slots: Sequence[Any], *, timeout: float, preload: Sequence[str] = ()
+) -> Generator[Ended, None, None]:
+    """Do every task; give each as it ends, whatever became of it.
+
+    Children are forked from a server that has `preload` imported already, or are spawned where a system cannot fork.
+    Leaving early ends them all.
+
+    Args:
+        tasks: what can be pickled.
+        ask: what a child calls, (task, slot, say): "module:function".
+        slots: where tasks run, one at a time each; a child is told its own.
+        timeout: seconds that one task may take.
+        preload: modules; they must not start a GPU, since a forked child could not use it.
+    """
+    context = _context(preload)
+    waiting, free, running = deque(tasks), deque(slots), dict[Connection, _Child]()
+    try:
+        while waiting or running:
+            while waiting and free:
+                child = _Child(context, waiting.popleft(), free.popleft(), ask, timeout)
+                running[child.said] = child
+            _wait(running)
+            for child in [child for child in running.values() if child.ended]:
+                del running[child.said]
+                free.append(child.slot)
+                yield child.result()
+    finally:
+        for child in running.values():
+            child.end()
+
+
+def _context(preload: Sequence[str]) -> Any:
+    methods = get_all_start_methods()
+    context = get_context("forkserver" if "forkserver" in methods else "spawn")
+    if preload and "forkserver" in methods:
+        context.set_forkserver_preload([*preload])
+    return context
+
+
+def _wait(running: dict[Connection, _Child]) -> None:
+    """Until a child has said something or is overdue."""
+    first = min(child.deadline for child in running.values())
+    for ready in connection.wait([*running], timeout=max(0.0, first - monotonic())):
+        running[ready].listen()  # type: ignore[index]
+    for child in running.values():
+        child.look_at_the_clock()
+
+
+class _Child:
+    """One process, and what it has said so far."""
+
+    def __init__(self, context: Any, task: Any, slot: Any, ask: str, timeout: float) -> None:
+        self.task, self.slot, self.timeout = task, slot, timeout
+        self.facts: dict[str, Any] = {}
+        self.cause = ""
+        self.seconds = 0.0
+        self.ended = False
+        self.start = monotonic()
+        self.deadline = self.start + timeout
+        self.said, theirs = context.Pipe()
+        self.process = context.Process(target=_run, args=(theirs, task, slot, ask), daemon=True)
+        self.process.start()
+        theirs.close()  # or its end would never be seen
+
+    def listen(self) -> None:
+        """Take what it says. The end of the pipe is the end of the process."""
+        if self.ended:
+            return
+        try:
+            self.facts.update(self.said.recv())
+        except (EOFError, OSError):
+            self.process.join()
+            self._finish(_cause_of_death(self.process.exitcode))
+
+    def look_at_the_clock(self) -> None:
+        if not self.ended and monotonic() > self.deadline:
+            self.end()
+            self._finish(f"no answer within {self.timeout:g} s")
+
+    def end(self) -> None:
+        """Kill it, if it lives."""
+        self.process.kill()
+        self.process.join()
+        self.said.close()
+
+    def result(self) -> Ended:
+        return Ended(self.task, self.facts, self.cause, self.seconds)
+
+    def _finish(self, cause: str) -> None:
+        """A child that said that it is done may end as it likes; one that could tell why it failed knows best."""
+        done = self.facts.pop(_DONE, False)
+        own_words = self.facts.pop(_OWN_WORDS, cause if _BEGUN in self.facts else f"{cause}{_NEVER_BEGAN}")
+        self.facts.pop(_BEGUN, None)
+        self.cause = "" if done else own_words
+        self.seconds = round(monotonic() - self.start, 2)
+        self.said.close()
+        self.ended = True
+
+
+def _cause_of_death(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"its process was ended by {signal.Signals(-code).name}"
+    return f"its process ended with exit code {code}"
+
+
+#: Facts of the pool's own: that the child runs, that it did all, and why it failed where it can tell.
+_BEGUN, _DONE, _OWN_WORDS = "_begun", "_done", "_error"
+#: What a child that is spawned does first is to import the script that its leader was started by.
+_NEVER_BEGAN = ' before it began; in a script, what starts processes belongs under `if __name__ == "__main__":`'
+
+
+def _run(said: Connection, task: Any, slot: Any, ask: str) -> None:
+    """The child."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the leader is interrupted too, and ends this one
+    said.send({_BEGUN: True})
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    Thread(target=_leave_with, args=(said,), daemon=True).start()
+    module, _, function = ask.partition(":")
+    try:
+        getattr(import_module(module), function)(task, slot, said.send)
+    except Exception as error:  # whatever a library raises where no answer was expected of it
+        said.send({_OWN_WORDS: one_line(error)})
+    else:
+        said.send({_DONE: True})
+
+
+def _leave_with(said: Connection) -> None:
+    """End this process when its leader is gone, however it went."""
+    try:
+        said.recv()
+    except (EOFError, OSError):
+        os._exit(1)

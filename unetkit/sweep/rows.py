@@ -1,0 +1,32 @@
+"""A row of answers for every name, whatever becomes of its process."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+
+from unetkit.jobs import pool
+from unetkit.sweep.settings import ANSWERS, Settings
+from unetkit.sweep.subjects import SUBJECTS
+from unetkit.sweep.tally import Row
+
+#: What a child calls, (name, settings, say).
+MEASURE = "unetkit.sweep.measure:measure"
+
+
+def rows(names: Iterable[str], settings: Settings, ask: str = MEASURE) -> Generator[Row, None, None]:
+    """A row for every name, in the order in which they are done. Leaving early ends the children."""
+    preload = [MEASURE.split(":")[0], *SUBJECTS[settings.of].modules] if ask == MEASURE else []
+    measured = pool.run(names, ask, [settings] * settings.jobs, timeout=settings.timeout, preload=preload)
+    try:
+        for ended in measured:
+            yield _row(ended)
+    finally:
+        measured.close()
+
+
+def _row(ended: pool.Ended) -> Row:
+    """What a child was busy with when it died is what failed."""
+    row = {"name": ended.task, **ended.said}
+    missing = [answer for answer in ANSWERS if answer not in row]
+    row.update(dict.fromkeys(missing[:1], ended.cause) | dict.fromkeys(missing[1:], "not asked"))
+    return {"real": False, **row, "took": ended.seconds}
