@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Building a network takes as long as it takes on a slow machine; that is not what these tests are about.
 settings.register_profile("unetkit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unetkit")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def machine_to_itself(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Benchmarks hold devices by locks in the folder for temporary files; tests wait for none of a user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
+        patch.setattr(tempfile, "tempdir", None)
+        yield

@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 import unetkit
+from unetkit.bench.metrics import Metrics
 from unetkit.inspect.figures import count
 from unetkit.inspect.observe import Call, meta_input, observe
 from unetkit.inspect.picture import draw
@@ -60,6 +61,13 @@ def picture(recipe: str) -> str:
     return draw(_traced(recipe))
 
 
+def _metrics() -> str:
+    lines = ["| metric | unit | what it is |", "| --- | --- | --- |"]
+    told = [metric.info for metric in Metrics.ours()]
+    lines += [f"| `{metric.name}` | {metric.unit} | {metric.summary} |" for metric in told]
+    return "\n".join(lines)
+
+
 def _rendered(name: str) -> str:
     makers: dict[str, Callable[[], str]] = {
         "first command": _first_command,
@@ -67,6 +75,7 @@ def _rendered(name: str) -> str:
         "recipes": _recipes,
         "sizes of unet-2015": _sizes,
         "checks": _checks,
+        "metrics": _metrics,
         "models": _models,
         "sweep": lambda: sweep_page.rendered([DOCS / "sweep.jsonl", DOCS / "sweep-smp.jsonl"]),
     }

@@ -155,6 +155,32 @@ def test_the_traceback_is_shown_when_asked_for(tmp_path: Path, words: list[str])
     assert f'File "{broken}", line 1' in shown
 
 
+METRICS = """
+import unetkit
+
+def layers(subject):
+    \"\"\"Layers.\"\"\"
+    return len([*subject.model.modules()])
+
+@unetkit.hookimpl
+def unetkit_register_metrics(metrics):
+    metrics.add("layers", layers)
+    {body}
+"""
+
+
+def test_the_metrics_of_plugins_are_shown(tmp_path: Path) -> None:
+    good = written(tmp_path / "good.py", source=METRICS)
+    bad = written(tmp_path / "bad.py", body="1 / 0", source=METRICS)
+    shown = run("--plugin", good, "--plugin", bad, "plugins", "-v")
+    rows = [" ".join(line.split()) for line in shown.stdout.splitlines()]
+    assert "good good.py metric layers loaded" in rows
+    assert "bad bad.py failing" in rows
+    assert "bad: ZeroDivisionError: division by zero" in rows
+    assert f'File "{bad}", line 11, in unetkit_register_metrics' in rows
+    assert len(shown.stderr.splitlines()) == 1
+
+
 def test_no_plugins() -> None:
     script = (
         "import unetkit.plugins as p\np.installed_plugins = lambda: iter(())\n"
@@ -208,7 +234,8 @@ def test_check_shows_a_row_a_check_and_a_column_a_part() -> None:
     rows = [" ".join(line.split()) for line in shown.stdout.splitlines()]
     assert "check promise plugin fusion attention-gate" in rows
     for check in CHECKS:
-        asked = {"plugin", "fusion"} & {*check.kinds} and check.name not in ("sources", "commands", "wraps")
+        absent = check.name in ("sources", "commands", "metrics", "wraps")
+        asked = {"plugin", "fusion"} & {*check.kinds} and not absent
         assert (f"{check.name} {check.title} ok" in rows) == bool(asked)
     assert rows[-1].endswith("0 failed, 0 skipped")
     assert "wraps" not in shown.stdout

@@ -36,7 +36,7 @@ def read(folder: Path) -> dict[str, str]:
 
 
 def test_there_is_one_for_each_kind_of_part() -> None:
-    assert (*(kind.title for kind in KINDS), "wrap", "command") == TITLES
+    assert (*(kind.title for kind in KINDS), "wrap", "command", "metric") == TITLES
 
 
 @pytest.mark.parametrize("kind", TITLES)
@@ -62,7 +62,8 @@ def test_words_of_the_line_and_plurals_name_a_kind() -> None:
     for kind in KINDS:
         files = plugin_files("my-own", kind.title)
         assert plugin_files("my-own", kind.word) == plugin_files("my-own", kind.attribute) == files
-    assert plugin_files("my-own", "commands") == plugin_files("my-own", "command")
+    for title in ("wrap", "command", "metric"):
+        assert plugin_files("my-own", f"{title}s") == plugin_files("my-own", title)
 
 
 def test_names() -> None:
@@ -124,6 +125,9 @@ REFUSED = [
     ("unetkit-annotations", "recipe", "would make 'annotations', which the example needs"),
     ("plugins", "command", f"would make the command 'plugins', and there is one; {_FREE}my-plugins"),
     ("unetkit-list", "command", f"would make the command 'list', and there is one; {_FREE}my-list"),
+    ("latency", "metric", f"'latency' would make the metric 'latency', and that name is taken; {_FREE}my-latency"),
+    ("unetkit-size", "metric", "'unetkit-size' would make the metric 'size', and that name is taken"),
+    ("unetkit-max", "metric", "would make 'max', which is built into Python"),
     (
         "my-own",
         "losses",
@@ -143,7 +147,14 @@ def test_refused(name: str, kind: str, message: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("add", "block"), ("resnet18", "head"), ("unetkit-sum", "fusion"), ("unetkit-2d", "command"), ("plugins", "head")],
+    [
+        ("add", "block"),
+        ("resnet18", "head"),
+        ("unetkit-sum", "fusion"),
+        ("unetkit-2d", "command"),
+        ("plugins", "head"),
+        ("latency", "head"),
+    ],
 )
 def test_a_name_taken_elsewhere_is_free_here(name: str, kind: str, tmp_path: Path) -> None:
     assert new_plugin(name, kind, tmp_path).is_dir()
@@ -243,7 +254,8 @@ def check(name: str, kind: str, files: dict[str, str]) -> None:
     trees = {path: ast.parse(text) for path, text in files.items() if path.endswith(".py")}
     assert {path.split("/")[0] for path in trees} == {package, "tests"}
     registered = re.findall(r'"(\w+)\.(\w+):(\w+)"', files[f"{package}/__init__.py"])
-    assert [(home, module) for home, module, _ in registered] == [(package, kind)] * (kind != "command")
+    number = {"command": 0, "metric": 2}.get(kind, 1)
+    assert [(home, module) for home, module, _ in registered] == [(package, kind)] * number
     for _, module, attr in registered:
         body = trees[f"{package}/{module}.py"].body
         assert [node.name for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef)].count(attr) == 1
@@ -323,6 +335,8 @@ def test_installed_they_are_shown_without_torch(made: Path, site: Path) -> None:
         assert [row for row in rows if row and row[0] == row[-1] == name], rows  # in the list, with its owner
         assert [row[-1] for row in rows if row[:2] == [name, "0.1.0"]] == ["loaded"], rows
     assert [row for row in rows if row[:3] == ["my.own_command-2", "Count", "the"]], rows
+    for name in ("my.own_metric-2", "my.own_metric-2-time"):
+        assert [row for row in rows if ["metric", name] in (row[:2], row[-3:-1])], rows
 
 
 @pytest.mark.slow

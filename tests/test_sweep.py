@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from unetkit.builder import build
 from unetkit.errors import BadFile, UnknownName
+from unetkit.jobs.machine import code
 from unetkit.jobs.memory import exhausted
 from unetkit.parts.encoders import timm_names
 from unetkit.sweep.command import main, sweep
@@ -29,7 +30,7 @@ from unetkit.sweep.peak import Peak
 from unetkit.sweep.questions import Sizes, Unmet, learns
 from unetkit.sweep.record import Record, read
 from unetkit.sweep.rows import rows
-from unetkit.sweep.settings import ANSWERS, QUESTIONS, Settings, code
+from unetkit.sweep.settings import ANSWERS, QUESTIONS, Settings
 from unetkit.sweep.tally import failures, share, slowest, totals
 
 #: Draws the sample below; another gives other models.

@@ -317,6 +317,16 @@ def unetkit_wrap_model(plan):
     return Wrapped
 """
 COMMAND = "\n@hookimpl\ndef unetkit_register_commands(cli):\n    {0}\n"
+METRIC = "\n@hookimpl\ndef unetkit_register_metrics(metrics):\n    {0}\n\ndef measured(subject):\n    {1}\n"
+METRICS = """
+    'Measures.'
+    return subject.forward
+
+def layers(subject):
+    'Layers.'
+    return len([*subject.model.modules()])
+"""
+BOTH_METRICS = "metrics.add('pass', measured, timed=True); metrics.add('layers', layers)"
 GOOD_COMMAND = "@cli.command()\n    def greet():\n        'Greets.'"
 
 Write = Callable[..., Path]
@@ -342,6 +352,7 @@ def of_plugin(target: str | Path) -> dict[str, Result]:
 def test_a_right_plugin_passes(write: Write) -> None:
     write("right_parts.py", PARTS)
     both = WRAP.format("(out, out) if self.training else out") + COMMAND.format(GOOD_COMMAND)
+    both += METRIC.format(BOTH_METRICS, METRICS)
     path = write("right_plugin.py", HEAD + REGISTER.format("right_parts:Sum") + both)
     results = check_plugin(path)
     assert failures(results) == {}
@@ -395,6 +406,11 @@ def test_a_plugin_with_whole_models(write: Write) -> None:
     assert found == {"unknown option": "takes an option that it has not (unheard_of=1) in silence"}
 
 
+def measuring(body: str, more: str = "") -> str:
+    """A plugin with one metric, whose function has this body."""
+    return HEAD + METRIC.format(f"metrics.add('mine', measured{more})", body)
+
+
 #: What a plugin may do wrong, the check that fails, and what it says.
 BAD_PLUGINS = {
     "broken": ("1 / 0\n", "loads", "it does not load: ZeroDivisionError: division by zero"),
@@ -420,6 +436,40 @@ BAD_PLUGINS = {
     ),
     "idle": (HEAD + COMMAND.format("pass"), "commands", "adds no command: write @cli.command"),
     "fails": (HEAD + COMMAND.format("1 / 0"), "commands", "unetkit_register_commands fails with ZeroDivisionError"),
+    "no-metric": (HEAD + METRIC.format("pass", "..."), "metrics", "adds no metric: call metrics.add.name, function"),
+    "metrics-fail": (HEAD + METRIC.format("1 / 0", "..."), "metrics", "_metrics fails with ZeroDivisionError"),
+    "undescribed": (measuring("return 1"), "metrics", "metric 'mine' has no description; give its function a docst"),
+    "no-number": (
+        measuring("'Measures.'; return [1]"),
+        "metrics",
+        "metric 'mine' gives a list; promised is a number, and a callable only with timed=True",
+    ),
+    "not-finite": (
+        measuring("'Measures.'; return float('inf')"),
+        "metrics",
+        "metric 'mine' gives inf; promised is a f",
+    ),
+    "not-timed": (
+        measuring("'Measures.'; return subject.forward()", ", timed=True"),
+        "metrics",
+        "metric 'mine' gives a Tensor; promised is a callable without arguments, which is timed",
+    ),
+    "once": (
+        measuring("'Measures.'; return iter([1]).__next__", ", timed=True"),
+        "metrics",
+        "metric 'mine' fails with StopIteration: no message",
+    ),
+    "no-measure": (measuring("'Measures.'; 1 / 0"), "metrics", "metric 'mine' fails with ZeroDivisionError: division"),
+    "settles": (
+        measuring("'Measures.'; import torch; torch.set_num_threads(3); return 1"),
+        "metrics",
+        "it changes torch's number of threads for the whole process; leave that to its user",
+    ),
+    "not-there": (
+        HEAD + METRIC.format("metrics.add('mine', 'no_such_metrics:mine')", "..."),
+        "metrics",
+        "no_such_metrics:mine cannot be loaded: there is no module 'no_such_metrics'",
+    ),
     "pair": (
         HEAD + WRAP.format("out, out"),
         "wraps",
@@ -455,6 +505,13 @@ def test_a_wrong_plugin_fails_the_check_meant(write: Write, case: str, capsys: p
     assert [r.check for r in found.values() if r.outcome == "failed"] == [check]
     assert re.search(message, found[check].message), found[check].message
     capsys.readouterr()
+
+
+def test_a_metric_that_refuses_a_small_network_is_not_checked(write: Write) -> None:
+    path = write("gpu_plugin.py", measuring("'Measures.'; raise unetkit.UnetkitError('it needs a GPU')"))
+    found = of_plugin(path)["metrics"]
+    assert found.outcome == "skipped"
+    assert found.message == "metric 'mine' refuses a small network on the CPU: it needs a GPU"
 
 
 def test_source_text_and_import_that_differ_are_told(write: Write) -> None:

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unetkit import bench as bench
     from unetkit.builder import build as build
     from unetkit.deploy.files import load as load
     from unetkit.deploy.files import save as save
@@ -40,12 +41,14 @@ _HOMES = {
     "load_parts": "unetkit.plugins",
     "Parts": "unetkit.registry",
 }
-__all__ = sorted(_HOMES)
+__all__ = sorted([*_HOMES, "bench"])
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return version("unetkit")
+    if name == "bench":
+        return import_module("unetkit.bench")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'unetkit' has no attribute {name!r}")

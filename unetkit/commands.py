@@ -13,6 +13,7 @@ from unetkit.plugins import Host, heavy_since
 #: unetkit's own, and where each is.
 COMMANDS = {
     "build": "unetkit.cli.build:build",
+    "bench": "unetkit.cli.bench:bench",
     "list": "unetkit.cli.list:list_parts",
     "plugins": "unetkit.cli.plugins:plugins",
 }

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from click import Group
     from torch.nn import Module
 
+    from unetkit.bench.metrics import Metrics
     from unetkit.plan import Plan
     from unetkit.registry import Parts
 
@@ -35,3 +36,12 @@ def unetkit_wrap_model(plan: Plan) -> Callable[[Module], Module] | None:
 @hookspec
 def unetkit_register_commands(cli: Group) -> None:
     """Add commands: `@cli.command()` above a function. Import torch within it."""
+
+
+@hookspec
+def unetkit_register_metrics(metrics: Metrics) -> None:
+    """Add what `unetkit bench` can measure: `metrics.add("energy", "my_package.energy:joules", unit="J")`.
+
+    The function is given a `unetkit.bench.subject.Subject` (`.model`, `.x`, `.device`, `.forward()`) and returns a
+    number; with `timed=True` it returns what is timed in turns with the baseline's.
+    """

@@ -105,6 +105,11 @@ class Entry:
         return f"{self.source}/{self.name}" if self.sourced else self.name
 
     @property
+    def names(self) -> set[str]:
+        """All that it may be called by: "resnet18" and "timm/resnet18"."""
+        return {self.name, self.said, f"{self.source}/{self.name}" if self.source else self.name}
+
+    @property
     def signature(self) -> Signature:
         known = signature.read(self.factory)
         if self.more is None:
@@ -245,7 +250,7 @@ class Registry:
             names = self.listed(source)
             found += [source.entry(self.kind, name, taken=name in taken) for name in names]
             taken.update(names)
-        return [entry for entry in found if fnmatchcase(entry.name, pattern) or fnmatchcase(entry.said, pattern)]
+        return [entry for entry in found if any(fnmatchcase(name, pattern) for name in entry.names)]
 
 
 class Parts:

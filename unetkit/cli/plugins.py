@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import CompletionItem
 
+from unetkit.bench.metrics import metrics_of
 from unetkit.cli.list import add_row, page, table
 from unetkit.cli.words import commands_of, host_of
 from unetkit.plugins import Host
@@ -39,6 +40,7 @@ def plugins(ctx: click.Context, verbose: bool) -> None:
 
 def _show(ctx: click.Context, verbose: bool) -> None:
     host, commands = host_of(ctx), commands_of(ctx)
+    metrics = metrics_of(host)
     found = sorted((p for p in host.plugins if p.name != "unetkit"), key=lambda plugin: plugin.name)
     if not found:
         click.echo("no plugins are installed; `unetkit plugins new my-gate --kind fusion` starts one")
@@ -46,6 +48,7 @@ def _show(ctx: click.Context, verbose: bool) -> None:
     console, listed = page(), table("name", "version", "distribution", "adds", "state")
     for plugin in found:
         adds = [*_adds(host, plugin), *(f"command {n}" for n, c in commands.items() if c.owner == plugin.name)]
+        adds += [f"metric {metric.name}" for metric in metrics if metric.owner == plugin.name]
         installed = plugin.distribution or Path(plugin.target).name
         state = ("failing" if plugin.error else "loaded") if plugin.loaded else "failed"
         add_row(listed, plugin.name, plugin.version, installed, "\n".join(adds), state)
@@ -81,9 +84,9 @@ def _complete_target(ctx: click.Context, param: click.Parameter, incomplete: str
 @click.argument("name")
 @click.option("--kind", required=True, type=click.Choice(TITLES), help="What it adds.")
 def new(name: str, kind: str) -> None:
-    """Write a small distribution that adds one part, with tests: a start for a plugin of your own.
+    """Write a small distribution that adds what --kind says, with tests: a start for a plugin of your own.
 
-    It is written to a folder called NAME, and adds a part called NAME too ("unetkit-" before it is left out).
+    It is written to a folder called NAME, and what it adds is called NAME too ("unetkit-" before it is left out).
 
     \b
     unetkit plugins new my-gate --kind fusion

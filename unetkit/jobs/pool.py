@@ -14,10 +14,11 @@ from threading import Thread
 from time import monotonic
 from typing import Any
 
+from unetkit.errors import CannotBuild
 from unetkit.foreign import one_line
 
 #: How a child tells facts: they are merged, and none is lost with the process.
-Say = Callable[[dict[str, Any]], None]
+Say = Callable[[dict[Any, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class _Child:
         self.deadline = self.start + timeout
         self.said, theirs = context.Pipe()
         self.process = context.Process(target=_run, args=(theirs, task, slot, ask), daemon=True)
-        self.process.start()
+        _start(self.process)
         theirs.close()  # or its end would never be seen
 
     def listen(self) -> None:
@@ -135,6 +136,14 @@ class _Child:
         self.seconds = round(monotonic() - self.start, 2)
         self.said.close()
         self.ended = True
+
+
+def _start(process: Any) -> None:
+    try:
+        process.start()
+    except OSError as error:
+        why = f"no process can be started: {error.strerror or error}"
+        raise CannotBuild(f"{why}; where a path is too long, set TMPDIR to a shorter one") from error
 
 
 def _cause_of_death(code: int | None) -> str:

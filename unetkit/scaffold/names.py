@@ -9,8 +9,9 @@ import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from unetkit.bench.metrics import metrics_of
 from unetkit.commands import COMMANDS, plugin_commands
-from unetkit.errors import BadOption, UnknownName
+from unetkit.errors import BadOption, PluginError, UnknownName
 from unetkit.plugins import default_host, default_parts
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
@@ -65,6 +66,15 @@ class Names:
         if self.package in _FOLDERS or _importable(self.package):
             self.refuse(f"would make the package {self.package!r}, and there is one")
 
+    def check_free(self, made: str) -> None:
+        """Refuse a name that another of its kind has."""
+        if made == "command":
+            self.check_command()
+        elif made == "metric":
+            self.check_metrics()
+        else:
+            self.check_part("head" if made == "wrap" else made)
+
     def check_part(self, kind: str) -> None:
         """Refuse the name of a part that there is."""
         registry = default_parts()[kind]
@@ -78,6 +88,15 @@ class Names:
         """Refuse the name of a command that there is."""
         if self.part in COMMANDS or self.part in plugin_commands(default_host()):
             self.refuse(f"would make the command {self.part!r}, and there is one")
+
+    def check_metrics(self) -> None:
+        """Refuse the names of metrics that there are, or of what a grid chooses."""
+        metrics = metrics_of(default_host())
+        for name in (self.part, f"{self.part}-time"):
+            try:
+                metrics.add(name, "")
+            except PluginError:
+                self.refuse(f"would make the metric {name!r}, and that name is taken")
 
     def refuse(self, why: str) -> None:
         """Raise BadOption with what to do instead."""

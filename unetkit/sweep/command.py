@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Generator
@@ -13,6 +12,7 @@ import click
 from rich.console import Console
 
 from unetkit.errors import UnetkitError
+from unetkit.jobs.machine import cores
 from unetkit.jobs.memory import free
 from unetkit.sweep.page import refresh
 from unetkit.sweep.record import Record
@@ -76,7 +76,7 @@ def command(
         return
     if files:
         raise click.UsageError(f"{files[0]} is a file for --table; --out says where rows go")
-    workers = jobs or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else jobs or 1
+    workers = jobs or len(cores())
     settings = Settings(
         of=of,
         names=names or ("*",),

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import random
-import re
 from dataclasses import dataclass
 from datetime import date
 from fnmatch import fnmatchcase
-from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from unetkit.errors import UnknownName, nearest
 from unetkit.inspect.figures import memory
+from unetkit.jobs.machine import code, cpu
 from unetkit.parts.encoders.timm_names import names
 from unetkit.sweep.subjects import SUBJECTS
 
 #: What is answered of every name, in this order: "ok", or the cause of the failure in one line.
 ANSWERS = ("built", "own", "odd", "small", "backward")
 QUESTIONS = ANSWERS[1:]
-_SOURCE = Path(__file__).parent.parent
-#: Code that asks, or speaks to a user, and so changes no network.
-_NO_PART = ("jobs", "bench", "sweep", "cli")
 
 
 @dataclass(frozen=True)
@@ -81,25 +75,6 @@ class Settings:
     def header(self) -> dict[str, Any]:
         """What stands once for all rows of a sweep."""
         chosen = {"names": " ".join(self.names), "sample": self.sample, "seed": self.seed, "planned": len(self.order())}
-        machine = f"{_cpu()}, {os.cpu_count()} cores"
+        machine = f"{cpu()}, {os.cpu_count()} cores"
         took = {"jobs": self.jobs, "memory": memory(self.memory), "real_up_to": self.real_up_to}
         return {"of": self.of, **self.versions(), "cpu": machine, **chosen, **took, "date": date.today().isoformat()}
-
-
-@cache
-def code(source: Path = _SOURCE) -> str:
-    """A short digest of the source of unetkit that networks are made by: a changed checkout has another."""
-    digest = hashlib.sha256()
-    for path in sorted(source.rglob("*.py")):
-        inside = path.relative_to(source)
-        if inside.parts[0] not in _NO_PART:
-            digest.update(f"{inside.as_posix()}\0{path.stat().st_size}\0".encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def _cpu() -> str:
-    try:
-        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()

@@ -67,5 +67,6 @@ CHECKS = (
     Check("light", "importing and registering it imports no torch", "plugins:light", PLUGIN, ("loads",)),
     Check("sources", "the libraries that it adds list their names", "plugins:sources", PLUGIN, ("loads",)),
     Check("commands", "its commands have help and names of their own", "plugins:commands", PLUGIN, ("loads",)),
+    Check("metrics", "its metrics are described, and measure a small network", "metrics:metrics", PLUGIN, ("loads",)),
     Check("wraps", "models that it wraps predict, train, are saved and copied", "plugins:wraps", PLUGIN, ("loads",)),
 )

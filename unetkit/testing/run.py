@@ -149,6 +149,7 @@ def _of_plugin(host: Host, plugin: Plugin) -> set[str]:
     adds = {
         "sources": plugin.name in libraries,
         "commands": host.implements("unetkit_register_commands", plugin),
+        "metrics": host.implements("unetkit_register_metrics", plugin),
         "wraps": host.implements("unetkit_wrap_model", plugin),
     }
     return {"loads", "light"} | {name for name, has in adds.items() if has}

@@ -48,13 +48,15 @@ class Guest:
 
 
 def loads(guest: Guest) -> None:
-    """It is loaded, and adds a part, a library of parts, a wrap of models or a command."""
+    """It is loaded, and adds a part, a library of parts, a wrap of models, a command or a metric."""
     if not guest.plugin.loaded:
         raise Nonconformity(f"it does not load: {guest.plugin.error}")
-    hooks = ("unetkit_wrap_model", "unetkit_register_commands")
+    hooks = ("unetkit_wrap_model", "unetkit_register_commands", "unetkit_register_metrics")
     adds = any(guest.host.implements(hook, guest.plugin) for hook in hooks)
     if not (adds or guest.host.parts.of(guest.plugin.name) or _sources(guest)):
-        raise Nonconformity("it adds nothing: register a part, wrap models, or add a command in one of its hooks")
+        raise Nonconformity(
+            "it adds nothing: register a part, wrap models, or add a command or a metric in one of its hooks"
+        )
 
 
 def light(guest: Guest) -> None:

@@ -1,0 +1,194 @@
+"""The grid: lists, globs, levels and whole models become the rows that a user means."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unetkit.bench.choices import Choices, repeating
+from unetkit.bench.grid import Case, cases, items, left_out, listed, plans
+from unetkit.bench.mode import Mode
+from unetkit.errors import BadOption, CannotBuild, UnetkitError, UnknownName
+from unetkit.plan import Plan
+from unetkit.plugins import load_parts
+
+PARTS = load_parts(isolated=True)
+
+
+def grid(**words: str) -> list[Plan]:
+    return plans({word: listed(word, [text], PARTS) for word, text in words.items()}, PARTS)
+
+
+def rows(found: list[Plan], **conditions: list[str]) -> list[Case]:
+    sizes, batches = conditions.get("size", []), [int(text) for text in conditions.get("batch", ["1"])]
+    return cases(found, sizes, batches, [Mode.parse(text) for text in conditions.get("mode", ["eager"])])
+
+
+@pytest.mark.parametrize(
+    ("word", "text", "found"),
+    [
+        ("encoder", "resnet18,resnet34", ["resnet18", "resnet34"]),
+        ("encoder", "resnet1[48]", ["resnet14", "resnet18"][1:]),
+        ("encoder", "smp/mit_b[01]", ["mit_b0", "mit_b1"]),
+        ("encoder", "plain:widths=[8,16],norm=none,resnet18", ["plain:widths=[8,16],norm=none", "resnet18"]),
+        (
+            "up",
+            "bilinear,transposed:kernel=4,init=bilinear,nearest",
+            ["bilinear", "transposed:kernel=4,init=bilinear", "nearest"],
+        ),
+        ("up", "bi*", ["bilinear"]),
+        ("up", "near*:x=1", ["nearest:x=1"]),
+        ("fuse", "add/concat, add", ["add/concat", "add"]),
+        ("block", "double+scse,double", ["double+scse", "double"]),
+        ("widths", "64,32", ["64,32"]),
+        ("encoder", "resnet18,resnet18", ["resnet18"]),
+    ],
+)
+def test_an_axis_is_a_list(word: str, text: str, found: list[str]) -> None:
+    assert listed(word, [text], PARTS) == found
+
+
+def test_an_axis_may_be_given_again() -> None:
+    assert listed("widths", ["64,32", "16,8"], PARTS) == ["64,32", "16,8"]
+    assert listed("fuse", ["add,mean", "concat"], PARTS) == ["add", "mean", "concat"]
+
+
+def test_a_bare_glob_finds_no_network_twice() -> None:
+    found = listed("encoder", ["resnet*"], PARTS)
+    assert "resnet18" in found
+    assert not [name for name in found if name.startswith("smp/")]
+    assert listed("model", ["unet*"], PARTS) == ["smp/unet", "smp/unetplusplus"]
+
+
+@given(
+    st.lists(st.sampled_from(["bilinear", "nearest", "transposed:kernel=4", "a:b=[1,2],c=d"]), min_size=1, max_size=5)
+)
+def test_what_is_joined_by_commas_is_found_again(names: list[str]) -> None:
+    assert items("up", [",".join(names)]) == names
+
+
+@pytest.mark.parametrize(
+    ("word", "text", "kind", "message"),
+    [
+        ("encoder", "resnexxt*", UnknownName, "--encoder resnexxt*: no encoder matches; `unetkit list encoders` lists"),
+        ("fuse", "add,,concat", BadOption, "--fuse add,,concat: nothing stands before or after a comma"),
+        ("up", "transposed:x=[1", BadOption, "--up transposed:x=[1: "),
+    ],
+)
+def test_what_is_no_list_is_refused(word: str, text: str, kind: type[UnetkitError], message: str) -> None:
+    with pytest.raises(kind) as found:
+        listed(word, [text], PARTS)
+    assert str(found.value).startswith(message)
+
+
+def test_every_combination_is_a_plan() -> None:
+    found = grid(encoder="resnet18,resnet34", up="bilinear,nearest,transposed", fuse="concat,add")
+    assert len(found) == len({*found}) == 12
+    assert str(found[0]) == "--encoder resnet18 --up bilinear --fuse concat"
+    assert str(found[-1]) == "--encoder resnet34 --up transposed --fuse add"
+
+
+def test_whole_models_are_rows_beside_those_of_parts() -> None:
+    found = grid(encoder="resnet18", fuse="concat,add", classes="3", model="smp/unet,smp/fpn")
+    assert list(map(str, found)) == [
+        "--encoder resnet18 --fuse concat --classes 3",
+        "--encoder resnet18 --fuse add --classes 3",
+        "--model smp/unet --encoder resnet18 --classes 3",
+        "--model smp/fpn --encoder resnet18 --classes 3",
+    ]
+    factors = [dict(case.factors) for case in rows(found)]
+    assert [each["model"] for each in factors] == ["unet", "unet", "smp/unet", "smp/fpn"]
+    assert [each.get("fuse") for each in factors] == ["concat", "add", None, None]
+    assert list(map(str, grid(model="smp/unet"))) == ["--model smp/unet"]
+
+
+def test_recipes_are_an_axis() -> None:
+    assert list(map(str, grid(recipe="unet-2015,unet-same"))) == ["--recipe unet-2015", "--recipe unet-same"]
+
+
+def test_a_grid_without_an_encoder_is_refused() -> None:
+    with pytest.raises(CannotBuild, match=r"^nothing says which encoders; give --encoder"):
+        grid(fuse="add,concat")
+    with pytest.raises(CannotBuild, match=r"^nothing says which encoders"):
+        grid(fuse="add", model="smp/unet")
+
+
+def test_conditions_multiply_rows_and_are_factors() -> None:
+    found = rows(grid(encoder="resnet18"), size=["64", "96x32"], batch=["1", "8"], mode=["eager", "compiled"])
+    assert len({case.id for case in found}) == 8
+    assert dict(found[-1].factors) == {"encoder": "resnet18", "size": "96x32", "batch": "8", "mode": "compiled"}
+    assert dict(rows(grid(encoder="resnet18"))[0].factors)["size"] == "own"
+    assert str(found[-1].plan) == "--encoder resnet18 --size 96x32"
+
+
+def test_two_names_of_one_part_stay_two_rows() -> None:
+    assert len(rows(grid(encoder="resnet18,timm/resnet18"))) == 2
+
+
+def test_what_is_excepted_is_left_out() -> None:
+    found = rows(grid(encoder="resnet18,resnet34", fuse="concat,add"), batch=["1", "8"])
+    assert len(left_out(found, ["--encoder resnet34 --batch 8"])) == 6
+    assert len(left_out(found, ["--encoder 'resnet1*,x' --fuse add", "--batch 8"])) == 3
+    assert left_out(found, []) == found
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "--encoder resnet50",
+            r"^--except '--encoder resnet50' matches no row that is left; `--dry-run` shows the rows$",
+        ),
+        ("--fusion add", r"^--except '--fusion add': no row has a 'fusion'; did you mean fuse\?$"),
+        ("resnet18", r"^--except 'resnet18': takes words as a row has them, such as "),
+        ("--fuse 'add", r"^--except \"--fuse 'add\": No closing quotation$"),
+        ("", r"^--except '': takes words as a row has them"),
+    ],
+)
+def test_an_exception_that_is_none_is_refused(line: str, message: str) -> None:
+    found = rows(grid(encoder="resnet18,resnet34", fuse="concat,add"))
+    with pytest.raises(UnetkitError, match=message):
+        left_out(found, [line])
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [("eager", "eager"), ("bfloat16+compiled", "compiled+bfloat16"), ("channels_last+eager", "eager+channels_last")],
+)
+def test_a_mode_is_written_one_way(text: str, written: str) -> None:
+    assert str(Mode.parse(text)) == written
+    assert Mode.parse(written) == Mode.parse(text)
+
+
+@pytest.mark.parametrize("text", ["", "fast", "eager+compiled", "bfloat16+float16", "eager,compiled"])
+def test_a_mode_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(BadOption, match=r"^--mode "):
+        Mode.parse(text)
+    with pytest.raises(BadOption, match=r"did you mean compiled\?"):
+        Mode.parse("compile")
+
+
+def test_a_command_repeats_a_row() -> None:
+    [case] = rows(grid(encoder="resnet18", up="transposed:kernel=4"), size=["64"], mode=["compiled"])
+    choices = Choices(metrics=("macs",), plugins=("mine.py",), budget=2.5, threads=1)
+    assert repeating(case, choices, "--encoder resnet18", Mode()) == (
+        "unetkit --plugin mine.py bench --encoder resnet18 --up transposed:kernel=4 --size 64 --batch 1 "
+        "--mode compiled --baseline-mode eager --baseline '--encoder resnet18' --metrics macs --budget 2.5 --threads 1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"budget": 0.0}, "--budget 0.0: takes seconds, more than 0"),
+        ({"precision": 2.0}, "--precision 2.0: takes a share such as 0.02"),
+        ({"slots": 0}, "--slots 0: takes at least 1"),
+        ({"engine": "rey"}, "--engine rey: takes local or ray"),
+        ({"ray_address": "auto"}, "--ray-address auto: is for --engine ray"),
+    ],
+)
+def test_a_choice_that_is_none_is_refused(choice: dict[str, object], message: str) -> None:
+    with pytest.raises(BadOption) as found:
+        Choices(**choice)  # type: ignore[arg-type]
+    assert str(found.value) == message

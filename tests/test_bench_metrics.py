@@ -1,0 +1,90 @@
+"""Metrics that plugins add: one that is wrong costs one line, and the others work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from unetkit.bench.metrics import Metrics, metrics_of
+from unetkit.errors import PluginError, UnknownName
+from unetkit.plugins import Host, load_host
+
+PLUGIN = '''
+import unetkit
+
+def layers(subject):
+    """Layers of the network."""
+    return len([*subject.model.modules()])
+
+@unetkit.hookimpl
+def unetkit_register_metrics(metrics):
+    metrics.add("{name}", layers)
+    {body}
+'''
+OURS = [metric.name for metric in Metrics.ours()]
+
+
+def host_of(folder: Path, **bodies: str) -> Host:
+    """Plugins that add a metric of their own name each, and then what their body says."""
+    files = [folder / f"{name}.py" for name in bodies]
+    for path in files:
+        path.write_text(PLUGIN.format(name=path.stem, body=bodies[path.stem]))
+    return load_host(files, isolated=True)
+
+
+def test_a_plugins_metrics_stand_behind_ours(tmp_path: Path) -> None:
+    host = host_of(tmp_path, a="metrics.add('pass', layers, timed=True, unit='B')", b="pass")
+    metrics = metrics_of(host)
+    assert [metric.name for metric in metrics] == [*OURS, "a", "pass", "b"]
+    assert [metric.owner for metric in metrics][-3:] == ["a", "a", "b"]
+    infos = [metric.info for metric in metrics][-3:]
+    assert [(info.unit, info.timed, info.better) for info in infos] == [
+        ("", False, "less"),
+        ("s", True, "less"),
+        ("", False, "less"),
+    ]
+    assert {info.summary for info in infos} == {"Layers of the network"}
+    assert [metric.name for metric in metrics.chosen(["b", "latency"])] == ["latency", "b"]
+    with pytest.raises(UnknownName, match=r"^--metrics: no metric is called 'pas'; did you mean pass or "):
+        metrics.chosen(["pas"])
+
+
+#: What the hook of a plugin called bad may do wrong, and what its one line says of it.
+FAILING = {
+    "raises": ("1 / 0", "ZeroDivisionError: division by zero"),
+    "exits": ("raise SystemExit(3)", "SystemExit: 3"),
+    "ours": ("metrics.add('latency', layers)", "metric 'latency' of bad is already registered by unetkit; rename it"),
+    "another's": ("metrics.add('also', layers)", "metric 'also' of bad is already registered by also; rename it"),
+    "of-the-grid": (
+        "metrics.add('encoder', layers)",
+        "'encoder' of bad has the name of what a grid chooses; rename it",
+    ),
+    "no-name": ("metrics.add('a b', layers)", "'a b' is not a name for a metric: use letters, digits, '.', '_' and"),
+    "no-function": ("metrics.add('three', 3)", "3 "),
+    "not-there": ("metrics.add('x', 'nowhere:x')", "nowhere:x cannot be loaded: there is no module 'nowhere'"),
+    "by-hand": ("metrics.entries['x'] = layers", "is none; add it by metrics.add(name, function)"),
+    "keyword": ("metrics.add('x', layers, units='J')", "unexpected keyword argument 'units'"),
+}
+
+
+@pytest.mark.parametrize("case", FAILING)
+def test_a_plugin_whose_metrics_fail_costs_one_line(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body, reason = FAILING[case]
+    host = host_of(tmp_path, also="pass", bad=body, good="pass")
+    assert [metric.name for metric in metrics_of(host)] == [*OURS, "also", "good"]
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert err.startswith("unetkit: plugin bad failed in unetkit ")
+    assert reason in err
+    plugin = next(plugin for plugin in host.plugins if plugin.name == "bad")
+    assert (plugin.loaded, "Traceback" in plugin.traceback) == (True, True)
+
+
+def test_strict_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = host_of(tmp_path, bad="1 / 0")
+    monkeypatch.setenv("UNETKIT_STRICT", "1")
+    with pytest.raises(PluginError, match=r"^plugin bad failed in unetkit .*: ZeroDivisionError: division by zero$"):
+        metrics_of(host)

@@ -1,0 +1,321 @@
+"""The Ray engine, on a real cluster of nodes on this machine. Run as a program, this file is their holder or a driver.
+
+Ray stays out of pytest's own process: there every warning of its would be an error, and it leaves threads behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unetkit.bench import nodes, ray
+from unetkit.bench.cluster import import_ray, versions
+from unetkit.bench.slot import Slot
+from unetkit.errors import BadOption, UnetkitError
+
+ROOT = Path(__file__).parent.parent
+#: Seconds that Ray may take to start its nodes: on a machine where it takes longer there is nothing to test.
+PATIENCE = 60
+#: Seconds for what ought to come at once.
+SOON = 30
+
+
+# What children do
+
+
+def child(task: tuple[str, str], slot: Slot, say: Callable[[dict[str, Any]], None]) -> None:
+    """Say where it is, note the attempt in a folder, and end as the task's name says."""
+    name, folder = task
+    say({"where": str(slot), "device": slot.device, "share": slot.share})
+    say({"gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "environment": os.environ.get("UNETKIT_TEST")})
+    with Path(folder, name).open("a") as attempts:
+        attempts.write(f"{os.getpid()}\n")
+    ENDS[name.partition("-")[0]](Path(folder, name))
+    say({"done": True})
+
+
+def meet(attempts: Path) -> None:
+    """Wait until another runs too."""
+    while len([*attempts.parent.glob("meet-*")]) < 2:
+        time.sleep(0.02)
+
+
+def fail(attempts: Path) -> None:
+    raise ZeroDivisionError("no such luck")
+
+
+def die(attempts: Path) -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def stay(attempts: Path) -> None:
+    time.sleep(600)
+
+
+def lose(attempts: Path) -> None:
+    """Kill Ray's worker, which leads this process."""
+    leader = parent_process()
+    assert leader
+    assert leader.pid
+    os.kill(leader.pid, signal.SIGKILL)
+    stay(attempts)
+
+
+def lose_once(attempts: Path) -> None:
+    if len(attempts.read_text().split()) == 1:
+        lose(attempts)
+
+
+def fine(attempts: Path) -> None:
+    pass
+
+
+ENDS: dict[str, Callable[[Path], None]] = {
+    "meet": meet,
+    "fail": fail,
+    "die": die,
+    "stay": stay,
+    "lose": lose,
+    "once": lose_once,
+    "fine": fine,
+}
+
+
+# The programs
+
+
+def hold() -> None:
+    """Start the nodes, tell their address, and end them when standard input ends."""
+    from ray.cluster_utils import Cluster
+
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: a socket's path has at most 107 characters
+    small = {"object_store_memory": 80 * 2**20}
+    head = {"num_cpus": 1, "num_gpus": 0, "node_name": "one", "temp_dir": folder, "include_dashboard": False, **small}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        cluster.add_node(num_cpus=1, num_gpus=0, node_name="two", **small)
+        cluster.add_node(num_cpus=0, num_gpus=2, node_name="three", **small)
+        print(cluster.address, flush=True)
+        sys.stdin.read()
+    finally:
+        cluster.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def drive(asked: list[dict[str, Any]]) -> None:
+    """Run tasks and print how each ended, a line each, or why none can run; leave after so many as `leave` says."""
+    for one in asked:
+        vars(nodes)["versions"] = strange_versions if one.get("strange") else versions
+        try:
+            drive_one(one["names"], one["folder"], one.get("leave"), {"timeout": 60, "gpus": 0, **one["options"]})
+        except UnetkitError as error:
+            print(json.dumps({"refused": f"{type(error).__name__}: {error}"}))
+
+
+def drive_one(names: list[str], folder: str, leave: int | None, options: dict[str, Any]) -> None:
+    ended = ray.run([(name, folder) for name in names], f"{NAME}:child", **options)
+    for number, one in enumerate(ended, 1):
+        print(json.dumps({"name": one.task[0], "cause": one.cause, **one.said}), flush=True)
+        if number == leave:
+            wait_for(Path(folder, "stay").exists)
+            ended.close()
+
+
+NAME = "tests.test_bench_ray"
+
+
+def strange_versions() -> dict[str, str]:
+    """Another torch where this variable says so, as it does here and not on the nodes."""
+    return {**versions(), "torch": os.environ.get("STRANGE_TORCH", versions()["torch"])}
+
+
+def wait_for(fact: Callable[[], bool]) -> None:
+    end = time.monotonic() + SOON
+    while not fact():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+# The tests
+
+
+def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen([sys.executable, "-m", NAME, *arguments], env=environment, text=True, **pipes)  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Of a cluster of nodes "one" and "two" with a CPU each, and "three" with two GPUs, so it believes, and no CPU."""
+    if not find_spec("ray"):
+        pytest.skip("Ray is not installed")
+    holder = start("hold", RAY_USAGE_STATS_ENABLED="0")
+    assert holder.stdout
+    os.set_blocking(holder.stdout.fileno(), False)
+    end = time.monotonic() + PATIENCE
+    while not (line := holder.stdout.readline()) and holder.poll() is None and time.monotonic() < end:
+        time.sleep(0.1)
+    os.set_blocking(holder.stdout.fileno(), True)
+    if line:
+        yield line.strip()
+    _, said = holder.communicate()
+    if not line:
+        pytest.skip(f"Ray does not start on this machine within {PATIENCE} s: {said[-300:]}")
+
+
+def driven(*asked: dict[str, Any], **environment: str) -> list[dict[str, Any]]:
+    driver = start("drive", json.dumps(asked), **environment)
+    said, noise = driver.communicate(timeout=4 * SOON)
+    assert (noise, driver.returncode) == ("", 0)
+    return [json.loads(line) for line in said.splitlines()]
+
+
+NAMES = ["meet-1", "meet-2", "stay", "fail", "die", "lose", "once"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("attempts")
+
+
+@pytest.fixture(scope="module")
+def ended(address: str, folder: Path) -> dict[str, dict[str, Any]]:
+    """How every kind of task ended, in one run."""
+    asked = {"names": NAMES, "folder": str(folder), "options": {"address": address, "timeout": 6}}
+    rows = driven(asked, UNETKIT_TEST="told")
+    assert sorted(row["name"] for row in rows) == sorted(NAMES)
+    return {row["name"]: row for row in rows}
+
+
+def attempts(folder: Path, name: str) -> int:
+    return len((folder / name).read_text().split())
+
+
+pytestmark = pytest.mark.slow
+
+
+def test_nodes_work_at_the_same_time_and_rows_say_which(ended: dict[str, dict[str, Any]]) -> None:
+    met = [ended["meet-1"], ended["meet-2"]]
+    assert [row["cause"] for row in met] == ["", ""]
+    assert {row["name"] for row in ended.values()} <= {*NAMES}
+    assert {row["where"] for row in met} == {"cpu of one, 1 thread", "cpu of two, 1 thread"}
+
+
+def test_a_child_has_the_variables_of_its_driver(ended: dict[str, dict[str, Any]]) -> None:
+    assert ended["meet-1"]["environment"] == "told"
+
+
+def test_an_error_is_a_result_and_not_tried_again(ended: dict[str, dict[str, Any]], folder: Path) -> None:
+    assert ended["fail"]["cause"] == "ZeroDivisionError: no such luck"
+    assert ended["fail"]["device"] == "cpu"
+    assert attempts(folder, "fail") == 1
+
+
+def test_a_trial_that_dies_is_a_result_with_what_it_said(ended: dict[str, dict[str, Any]], folder: Path) -> None:
+    assert ended["die"]["cause"] == "its process was ended by SIGSEGV"
+    assert ended["die"]["device"] == "cpu"
+    assert attempts(folder, "die") == 1
+
+
+def test_a_trial_that_takes_too_long_is_ended(ended: dict[str, dict[str, Any]], folder: Path) -> None:
+    assert ended["stay"]["cause"] == "no answer within 6 s"
+    assert attempts(folder, "stay") == 1
+
+
+def test_a_worker_that_is_killed_is_replaced(ended: dict[str, dict[str, Any]], folder: Path) -> None:
+    assert (ended["once"]["cause"], ended["once"]["done"]) == ("", True)
+    assert attempts(folder, "once") == 2
+
+
+def test_a_task_that_loses_every_worker_ends_with_a_cause(ended: dict[str, dict[str, Any]], folder: Path) -> None:
+    assert ended["lose"]["cause"].startswith(
+        "lost its Ray worker 3 times, at last by WorkerCrashedError: The worker died"
+    )
+    assert ended["lose"]["where"] in ("one", "two")
+    assert attempts(folder, "lose") == ray.TRIES
+
+
+def test_nothing_is_left_of_what_ended(ended: dict[str, dict[str, Any]], folder: Path) -> None:
+    wait_for(lambda: not any(map(alive, folder.iterdir())))
+
+
+def alive(attempts: Path) -> list[str]:
+    return [pid for pid in attempts.read_text().split() if Path("/proc", pid).exists()]
+
+
+def test_each_gpu_is_a_place_and_the_first_that_its_trial_sees(address: str, tmp_path: Path) -> None:
+    asked = {"names": ["meet-1", "meet-2"], "folder": str(tmp_path), "options": {"address": address, "gpus": None}}
+    rows = driven(asked)
+    assert {row["gpus"] for row in rows} == {"0", "1"}
+    assert {row["where"] for row in rows} == {"cuda:0 of three, 1 thread"}
+    assert [row["share"] for row in rows] == [2, 2]
+
+
+def test_leaving_early_ends_what_runs_and_leaves_the_cluster(address: str, tmp_path: Path) -> None:
+    asked = {"names": ["stay", "fine"], "folder": str(tmp_path), "leave": 1, "options": {"address": address}}
+    assert [row["name"] for row in driven(asked)] == ["fine"]
+    wait_for(lambda: not alive(tmp_path / "stay"))
+
+
+def test_an_interrupt_ends_what_runs(address: str, tmp_path: Path) -> None:
+    asked = {"names": ["stay"], "folder": str(tmp_path), "options": {"address": address}}
+    driver = start("drive", json.dumps([asked]))
+    wait_for((tmp_path / "stay").exists)
+    driver.send_signal(signal.SIGINT)
+    said, noise = driver.communicate(timeout=SOON)
+    assert (said, noise.splitlines()[-1]) == ("", "KeyboardInterrupt")
+    wait_for(lambda: not alive(tmp_path / "stay"))
+
+
+def refused(*options: dict[str, Any], **environment: str) -> list[str]:
+    """Why runs that ask this cannot be."""
+    strange = bool(environment)
+    asked = [{"names": ["fine"], "folder": "/", "options": option, "strange": strange} for option in options]
+    return [said["refused"] for said in driven(*asked, **environment)]
+
+
+def test_what_no_node_has_is_refused(address: str) -> None:
+    gpus, slots = refused({"address": address, "gpus": 3}, {"address": address, "slots": 2})
+    none = f"BadOption: --engine ray: no node of the Ray cluster at {address} has"
+    assert gpus == f"{none} 3 GPU for a trial; the most are 1 CPU and 2 GPU"
+    assert slots == f"{none} 2 CPU for a trial; the most are 1 CPU and 2 GPU"
+
+
+def test_a_node_with_other_versions_is_refused(address: str) -> None:
+    (why,) = refused({"address": address}, STRANGE_TORCH="0.1")
+    assert f" has torch {versions()['torch']}, and this machine has 0.1: rows could not be compared" in why
+
+
+def test_an_address_where_no_cluster_is_is_refused_at_once() -> None:
+    if not find_spec("ray"):
+        pytest.skip("Ray is not installed")
+    addresses = ("127.0.0.1:9", "nohost.invalid:6379", "here", "ray://here:10001")
+    port, host, name, client = refused(*({"address": address} for address in addresses))
+    assert port.startswith("BadOption: --ray-address 127.0.0.1:9: no Ray cluster answers there (")
+    assert host.startswith("BadOption: --ray-address nohost.invalid:6379: no Ray cluster answers there (")
+    assert name.startswith("BadOption: --ray-address here: takes HOST:PORT, as `ray start --head` prints it, or auto")
+    assert client.startswith("BadOption: --ray-address ray://here:10001: takes HOST:PORT,")
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(BadOption, match=r"--engine ray: Ray is not installed; pip install 'unetkit\[ray\]'"):
+        import_ray()
+
+
+if __name__ == "__main__":
+    hold() if sys.argv[1] == "hold" else drive(json.loads(sys.argv[2]))

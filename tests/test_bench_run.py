@@ -1,0 +1,378 @@
+"""Runs: real networks in real children; whatever dies is a row; what is stopped goes on; a folder holds one run."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import unetkit
+from unetkit import bench
+from unetkit.bench.ledger import Ledger, read
+from unetkit.bench.rows import Row
+from unetkit.bench.statistics import LEAST
+from unetkit.errors import BadFile, BadOption, CannotBuild, UnetkitError, UnknownName
+from unetkit.jobs.lines import Lines
+
+TINY = "--encoder plain:widths=[4,8]"
+#: What a run of tests costs beside imports should be little.
+QUICK: dict[str, Any] = {"budget": 0.2, "threads": 1, "sizes": [32]}
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "unetkit", *arguments]
+
+
+def rows_in(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    return [line["row"] for line in lines if "row" in line]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> bench.Rows:
+    """Everything of a small U-Net, of another, of a whole model, and of one that cannot be built."""
+    plans = ["--encoder test_resnet", "--encoder test_resnet --fuse add", "--encoder test_resnet --fuse nope"]
+    plans.append("--model smp/unet --encoder resnet18")
+    return bench.run(plans, out=tmp_path_factory.mktemp("run"), **QUICK | {"sizes": [64]})
+
+
+def test_every_metric_is_measured_of_every_row(measured: bench.Rows) -> None:
+    names = [metric.name for metric in measured.run.header.metrics]
+    assert names == [
+        "parameters",
+        "macs",
+        "activations",
+        "build",
+        "disk",
+        "memory",
+        "training-memory",
+        "latency",
+        "training",
+    ]
+    for row in (measured[0], measured[1], measured[3]):
+        assert (row.cause, row.failures) == ("", {})
+        assert {*row.figures, *row.timings} == {*names}
+        for timing in row.timings.values():
+            assert len(timing.candidate) == len(timing.baseline) >= LEAST
+            assert min(timing.candidate + timing.baseline) > 0
+
+
+def test_figures_are_those_of_the_network(measured: bench.Rows, tmp_path: Path) -> None:
+    for row in (measured[0], measured[3]):
+        model = unetkit.build(unetkit.Plan.parse(row.line))
+        traced = unetkit.trace(model, 64)
+        assert row.figures["parameters"] == traced.parameters == sum(p.numel() for p in model.parameters())
+        assert (row.figures["macs"], row.figures["activations"]) == (traced.macs, traced.activation_bytes)
+        unetkit.save(model, tmp_path / "model.safetensors")
+        written = (tmp_path / "model.safetensors").stat().st_size
+        assert abs(row.figures["disk"] - written) < 64  # the seed stands in its plan
+        weights = 4 * traced.parameters
+        assert weights < row.figures["memory"] < row.figures["training-memory"]
+        assert row.figures["training-memory"] > 4 * weights  # weights, gradients and two moments of AdamW
+
+
+def test_what_cannot_be_built_is_a_row_with_its_reason(measured: bench.Rows) -> None:
+    row = measured[2]
+    assert row.cause == "--fuse nope: no fusion is called 'nope'; `unetkit list fusions` lists all"
+    assert (row.figures, row.timings, row.measured) == ({}, {}, False)
+
+
+def test_rows_say_where_and_how_they_were_measured(measured: bench.Rows) -> None:
+    assert measured.run.header.baseline == "--encoder test_resnet"
+    assert measured[1].line == "--encoder test_resnet --fuse add --size 64"
+    assert measured[1].factors == {
+        "model": "unet",
+        "encoder": "test_resnet",
+        "fuse": "add",
+        "size": "64",
+        "batch": "1",
+        "mode": "eager",
+    }
+    assert measured[1].where.startswith("cpu, core")
+    assert measured[1].where.endswith(" 1 thread")
+    assert measured.run.header.machine["cores"] == len(os.sched_getaffinity(0))
+
+
+def test_measuring_again_measures_nothing(measured: bench.Rows) -> None:
+    seen: list[Row] = []
+    again = bench.run(
+        [row.line.replace(" --size 64", "") for row in measured[:2]],
+        out=measured.run.folder,
+        on_row=seen.append,
+        **QUICK | {"sizes": [64]},
+    )
+    assert seen == []
+    assert again == measured[:2]
+    assert len(rows_in(measured.run.folder)) == 4
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"budget": 0.3}, "was measured with budget 0.2, and this is 0.3; give another --out, or the same again"),
+        (
+            {"metrics": ["macs"]},
+            "was measured with --metrics parameters,macs,activations,build,disk,memory,training-mem",
+        ),
+        (
+            {"baseline": "--encoder test_vit"},
+            "was measured with baseline --encoder test_resnet, and this is --encoder t",
+        ),
+    ],
+)
+def test_rows_that_cannot_be_compared_do_not_mix(measured: bench.Rows, choice: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadFile) as found:
+        bench.run(["--encoder test_resnet"], out=measured.run.folder, **QUICK | {"sizes": [64]} | choice)
+    assert message in str(found.value)
+
+
+def test_a_frame_has_the_rows(measured: bench.Rows) -> None:
+    frame = measured.to_pandas()
+    assert len(frame) == 4
+    assert frame["parameters"][0] == measured[0].figures["parameters"]
+
+
+STRANGE = '''
+import ctypes, os, signal, sys, time
+import torch, unetkit
+
+class Strange(torch.nn.Conv2d):
+    """A head that ends its process, or does not, as its option says, where it has real numbers to pass."""
+
+    def __init__(self, in_channels: int, classes: int, *, way: str = "fine"):
+        super().__init__(in_channels, classes, 1)
+        self.way = way
+
+    def forward(self, x):
+        if x.device.type != "meta":
+            getattr(self, self.way)()
+        return super().forward(x)
+
+    def fine(self):
+        pass
+
+    def killed(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def crashes(self):
+        ctypes.string_at(0)
+
+    def hangs(self):
+        time.sleep(600)
+
+    def leaves(self):
+        sys.exit(3)
+
+    def raises(self):
+        raise ZeroDivisionError("no such luck")
+
+    def exhausts(self):
+        torch.empty(2**50)
+
+@unetkit.hookimpl
+def unetkit_register(parts):
+    parts.heads.add("strange", Strange)
+
+def depth(subject):
+    """Modules of the network."""
+    return len([*subject.model.modules()])
+
+def twice(subject):
+    """Two passes."""
+    return lambda: (subject.forward(), subject.forward())
+
+def broken(subject):
+    """A metric that fails."""
+    raise KeyError("nothing here")
+
+@unetkit.hookimpl
+def unetkit_register_metrics(metrics):
+    metrics.add("depth", depth)
+    metrics.add("twice", twice, timed=True)
+    metrics.add("broken", broken, unit="J")
+'''
+
+
+@pytest.fixture
+def strange(tmp_path: Path) -> str:
+    path = tmp_path / "strange.py"
+    path.write_text(STRANGE)
+    return str(path)
+
+
+def test_what_dies_or_hangs_is_a_row_with_its_cause(strange: str, tmp_path: Path) -> None:
+    ways = ("fine", "killed", "crashes", "hangs", "leaves", "raises", "exhausts")
+    plans = [f"{TINY} --head strange:way={way}" for way in ways]
+    found = bench.run(plans, plugins=[strange], metrics=["macs", "latency"], timeout=6, **QUICK)
+    fine, killed, crashes, hangs, leaves, raises, exhausts = found
+    assert (fine.cause, fine.failures) == ("", {})
+    assert killed.cause == "its process was ended by SIGKILL, at latency"
+    assert crashes.cause == "its process was ended by SIGSEGV, at latency"
+    assert hangs.cause == "no answer within 6 s, at latency"
+    assert leaves.cause == "its process ended with exit code 3, at latency"
+    assert raises.failures == {"latency": "ZeroDivisionError: no such luck"}
+    assert exhausts.failures["latency"].startswith("ran out of memory: RuntimeError: ")
+    assert all(row.figures["macs"] == fine.figures["macs"] for row in found)
+
+
+def test_plugins_add_metrics(strange: str) -> None:
+    [row] = bench.run([TINY], plugins=[strange], metrics=["depth", "twice", "broken"], **QUICK)
+    assert row.figures == {"depth": len([*unetkit.build("plain:widths=[4,8]").modules()])}
+    assert len(row.timings["twice"].candidate) >= LEAST
+    assert row.failures == {"broken": "KeyError: 'nothing here'"}
+
+
+def test_an_edited_plugin_is_measured_again(strange: str, tmp_path: Path) -> None:
+    plans = [TINY, f"{TINY} --head strange"]
+    options: dict[str, Any] = {"plugins": [strange], "metrics": ["macs"], "out": tmp_path / "run", **QUICK}
+    bench.run(plans, **options)
+    Path(strange).write_text(STRANGE + "\n# edited\n")
+    seen: list[Row] = []
+    bench.run(plans, on_row=seen.append, **options)
+    assert [row.factors.get("head") for row in seen] == ["strange"]
+
+
+def test_a_size_that_a_plan_says_is_that_of_the_row() -> None:
+    [row] = bench.run([f"{TINY} --in-channels 1 --size 40x24"], metrics=["macs"])
+    assert (row.size, row.factors["size"]) == ((40, 24), "40x24")
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "message"),
+    [
+        (
+            {"baseline": "--encoder resnet81"},
+            CannotBuild,
+            "--baseline --encoder resnet81: --encoder resnet81: no encoder",
+        ),
+        ({"metrics": ["latencies"]}, UnknownName, "--metrics: no metric is called 'latencies'; did you mean latency?"),
+        ({"device": "cuda:7"}, BadOption, "--device cuda:7: there is no cuda:7; "),
+        ({"slots": 1000}, BadOption, "--slots 1000: there are "),
+        ({"budgets": 1}, BadOption, "bench.run: got an unexpected keyword argument 'budgets'"),
+        ({"modes": ["fast"]}, BadOption, "--mode fast: no mode is called 'fast'"),
+    ],
+)
+def test_what_cannot_be_chosen_is_one_line(given: dict[str, Any], kind: type[UnetkitError], message: str) -> None:
+    with pytest.raises(kind) as found:
+        bench.run([TINY], **given)
+    assert str(found.value).startswith(message)
+
+
+def test_a_part_that_no_other_process_finds_is_refused() -> None:
+    class Local:
+        pass
+
+    with pytest.raises(BadOption, match=r"^a plan cannot be sent to another process"):
+        bench.run([unetkit.Plan.of(encoder="resnet18", fuse=Local)])
+    with pytest.raises(BadOption, match=r"^no plan is given"):
+        bench.run([])
+
+
+def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(f"from unetkit import bench\nbench.run([{TINY!r}])\n")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert 'what starts processes belongs under `if __name__ == "__main__":`' in done.stderr
+
+
+def grid(folder: Path, *more: str) -> list[str]:
+    blocks = "plain:widths=[2,3],plain:widths=[2,4],plain:widths=[2,5]"
+    words = ["--encoder", blocks, "--fuse", "concat,add,mean,max", "--size", "16", "--threads", "1"]
+    return command("bench", *words, "--metrics", "macs,latency", "--budget", "0.05", "--out", str(folder), *more)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_twenty_times_has_every_row_once(tmp_path: Path) -> None:
+    chance, folder = random.Random(5), tmp_path / "run"
+    rows_seen = set()
+    for _ in range(20):
+        process = subprocess.Popen(grid(folder), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        held = len(rows_in(folder)) if (folder / "rows.jsonl").exists() else 0
+        wait_for_rows(folder, process, held + chance.choice([0, 0, 0, 1, 1]))
+        time.sleep(chance.uniform(0, 0.7))
+        process.kill()
+        process.wait()
+        rows_seen.add(len(rows_in(folder)) if (folder / "rows.jsonl").exists() else 0)
+    done = subprocess.run(grid(folder), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    counted = Counter(row["id"] for row in rows_in(folder))
+    assert len(counted) == 12
+    assert {*counted.values()} == {1}
+    assert len(rows_seen) > 3  # it was killed in the middle
+    run = read(folder)
+    assert (run.planned, len(run.rows), [row.cause for row in run.rows if row.cause]) == (12, 12, [])
+
+
+def wait_for_rows(folder: Path, process: subprocess.Popen[Any], number: int) -> None:
+    until = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < until:
+        if number == 0 or ((folder / "rows.jsonl").exists() and len(rows_in_torn(folder)) >= number):
+            return
+        time.sleep(0.02)
+
+
+def rows_in_torn(folder: Path) -> Sequence[bytes]:
+    return [line for line in (folder / "rows.jsonl").read_bytes().split(b"\n")[:-1] if line.startswith(b'{"row"')]
+
+
+def test_an_interrupt_ends_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = subprocess.Popen(grid(folder), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    wait_for_rows(folder, process, 1)
+    second = subprocess.run(grid(folder), capture_output=True, text=True, timeout=60, check=False)
+    assert second.returncode == 2
+    assert f"{folder}/rows.jsonl is being written by another benchmark; wait for it, or give another" in second.stderr
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "rows are in" in said.splitlines()[-1]
+    assert "the same command goes on from there: unetkit bench --encoder" in said.splitlines()[-1]
+    assert "Traceback" not in said
+    assert 0 < len(rows_in(folder)) < 12
+
+
+def test_a_torn_line_is_no_row(measured: bench.Rows, tmp_path: Path) -> None:
+    lines = (measured.run.folder / "rows.jsonl").read_bytes().splitlines(keepends=True)
+    text = b"".join(lines[:2] + [line for line in lines if line.startswith(b'{"row"')])
+    (tmp_path / "rows.jsonl").write_bytes(text[:-20])
+    assert len(read(tmp_path).rows) == 3
+    ledger = Ledger(tmp_path)
+    ledger.append(measured[3])
+    ledger.close()
+    assert len(read(tmp_path).rows) == 4
+
+
+def test_a_row_that_was_measured_again_counts_once(measured: bench.Rows, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes((measured.run.folder / "rows.jsonl").read_bytes())
+    ledger = Ledger(tmp_path)
+    ledger.append(replace(measured[0], cause="another"))
+    assert ledger.done(measured[0].id, measured[0].key, again=False)
+    assert not ledger.done(measured[0].id, measured[0].key, again=True)
+    assert not ledger.done(measured[0].id, "edited", again=False)
+    ledger.close()
+    assert [row.cause for row in read(tmp_path).rows].count("another") == 1
+    assert len(read(tmp_path).rows) == 4
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadFile, match=r"holds no benchmark: there is no rows\.jsonl with rows in it"):
+        read(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"what": 1}\n')
+    with pytest.raises(BadFile, match=r"rows\.jsonl, line 1, is no line of a benchmark's; give another file"):
+        Ledger(tmp_path)
+    Lines(tmp_path / "rows.jsonl", "benchmark").close()  # it is left unlocked
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadFile, match=r"^--out .*file: is a file; give a folder$"):
+        Ledger(tmp_path / "file")

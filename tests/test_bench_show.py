@@ -1,0 +1,403 @@
+"""Reading a benchmark: columns, filters, order, the table, CSV, JSON, Markdown and pandas."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from rich.console import Console
+
+from tests.bench_runs import made_run
+from unetkit.bench import choose, frame, texts
+from unetkit.bench.columns import Column, columns_of, constants
+from unetkit.bench.ledger import Ledger
+from unetkit.bench.listing import Cells, Listing, draw, markdown
+from unetkit.bench.rows import MetricInfo, Row, Run
+from unetkit.bench.show import listing
+from unetkit.cli.bench.show import show
+from unetkit.errors import BadOption, UnetkitError, UnknownName
+
+
+@cache
+def run() -> Run:
+    return made_run(Path("runs/made"))
+
+
+@cache
+def columns() -> dict[str, Column]:
+    return {column.name: column for column in columns_of(run())}
+
+
+def written(folder: Path, made: Run, missing: int = 0) -> str:
+    """The same run as a folder, without its last rows."""
+    ledger = Ledger(folder)
+    ledger.start(made.header, made.command, [row.id for row in made.rows])
+    for row in made.rows[: len(made.rows) - missing]:
+        ledger.append(row)
+    ledger.close()
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return written(tmp_path_factory.mktemp("runs") / "first", run())
+
+
+def called(*words: str) -> Result:
+    return CliRunner().invoke(show, [*words])
+
+
+def refused(folder: str, *words: str) -> str:
+    error = called(folder, *words).exception
+    assert isinstance(error, UnetkitError)
+    return str(error)
+
+
+def by_csv(*words: str) -> list[dict[str, str]]:
+    result = called(*words, "--csv")
+    assert result.exit_code == 0, result.output
+    return list(csv.DictReader(io.StringIO(result.output)))
+
+
+def chosen(*filters: str, sort: str | None = None) -> list[Row]:
+    known = list(columns().values())
+    return choose.ordered(choose.kept(run().rows, known, filters), known, sort)
+
+
+def test_factors_that_vary_come_first_and_those_that_do_not_stand_once() -> None:
+    assert [*columns()][:5] == ["encoder", "up", "fuse", "batch", "model"]
+    assert constants(run()) == {"size": "256", "mode": "eager"}
+
+
+def test_names_of_columns_are_unique_and_each_says_what_it_is() -> None:
+    assert len(columns()) == len(columns_of(run()))
+    assert all(column.summary for column in columns().values())
+
+
+def test_numbers_are_raw_and_texts_have_units() -> None:
+    row = run().rows[0]
+    seconds = median(row.timings["latency"].candidate)
+    assert columns()["latency"].value(row) == seconds
+    assert columns()["latency"].text(row) == f"{texts.digits(seconds * 1e3)} ms"
+    assert columns()["latency-rate"].value(row) == row.batch / seconds
+    assert columns()["latency-rate"].better == "more"
+    assert columns()["parameters"].text(row) == "14.3 M"
+    assert columns()["disk"].text(row).endswith(" MiB")
+    assert columns()["energy"].text(row) == "1.70 J"
+    assert columns()["batch"].value(row) == 1
+
+
+def test_the_ratio_says_its_interval_and_verdict() -> None:
+    row = next(row for row in run().rows if row.line == "--encoder resnet34" and row.batch == 1)
+    ratio, low, high = (columns()[f"latency-ratio{end}"].value(row) for end in ("", "-low", "-high"))
+    assert isinstance(ratio, float)
+    assert isinstance(low, float)
+    assert isinstance(high, float)
+    assert low < 1.45 < high
+    assert columns()["latency-ratio"].text(row) == (
+        f"{texts.ratio(ratio)} ({texts.ratio(low)} to {texts.ratio(high)}) slower"
+    )
+    assert columns()["latency-verdict"].value(row) == "slower"
+
+
+def test_every_column_takes_every_row_and_says_what_failed() -> None:
+    for column in columns().values():
+        for row in run().rows:
+            assert isinstance(column.text(row), str)
+            if not row.measured:
+                assert column.value(row) == (row.factors.get(column.name) and column.value(row))
+    alone = next(row for row in run().rows if row.failures)
+    assert columns()["training-memory"].text(alone) == "failed"
+    assert columns()["training-memory"].value(alone) is None
+
+
+def test_a_metric_may_be_neither_better_nor_worse() -> None:
+    assert columns()["energy"].better == ""
+    assert columns()["memory"].better == "less"
+
+
+@pytest.mark.parametrize(
+    ("number", "unit", "text"),
+    [
+        (0.0123456, "s", "12.3 ms"),
+        (1.2345, "s", "1,230 ms"),
+        (12.345, "s", "12.3 s"),
+        (0.9999, "s", "1,000 ms"),
+        (100.0, "J", "100 J"),
+        (1.0, "J", "1.00 J"),
+        (24.4e6, "", "24.4 M"),
+        (0.513, "", "0.513"),
+        (1234.0, "J", "1,230 J"),
+        (0.0, "", "0"),
+        (0.0, "J", "0 J"),
+        (1.5 * 2**20, "B", "1.5 MiB"),
+    ],
+)
+def test_figures_have_three_digits(number: float, unit: str, text: str) -> None:
+    assert texts.figure(number, unit) == text
+
+
+@pytest.mark.parametrize(
+    ("asked", "passes"),
+    [
+        ("encoder=resnet*", lambda row: True),
+        ("encoder!=resnet18", lambda row: row.factors["encoder"] != "resnet18"),
+        ("batch>=8", lambda row: row.batch >= 8),
+        ("batch = 8", lambda row: row.batch == 8),
+        ("batch==8", lambda row: row.batch == 8),
+        ("up!=bilinear", lambda row: row.factors.get("up") != "bilinear"),
+        ("model=smp/*", lambda row: "model" in row.factors),
+        ("latency<50ms", lambda row: row.measured and median(row.timings["latency"].candidate) < 0.05),
+        ("latency<0.05", lambda row: row.measured and median(row.timings["latency"].candidate) < 0.05),
+        ("memory<=100MiB", lambda row: row.measured and row.figures["memory"] <= 100 * 2**20),
+        ("parameters>20M", lambda row: row.measured and row.figures["parameters"] > 20e6),
+        ("energy>2J", lambda row: row.measured and row.figures["energy"] > 2),
+        ("latency-rate>=30", lambda row: row.measured and row.batch / median(row.timings["latency"].candidate) >= 30),
+    ],
+)
+def test_filters_keep_the_rows_that_pass(asked: str, passes: object) -> None:
+    assert callable(passes)
+    kept = chosen(asked)
+    assert {row.id for row in kept} == {row.id for row in run().rows if passes(row)}
+    assert kept
+
+
+def test_filters_must_all_pass() -> None:
+    assert {(row.batch, row.factors["up"]) for row in chosen("batch=1", "up=nearest")} == {(1, "nearest")}
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("latncy<1", "no column is called 'latncy'; did you mean latency"),
+        ("latency", "write a column, one of"),
+        ("latency<fast", "'fast' is no number; what may follow one here: ns, us, ms, s"),
+        ("latency<5MiB", "'5MiB' is no number"),
+    ],
+)
+def test_a_bad_filter_is_refused_in_a_line(asked: str, message: str) -> None:
+    with pytest.raises((BadOption, UnknownName), match=r"^--filter ") as refused:
+        chosen(asked)
+    assert message in str(refused.value)
+
+
+def test_rows_are_sorted_either_way_with_failed_ones_last() -> None:
+    up, down = chosen(sort="latency"), chosen(sort="-latency")
+    assert [row.measured for row in up] == [row.measured for row in down] == [True] * 26 + [False] * 2
+    values = [columns()["latency"].value(row) for row in up[:26]]
+    assert values == sorted(values, key=lambda value: float(str(value)))
+    assert [columns()["latency"].value(row) for row in down[:26]] == values[::-1]
+
+
+def test_sorting_goes_by_the_second_column_where_the_first_is_equal() -> None:
+    rows = chosen("latency>0", sort="-batch,encoder")
+    keys = [(-row.batch, row.factors["encoder"]) for row in rows]
+    assert keys == sorted(keys)
+
+
+def test_a_row_without_the_figure_comes_after_those_with_it_whichever_way() -> None:
+    for sort in ("training-memory", "-training-memory"):
+        assert chosen("latency>0", sort=sort)[-1].failures
+
+
+def test_names_are_sorted_by_their_numbers() -> None:
+    names = ("resnet101", "resnet34", "plain", "resnet18d", "7")
+    rows = [replace(run().rows[0], factors={"encoder": name}) for name in names]
+    known = columns_of(replace(run(), rows=tuple(rows)))
+    found = [row.factors["encoder"] for row in choose.ordered(rows, known, "encoder")]
+    assert found == ["7", "plain", "resnet18d", "resnet34", "resnet101"]
+
+
+def drawn(made: Listing, width: int) -> str:
+    out = io.StringIO()
+    draw(made, Console(file=out, width=width, color_system=None))
+    return out.getvalue()
+
+
+def shown_within(width: int | None) -> Listing:
+    return listing(run(), run().rows, choose.pick([*columns().values()], None), width)
+
+
+def test_a_narrow_terminal_loses_lesser_columns_and_says_which() -> None:
+    made = shown_within(120)
+    heads = made.tables[0].heads
+    assert {"latency p50", "latency ratio", "encoder"} <= {*heads}
+    assert "latency p90" not in heads
+    assert any(note.startswith("left out for want of room: ") and "latency-p90" in note for note in made.notes)
+    table = drawn(Listing([], made.tables[:1], []), 120)
+    assert max(map(len, table.splitlines())) <= 120
+    assert len(table.splitlines()) <= len(run().rows) + 5  # no row is folded
+
+
+def test_columns_that_nobody_asked_for_are_not_said_to_be_left_out() -> None:
+    made = listing(run(), run().rows, [*columns().values()], 160)
+    assert not any("latency-rounds" in note for note in made.notes)
+
+
+def test_without_a_width_no_column_is_left_out() -> None:
+    made = shown_within(None)
+    assert len(made.tables[0].heads) == 1 + sum(column.rank < 9 for column in columns().values())
+    assert not any("left out" in note for note in made.notes)
+
+
+def test_what_others_said_is_no_markup() -> None:
+    made = Listing(["[bold]x"], [Cells(["a|b"], [["[red]<b>|"]])], [])
+    assert "[bold]x" in drawn(made, 80)
+    assert "[red]<b>|" in drawn(made, 80)
+    assert markdown(made) == "- \\[bold\\]x\n\n| a\\|b |\n| --- |\n| \\[red\\]\\<b>\\| |"
+
+
+def test_show_says_baseline_machine_failures_and_warnings(folder: str) -> None:
+    result = called(folder)
+    assert result.exit_code == 0, result.output
+    for text in (
+        "baseline --encoder resnet18, eager\n",
+        "on cpu 0-1, 2 threads, Example CPU 2.0 GHz, 8 cores, 16 GiB",
+        "28 rows, 2 of them without figures; in all of them size 256, mode eager",
+        "without figures: 2",
+        "out of memory: 14.2 GiB asked",
+        ": no training-memory: the child was killed at 12 GiB; give --batch 4",
+        "the rounds fluctuate by 34%",
+    ):
+        assert text in result.output, text
+    assert "still to do" not in result.output
+
+
+def test_show_says_how_to_go_on(tmp_path: Path) -> None:
+    result = called(written(tmp_path / "half", run(), missing=3))
+    assert "\n25 rows" in result.output
+    assert f"3 of 28 rows are still to do; this goes on: {run().command}" in result.output
+
+
+def test_a_run_without_rows_is_shown(tmp_path: Path) -> None:
+    result = called(written(tmp_path / "none", run(), missing=28))
+    assert result.exit_code == 0, result.output
+    assert "28 of 28 rows are still to do" in result.output
+
+
+def test_csv_has_every_row_and_column_in_base_units(folder: str) -> None:
+    rows = by_csv(folder)
+    assert len(rows) == 28
+    first = run().rows[0]
+    assert float(rows[0]["latency [s]"]) == median(first.timings["latency"].candidate)
+    assert float(rows[0]["disk [B]"]) == first.figures["disk"]
+    assert [row["cause"] != "" for row in rows] == [False] * 26 + [True] * 2
+    assert rows[0]["line"] == first.line
+
+
+def test_columns_top_and_filter_choose(folder: str) -> None:
+    rows = by_csv(
+        folder, "--columns", "fuse,latency-min", "--sort", "-latency-min", "--top", "3", "--filter", "batch=1"
+    )
+    assert [*rows[0]] == ["id", "fuse", "latency-min [s]", "line", "cause", "warnings"]
+    least = sorted((min(row.timings["latency"].candidate) for row in chosen("batch=1") if row.measured), reverse=True)
+    assert [float(row["latency-min [s]"]) for row in rows] == least[:3]
+
+
+def test_json_tells_all(folder: str) -> None:
+    data = json.loads(called(folder, "--json").output)
+    assert data["header"] == json.loads(json.dumps(asdict(run().header)))
+    assert (data["planned"], data["done"]) == (28, 28)
+    assert {column["name"] for column in data["columns"]} == {*columns()}
+    assert data["rows"][0]["latency"] == median(run().rows[0].timings["latency"].candidate)
+    assert sum(bool(row["warnings"]) for row in data["rows"]) == 1
+
+
+def test_json_has_no_infinity() -> None:
+    endless = replace(columns()["latency"], value=lambda row: float("inf"))
+    assert json.loads(frame.to_json(run(), run().rows[:1], [endless]))["rows"][0]["latency"] is None
+
+
+def test_markdown_is_a_table(folder: str) -> None:
+    lines = called(folder, "--markdown", "--columns", "encoder,latency,latency-ratio", "--top", "2").output.splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert table[:2] == ["| # | encoder | latency p50 | latency ratio |", "| ---: | --- | ---: | --- |"]
+    assert len(table) == 4
+
+
+def test_a_column_that_is_not_there_is_refused_with_the_list(folder: str) -> None:
+    message = refused(folder, "--columns", "latensy")
+    assert message.startswith("--columns: no column is called 'latensy'; did you mean latency")
+    assert "there are encoder, up, fuse, batch, model, parameters" in message
+    assert refused(folder, "--sort", "-speed").startswith("--sort: no column is called 'speed'")
+
+
+def test_a_folder_without_a_benchmark_is_refused(tmp_path: Path) -> None:
+    assert "holds no benchmark" in refused(str(tmp_path / "nowhere"))
+
+
+def test_pandas_has_a_column_for_each_of_ours() -> None:
+    table = frame.to_pandas(run())
+    assert [*table.columns] == ["id", *columns(), "line", "cause"]
+    assert table["latency"].notna().sum() == 26
+    assert table["latency"][0] == median(run().rows[0].timings["latency"].candidate)
+    assert table.attrs["units"]["disk"] == "B"
+    assert str(table["latency"].dtype) == "float64"
+
+
+def test_without_pandas_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(UnetkitError, match="pip install pandas"):
+        frame.to_pandas(run())
+
+
+def test_a_run_of_one_metric_is_read() -> None:
+    alone = replace(run().header, metrics=(MetricInfo("training", "s", True, "one step"),))
+    names = [column.name for column in columns_of(replace(run(), header=alone)) if column.rank == 0]
+    assert names == ["encoder", "up", "fuse", "batch", "model", "training", "training-ratio"]
+
+
+def test_help_needs_neither_torch_nor_rich() -> None:
+    code = "import sys; from unetkit.cli.bench import show, diff; print([n for n in sys.argv[1:] if n in sys.modules])"
+    command = [sys.executable, "-c", code, "torch", "rich", "numpy", "pandas"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def effects(folder: str, *words: str) -> list[dict[str, Any]]:
+    told = json.loads(called(folder, "--effects", "--json", *words).output)
+    assert isinstance(told, list)
+    return told
+
+
+def test_effects_say_what_each_choice_changes(folder: str) -> None:
+    told = {(one["factor"], one["a"], one["b"], one["metric"]): one for one in effects(folder)}
+    add, null = (told[key] for key in (("fuse", "concat", "add", "latency"), ("up", "bilinear", "nearest", "latency")))
+    assert add["verdict"] == "faster"
+    assert null["verdict"] in ("same", "inconclusive")  # one of its pairs fluctuates by 34%
+    assert add["low"] < 0.9 < add["high"]
+    assert null["low"] < 0.995 < null["high"]
+    assert len(add["pairs"]) == 11  # of 12, one of which ran out of memory
+    assert told["encoder", "resnet18", "resnet34", "macs"]["verdict"] == "more"
+    assert told["encoder", "resnet18", "resnet34", "build"]["verdict"] == "not judged"
+
+
+def test_effects_are_of_the_rows_and_metrics_that_are_asked_for(folder: str) -> None:
+    told = effects(folder, "--columns", "latency", "--filter", "batch=1", "--filter", "up=bilinear")
+    assert {one["metric"] for one in told} == {"latency"}
+    assert {len(one["pairs"]) for one in told if one["factor"] == "fuse"} == {2}
+
+
+def test_effects_are_a_table(folder: str) -> None:
+    words = (folder, "--effects", "--columns", "latency")
+    assert "| factor | change | metric | ratio | verdict | pairs |" in called(*words, "--markdown").output
+    assert "concat -> add" in called(*words).output
+    rows = list(csv.DictReader(io.StringIO(called(*words, "--csv").output)))
+    assert rows[0]["pairs"] == "11"
+    assert "there are no effects to tell" in called(*words, "--filter", "model=smp/unet").output
+
+
+def test_effects_take_neither_an_order_nor_a_column_that_is_no_metric(folder: str) -> None:
+    assert refused(folder, "--effects", "--sort", "latency").startswith("--effects: is a table of its own")
+    assert "no metric is called 'latency-p90'; did you mean latency" in refused(
+        folder, "--effects", "--columns", "latency-p90"
+    )

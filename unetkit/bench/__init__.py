@@ -1,0 +1,27 @@
+"""Benchmarks of combinations: what each costs, in numbers that can be believed.
+
+`run` measures plans and returns rows; `read` opens a folder that `unetkit bench` made.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unetkit.bench.ledger import read
+    from unetkit.bench.rows import Header, MetricInfo, Row, Run, Timing
+    from unetkit.bench.running import Rows, run
+
+_WHERE = {
+    **dict.fromkeys(("run", "Rows"), "unetkit.bench.running"),
+    **dict.fromkeys(("Header", "MetricInfo", "Row", "Run", "Timing"), "unetkit.bench.rows"),
+    "read": "unetkit.bench.ledger",
+}
+__all__ = ["Header", "MetricInfo", "Row", "Rows", "Run", "Timing", "read", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)

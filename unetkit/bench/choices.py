@@ -1,0 +1,101 @@
+"""What is chosen of a run beside its grid, and the command that says it. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+from unetkit.bench.grid import Case
+from unetkit.bench.mode import Mode
+from unetkit.bench.timing import Rules
+from unetkit.errors import BadOption
+
+ENGINES = ("local", "ray")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How rows are measured.
+
+    Attributes:
+        metrics: names of what is measured; all, if empty.
+        baseline: the line of the network that each row is timed against; the first row's that can be built, if "".
+        baseline_mode: how that runs; as the first row, if "".
+        budget: seconds for each timed metric of a row.
+        precision: half-width of the interval of the ratio to the baseline, relative, at which timing stops.
+        seed: fixes weights, input, and which of two goes first.
+        device: "cpu", "cuda", or some of them: "cuda:0,cuda:1"; all GPUs, or else the CPU, if "".
+        slots: trials at a time on a CPU, each with its share of the cores.
+        threads: of torch's, for each; as many as it has cores, if None.
+        timeout: seconds that one row may take.
+        plugins: files and modules named beside what is installed.
+        engine: "local" or "ray".
+        ray_address: of a cluster: "auto", or "HOST:PORT".
+        again: whether rows that failed are measured again.
+    """
+
+    metrics: tuple[str, ...] = ()
+    baseline: str = ""
+    baseline_mode: str = ""
+    budget: float = 20.0
+    precision: float = 0.02
+    seed: int = 0
+    device: str = ""
+    slots: int | None = None
+    threads: int | None = None
+    timeout: float = 600.0
+    plugins: tuple[str, ...] = ()
+    engine: str = "local"
+    ray_address: str | None = None
+    again: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value, good in (
+            ("--budget", self.budget, self.budget > 0),
+            ("--precision", self.precision, 0 < self.precision < 1),
+            ("--timeout", self.timeout, self.timeout > 0),
+            ("--slots", self.slots, self.slots is None or self.slots >= 1),
+            ("--threads", self.threads, self.threads is None or self.threads >= 1),
+            ("--engine", self.engine, self.engine in ENGINES),
+        ):
+            if not good:
+                raise BadOption(f"{name} {value}: {_TAKES[name]}")
+        if self.ray_address is not None and self.engine != "ray":
+            raise BadOption(f"--ray-address {self.ray_address}: is for --engine ray")
+
+    @property
+    def rules(self) -> Rules:
+        """For how long, and how precisely, a pair is timed."""
+        return Rules(budget=self.budget, precision=self.precision, seed=self.seed)
+
+    def told(self) -> dict[str, Any]:
+        """What decides the figures: rows measured with other choices cannot be compared."""
+        names = ("budget", "precision", "seed", "device", "slots", "threads", "engine")
+        return {name: getattr(self, name) for name in names}
+
+
+_TAKES = {
+    "--budget": "takes seconds, more than 0",
+    "--precision": "takes a share such as 0.02",
+    "--timeout": "takes seconds, more than 0",
+    "--slots": "takes at least 1",
+    "--threads": "takes at least 1",
+    "--engine": "takes local or ray",
+}
+#: Choices that a command says only where they are not the default.
+_SAID = ("budget", "precision", "seed", "device", "slots", "threads", "timeout", "engine", "ray_address")
+
+
+def repeating(case: Case, choices: Choices, baseline: str, baseline_mode: Mode) -> str:
+    """The command that measures one row again, as a shell takes it."""
+    modes = [str(case.mode)] if case.mode == baseline_mode else [str(case.mode), "--baseline-mode", str(baseline_mode)]
+    tokens = ["--batch", str(case.batch), "--mode", *modes, "--baseline", baseline]
+    if choices.metrics:
+        tokens += ["--metrics", ",".join(choices.metrics)]
+    for name in _SAID:
+        value = getattr(choices, name)
+        if value != getattr(Choices, name):
+            tokens += ["--" + name.replace("_", "-"), f"{value:g}" if isinstance(value, float) else str(value)]
+    plugins = [token for plugin in choices.plugins for token in ("--plugin", plugin)]
+    return shlex.join(["unetkit", *plugins, "bench", *shlex.split(str(case.plan)), *tokens])

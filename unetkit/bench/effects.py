@@ -1,0 +1,116 @@
+"""What a choice changes: rows that differ in one factor alone, compared pair by pair, and over all pairs.
+
+Every row is timed against the same baseline, in a process of its own; so the ratio of two rows is the quotient of two
+ratios that the machine's drift has left already, and not that of two times taken minutes apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from math import exp, log
+from zlib import crc32
+
+import numpy
+
+from unetkit.bench.medians import TAILS, Floats
+from unetkit.bench.rows import Row, Run
+from unetkit.bench.statistics import Estimate, log_draws
+
+#: What a row is measured under, and no choice.
+CONDITIONS = ("size", "batch")
+#: 97.5% of Student's t for 2 to 10 degrees of freedom.
+_T = (4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What b in place of a does to a metric.
+
+    Attributes:
+        factor: "fuse".
+        a, b: two of its values, in the order of the rows.
+        metric: that is compared.
+        estimate: b over a, the geometric mean over the pairs. Its interval covers both the noise of rounds and, from
+            three pairs on, what differs from pair to pair: the wider of the bootstrap's and Student's t.
+        pairs: rows that differ in this factor alone, and b over a for each.
+    """
+
+    factor: str
+    a: str
+    b: str
+    metric: str
+    estimate: Estimate
+    pairs: tuple[tuple[Row, Row, Estimate], ...]
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The logarithm of a row's figure or ratio, and draws of it; where it is exact, rounds 0 and one draw."""
+
+    log: float
+    draws: Floats
+    rounds: int
+
+
+def effects_of(run: Run, metric: str) -> list[Effect]:
+    """The effect of every two values of each factor that was chosen, where rows tell it.
+
+    A factor that a row has not, as a whole model has no fusion, is no match for one that another has. Figures that are
+    not above 0 have no ratio, and are left out.
+    """
+    known = {row.id: found for row in run.rows if row.measured and (found := _known(row, metric))}
+    rows = [row for row in run.rows if row.id in known]
+    factors = dict.fromkeys(factor for row in rows for factor in row.factors if factor not in CONDITIONS)
+    return [effect for factor in factors for effect in _effects(factor, rows, metric, known)]
+
+
+def _effects(factor: str, rows: list[Row], metric: str, known: dict[str, _Known]) -> Iterator[Effect]:
+    groups = _alike(factor, rows)
+    values = dict.fromkeys(row.factors[factor] for row in rows if factor in row.factors)
+    for a, b in combinations(values, 2):
+        pairs = [(group[a], group[b]) for group in groups if a in group and b in group]
+        if pairs:
+            quotients = [_over(known[two.id], known[one.id]) for one, two in pairs]
+            told = tuple((*pair, _estimate([quotient])) for pair, quotient in zip(pairs, quotients, strict=True))
+            yield Effect(factor, a, b, metric, _estimate(quotients), told)
+
+
+def _alike(factor: str, rows: Iterable[Row]) -> list[dict[str, Row]]:
+    """Rows that have all but this factor in common, by its value."""
+    groups: dict[frozenset[tuple[str, str]], dict[str, Row]] = {}
+    for row in rows:
+        if factor in row.factors:
+            others = frozenset(item for item in row.factors.items() if item[0] != factor)
+            groups.setdefault(others, {})[row.factors[factor]] = row
+    return [*groups.values()]
+
+
+def _known(row: Row, metric: str) -> _Known | None:
+    if metric in row.timings:
+        chance = numpy.random.default_rng(crc32(f"{row.id} {metric}".encode()))  # the same whenever it is read
+        return _Known(*log_draws(row.timings[metric], chance), len(row.timings[metric].candidate))
+    figure = row.figures.get(metric, 0.0)
+    return _Known(log(figure), numpy.array([log(figure)]), 0) if figure > 0 else None
+
+
+def _over(b: _Known, a: _Known) -> _Known:
+    return _Known(b.log - a.log, b.draws - a.draws, min(a.rounds, b.rounds))
+
+
+def _estimate(quotients: list[_Known]) -> Estimate:
+    """Their geometric mean."""
+    logs = numpy.array([quotient.log for quotient in quotients])
+    mean = float(logs.mean())
+    low, high = numpy.quantile(numpy.mean([quotient.draws for quotient in quotients], axis=0), TAILS).tolist()
+    if len(logs) >= 3:
+        reach = student(len(logs) - 1) * float(logs.std(ddof=1)) / len(logs) ** 0.5
+        low, high = min(low, mean - reach), max(high, mean + reach)
+    rounds = sum(quotient.rounds for quotient in quotients)
+    return Estimate(exp(mean), exp(min(low, mean)), exp(max(high, mean)), rounds)
+
+
+def student(degrees: float) -> float:
+    """97.5% of Student's t; `degrees` of freedom from 2 on, within 1%."""
+    return float(numpy.interp(degrees, range(2, 11), _T)) if degrees <= 10 else 1.96 + 2.5 / degrees

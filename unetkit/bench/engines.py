@@ -1,0 +1,94 @@
+"""Where trials run: on this machine by its slots, or on a Ray cluster. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from unetkit.bench.choices import Choices
+from unetkit.bench.slot import Slot
+from unetkit.errors import BadOption
+from unetkit.jobs import pool
+from unetkit.jobs.pool import Ended
+
+Notice = Callable[[str], None]
+
+
+def local(
+    tasks: Iterable[Any],
+    ask: str,
+    slots: Sequence[Slot],
+    *,
+    timeout: float,
+    preload: Sequence[str],
+    notice: Notice,
+    timed: bool = True,
+) -> Generator[Ended, None, None]:
+    """Run tasks in processes of this machine, one a slot at a time, as `unetkit.jobs.pool.run` does.
+
+    While it lasts, no other benchmark of unetkit's times on these devices: it waits, unless it is not `timed`.
+    """
+    with (
+        alone([slot.device for slot in slots if timed], notice),
+        closing(pool.run(tasks, ask, slots, timeout=timeout, preload=preload)) as ended,
+    ):
+        yield from ended
+
+
+def on_cluster(
+    tasks: Iterable[Any], ask: str, choices: Choices, *, timeout: float, preload: Sequence[str]
+) -> Generator[Ended, None, None]:
+    """Run tasks on the nodes of a Ray cluster. Raises as `unetkit.bench.ray.run` does."""
+    from unetkit.bench import ray
+
+    gpus = {"": None, "cpu": 0, "cuda": 1}
+    if choices.device not in gpus:
+        raise BadOption(f"--device {choices.device}: on a cluster it is cpu or cuda; Ray finds which")
+    return ray.run(
+        tasks,
+        ask,
+        address=choices.ray_address,
+        gpus=gpus[choices.device],
+        slots=choices.slots,
+        threads=choices.threads,
+        timeout=timeout,
+        preload=preload,
+    )
+
+
+@contextmanager
+def alone(devices: Iterable[str], notice: Notice) -> Iterator[None]:
+    """Have devices of this machine to oneself among benchmarks; wait for those that another has, and say so."""
+    with ExitStack() as held:
+        for device in sorted({*devices}):
+            lock = FileLock(Path(tempfile.gettempdir(), f"unetkit-bench-{device.replace(':', '-')}.lock"), mode=0o666)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                notice(f"another benchmark is timing on {device} of this machine; waits for its end")
+                lock.acquire()
+            except OSError:
+                continue  # another user's lock cannot be opened, and a benchmark need not fail for it
+            held.callback(lock.release)
+        yield
+
+
+def devices_of(asked: str, gpus: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The devices that are meant, each with its name: all GPUs, or the CPU where there is none, if "".
+
+    Raises BadOption for one that there is not.
+    """
+    known = dict(gpus)
+    if asked == "cpu" or (not asked and not known):
+        return [("cpu", "")]
+    wanted = [*known] if asked in ("", "cuda") else asked.split(",")
+    for device in wanted or ["cuda"]:
+        if device not in known:
+            has = f"there are {', '.join(known)}" if known else "torch finds no GPU; leave it out for the CPU"
+            raise BadOption(f"--device {asked}: there is no {device}; {has}")
+    return [(device, known[device]) for device in wanted]

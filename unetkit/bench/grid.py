@@ -1,0 +1,196 @@
+"""From lists of words to the combinations that are measured. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from itertools import product
+from typing import Any
+
+from unetkit import values
+from unetkit.bench.mode import Mode
+from unetkit.errors import BadOption, CannotBuild, UnknownName, nearest
+from unetkit.plan import WORDS, Plan
+from unetkit.registry import KINDS, Parts
+from unetkit.resolve import kind_of, signature_of
+
+#: Words of a plan that are none of a grid's: weights change no cost, and one seed serves all rows.
+NOT_ASKED = ("size", "pretrained", "seed")
+#: The words that a grid takes lists of, in order.
+AXES = tuple(word for word in WORDS if word.name not in NOT_ASKED)
+#: Beside a whole model only these are said.
+_BESIDE_MODEL = ("model", "encoder", "in_channels", "classes")
+#: What a row of parts has as its model, where other rows are whole models.
+OF_PARTS = "unet"
+_KINDS = {kind.word for kind in KINDS}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One combination under one condition.
+
+    Attributes:
+        plan: of the network; its size is the input's, where that is asked.
+        batch: images in an input.
+        mode: how it runs.
+        factors: as `unetkit.bench.rows.Row` has them.
+    """
+
+    plan: Plan
+    batch: int
+    mode: Mode
+    factors: tuple[tuple[str, str], ...]
+
+    @property
+    def id(self) -> str:
+        """A digest of the combination and its condition, the same in every run."""
+        told = f"{self.plan}\0{self.batch}\0{self.mode}"
+        return hashlib.sha256(told.encode()).hexdigest()[:12]
+
+
+def listed(word: str, texts: Iterable[str], parts: Parts) -> list[str]:
+    """The values that an axis is given: lists by commas, globs of names, or the option again.
+
+    A comma within a part's options goes on with them: `bilinear,transposed:kernel=4,init=bilinear` are two. Widths
+    hold commas themselves, so each list of them is a value.
+
+    Raises:
+        UnknownName: a glob that no name matches.
+        BadOption: what is no list.
+    """
+    each = texts if word == "widths" else items(word, texts)
+    return [*dict.fromkeys(name for item in each for name in _matching(word, item, parts))]
+
+
+def items(word: str, texts: Iterable[str]) -> list[str]:
+    """What stands between commas, and between the option and the option again."""
+    return [item for text in texts for item in _items(word, text)]
+
+
+def _items(word: str, text: str) -> list[str]:
+    try:
+        pieces = values.split(text, ",")
+    except ValueError as error:
+        raise BadOption(f"--{word.replace('_', '-')} {text}: {error}") from None
+    found: list[str] = []
+    for piece in pieces:
+        if found and re.match(r"\w+=", piece):
+            found[-1] += f",{piece}"
+        else:
+            found.append(piece.strip())
+    if not all(found):
+        raise BadOption(f"--{word.replace('_', '-')} {text}: nothing stands before or after a comma")
+    return found
+
+
+def _matching(word: str, item: str, parts: Parts) -> list[str]:
+    name, colon, options = item.partition(":")
+    if kind_of(word) not in _KINDS or not any(sign in name for sign in "*?["):
+        return [item]
+    # A bare glob is about names as they are said, not about another library's part of a name that is taken.
+    entries = [e for e in parts[kind_of(word)].find(name) if "/" in name or word == "model" or not e.sourced]
+    found = [entry.said + colon + options for entry in entries]
+    if not found:
+        kind = parts[kind_of(word)].kind
+        raise UnknownName(f"--{word} {item}: no {kind.title} matches; `unetkit list {kind.attribute}` lists all")
+    return found
+
+
+def plans(words: Mapping[str, Sequence[str]], parts: Parts) -> list[Plan]:
+    """Every combination of words as a plan; whole models take what they take, beside the others.
+
+    Raises:
+        CannotBuild: nothing says which encoder.
+        UnetkitError: a value that its word cannot take.
+    """
+    asked = {word.name: words[word.name] for word in AXES if words.get(word.name)}
+    models = asked.pop("model", [])
+    found: list[Plan] = []
+    if "encoder" in asked or "recipe" in asked:
+        found += _product(asked)
+    elif not models or asked.keys() - {*_BESIDE_MODEL}:
+        raise CannotBuild(
+            "nothing says which encoders; give --encoder (such as resnet18,resnet34), --recipe or --model"
+        )
+    for model in models:
+        beside = {name: asked[name] for name in _BESIDE_MODEL if name in asked}
+        spec = Plan.of(model=model).model
+        if spec and "encoder" not in {option.name for option in signature_of("model", spec, parts).options}:
+            beside.pop("encoder", None)
+        found += _product({"model": [model], **beside})
+    return [*dict.fromkeys(found)]
+
+
+def _product(asked: Mapping[str, Sequence[str]]) -> Iterator[Plan]:
+    for chosen in product(*asked.values()):
+        yield Plan.of(**dict(zip(asked, chosen, strict=True)))
+
+
+def cases(found: Sequence[Plan], sizes: Sequence[Any], batches: Sequence[int], modes: Sequence[Mode]) -> list[Case]:
+    """Every plan under every condition, in order.
+
+    Args:
+        found: plans; a size that one says is left where `sizes` is empty.
+        sizes: input sizes, as a plan takes them.
+        batches: images in an input.
+        modes: how networks run.
+    """
+    with_models = any(plan.model is not None for plan in found)
+    made: dict[str, Case] = {}
+    for plan, size, batch, mode in product(found, sizes or [None], batches, modes):
+        sized = plan if size is None else Plan.of(size=size).over(plan)
+        case = Case(sized, batch, mode, _factors(sized, batch, mode, with_models=with_models))
+        made.setdefault(case.id, case)
+    return [*made.values()]
+
+
+def _factors(plan: Plan, batch: int, mode: Mode, *, with_models: bool) -> tuple[tuple[str, str], ...]:
+    said = _words(replace(plan, size=None, seed=None, pretrained=None))
+    first = {"model": OF_PARTS} if with_models and plan.model is None else {}
+    size = _words(Plan(size=plan.size)).get("size", "own")
+    return tuple({**first, **said, "size": size, "batch": str(batch), "mode": str(mode)}.items())
+
+
+def _words(plan: Plan) -> dict[str, str]:
+    """The words of a plan as text."""
+    tokens = shlex.split(str(plan))
+    return {flag[2:].replace("-", "_"): value for flag, value in zip(tokens[::2], tokens[1::2], strict=True)}
+
+
+def left_out(found: Sequence[Case], excepted: Iterable[str]) -> list[Case]:
+    """The cases that no line of `excepted` matches: `--encoder resnet50 --batch 8,16` matches both such batches.
+
+    Raises:
+        BadOption: a line that is none, or matches no row.
+    """
+    left = [*found]
+    for line in excepted:
+        wanted = _wanted(line, {name for case in found for name, _ in case.factors})
+        kept = [case for case in left if not all(_is(dict(case.factors), *pair) for pair in wanted.items())]
+        if len(kept) == len(left):
+            raise BadOption(f"--except {line!r} matches no row that is left; `--dry-run` shows the rows")
+        left = kept
+    return left
+
+
+def _wanted(line: str, known: set[str]) -> dict[str, list[str]]:
+    try:
+        tokens = shlex.split(line)
+    except ValueError as error:
+        raise BadOption(f"--except {line!r}: {error}") from None
+    flags, given = tokens[::2], tokens[1::2]
+    if not tokens or len(flags) != len(given) or not all(flag.startswith("--") for flag in flags):
+        raise BadOption(f"--except {line!r}: takes words as a row has them, such as '--encoder resnet50 --batch 8'")
+    names = [flag[2:].replace("-", "_") for flag in flags]
+    for name in names:
+        if name not in known:
+            raise UnknownName(f"--except {line!r}: no row has a {name!r}{nearest(name, known)}")
+    return {name: _items(name, text) for name, text in zip(names, given, strict=True)}
+
+
+def _is(factors: Mapping[str, str], name: str, patterns: Sequence[str]) -> bool:
+    return name in factors and any(fnmatchcase(factors[name], pattern) for pattern in patterns)

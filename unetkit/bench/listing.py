@@ -1,0 +1,110 @@
+"""Lines and tables as a terminal, a file or a Markdown page shows them: what `show` and `diff` print."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+#: A number with its unit, which stands at the right of its cell; "1.43 (1.41 to 1.46) slower" is more than that.
+_NUMBER = re.compile(r"|failed|-?[\d.,]+(e[-+]?\d+)?%?( ?\S+)?")
+#: Blank columns between two of a table.
+_GAP = 2
+#: Cells of no more than this are not folded; those of other columns are, where room is short.
+_SHORT = 12
+#: Judged cells end with their verdict; the colours say no more than the word.
+_STYLES = {"faster": "green", "better": "green", "slower": "red", "worse": "red", "inconclusive": "dim"}
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A table of texts: headings, rows of as many cells, and what is said above it."""
+
+    heads: list[str]
+    rows: list[list[str]]
+    title: str = ""
+
+    def right(self, index: int) -> bool:
+        """Whether a column is all numbers."""
+        return all(_NUMBER.fullmatch(row[index]) for row in self.rows)
+
+    def width(self) -> int:
+        """How many columns of a terminal it takes, unfolded."""
+        from rich.cells import cell_len
+
+        heads = [max(head.split(), key=cell_len) for head in self.heads]
+        return sum(max(map(cell_len, column)) + _GAP for column in zip(heads, *self.rows, strict=True))
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What is printed: lines, tables, and lines again."""
+
+    head: list[str]
+    tables: list[Cells]
+    notes: list[str]
+
+
+def draw(listing: Listing, console: Console) -> None:
+    """Print it, cells folded where the console is too narrow."""
+    for line in listing.head:
+        console.print(_plain(line), soft_wrap=True)
+    for cells in listing.tables:
+        if cells.title:
+            console.print(_plain(cells.title))
+        console.print(_table(cells), "")
+    for line in listing.notes:
+        console.print(_plain(line), soft_wrap=True)
+
+
+def _plain(text: str) -> Text:
+    """A text as it is: what a plugin says is no markup."""
+    from rich.text import Text
+
+    return Text(text, style=_STYLES.get(text.rpartition(" ")[2], ""))
+
+
+def _table(cells: Cells) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
+    for index, head in enumerate(cells.heads):
+        short = max((len(row[index]) for row in cells.rows), default=0) <= _SHORT
+        justify: Literal["left", "right"] = "right" if cells.right(index) else "left"
+        table.add_column(_plain("\n".join(head.split())), overflow="fold", no_wrap=short, justify=justify)
+    for row in cells.rows:
+        table.add_row(*map(_plain, row))
+    return table
+
+
+def markdown(listing: Listing) -> str:
+    """The same as GitHub's Markdown."""
+    blocks = [_paragraph(listing.head), *map(_markdown_table, listing.tables), _paragraph(listing.notes)]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _paragraph(lines: list[str]) -> str:
+    return "\n".join(f"- {_escaped(line)}" for line in lines)
+
+
+def _markdown_table(cells: Cells) -> str:
+    rules = ["---:" if cells.right(index) else "---" for index in range(len(cells.heads))]
+    lines = "\n".join(_markdown_lines([cells.heads, rules, *cells.rows]))
+    return f"{_escaped(cells.title)}\n\n{lines}" if cells.title else lines
+
+
+def _markdown_lines(rows: list[list[str]]) -> Iterator[str]:
+    for index, row in enumerate(rows):
+        yield f"| {' | '.join(row if index == 1 else map(_escaped, row))} |"
+
+
+def _escaped(text: str) -> str:
+    r"""What Markdown would read as its own: a|b is a\|b."""
+    return re.sub(r"([|<*`\[\]_])", r"\\\1", " ".join(text.split()))

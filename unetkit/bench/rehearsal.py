@@ -1,0 +1,92 @@
+"""`--dry-run`: what would be measured, which rows cannot be, and about how long it would take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from unetkit.bench.grid import Case
+from unetkit.bench.leader import PROBE, Leader
+from unetkit.bench.ledger import Ledger
+from unetkit.bench.rows import Header
+from unetkit.bench.slot import Slot
+from unetkit.jobs.machine import cores
+
+#: Rounds that a pair takes on a quiet machine, about, and seconds for what a row does beside timing.
+_ROUNDS, _BESIDE = 40, 3.0
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a command would do.
+
+    Attributes:
+        left: the rows that it would measure, each with its examination: "line", "size", ("figures", "macs") ...
+        failed: the rows that cannot be built, each with its cause.
+        done: how many rows are measured already.
+        baseline: the line that rows would be timed against.
+        seconds: that it would take, about; and at most, if every row used its whole budget.
+    """
+
+    left: tuple[tuple[Case, dict[Any, Any]], ...]
+    failed: tuple[tuple[Case, str], ...]
+    done: int
+    baseline: str
+    seconds: tuple[float, float]
+
+
+def rehearse(leader: Leader, folder: Path | None) -> Rehearsal:
+    """Examine every row that is not done, and time one pass of the baseline.
+
+    Raises CannotBuild where the baseline cannot be built.
+    """
+    held = _held(leader, folder)
+    left = [case for case in leader.cases if case.id not in held[1]]
+    machine = leader.survey()
+    failed = leader.examine(left)
+    leader.settle(held[0])
+    able = [case for case in left if case.id in leader.examined]
+    slots = leader.slots(machine["gpus"]) or [Slot("cpu", (), len(cores()))]
+    least, most = (total / len(slots) for total in _seconds(leader, able, slots[0]))
+    return Rehearsal(
+        left=tuple((case, leader.examined[case.id]) for case in able),
+        failed=tuple((ended.task.case, ended.cause) for ended in failed),
+        done=len(leader.cases) - len(left),
+        baseline=str(leader.baseline),
+        seconds=(least, most),
+    )
+
+
+def _held(leader: Leader, folder: Path | None) -> tuple[Header | None, set[str]]:
+    """The header of a folder, and which cases it has already."""
+    if folder is None or not folder.exists():
+        return None, set()
+    ledger = Ledger(folder)
+    try:
+        again = leader.choices.again
+        return ledger.header, {c.id for c in leader.cases if ledger.done(c.id, leader.key(c), again=again)}
+    finally:
+        ledger.close()
+
+
+def _seconds(leader: Leader, able: list[Case], slot: Any) -> tuple[float, float]:
+    """For all rows one after another: about, by the MACs of each and a pass of the baseline; and at most."""
+    timed = [metric.name for metric in leader.metrics if metric.timed]
+    if not able:
+        return 0.0, 0.0
+    first = able[0]
+    probed = replace(leader.trial(first), case=replace(first, plan=replace(leader.baseline, size=first.plan.size)))
+    [ended] = leader.children([probed], PROBE, [slot])
+    per_mac = {name: ended.said[name] / max(1, ended.said["macs"]) for name in timed if name in ended.said}
+    base = {case.id: _macs(leader, case) for case in able}
+    about = _BESIDE * len(able)
+    for case in able:
+        pair = base[case.id] + ended.said.get("macs", 0) * case.batch / first.batch
+        about += sum(min(leader.choices.budget, _ROUNDS * pair * rate) for rate in per_mac.values())
+    return about, len(able) * (_BESIDE + len(timed) * leader.choices.budget)
+
+
+def _macs(leader: Leader, case: Case) -> int:
+    macs: int = leader.examined[case.id]["macs"]
+    return macs

@@ -1,0 +1,96 @@
+"""`unetkit.bench.run`: measure plans from Python."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unetkit.bench.choices import Choices
+from unetkit.bench.grid import cases
+from unetkit.bench.leader import Leader
+from unetkit.bench.ledger import Ledger, read
+from unetkit.bench.mode import Mode
+from unetkit.bench.rows import Row, Run
+from unetkit.errors import BadOption
+from unetkit.plan import Plan
+from unetkit.plugins import load_host
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+class Rows(list[Row]):
+    """What a run measured, in the order of its plans.
+
+    Attributes:
+        run: with what stands for all rows: baseline, metrics, machine.
+    """
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run.rows[: run.planned - run.missing])
+        self.run = replace(run, rows=tuple(self))
+
+    def to_pandas(self) -> DataFrame:
+        """Raw numbers, a column for each that `unetkit bench show --columns` knows; needs pandas."""
+        from unetkit.bench.frame import to_pandas
+
+        return to_pandas(self.run)
+
+
+def run(
+    plans: Iterable[Plan | str],
+    *,
+    sizes: Sequence[Any] = (),
+    batches: Sequence[int] = (1,),
+    modes: Sequence[str] = ("eager",),
+    out: str | Path | None = None,
+    on_row: Callable[[Row], object] = lambda row: None,
+    **choices: Any,
+) -> Rows:
+    """Measure every plan under every condition, each in a process of its own, beside a baseline.
+
+    In a script, call it under `if __name__ == "__main__":`, since a child imports the script that started it.
+
+    Args:
+        plans: a Plan each, or a line such as "--encoder resnet34 --fuse add".
+        sizes: of the input: 256 or (480, 640), each a row; the network's own, or 256, if empty.
+        batches: images in an input.
+        modes: "eager", "compiled", and after a plus "channels_last", "bfloat16", "float16".
+        out: a folder that keeps the rows; what it holds already is not measured again.
+        on_row: called with each row when it is measured.
+        choices: what `unetkit.bench.choices.Choices` has: metrics, baseline, budget, device, plugins ...
+
+    Returns:
+        A row for each, failed ones with their cause; `.to_pandas()` gives a frame.
+
+    Raises:
+        UnetkitError: a line, a choice or a folder that it cannot take.
+    """
+    chosen = _choices(choices)
+    found = [plan if isinstance(plan, Plan) else Plan.parse(plan) for plan in plans]
+    planned = cases(found, sizes, batches, [Mode.parse(mode) for mode in modes])
+    if not planned:
+        raise BadOption("no plan is given; give lines such as '--encoder resnet34 --fuse add'")
+    with ExitStack() as stack:
+        folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        ledger = Ledger(folder)
+        stack.callback(ledger.close)
+        for row in Leader(planned, chosen, load_host(chosen.plugins)).rows(ledger, ""):
+            on_row(row)
+        return Rows(read(folder))
+
+
+def _choices(given: dict[str, Any]) -> Choices:
+    """Lists become tuples, and paths text, as they are sent to children."""
+    for name in ("metrics", "plugins"):
+        if name in given:
+            value = [given[name]] if isinstance(given[name], str | Path) else given[name]
+            given[name] = tuple(map(str, value))
+    try:
+        return Choices(**given)
+    except TypeError as error:
+        raise BadOption(f"bench.run: {str(error).removeprefix('Choices.__init__() ')}") from None

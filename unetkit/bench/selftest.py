@@ -1,0 +1,168 @@
+"""Does the method say "the same" of the same, and find 5%? A network is timed against itself and more of itself, often.
+
+A sample is 20 calls of a small network; of the candidate 20, 21 or 24: exactly 0%, 5% and 20% more of the same work.
+Each time, both networks are built anew in a process of their own. Nothing here imports torch but the child.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+import numpy
+
+from unetkit.bench.effects import student
+from unetkit.bench.engines import Notice, local
+from unetkit.bench.mode import Mode
+from unetkit.bench.rows import Timing
+from unetkit.bench.slot import Slot
+from unetkit.bench.statistics import Estimate, Verdict, ratio_of
+from unetkit.bench.timing import Rules, time_pair
+from unetkit.errors import CannotBuild
+from unetkit.jobs.pool import Say
+from unetkit.plan import Plan
+from unetkit.plugins import load_host
+
+#: Calls in a sample of the baseline, and how many more the candidate's has.
+CALLS, EXTRA = 20, (0, 1, 4)
+VERDICTS: tuple[Verdict, ...] = ("slower", "faster", "same", "inconclusive")
+_PRELOAD = ("unetkit.bench.trial", "timm")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run: which network, with its size; how many calls more; the rules, with a seed of its own."""
+
+    plan: Plan
+    extra: int
+    rules: Rules
+    plugins: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a task, and the seconds that it took, its process and building included."""
+
+    extra: int
+    timing: Timing
+    seconds: float
+
+    @property
+    def truth(self) -> float:
+        """The ratio that is right."""
+        return 1 + self.extra / CALLS
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What a method said of runs of one truth.
+
+    Attributes:
+        truth: the ratio that is right.
+        method: "paired rounds" or "sequential means".
+        runs: how many.
+        verdicts: the share of each.
+        error, worst: how far the ratio is off, relative: the median and the most.
+        holds: share of intervals that hold the truth.
+        rounds, seconds: of a run, medians.
+    """
+
+    truth: float
+    method: str
+    runs: int
+    verdicts: dict[Verdict, float]
+    error: float
+    worst: float
+    holds: float
+    rounds: float
+    seconds: float
+
+
+def tasks(plan: Plan, rules: Rules, runs: int, plugins: tuple[str, ...] = ()) -> list[Task]:
+    """So many runs of each truth, in random order: what the machine does meanwhile falls on all alike."""
+    planned = [
+        Task(plan, extra, replace(rules, seed=rules.seed + run), plugins) for run in range(runs) for extra in EXTRA
+    ]
+    Random(rules.seed).shuffle(planned)  # noqa: S311 - no secret
+    return planned
+
+
+def results(planned: Sequence[Task], slot: Slot, notice: Notice) -> Generator[Result, None, None]:
+    """Do them one after the other, each in a process of its own, as `unetkit bench` does rows.
+
+    Raises:
+        CannotBuild: a process failed, with its cause.
+    """
+    timeout = 300 + 4 * max(task.rules.budget for task in planned)
+    ask = f"{__name__}:time_one"
+    for ended in local(planned, ask, [slot], timeout=timeout, preload=_PRELOAD, notice=notice):
+        if ended.cause:
+            raise CannotBuild(f"{ended.task.plan} cannot be timed: {ended.cause}")
+        yield Result(ended.task.extra, Timing.of(ended.said), ended.seconds)
+
+
+def time_one(task: Task, slot: Slot, say: Say) -> None:
+    """The child: two copies of the network, built apart, and one of them called more often."""
+    import torch
+
+    from unetkit.bench.measures import latency
+    from unetkit.bench.subject import Subject
+
+    torch.set_num_threads(slot.threads)
+    parts = load_host(task.plugins).parts
+    one, other = (Subject(task.plan, 1, Mode(), torch.device(slot.device), parts) for _ in range(2))
+    candidate, baseline = _repeated(latency(one), CALLS + task.extra), _repeated(latency(other), CALLS)
+    say(vars(time_pair(candidate, baseline, task.rules, wait=one.wait)))
+
+
+def _repeated(call: Callable[[], object], times: int) -> Callable[[], None]:
+    def repeated() -> None:
+        for _ in range(times):
+            call()
+
+    return repeated
+
+
+def tallies(found: Sequence[Result]) -> list[Tally]:
+    """For each truth, what the paired rounds said, and what sequential means say of the same samples."""
+    methods = {"paired rounds": ratio_of, "sequential means": sequential}
+    truths = sorted({result.truth for result in found})
+    return [
+        _tally([result for result in found if result.truth == truth], method, estimate)
+        for truth in truths
+        for method, estimate in methods.items()
+    ]
+
+
+def _tally(found: Sequence[Result], method: str, estimate: Callable[[Timing], Estimate]) -> Tally:
+    truth = found[0].truth
+    said = [estimate(result.timing) for result in found]
+    verdicts = [one.verdict for one in said]
+    errors = [abs(one.ratio / truth - 1) for one in said]
+    return Tally(
+        truth=truth,
+        method=method,
+        runs=len(said),
+        verdicts={verdict: verdicts.count(verdict) / len(said) for verdict in VERDICTS},
+        error=statistics.median(errors),
+        worst=max(errors),
+        holds=sum(one.low <= truth <= one.high for one in said) / len(said),
+        rounds=statistics.median(len(result.timing.candidate) for result in found),
+        seconds=statistics.median(result.seconds for result in found),
+    )
+
+
+def sequential(timing: Timing) -> Estimate:
+    """The ratio of means that a script has which times one network after the other, with Welch's interval.
+
+    From the same samples: the candidate's of the first half of the rounds, and the baseline's of the second.
+    """
+    half = len(timing.candidate) // 2
+    one, other = numpy.array(timing.candidate[:half]), numpy.array(timing.baseline[half:])
+    a, b = (float(part.var(ddof=1)) / len(part) / float(part.mean()) ** 2 for part in (one, other))
+    degrees = (a + b) ** 2 / max(a**2 / (len(one) - 1) + b**2 / (len(other) - 1), 1e-300)
+    ratio = float(one.mean() / other.mean())
+    reach = student(max(degrees, 2.0)) * (a + b) ** 0.5
+    return Estimate(ratio, ratio * (1 - reach), ratio * (1 + reach), len(timing.candidate))

@@ -1,0 +1,99 @@
+"""A run as a listing: what stands for all rows, the table, those that failed, and what a reader should know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from unetkit.bench.aspects import HIDDEN
+from unetkit.bench.columns import Column, constants, varying
+from unetkit.bench.listing import Cells, Listing
+from unetkit.bench.rows import Header, Row, Run
+from unetkit.inspect.figures import memory
+
+
+def listing(run: Run, rows: Sequence[Row], columns: Sequence[Column], width: int | None = None) -> Listing:
+    """Rows of a run, in the order given.
+
+    Args:
+        rows: some or all of run.rows.
+        columns: some or all of columns_of(run).
+        width: of the terminal; lesser columns are left out where all do not fit. None leaves out none.
+    """
+    numbers = {row.id: str(number) for number, row in enumerate(run.rows, 1)}
+    measured = [row for row in rows if row.measured]
+    table, dropped = _fitting(measured, columns, numbers, width)
+    failed = _failed(run, [row for row in rows if not row.measured], numbers)
+    notes = [*_notes(rows, numbers), *_dropped(dropped), *missing(run)]
+    said = [f"{len(rows)} of {len(run.rows)} rows are shown"] if len(rows) < len(run.rows) else []
+    return Listing([*head(run), *said], [cells for cells in (table, failed) if cells.rows], notes)
+
+
+def head(run: Run) -> list[str]:
+    """What stands for all rows: baseline, machine, versions, the factors that do not vary, how many rows there are."""
+    shared = ", ".join(f"{name} {value}" for name, value in constants(run).items())
+    failed = sum(not row.measured for row in run.rows)
+    done = f"{len(run.rows)} rows" + (f", {failed} of them without figures" if failed else "")
+    return [
+        f"baseline {run.header.baseline}, {run.header.baseline_mode}",
+        machine(run.header, run.rows),
+        f"{done}; in all of them {shared}" if shared else done,
+    ]
+
+
+def machine(header: Header, rows: Iterable[Row] = ()) -> str:
+    """The machine and the versions in a line; where rows ran, if that is one place."""
+    known = header.machine
+    places = {row.where for row in rows if row.where}
+    return ", ".join(
+        [
+            *(["on " + places.pop()] if len(places) == 1 else dict.fromkeys(map(str, known.get("gpus") or ()))),
+            *(_told(name, known[name]) for name in ("cpu", "cores", "memory", "system") if known.get(name)),
+            *(f"{name} {version}" for name, version in header.versions.items()),
+        ]
+    )
+
+
+def missing(run: Run) -> list[str]:
+    """How to go on, where rows are missing."""
+    left = f"{run.missing} of {run.planned} rows are still to do"
+    return [f"{left}; this goes on: {run.command}"] if run.missing else []
+
+
+def _told(name: str, value: Any) -> str:
+    if name == "memory" and isinstance(value, int | float):
+        return memory(int(value))
+    return f"{value} cores" if name == "cores" else str(value)
+
+
+def _fitting(
+    rows: Sequence[Row], columns: Sequence[Column], numbers: dict[str, str], width: int | None
+) -> tuple[Cells, list[Column]]:
+    """The table of those columns that fit, and the columns that do not."""
+    kept, dropped = list(columns), list[Column]()
+    texts = {column.name: [column.text(row) for row in rows] for column in columns}
+    while True:
+        lines = zip([numbers[row.id] for row in rows], *(texts[column.name] for column in kept), strict=True)
+        table = Cells(["#", *(column.title for column in kept)], [list(line) for line in lines])
+        least = max((column.rank for column in kept), default=0)
+        if width is None or not least or table.width() <= width:
+            return table, dropped
+        last = max(index for index, column in enumerate(kept) if column.rank == least)
+        dropped.insert(0, kept.pop(last))
+
+
+def _failed(run: Run, rows: Sequence[Row], numbers: dict[str, str]) -> Cells:
+    names = varying(run)
+    lines = [[numbers[row.id], *(row.factors.get(name, "") for name in names), row.cause] for row in rows]
+    return Cells(["#", *names, "cause"], lines, f"without figures: {len(rows)}")
+
+
+def _notes(rows: Iterable[Row], numbers: dict[str, str]) -> list[str]:
+    """What failed or is to be known of single rows, by their numbers."""
+    said = ((row, [*(f"no {name}: {why}" for name, why in row.failures.items()), *row.warnings]) for row in rows)
+    return [f"row {numbers[row.id]}: {note}" for row, notes in said for note in notes]
+
+
+def _dropped(columns: Sequence[Column]) -> list[str]:
+    names = ", ".join(column.name for column in columns if column.rank < HIDDEN)
+    return [f"left out for want of room: {names}; --columns shows what it names"] if names else []

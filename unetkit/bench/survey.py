@@ -1,0 +1,53 @@
+"""What the machine is and has, asked by a child, since the leader imports no torch."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from unetkit.inspect.figures import memory
+from unetkit.jobs.machine import code, cores, cpu
+from unetkit.jobs.pool import Say
+
+_LIBRARIES = ("unetkit", "torch", "timm", "segmentation-models-pytorch")
+
+
+def survey(task: None, slot: None, say: Say) -> None:
+    """Say the machine, the versions, and the GPUs as (device, name)."""
+    gpus = [(f"cuda:{i}", torch.cuda.get_device_name(i)) for i in range(torch.cuda.device_count())]
+    say({"machine": _machine([name for _, name in gpus]), "versions": _versions(), "gpus": gpus})
+
+
+def _machine(gpus: list[str]) -> dict[str, Any]:
+    held = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+    return {
+        "cpu": cpu(),
+        "cores": len(cores()),
+        "memory": memory(held),
+        "gpus": gpus,
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "mkldnn": torch._C._has_mkldnn,
+        "cuda": torch.version.cuda if gpus else None,
+        "cudnn": _cudnn() if gpus else None,
+        "tf32": torch.backends.cuda.matmul.allow_tf32 if gpus else None,
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {**found, "unetkit's code": code()}
+
+
+def _cudnn() -> int:
+    version: int = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return version

@@ -1,0 +1,153 @@
+"""What a child does: look at a case on meta tensors, or measure it beside the baseline."""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import warnings
+from collections.abc import Iterable
+from dataclasses import replace
+from random import Random
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from unetkit.bench.measures import ANALYTIC
+from unetkit.bench.metrics import Metric, metrics_of
+from unetkit.bench.others import Others
+from unetkit.bench.slot import Slot
+from unetkit.bench.subject import Subject
+from unetkit.bench.task import Trial
+from unetkit.bench.timing import Rules, time_pair
+from unetkit.errors import CannotPass
+from unetkit.foreign import one_line
+from unetkit.jobs.memory import exhausted, free, hold
+from unetkit.jobs.pool import Say
+from unetkit.plugins import load_host
+from unetkit.registry import Parts
+
+#: Of the memory that is free as a trial begins: an allocation beyond it fails, and nothing else is ended for it.
+_SHARE = 0.9
+
+
+def examine(trial: Trial, slot: Slot, say: Say) -> None:
+    """Build a case on meta tensors and pass its input; say its line, its size and what follows from shapes alone."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    host = load_host(trial.plugins)
+    subject = _subject(trial, torch.device("meta"), host.parts)
+    traced = subject.trace
+    say({"line": traced.line, "macs": traced.macs, "size": (traced.rows[0].height, traced.rows[0].width)})
+    for metric in _asked(trial, metrics_of(host)):
+        if metric.name in ANALYTIC:
+            say({("figures", metric.name): metric.load()(subject)})
+
+
+def measure(trial: Trial, slot: Slot, say: Say) -> None:
+    """Measure a case. Every figure is said as soon as it is known, so that none is lost with the process."""
+    device = _settle(trial, slot)
+    others = Others(slot.cores)
+    say({"where": str(slot)})
+    host = load_host(trial.plugins)
+    metrics = [metric for metric in _asked(trial, metrics_of(host)) if metric.name not in ANALYTIC]
+    _measure_alone(metrics, _subject(trial, device, host.parts), say)
+    if any(metric.timed for metric in metrics):
+        gc.collect()
+        _time(metrics, *_pair(trial, device, host.parts), trial.rules, say)
+    say({"warnings": others.warnings()})
+
+
+def _measure_alone(metrics: Iterable[Metric], subject: Subject, say: Say) -> None:
+    for metric in metrics:
+        if not metric.timed:
+            _tell(metric, lambda m=metric: {"figures": _number(m.load()(subject.rested()))}, say)
+
+
+def _time(metrics: Iterable[Metric], subject: Subject, baseline: Subject, rules: Rules, say: Say) -> None:
+    for metric in metrics:
+        if metric.timed:
+            _tell(metric, lambda m=metric: {"timings": _timed(m, subject, baseline, rules)}, say)
+
+
+def _pair(trial: Trial, device: torch.device, parts: Parts) -> tuple[Subject, Subject]:
+    """Case and baseline, both newly built, in an order drawn by the row: who comes first is mostly a little slower."""
+    pair = _subject(trial, device, parts), _subject(trial, device, parts, of_baseline=True)
+    for subject in Random(trial.case.id).sample(pair, 2):  # noqa: S311
+        _ = subject.x
+    return pair
+
+
+def probe(trial: Trial, slot: Slot, say: Say) -> None:
+    """Say the MACs of a case, and seconds for one call of each timed metric, by the metric's name."""
+    device = _settle(trial, slot)
+    host = load_host(trial.plugins)
+    subject = _subject(trial, device, host.parts)
+    say({"macs": subject.trace.macs})
+    for metric in _asked(trial, metrics_of(host)):
+        if metric.timed:
+            call = metric.load()(subject)
+            call()
+            subject.wait()
+            start = perf_counter()
+            call()
+            subject.wait()
+            say({metric.name: perf_counter() - start})
+
+
+def _asked(trial: Trial, metrics: Iterable[Metric]) -> list[Metric]:
+    return [metric for metric in metrics if metric.name in trial.metrics]
+
+
+def _subject(trial: Trial, device: torch.device, parts: Parts, *, of_baseline: bool = False) -> Subject:
+    case = trial.case
+    plan = replace(trial.baseline, size=trial.size) if of_baseline else case.plan
+    mode = trial.baseline_mode if of_baseline else case.mode
+    return Subject(plan, case.batch, mode, device, parts, trial.rules.seed)
+
+
+def _settle(trial: Trial, slot: Slot) -> torch.device:
+    """Make this process one that measures: on its own cores and device, with so many threads, and no more memory."""
+    warnings.simplefilter("ignore")
+    torch.manual_seed(trial.rules.seed)
+    if slot.cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, slot.cores)
+    torch.set_num_threads(slot.threads)
+    device = torch.device(slot.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True  # inputs have one shape
+    else:
+        hold(int(_SHARE * free() / slot.share))
+    return device
+
+
+def _tell(metric: Metric, measured: Any, say: Say) -> None:
+    """Say a metric's figure, or why there is none; the others go on."""
+    say({"doing": metric.name})
+    try:
+        found = measured()
+    except Exception as error:  # whatever a network or a plugin's metric raises is its answer
+        why = "ran out of memory" if exhausted(error) or isinstance(error, torch.OutOfMemoryError) else ""
+        found = {"failures": f"{why}: {one_line(error)}" if why else one_line(error)}
+    [(what, value)] = found.items()
+    say({(what, metric.name): value, "doing": ""})
+
+
+def _number(value: Any) -> float:
+    """A metric's answer, a whole number left whole."""
+    number = int(value) if isinstance(value, int) else float(value)
+    if not math.isfinite(number):
+        raise CannotPass(f"it gave {number}")
+    return number
+
+
+def _timed(metric: Metric, subject: Subject, baseline: Subject, rules: Rules) -> dict[str, Any]:
+    function = metric.load()
+    against = function(baseline.rested())
+    try:
+        against()
+    except Exception as error:
+        raise CannotPass(f"the baseline, {baseline.plan}, fails here: {one_line(error)}") from error
+    return vars(time_pair(function(subject.rested()), against, rules, wait=subject.wait))

@@ -1,0 +1,112 @@
+"""A run as it goes on: a bar, the table as it fills and the best so far on a terminal; a line a row elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from time import monotonic
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from unetkit.bench import texts
+from unetkit.bench.grid import Case
+from unetkit.bench.leader import Leader
+from unetkit.bench.rows import Row
+from unetkit.bench.statistics import quantile, ratio_of
+
+#: Rows of the table that stay in sight.
+_SEEN = 12
+#: Seconds between two lines about what is examined, where there is no terminal.
+_PAUSE = 30.0
+
+
+class Watch:
+    """Follows a leader on stderr."""
+
+    def __init__(self, leader: Leader, folder: Path) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self.rows: list[Row] = []
+        self._said = monotonic()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bar = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=self.console)
+        self._task = self._bar.add_task("examining", total=None)
+        self._timed = next((metric.name for metric in leader.metrics if metric.timed), "")
+        self._varied = varied(leader.cases)
+        self.console.print(f"{len(leader.cases)} rows, in {folder}", soft_wrap=True)
+        leader.notice, leader.progress, leader.planning = self._notice, self._examined, self._planned
+
+    def follow(self, rows: Iterable[Row]) -> None:
+        """Take every row, and show it."""
+        if not self.console.is_terminal:
+            for row in rows:
+                self._take(row)
+                self._line(row)
+            return
+        with Live(self._shown(), console=self.console, refresh_per_second=4, transient=True) as live:
+            live.get_renderable = self._shown  # type: ignore[method-assign]
+            for row in rows:
+                self._take(row)
+
+    def _take(self, row: Row) -> None:
+        self.rows.append(row)
+        self._bar.advance(self._task)
+
+    def _notice(self, line: str) -> None:
+        self.console.print(Text(line), soft_wrap=True)
+
+    def _examined(self, done: int, total: int) -> None:
+        self._bar.update(self._task, completed=done, total=total)
+        if not self.console.is_terminal and monotonic() - self._said > _PAUSE:
+            self._said = monotonic()
+            self._notice(f"examined {done} of {total}")
+
+    def _planned(self, left: int, total: int) -> None:
+        """All are examined, and so many are left to be measured."""
+        self._bar.reset(self._task, description="measuring", total=left)
+        if left < total:
+            self._notice(f"{total - left} of them were measured before")
+
+    def _line(self, row: Row) -> None:
+        text = f"{len(self.rows)} of {self._bar.tasks[0].total:.0f}: {self._named(row)}: {', '.join(self._told(row))}"
+        self._notice(text)
+
+    def _named(self, row: Row) -> str:
+        return " ".join(row.factors[name] for name in self._varied if name in row.factors) or row.line
+
+    def _told(self, row: Row) -> list[str]:
+        """What became of a row: its time and its ratio to the baseline, or its cause."""
+        timing = row.timings.get(self._timed)
+        if timing is None:
+            return [row.cause or row.failures.get(self._timed, "") or "done"]
+        estimate = ratio_of(timing)
+        median = texts.seconds(quantile(timing.candidate, 0.5))
+        return [median, f"{texts.interval(estimate)} {estimate.verdict}"]
+
+    def _shown(self) -> Group:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        table.add_column("row", overflow="fold")
+        table.add_column(self._timed or "figures", justify="right")
+        table.add_column("to the baseline")
+        for row in self.rows[-_SEEN:]:
+            table.add_row(*map(Text, (self._named(row), *self._told(row))))
+        shown = [table] if self.rows else []
+        return Group(*shown, *self._best(), self._bar)
+
+    def _best(self) -> list[Text]:
+        timed = [row for row in self.rows if self._timed in row.timings]
+        if not timed:
+            return []
+        best = min(timed, key=lambda row: ratio_of(row.timings[self._timed]).ratio)
+        return [Text(f"least {self._timed} so far: {self._named(best)}, {', '.join(self._told(best))}")]
+
+
+def varied(cases: Iterable[Case]) -> list[str]:
+    """The factors in which cases differ."""
+    found = [dict(case.factors) for case in cases]
+    names = dict.fromkeys(name for factors in found for name in factors)
+    return [name for name in names if len({factors.get(name) for factors in found}) > 1]

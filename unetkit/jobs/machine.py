@@ -1,0 +1,40 @@
+"""What decides a measurement beside the network: the code, the libraries, the processor. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+from functools import cache
+from pathlib import Path
+
+_SOURCE = Path(__file__).parent.parent
+#: Code that asks, or speaks to a user, and so changes no network.
+_NO_PART = ("jobs", "bench", "sweep", "testing", "scaffold", "cli")
+
+
+@cache
+def code(source: Path = _SOURCE) -> str:
+    """A short digest of the source of unetkit that networks are made by: a changed checkout has another."""
+    digest = hashlib.sha256()
+    for path in sorted(source.rglob("*.py")):
+        inside = path.relative_to(source)
+        if inside.parts[0] not in _NO_PART:
+            digest.update(f"{inside.as_posix()}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def cpu() -> str:
+    """The processor's name."""
+    try:
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def cores() -> tuple[int, ...]:
+    """The cores that this process may use."""
+    known = hasattr(os, "sched_getaffinity")
+    return tuple(sorted(os.sched_getaffinity(0))) if known else tuple(range(os.cpu_count() or 1))
