@@ -18,6 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.bench_runs import BASELINE, made_run
+from unetkit.bench.effect_listing import effects
+from unetkit.bench.effects import VALUES
 from unetkit.bench.ledger import Ledger
 from unetkit.bench.pareto import front
 from unetkit.bench.report import intervals
@@ -168,12 +170,12 @@ def test_many_rounds_are_drawn_in_part_and_it_says_so() -> None:
 def test_of_many_values_each_is_compared_with_the_first() -> None:
     rows = tuple(
         replace(row, id=f"{row.id}{number}", factors={**row.factors, "encoder": f"e{number}"})
-        for number in range(intervals.VALUES + 2)
+        for number in range(VALUES + 2)
         for row in run().rows[:2]
     )
-    (metric,) = {info.name for info, _ in intervals.effects_told(replace(run(), rows=rows)) if info.name == "macs"}
-    told = [one for info, one in intervals.effects_told(replace(run(), rows=rows)) if info.name == metric]
-    assert [(one.a, one.b) for one in told] == [("e0", f"e{number}") for number in range(1, intervals.VALUES + 2)]
+    (metric,) = {info.name for info, _ in effects(replace(run(), rows=rows)) if info.name == "macs"}
+    told = [one for info, one in effects(replace(run(), rows=rows)) if info.name == metric]
+    assert [(one.a, one.b) for one in told] == [("e0", f"e{number}") for number in range(1, VALUES + 2)]
 
 
 @pytest.mark.parametrize("rows", ["none", "failed", "one", "untimed"])

@@ -1,4 +1,4 @@
-"""`uv run python -m tests.benchmarks [startup] [plugins] [building] [running] [--rounds N]`: unetkit against smp."""
+"""`uv run python -m tests.benchmarks [startup] [plugins] [building] [running] [grid] [--rounds N]`: against smp."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import os
 import platform
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from tests.benchmarks.paired import HEADER, Ratio, compare, process
+from unetkit import bench
 
 #: smp's own decoder, word for word, so that both are one architecture with equal parameters.
 AS_SMP: dict[str, Any] = {
@@ -108,12 +111,47 @@ def running(rounds: int) -> Iterator[Ratio]:
     yield compare("training step, resnet34 as smp's / smp's", step(ours), step(theirs), rounds)
 
 
-BENCHMARKS = {"startup": startup, "plugins": plugins, "building": building, "running": running}
+_ARCHITECTURES = ("unet", "linknet", "fpn", "pspnet")
+_ENCODERS = ("resnet18", "mobilenet_v2", "efficientnet-b0", "timm-mobilenetv3_small_100", "mobileone_s0", "mit_b0")
+
+
+def grid(rounds: int) -> Iterator[Ratio]:
+    """24 small models of smp's at 64x64: `unetkit bench` against a plain loop that calls each as many times."""
+    models, encoders = (",".join(f"smp/{name}" for name in names) for names in (_ARCHITECTURES, _ENCODERS))
+    words = ("bench", "--model", models, "--encoder", encoders, "--except", "--model unet", "--size", "64")
+    metrics = ("--metrics", "parameters,macs,latency", "--baseline", "--model smp/unet --encoder resnet18")
+    with TemporaryDirectory() as folder:
+        first = Path(folder, "first")
+        process("-m", "unetkit", *words, *metrics, "--out", str(first))()
+        calls = [*_calls(bench.read(first))]
+        loop = process("-m", "tests.benchmarks.loop", "64", *calls)
+        numbers = count()
+
+        def fresh() -> Any:
+            return process("-m", "unetkit", *words, *metrics, "--out", str(Path(folder, str(next(numbers)))))()
+
+        ratio = compare("`unetkit bench`, 24 rows / a plain loop of as many calls", fresh, loop, rounds)
+    for name, seconds in (("unetkit bench", ratio.timing.candidate), ("a plain loop", ratio.timing.baseline)):
+        print(f"{name}: {60 * len(calls) / 3 / median(seconds):.1f} rows a minute", flush=True)
+    yield ratio
+
+
+def _calls(run: bench.Run) -> Iterator[str]:
+    """Architecture, encoder and timed calls of each row, those of its baseline included."""
+    for row in run.rows:
+        timing = row.timings["latency"]
+        calls = len(timing.candidate) * sum(timing.calls)
+        yield from (row.factors["model"].removeprefix("smp/"), row.factors["encoder"].removeprefix("smp/"), str(calls))
+
+
+BENCHMARKS = {"startup": startup, "plugins": plugins, "building": building, "running": running, "grid": grid}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("which", nargs="*", help="startup, plugins, building, running; all of them if none is named")
+    parser.add_argument(
+        "which", nargs="*", help="startup, plugins, building, running, grid; all if none is named"
+    )
     parser.add_argument("--rounds", type=int, default=21)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")

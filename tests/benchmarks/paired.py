@@ -1,41 +1,32 @@
-"""Ratios of paired runs: each round runs both in random order, so that a machine whose speed drifts drifts for both."""
+"""Ratios of paired runs, timed as `unetkit bench` times: in random order, so that what drifts drifts for both."""
 
 from __future__ import annotations
 
-import gc
-import math
-import random
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
+
+from unetkit.bench.rows import Timing
+from unetkit.bench.statistics import minimum_ratio, ratio_of
+from unetkit.bench.timing import Rules, time_pair
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """How long the first takes as a share of the second: the median over pairs, with a bootstrap 95% interval.
-
-    Attributes:
-        minimum: the ratio of the two shortest times.
-        pairs: how many rounds counted.
-    """
+    """How long the first takes as a share of the second: the median over pairs, with its 95% interval."""
 
     name: str
-    median: float
-    low: float
-    high: float
-    minimum: float
-    pairs: int
-    first_seconds: float
-    second_seconds: float
+    timing: Timing
 
     def __str__(self) -> str:
+        estimate = ratio_of(self.timing)
+        first, second = median(self.timing.candidate), median(self.timing.baseline)
         return (
-            f"| {self.name} | {self.median:.3f} | {self.low:.3f} to {self.high:.3f} | {self.minimum:.3f} "
-            f"| {self.pairs} | {self.first_seconds:.4f} | {self.second_seconds:.4f} |"
+            f"| {self.name} | {estimate.ratio:.3f} | {estimate.low:.3f} to {estimate.high:.3f} "
+            f"| {minimum_ratio(self.timing):.3f} | {estimate.rounds} | {first:.4f} | {second:.4f} |"
         )
 
 
@@ -45,46 +36,12 @@ HEADER = (
 )
 
 
-def compare(name: str, first: Callable[[], Any], second: Callable[[], Any], rounds: int, warmup: int = 2) -> Ratio:
-    """Time two callables in paired rounds, after `warmup` rounds that do not count."""
-    times: list[tuple[float, float]] = []
-    order = random.Random(0)
-    for index in range(warmup + rounds):
-        gc.collect()
-        if order.random() < 0.5:
-            a, b = _seconds(first), _seconds(second)
-        else:
-            b, a = _seconds(second), _seconds(first)
-        if index >= warmup:
-            times.append((a, b))
-    logs = [math.log(a / b) for a, b in times]
-    low, high = bootstrap(logs)
-    firsts, seconds = zip(*times, strict=True)
-    return Ratio(
-        name,
-        math.exp(statistics.median(logs)),
-        math.exp(low),
-        math.exp(high),
-        min(firsts) / min(seconds),
-        rounds,
-        statistics.median(firsts),
-        statistics.median(seconds),
-    )
-
-
-def bootstrap(values: Sequence[float], draws: int = 2000) -> tuple[float, float]:
-    """The 95% interval of the median."""
-    chance = random.Random(0)
-    medians = sorted(statistics.median(chance.choices(values, k=len(values))) for _ in range(draws))
-    return medians[int(0.025 * draws)], medians[int(0.975 * draws)]
+def compare(name: str, first: Callable[[], Any], second: Callable[[], Any], rounds: int) -> Ratio:
+    """Time two callables in so many rounds, after a call of each that does not count."""
+    no_more = 1e-9  # neither seconds nor calls
+    return Ratio(name, time_pair(first, second, Rules(budget=no_more, least=rounds, sample=no_more)))
 
 
 def process(*arguments: str) -> Callable[[], Any]:
     """A whole Python process, its output thrown away."""
     return lambda: subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL, check=True)
-
-
-def _seconds(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start

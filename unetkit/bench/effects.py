@@ -20,6 +20,8 @@ from unetkit.bench.statistics import Estimate, log_draws
 
 #: What a row is measured under, and no choice.
 CONDITIONS = ("size", "batch")
+#: Values of a factor that are all compared with each other; of more, each is compared with the first.
+VALUES = 8
 #: 97.5% of Student's t for 2 to 10 degrees of freedom.
 _T = (4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
@@ -55,7 +57,7 @@ class _Known:
 
 
 def effects_of(run: Run, metric: str) -> list[Effect]:
-    """The effect of every two values of each factor that was chosen, where rows tell it.
+    """The effect of every two values of each factor that was chosen, where rows tell it; of many, beside the first.
 
     A factor that a row has not, as a whole model has no fusion, is no match for one that another has. Figures that are
     not above 0 have no ratio, and are left out.
@@ -69,7 +71,8 @@ def effects_of(run: Run, metric: str) -> list[Effect]:
 def _effects(factor: str, rows: list[Row], metric: str, known: dict[str, _Known]) -> Iterator[Effect]:
     groups = _alike(factor, rows)
     values = dict.fromkeys(row.factors[factor] for row in rows if factor in row.factors)
-    for a, b in combinations(values, 2):
+    both = [*combinations(values, 2)]
+    for a, b in both if len(values) <= VALUES else both[: len(values) - 1]:
         pairs = [(group[a], group[b]) for group in groups if a in group and b in group]
         if pairs:
             quotients = [_over(known[two.id], known[one.id]) for one, two in pairs]
@@ -103,12 +106,17 @@ def _estimate(quotients: list[_Known]) -> Estimate:
     """Their geometric mean."""
     logs = numpy.array([quotient.log for quotient in quotients])
     mean = float(logs.mean())
-    low, high = numpy.quantile(numpy.mean([quotient.draws for quotient in quotients], axis=0), TAILS).tolist()
+    rounds = sum(quotient.rounds for quotient in quotients)
+    low, high = (mean, mean) if not rounds else _tails([quotient.draws for quotient in quotients])
     if len(logs) >= 3:
         reach = student(len(logs) - 1) * float(logs.std(ddof=1)) / len(logs) ** 0.5
         low, high = min(low, mean - reach), max(high, mean + reach)
-    rounds = sum(quotient.rounds for quotient in quotients)
     return Estimate(exp(mean), exp(min(low, mean)), exp(max(high, mean)), rounds)
+
+
+def _tails(draws: list[Floats]) -> tuple[float, float]:
+    low, high = numpy.quantile(numpy.mean(draws, axis=0), TAILS).tolist()
+    return low, high
 
 
 def student(degrees: float) -> float:

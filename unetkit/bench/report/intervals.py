@@ -7,26 +7,13 @@ from typing import Any
 
 from unetkit.bench import texts
 from unetkit.bench.aspects import estimate_of
-from unetkit.bench.effect_listing import Told, effects, verdict
+from unetkit.bench.effect_listing import Told, verdict
 from unetkit.bench.report.charts import condition_of, conditions_of, naming, under
 from unetkit.bench.rows import Row, Run
 from unetkit.bench.statistics import Estimate, compare
 
 #: Rows whose rounds are drawn, for each metric and condition; and dots that are drawn of one row or effect.
 ROWS, DOTS = 100, 60
-#: Values of a factor that are all compared with each other; of more, each is compared with the first.
-VALUES = 8
-
-
-def effects_told(run: Run) -> list[Told]:
-    """The effects that the report shows: as many as can be read."""
-    values: dict[str, dict[str, None]] = {}
-    for row in run.rows:
-        for factor, value in row.factors.items():
-            values.setdefault(factor, {})[value] = None
-    few = {factor for factor, found in values.items() if len(found) <= VALUES}
-    first = {factor: next(iter(found)) for factor, found in values.items()}
-    return [(info, one) for info, one in effects(run) if one.factor in few or one.a == first[one.factor]]
 
 
 def effects_data(told: Sequence[Told], run: Run) -> dict[str, list[dict[str, Any]]]:

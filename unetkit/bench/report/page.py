@@ -14,6 +14,8 @@ from unetkit.atomic import written_whole
 from unetkit.bench.aspects import HIDDEN
 from unetkit.bench.columns import Column, columns_of, constants, varying
 from unetkit.bench.effect_listing import Told, verdict
+from unetkit.bench.effect_listing import effects as effects_of_all
+from unetkit.bench.effects import VALUES
 from unetkit.bench.report import intervals
 from unetkit.bench.report.charts import condition_of, costs_of, naming
 from unetkit.bench.rows import Run
@@ -51,7 +53,7 @@ def page_of(run: Run) -> str:
     Raises:
         UnetkitError: plotly is not installed.
     """
-    columns, effects = sorted(columns_of(run), key=lambda column: column.rank > 0), intervals.effects_told(run)
+    columns, effects = sorted(columns_of(run), key=lambda column: column.rank > 0), effects_of_all(run)
     scripts = [_plotly(), _asset("table.js"), _asset("charts.js")]
     drawn = {
         "costs": costs_of(run, columns),
@@ -89,7 +91,7 @@ def _said(run: Run, columns: Sequence[Column], effects: Sequence[Told]) -> dict[
         "doubtful": intervals.doubtful(run),
         "uncut": intervals.uncut(run),
         "caps": (intervals.DOTS, intervals.ROWS),
-        "many": intervals.VALUES,
+        "many": VALUES,
         "timed": intervals.timed(run),
     }
 

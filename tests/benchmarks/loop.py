@@ -1,0 +1,30 @@
+"""What people write to compare networks: one loop in one process. `python -m tests.benchmarks.loop ARCH ENCODER N ...`
+
+Prints parameters, MACs and mean latency of each smp model, timed by torch.utils.benchmark in N calls.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import segmentation_models_pytorch as smp
+import torch
+from torch.utils.benchmark import Timer
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def main(size: int, *cases: str) -> None:
+    torch.set_num_threads(torch.get_num_threads())
+    x = torch.randn(1, 3, size, size)
+    for arch, encoder, calls in zip(cases[::3], cases[1::3], cases[2::3], strict=True):
+        model = smp.create_model(arch, encoder, encoder_weights=None, classes=2).eval()
+        with torch.inference_mode():
+            with FlopCounterMode(display=False) as counter:
+                model(x)
+            taken = Timer("model(x)", globals={"model": model, "x": x}).timeit(int(calls))
+        parameters = sum(p.numel() for p in model.parameters())
+        print(arch, encoder, parameters, counter.get_total_flops() // 2, taken.mean, flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), *sys.argv[2:])
