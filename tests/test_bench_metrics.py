@@ -61,7 +61,7 @@ FAILING = {
         "'encoder' of bad has the name of what a grid chooses; rename it",
     ),
     "no-name": ("metrics.add('a b', layers)", "'a b' is not a name for a metric: use letters, digits, '.', '_' and"),
-    "no-function": ("metrics.add('three', 3)", "metric 'three' of bad is no function of a subject, nor the text that names one"),
+    "no-function": ("metrics.add('three', 3)", "metric 'three' of bad is no function of a subject"),
     "not-there": ("metrics.add('x', 'nowhere:x')", "nowhere:x cannot be loaded: there is no module 'nowhere'"),
     "by-hand": ("metrics.entries['x'] = layers", "is none; add it by metrics.add(name, function)"),
     "keyword": ("metrics.add('x', layers, units='J')", "unexpected keyword argument 'units'"),
