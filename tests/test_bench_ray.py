@@ -23,6 +23,7 @@ import pytest
 
 from unetkit.bench import nodes, ray
 from unetkit.bench.cluster import import_ray, versions
+from unetkit.bench.ledger import read
 from unetkit.bench.slot import Slot
 from unetkit.errors import BadOption, UnetkitError
 
@@ -99,11 +100,13 @@ ENDS: dict[str, Callable[[Path], None]] = {
 
 def hold() -> None:
     """Start the nodes, tell their address, and end them when standard input ends."""
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: a socket's path has at most 107 characters
+    os.environ["RAY_TMPDIR"] = folder
+
     from ray.cluster_utils import Cluster
 
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: a socket's path has at most 107 characters
     small = {"object_store_memory": 80 * 2**20}
-    head = {"num_cpus": 1, "num_gpus": 0, "node_name": "one", "temp_dir": folder, "include_dashboard": False, **small}
+    head = {"num_cpus": 1, "num_gpus": 0, "node_name": "one", "include_dashboard": False, **small}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         cluster.add_node(num_cpus=1, num_gpus=0, node_name="two", **small)
@@ -255,6 +258,17 @@ def test_nothing_is_left_of_what_ended(ended: dict[str, dict[str, Any]], folder:
 
 def alive(attempts: Path) -> list[str]:
     return [pid for pid in attempts.read_text().split() if Path("/proc", pid).exists()]
+
+
+def test_a_benchmark_is_measured_on_the_nodes(address: str, tmp_path: Path) -> None:
+    words = ["bench", "--encoder", "plain:widths=[4,8]", "--fuse", "concat,add", "--size", "32", "--device", "cpu"]
+    more = ["--metrics", "macs,latency", "--budget", "0.2", "--engine", "ray", "--ray-address", address]
+    line = [sys.executable, "-m", "unetkit", *words, *more, "--out", str(tmp_path / "run")]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=4 * SOON, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = read(tmp_path / "run").rows
+    assert [(row.cause, len(row.timings)) for row in rows] == [("", 1), ("", 1)]
+    assert {row.where for row in rows} == {"cpu of one, 1 thread", "cpu of two, 1 thread"}
 
 
 def test_each_gpu_is_a_place_and_the_first_that_its_trial_sees(address: str, tmp_path: Path) -> None:

@@ -1,0 +1,56 @@
+"""Processes and their results on disk, apart from what they are used for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from unetkit.errors import BadFile, CannotBuild
+from unetkit.jobs import pool
+from unetkit.jobs.lines import Lines, read_lines
+from unetkit.jobs.machine import cores
+
+CHILDREN = "tests.sweep_children"
+
+
+def test_where_nothing_can_be_forked_children_are_spawned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "get_all_start_methods", lambda: ["spawn"])
+    ended = [*pool.run(["a", "b"], f"{CHILDREN}:fine", [None], timeout=60, preload=["nowhere"])]
+    assert [(each.task, each.cause, each.said["built"]) for each in ended] == [("a", "", "ok"), ("b", "", "ok")]
+
+
+def test_a_folder_for_temporary_files_that_is_too_deep_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unstarted:
+        def start(self) -> None:
+            raise OSError("AF_UNIX path too long")
+
+    with pytest.raises(CannotBuild) as found:
+        pool._start(Unstarted())
+    assert str(found.value).startswith(
+        "no process can be started: AF_UNIX path too long; where a path is too long, set"
+    )
+
+
+def test_no_task_starts_no_child() -> None:
+    assert [*pool.run([], f"{CHILDREN}:fine", [None], timeout=1)] == []
+
+
+def test_lines_are_on_disk_one_by_one_and_one_process_writes(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "lines.jsonl"
+    lines = Lines(path, "test")
+    lines.append({"a": 1})
+    assert path.read_bytes() == b'{"a":1}\n'
+    with pytest.raises(BadFile, match=r"is being written by another test; wait for it, or give another --out$"):
+        Lines(path, "test")
+    lines.close()
+    path.write_bytes(b'{"a":1}\n{"b":')
+    Lines(path, "test").close()
+    found: list[object] = []
+    read_lines(path, found.append, "test")
+    assert found == [{"a": 1}]
+
+
+def test_the_cores_are_those_that_this_process_may_use() -> None:
+    assert set(cores()) == os.sched_getaffinity(0)
