@@ -17,6 +17,7 @@ from unetkit.bench.grid import Case
 from unetkit.bench.leader import Leader
 from unetkit.bench.ledger import Ledger
 from unetkit.bench.mode import Mode
+from unetkit.cli.bench.pages import put, width
 from unetkit.cli.words import host_of
 from unetkit.errors import BadOption
 from unetkit.registry import Parts
@@ -87,17 +88,12 @@ def _measure(leader: Leader, folder: Path) -> None:
 
 def _rehearse(leader: Leader, folder: Path | None) -> None:
     """The rows that would be measured, and how long that would take."""
-    from rich.console import Console
-
-    from unetkit.bench.listing import Cells, Listing, draw
+    from unetkit.bench.listing import Cells, Listing
     from unetkit.bench.rehearsal import rehearse
     from unetkit.bench.watch import varied
     from unetkit.inspect.figures import count
-    from unetkit.inspect.table import PAGE
 
-    console, found = Console(highlight=False), rehearse(leader, folder)
-    if not console.is_terminal:
-        console.width = PAGE
+    found = rehearse(leader, folder)
     names = varied(leader.cases)
     lines = [[*_factors(case, names), count(said["macs"])] for case, said in found.left]
     failed = [[*_factors(case, names), cause] for case, cause in found.failed]
@@ -105,7 +101,7 @@ def _rehearse(leader: Leader, folder: Path | None) -> None:
     about, most = map(_duration, found.seconds)
     told = f"{len(lines)} rows would be measured against {found.baseline}, in about {about}, {most} at most"
     done = [f"{found.done} rows are measured already"] if found.done else []
-    draw(Listing([], [cells for cells in tables if cells.rows], [*done, told]), console)
+    put(Listing([], [cells for cells in tables if cells.rows], [*done, told]), None)
 
 
 def _duration(seconds: float) -> str:
@@ -118,17 +114,11 @@ def _factors(case: Case, names: list[str]) -> list[str]:
 
 def _show(folder: Path) -> None:
     """What the rows come to, as `unetkit bench show` prints it."""
-    from rich.console import Console
-
     from unetkit.bench.choose import pick
     from unetkit.bench.columns import columns_of
     from unetkit.bench.ledger import read
-    from unetkit.bench.listing import draw
     from unetkit.bench.show import listing
-    from unetkit.inspect.table import PAGE
 
-    console, found = Console(highlight=False), read(folder)
-    if not console.is_terminal:
-        console.width = PAGE
-    draw(listing(found, found.rows, pick(columns_of(found), None), console.width), console)
+    found = read(folder)
+    put(listing(found, found.rows, pick(columns_of(found), None), width()), None)
     click.echo(f"`unetkit bench show {folder}` shows more; `unetkit bench report {folder}` draws it")
