@@ -149,4 +149,4 @@ def _timing(draw: random.Random, base: float, ours: float, rounds: int, noise: f
         both = base * math.exp(drift) * (1.5 if draw.random() < 0.05 else 1.0)
         candidate.append(both * ours * math.exp(draw.gauss(0, noise)))
         baseline.append(both * math.exp(draw.gauss(0, noise)))
-    return Timing(tuple(candidate), tuple(baseline), (1, 1), candidate[0] * 1.9, 5, "precise")
+    return Timing(tuple(candidate), tuple(baseline), 1, 5, "precise")

@@ -207,7 +207,7 @@ def test_the_interval_of_a_quotient_holds_the_truth_as_often_as_it_says(draws: i
 
     def timing(ratio: float) -> Timing:
         rounds = [ratio * exp(chance.gauss(0, spread)) for _ in range(draws)]
-        return Timing(tuple(rounds), (1.0,) * draws, (1, 1), 1.0, 0, "precise")
+        return Timing(tuple(rounds), (1.0,) * draws, 1, 0, "precise")
 
     held = 0
     for _ in range(200):

@@ -181,7 +181,8 @@ def test_a_command_repeats_a_row() -> None:
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"budget": 0.0}, "--budget 0.0: takes seconds, more than 0"),
+        ({"budget": 0.0}, "--budget 0.0: takes seconds, more than 0, at most a week's"),
+        ({"timeout": float("inf")}, "--timeout inf: takes seconds, more than 0, at most a week's"),
         ({"precision": 2.0}, "--precision 2.0: takes a share such as 0.02"),
         ({"slots": 0}, "--slots 0: takes at least 1"),
         ({"engine": "rey"}, "--engine rey: takes local or ray"),

@@ -48,7 +48,7 @@ def test_a_quiet_machine_is_timed_until_the_ratio_is_precise() -> None:
     timing = time_pair(machine.work("c", 0.012), machine.work("b", 0.010), Rules(), clock=machine.clock)
     assert timing.ended == "precise"
     assert isclose(ratio_of(timing).ratio, 1.2)
-    assert 0.5 <= sum(timing.candidate) + sum(timing.baseline) < 1
+    assert 0.5 <= 2 * (sum(timing.candidate) + sum(timing.baseline)) < 1.1  # each after a call that is not timed
 
 
 def test_a_machine_that_is_not_quiet_is_timed_until_the_budget_is_spent() -> None:
@@ -65,7 +65,7 @@ def test_six_rounds_are_timed_however_slow_a_call_is() -> None:
     machine = Machine(speed=lambda now: 1 + 0.3 * (int(now) % 3))
     timing = time_pair(machine.work("c", 60.0), machine.work("b", 50.0), Rules(budget=20), clock=machine.clock)
     assert (len(timing.candidate), len(timing.baseline)) == (6, 6)
-    assert (timing.ended, timing.warmup, timing.calls) == ("budget", 1, (1, 1))
+    assert (timing.ended, timing.warmup, timing.calls) == ("budget", 1, 1)
 
 
 def test_a_short_call_is_timed_in_samples_of_a_millisecond_and_told_by_the_call() -> None:
@@ -73,18 +73,36 @@ def test_a_short_call_is_timed_in_samples_of_a_millisecond_and_told_by_the_call(
     timing = time_pair(
         machine.work("c", 20e-6), machine.work("b", 10e-6), Rules(budget=1, settle=0.1), clock=machine.clock
     )
-    assert timing.calls == pytest.approx((50, 100), abs=1)
+    assert timing.calls == pytest.approx(100, abs=1)
     assert isclose(median(timing.candidate), 20e-6)
     assert isclose(median(timing.baseline), 10e-6)
 
 
-def test_what_is_slow_at_first_is_warmed_up_and_the_very_first_call_is_kept_apart() -> None:
+def test_what_is_slow_at_first_is_warmed_up() -> None:
     machine = Machine()
     slow = machine.work("c", 0.01, first=3.0, times=40)
     timing = time_pair(slow, machine.work("b", 0.01), Rules(warmup=(0.1, 0.5)), clock=machine.clock)
-    assert isclose(timing.first, 0.03)
     assert timing.warmup >= 40
     assert max(timing.candidate) < 0.011
+
+
+def test_a_short_call_follows_one_of_its_own_that_is_not_timed() -> None:
+    last = [""]
+
+    def works(name: str, cost: float) -> Callable[[], None]:
+        inner = machine.work(name, cost)
+
+        def call() -> None:  # what the other left in the caches costs as much again
+            inner()
+            machine.now += cost * (last[0] not in ("", name))
+            last[0] = name
+
+        return call
+
+    for cost, told in ((0.005, 1.0), (0.1, 2.0)):
+        machine = Machine()
+        timing = time_pair(works("c", cost), works("b", cost), Rules(budget=2, settle=0.1), clock=machine.clock)
+        assert isclose(max(timing.candidate), told * cost)
 
 
 def test_warm_up_that_never_settles_ends_with_a_quarter_of_the_budget() -> None:
@@ -98,7 +116,7 @@ def test_warm_up_that_never_settles_ends_with_a_quarter_of_the_budget() -> None:
 def test_which_goes_first_is_drawn_by_the_seed() -> None:
     def order(seed: int) -> list[str]:
         machine = Machine()
-        time_pair(machine.work("c", 0.01), machine.work("b", 0.01), Rules(seed=seed), clock=machine.clock)
+        time_pair(machine.work("c", 0.01), machine.work("b", 0.01), Rules(seed=seed, refill=0), clock=machine.clock)
         return machine.ran[2:]
 
     ran = order(0)

@@ -333,7 +333,7 @@ def test_the_digest_of_code_is_of_what_makes_networks(tmp_path: Path) -> None:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text("")
-        found.append(code.__wrapped__(tmp_path))
+        found.append(code.__wrapped__(source=tmp_path))
     assert len({*found[:3]}) == 2
     assert len({*found[1:]}) == 1
     assert Settings().versions()["code"] == code() == code.__wrapped__()

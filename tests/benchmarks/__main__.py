@@ -140,7 +140,7 @@ def _calls(run: bench.Run) -> Iterator[str]:
     """Architecture, encoder and timed calls of each row, those of its baseline included."""
     for row in run.rows:
         timing = row.timings["latency"]
-        calls = len(timing.candidate) * sum(timing.calls)
+        calls = 2 * len(timing.candidate) * timing.calls
         yield from (row.factors["model"].removeprefix("smp/"), row.factors["encoder"].removeprefix("smp/"), str(calls))
 
 
@@ -149,9 +149,7 @@ BENCHMARKS = {"startup": startup, "plugins": plugins, "building": building, "run
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "which", nargs="*", help="startup, plugins, building, running, grid; all if none is named"
-    )
+    parser.add_argument("which", nargs="*", help="startup, plugins, building, running, grid; all if none is named")
     parser.add_argument("--rounds", type=int, default=21)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")

@@ -39,7 +39,7 @@ HEADER = (
 def compare(name: str, first: Callable[[], Any], second: Callable[[], Any], rounds: int) -> Ratio:
     """Time two callables in so many rounds, after a call of each that does not count."""
     no_more = 1e-9  # neither seconds nor calls
-    return Ratio(name, time_pair(first, second, Rules(budget=no_more, least=rounds, sample=no_more)))
+    return Ratio(name, time_pair(first, second, Rules(budget=no_more, least=rounds, sample=no_more, refill=no_more)))
 
 
 def process(*arguments: str) -> Callable[[], Any]:

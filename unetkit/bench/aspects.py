@@ -107,5 +107,4 @@ ASPECTS = (
         lambda t, row: f"{fluctuation(t.candidate):.1%}",
     ),
     Aspect("rounds", "rounds timed", lambda t, row: len(t.candidate), lambda t, row: str(len(t.candidate)), better=""),
-    _seconds("first", "the very first call, which compiles where that is asked", lambda t: t.first),
 )

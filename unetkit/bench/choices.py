@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from unetkit.bench.grid import Case
@@ -12,6 +12,7 @@ from unetkit.bench.timing import Rules
 from unetkit.errors import BadOption
 
 ENGINES = ("local", "ray")
+_LONGEST = 7 * 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Choices:
         device: "cpu", "cuda", or some of them: "cuda:0,cuda:1"; all GPUs, or else the CPU, if "".
         slots: trials at a time on a CPU, each with its share of the cores.
         threads: of torch's, for each; as many as it has cores, if None.
-        timeout: seconds that one row may take.
+        timeout: seconds that one row may take; 600, and twice the budget for each timed metric, if None.
         plugins: files and modules named beside what is installed.
         engine: "local" or "ray".
         ray_address: of a cluster: "auto", or "HOST:PORT".
@@ -44,7 +45,7 @@ class Choices:
     device: str = ""
     slots: int | None = None
     threads: int | None = None
-    timeout: float = 600.0
+    timeout: float | None = None
     plugins: tuple[str, ...] = ()
     engine: str = "local"
     ray_address: str | None = None
@@ -52,9 +53,9 @@ class Choices:
 
     def __post_init__(self) -> None:
         for name, value, good in (
-            ("--budget", self.budget, self.budget > 0),
+            ("--budget", self.budget, 0 < self.budget <= _LONGEST),
             ("--precision", self.precision, 0 < self.precision < 1),
-            ("--timeout", self.timeout, self.timeout > 0),
+            ("--timeout", self.timeout, self.timeout is None or 0 < self.timeout <= _LONGEST),
             ("--slots", self.slots, self.slots is None or self.slots >= 1),
             ("--threads", self.threads, self.threads is None or self.threads >= 1),
             ("--engine", self.engine, self.engine in ENGINES),
@@ -63,6 +64,10 @@ class Choices:
                 raise BadOption(f"{name} {value}: {_TAKES[name]}")
         if self.ray_address is not None and self.engine != "ray":
             raise BadOption(f"--ray-address {self.ray_address}: is for --engine ray")
+
+    def row_timeout(self, timed: int) -> float:
+        """Seconds that a row of so many timed metrics may take."""
+        return self.timeout or 600 + 2 * self.budget * timed
 
     @property
     def rules(self) -> Rules:
@@ -76,9 +81,9 @@ class Choices:
 
 
 _TAKES = {
-    "--budget": "takes seconds, more than 0",
+    "--budget": "takes seconds, more than 0, at most a week's",
     "--precision": "takes a share such as 0.02",
-    "--timeout": "takes seconds, more than 0",
+    "--timeout": "takes seconds, more than 0, at most a week's",
     "--slots": "takes at least 1",
     "--threads": "takes at least 1",
     "--engine": "takes local or ray",
@@ -98,4 +103,5 @@ def repeating(case: Case, choices: Choices, baseline: str, baseline_mode: Mode) 
         if value != getattr(Choices, name):
             tokens += ["--" + name.replace("_", "-"), f"{value:g}" if isinstance(value, float) else str(value)]
     plugins = [token for plugin in choices.plugins for token in ("--plugin", plugin)]
-    return shlex.join(["unetkit", *plugins, "bench", *shlex.split(str(case.plan)), *tokens])
+    line = str(replace(case.plan, seed=None, pretrained=None))
+    return shlex.join(["unetkit", *plugins, "bench", *shlex.split(line), *tokens])

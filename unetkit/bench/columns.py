@@ -5,7 +5,7 @@ columns of each metric, in the order of the header. `value` and `text` take any 
 number in the column's unit, or None; and what people read, with its unit, or "" (of a metric that failed alone
 "failed"). A timed metric `latency` has the columns `latency` (the median), `latency-p90`, `latency-min`,
 `latency-rate`, `latency-ratio` (to the baseline), `latency-ratio-low` and `-high` (its 95% interval),
-`latency-verdict`, `latency-min-ratio`, `latency-fluctuation`, `latency-rounds` and `latency-first`.
+`latency-verdict`, `latency-min-ratio`, `latency-fluctuation` and `latency-rounds`.
 """
 
 from __future__ import annotations

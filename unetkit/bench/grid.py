@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from itertools import product
 from typing import Any
 
 from unetkit import values
+from unetkit.bench.keys import id_of
 from unetkit.bench.mode import Mode
 from unetkit.errors import BadOption, CannotBuild, UnknownName, nearest
 from unetkit.plan import WORDS, Plan
@@ -48,8 +48,7 @@ class Case:
     @property
     def id(self) -> str:
         """A digest of the combination and its condition, the same in every run."""
-        told = f"{self.plan}\0{self.batch}\0{self.mode}"
-        return hashlib.sha256(told.encode()).hexdigest()[:12]
+        return id_of(self.plan, self.batch, self.mode)
 
 
 def listed(word: str, texts: Iterable[str], parts: Parts) -> list[str]:

@@ -5,35 +5,31 @@ It imports no torch: children do, forked from a server that has.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import pickle
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from unetkit.bench.choices import Choices, repeating
 from unetkit.bench.engines import Notice, devices_of, local, on_cluster
 from unetkit.bench.grid import Case
+from unetkit.bench.keys import key_of
 from unetkit.bench.ledger import Ledger, now
-from unetkit.bench.metrics import Metric, metrics_of
+from unetkit.bench.metrics import ANALYTIC, Metric, metrics_of
 from unetkit.bench.mode import Mode
 from unetkit.bench.rows import Header, Row, Timing
 from unetkit.bench.slot import Slot, slots_of
 from unetkit.bench.statistics import warnings_of
 from unetkit.bench.task import Trial
-from unetkit.errors import BadOption, CannotBuild, UnetkitError
+from unetkit.errors import CannotBuild
 from unetkit.jobs import pool
 from unetkit.jobs.machine import cores
 from unetkit.jobs.pool import Ended
 from unetkit.plan import Plan
 from unetkit.plugins import Host
-from unetkit.resolve import kind_of, resolve
 
 #: What children do.
 SURVEY = "unetkit.bench.survey:survey"
@@ -69,13 +65,11 @@ class Leader:
 
     def __post_init__(self) -> None:
         self.metrics: list[Metric] = metrics_of(self.host).chosen(self.choices.metrics)
-        try:
-            pickle.dumps(self.cases)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            where = "a part given as a class or function is defined at the top of a module"
-            raise BadOption(
-                f"a plan cannot be sent to another process, where it is measured: {error}; {where}"
-            ) from None
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that one row may take."""
+        return self.choices.row_timeout(sum(metric.timed for metric in self.metrics))
 
     def survey(self) -> dict[str, Any]:
         """The machine, the versions and the GPUs."""
@@ -154,7 +148,7 @@ class Leader:
     def measure(self, left: Iterable[Case], slots: Sequence[Slot]) -> Generator[Row, None, None]:
         """A row for each case that was examined, as each is done."""
         trials = [self.trial(case) for case in left if case.id in self.examined]
-        options: dict[str, Any] = {"timeout": self.choices.timeout, "preload": self._preload()}
+        options: dict[str, Any] = {"timeout": self.timeout, "preload": self._preload()}
         if self.choices.engine == "ray":
             engine = on_cluster(trials, MEASURE, self.choices, **options)
         else:
@@ -164,13 +158,12 @@ class Leader:
             yield from map(self._row, measured)
 
     def key(self, case: Case) -> str:
-        """A digest of a case and of the plugins whose parts it names: an edited file is another."""
-        told = json.dumps([case.id, sorted(_plugins(case.plan, self.host))])
-        return hashlib.sha256(told.encode()).hexdigest()[:12]
+        """A digest of all that is measured: the case, and the code of the plugins that have a part in it."""
+        return key_of(case, self.choices.baseline, {metric.owner for metric in self.metrics}, self.host)
 
     def children(self, tasks: Iterable[Any], ask: str, slots: Sequence[Any]) -> Generator[Ended, None, None]:
         """Tasks in processes of their own, one a slot at a time."""
-        return pool.run(tasks, ask, slots, timeout=self.choices.timeout, preload=self._preload())
+        return pool.run(tasks, ask, slots, timeout=self.timeout, preload=self._preload())
 
     def _preload(self) -> list[str]:
         with_smp = any("smp/" in str(plan) for plan in (self.baseline, *(case.plan for case in self.cases)))
@@ -193,7 +186,7 @@ class Leader:
         timings = {name: Timing.of(timing) for name, timing in found["timings"].items()}
         judged = [line for name, timing in timings.items() for line in warnings_of(timing, name)]
         warnings = [*facts.get("warnings", ()), *judged]
-        doing = f", at {facts['doing']}" if facts.get("doing") and ended.cause else ""
+        cause = self._spread(ended, found)
         return Row(
             id=case.id,
             key=self.key(case),
@@ -202,7 +195,7 @@ class Leader:
             size=facts.get("size") or case.plan.size or (0, 0),
             batch=case.batch,
             mode=str(case.mode),
-            cause=ended.cause + doing,
+            cause=cause,
             figures=found["figures"],
             timings=timings,
             failures=found["failures"],
@@ -213,22 +206,14 @@ class Leader:
             at=now(),
         )
 
-
-def _plugins(plan: Plan, host: Host) -> set[str]:
-    """The plugins of a plan's parts, each with what tells its code from another's; none where names are unknown."""
-    try:
-        whole, _ = resolve(plan, host.parts)
-        specs = [(word, spec) for word, spec in whole.specs() if spec.factory is None and str(spec) != "none"]
-        owners = {host.parts[kind_of(word)].get(spec.name).owner for word, spec in specs}
-    except UnetkitError:
-        return set()
-    used = [plugin for plugin in host.loaded() if plugin.name in owners - {"unetkit"}]
-    return {f"{plugin} {_digest(plugin.target)}" for plugin in used}
-
-
-def _digest(target: str) -> str:
-    """Of a plugin's file; an installed one has its version."""
-    try:
-        return hashlib.sha256(Path(target).expanduser().read_bytes()).hexdigest()
-    except OSError:
+    def _spread(self, ended: Ended, found: dict[str, dict[str, Any]]) -> str:
+        """The cause of a row without figures. Where it has some, what its child died of is a metric's failure."""
+        doing = ended.said.get("doing")
+        if not ended.cause or not doing:
+            return ended.cause
+        told = {**found["figures"], **found["timings"], **found["failures"]}
+        if not told.keys() - {*ANALYTIC}:
+            return f"{ended.cause}, at {doing}"
+        left = [metric.name for metric in self.metrics if metric.name not in told]
+        found["failures"] |= {name: ended.cause if name == doing else "not reached" for name in left}
         return ""

@@ -23,7 +23,7 @@ _NAME = "rows.jsonl"
 _WHAT = "benchmark"
 
 
-class _Held:
+class Held:
     """What a file holds."""
 
     def __init__(self, folder: Path) -> None:
@@ -43,6 +43,11 @@ class _Held:
             self.rows.pop(row.id, None)  # so that a later one stands where it was measured
             self.rows[row.id] = row
 
+    def done(self, id_: str, key: str, *, again: bool) -> bool:
+        """Whether a row needs not be measured; `again`: what failed does."""
+        row = self.rows.get(id_)
+        return row is not None and row.key == key and not (again and (row.cause or row.failures))
+
 
 def read(folder: Path) -> Run:
     """A run as it stands, also while it goes on.
@@ -50,7 +55,7 @@ def read(folder: Path) -> Run:
     Raises:
         BadFile: there is none, or it is damaged.
     """
-    held = _Held(folder)
+    held = Held(folder)
     if held.header is None:
         made = f"`unetkit bench ... --out {folder}` makes one"
         raise BadFile(f"{folder} holds no benchmark: there is no {_NAME} with rows in it; {made}")
@@ -75,11 +80,11 @@ class Ledger:
             raise BadFile(f"--out {folder}: is a file; give a folder")
         self._lines = Lines(folder / _NAME, _WHAT)
         try:
-            held = _Held(folder)
+            held = Held(folder)
         except BadFile:
             self._lines.close()
             raise
-        self.header, self.rows = held.header, held.rows
+        self.header, self.rows, self.done = held.header, held.rows, held.done
 
     def start(self, header: Header, command: str, planned: Iterable[str]) -> None:
         """Say what is planned, by the ids of its rows.
@@ -93,11 +98,6 @@ class Ledger:
             raise BadFile(f"{self.folder} was measured with {other}; give another --out, or the same again")
         self.header = header
         self._lines.append({"command": command, "planned": [*planned], "at": now()})
-
-    def done(self, id_: str, key: str, *, again: bool) -> bool:
-        """Whether a row needs not be measured; `again`: what failed does."""
-        row = self.rows.get(id_)
-        return row is not None and row.key == key and not (again and (row.cause or row.failures))
 
     def append(self, row: Row) -> None:
         """Add a row; when this returns, it is on disk."""

@@ -17,8 +17,6 @@ from unetkit.bench.subject import Subject
 from unetkit.deploy.files import save
 from unetkit.errors import CannotPass
 
-#: What needs no weights: measured of all rows before any is timed.
-ANALYTIC = ("parameters", "macs", "activations")
 #: A first build imports what is not imported yet, so it is left out.
 _BUILDS = 3
 

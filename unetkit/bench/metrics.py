@@ -69,9 +69,7 @@ class Metrics:
         if name in _TAKEN:
             raise PluginError(f"metric {name!r} of {self.owner} has the name of what a grid chooses; rename it")
         if not (isinstance(function, str) or callable(function)):
-            raise PluginError(
-                f"metric {name!r} of {self.owner} is a {type(function).__name__}; give a function of a subject"
-            )
+            raise PluginError(f"metric {name!r} of {self.owner} is no function of a subject")
         if taken := self.entries.get(name):
             raise PluginError(f"metric {name!r} of {self.owner} is already registered by {taken.owner}; rename it")
         self.entries[name] = Metric(name, function, "s" if timed else unit, timed, self.owner, better)
@@ -116,6 +114,8 @@ def metrics_of(host: Host) -> Metrics:
     return metrics
 
 
+#: What needs no weights: measured of all rows before any is timed.
+ANALYTIC = ("parameters", "macs", "activations")
 #: Name, unit, whether it is timed. What is cheap stands first, and what is measured in an untouched process before
 #: what loads more into it.
 _OURS = (

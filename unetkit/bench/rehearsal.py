@@ -8,7 +8,7 @@ from typing import Any
 
 from unetkit.bench.grid import Case
 from unetkit.bench.leader import PROBE, Leader
-from unetkit.bench.ledger import Ledger
+from unetkit.bench.ledger import Held
 from unetkit.bench.rows import Header
 from unetkit.bench.slot import Slot
 from unetkit.jobs.machine import cores
@@ -62,12 +62,8 @@ def _held(leader: Leader, folder: Path | None) -> tuple[Header | None, set[str]]
     """The header of a folder, and which cases it has already."""
     if folder is None or not folder.exists():
         return None, set()
-    ledger = Ledger(folder)
-    try:
-        again = leader.choices.again
-        return ledger.header, {c.id for c in leader.cases if ledger.done(c.id, leader.key(c), again=again)}
-    finally:
-        ledger.close()
+    held, again = Held(folder), leader.choices.again
+    return held.header, {case.id for case in leader.cases if held.done(case.id, leader.key(case), again=again)}
 
 
 def _seconds(leader: Leader, able: list[Case], slot: Any) -> tuple[float, float]:
@@ -82,9 +78,15 @@ def _seconds(leader: Leader, able: list[Case], slot: Any) -> tuple[float, float]
     base = {case.id: _macs(leader, case) for case in able}
     about = _BESIDE * len(able)
     for case in able:
-        pair = base[case.id] + ended.said.get("macs", 0) * case.batch / first.batch
+        pair = base[case.id] + ended.said.get("macs", 0) * _images(leader, case) / _images(leader, first)
         about += sum(min(leader.choices.budget, _ROUNDS * pair * rate) for rate in per_mac.values())
     return about, len(able) * (_BESIDE + len(timed) * leader.choices.budget)
+
+
+def _images(leader: Leader, case: Case) -> int:
+    """Pixels of an input."""
+    height, width = leader.examined[case.id]["size"]
+    return int(case.batch * height * width)
 
 
 def _macs(leader: Leader, case: Case) -> int:

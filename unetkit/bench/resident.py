@@ -25,7 +25,7 @@ class Resident:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         _trim()
-        self._base = torch.cuda.memory_allocated(device) if device.type == "cuda" else _status("RssAnon")
+        self._base = torch.cuda.memory_allocated(device) if device.type == "cuda" else _status("RssAnon") or 0
 
     def peak(self, run: Callable[[], object]) -> int:
         """Call `run`; the most bytes that were held while it ran.
@@ -33,33 +33,43 @@ class Resident:
         Raises:
             CannotBuild: the system does not tell (on a CPU, Linux alone does).
         """
-        _trim()
         if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            run()
-            torch.cuda.synchronize(self.device)
-            return torch.cuda.max_memory_allocated(self.device) - self._base
+            return self._on_gpu(run)
+        _trim()
         try:
             _CLEAR.write_text("5")  # sets the high-water mark back to what is held now
         except OSError as error:
             raise CannotBuild(f"the high-water mark of memory cannot be set back here: {error}") from error
         run()
-        return _status("VmHWM") - _status("RssFile") - self._base
+        return _told("VmHWM") - _told("RssFile") - self._base
+
+    def _on_gpu(self, run: Callable[[], object]) -> int:
+        run()  # cuDNN tries its algorithms the first time, some with more memory than any pass takes later
+        torch.cuda.synchronize(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        run()
+        torch.cuda.synchronize(self.device)
+        return torch.cuda.max_memory_allocated(self.device) - self._base
 
 
-def _status(what: str) -> int:
+def _told(what: str) -> int:
+    found = _status(what)
+    if found is None:
+        raise CannotBuild("peak memory on a CPU is read from /proc/self/status, which this system has not")
+    return found
+
+
+def _status(what: str) -> int | None:
     try:
         found = re.search(rf"{what}:\s+(\d+) kB", _STATUS.read_text(encoding="utf-8"))
     except OSError:
-        found = None
-    if not found:
-        raise CannotBuild("peak memory on a CPU is read from /proc/self/status, which this system has not")
-    return 1024 * int(found[1])
+        return None
+    return 1024 * int(found[1]) if found else None
 
 
 def _trim() -> None:
     gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):
         return  # another libc, which keeps less

@@ -20,24 +20,21 @@ class Timing:
     Attributes:
         candidate, baseline: seconds a call, one sample of each a round, in the order of the rounds. Within a round it
             was drawn which of the two went first.
-        calls: how many calls a sample is the mean of, for candidate and baseline: more than 1 where one call is too
-            short for the clock.
-        first: seconds of the candidate's very first call, which compiles, where that is asked.
+        calls: how many calls a sample is the mean of: more than 1 where one is too short for the clock.
         warmup: rounds before these, left out.
         ended: "precise", where the interval was narrow enough, or "budget", where the time was up.
     """
 
     candidate: tuple[float, ...]
     baseline: tuple[float, ...]
-    calls: tuple[int, int]
-    first: float
+    calls: int
     warmup: int
     ended: str
 
     @classmethod
     def of(cls, data: dict[str, Any]) -> Timing:
         """From plain data, as JSON gives it."""
-        pairs = {name: tuple(data[name]) for name in ("candidate", "baseline", "calls")}
+        pairs = {name: tuple(data[name]) for name in ("candidate", "baseline")}
         return cls(**{**data, **pairs})
 
 

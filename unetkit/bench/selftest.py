@@ -105,14 +105,14 @@ def results(planned: Sequence[Task], slot: Slot, notice: Notice) -> Generator[Re
 
 def time_one(task: Task, slot: Slot, say: Say) -> None:
     """The child: two copies of the network, built apart, and one of them called more often."""
-    import torch
-
     from unetkit.bench.measures import latency
     from unetkit.bench.subject import Subject
+    from unetkit.bench.trial import settle
 
-    torch.set_num_threads(slot.threads)
-    parts = load_host(task.plugins).parts
-    one, other = (Subject(task.plan, 1, Mode(), torch.device(slot.device), parts) for _ in range(2))
+    device, parts = settle(slot, task.rules.seed), load_host(task.plugins).parts
+    one, other = (Subject(task.plan, 1, Mode(), device, parts) for _ in range(2))
+    for subject in Random(task.rules.seed).sample((one, other), 2):  # noqa: S311
+        _ = subject.x
     candidate, baseline = _repeated(latency(one), CALLS + task.extra), _repeated(latency(other), CALLS)
     say(vars(time_pair(candidate, baseline, task.rules, wait=one.wait)))
 

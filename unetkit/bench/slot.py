@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from unetkit.errors import BadOption
+from unetkit.jobs.machine import physical
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def slots_of(
         devices: each with its name.
         cores: that may be used.
         number: how many slots, where there is one device.
-        threads: of each; as many as it has cores, if None.
+        threads: of each; as many as it has physical cores, if None.
 
     Raises:
         BadOption: more slots than cores, or several for GPUs.
@@ -53,7 +54,7 @@ def slots_of(
     width = len(cores) // slots
     places = devices * slots if len(devices) == 1 else devices
     return [
-        Slot(device, cores[i * width : (i + 1) * width], threads or width, slots, name)
+        Slot(device, mine := cores[i * width : (i + 1) * width], threads or len({*map(physical, mine)}), slots, name)
         for i, (device, name) in enumerate(places)
     ]
 

@@ -76,12 +76,6 @@ class Subject:
         """Height and width of the input: as planned, else the network's own."""
         return size_for(network_of(self.model), self.plan.size)
 
-    def rested(self) -> Subject:
-        """The same, its network, if it is made, in eval mode and without gradients, as a metric expects it."""
-        if "model" in vars(self):
-            self.model.eval().zero_grad(set_to_none=True)
-        return self
-
     @property
     def memory_format(self) -> torch.memory_format:
         return torch.channels_last if self.mode.channels_last else torch.contiguous_format

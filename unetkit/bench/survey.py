@@ -34,7 +34,8 @@ def _machine(gpus: list[str]) -> dict[str, Any]:
         "mkldnn": torch._C._has_mkldnn,
         "cuda": torch.version.cuda if gpus else None,
         "cudnn": _cudnn() if gpus else None,
-        "tf32": torch.backends.cuda.matmul.allow_tf32 if gpus else None,
+        "tf32 in matmul": torch.backends.cuda.matmul.allow_tf32 if gpus else None,
+        "tf32 in convolutions": torch.backends.cudnn.allow_tf32 if gpus else None,
     }
 
 
@@ -45,7 +46,7 @@ def _versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    return {**found, "unetkit's code": code()}
+    return {**found, "unetkit's code": code("bench", "jobs")}
 
 
 def _cudnn() -> int:

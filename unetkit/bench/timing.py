@@ -36,7 +36,10 @@ class Rules:
         budget: seconds for warm-up and rounds. The first call of each, which may compile, is not among them.
         precision: half-width of the interval of the ratio, relative, that is narrow enough.
         seed: draws which of the two goes first in a round.
-        sample: seconds that a sample lasts at least, about: where a call is shorter, it is the mean of several.
+        sample: seconds that a sample lasts at least, about: where a call is shorter, it is the mean of several, as many
+            for both.
+        refill: seconds of a call below which each sample follows a call that is not timed: caches are then as the
+            network's own last call left them, and not as the other's, which can take a tenth of a short call.
         least: rounds that are timed however slow they are: with fewer there is no interval of 95%.
         settle: seconds that rounds take at least: of real timings that ended sooner, 2% called the same different, and
             of those that took 0.3 s, none.
@@ -47,6 +50,7 @@ class Rules:
     precision: float = 0.02
     seed: int = 0
     sample: float = 1e-3
+    refill: float = 0.02
     least: int = 6
     settle: float = 0.5
     warmup: tuple[float, float] = (0.01, 0.25)
@@ -75,13 +79,13 @@ def time_pair(
     """
     pair = _Pair((candidate, baseline), rules, wait, clock)
     with _no_collection():
-        first = pair.sample(0)
+        pair.sample(0)
         pair.sample(1)
         pair.start = clock()
         warmup = pair.warm_up()
         ended = pair.measure()
     one, other = pair.samples
-    return Timing(tuple(one), tuple(other), (pair.calls[0], pair.calls[1]), first, warmup, ended)
+    return Timing(tuple(one), tuple(other), pair.calls, warmup, ended)
 
 
 @contextmanager
@@ -105,7 +109,8 @@ class _Pair:
     rules: Rules
     wait: Call
     clock: Callable[[], float]
-    calls: list[int] = field(default_factory=lambda: [1, 1])
+    calls: int = 1
+    refills: bool = False
     samples: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
     start: float = 0.0
 
@@ -114,7 +119,9 @@ class _Pair:
 
     def sample(self, which: int) -> float:
         """Seconds a call."""
-        call, calls = self.both[which], self.calls[which]
+        call, calls = self.both[which], self.calls
+        if self.refills:
+            call()
         self.wait()
         start = self.clock()
         for _ in range(calls):
@@ -133,14 +140,16 @@ class _Pair:
         return (self.clock() - self.start) / self.rules.budget
 
     def warm_up(self) -> int:
-        """Rounds until times no longer fall; then how many calls a sample has is chosen, and they are forgotten."""
+        """Rounds until times no longer fall; then it is chosen what a sample is, and they are forgotten."""
         least, most = self.rules.warmup
         while self.spent < least or (self.spent < most and not all(map(_steady, self.samples))):
             self.round()
         rounds = len(self.samples[0])
-        for which, seconds in enumerate(self.samples):
-            usual = median(seconds[-_WINDOW:])
-            self.calls[which] = max(1, ceil(self.rules.sample / max(usual, 1e-9)))
+        usual = [median(seconds[-_WINDOW:]) for seconds in self.samples if seconds]
+        quickest = min(usual, default=self.rules.refill)
+        self.calls = max(1, ceil(self.rules.sample / max(quickest, 1e-9)))
+        self.refills = quickest < self.rules.refill
+        for seconds in self.samples:
             seconds.clear()
         return rounds
 
@@ -158,7 +167,7 @@ class _Pair:
     def _precise(self) -> bool:
         from unetkit.bench.statistics import ratio_of  # imports numpy, which who only chooses rules has no need of
 
-        timing = Timing(tuple(self.samples[0]), tuple(self.samples[1]), (1, 1), 0.0, 0, "")
+        timing = Timing(tuple(self.samples[0]), tuple(self.samples[1]), 1, 0, "")
         return ratio_of(timing).half_width <= self.rules.precision
 
 

@@ -8,19 +8,19 @@ import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from random import Random
 from time import perf_counter
 from typing import Any
 
 import torch
 
-from unetkit.bench.measures import ANALYTIC
-from unetkit.bench.metrics import Metric, metrics_of
+from unetkit.bench.metrics import ANALYTIC, Metric, metrics_of
 from unetkit.bench.others import Others
 from unetkit.bench.slot import Slot
 from unetkit.bench.subject import Subject
 from unetkit.bench.task import Trial
-from unetkit.bench.timing import Rules, time_pair
+from unetkit.bench.timing import time_pair
 from unetkit.errors import CannotPass
 from unetkit.foreign import one_line
 from unetkit.jobs.memory import exhausted, free, hold
@@ -47,41 +47,42 @@ def examine(trial: Trial, slot: Slot, say: Say) -> None:
 
 def measure(trial: Trial, slot: Slot, say: Say) -> None:
     """Measure a case. Every figure is said as soon as it is known, so that none is lost with the process."""
-    device = _settle(trial, slot)
+    device = settle(slot, trial.rules.seed)
     others = Others(slot.cores)
     say({"where": str(slot)})
     host = load_host(trial.plugins)
     metrics = [metric for metric in _asked(trial, metrics_of(host)) if metric.name not in ANALYTIC]
-    _measure_alone(metrics, _subject(trial, device, host.parts), say)
-    if any(metric.timed for metric in metrics):
+    for metric in metrics:
+        measured = _timed if metric.timed else _figure
+        _tell(metric, partial(measured, metric, trial, device, host.parts), say)
         gc.collect()
-        _time(metrics, *_pair(trial, device, host.parts), trial.rules, say)
     say({"warnings": others.warnings()})
 
 
-def _measure_alone(metrics: Iterable[Metric], subject: Subject, say: Say) -> None:
-    for metric in metrics:
-        if not metric.timed:
-            _tell(metric, lambda m=metric: {"figures": _number(m.load()(subject.rested()))}, say)
+def _figure(metric: Metric, trial: Trial, device: torch.device, parts: Parts) -> dict[str, Any]:
+    """Of a network of its own, so that nothing which one metric leaves behind is in another's."""
+    return {"figures": _number(metric.load()(_subject(trial, device, parts)))}
 
 
-def _time(metrics: Iterable[Metric], subject: Subject, baseline: Subject, rules: Rules, say: Say) -> None:
-    for metric in metrics:
-        if metric.timed:
-            _tell(metric, lambda m=metric: {"timings": _timed(m, subject, baseline, rules)}, say)
-
-
-def _pair(trial: Trial, device: torch.device, parts: Parts) -> tuple[Subject, Subject]:
-    """Case and baseline, both newly built, in an order drawn by the row: who comes first is mostly a little slower."""
-    pair = _subject(trial, device, parts), _subject(trial, device, parts, of_baseline=True)
-    for subject in Random(trial.case.id).sample(pair, 2):  # noqa: S311
-        _ = subject.x
-    return pair
+def _timed(metric: Metric, trial: Trial, device: torch.device, parts: Parts) -> dict[str, Any]:
+    """Of a new pair. Which of the two is built first is drawn by the row: that one is mostly a little slower."""
+    pair = [_subject(trial, device, parts), _subject(trial, device, parts, of_baseline=True)]
+    calls: dict[int, Any] = {}
+    for which in Random(f"{trial.case.id} {metric.name}").sample((0, 1), 2):  # noqa: S311
+        try:
+            calls[which] = metric.load()(pair[which])
+            calls[which]()
+        except Exception as error:
+            of_baseline = which == 1 and trial.case.plan != pair[1].plan
+            if not of_baseline:
+                raise
+            raise CannotPass(f"the baseline, {trial.baseline}, fails here: {one_line(error)}") from error
+    return {"timings": vars(time_pair(calls[0], calls[1], trial.rules, wait=pair[0].wait))}
 
 
 def probe(trial: Trial, slot: Slot, say: Say) -> None:
     """Say the MACs of a case, and seconds for one call of each timed metric, by the metric's name."""
-    device = _settle(trial, slot)
+    device = settle(slot, trial.rules.seed)
     host = load_host(trial.plugins)
     subject = _subject(trial, device, host.parts)
     say({"macs": subject.trace.macs})
@@ -107,10 +108,10 @@ def _subject(trial: Trial, device: torch.device, parts: Parts, *, of_baseline: b
     return Subject(plan, case.batch, mode, device, parts, trial.rules.seed)
 
 
-def _settle(trial: Trial, slot: Slot) -> torch.device:
+def settle(slot: Slot, seed: int) -> torch.device:
     """Make this process one that measures: on its own cores and device, with so many threads, and no more memory."""
     warnings.simplefilter("ignore")
-    torch.manual_seed(trial.rules.seed)
+    torch.manual_seed(seed)
     if slot.cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, slot.cores)
     torch.set_num_threads(slot.threads)
@@ -141,13 +142,3 @@ def _number(value: Any) -> float:
     if not math.isfinite(number):
         raise CannotPass(f"it gave {number}")
     return number
-
-
-def _timed(metric: Metric, subject: Subject, baseline: Subject, rules: Rules) -> dict[str, Any]:
-    function = metric.load()
-    against = function(baseline.rested())
-    try:
-        against()
-    except Exception as error:
-        raise CannotPass(f"the baseline, {baseline.plan}, fails here: {one_line(error)}") from error
-    return vars(time_pair(function(subject.rested()), against, rules, wait=subject.wait))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import inf
 from pathlib import Path
 from time import monotonic
 
@@ -30,14 +31,15 @@ class Watch:
 
     def __init__(self, leader: Leader, folder: Path) -> None:
         self.console = Console(stderr=True, highlight=False)
-        self.rows: list[Row] = []
+        self.rows: list[tuple[str, ...]] = []
+        self._best, self._least = inf, ""
         self._said = monotonic()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._bar = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=self.console)
         self._task = self._bar.add_task("examining", total=None)
         self._timed = next((metric.name for metric in leader.metrics if metric.timed), "")
         self._varied = varied(leader.cases)
-        self.console.print(f"{len(leader.cases)} rows, in {folder}", soft_wrap=True)
+        self._notice(f"{len(leader.cases)} rows, in {folder}")
         leader.notice, leader.progress, leader.planning = self._notice, self._examined, self._planned
 
     def follow(self, rows: Iterable[Row]) -> None:
@@ -45,7 +47,7 @@ class Watch:
         if not self.console.is_terminal:
             for row in rows:
                 self._take(row)
-                self._line(row)
+                self._line()
             return
         with Live(self._shown(), console=self.console, refresh_per_second=4, transient=True) as live:
             live.get_renderable = self._shown  # type: ignore[method-assign]
@@ -53,7 +55,11 @@ class Watch:
                 self._take(row)
 
     def _take(self, row: Row) -> None:
-        self.rows.append(row)
+        self.rows.append((self._named(row), *self._told(row)))
+        timing = row.timings.get(self._timed)
+        ratio = ratio_of(timing).ratio if timing else inf
+        if ratio < self._best:
+            self._best, self._least = ratio, f"least {self._timed} so far: {', '.join(self.rows[-1])}"
         self._bar.advance(self._task)
 
     def _notice(self, line: str) -> None:
@@ -71,9 +77,9 @@ class Watch:
         if left < total:
             self._notice(f"{total - left} of them were measured before")
 
-    def _line(self, row: Row) -> None:
-        text = f"{len(self.rows)} of {self._bar.tasks[0].total:.0f}: {self._named(row)}: {', '.join(self._told(row))}"
-        self._notice(text)
+    def _line(self) -> None:
+        name, *told = self.rows[-1]
+        self._notice(f"{len(self.rows)} of {self._bar.tasks[0].total:.0f}: {name}: {', '.join(told)}")
 
     def _named(self, row: Row) -> str:
         return " ".join(row.factors[name] for name in self._varied if name in row.factors) or row.line
@@ -93,16 +99,9 @@ class Watch:
         table.add_column(self._timed or "figures", justify="right")
         table.add_column("to the baseline")
         for row in self.rows[-_SEEN:]:
-            table.add_row(*map(Text, (self._named(row), *self._told(row))))
+            table.add_row(*map(Text, row))
         shown = [table] if self.rows else []
-        return Group(*shown, *self._best(), self._bar)
-
-    def _best(self) -> list[Text]:
-        timed = [row for row in self.rows if self._timed in row.timings]
-        if not timed:
-            return []
-        best = min(timed, key=lambda row: ratio_of(row.timings[self._timed]).ratio)
-        return [Text(f"least {self._timed} so far: {self._named(best)}, {', '.join(self._told(best))}")]
+        return Group(*shown, Text(self._least), self._bar)
 
 
 def varied(cases: Iterable[Case]) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,20 @@ class Lines:
             raise BadFile(f"{path} cannot be written: {error.strerror or error}; give another --out") from error
 
     def append(self, line: Line) -> None:
-        """Add a line; when this returns, it is on disk."""
-        self._file.write(line_of(line))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Add a line; when this returns, it is on disk. Raises BadFile where it cannot be."""
+        try:
+            self._file.write(line_of(line))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise BadFile(
+                f"{self.path} cannot be written on: {error.strerror or error}; what it holds stands"
+            ) from error
 
     def close(self) -> None:
         """Let others write."""
-        self._file.close()
-        self._lock.release()
+        try:
+            with suppress(OSError):  # what could not be written was told
+                self._file.close()
+        finally:
+            self._lock.release()

@@ -15,12 +15,15 @@ _NO_PART = ("jobs", "bench", "sweep", "testing", "scaffold", "cli")
 
 
 @cache
-def code(source: Path = _SOURCE) -> str:
-    """A short digest of the source of unetkit that networks are made by: a changed checkout has another."""
+def code(*also: str, source: Path = _SOURCE) -> str:
+    """A short digest of the source of unetkit that networks are made by, and of other rooms of it that are named.
+
+    A changed checkout has another.
+    """
     digest = hashlib.sha256()
     for path in sorted(source.rglob("*.py")):
         inside = path.relative_to(source)
-        if inside.parts[0] not in _NO_PART:
+        if inside.parts[0] not in {*_NO_PART} - {*also}:
             digest.update(f"{inside.as_posix()}\0{path.stat().st_size}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -35,6 +38,16 @@ def cpu() -> str:
 
 
 def cores() -> tuple[int, ...]:
-    """The cores that this process may use."""
+    """The cores that this process may use, those that share a physical one side by side."""
     known = hasattr(os, "sched_getaffinity")
-    return tuple(sorted(os.sched_getaffinity(0))) if known else tuple(range(os.cpu_count() or 1))
+    found = os.sched_getaffinity(0) if known else range(os.cpu_count() or 1)
+    return tuple(sorted(found, key=lambda core: (physical(core), core)))
+
+
+def physical(core: int) -> int:
+    """What the cores that share one physical core have in common: the first of them."""
+    try:
+        told = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list").read_text(encoding="utf-8")
+        return int(re.split("[-,]", told)[0])
+    except (OSError, ValueError):
+        return core

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 from pathlib import Path
 
+#: Bytes, where the system does not tell.
+_UNKNOWN = 4 << 30
 _GROUP = Path("/sys/fs/cgroup")
 #: Not all that oneDNN "could not create": it says that of a primitive for shapes that it does not know.
 _EXHAUSTED = re.compile(
@@ -21,7 +22,9 @@ def free() -> int:
     limit, used = (_first(_GROUP / name, r"(\d+)") for name in ("memory.max", "memory.current"))
     found.append(limit - used if limit is not None and used is not None else None)
     known = [size for size in found if size is not None]
-    return min(known) if known else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    if known or not hasattr(os, "sysconf"):
+        return min(known, default=_UNKNOWN)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def hold(share: int) -> None:
@@ -31,6 +34,8 @@ def hold(share: int) -> None:
     """
     has = _first(Path("/proc/self/status"), r"VmData:\s+(\d+)", 1024)
     if has is not None:
+        import resource  # which Windows has not
+
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (has + share, hard))
 

@@ -6,11 +6,12 @@ import os
 import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
-from multiprocessing import connection, get_all_start_methods, get_context
+from multiprocessing import connection, forkserver, get_all_start_methods, get_context
 from multiprocessing.connection import Connection
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from time import monotonic
 from typing import Any
 
@@ -75,6 +76,12 @@ def _context(preload: Sequence[str]) -> Any:
     context = get_context("forkserver" if "forkserver" in methods else "spawn")
     if preload and "forkserver" in methods:
         context.set_forkserver_preload([*preload])
+    if "forkserver" in methods and current_thread() is main_thread():
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # or an interrupt while it imports is a traceback
+        try:
+            _started(forkserver.ensure_running)
+        finally:
+            signal.signal(signal.SIGINT, before)
     return context
 
 
@@ -100,7 +107,7 @@ class _Child:
         self.deadline = self.start + timeout
         self.said, theirs = context.Pipe()
         self.process = context.Process(target=_run, args=(theirs, task, slot, ask), daemon=True)
-        _start(self.process)
+        _started(self.process.start)
         theirs.close()  # or its end would never be seen
 
     def listen(self) -> None:
@@ -109,8 +116,11 @@ class _Child:
             return
         try:
             self.facts.update(self.said.recv())
+            if _DONE in self.facts:  # what still runs in it is none of the task's
+                self.deadline = min(self.deadline, monotonic() + _LEAVING)
         except (EOFError, OSError):
-            self.process.join()
+            self.process.join(_LEAVING)
+            self._kill_group()
             self._finish(_cause_of_death(self.process.exitcode))
 
     def look_at_the_clock(self) -> None:
@@ -119,10 +129,16 @@ class _Child:
             self._finish(f"no answer within {self.timeout:g} s")
 
     def end(self) -> None:
-        """Kill it, if it lives."""
+        """Kill it, if it lives, and what it started: compilers, say."""
+        self._kill_group()
         self.process.kill()
         self.process.join()
         self.said.close()
+
+    def _kill_group(self) -> None:
+        if hasattr(os, "killpg"):
+            with suppress(OSError):
+                os.killpg(self.process.pid, signal.SIGKILL)
 
     def result(self) -> Ended:
         return Ended(self.task, self.facts, self.cause, self.seconds)
@@ -138,20 +154,23 @@ class _Child:
         self.ended = True
 
 
-def _start(process: Any) -> None:
+def _started(start: Callable[[], object]) -> None:
     try:
-        process.start()
-    except OSError as error:
-        why = f"no process can be started: {error.strerror or error}"
-        raise CannotBuild(f"{why}; where a path is too long, set TMPDIR to a shorter one") from error
+        start()
+    except (OSError, EOFError) as error:
+        why = f"no process can be started: {one_line(error)}"
+        raise CannotBuild(f"{why}; `python -c 'import torch, timm'` must work, and TMPDIR be a short path") from error
 
 
 def _cause_of_death(code: int | None) -> str:
     if code is not None and code < 0:
-        return f"its process was ended by {signal.Signals(-code).name}"
+        name = signal.Signals(-code).name if -code in {*signal.Signals} else f"signal {-code}"
+        return f"its process was ended by {name}"
     return f"its process ended with exit code {code}"
 
 
+#: Seconds that a child has to leave when all is done.
+_LEAVING = 5.0
 #: Facts of the pool's own: that the child runs, that it did all, and why it failed where it can tell.
 _BEGUN, _DONE, _OWN_WORDS = "_begun", "_done", "_error"
 #: What a child that is spawned does first is to import the script that its leader was started by.
@@ -161,6 +180,8 @@ _NEVER_BEGAN = ' before it began; in a script, what starts processes belongs und
 def _run(said: Connection, task: Any, slot: Any, ask: str) -> None:
     """The child."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the leader is interrupted too, and ends this one
+    if hasattr(os, "setsid"):
+        os.setsid()  # so that what it starts can be ended with it
     said.send({_BEGUN: True})
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
@@ -180,4 +201,6 @@ def _leave_with(said: Connection) -> None:
     try:
         said.recv()
     except (EOFError, OSError):
+        if hasattr(os, "killpg"):
+            os.killpg(0, signal.SIGKILL)
         os._exit(1)

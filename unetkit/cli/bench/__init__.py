@@ -11,16 +11,15 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from unetkit.bench.grid import AXES
 from unetkit.cli.words import complete_part, parts_of
 from unetkit.errors import BadOption
-from unetkit.plan import WORDS, Word
+from unetkit.plan import Word
 from unetkit.registry import KINDS
 from unetkit.resolve import kind_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 _UNDER = ("show", "report", "diff", "metrics", "selftest")
-#: Words that say no network: the size is of the input, weights change no cost, and one seed serves all rows.
-_OTHER = ("size", "pretrained", "seed")
 _KINDS = {kind.word for kind in KINDS}
 
 
@@ -39,8 +38,7 @@ class _Group(click.Group):
 
 def _axes(command: F) -> F:
     """Give a command an option for each word of a plan that a grid takes lists of, in order."""
-    words = [word for word in WORDS if word.name not in _OTHER]
-    return reduce(lambda wrapped, word: _axis(word)(wrapped), reversed(words), command)
+    return reduce(lambda wrapped, word: _axis(word)(wrapped), reversed(AXES), command)
 
 
 def _axis(word: Word) -> Callable[[F], F]:
@@ -72,7 +70,7 @@ def _completer(kind: str) -> Callable[[click.Context, click.Parameter, str], lis
 @click.option("--metrics", metavar="NAME,...", help="What is measured; all that `unetkit bench metrics` lists.")
 @click.option("--budget", type=float, metavar="S", help="Seconds for each timed metric of a row.  [default: 20]")
 @click.option("--precision", type=float, metavar="X", help="Half-width of the interval to stop at.  [default: 0.02]")
-@click.option("--timeout", type=float, metavar="S", help="Seconds that one row may take.  [default: 600]")
+@click.option("--timeout", type=float, metavar="S", help="Seconds that one row may take.  [default: 600 and more]")
 @click.option("--device", metavar="NAME,...", help="cpu, cuda, or some of cuda:0,cuda:1; all GPUs, or the CPU.")
 @click.option("--slots", type=int, metavar="N", help="Rows at a time on a CPU, each with its share of the cores.")
 @click.option("--threads", type=int, metavar="N", help="Of torch, for each row; as many as it has cores.")

@@ -41,7 +41,7 @@ def run(ctx: click.Context, given: dict[str, Any]) -> None:
     if given.get("dry_run"):
         _rehearse(leader, given.get("out"))
     else:
-        _measure(leader, given.get("out") or Path("runs", _name(given)))
+        _measure(leader, given.get("out") or Path("runs", _name({**given, "plugins": plugins})))
 
 
 def planned(given: dict[str, Any], parts: Parts) -> list[Case]:
