@@ -38,9 +38,9 @@ def rows(found: list[Plan], **conditions: list[str]) -> list[Case]:
             ["bilinear", "transposed:kernel=4,init=bilinear", "nearest"],
         ),
         ("up", "bi*", ["bilinear"]),
-        ("up", "near*:x=1", ["nearest:x=1"]),
+        ("up", "trans*:kernel=4", ["transposed:kernel=4"]),
         ("fuse", "add/concat, add", ["add/concat", "add"]),
-        ("block", "double+scse,double", ["double+scse", "double"]),
+        ("block", "double+basic,double", ["double+basic", "double"]),
         ("widths", "64,32", ["64,32"]),
         ("encoder", "resnet18,resnet18", ["resnet18"]),
     ],
@@ -73,6 +73,15 @@ def test_what_is_joined_by_commas_is_found_again(names: list[str]) -> None:
     [
         ("encoder", "resnexxt*", UnknownName, "--encoder resnexxt*: no encoder matches; `unetkit list encoders` lists"),
         ("fuse", "add,,concat", BadOption, "--fuse add,,concat: nothing stands before or after a comma"),
+        ("fuse", "add,ad/concat", UnknownName, "--fuse ad: no fusion is called 'ad'; did you mean add"),
+        (
+            "up",
+            "transposed:kernal=4",
+            BadOption,
+            "--up transposed:kernal=4: transposed has no option 'kernal'; did you",
+        ),
+        ("recipe", "unet-2051", UnknownName, "--recipe unet-2051: no recipe is called 'unet-2051'; did you mean"),
+        ("decode_to", "two", BadOption, "--decode-to: takes an integer; got 'two'"),
         ("up", "transposed:x=[1", BadOption, "--up transposed:x=[1: "),
     ],
 )

@@ -120,7 +120,7 @@ def test_measuring_again_measures_nothing(measured: bench.Rows) -> None:
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"budget": 0.3}, "was measured with budget 0.2, and this is 0.3; give another --out, or the same again"),
+        ({"seed": 1}, "was measured with seed 0, and this is 1; give another --out, or the same again"),
         (
             {"metrics": ["macs"]},
             "was measured with --metrics parameters,macs,activations,build,disk,memory,training-mem",

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from tests.bench_runs import made_run
 from unetkit.bench import choose, frame, texts
+from unetkit.bench.aspects import HIDDEN
 from unetkit.bench.columns import Column, columns_of, constants
 from unetkit.bench.ledger import Ledger
 from unetkit.bench.listing import Cells, Listing, draw, markdown
@@ -75,7 +76,8 @@ def chosen(*filters: str, sort: str | None = None) -> list[Row]:
 
 
 def test_factors_that_vary_come_first_and_those_that_do_not_stand_once() -> None:
-    assert [*columns()][:5] == ["encoder", "up", "fuse", "batch", "model"]
+    assert [*columns()][:7] == ["encoder", "up", "fuse", "batch", "model", "size", "mode"]
+    assert [column.rank for column in columns().values()][4:7] == [0, HIDDEN, HIDDEN]
     assert constants(run()) == {"size": "256", "mode": "eager"}
 
 
@@ -280,7 +282,11 @@ def test_show_says_how_to_go_on(tmp_path: Path) -> None:
 
 
 def test_a_run_without_rows_is_shown(tmp_path: Path) -> None:
-    result = called(written(tmp_path / "none", run(), missing=28))
+    folder = tmp_path / "none"
+    held = written(folder, run(), missing=27)
+    lines = (folder / "rows.jsonl").read_text().splitlines(keepends=True)
+    (folder / "rows.jsonl").write_text("".join(line for line in lines if not line.startswith('{"row"')))
+    result = called(held)
     assert result.exit_code == 0, result.output
     assert "28 of 28 rows are still to do" in result.output
 
@@ -299,7 +305,18 @@ def test_columns_top_and_filter_choose(folder: str) -> None:
     rows = by_csv(
         folder, "--columns", "fuse,latency-min", "--sort", "-latency-min", "--top", "3", "--filter", "batch=1"
     )
-    assert [*rows[0]] == ["id", "fuse", "latency-min [s]", "line", "cause", "warnings"]
+    assert [*rows[0]] == [
+        "id",
+        "encoder",
+        "up",
+        "batch",
+        "model",
+        "fuse",
+        "latency-min [s]",
+        "line",
+        "cause",
+        "warnings",
+    ]
     least = sorted((min(row.timings["latency"].candidate) for row in chosen("batch=1") if row.measured), reverse=True)
     assert [float(row["latency-min [s]"]) for row in rows] == least[:3]
 
@@ -321,14 +338,17 @@ def test_json_has_no_infinity() -> None:
 def test_markdown_is_a_table(folder: str) -> None:
     lines = called(folder, "--markdown", "--columns", "encoder,latency,latency-ratio", "--top", "2").output.splitlines()
     table = [line for line in lines if line.startswith("|")]
-    assert table[:2] == ["| # | encoder | latency p50 | latency ratio |", "| ---: | --- | ---: | --- |"]
+    assert table[:2] == [
+        "| # | up | fuse | batch | model | encoder | latency p50 | latency ratio |",
+        "| ---: | --- | --- | ---: | --- | --- | ---: | --- |",
+    ]
     assert len(table) == 4
 
 
 def test_a_column_that_is_not_there_is_refused_with_the_list(folder: str) -> None:
     message = refused(folder, "--columns", "latensy")
     assert message.startswith("--columns: no column is called 'latensy'; did you mean latency")
-    assert "there are encoder, up, fuse, batch, model, parameters" in message
+    assert "there are encoder, up, fuse, batch, model, size, mode, parameters" in message
     assert refused(folder, "--sort", "-speed").startswith("--sort: no column is called 'speed'")
 
 

@@ -136,9 +136,9 @@ def grid(rounds: int) -> Iterator[Ratio]:
     yield ratio
 
 
-def _calls(run: bench.Run) -> Iterator[str]:
+def _calls(rows: bench.Rows) -> Iterator[str]:
     """Architecture, encoder and timed calls of each row, those of its baseline included."""
-    for row in run.rows:
+    for row in rows:
         timing = row.timings["latency"]
         calls = 2 * len(timing.candidate) * timing.calls
         yield from (row.factors["model"].removeprefix("smp/"), row.factors["encoder"].removeprefix("smp/"), str(calls))

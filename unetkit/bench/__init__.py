@@ -9,14 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unetkit.bench.ledger import read
     from unetkit.bench.rows import Header, MetricInfo, Row, Run, Timing
-    from unetkit.bench.running import Rows, run
+    from unetkit.bench.running import Rows, read, run
 
 _WHERE = {
-    **dict.fromkeys(("run", "Rows"), "unetkit.bench.running"),
+    **dict.fromkeys(("run", "read", "Rows"), "unetkit.bench.running"),
     **dict.fromkeys(("Header", "MetricInfo", "Row", "Run", "Timing"), "unetkit.bench.rows"),
-    "read": "unetkit.bench.ledger",
 }
 __all__ = ["Header", "MetricInfo", "Row", "Rows", "Run", "Timing", "read", "run"]
 

@@ -10,6 +10,7 @@ from statistics import median
 import numpy
 
 from unetkit.bench.aspects import estimate_of
+from unetkit.bench.others import disturbed
 from unetkit.bench.rows import MetricInfo, Row, Timing
 from unetkit.bench.statistics import SAME, Estimate, compare, log_draws
 
@@ -119,7 +120,9 @@ def _timed(a: Row, b: Row, metric: MetricInfo, paired: bool) -> Change:
         return Change(b, metric, *medians, "unpaired")
     before, after = (row.timings[metric.name] for row in (a, b))
     ratios = estimate_of(before).ratio, estimate_of(after).ratio
-    return Change(b, metric, *medians, "", quotient(before, after), ratios)
+    noise = max(a.others, b.others)
+    note = f"other work took {noise:.0%} of its cores" if disturbed(noise) else ""
+    return Change(b, metric, *medians, "", quotient(before, after), ratios, note)
 
 
 def _plain(row: Row, metric: MetricInfo, a: float, b: float) -> Change:

@@ -40,10 +40,14 @@ def column(columns: Sequence[Column], name: str, option: str) -> Column:
 
 
 def pick(columns: Sequence[Column], names: str | None) -> list[Column]:
-    """The columns that `--columns a,b` names, or all that are shown unasked. Raises UnknownName."""
+    """The columns that tell rows apart and those that `--columns a,b` names, or all that are shown unasked.
+
+    Raises UnknownName.
+    """
     if names is None:
         return [found for found in columns if found.rank < HIDDEN]
-    return [column(columns, name.strip(), "--columns") for name in names.split(",")]
+    named = [column(columns, name.strip(), "--columns") for name in names.split(",")]
+    return [*(found for found in columns if found.factor and not found.rank and found not in named), *named]
 
 
 def ordered(rows: Sequence[Row], columns: Sequence[Column], names: str | None) -> list[Row]:

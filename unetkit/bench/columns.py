@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from unetkit.bench import texts
-from unetkit.bench.aspects import ASPECTS, Aspect, Value
+from unetkit.bench.aspects import ASPECTS, HIDDEN, Aspect, Value
 from unetkit.bench.rows import Better, MetricInfo, Row, Run
 
 
@@ -32,6 +32,7 @@ class Column:
         rank: 0 where it is always shown; from 1 on where there is room, the greatest left out first; HIDDEN where it
             must be asked for.
         summary: what it is, in a line.
+        factor: whether it tells rows apart, and is no figure.
     """
 
     name: str
@@ -42,12 +43,14 @@ class Column:
     text: Callable[[Row], str]
     rank: int = 0
     summary: str = ""
+    factor: bool = False
 
 
 def columns_of(run: Run) -> list[Column]:
     """Every column that a run has."""
     first = next((metric.name for metric in run.header.metrics if metric.timed), "")
-    columns = [_factor(name) for name in varying(run)]
+    varied = varying(run)
+    columns = [_factor(name, 0) for name in varied] + [_factor(name, HIDDEN) for name in constants(run)]
     for metric in run.header.metrics:
         if metric.timed:
             columns += [_timed(metric, aspect, aspect.ranks[metric.name != first]) for aspect in ASPECTS]
@@ -71,14 +74,14 @@ def _factors(run: Run) -> list[str]:
     return list(dict.fromkeys(name for row in run.rows for name in row.factors))
 
 
-def _factor(name: str) -> Column:
+def _factor(name: str, rank: int) -> Column:
     def value(row: Row) -> Value:
         return _number(row.factors.get(name))
 
     def text(row: Row) -> str:
         return row.factors.get(name, "")
 
-    return Column(name, name, "", "", value, text, summary="chosen by the grid")
+    return Column(name, name, "", "", value, text, rank, "chosen by the grid", factor=True)
 
 
 def _number(text: str | None) -> Value:

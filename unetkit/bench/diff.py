@@ -91,7 +91,13 @@ def compare(a: Run, b: Run, *, margin: float = MARGIN, unpaired: bool = False) -
 def _all_judged(found: list[Change], margin: float) -> list[Change]:
     ratios = [change.ratio for change in found if change.ratio]
     verdicts = iter(judged(ratios, margin))
-    return [replace(change, verdict=next(verdicts)) if change.ratio else change for change in found]
+    return [_noted(replace(change, verdict=next(verdicts))) if change.ratio else change for change in found]
+
+
+def _noted(change: Change) -> Change:
+    """Two processes that others disturb differ by more than the rounds of each tell."""
+    moved = change.verdict in ("worse", "better")
+    return replace(change, verdict="inconclusive") if moved and change.note else change
 
 
 def _shared(a: Header, b: Header) -> tuple[MetricInfo, ...]:

@@ -35,7 +35,8 @@ class Effect:
         a, b: two of its values, in the order of the rows.
         metric: that is compared.
         estimate: b over a, the geometric mean over the pairs. Its interval covers both the noise of rounds and, from
-            three pairs on, what differs from pair to pair: the wider of the bootstrap's and Student's t.
+            three pairs on, what differs from pair to pair: the wider of the bootstrap's and Student's t. Of a figure
+            it is from the least pair to the greatest.
         pairs: rows that differ in this factor alone, and b over a for each.
     """
 
@@ -107,8 +108,8 @@ def _estimate(quotients: list[_Known]) -> Estimate:
     logs = numpy.array([quotient.log for quotient in quotients])
     mean = float(logs.mean())
     rounds = sum(quotient.rounds for quotient in quotients)
-    low, high = (mean, mean) if not rounds else _tails([quotient.draws for quotient in quotients])
-    if len(logs) >= 3:
+    low, high = _tails([quotient.draws for quotient in quotients]) if rounds else (float(logs.min()), float(logs.max()))
+    if rounds and len(logs) >= 3:
         reach = student(len(logs) - 1) * float(logs.std(ddof=1)) / len(logs) ** 0.5
         low, high = min(low, mean - reach), max(high, mean + reach)
     return Estimate(exp(mean), exp(min(low, mean)), exp(max(high, mean)), rounds)

@@ -16,7 +16,7 @@ from unetkit.bench.mode import Mode
 from unetkit.errors import BadOption, CannotBuild, UnknownName, nearest
 from unetkit.plan import WORDS, Plan
 from unetkit.registry import KINDS, Parts
-from unetkit.resolve import kind_of, signature_of
+from unetkit.resolve import canonical_plan, kind_of, signature_of
 
 #: Words of a plan that are none of a grid's: weights change no cost, and one seed serves all rows.
 NOT_ASKED = ("size", "pretrained", "seed")
@@ -62,7 +62,10 @@ def listed(word: str, texts: Iterable[str], parts: Parts) -> list[str]:
         BadOption: what is no list.
     """
     each = texts if word == "widths" else items(word, texts)
-    return [*dict.fromkeys(name for item in each for name in _matching(word, item, parts))]
+    found = [*dict.fromkeys(name for item in each for name in _matching(word, item, parts))]
+    for name in found:
+        canonical_plan(Plan.of(**{word: name}), parts)  # a wrong name or option is a slip, and no combination
+    return found
 
 
 def items(word: str, texts: Iterable[str]) -> list[str]:

@@ -20,6 +20,7 @@ from unetkit.bench.keys import key_of
 from unetkit.bench.ledger import Ledger, now
 from unetkit.bench.metrics import ANALYTIC, Metric, metrics_of
 from unetkit.bench.mode import Mode
+from unetkit.bench.others import disturbed
 from unetkit.bench.rows import Header, Row, Timing
 from unetkit.bench.slot import Slot, slots_of
 from unetkit.bench.statistics import warnings_of
@@ -34,6 +35,8 @@ from unetkit.plugins import Host
 #: What children do.
 SURVEY = "unetkit.bench.survey:survey"
 EXAMINE, MEASURE, PROBE = (f"unetkit.bench.trial:{name}" for name in ("examine", "measure", "probe"))
+#: Seconds at least for what is not measured.
+_PATIENCE = 300.0
 #: What every child needs; smp takes seconds more, and is imported where a row asks for it.
 _PRELOAD = ("unetkit.bench.trial", "timm")
 
@@ -89,6 +92,8 @@ class Leader:
         machine = self.survey()
         slots = self.slots(machine["gpus"])
         failed = self.examine(left)
+        if left and not self.examined and not ledger.rows:
+            raise CannotBuild(f"no row can be built; the first: {failed[0].cause}")
         self.settle(ledger.header)
         ledger.start(self.header(machine, slots), command, [case.id for case in self.cases])
         self.planning(len(left), len(self.cases))
@@ -163,7 +168,7 @@ class Leader:
 
     def children(self, tasks: Iterable[Any], ask: str, slots: Sequence[Any]) -> Generator[Ended, None, None]:
         """Tasks in processes of their own, one a slot at a time."""
-        return pool.run(tasks, ask, slots, timeout=self.timeout, preload=self._preload())
+        return pool.run(tasks, ask, slots, timeout=max(self.timeout, _PATIENCE), preload=self._preload())
 
     def _preload(self) -> list[str]:
         with_smp = any("smp/" in str(plan) for plan in (self.baseline, *(case.plan for case in self.cases)))
@@ -185,7 +190,11 @@ class Leader:
             found[kind][name] = value
         timings = {name: Timing.of(timing) for name, timing in found["timings"].items()}
         judged = [line for name, timing in timings.items() for line in warnings_of(timing, name)]
-        warnings = [*facts.get("warnings", ()), *judged]
+        others = facts.get("others", 0.0)
+        busy = (
+            f"other work took {others:.0%} of its cores: raw times are too long, ratios less certain; --threads 1 helps"
+        )
+        warnings = [*([busy] if timings and disturbed(others) else []), *judged]
         cause = self._spread(ended, found)
         return Row(
             id=case.id,
@@ -200,6 +209,7 @@ class Leader:
             timings=timings,
             failures=found["failures"],
             warnings=tuple(warnings),
+            others=others,
             command=repeating(case, self.choices, str(self.baseline), self.baseline_mode),
             where=facts.get("where", ""),
             seconds=ended.seconds,

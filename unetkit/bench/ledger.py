@@ -19,7 +19,6 @@ from unetkit.jobs.lines import Line, Lines, read_lines
 
 #: Of the file in the folder.
 _NAME = "rows.jsonl"
-#: Of the machine and the settings, what may differ between rows of one run.
 _WHAT = "benchmark"
 
 
@@ -44,9 +43,15 @@ class Held:
             self.rows[row.id] = row
 
     def done(self, id_: str, key: str, *, again: bool) -> bool:
-        """Whether a row needs not be measured; `again`: what failed does."""
+        """Whether a row needs not be measured; `again`: what failed, or ran short of its budget, does."""
         row = self.rows.get(id_)
-        return row is not None and row.key == key and not (again and (row.cause or row.failures))
+        return row is not None and row.key == key and not (again and _weak(row))
+
+
+def _weak(row: Row) -> bool:
+    """Whether measuring again may tell more."""
+    short = any(timing.ended == "budget" for timing in row.timings.values())
+    return bool(row.cause or row.failures or short)
 
 
 def read(folder: Path) -> Run:
@@ -105,8 +110,10 @@ class Ledger:
         self.rows[row.id] = row
 
     def close(self) -> None:
-        """Let others write."""
+        """Let others write. A folder without rows is none, and what was made of it goes."""
         self._lines.close()
+        if not self.rows:
+            self._lines.remove()
 
 
 def now() -> str:
@@ -117,11 +124,15 @@ def now() -> str:
 def differs(one: Header, other: Header) -> str:
     """In what two headers differ, in words; "" where in nothing."""
     flat = [_flat(json.loads(json.dumps(asdict(header)))) for header in (one, other)]
-    for name in {**flat[0], **flat[1]}:
+    for name in [name for name in {**flat[0], **flat[1]} if name not in _PRECISION]:
         was, is_ = (found.get(name, "none") for found in flat)
         if was != is_:
             return f"{name} {was}, and this is {is_}"
     return ""
+
+
+#: Settings that change how well figures are known, and not what they are.
+_PRECISION = {"budget", "precision", "timeout"}
 
 
 def _flat(header: dict[str, Any]) -> dict[str, str]:

@@ -29,12 +29,10 @@ class Others:
             return 0.0
         return max(0.0, now - busy - (_own() - own)) / max(1e-9, (monotonic() - start) * len(self.cores))
 
-    def warnings(self) -> list[str]:
-        """A line, where that is worth one."""
-        share = self.share()
-        if share < _WORTH_SAYING:
-            return []
-        return [f"other work took {100 * share:.0f}% of its cores: raw times are too long, ratios less certain"]
+
+def disturbed(share: float) -> bool:
+    """Whether other work took more than paired timings bear."""
+    return share >= _WORTH_SAYING
 
 
 def _busy(cores: tuple[int, ...]) -> float | None:

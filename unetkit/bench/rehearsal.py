@@ -13,8 +13,10 @@ from unetkit.bench.rows import Header
 from unetkit.bench.slot import Slot
 from unetkit.jobs.machine import cores
 
-#: Rounds that a pair takes on a quiet machine, about, and seconds for what a row does beside timing.
-_ROUNDS, _BESIDE = 40, 3.0
+#: Rounds that a pair takes on a quiet machine, about, and those that are timed whatever the budget, warm-up included.
+_ROUNDS, _LEAST = 40, 9
+#: What a row does beside timing: seconds for its process and for building, and calls in which memory is measured.
+_BESIDE, _CALLS = 4.0, 4
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,14 @@ class Rehearsal:
         failed: the rows that cannot be built, each with its cause.
         done: how many rows are measured already.
         baseline: the line that rows would be timed against.
-        seconds: that it would take, about; and at most, if every row used its whole budget.
+        seconds: that it would take, about.
     """
 
     left: tuple[tuple[Case, dict[Any, Any]], ...]
     failed: tuple[tuple[Case, str], ...]
     done: int
     baseline: str
-    seconds: tuple[float, float]
+    seconds: float
 
 
 def rehearse(leader: Leader, folder: Path | None) -> Rehearsal:
@@ -48,13 +50,12 @@ def rehearse(leader: Leader, folder: Path | None) -> Rehearsal:
     leader.settle(held[0])
     able = [case for case in left if case.id in leader.examined]
     slots = leader.slots(machine["gpus"]) or [Slot("cpu", (), len(cores()))]
-    least, most = (total / len(slots) for total in _seconds(leader, able, slots[0]))
     return Rehearsal(
         left=tuple((case, leader.examined[case.id]) for case in able),
         failed=tuple((ended.task.case, ended.cause) for ended in failed),
         done=len(leader.cases) - len(left),
         baseline=str(leader.baseline),
-        seconds=(least, most),
+        seconds=_seconds(leader, able, slots[0]) / len(slots),
     )
 
 
@@ -66,29 +67,25 @@ def _held(leader: Leader, folder: Path | None) -> tuple[Header | None, set[str]]
     return held.header, {case.id for case in leader.cases if held.done(case.id, leader.key(case), again=again)}
 
 
-def _seconds(leader: Leader, able: list[Case], slot: Any) -> tuple[float, float]:
-    """For all rows one after another: about, by the MACs of each and a pass of the baseline; and at most."""
+def _seconds(leader: Leader, able: list[Case], slot: Slot) -> float:
+    """For all rows one after another, by the MACs of each and a call of the baseline."""
     timed = [metric.name for metric in leader.metrics if metric.timed]
     if not able:
-        return 0.0, 0.0
+        return 0.0
     first = able[0]
     probed = replace(leader.trial(first), case=replace(first, plan=replace(leader.baseline, size=first.plan.size)))
     [ended] = leader.children([probed], PROBE, [slot])
-    per_mac = {name: ended.said[name] / max(1, ended.said["macs"]) for name in timed if name in ended.said}
-    base = {case.id: _macs(leader, case) for case in able}
+    rates = [ended.said[name] / max(1, ended.said["macs"]) for name in timed if name in ended.said]
     about = _BESIDE * len(able)
     for case in able:
-        pair = base[case.id] + ended.said.get("macs", 0) * _images(leader, case) / _images(leader, first)
-        about += sum(min(leader.choices.budget, _ROUNDS * pair * rate) for rate in per_mac.values())
-    return about, len(able) * (_BESIDE + len(timed) * leader.choices.budget)
+        own: int = leader.examined[case.id]["macs"]
+        both = own + ended.said.get("macs", 0) * _images(leader, case) / _images(leader, first)
+        for rate in rates:
+            about += max(_LEAST * both * rate, min(leader.choices.budget, _ROUNDS * both * rate)) + _CALLS * own * rate
+    return about
 
 
 def _images(leader: Leader, case: Case) -> int:
     """Pixels of an input."""
     height, width = leader.examined[case.id]["size"]
     return int(case.batch * height * width)
-
-
-def _macs(leader: Leader, case: Case) -> int:
-    macs: int = leader.examined[case.id]["macs"]
-    return macs

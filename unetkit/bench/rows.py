@@ -58,6 +58,7 @@ class Row:
         failures: a metric's name -> why it alone has none.
         warnings: what a reader should know of this row, one line each.
         command: what measures this row again.
+        others: of the time of its cores, what other work took meanwhile; 0 where the system does not tell.
         where: the device that it ran on, and the cores: "cpu 0-1, 2 threads" or "cuda:0 NVIDIA H100".
         seconds: that the row took.
         at: when it was done, ISO 8601, UTC.
@@ -75,6 +76,7 @@ class Row:
     timings: dict[str, Timing] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    others: float = 0.0
     command: str = ""
     where: str = ""
     seconds: float = 0.0

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unetkit.bench import ledger
 from unetkit.bench.choices import Choices
 from unetkit.bench.grid import cases
 from unetkit.bench.leader import Leader
-from unetkit.bench.ledger import Ledger, read
 from unetkit.bench.mode import Mode
 from unetkit.bench.rows import Row, Run
 from unetkit.errors import BadOption
@@ -24,21 +24,26 @@ if TYPE_CHECKING:
 
 
 class Rows(list[Row]):
-    """What a run measured, in the order of its plans.
+    """Rows, in the order of their plans.
 
     Attributes:
         run: with what stands for all rows: baseline, metrics, machine.
     """
 
     def __init__(self, run: Run) -> None:
-        super().__init__(run.rows[: run.planned - run.missing])
-        self.run = replace(run, rows=tuple(self))
+        super().__init__(run.rows)
+        self.run = run
 
     def to_pandas(self) -> DataFrame:
         """Raw numbers, a column for each that `unetkit bench show --columns` knows; needs pandas."""
         from unetkit.bench.frame import to_pandas
 
         return to_pandas(self.run)
+
+
+def read(folder: str | Path) -> Rows:
+    """The rows of a folder that `unetkit bench` or `run` wrote, also while it goes on. Raises BadFile."""
+    return Rows(ledger.read(Path(folder)))
 
 
 def run(
@@ -70,6 +75,8 @@ def run(
     Raises:
         UnetkitError: a line, a choice or a folder that it cannot take.
     """
+    if isinstance(plans, str | Plan):
+        raise BadOption(f"bench.run: takes a list of plans; give [{str(plans)!r}]")
     chosen = _choices(choices)
     found = [plan if isinstance(plan, Plan) else Plan.parse(plan) for plan in plans]
     planned = cases(found, sizes, batches, [Mode.parse(mode) for mode in modes])
@@ -77,11 +84,12 @@ def run(
         raise BadOption("no plan is given; give lines such as '--encoder resnet34 --fuse add'")
     with ExitStack() as stack:
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        ledger = Ledger(folder)
-        stack.callback(ledger.close)
-        for row in Leader(planned, chosen, load_host(chosen.plugins)).rows(ledger, ""):
+        held = ledger.Ledger(folder)
+        stack.callback(held.close)
+        for row in Leader(planned, chosen, load_host(chosen.plugins)).rows(held, ""):
             on_row(row)
-        return Rows(read(folder))
+        whole = ledger.read(folder)
+        return Rows(replace(whole, rows=whole.rows[: len(planned)]))
 
 
 def _choices(given: dict[str, Any]) -> Choices:

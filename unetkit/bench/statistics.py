@@ -131,18 +131,18 @@ def quantile(samples: Sequence[float], share: float) -> float:
 
 
 def warnings_of(timing: Timing, name: str) -> list[str]:
-    """What a reader should know of a timed metric's samples, one line each."""
+    """What a reader should know of a timed metric's samples, in one line; none where all is well."""
     found = []
     moved = max(fluctuation(timing.candidate), fluctuation(timing.baseline))
     if moved > FLUCTUATES:
-        much = ": unreliable; time it on a quieter machine" if moved > UNRELIABLE else ""
-        found.append(f"{name}: samples fluctuate by {moved:.0%} (IQR/median){much}")
+        much = ": unreliable" if moved > UNRELIABLE else ""
+        found.append(f"its samples or the baseline's fluctuate by {moved:.0%} (IQR/median){much}")
     if (rounds := len(timing.candidate)) < 2 * LEAST:
-        found.append(f"{name}: only {rounds} rounds; give a larger --budget")
+        found.append(f"only {rounds} rounds")
     if timing.ended == "budget":
         width = ratio_of(timing).half_width
-        found.append(f"{name}: the budget ended at ±{width:.1%}, short of the precision; give a larger --budget")
-    return found
+        found.append(f"the budget ended at ±{width:.1%}; --again with a larger --budget tells more")
+    return [f"{name}: {', '.join(found)}"] if found else []
 
 
 def _log_ratios(timing: Timing) -> Floats:

@@ -56,7 +56,7 @@ def measure(trial: Trial, slot: Slot, say: Say) -> None:
         measured = _timed if metric.timed else _figure
         _tell(metric, partial(measured, metric, trial, device, host.parts), say)
         gc.collect()
-    say({"warnings": others.warnings()})
+    say({"others": round(others.share(), 3)})
 
 
 def _figure(metric: Metric, trial: Trial, device: torch.device, parts: Parts) -> dict[str, Any]:

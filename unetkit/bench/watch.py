@@ -35,11 +35,13 @@ class Watch:
         self._best, self._least = inf, ""
         self._said = monotonic()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bar = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=self.console)
+        self._bar = Progress(
+            *columns, TextColumn("gone,"), TimeRemainingColumn(), TextColumn("left"), console=self.console
+        )
         self._task = self._bar.add_task("examining", total=None)
         self._timed = next((metric.name for metric in leader.metrics if metric.timed), "")
         self._varied = varied(leader.cases)
-        self._notice(f"{len(leader.cases)} rows, in {folder}")
+        self._notice(f"{len(leader.cases)} row{'s' * (len(leader.cases) > 1)}, in {folder}")
         leader.notice, leader.progress, leader.planning = self._notice, self._examined, self._planned
 
     def follow(self, rows: Iterable[Row]) -> None:
@@ -59,7 +61,7 @@ class Watch:
         timing = row.timings.get(self._timed)
         ratio = ratio_of(timing).ratio if timing else inf
         if ratio < self._best:
-            self._best, self._least = ratio, f"least {self._timed} so far: {', '.join(self.rows[-1])}"
+            self._best, self._least = ratio, f"fastest so far, by the ratio: {', '.join(self.rows[-1])}"
         self._bar.advance(self._task)
 
     def _notice(self, line: str) -> None:

@@ -33,7 +33,7 @@ def read_lines(path: Path, take: Callable[[Line], None], what: str) -> None:
     for number, line in enumerate(lines[:-1], 1):
         try:
             take(json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadFile(f"{path}, line {number}, is no line of a {what}'s; give another file, or mend it") from error
 
 
@@ -75,6 +75,13 @@ class Lines:
             raise BadFile(
                 f"{self.path} cannot be written on: {error.strerror or error}; what it holds stands"
             ) from error
+
+    def remove(self) -> None:
+        """Leave no file, and no folder that held nothing else; after `close`."""
+        with suppress(OSError):
+            self.path.unlink()
+            Path(self._lock.lock_file).unlink(missing_ok=True)
+            self.path.parent.rmdir()
 
     def close(self) -> None:
         """Let others write."""

@@ -146,8 +146,8 @@ class _Child:
     def _finish(self, cause: str) -> None:
         """A child that said that it is done may end as it likes; one that could tell why it failed knows best."""
         done = self.facts.pop(_DONE, False)
-        own_words = self.facts.pop(_OWN_WORDS, cause if _BEGUN in self.facts else f"{cause}{_NEVER_BEGAN}")
-        self.facts.pop(_BEGUN, None)
+        begun = self.facts.pop(_BEGUN, False) or self.process.exitcode != 1
+        own_words = self.facts.pop(_OWN_WORDS, cause if begun else f"{cause}{_NEVER_BEGAN}")
         self.cause = "" if done else own_words
         self.seconds = round(monotonic() - self.start, 2)
         self.said.close()

@@ -204,7 +204,7 @@
   const named_axes = axes.map((axis) => axis.title);
   const places = (list) => list.map((_, at) => at);
   const first = axes.findIndex((axis) => axis.name === "parameters");
-  const timed = axes.findIndex((axis) => axis.name === Object.keys(data.rounds)[0]);
+  const timed = axes.findIndex((axis) => axis.name === `${Object.keys(data.rounds)[0]}-ratio`);
   offer("x", named_axes, places(axes), Math.max(first, 0), costs);
   offer("y", named_axes, places(axes), timed >= 0 ? timed : Math.min(1, axes.length - 1), costs);
   offer("condition", conditions, places(conditions), 0, costs);

@@ -94,7 +94,7 @@ def bench(ctx: click.Context, /, **asked: Any) -> None:
     unetkit bench show runs/first --sort latency
     unetkit bench report runs/first
     """
-    given = {name: value for name, value in asked.items() if value not in (None, (), False)}
+    given = {name: value for name, value in asked.items() if value is not None and value is not False and value != ()}
     if ctx.invoked_subcommand is None:
         from unetkit.cli.bench.run import run
 

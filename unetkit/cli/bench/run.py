@@ -34,7 +34,9 @@ def run(ctx: click.Context, given: dict[str, Any]) -> None:
     """Plan, and measure or tell. `given` holds the options that stand on the command line."""
     host = host_of(ctx)
     plugins = tuple(map(str, ctx.find_root().params.get("plugins") or ()))
-    metrics = tuple(name.strip() for name in given.get("metrics", "").split(",") if name.strip())
+    metrics = tuple(grid.items("metrics", [given["metrics"]] if "metrics" in given else []))
+    if str(given.get("out", "x")) in ("", "."):
+        raise BadOption("--out: takes a folder of its own, such as runs/first")
     chosen = {name: given[name] for name in _CHOSEN if name in given}
     choices = Choices(metrics=metrics, plugins=plugins, **chosen)
     leader = Leader(planned(given, host.parts), choices, host)
@@ -98,8 +100,8 @@ def _rehearse(leader: Leader, folder: Path | None) -> None:
     lines = [[*_factors(case, names), count(said["macs"])] for case, said in found.left]
     failed = [[*_factors(case, names), cause] for case, cause in found.failed]
     tables = [Cells([*names, "macs"], lines), Cells([*names, "cause"], failed, "cannot be built or passed:")]
-    about, most = map(_duration, found.seconds)
-    told = f"{len(lines)} rows would be measured against {found.baseline}, in about {about}, {most} at most"
+    about = _duration(found.seconds)
+    told = f"{len(lines)} rows would be measured against {found.baseline}, in about {about}"
     done = [f"{found.done} rows are measured already"] if found.done else []
     put(Listing([], [cells for cells in tables if cells.rows], [*done, told]), None)
 
