@@ -78,7 +78,7 @@ def _completer(kind: str) -> Callable[[click.Context, click.Parameter, str], lis
 @click.option("--engine", metavar="local|ray", help="Where rows are measured.  [default: local]")
 @click.option("--ray-address", metavar="ADDRESS", help="Of a Ray cluster: auto, or HOST:PORT.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Where rows go; one in runs/.")
-@click.option("--again", is_flag=True, help="Measure rows that failed again.")
+@click.option("--again", is_flag=True, help="Measure again what failed or ran out of budget.")
 @click.option("--dry-run", is_flag=True, help="Measure nothing; show what would be, and how long it would take.")
 @click.pass_context
 def bench(ctx: click.Context, /, **asked: Any) -> None:
