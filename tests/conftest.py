@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: threads of two workers would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Building a network takes as long as it takes on a slow machine; that is not what these tests are about.
 settings.register_profile("unetkit", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -167,7 +167,7 @@ FAILING = {
     "exits-late": (PARTLY + "raise SystemExit\n", "SystemExit: no message"),
     "misspelled": (
         PARTLY + "pass\n\n@hookimpl\ndef unetkit_wrap_modle(plan): ...\n",
-        "there is no hook unetkit_wrap_modle; did you mean unetkit_wrap_model or unetkit_register?; there are unet",
+        "there is no hook unetkit_wrap_modle; did you mean unetkit_wrap_model or unetkit_register or unet",
     ),
     "signature": (
         HEAD + "@hookimpl\ndef unetkit_register(parts, extra): ...\n",
