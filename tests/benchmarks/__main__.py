@@ -112,7 +112,7 @@ def running(rounds: int) -> Iterator[Ratio]:
 
 
 _ARCHITECTURES = ("unet", "linknet", "fpn", "pspnet")
-_ENCODERS = ("resnet18", "mobilenet_v2", "efficientnet-b0", "timm-mobilenetv3_small_100", "mobileone_s0", "mit_b0")
+_ENCODERS = ("resnet18", "mobilenet_v2", "efficientnet-b0", "dpn68", "mobileone_s0", "mit_b0")
 
 
 def grid(rounds: int) -> Iterator[Ratio]:
