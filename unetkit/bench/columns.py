@@ -11,7 +11,7 @@ number in the column's unit, or None; and what people read, with its unit, or ""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from unetkit.bench import texts
@@ -61,7 +61,13 @@ def columns_of(run: Run) -> list[Column]:
 
 def varying(run: Run) -> list[str]:
     """The factors in which rows differ, in the order of the grid; one that some rows have not is among them."""
-    return [name for name in _factors(run) if len({row.factors.get(name) for row in run.rows}) > 1]
+    return varied([row.factors for row in run.rows])
+
+
+def varied(found: Sequence[Mapping[str, str]]) -> list[str]:
+    """The factors in which they differ, in order."""
+    names = dict.fromkeys(name for factors in found for name in factors)
+    return [name for name in names if len({factors.get(name) for factors in found}) > 1]
 
 
 def constants(run: Run) -> dict[str, str]:

@@ -24,7 +24,7 @@ from unetkit.bench.others import disturbed
 from unetkit.bench.rows import Header, Row, Timing
 from unetkit.bench.slot import Slot, slots_of
 from unetkit.bench.statistics import warnings_of
-from unetkit.bench.task import Trial
+from unetkit.bench.task import PRELOAD, Trial
 from unetkit.errors import CannotBuild
 from unetkit.jobs import pool
 from unetkit.jobs.machine import cores
@@ -37,8 +37,6 @@ SURVEY = "unetkit.bench.survey:survey"
 EXAMINE, MEASURE, PROBE = (f"unetkit.bench.trial:{name}" for name in ("examine", "measure", "probe"))
 #: Seconds at least for what is not measured.
 _PATIENCE = 300.0
-#: What every child needs; smp takes seconds more, and is imported where a row asks for it.
-_PRELOAD = ("unetkit.bench.trial", "timm")
 
 
 @dataclass
@@ -172,7 +170,7 @@ class Leader:
 
     def _preload(self) -> list[str]:
         with_smp = any("smp/" in str(plan) for plan in (self.baseline, *(case.plan for case in self.cases)))
-        return [*_PRELOAD, *(["segmentation_models_pytorch"] if with_smp else [])]
+        return [*PRELOAD, *(["segmentation_models_pytorch"] if with_smp else [])]
 
     def trial(self, case: Case) -> Trial:
         """What a child is sent."""

@@ -64,9 +64,10 @@ def read(folder: Path) -> Run:
     if held.header is None:
         made = f"`unetkit bench ... --out {folder}` makes one"
         raise BadFile(f"{folder} holds no benchmark: there is no {_NAME} with rows in it; {made}")
-    planned = [held.rows[id_] for id_ in held.start["planned"] if id_ in held.rows]
-    others = [row for row in held.rows.values() if row.id not in {*held.start["planned"]}]
-    number = len(held.start["planned"])
+    ids = dict.fromkeys(held.start["planned"])
+    planned = [held.rows[id_] for id_ in ids if id_ in held.rows]
+    others = [row for row in held.rows.values() if row.id not in ids]
+    number = len(ids)
     missing = number - len(planned)
     return Run(folder, held.header, (*planned, *others), number, missing, held.start["command"], held.began)
 

@@ -19,6 +19,7 @@ from unetkit.bench.mode import Mode
 from unetkit.bench.rows import Timing
 from unetkit.bench.slot import Slot
 from unetkit.bench.statistics import Estimate, Verdict, ratio_of
+from unetkit.bench.task import PRELOAD
 from unetkit.bench.timing import Rules, time_pair
 from unetkit.errors import CannotBuild
 from unetkit.jobs.pool import Say
@@ -28,7 +29,6 @@ from unetkit.plugins import load_host
 #: Calls in a sample of the baseline, and how many more the candidate's has.
 CALLS, EXTRA = 20, (0, 1, 4)
 VERDICTS: tuple[Verdict, ...] = ("slower", "faster", "same", "inconclusive")
-_PRELOAD = ("unetkit.bench.trial", "timm")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def results(planned: Sequence[Task], slot: Slot, notice: Notice) -> Generator[Re
     """
     timeout = 300 + 4 * max(task.rules.budget for task in planned)
     ask = f"{__name__}:time_one"
-    for ended in local(planned, ask, [slot], timeout=timeout, preload=_PRELOAD, notice=notice):
+    for ended in local(planned, ask, [slot], timeout=timeout, preload=PRELOAD, notice=notice):
         if ended.cause:
             raise CannotBuild(f"{ended.task.plan} cannot be timed: {ended.cause}")
         yield Result(ended.task.extra, Timing.of(ended.said), ended.seconds)

@@ -9,6 +9,9 @@ from unetkit.bench.mode import Mode
 from unetkit.bench.timing import Rules
 from unetkit.plan import Plan, Size
 
+#: What every child imports; smp takes seconds more, and is added where a row asks for it.
+PRELOAD = ("unetkit.bench.trial", "timm")
+
 
 @dataclass(frozen=True)
 class Trial:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unetkit.bench import texts
-from unetkit.bench.grid import Case
+from unetkit.bench.columns import varied
 from unetkit.bench.leader import Leader
 from unetkit.bench.rows import Row
 from unetkit.bench.statistics import quantile, ratio_of
@@ -40,7 +40,7 @@ class Watch:
         )
         self._task = self._bar.add_task("examining", total=None)
         self._timed = next((metric.name for metric in leader.metrics if metric.timed), "")
-        self._varied = varied(leader.cases)
+        self._varied = varied([dict(case.factors) for case in leader.cases])
         self._notice(f"{len(leader.cases)} row{'s' * (len(leader.cases) > 1)}, in {folder}")
         leader.notice, leader.progress, leader.planning = self._notice, self._examined, self._planned
 
@@ -104,10 +104,3 @@ class Watch:
             table.add_row(*map(Text, row))
         shown = [table] if self.rows else []
         return Group(*shown, Text(self._least), self._bar)
-
-
-def varied(cases: Iterable[Case]) -> list[str]:
-    """The factors in which cases differ."""
-    found = [dict(case.factors) for case in cases]
-    names = dict.fromkeys(name for factors in found for name in factors)
-    return [name for name in names if len({factors.get(name) for factors in found}) > 1]

@@ -90,13 +90,13 @@ def _measure(leader: Leader, folder: Path) -> None:
 
 def _rehearse(leader: Leader, folder: Path | None) -> None:
     """The rows that would be measured, and how long that would take."""
+    from unetkit.bench.columns import varied
     from unetkit.bench.listing import Cells, Listing
     from unetkit.bench.rehearsal import rehearse
-    from unetkit.bench.watch import varied
     from unetkit.inspect.figures import count
 
     found = rehearse(leader, folder)
-    names = varied(leader.cases)
+    names = varied([dict(case.factors) for case in leader.cases])
     lines = [[*_factors(case, names), count(said["macs"])] for case, said in found.left]
     failed = [[*_factors(case, names), cause] for case, cause in found.failed]
     tables = [Cells([*names, "macs"], lines), Cells([*names, "cause"], failed, "cannot be built or passed:")]
