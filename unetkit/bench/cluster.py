@@ -77,4 +77,4 @@ def _knock(address: str) -> None:
 def versions() -> dict[str, str]:
     """What must be the same on every machine of a run, by its name."""
     libraries = {name: version(name) for name in ("unetkit", *_LIBRARIES)}
-    return {"Python": platform.python_version(), **libraries, "unetkit's code": code()}
+    return {"Python": platform.python_version(), **libraries, "unetkit's code": code("bench", "jobs")}

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
+from unetkit.bench.cluster import versions
 from unetkit.inspect.figures import memory
-from unetkit.jobs.machine import code, cores, cpu
+from unetkit.jobs.machine import cores, cpu
 from unetkit.jobs.pool import Say
-
-_LIBRARIES = ("unetkit", "torch", "timm", "segmentation-models-pytorch")
 
 
 def survey(task: None, slot: None, say: Say) -> None:
     """Say the machine, the versions, and the GPUs as (device, name)."""
     gpus = [(f"cuda:{i}", torch.cuda.get_device_name(i)) for i in range(torch.cuda.device_count())]
-    say({"machine": _machine([name for _, name in gpus]), "versions": _versions(), "gpus": gpus})
+    say({"machine": _machine([name for _, name in gpus]), "versions": versions(), "gpus": gpus})
 
 
 def _machine(gpus: list[str]) -> dict[str, Any]:
@@ -37,16 +35,6 @@ def _machine(gpus: list[str]) -> dict[str, Any]:
         "tf32 in matmul": torch.backends.cuda.matmul.allow_tf32 if gpus else None,
         "tf32 in convolutions": torch.backends.cudnn.allow_tf32 if gpus else None,
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return {**found, "unetkit's code": code("bench", "jobs")}
 
 
 def _cudnn() -> int:
