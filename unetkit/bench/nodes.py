@@ -10,7 +10,7 @@ from unetkit.bench.cluster import versions
 from unetkit.errors import BadOption, UnetkitError
 
 #: Seconds that a node may take to start a worker.
-_START = 60.0
+_START = 120.0
 _KINDS = ("CPU", "GPU")
 
 
