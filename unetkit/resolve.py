@@ -155,8 +155,15 @@ def signature_of(word: str, spec: PartSpec, parts: Parts) -> Signature:
         raise PluginError(f"--{word} {spec}{owner}: {error}") from error
 
 
-def typed_options(word: str, spec: PartSpec, known: Signature) -> dict[str, Any]:
-    """A spec's options as Python values, by the signature's annotations. Raises BadOption."""
+def typed_options(word: str, spec: PartSpec, known: Signature, see: str = "") -> dict[str, Any]:
+    """A spec's options as Python values, by the signature's annotations. Raises BadOption.
+
+    Args:
+        word: that the spec was given for, without its dashes.
+        spec: a name with options.
+        known: what its factory takes.
+        see: where its options are described, if not by `unetkit list`.
+    """
     types = {option.name: option.type for option in known.options}
     typed: dict[str, Any] = {}
     for name, text in spec.options:
@@ -168,10 +175,10 @@ def typed_options(word: str, spec: PartSpec, known: Signature) -> dict[str, Any]
             continue
         if name not in types:
             has = f"; it has {', '.join(types)}" if types else "; it has none"
-            kind = kind_of(word)
+            where = see or f"`unetkit list {kind_of(word)} {spec.name}`"
             raise BadOption(
                 f"--{word} {spec}: {spec.name} has no option {name!r}{nearest(name, types) or has}"
-                f"; `unetkit list {kind} {spec.name}` describes them"
+                f"; {where} describes them"
             )
         try:
             typed[name] = values.from_text(text, types[name])

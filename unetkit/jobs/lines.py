@@ -76,6 +76,11 @@ class Lines:
                 f"{self.path} cannot be written on: {error.strerror or error}; what it holds stands"
             ) from error
 
+    def keep(self, count: int) -> None:
+        """Leave the first so many lines alone; they are done again."""
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        os.truncate(self.path, sum(map(len, lines[:count])))
+
     def remove(self) -> None:
         """Leave no file, and no folder that held nothing else; after `close`."""
         with suppress(OSError):

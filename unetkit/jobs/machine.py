@@ -11,7 +11,7 @@ from pathlib import Path
 
 _SOURCE = Path(__file__).parent.parent
 #: Code that asks, or speaks to a user, and so changes no network.
-_NO_PART = ("jobs", "bench", "sweep", "testing", "scaffold", "cli")
+_NO_PART = ("data", "jobs", "train", "predict", "bench", "sweep", "testing", "scaffold", "cli")
 
 
 @cache
