@@ -13,6 +13,10 @@ from unetkit.plugins import Host, heavy_since
 #: unetkit's own, and where each is.
 COMMANDS = {
     "build": "unetkit.cli.build:build",
+    "data": "unetkit.cli.data:data",
+    "train": "unetkit.cli.train:train",
+    "eval": "unetkit.cli.eval:eval_run",
+    "predict": "unetkit.cli.predict:predict",
     "bench": "unetkit.cli.bench:bench",
     "list": "unetkit.cli.list:list_parts",
     "plugins": "unetkit.cli.plugins:plugins",

@@ -1,4 +1,4 @@
-"""`uv run python -m tests.benchmarks [startup] [plugins] [building] [running] [grid] [--rounds N]`: against smp."""
+"""`uv run python -m tests.benchmarks [NAME ...] [--rounds N]`: against smp and plain loops."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import platform
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from statistics import median
@@ -111,6 +112,50 @@ def running(rounds: int) -> Iterator[Ratio]:
     yield compare("training step, resnet34 as smp's / smp's", step(ours), step(theirs), rounds)
 
 
+def training(rounds: int) -> Iterator[Ratio]:
+    """A step of `unetkit train` on smp's ResNet-18 U-Net, 8x3x128x128, against a plain loop's on the same batch."""
+    import segmentation_models_pytorch as smp
+    import torch
+
+    from unetkit import train
+    from unetkit.bench.resident import Resident
+    from unetkit.data.opening import open_data
+    from unetkit.train.loop import Trainer, Watch
+
+    class Caught(Watch):
+        def begin(self, trainer: Trainer) -> None:
+            self.trainer = trainer
+            raise KeyboardInterrupt
+
+    watch, plain = Caught(), smp.Unet("resnet18", encoder_weights=None, in_channels=1, classes=1)
+    with TemporaryDirectory() as folder, suppress(KeyboardInterrupt):
+        data = open_data("cells:count=8,val=1,test=1,size=128")
+        train.run("--model smp/unet --encoder resnet18", folder, data=data, loss="bce+dice", watch=watch, epochs=10**6)
+    trainer, batch = watch.trainer, next(watch.trainer.loader.epoch(0))
+    trainer.network.train()
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    bce, dice, truth = torch.nn.BCEWithLogitsLoss(), smp.losses.DiceLoss("binary"), batch.masks[:, None].float()
+
+    def theirs() -> None:
+        plain.train()
+        logits = plain(batch.images)
+        loss = bce(logits, truth) + dice(logits, truth)
+        loss.item()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+
+    def ours() -> None:
+        trainer.take(trainer.network, batch)
+
+    yield compare("step of `unetkit train`, smp's resnet18 U-Net / of a plain loop", ours, theirs, rounds)
+    for name, step in (("unetkit train", ours), ("a plain loop", theirs)):
+        print(f"{name}: {Resident(torch.device('cpu')).peak(step) / 2**20:.0f} MiB at most in a step", flush=True)
+
+
 _ARCHITECTURES = ("unet", "linknet", "fpn", "pspnet")
 _ENCODERS = ("resnet18", "mobilenet_v2", "efficientnet-b0", "dpn68", "mobileone_s0", "mit_b0")
 
@@ -144,12 +189,12 @@ def _calls(rows: bench.Rows) -> Iterator[str]:
         yield from (row.factors["model"].removeprefix("smp/"), row.factors["encoder"].removeprefix("smp/"), str(calls))
 
 
-BENCHMARKS = {"startup": startup, "plugins": plugins, "building": building, "running": running, "grid": grid}
+BENCHMARKS = {each.__name__: each for each in (startup, plugins, building, running, training, grid)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("which", nargs="*", help="startup, plugins, building, running, grid; all if none is named")
+    parser.add_argument("which", nargs="*", help=f"{', '.join(BENCHMARKS)}; all if none is named")
     parser.add_argument("--rounds", type=int, default=21)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")

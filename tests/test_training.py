@@ -1,0 +1,380 @@
+"""Training: the same run is the same weights, however it is stopped, resumed, or shared among processes."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import unetkit
+from tests.training_sets import squares
+from unetkit import train
+from unetkit.data.target import Target
+from unetkit.errors import BadFile, BadOption, UnetkitError, UnknownName
+from unetkit.inspect.observe import network_of
+from unetkit.train.batches import Augmented, Loader, steps_of
+from unetkit.train.loop import STOPPED, Watch
+from unetkit.train.optimising import adamw
+from unetkit.train.record import BEST, HEADER, LAST, LOG, STATE
+from unetkit.train.state import read_state
+from unetkit.train.watch import CURVES, SAMPLES
+
+TINY = "--encoder plain:widths=[4,8]"
+QUICK: dict[str, Any] = {"epochs": 2, "batch": 4, "samples": 0, "device": "cpu"}
+
+
+def state_of(folder: Path) -> dict[str, torch.Tensor]:
+    return read_state(folder / STATE).model
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def same_files(one: Path, other: Path) -> bool:
+    return all(
+        same(unetkit.load(one / name).state_dict(), unetkit.load(other / name).state_dict()) for name in (BEST, LAST)
+    )
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+    return [{name: value for name, value in line.items() if "seconds" not in name} for line in lines]
+
+
+# The same again
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: Path) -> None:
+    for name, line in (("a", TINY), ("b", TINY), ("c", f"{TINY} --seed 1")):
+        train.run(line, tmp_path / name, data=squares(), **QUICK)
+    assert same(state_of(tmp_path / "a"), state_of(tmp_path / "b"))
+    assert log_of(tmp_path / "a") == log_of(tmp_path / "b")
+    assert not same(state_of(tmp_path / "a"), state_of(tmp_path / "c"))
+
+
+def test_the_global_random_state_is_left_as_it_was(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train.run(TINY, tmp_path / "a", data=squares(4), **{**QUICK, "epochs": 1})
+    assert torch.equal(torch.rand(3), expected)
+
+
+class Seen(Watch):
+    """Remembers the trainer, and may stop it."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.stop_after, self.steps = stop_after, 0
+
+    def begin(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def step(self, done: int, loss: float) -> None:
+        self.steps += 1
+        if self.steps == self.stop_after:
+            raise KeyboardInterrupt
+
+
+def test_another_encoder_is_shown_the_same_samples_in_the_same_order(tmp_path: Path) -> None:
+    seen = []
+    for name, line in (("a", TINY), ("b", "--encoder plain:widths=[8,16,32] --fuse add")):
+        watch = Seen()
+        train.run(line, tmp_path / name, data=squares(), watch=watch, **{**QUICK, "epochs": 1})
+        seen.append([batch for epoch in range(2) for batch in watch.trainer.loader.epoch(epoch)])
+    for one, other in zip(*seen, strict=True):
+        assert one.names == other.names
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.masks, other.masks)
+
+
+def test_workers_change_nothing(tmp_path: Path) -> None:
+    batches = []
+    watch = Seen()
+    train.run(TINY, tmp_path / "a", data=squares(), watch=watch, **{**QUICK, "epochs": 1})
+    for workers in (0, 2):
+        watch.trainer.loader.workers = workers
+        batches.append(list(watch.trainer.loader.epoch(0)))
+    for one, other in zip(*batches, strict=True):
+        assert torch.equal(one.images, other.images)
+
+
+@given(count=st.integers(1, 30), batch=st.integers(1, 12), epoch=st.integers(0, 3))
+def test_an_epoch_shows_images_once_in_full_batches(count: int, batch: int, epoch: int) -> None:
+    steps = steps_of(0, epoch, count, batch)
+    assert {len(step) for step in steps} == {batch}
+    assert len(steps) == max(count // batch, 1)
+    if count >= batch:
+        shown = [index for step in steps for index in step]
+        assert len(set(shown)) == len(shown)
+
+
+@given(count=st.integers(4, 30), world=st.integers(1, 3))
+def test_processes_share_the_steps_of_one_with_a_larger_batch(count: int, world: int) -> None:
+    data = Augmented(squares(count).splits["train"], lambda sample, weight, seed: (sample, weight), None, abs, 0)
+    alone = [batch.names for batch in Loader(data, 2 * world, 0, 0, 1).epoch(0)]
+    shared = [[batch.names for batch in Loader(data, 2, 0, rank, world).epoch(0)] for rank in range(world)]
+    assert alone == [[name for names in step for name in names] for step in zip(*shared, strict=True)]
+
+
+# Stopped and resumed
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 5])
+def test_a_run_that_is_interrupted_goes_on_to_the_same_weights(tmp_path: Path, step: int) -> None:
+    train.run(TINY, tmp_path / "whole", data=squares(), **QUICK)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(TINY, tmp_path / "cut", data=squares(), watch=Seen(step), save_every=0.0, **QUICK)
+    train.resume(tmp_path / "cut", data=squares())
+    assert same(state_of(tmp_path / "whole"), state_of(tmp_path / "cut"))
+    assert log_of(tmp_path / "whole") == log_of(tmp_path / "cut")
+    assert same_files(tmp_path / "whole", tmp_path / "cut")
+
+
+def child(folder: str, line: str, save_every: float) -> None:
+    """Begin a run, or go on with it."""
+    torch.set_num_threads(1)
+    if (Path(folder) / HEADER).exists():
+        train.resume(folder, data=squares(), save_every=save_every)
+    else:
+        train.run(line, folder, data=squares(), save_every=save_every, **{**QUICK, "epochs": 6})
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_any_moments_goes_on_to_the_same_weights_to_the_bit(tmp_path: Path) -> None:
+    line = f"{TINY} --block double:dropout=0.2"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.test_training"])
+    whole = context.Process(target=child, args=(str(tmp_path / "whole"), line, 300.0))
+    whole.start()
+    whole.join()
+    assert whole.exitcode == 0
+    took, kills, draw = 0.5, 0, random.Random(0)
+    for _ in range(200):
+        process = context.Process(target=child, args=(str(tmp_path / "cut"), line, 0.0))
+        process.start()
+        process.join(took * draw.uniform(0.2, 1.0))
+        if process.exitcode is None:
+            assert process.pid
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+        if process.exitcode == 0:
+            break
+        kills += 1
+        took *= 1.1
+        assert process.exitcode == -signal.SIGKILL
+    assert process.exitcode == 0
+    assert kills >= 3
+    assert same(state_of(tmp_path / "whole"), state_of(tmp_path / "cut"))
+    assert log_of(tmp_path / "whole") == log_of(tmp_path / "cut")
+    assert same_files(tmp_path / "whole", tmp_path / "cut")
+    assert not [*(tmp_path / "cut").glob("*.tmp")] or kills
+
+
+def test_a_run_that_is_done_is_left_as_it_is(tmp_path: Path) -> None:
+    train.run(TINY, tmp_path / "a", data=squares(), **QUICK)
+    before = (tmp_path / "a" / STATE).read_bytes()
+    train.resume(tmp_path / "a", data=squares())
+    assert (tmp_path / "a" / STATE).read_bytes() == before
+
+
+def test_a_loss_that_is_no_number_stops_with_the_step_and_a_saved_state(tmp_path: Path) -> None:
+    with pytest.raises(
+        UnetkitError, match=r"(loss|gradient) is (nan|inf) at step \d of epoch 1 \(images train-"
+    ) as said:
+        train.run(TINY, tmp_path / "a", data=squares(), lr=1e30, **QUICK)
+    assert str(tmp_path / "a" / STOPPED) in str(said.value)
+    assert read_state(tmp_path / "a" / STOPPED).model
+
+
+def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path) -> None:
+    train.run(TINY, tmp_path / "a", data=squares(), lr=1e-12, patience=2, **{**QUICK, "epochs": 9})
+    assert len(log_of(tmp_path / "a")) == 3
+    assert read_state(tmp_path / "a" / STATE).ended == "no epoch was better than 1 in 2"
+
+
+# What is trained
+
+
+def test_a_tiny_network_learns_squares(tmp_path: Path) -> None:
+    run = train.run(TINY, tmp_path / "a", data=squares(), lr=0.01, **{**QUICK, "epochs": 30})
+    assert max(line["miou"] for line in log_of(tmp_path / "a")) > 0.9
+    network = run.network()
+    sample = squares().splits["val"][0]
+    chances = run.target.probabilities(network(run.normalised(sample.image)[None]))
+    assert (run.target.decided(chances)[0] == sample.mask).float().mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    ("line", "target"),
+    [
+        ("--recipe unet-2015 --encoder plain:widths=[4,8],padding=0 --size 44", None),
+        ("--encoder plain:widths=[4,8,16] --head deep-supervision", None),
+        ("--encoder plain:widths=[4,8,16] --decode-to 2 --logits none", None),
+        ("--encoder test_resnet --fuse add", Target("multiclass", ("ground", "square", "other"))),
+        ("--encoder plain:widths=[4,8]", Target("multilabel", ("square", "ground"))),
+        ("--encoder plain:widths=[4,8] --classes 2", None),
+        ("--model smp/linknet --encoder smp/mobilenet_v2", None),
+    ],
+)
+def test_networks_of_every_kind_are_trained_and_come_back(line: str, target: Target | None, tmp_path: Path) -> None:
+    run = train.run(line, tmp_path / "a", data=squares(8, target=target), **{**QUICK, "epochs": 1})
+    assert train.read(tmp_path / "a") == run
+    assert network_of(run.network()).plan == run.plan
+    assert 0 <= log_of(tmp_path / "a")[0]["miou"] <= 1
+
+
+def test_a_frozen_encoder_stays_as_it_is_with_its_norms_and_is_let_go(tmp_path: Path) -> None:
+    line = "--encoder test_resnet --seed 3"
+    for name, freeze in (("one", 1), ("all", -1)):
+        train.run(line, tmp_path / name, data=squares(8), freeze=freeze, **QUICK)
+    begun = unetkit.build("test_resnet", seed=3, in_channels=1, classes=1).encoder.state_dict()
+    one, all_ = (train.read(tmp_path / name).network(weights=LAST).encoder.state_dict() for name in ("one", "all"))
+    assert same(begun, all_)
+    assert not same(begun, one)
+
+
+def test_the_rate_rises_and_falls() -> None:
+    descent = adamw(warmup=0.2)
+    shares = [descent.share(step, 100) for step in range(100)]
+    assert shares[:20] == sorted(shares[:20])
+    assert shares[20:] == sorted(shares[20:], reverse=True)
+    assert max(shares) == shares[20] == 1
+    assert shares[-1] < 0.01
+
+
+def test_the_encoder_has_a_rate_of_its_own_and_norms_do_not_decay() -> None:
+    network = unetkit.build("plain:widths=[4,8]", seed=0)
+    groups = adamw(encoder_lr=0.5, weight_decay=0.1).optimiser(network, 0.25).param_groups
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [
+        (0.25, 0.0),
+        (0.25, 0.1),
+        (0.5, 0.0),
+        (0.5, 0.1),
+    ]
+    assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
+
+
+# What is refused
+
+
+def test_what_does_not_fit_the_data_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadOption, match=r"--in-channels 3: the images of squares have 1; leave it out"):
+        train.run(f"{TINY} --in-channels 3", tmp_path / "a", data=squares(), **QUICK)
+    with pytest.raises(BadOption, match=r"--classes 5: the masks are binary \(background, square\); leave it out"):
+        train.run(f"{TINY} --classes 5", tmp_path / "a", data=squares(), **QUICK)
+    with pytest.raises(UnknownName, match=r"--optimizer adam: no optimizer is called 'adam'; did you mean adamw"):
+        train.run(TINY, tmp_path / "a", data=squares(), optimizer="adam", **QUICK)
+    with pytest.raises(BadOption, match=r"--optimizer adamw:clp=1: adamw has no option 'clp'; did you mean clip"):
+        train.run(TINY, tmp_path / "a", data=squares(), optimizer="adamw:clp=1", **QUICK)
+    with pytest.raises(BadOption, match=r"--epochs 0: must be at least 1"):
+        train.run(TINY, tmp_path / "a", data=squares(), epochs=0)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(tmp_path: Path) -> None:
+    train.run(TINY, tmp_path / "a", data=squares(4), **{**QUICK, "epochs": 1})
+    with pytest.raises(BadOption, match="holds a run; go on with it by --resume"):
+        train.run(TINY, tmp_path / "a", data=squares(4), **QUICK)
+
+
+def test_what_is_no_run_or_damaged_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadFile, match=r"is no training run: it has no run.json"):
+        train.resume(tmp_path)
+    train.run(TINY, tmp_path / "a", data=squares(4), **{**QUICK, "epochs": 1})
+    (tmp_path / "a" / STATE).write_bytes(b"torn")
+    with pytest.raises(BadFile, match=r"state.pt is damaged"):
+        train.resume(tmp_path / "a", data=squares(4))
+    (tmp_path / "a" / HEADER).write_text("{")
+    with pytest.raises(BadFile, match=r"run.json is damaged"):
+        train.read(tmp_path / "a")
+
+
+# On the command line
+
+
+def command(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-m", "unetkit", *words]
+    return subprocess.run(line, capture_output=True, text=True, check=False, env=environment, timeout=300, **options)
+
+
+CELLS = ["--data", "cells:count=8,val=2,test=1,size=32", "--encoder", "plain:widths=[4,8],norm=none"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run by the command line."""
+    folder = tmp_path_factory.mktemp("runs") / "a"
+    more = ["--batch", "4", "--epochs", "2", "--block", "double:norm=none", "--device", "cpu"]
+    done = command("train", *CELLS, *more, "--tensorboard", "--out", str(folder))
+    assert done.returncode == 0, done.stderr
+    assert "epoch 2 of 2: loss" in done.stderr
+    assert f"curves in {folder / CURVES}" in done.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_a_run_leaves_weights_a_log_curves_and_samples(trained: Path) -> None:
+    assert {path.name for path in trained.iterdir()} >= {HEADER, LOG, STATE, BEST, LAST, CURVES, SAMPLES, "tensorboard"}
+    assert [line["epoch"] for line in log_of(trained)] == [1, 2]
+    for picture in (trained / CURVES, trained / SAMPLES / "epoch-002.png"):
+        with Image.open(picture) as opened:
+            assert min(opened.size) > 100
+    assert [*(trained / "tensorboard").glob("events*")]
+    assert unetkit.load(trained / BEST).plan == train.read(trained).plan
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_the_doubled_batch(trained: Path, tmp_path: Path) -> None:
+    more = ["--batch", "2", "--epochs", "2", "--block", "double:norm=none", "--device", "cpu"]
+    line = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "unetkit", "train"]
+    done = subprocess.run(
+        [sys.executable, *line, *CELLS, *more, "--out", str(tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "world    2 processes of 2 images a step" in done.stderr
+    one, two = state_of(trained), state_of(tmp_path / "two")
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
+    for alone, shared in zip(log_of(trained), log_of(tmp_path / "two"), strict=True):
+        assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+        assert shared["miou"] == pytest.approx(alone["miou"], abs=0.01)
+
+
+@pytest.mark.slow
+def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    line = [sys.executable, "-m", "unetkit", "train", *CELLS, "--epochs", "100000", "--out", str(folder)]
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while not (folder / LOG).exists() or not (folder / LOG).read_text():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == f"Error: interrupted; go on with: unetkit train --resume {folder}"
+    refused = command("train", "--resume", str(folder), "--epochs", "3")
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        "Error: --epochs with --resume: a run goes on as it began; leave it out\n",
+    )

@@ -1,0 +1,157 @@
+"""`unetkit data`: what a folder of images and masks holds and what is wrong with it, and sets as folders."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from unetkit.errors import BadFile, BadOption
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from unetkit.bench.listing import Listing
+    from unetkit.data.check import Report
+
+#: Samples on a sheet.
+_MOST = 12
+
+
+@click.group()
+def data() -> None:
+    """Look at data before a network does."""
+
+
+@data.command()
+@click.argument("folder")
+@click.option("--overlay", metavar="FILE.png", type=click.Path(path_type=Path), help="Draw samples under their masks.")
+@click.option("--val", metavar="SHARE", type=float, default=0.2, show_default=True, help="Of a split by seed.")
+@click.option("--group", metavar="REGEX", default="", help="Files in whose names it finds the same stay together.")
+@click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="Of the split.")
+@click.option("--ignore", metavar="N", type=int, help="The number in masks that counts nowhere.")
+@click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
+@click.pass_context
+def check(
+    ctx: click.Context,
+    /,
+    folder: str,
+    overlay: Path | None,
+    val: float,
+    group: str,
+    seed: int,
+    ignore: int | None,
+    as_json: bool,
+) -> None:
+    """Tell what is understood of images and masks, and every problem with its file name.
+
+    FOLDER holds images/ and masks/, matched by their files' names; or it is a set by name, as --data takes it. Exit
+    code 1 where there are problems.
+
+    \b
+    unetkit data check scans --overlay scans.png
+    unetkit data check scans --group '^(patient\\d+)' --ignore 255
+    unetkit data check voc:root=/data
+    """
+    if overlay and overlay.suffix != ".png":
+        raise BadOption(f"--overlay {overlay}: draws PNG; give a name that ends in .png")
+    from unetkit.data import check as checking
+    from unetkit.data.split import Rules
+
+    report, splits, target = checking.check(folder, Rules(seed, val, group), ignore, _progress())
+    done = []
+    if overlay and target:
+        from unetkit.data.sheet import contact_sheet
+
+        samples = checking.samples(splits, _MOST)
+        _write(contact_sheet(samples, target), overlay)
+        done.append(f"{len(samples)} samples drawn to {overlay}")
+    if as_json:
+        click.echo(json.dumps(report.as_dict(), indent=2))
+    else:
+        _show(report, done)
+    ctx.exit(1 if report.problems else 0)
+
+
+@data.command()
+@click.argument("name", metavar="SET")
+@click.option("--out", metavar="FOLDER", type=click.Path(path_type=Path), required=True, help="Made, or empty.")
+def write(name: str, out: Path) -> None:
+    """Write a set by name as files: images, masks and instances, as --data reads them back.
+
+    \b
+    unetkit data write cells:count=50,size=256 --out cells50
+    """
+    from unetkit.data.opening import open_data
+    from unetkit.data.writing import write_set
+
+    count = write_set(open_data(name), out, _progress())
+    click.echo(f"{count} samples written to {out}; `unetkit data check {out}` shows them")
+
+
+def _progress() -> Callable[[int, int], None] | None:
+    """A line that is written over, on a terminal."""
+    if not sys.stderr.isatty():
+        return None
+
+    def tell(done: int, total: int) -> None:
+        click.echo(f"\r{done} of {total} files\x1b[K" if done < total else "\r\x1b[K", nl=False, err=True)
+
+    return tell
+
+
+def _write(picture: Image, path: Path) -> None:
+    from unetkit.atomic import written_whole
+
+    try:
+        with written_whole(path) as temporary:
+            picture.save(temporary, "PNG")
+    except OSError as error:
+        raise BadFile(f"--overlay {path} cannot be written: {error.strerror or error}") from error
+
+
+def _show(report: Report, done: list[str]) -> None:
+    from unetkit.cli.bench.pages import put
+
+    put(_listing(report, done), None)
+
+
+def _listing(report: Report, done: list[str]) -> Listing:
+    from unetkit.bench.listing import Cells, Listing
+    from unetkit.data.places import many
+
+    how = f", told apart by {report.told_apart}" if report.told_apart else ""
+    head = [f"{report.said}: {report.kind}{how}" if report.kind else f"{report.said}: no mask can be read"]
+    rows = [
+        [one.name, "#{:02x}{:02x}{:02x}".format(*one.colour), f"{one.share:.1%}", str(one.images)]
+        for one in report.classes
+    ]
+    tables = [Cells(["class", "colour", "share", "images"], rows)] if rows else []
+    notes = [*_facts(report), *(f"note: {note}" for note in report.notes)]
+    notes += [f"problem: {problem}" for problem in report.problems]
+    verdict = many(len(report.problems), "problem") if report.problems else "no problems"
+    return Listing(head, tables, [*notes, *done, verdict])
+
+
+def _facts(report: Report) -> list[str]:
+    smallest, largest = report.sizes or [(0, 0), (0, 0)]
+    sizes = f"{smallest[0]}x{smallest[1]}" + (f" to {largest[0]}x{largest[1]}" if smallest != largest else "")
+    told = {
+        "splits": ", ".join(f"{name} {count}" for name, count in report.splits.items()),
+        "sizes": sizes if report.sizes else "",
+        "channels": _counts(report.channels),
+        "numbers": _counts(report.depths),
+        "files": _counts(report.files),
+        "counts nowhere": f"{report.ignored:.1%} of all pixels" if report.ignored else "",
+        "objects": "" if report.objects is None else str(report.objects),
+    }
+    return [f"{name}: {text}" for name, text in told.items() if text]
+
+
+def _counts(found: dict[str, int]) -> str:
+    """One kind alone, or each with how many there are."""
+    return ", ".join(found if len(found) == 1 else [f"{kind} ({count})" for kind, count in found.items()])

@@ -1,0 +1,110 @@
+"""`unetkit predict`: from images to masks, with what `unetkit train` left."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from unetkit.cli.words import parts_of
+from unetkit.errors import BadOption
+from unetkit.foreign import quiet
+
+if TYPE_CHECKING:
+    from unetkit.registry import Parts
+    from unetkit.train.record import Run
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Where the files go.")
+@click.option("--probabilities", is_flag=True, help="Write them too: NAME-probabilities.tif, float32.")
+@click.option("--overlay", is_flag=True, help="Lay the mask over the image too: NAME-overlay.png.")
+@click.option("--flips", is_flag=True, help="Take the mean over the image and its three mirror images.")
+@click.option("--tile", metavar="HxW", help="What is passed at a time; one number for both. [default: 512]")
+@click.option("--overlap", metavar="N", type=int, help="Blend tiles that overlap by N pixels.")
+@click.option("--batch", metavar="N", type=int, default=1, show_default=True, help="Tiles a pass.")
+@click.option("--check", is_flag=True, help="Compare with one pass over the whole image.")
+@click.option("--weights", type=click.Choice(["best", "last"]), default="best", show_default=True, help="Of the run.")
+@click.option("--device", metavar="DEVICE", help="cpu, cuda or cuda:1; the GPU where there is one.")
+@click.pass_context
+def predict(
+    ctx: click.Context,
+    /,
+    run: Path,
+    images: tuple[Path, ...],
+    out: Path,
+    probabilities: bool,
+    overlay: bool,
+    tile: str | None,
+    weights: Literal["best", "last"],
+    device: str | None,
+    **how: Any,
+) -> None:
+    """Segment images of any size, tile by tile.
+
+    RUN is the folder that `unetkit train --out RUN` wrote; IMAGE a file, or a folder for all images in it. Of each,
+    DIR/NAME.png is written, an indexed PNG of its classes; of several labels, NAME-LABEL.png each. Tiles are put
+    together exactly as one pass over the whole image gives it, where the network allows that, and blended elsewhere.
+    TIFF is read by windows, so that an image may be larger than memory. An image that cannot be read is reported, and
+    the others are done; the exit code is then 1.
+
+    \b
+    unetkit predict runs/a cells.tif --out masks
+    unetkit predict runs/a images/ --out masks --overlay --probabilities
+    unetkit predict runs/a slide.tif --out masks --tile 1024 --flips --check
+    """
+    size = _size(tile)
+
+    from unetkit.predict.planning import planned
+    from unetkit.predict.running import How, Predictor, predict_all
+    from unetkit.predict.watch import Shown
+    from unetkit.train.record import BEST, LAST, read_run
+
+    found, passed = read_run(run), How(size, **how)
+    jobs = planned(images, out, found.target, probabilities=probabilities, overlays=overlay)
+    with quiet():  # what a part prints is not what this prints
+        network = found.network(_device(device), _parts(ctx, found), BEST if weights == "best" else LAST)
+        predictor = Predictor(found, network, passed)
+        shown = Shown(len(jobs))
+        try:
+            failed = predict_all(predictor.predict, jobs, shown)
+        except KeyboardInterrupt:
+            shown.close()
+            done = f"{shown.done} of {len(jobs)} images are done and whole"
+            click.echo(f"Error: interrupted: {done}, in {out}", err=True)
+            sys.exit(130)
+        finally:
+            shown.close()
+    click.echo(f"{len(jobs) - failed} of {len(jobs)} images are done, in {out}")
+    if failed:
+        ctx.exit(1)
+
+
+def _size(said: str | None) -> tuple[int, int] | None:
+    if said is None:
+        return None
+    sides = re.fullmatch(r"(\d+)(?:x(\d+))?", said)
+    if not sides:
+        raise BadOption(f"--tile {said}: takes height by width, such as 512x768, or one number for both")
+    return int(sides[1]), int(sides[2] or sides[1])
+
+
+def _device(said: str | None) -> str:
+    import torch
+
+    return said or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _parts(ctx: click.Context, run: Run) -> Parts:
+    """What is installed, the plugins named before the command, and those that the run was trained with."""
+    from unetkit.plugins import load_host
+
+    given = tuple(map(str, ctx.find_root().params.get("plugins") or ()))
+    if set(run.plugins) <= set(given):
+        return parts_of(ctx)
+    return load_host(tuple(dict.fromkeys((*run.plugins, *given)))).parts

@@ -1,0 +1,84 @@
+"""A data set from the text that names it: a folder, or `name:option=value`, such as `cells:size=256`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from unetkit.chosen import Menu
+from unetkit.data.folder import open_folder
+from unetkit.data.sample import Data
+from unetkit.data.scan import Progress
+from unetkit.data.split import Rules
+from unetkit.data.target import Target
+from unetkit.errors import BadFile, BadOption, UnknownName, nearest
+from unetkit.plan import PartSpec
+
+#: Sets that are named, and what makes each: its keyword-only parameters are the options.
+SOURCES = Menu(
+    "data",
+    "set",
+    "docs/data.md",
+    {
+        "cells": "unetkit.data.cells:cells",
+        "voc": "unetkit.data.sets:voc",
+        "pet": "unetkit.data.sets:pet",
+        "cityscapes": "unetkit.data.sets:cityscapes",
+    },
+)
+
+
+def open_data(
+    text: str,
+    *,
+    seed: int = 0,
+    val: float | None = 0.2,
+    group: str = "",
+    ignore: int | None = None,
+    target: Target | None = None,
+    progress: Progress | None = None,
+) -> Data:
+    """Open a data set.
+
+    A folder whose name is also that of a set is written ./cells.
+
+    Args:
+        text: a folder's path, or the name of a set with its options.
+        seed: of the split, where the data have none.
+        val: the share that is set aside for validation then; None sets nothing aside, as for data that a network is
+            scored on: what has no split is "all" then.
+        group: a regular expression; names in which it finds the same stay on one side.
+        ignore: the number in a folder's masks that counts nowhere, beside what `unetkit.data.masks` says.
+        target: what a folder's masks mean, where that is known, as from the run that is evaluated.
+        progress: told how many masks of how many are scanned.
+
+    Raises:
+        UnetkitError: there is no such set or option, or its files are not whole.
+    """
+    rules = Rules(seed, val, group)
+    return _made(text, rules, ignore) if named(text) else open_folder(text, rules, ignore, target, progress)
+
+
+def named(text: str) -> bool:
+    """Whether a text names a set, and not a folder. Raises UnknownName, BadFile where it is neither."""
+    name, colon, _ = text.partition(":")
+    names = SOURCES.factories
+    if name in names or Path(text).is_dir():
+        return name in names
+    if colon:
+        known = ", ".join(names)
+        raise UnknownName(f"{text}: there is no set {name!r}{nearest(name, names) or f'; there are {known}'}")
+    what = "is no folder" if Path(text).exists() else "there is no such folder"
+    raise BadFile(f"{text}: {what}; give one, or a set by name: {', '.join(names)}")
+
+
+def _made(text: str, rules: Rules, ignore: int | None) -> Data:
+    spec = PartSpec.parse(text)
+    if spec.then:
+        raise BadOption(f"--data {text}: a + would start another part; put a path that holds one in double quotes")
+    splits = bool(SOURCES.signature(spec).wiring)
+    if ignore is not None or (rules.group and not splits):
+        flag = "--ignore" if ignore is not None else "--group"
+        raise BadOption(f"{flag}: is for folders; {spec.name} says itself {'what counts' if ignore else 'its splits'}")
+    data: Data = SOURCES.make(spec, *([rules] if splits else []))
+    return replace(data, said=text)

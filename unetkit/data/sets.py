@@ -1,0 +1,144 @@
+"""torchvision's own segmentation sets, read from where they lie by its own loaders. Nothing is downloaded.
+
+C channels, H and W height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from unetkit.data.files import of_picture, scaled
+from unetkit.data.folder import AUGMENT
+from unetkit.data.sample import Data, Images, Sample
+from unetkit.data.split import Rules, split
+from unetkit.data.target import IGNORE, Target, palette
+from unetkit.errors import BadFile
+from unetkit.foreign import one_line
+
+_VOC = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+#: The number that stands for nothing in masks of VOC and Cityscapes.
+_VOID = 255
+
+
+@dataclass(frozen=True)
+class FromTorchvision:
+    """Some images of one of torchvision's sets.
+
+    Attributes:
+        dataset: gives a picture and a mask as Pillow images.
+        names: of its images.
+        kept: the numbers of those in this split.
+        table: the class of each number in a mask file, 256 of them.
+    """
+
+    dataset: Any
+    names: Sequence[str]
+    kept: Sequence[int]
+    table: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        place = self.kept[index]
+        name = self.names[place]
+        with _told(f"{type(self.dataset).__name__} {name}"):
+            image, mask = self.dataset[place]
+            classes = self.table[np.asarray(mask)]
+        return Sample(name, scaled(of_picture(image).values), torch.from_numpy(classes))
+
+
+def voc(*, root: str, year: Literal[2007, 2008, 2009, 2010, 2011, 2012] = 2012) -> Data:
+    """Pascal VOC: 20 classes and a background; borders, 255 in its masks, count nowhere. Its own train and val.
+
+    Args:
+        root: the folder that holds VOCdevkit/VOC2012.
+        year: of the challenge.
+    """
+    from torchvision.datasets import VOCSegmentation
+
+    layout = f"{root}/VOCdevkit/VOC{year} with JPEGImages, SegmentationClass and ImageSets/Segmentation"
+    table = _table({number: number for number in range(len(_VOC))})
+    splits: dict[str, Images] = {}
+    for name in ("train", "val"):
+        with _told("voc", layout):
+            dataset = VOCSegmentation(root, year=str(year), image_set=name)
+        splits[name] = _all(dataset, [Path(path).stem for path in dataset.images], table)
+    return Data(f"voc:root={root}", Target("multiclass", _VOC, palette(len(_VOC))), 3, splits, AUGMENT)
+
+
+def pet(rules: Rules, *, root: str, border: Literal["ignore", "pet", "class"] = "ignore") -> Data:
+    """Oxford-IIIT Pet: an animal before its background, by its trimaps. trainval is split by seed; test is its own.
+
+    Args:
+        root: the folder that holds oxford-iiit-pet.
+        border: what the trimap's rim between both is: counted nowhere, the animal's, or a third class.
+    """
+    from torchvision.datasets import OxfordIIITPet
+
+    rim = {"ignore": IGNORE, "pet": 1, "class": 2}[border]
+    table = _table({1: 1, 2: 0, 3: rim})
+    names = ("background", "pet", *(["border"] if border == "class" else []))
+    sets = {}
+    for name in ("trainval", "test"):
+        with _told("pet", f"{root}/oxford-iiit-pet with images, annotations/trimaps and annotations/{name}.txt"):
+            dataset = OxfordIIITPet(root, split=name, target_types="segmentation")
+        sets[name] = _all(dataset, [Path(path).stem for path in dataset._images], table)
+    heap = sets["trainval"]
+    train, val = (FromTorchvision(heap.dataset, heap.names, kept, table) for kept in split(heap.names, rules))
+    kind: Literal["binary", "multiclass"] = "binary" if len(names) == 2 else "multiclass"
+    return Data(f"pet:root={root}", Target(kind, names), 3, {"train": train, "val": val, "test": sets["test"]}, AUGMENT)
+
+
+def cityscapes(*, root: str) -> Data:
+    """Cityscapes, its fine annotations: the 19 classes that are scored, all else counts nowhere. Its own train and val.
+
+    Args:
+        root: the folder that holds leftImg8bit and gtFine.
+    """
+    from torchvision.datasets import Cityscapes
+
+    layout = f"{root}/leftImg8bit and {root}/gtFine, each with train and val"
+    scored = sorted((kind for kind in Cityscapes.classes if 0 <= kind.train_id < _VOID), key=lambda kind: kind.train_id)
+    table = _table({kind.id: kind.train_id for kind in scored})
+    splits: dict[str, Images] = {}
+    for name in ("train", "val"):
+        with _told("cityscapes", layout):
+            dataset = Cityscapes(root, split=name, mode="fine", target_type="semantic")
+        stems = [Path(path).stem.removesuffix("_leftImg8bit") for path in dataset.images]
+        splits[name] = _all(dataset, stems, table)
+    target = Target("multiclass", tuple(kind.name for kind in scored), tuple(kind.color for kind in scored))
+    return Data(f"cityscapes:root={root}", target, 3, splits, AUGMENT)
+
+
+def _all(dataset: Any, names: Sequence[str], table: np.ndarray) -> FromTorchvision:
+    if not len(dataset):
+        raise BadFile(f"{dataset.root}: torchvision's {type(dataset).__name__} finds no images there")
+    return FromTorchvision(dataset, names, range(len(names)), table)
+
+
+def _table(classes: dict[int, int]) -> np.ndarray:
+    """The class of each number; IGNORE of those that are not named."""
+    table = np.full(256, IGNORE, np.int64)
+    table[[*classes]] = [*classes.values()]
+    return table
+
+
+@contextmanager
+def _told(what: str, layout: str = "") -> Iterator[None]:
+    """What torchvision raises within becomes a BadFile that says which files are looked for."""
+    try:
+        yield
+    except Exception as error:
+        said = f"; it looks for {layout}; what is missing is not downloaded" if layout else ""
+        raise BadFile(f"{what}: cannot be read: {one_line(error)}{said}") from error

@@ -1,0 +1,89 @@
+"""A data set as files: the folder that `open_folder` reads back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from PIL import Image
+from torch import Tensor
+
+from unetkit.atomic import written_whole
+from unetkit.data.layout import CLASSES
+from unetkit.data.pictures import write_mask
+from unetkit.data.sample import Data, Sample
+from unetkit.data.target import Target
+from unetkit.errors import BadFile, BadOption
+
+
+def write_set(data: Data, folder: Path, progress: Callable[[int, int], None] | None = None) -> int:
+    """Write every sample of a set: `SPLIT/images`, `masks`, and `instances` where they are known, and `classes.txt`.
+
+    Images of one channel are PNGs of 16 bits, of three channels of 8, others TIFFs of floats; masks are indexed PNGs.
+
+    Args:
+        data: the set; its images' values go from 0 to 1.
+        folder: may not be there yet, or be empty.
+        progress: told how many samples of how many are written.
+
+    Returns:
+        How many samples.
+
+    Raises:
+        BadOption: the folder holds something.
+        BadFile: it cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadOption(f"--out {folder}: holds something already; give a folder that is not there yet")
+    jobs = [(split, index) for split, images in data.splits.items() for index in range(len(images))]
+    try:
+        for done, (split, index) in enumerate(jobs):
+            if progress:
+                progress(done, len(jobs))
+            _write(folder / split, data.splits[split][index], data.target)
+        with written_whole(folder / CLASSES) as temporary:
+            colours = [" ".join(map(str, colour)) for colour in data.target.colours]
+            lines = [f"{name} {colour}\n" for name, colour in zip(data.target.names, colours, strict=True)]
+            temporary.write_text("".join(lines), encoding="utf-8")
+    except OSError as error:
+        raise BadFile(f"--out {folder} cannot be written: {error.strerror or error}") from error
+    return len(jobs)
+
+
+def _write(folder: Path, sample: Sample, target: Target) -> None:
+    name = re.sub(r"[^\w.-]+", "_", sample.name)
+    _image(folder / "images" / name, sample.image)
+    if sample.mask.ndim == 2:
+        write_mask(folder / "masks" / f"{name}.png", sample.mask, target)
+    else:
+        for label, plane in zip(target.names, sample.mask, strict=True):
+            _png(folder / "masks" / label / f"{name}.png", (plane.numpy() == 1).astype(np.uint8) * 255)
+    if sample.instances is not None:
+        _instances(folder / "instances" / name, sample.instances.numpy())
+
+
+def _instances(path: Path, values: np.ndarray) -> None:
+    if values.max(initial=0) <= 65535:
+        _png(path.with_name(f"{path.name}.png"), values.astype(np.uint16))
+    else:
+        with written_whole(path.with_name(f"{path.name}.tif")) as temporary:
+            tifffile.imwrite(temporary, values.astype(np.uint32))
+
+
+def _image(path: Path, image: Tensor) -> None:
+    values = image.numpy()
+    if len(values) == 1:
+        _png(path.with_name(f"{path.name}.png"), (values[0].clip(0, 1) * 65535).round().astype(np.uint16))
+    elif len(values) == 3:
+        _png(path.with_name(f"{path.name}.png"), np.moveaxis((values.clip(0, 1) * 255).round().astype(np.uint8), 0, 2))
+    else:
+        with written_whole(path.with_name(f"{path.name}.tif")) as temporary:
+            tifffile.imwrite(temporary, values, photometric="minisblack", planarconfig="separate")
+
+
+def _png(path: Path, values: np.ndarray) -> None:
+    with written_whole(path) as temporary:
+        Image.fromarray(values).save(temporary, "PNG")

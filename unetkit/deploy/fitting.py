@@ -1,0 +1,139 @@
+"""What tiles a network takes, found from passes on meta tensors: sizes, and how far a tile's ends reach inwards."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from math import lcm
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unetkit.deploy.layouts import TILE, Fit
+from unetkit.errors import CannotPass
+from unetkit.inspect.field import receptive_field
+from unetkit.inspect.limits import nearest_sizes, refusal, smallest
+from unetkit.inspect.observe import meta_input, network_of, observe, tensors_of
+from unetkit.meta import meta_copy
+from unetkit.network import Network
+from unetkit.plan import Size
+from unetkit.unet import UNet
+
+
+def full_size(model: nn.Module, x: Tensor) -> Tensor:
+    """Logits (B, K, h, w) of images (B, C, H, W), resized bilinearly where the model leaves them at a stride."""
+    logits, stride = tensors_of(model(x))[0], network_of(model).output_stride
+    return logits if stride == 1 else F.interpolate(logits, scale_factor=float(stride), mode="bilinear")
+
+
+class _Full(nn.Module):
+    """A model whose logits have the size that tiles are put together at."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return full_size(self.model, x)
+
+
+def fit(model: nn.Module) -> Fit:
+    """What a network asks of tiles.
+
+    Args:
+        model: as `unetkit.build` or `load` gives it; it is left as it was.
+
+    Raises:
+        CannotPass: no size passes.
+    """
+    network = network_of(model)
+    period = lcm(network.period, network.multiple, *(network.strides if isinstance(network, UNet) else ()))
+    with torch.inference_mode(False), torch.enable_grad():
+        ghost = _Full(meta_copy(model).eval()).eval()
+        if network.size:
+            return Fit(period, network.size, network.size, why=f"the network takes {network.size[0]}x{network.size[1]}")
+        least = _least(ghost, network, period)
+        out, x = _passed(ghost, (least, least))
+        shrinks = x.shape[-2] - out.shape[-2], x.shape[-1] - out.shape[-1]
+        edge, why = _edge(ghost, least, period)
+    return Fit(period, None, (least, least), shrinks, edge, why)
+
+
+def _least(ghost: nn.Module, network: Network, period: int) -> int:
+    """The smallest side that passes, of those that differ by periods and leave no row or column out."""
+    if not network.valid:
+        return -(-max(1, network.min_size) // period) * period
+    least, sizes = smallest(ghost), nearest_sizes(ghost, (TILE, TILE))
+    if least is None or not sizes:
+        raise CannotPass(f"no size up to 2048 passes through {network.plan}")
+    return least + (sizes[0][0] - least) % period
+
+
+def _passed(ghost: nn.Module, size: Size) -> tuple[Tensor, Tensor]:
+    """The output of a pass, and its input."""
+    x = meta_input(network_of(ghost), size)
+    seen = observe(ghost, x)
+    if seen.output is None:
+        raise refusal(ghost, size, seen) from seen.error
+    return seen.output, x
+
+
+def _edge(ghost: nn.Module, least: int, period: int) -> tuple[tuple[Size, Size] | None, str]:
+    """How far the ends of an input reach into the output, or None; and what makes it so."""
+    out, x = _passed(ghost, (least + 8 * period,) * 2)
+    field = receptive_field(out, x)
+    if field.size is None:
+        return None, f"what a pixel depends on is {field}"
+    larger = least + -(-(2 * max(field.size) + 2 * period) // period) * period
+    out, x = _passed(ghost, (larger, larger))
+    if receptive_field(out, x).size != field.size:
+        return None, "what a pixel depends on grows with the image"
+    if uneven := next(filter(None, map(_uneven, _nodes(out.grad_fn))), ""):
+        return None, uneven
+    return _reached(out, x), f"a pixel depends on {field} pixels"
+
+
+def _reached(out: Tensor, x: Tensor) -> tuple[Size, Size]:
+    """How many rows and columns of an output depend on what lies before its input's first pixel, or behind its last."""
+
+    def beyond(at: int, pixel: int, axis: int) -> bool:
+        # What a pixel of the output and one at the input's far end depend on together spans more than the input.
+        both = out[:, :1, at : at + 1, at : at + 1] + x[:, :1, pixel : pixel + 1, pixel : pixel + 1]
+        found = receptive_field(both, x).size
+        return found is not None and found[axis] > x.shape[axis - 2]
+
+    side, last = out.shape[-1], x.shape[-1] - 1
+    first = [_count(side, lambda at, a=a: not beyond(at, last, a)) for a in (0, 1)]  # type: ignore[misc]
+    clear = [_count(side, lambda at, a=a: beyond(at, 0, a)) for a in (0, 1)]  # type: ignore[misc]
+    return (first[0], first[1]), (side - clear[0], side - clear[1])
+
+
+def _count(side: int, until: Callable[[int], bool]) -> int:
+    """How many pixels stand before the first of which it holds, and of all behind it."""
+    return bisect_left(range(side), x=True, key=until)
+
+
+def _nodes(root: Any) -> Iterator[Any]:
+    stack, seen = [root], set()
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            stack += [parent for parent, _ in node.next_functions]
+
+
+def _uneven(node: Any) -> str:
+    """Why an operation does not do the same everywhere, whatever its input's size; else ""."""
+    name = node.name()
+    statistics = "NativeGroupNorm" in name or ("BatchNorm" in name and node._saved_training)
+    if statistics or ("NativeLayerNorm" in name and len(node._saved_normalized_shape) > 1):
+        return "a norm takes its statistics from the whole image"
+    if not name.startswith("Upsample"):
+        return ""
+    if getattr(node, "_saved_align_corners", False):
+        return "an interpolation aligns corners, and so depends on the image's size"
+    pairs = zip(node._saved_self_sym_sizes[-2:], node._saved_output_size, strict=True)
+    return "" if all(big % small == 0 for small, big in map(sorted, pairs)) else "maps are resized by no whole factor"

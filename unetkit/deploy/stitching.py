@@ -1,0 +1,112 @@
+"""An image through a network by tiles: windows of the result, one after the other, and no more held than they need.
+
+B batch, C channels, L planes of what is made of the logits, H and W height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from unetkit.deploy.layouts import Layout
+from unetkit.deploy.tiles import mirrored
+from unetkit.plan import Size
+
+#: What a batch of tiles (B, C, h, w) is passed through: (B, L, h', w').
+Pass = Callable[[Tensor], Tensor]
+
+
+class Source(Protocol):
+    """An image that is read by windows."""
+
+    @property
+    def size(self) -> Size: ...
+
+    def read(self, rows: slice, columns: slice) -> Tensor:
+        """A window (C, h, w), float32 or float64; both slices lie within the image."""
+        ...
+
+
+class Held:
+    """An image (C, H, W) that is in memory already."""
+
+    def __init__(self, image: Tensor) -> None:
+        self.image = image
+        self.size: Size = (image.shape[-2], image.shape[-1])
+
+    def read(self, rows: slice, columns: slice) -> Tensor:
+        return self.image[:, rows, columns]
+
+
+class Window(NamedTuple):
+    """What is known of rows and columns of the image: values (L, h, w) on the CPU."""
+
+    rows: slice
+    columns: slice
+    values: Tensor
+
+
+def windows(passed: Pass, source: Source, layout: Layout, batch: int = 1) -> Iterator[Window]:
+    """The result, window by window: row by row from the top left, a window a tile. Together they cover the image.
+
+    Args:
+        passed: the network and what is made of its logits, in eval mode.
+        source: the image.
+        layout: as `Fit.layout` gives it.
+        batch: tiles a pass.
+    """
+    tiles = _outputs(passed, source, layout, batch)
+    above: Tensor | None = None
+    for row in range(len(layout.rows.starts)):
+        kept = _Kept(layout, row, above)
+        for column in range(len(layout.columns.starts)):
+            yield kept.take(column, next(tiles))
+        above = kept.below
+
+
+class _Kept:
+    """A row of tiles as it is put together: what is not yet whole is kept, for the next tile or the next row."""
+
+    def __init__(self, layout: Layout, row: int, above: Tensor | None) -> None:
+        self.rows, self.columns, self.row, self.above = layout.rows, layout.columns, row, above
+        self.top, self.done = self.rows.starts[row], self.rows.ends[row]
+        self.share = torch.from_numpy(self.rows.share(row))[:, None]
+        self.right: Tensor | None = None
+        self.below: Tensor | None = None
+
+    def take(self, column: int, out: Tensor) -> Window:
+        """Add a tile's output (L, h, w); give the window that is whole now."""
+        left, right = self.columns.starts[column], self.columns.ends[column]
+        out = out * (self.share * torch.from_numpy(self.columns.share(column)))
+        if self.right is not None:
+            out[..., : self.right.shape[-1]] += self.right
+        whole, self.right = out[..., : right - left], out[..., right - left :]
+        if self.above is not None:
+            whole[:, : self.above.shape[1]] += self.above[..., left:right]
+        done = self.done - self.top
+        if done < whole.shape[1]:
+            if self.below is None:
+                self.below = out.new_empty(out.shape[0], whole.shape[1] - done, self.columns.whole)
+            self.below[..., left:right] = whole[:, done:]
+        bottom, end = min(self.done, self.rows.side), min(right, self.columns.side)
+        return Window(slice(self.top, bottom), slice(left, end), whole[:, : bottom - self.top, : end - left])
+
+
+def _outputs(passed: Pass, source: Source, layout: Layout, batch: int) -> Iterator[Tensor]:
+    """What a pass makes of each tile, (L, h, w), row by row."""
+    places = ((row, column) for row in range(len(layout.rows.starts)) for column in range(len(layout.columns.starts)))
+    while some := list(islice(places, batch)):
+        tiles = [mirrored_window(source, layout.rows.taken(row), layout.columns.taken(column)) for row, column in some]
+        yield from passed(torch.stack(tiles)).cpu()
+
+
+def mirrored_window(source: Source, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
+    """A window (C, h, w) of an image that is mirrored beyond its ends."""
+    down, across = (mirrored(*span, side) for span, side in zip((rows, columns), source.size, strict=True))
+    top, left = int(down.min()), int(across.min())
+    window = source.read(slice(top, int(down.max()) + 1), slice(left, int(across.max()) + 1))
+    return window[:, torch.from_numpy(down - top)][:, :, torch.from_numpy(across - left)]

@@ -1,0 +1,21 @@
+"""From images to masks: networks passed over images of any size by tiles, and files written as they come.
+
+`tiled` passes an image in memory; `unetkit predict` passes files, also those that are larger than memory.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unetkit.predict.passing import tiled
+
+_WHERE = {"tiled": "unetkit.predict.passing"}
+__all__ = ["tiled"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)

@@ -1,0 +1,158 @@
+"""A trained network scored on images whose masks are known.
+
+C channels, L classes or labels, H and W height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unetkit.data.layout import read_classes
+from unetkit.data.opening import named, open_data
+from unetkit.data.sample import Data, Images, Sample
+from unetkit.data.target import Target
+from unetkit.deploy.passes import whole
+from unetkit.errors import BadFile, BadOption
+from unetkit.jobs.memory import exhausted
+from unetkit.network import Network
+from unetkit.predict.passing import tiled
+from unetkit.train.metrics import Evaluation, Seen, touching_said
+from unetkit.train.record import Run
+
+#: Images of more pixels are passed by tiles.
+LARGEST = 2048 * 2048
+#: All splits together.
+ALL = "all"
+
+
+class Together:
+    """Several splits as one."""
+
+    def __init__(self, splits: Sequence[Images]) -> None:
+        self.splits = splits
+
+    def __len__(self) -> int:
+        return sum(map(len, self.splits))
+
+    def __getitem__(self, index: int, /) -> Sample:
+        for split in self.splits:
+            if index < len(split):
+                return split[index]
+            index -= len(split)
+        raise IndexError(index)
+
+
+def opened(run: Run, text: str | None = None) -> Data:
+    """The data set to score a run on: its own, split as it was, or another with the same classes.
+
+    The masks of a folder that names no classes are read by those of the run, so that none need occur in them.
+
+    Raises:
+        BadOption: it has other classes or channels than the run.
+    """
+    choices = run.choices
+    text = text or choices.data
+    target = run.target if not named(text) and read_classes(Path(text)) is None else None
+    val = choices.val if same_place(text, choices.data) else None  # what it was not trained on is not split either
+    group, ignore = choices.group if val is not None else "", choices.ignore
+    data = open_data(text, seed=choices.seed, val=val, group=group, ignore=ignore, target=target)
+    if _meaning(data.target) != _meaning(run.target):
+        raise BadOption(f"--data {text}: has {_said(data.target)}, and {run.folder} was trained on {_said(run.target)}")
+    if data.channels != run.channels:
+        channels = f"images of {data.channels} channel(s), and {run.folder} takes {run.channels}"
+        raise BadOption(f"--data {text}: has {channels}")
+    return data
+
+
+def chosen(run: Run, data: Data, split: str | None = None) -> tuple[str, Images]:
+    """The images of a split, and its name: "test" where there is one, "val" of the run's own data, else "all".
+
+    Raises:
+        BadOption: there is no such split, or it is empty.
+    """
+    name = split or ("test" if "test" in data.splits else "val" if own(run, data) else ALL)
+    if name != ALL and name not in data.splits:
+        raise BadOption(f"--split {name}: {data.said} has {', '.join(data.splits)}; give one of them, or {ALL}")
+    images = Together([*data.splits.values()]) if name == ALL else data.splits[name]
+    if not len(images):
+        raise BadOption(f"--split {name}: {data.said} has no image in it")
+    return name, images
+
+
+def own(run: Run, data: Data) -> bool:
+    """Whether it is what the run was trained on."""
+    return same_place(data.said, run.choices.data)
+
+
+def same_place(said: str, trained: str) -> bool:
+    """Whether two texts are the same, or paths of one folder."""
+    return said == trained or (Path(said).is_dir() and Path(said).resolve() == Path(trained).resolve())
+
+
+def evaluate(
+    run: Run,
+    network: Network,
+    images: Images,
+    *,
+    tolerance: float | None = None,
+    tell: Callable[[int, int], None] = lambda done, count: None,
+) -> Evaluation:
+    """Pass every image and compare.
+
+    Args:
+        run: whose network it is.
+        network: in eval mode, on any device.
+        images: with the masks of the run's classes.
+        tolerance: of the boundary F-score in pixels; 0.75% of each image's diagonal, if None.
+        tell: told how many images of how many are done.
+
+    Raises:
+        BadFile: an image cannot be read.
+    """
+    found = Evaluation(run.target, outlines=True, tolerance=tolerance, apart=True)
+    for index in range(len(images)):
+        tell(index, len(images))
+        sample = images[index]
+        if len(sample.image) != run.channels:
+            raise BadFile(f"{sample.name}: has {len(sample.image)} channels, and {run.folder} takes {run.channels}")
+        found.add(sample.name, probabilities(run, network, sample.image), sample)
+    tell(len(images), len(images))
+    return found
+
+
+def probabilities(run: Run, network: Network, image: Tensor) -> Tensor:
+    """Of an image (C, H, W) as it was read, (L, H, W) on the CPU; by tiles, where it is large or memory runs out."""
+    normalised, device = run.normalised(image), next(network.parameters()).device
+    if image[0].numel() <= LARGEST:
+        try:
+            with torch.inference_mode():
+                return run.target.probabilities(whole(network, normalised[None].to(device)).float())[0].cpu()
+        except (RuntimeError, MemoryError) as error:
+            if not exhausted(error):
+                raise
+    return tiled(network, normalised, then=run.target.probabilities)
+
+
+def report(found: Evaluation) -> dict[str, Any]:
+    """All that there is to say, as JSON can hold it: the scores, the confusion, and the images, worst first."""
+    classes = {"kind": found.target.kind, "classes": [*found.target.names]}
+    return classes | found.summary() | {"confusion": found.matrix.tolist(), "each": [*map(_each, found.worst())]}
+
+
+def _each(image: Seen) -> dict[str, Any]:
+    touching = {"touching": touching_said(image.apart)} if image.apart else {}
+    return {"name": image.name, **image.scores.as_dict(), "confusion": image.matrix.tolist(), **touching}
+
+
+def _meaning(target: Target) -> tuple[str, tuple[str, ...]]:
+    return target.kind, target.names
+
+
+def _said(target: Target) -> str:
+    what = "labels" if target.kind == "multilabel" else "classes"
+    return f"{len(target.names)} {what} ({', '.join(target.names)})"

@@ -1,0 +1,114 @@
+"""The strips and tiles of a TIFF (6.0), of which those alone are read that a window touches.
+
+tifffile finds and decodes them.
+C channels, H and W height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tifffile
+
+from unetkit.plan import Size
+
+#: Axes that channels may stand along, before the image's or (samples alone) behind them.
+_CHANNELS = "SCIQ"
+#: What tifffile calls an extra channel that is alpha: associated or not.
+_ALPHA = (1, 2)
+
+
+class Unusual(Exception):
+    """A file that windows are not read of."""
+
+
+class Segments:
+    """The first image of a file.
+
+    Attributes:
+        size: height and width.
+        channels: the numbers of those that are read: all but alpha.
+        least: bytes that are in memory at once, whatever the window.
+    """
+
+    def __init__(self, file: tifffile.TiffFile) -> None:
+        """Raises Unusual where only the whole image can be read."""
+        series, page = file.series[0], file.series[0].keyframe
+        shape, axes = _squeezed(series.shape, series.axes)
+        planes = axes.removesuffix("YX") if axes.endswith("YX") else ""
+        if axes not in ("YX", "YXS") and (len(planes) != 1 or planes not in _CHANNELS):
+            raise Unusual(axes)
+        if page.photometric == tifffile.PHOTOMETRIC.PALETTE or page.imagedepth != 1:
+            raise Unusual("palette")
+        if planes and planes in "IQ" and shape[0] != min(shape):
+            raise Unusual("channels that are not the shortest side")
+        self._file, self._series, self._page, self._first = file, series, page, bool(planes)
+        self.size: Size = (shape[axes.index("Y")], shape[axes.index("X")])
+        self._count = 1 if len(axes) == 2 else shape[0 if planes else 2]
+        self.channels = _without_alpha(self._count, page.extrasamples if "S" in axes else ())
+        self._held: dict[tuple[int, int], tuple[np.ndarray, Any]] = {}
+        self._flat = series.dataoffset if page.is_memmappable else None
+        self._high = page.tilelength if page.is_tiled else min(page.rowsperstrip, self.size[0])
+        self._wide = page.tilewidth if page.is_tiled else self.size[1]
+        self.least = 0 if self._flat is not None else self._high * self._wide * series.dtype.itemsize
+
+    def read(self, rows: slice, columns: slice) -> np.ndarray:
+        """A window (h, w, C), or (h, w) of one channel, in the machine's byte order."""
+        read = self._decoded if self._flat is None else self._mapped
+        window = read(rows, columns)[..., self.channels]
+        return window.astype(window.dtype.newbyteorder("="))
+
+    def _mapped(self, rows: slice, columns: slice) -> np.ndarray:
+        """Of a file that is not compressed; mapped anew each time, so that what was read counts as nobody's."""
+        shape = (self._count, *self.size) if self._first else (*self.size, self._count)
+        kind = np.dtype(self._file.byteorder + self._series.dtype.char)
+        mapped: np.ndarray = np.memmap(self._file.filehandle.path, kind, "r", self._flat or 0, shape)
+        window = np.moveaxis(mapped[:, rows, columns], 0, -1) if self._first else mapped[rows, columns]
+        return np.array(window)
+
+    def _decoded(self, rows: slice, columns: slice) -> np.ndarray:
+        window = np.zeros((rows.stop - rows.start, columns.stop - columns.start, self._count), self._series.dtype)
+        # Windows come from the top down, so what lies above this one is not needed again.
+        self._held = {key: kept for key, kept in self._held.items() if kept[1][0] + self._high > rows.start}
+        for page, index in self._touched(rows, columns):
+            data, (top, left, channel) = self._segment(page, index)
+            low, high = max(top, rows.start), min(top + data.shape[0], rows.stop)
+            near, far = max(left, columns.start), min(left + data.shape[1], columns.stop)
+            part = data[low - top : high - top, near - left : far - left]
+            into = window[low - rows.start : high - rows.start, near - columns.start : far - columns.start]
+            into[..., channel : channel + data.shape[2]] = part
+        return window
+
+    def _touched(self, rows: slice, columns: slice) -> Iterator[tuple[int, int]]:
+        """Page and number of each segment that a window touches."""
+        down, across = -(-self.size[0] // self._high), -(-self.size[1] // self._wide)
+        planes = self._page.samplesperpixel if self._page.planarconfig == tifffile.PLANARCONFIG.SEPARATE else 1
+        for page in range(len(self._series.pages)):
+            for plane in range(planes):
+                for row in range(rows.start // self._high, -(-rows.stop // self._high)):
+                    for column in range(columns.start // self._wide, -(-columns.stop // self._wide)):
+                        yield page, (plane * down + row) * across + column
+
+    def _segment(self, page: int, index: int) -> tuple[np.ndarray, tuple[int, int, int]]:
+        """Its numbers (h, w, samples), and where they stand: row, column, channel."""
+        if (page, index) not in self._held:
+            frame: Any = self._series.pages[page]
+            self._file.filehandle.seek(frame.dataoffsets[index])
+            data = self._file.filehandle.read(frame.databytecounts[index]) or None
+            found, (plane, _, top, left, _), shape = self._page.decode(data, index, jpegtables=frame.jpegtables)
+            values = np.full(shape[1:], self._page.nodata, self._series.dtype) if found is None else found[0]
+            self._held[page, index] = values, (top, left, page * self._page.samplesperpixel + plane)
+        return self._held[page, index]
+
+
+def _squeezed(shape: tuple[int, ...], axes: str) -> tuple[tuple[int, ...], str]:
+    """Without axes of length 1 beside the image's own."""
+    kept = [(side, axis) for side, axis in zip(shape, axes, strict=True) if side > 1 or axis in "YX"]
+    return tuple(side for side, _ in kept), "".join(axis for _, axis in kept)
+
+
+def _without_alpha(count: int, extra: tuple[int, ...]) -> list[int]:
+    first = count - len(extra)
+    return [*range(first), *(first + place for place, kind in enumerate(extra) if int(kind) not in _ALPHA)]

@@ -1,0 +1,29 @@
+"""Training: losses, metrics, the loop, and the folder that a run leaves.
+
+`run` trains a plan and `resume` goes on with it; `read` opens the folder.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unetkit.train.record import Run
+    from unetkit.train.record import read_run as read
+    from unetkit.train.running import resume, run
+
+_WHERE = {
+    "Run": ("unetkit.train.record", "Run"),
+    "read": ("unetkit.train.record", "read_run"),
+    "resume": ("unetkit.train.running", "resume"),
+    "run": ("unetkit.train.running", "run"),
+}
+__all__ = ["Run", "read", "resume", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _WHERE[name]
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,119 @@
+"""Which images a step sees: a function of seed, epoch and number alone, whatever the network, the workers, or a resume.
+
+B batch, C channels, L labels, H and W height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from unetkit.data.sample import Images, Sample
+from unetkit.data.streams import numbers, seed_of
+
+#: A sample, its weight map where the loss wants one, and a seed -> both, augmented.
+Augment = Callable[[Sample, Tensor | None, int], tuple[Sample, Tensor | None]]
+#: A sample -> its border weights (H, W).
+Weigh = Callable[[Sample], Tensor]
+Key = tuple[int, int]
+
+
+class Batch(NamedTuple):
+    """What a step is given.
+
+    Attributes:
+        names: of the B images.
+        images: (B, C, H, W) float32, brought to mean 0 and standard deviation 1.
+        masks: (B, H, W) or (B, L, H, W) int64.
+        weights: (B, H, W) float32 border weights, or None.
+    """
+
+    names: list[str]
+    images: Tensor
+    masks: Tensor
+    weights: Tensor | None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same, there."""
+        moved = [None if each is None else each.to(device, non_blocking=True) for each in self[1:]]
+        return Batch(self.names, *moved)  # type: ignore[arg-type]
+
+
+class Augmented(Dataset[tuple[Sample, Tensor | None]]):
+    """Training images by (epoch, index), augmented by a stream of their own."""
+
+    def __init__(
+        self,
+        images: Images,
+        augment: Augment,
+        weigh: Weigh | None,
+        normalise: Callable[[Tensor], Tensor],
+        seed: int,
+    ) -> None:
+        self.images, self.augment, self.weigh, self.normalise, self.seed = images, augment, weigh, normalise, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: Key) -> tuple[Sample, Tensor | None]:
+        epoch, index = key
+        sample = self.images[index]
+        weights = self.weigh(sample) if self.weigh else None
+        sample, weights = self.augment(sample, weights, seed_of(self.seed, "augment", epoch, index))
+        return sample._replace(image=self.normalise(sample.image)), weights
+
+
+def collated(items: list[tuple[Sample, Tensor | None]]) -> Batch:
+    """Samples of one size as a batch."""
+    weights = [weight for _, weight in items if weight is not None]
+    return Batch(
+        [sample.name for sample, _ in items],
+        torch.stack([sample.image for sample, _ in items]),
+        torch.stack([sample.mask for sample, _ in items]),
+        torch.stack(weights) if weights else None,
+    )
+
+
+def steps_of(seed: int, epoch: int, count: int, batch: int) -> list[list[int]]:
+    """The images of each step of an epoch, full batches alone: which are left over, the order of the epoch says.
+
+    Fewer images than a batch takes come several times in the one step.
+    """
+    order: list[int] = []
+    rounds = -(-batch // count)
+    for turn in range(rounds):
+        order += numbers(seed, "order", epoch, turn).permutation(count).tolist()
+    return [order[start : start + batch] for start in range(0, max(len(order) - batch, 0) + 1, batch)]
+
+
+class Loader:
+    """The batches of an epoch, from any step on, for one of several processes that share each step."""
+
+    def __init__(self, data: Augmented, batch: int, workers: int, rank: int, world: int) -> None:
+        self.data, self.batch, self.workers, self.rank, self.world = data, batch, workers, rank, world
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+        return len(self._steps(0))
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Its batches, from the step `start` on."""
+        mine = slice(self.rank * self.batch, (self.rank + 1) * self.batch)
+        keys = [[(epoch, index) for index in step[mine]] for step in self._steps(epoch)[start:]]
+        return iter(
+            DataLoader(
+                self.data,
+                batch_sampler=keys,
+                collate_fn=collated,
+                num_workers=self.workers,
+                pin_memory=torch.cuda.is_available(),
+            )
+        )
+
+    def _steps(self, epoch: int) -> list[list[int]]:
+        return steps_of(self.data.seed, epoch, len(self.data), self.batch * self.world)

@@ -1,0 +1,110 @@
+"""From what was said to what a run needs to begin: data opened, the network's classes and channels, normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from unetkit.data.opening import open_data
+from unetkit.data.sample import Data, Images
+from unetkit.errors import BadOption
+from unetkit.inspect.observe import network_of
+from unetkit.network import Network
+from unetkit.plan import Plan
+from unetkit.sizes import size_of
+from unetkit.train.choices import Choices
+from unetkit.train.losses import make_loss
+from unetkit.train.optimising import OPTIMIZERS
+from unetkit.train.record import Run
+
+#: Images that the mean and the standard deviation are taken from.
+_MEASURED = 200
+#: Of a training crop, where none is asked for.
+_CROP = 256
+_VERSIONS = ("unetkit", "torch", "torchvision", "timm", "segmentation-models-pytorch")
+
+
+def opened(choices: Choices, progress: Callable[[int, int], None] | None = None) -> Data:
+    """The data set of a run. `progress` is told how many of its masks, of how many, are scanned."""
+    rules: dict[str, Any] = {name: getattr(choices, name) for name in ("seed", "val", "group", "ignore")}
+    return open_data(choices.data, **rules, progress=progress)
+
+
+def fitted(plan: Plan, data: Data) -> Plan:
+    """The plan with the classes and channels of the data.
+
+    Raises:
+        BadOption: it says others.
+    """
+    if plan.in_channels not in (None, data.channels):
+        what = f"--in-channels {plan.in_channels}: the images of {data.said} have {data.channels}"
+        raise BadOption(f"{what}; leave it out, or give that")
+    if plan.classes is not None:
+        data.target.activation(plan.classes)
+    return replace(plan, in_channels=data.channels, classes=plan.classes or data.target.outputs)
+
+
+def completed(choices: Choices, plan: Plan, data: Data) -> Choices:
+    """The choices with nothing left open that the data decide."""
+    loss = make_loss(choices.loss, data.target, plan.classes or data.target.outputs).said
+    crop = choices.crop or plan.size
+    if crop is None:
+        height, width = size_of(data.splits["train"][0].image)
+        crop = min(height, _CROP), min(width, _CROP)
+    optimizer = OPTIMIZERS.said(choices.optimizer)
+    return replace(choices, loss=loss, crop=crop, augment=choices.augment or data.augment, optimizer=optimizer)
+
+
+def run_of(folder: Path, network: Network, choices: Choices, data: Data, plugins: tuple[str, ...], command: str) -> Run:
+    """What is known of a run before its first step."""
+    mean, std = normalisation(network_of(network), data)
+    versions = tuple((name, version(name)) for name in _VERSIONS)
+    plan = network_of(network).plan
+    return Run(
+        folder,
+        plan,
+        choices,
+        target=data.target,
+        channels=data.channels,
+        mean=mean,
+        std=std,
+        splits=counts(data),
+        plugins=plugins,
+        versions=versions,
+        command=command,
+    )
+
+
+def counts(data: Data) -> tuple[tuple[str, int], ...]:
+    """How many images each split has."""
+    return tuple((name, len(images)) for name, images in data.splits.items())
+
+
+def normalisation(network: Network, data: Data) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel: those that pretrained weights were made with, or of the data."""
+    if not network.plan.pretrained or data.channels != len(IMAGENET_DEFAULT_MEAN):
+        return measured(data.splits["train"])
+    config: Any = getattr(getattr(network.encoder, "model", None), "pretrained_cfg", {})
+    return tuple(config.get("mean", IMAGENET_DEFAULT_MEAN)), tuple(config.get("std", IMAGENET_DEFAULT_STD))
+
+
+def measured(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Of each channel, over all pixels of up to 200 images, evenly taken."""
+    step = max(len(images) // _MEASURED, 1)
+    moments = []
+    for index in range(0, len(images), step):
+        pixels = images[index].image.flatten(1).double()
+        moments.append(
+            torch.stack([pixels.sum(1), pixels.square().sum(1), pixels.new_tensor(pixels.shape[1]).expand(len(pixels))])
+        )
+    total, squares, count = torch.stack(moments).sum(0)
+    mean = total / count
+    std = (squares / count - mean.square()).clamp_min(0).sqrt()
+    # A channel that never changes stays as it is.
+    return tuple(mean.tolist()), tuple(torch.where(std > 1e-8, std, torch.ones_like(std)).tolist())

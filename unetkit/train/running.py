@@ -1,0 +1,141 @@
+"""`unetkit.train.run` and `unetkit.train.resume`: a training run, from what was said to its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from unetkit.builder import build_plan
+from unetkit.data.sample import Data
+from unetkit.deploy.files import load
+from unetkit.errors import BadFile, BadOption
+from unetkit.foreign import quiet
+from unetkit.meta import check_device
+from unetkit.plan import Plan
+from unetkit.plugins import default_parts, load_parts
+from unetkit.registry import Parts
+from unetkit.train.choices import Choices
+from unetkit.train.loop import Trainer, Watch
+from unetkit.train.preparing import completed, counts, fitted, opened, run_of
+from unetkit.train.record import HEADER, LAST, STATE, Run, read_run
+from unetkit.train.state import State, read_state
+from unetkit.train.world import World, joined
+
+#: Seconds between two saves within an epoch.
+SAVE_EVERY = 300.0
+
+
+def run(
+    plan: Plan | str,
+    out: str | Path,
+    *,
+    data: Data | str = "cells",
+    parts: Parts | None = None,
+    plugins: Sequence[str] = (),
+    command: str = "",
+    watch: Watch | None = None,
+    save_every: float = SAVE_EVERY,
+    **choices: Any,
+) -> Run:
+    """Train a network, and leave a folder that `unetkit eval` and `unetkit predict` take.
+
+    Args:
+        plan: of the network; its classes and channels are those of the data, its seed is that of all that is random.
+        out: the folder, which may hold no run yet.
+        data: what `--data` takes, or a set that is opened already; a run of the latter needs it again to be resumed.
+        parts: where the plan's names are looked up; all that is installed and in `plugins`, if None.
+        plugins: files and modules to load beside what is installed.
+        command: what was typed, for the record.
+        watch: is told how it goes.
+        save_every: seconds between two saves within an epoch; after each epoch all is saved.
+        choices: as in `Choices`.
+
+    Returns:
+        The run; `.network()` gives the network with its best weights.
+
+    Raises:
+        BadOption: data, loss and network do not fit together, or the folder holds a run.
+        BadFile: an image cannot be read, or the folder cannot be written.
+        UnetkitError: the loss became infinite or no number.
+    """
+    folder, plan = Path(out), Plan.parse(plan) if isinstance(plan, str) else plan
+    if (folder / HEADER).exists():
+        raise BadOption(f"--out {folder} holds a run; go on with it by --resume {folder}, or give another folder")
+    name = data if isinstance(data, str) else data.said
+    asked = Choices(**{**choices, "data": name, "seed": plan.seed or 0})
+    check_device(asked.device)
+    parts = parts or (load_parts(plugins) if plugins else default_parts())
+    told = watch or Watch()
+    with joined(asked.device) as world:
+        found: Data = _in_turn(world, lambda: opened(asked, told.scan)) if isinstance(data, str) else data
+        plan = replace(fitted(plan, found), seed=asked.seed)
+        asked = completed(asked, plan, found)
+        with quiet():
+            network = _in_turn(world, lambda: build_plan(plan, parts))
+        begun = run_of(folder, network, asked, found, tuple(plugins), command)
+        if world.first:
+            _written(begun)
+        return _train(begun, found, network, world, State(), told, save_every)
+
+
+def resume(
+    folder: str | Path,
+    *,
+    data: Data | None = None,
+    parts: Parts | None = None,
+    device: str | None = None,
+    watch: Watch | None = None,
+    save_every: float = SAVE_EVERY,
+) -> Run:
+    """Go on with a run that was stopped in any way, to the end that it would have come to.
+
+    Args:
+        folder: of the run.
+        data: as it was given to `run`, where it was.
+        device: another than before; on another, or with other threads, numbers may differ in their last digits.
+        parts, watch, save_every: as for `run`.
+
+    Raises:
+        BadFile: there is no run, or its files are damaged.
+    """
+    begun = read_run(folder)
+    device = device or begun.choices.device
+    check_device(device)
+    parts = parts or (load_parts(begun.plugins) if begun.plugins else default_parts())
+    told = watch or Watch()
+    with joined(device) as world:
+        found: Data = data or _in_turn(world, lambda: opened(begun.choices, told.scan))
+        if (found.target, counts(found)) != (begun.target, begun.splits):
+            raise BadOption(f"{found.said} is no longer what {folder} began with (classes or images); train anew")
+        state = State()
+        if (begun.folder / STATE).exists():
+            state = read_state(begun.folder / STATE)
+        with quiet():
+            # A file knows the weights that pretraining gave; the plan would have them downloaded again.
+            saved = state.model and (begun.folder / LAST).exists()
+            network = load(begun.folder / LAST, parts=parts) if saved else build_plan(begun.plan, parts)
+        return _train(begun, found, network, world, state, told, save_every)
+
+
+def _train(begun: Run, data: Data, network: Any, world: World, state: State, watch: Watch, save_every: float) -> Run:
+    trainer = Trainer(begun, data, network, world, state, watch if world.first else Watch(), save_every)
+    trainer.train()
+    return begun
+
+
+def _in_turn(world: World, make: Any) -> Any:
+    """What `make` gives, the first process before the others: what it downloads or scans, they find in a cache."""
+    if world.size == 1:
+        return make()
+    made = make() if world.first else None
+    world.gathered(None)
+    return made if world.first else make()
+
+
+def _written(begun: Run) -> None:
+    try:
+        begun.write()
+    except OSError as error:
+        raise BadFile(f"--out {begun.folder} cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,69 @@
+"""The processes that train together, as `torchrun` starts them; one, where it did not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from unetkit.errors import BadOption
+
+#: How long one process may wait for another: the first validates its share, draws and writes between two steps.
+_PATIENCE = timedelta(hours=1)
+
+
+@dataclass(frozen=True)
+class World:
+    """Which process this is, of how many, and the device that it trains on."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether it is the one that writes."""
+        return self.rank == 0
+
+    def gathered(self, said: Any) -> list[Any]:
+        """What each process said, in order; all of them must come here."""
+        if self.size == 1:
+            return [said]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, said)
+        return found
+
+    def any(self, fact: bool) -> bool:
+        """Whether it is so in any process; all of them must come here."""
+        return any(self.gathered(fact))
+
+
+@contextmanager
+def joined(device: str | None) -> Iterator[World]:
+    """Join the processes that torchrun started with this one, and leave them.
+
+    Raises:
+        BadOption: a device was named for several processes that is not one for each.
+    """
+    size, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    there = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if size > 1 and there.index is not None:
+        raise BadOption(f"--device {device}: each of {size} processes has a GPU of its own; give cuda, or cpu")
+    if size > 1 and there.type == "cuda":
+        there = torch.device("cuda", local)
+    if there.type == "cuda":
+        torch.cuda.set_device(there)
+    if size == 1 or dist.is_initialized():
+        yield World(dist.get_rank() if dist.is_initialized() else 0, size, there)
+        return
+    dist.init_process_group("nccl" if there.type == "cuda" else "gloo", timeout=_PATIENCE)
+    try:
+        yield World(dist.get_rank(), size, there)
+    finally:
+        dist.destroy_process_group()
