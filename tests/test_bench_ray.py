@@ -206,7 +206,7 @@ def ended(address: str, folder: Path) -> dict[str, dict[str, Any]]:
     asked = {"names": NAMES, "folder": str(folder), "options": {"address": address, "timeout": LONG}}
     stays = {"names": ["stay"], "folder": str(folder), "options": {"address": address, "timeout": SHORT}}
     rows = driven(asked, stays, UNETKIT_TEST="told")
-    assert sorted(row.get("name", row.get("refused")) for row in rows) == sorted([*NAMES, "stay"])
+    assert sorted(row.get("name", row.get("refused", "")) for row in rows) == sorted([*NAMES, "stay"])
     return {row["name"]: row for row in rows}
 
 

@@ -18,9 +18,12 @@ from torch import Tensor
 import unetkit
 from unetkit.cli import main
 from unetkit.cli.eval import eval_run
+from unetkit.cli.predict import predict
+from unetkit.data.files import read_mask
 from unetkit.data.opening import open_data
 from unetkit.data.target import IGNORE
-from unetkit.deploy.passes import whole
+from unetkit.data.writing import write_set
+from unetkit.deploy.passing import tiled
 from unetkit.errors import BadFile, UnetkitError
 from unetkit.network import Network
 from unetkit.predict import evaluate as evaluating
@@ -47,7 +50,7 @@ def trained(folder: Path, text: str, encoder: str = "plain:widths=[4,6]", **word
 
 def balance(model: Network, image: Tensor) -> None:
     with torch.no_grad():
-        model.head.conv.bias -= whole(model.eval(), image).mean((0, 2, 3))
+        model.head.conv.bias -= tiled(model, image[0]).mean((1, 2))
 
 
 def drawn(folder: Path, count: int = 6, names: tuple[str, ...] = NAMES, *, told: bool = True, channels: int = 3) -> str:
@@ -218,20 +221,18 @@ def test_every_kind_of_mask_has_scores_and_a_picture(kind: Any, outputs: int, tm
     assert all(f"\n{name} " in called(run).stdout for name in found["classes"])
 
 
-def test_large_images_are_passed_by_tiles_with_the_same_scores(cells: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = told(cells)
-    monkeypatch.setattr(evaluating, "LARGEST", 1000)
-    assert told(cells)["confusion"] == expected["confusion"]
-
-
-def test_where_memory_runs_out_an_image_is_passed_by_tiles(cells: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = told(cells)
-
-    def full(*_: Any) -> Tensor:
-        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
-
-    monkeypatch.setattr(evaluating, "whole", full)
-    assert told(cells)["confusion"] == expected["confusion"]
+def test_scores_are_those_of_the_masks_that_predict_writes(tmp_path: Path) -> None:
+    write_set(open_data("cells:count=1,val=1,test=3,size=51"), tmp_path / "cells")
+    folder = trained(tmp_path / "run", str(tmp_path / "cells"), encoder="test_resnet")
+    images = tmp_path / "cells" / "test" / "images"
+    done = CliRunner().invoke(predict, [str(folder), str(images), "--out", str(tmp_path / "masks")])
+    assert done.exit_code == 0, done.output
+    table = torch.zeros(2, 2, dtype=torch.int64)
+    for path in sorted(images.iterdir()):
+        found, truth = tmp_path / "masks" / path.name, images.parent / "masks" / path.name
+        predicted, true = (torch.from_numpy(read_mask(mask).values.astype(np.int64)) for mask in (found, truth))
+        table += confusion(predicted, true, 2)
+    assert told(folder)["confusion"] == table.tolist()
 
 
 def test_networks_of_valid_convolutions_and_ones_that_end_at_a_stride_are_scored_on_all_pixels(tmp_path: Path) -> None:

@@ -36,6 +36,11 @@ def mode_kept(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def usual_device(said: str | None) -> str:
+    """A device that was named, or the GPU where there is one."""
+    return said or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def check_device(device: Any) -> None:
     """Raise BadOption for a device that torch does not know or this machine has not."""
     try:

@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetkit.cli.words import parts_of
+from unetkit.cli.runs import trained
 from unetkit.errors import BadFile, BadOption
 from unetkit.foreign import quiet
 
 if TYPE_CHECKING:
-    from unetkit.registry import Parts
     from unetkit.train.metrics import Evaluation
-    from unetkit.train.record import Run
 
 
 @click.command("eval")
@@ -62,22 +60,22 @@ def eval_run(
         raise BadOption(f"--boundary {boundary:g}: must be 0 or more")
 
     from unetkit.predict.evaluate import chosen, evaluate, opened, own, report
-    from unetkit.train.record import BEST, LAST, read_run
+    from unetkit.train.record import read_run
 
     found = read_run(run)
     with quiet():  # what a part prints in its pass is not what this prints
-        network = found.network(_device(device), _parts(ctx, found), BEST if weights == "best" else LAST)
+        network = trained(ctx, found, weights, device)
         against = opened(found, data)
         name, images = chosen(found, against, split)
         with _bar() as tell:
             scored = evaluate(found, network, images, tolerance=boundary, tell=tell)
     about = {"run": str(run), "weights": weights, "plan": str(found.plan), "data": against.said, "split": name}
-    trained = own(found, against) and name in ("train", "all")
+    seen = own(found, against) and name in ("train", "all")
     done = _written(scored, {**about, **report(scored)}, as_json, picture)
     if as_json == Path("-"):
         return
     head = [f"{run}, its {weights} weights: {found.plan}", f"{len(images)} images of {against.said} ({name})"]
-    _show(scored, [*head, *["it was trained on some of them"] * trained], worst)
+    _show(scored, [*head, *["it was trained on some of them"] * seen], worst)
     for line in done:
         click.echo(line)
 
@@ -127,19 +125,3 @@ def _bar() -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, count: bar.update(task, completed=done, total=count)
-
-
-def _device(said: str | None) -> str:
-    import torch
-
-    return said or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _parts(ctx: click.Context, run: Run) -> Parts:
-    """What is installed, the plugins named before the command, and those that the run was trained with."""
-    from unetkit.plugins import load_host
-
-    given = tuple(map(str, ctx.find_root().params.get("plugins") or ()))
-    if set(run.plugins) <= set(given):
-        return parts_of(ctx)
-    return load_host(tuple(dict.fromkeys((*run.plugins, *given)))).parts

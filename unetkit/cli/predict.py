@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from unetkit.cli.words import parts_of
+from unetkit.cli.runs import trained
 from unetkit.errors import BadOption
 from unetkit.foreign import quiet
 
 if TYPE_CHECKING:
-    from unetkit.registry import Parts
-    from unetkit.train.record import Run
+    pass
 
 
 @click.command()
@@ -63,12 +62,12 @@ def predict(
     from unetkit.predict.planning import planned
     from unetkit.predict.running import How, Predictor, predict_all
     from unetkit.predict.watch import Shown
-    from unetkit.train.record import BEST, LAST, read_run
+    from unetkit.train.record import read_run
 
     found, passed = read_run(run), How(size, **how)
     jobs = planned(images, out, found.target, probabilities=probabilities, overlays=overlay)
     with quiet():  # what a part prints is not what this prints
-        network = found.network(_device(device), _parts(ctx, found), BEST if weights == "best" else LAST)
+        network = trained(ctx, found, weights, device)
         predictor = Predictor(found, network, passed)
         shown = Shown(len(jobs))
         try:
@@ -92,19 +91,3 @@ def _size(said: str | None) -> tuple[int, int] | None:
     if not sides:
         raise BadOption(f"--tile {said}: takes height by width, such as 512x768, or one number for both")
     return int(sides[1]), int(sides[2] or sides[1])
-
-
-def _device(said: str | None) -> str:
-    import torch
-
-    return said or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _parts(ctx: click.Context, run: Run) -> Parts:
-    """What is installed, the plugins named before the command, and those that the run was trained with."""
-    from unetkit.plugins import load_host
-
-    given = tuple(map(str, ctx.find_root().params.get("plugins") or ()))
-    if set(run.plugins) <= set(given):
-        return parts_of(ctx)
-    return load_host(tuple(dict.fromkeys((*run.plugins, *given)))).parts

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from math import lcm
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,10 @@ class _Full(nn.Module):
         return full_size(self.model, x)
 
 
+#: Found once a network: its layers do not change, whatever their weights do.
+_known: WeakKeyDictionary[nn.Module, Fit] = WeakKeyDictionary()
+
+
 def fit(model: nn.Module) -> Fit:
     """What a network asks of tiles.
 
@@ -48,6 +53,12 @@ def fit(model: nn.Module) -> Fit:
     Raises:
         CannotPass: no size passes.
     """
+    if model not in _known:
+        _known[model] = _fit(model)
+    return _known[model]
+
+
+def _fit(model: nn.Module) -> Fit:
     network = network_of(model)
     period = lcm(network.period, network.multiple, *(network.strides if isinstance(network, UNet) else ()))
     with torch.inference_mode(False), torch.enable_grad():

@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unetkit.predict.passing import tiled
+    from unetkit.deploy.passing import tiled
 
-_WHERE = {"tiled": "unetkit.predict.passing"}
+_WHERE = {"tiled": "unetkit.deploy.passing"}
 __all__ = ["tiled"]
 
 

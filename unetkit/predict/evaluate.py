@@ -9,23 +9,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from unetkit.data.layout import read_classes
 from unetkit.data.opening import named, open_data
 from unetkit.data.sample import Data, Images, Sample
 from unetkit.data.target import Target
-from unetkit.deploy.passes import whole
+from unetkit.deploy.passing import tiled
 from unetkit.errors import BadFile, BadOption
-from unetkit.jobs.memory import exhausted
 from unetkit.network import Network
-from unetkit.predict.passing import tiled
 from unetkit.train.metrics import Evaluation, Seen, touching_said
 from unetkit.train.record import Run
 
-#: Images of more pixels are passed by tiles.
-LARGEST = 2048 * 2048
 #: All splits together.
 ALL = "all"
 
@@ -126,16 +121,8 @@ def evaluate(
 
 
 def probabilities(run: Run, network: Network, image: Tensor) -> Tensor:
-    """Of an image (C, H, W) as it was read, (L, H, W) on the CPU; by tiles, where it is large or memory runs out."""
-    normalised, device = run.normalised(image), next(network.parameters()).device
-    if image[0].numel() <= LARGEST:
-        try:
-            with torch.inference_mode():
-                return run.target.probabilities(whole(network, normalised[None].to(device)).float())[0].cpu()
-        except (RuntimeError, MemoryError) as error:
-            if not exhausted(error):
-                raise
-    return tiled(network, normalised, then=run.target.probabilities)
+    """Of an image (C, H, W) as it was read, (L, H, W) on the CPU; what `unetkit predict` gives of it."""
+    return tiled(network, run.normalised(image), then=run.target.probabilities)
 
 
 def report(found: Evaluation) -> dict[str, Any]:

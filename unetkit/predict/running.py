@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from unetkit.atomic import written_whole
 from unetkit.deploy.fitting import fit
 from unetkit.deploy.layouts import Layout
+from unetkit.deploy.passing import passing
 from unetkit.deploy.stitching import Source, Window, windows
 from unetkit.errors import BadFile, BadOption
 from unetkit.inspect.figures import by
 from unetkit.plan import Size
 from unetkit.predict.checking import Check
 from unetkit.predict.opening import Picture, opened
-from unetkit.predict.passing import passing
 from unetkit.predict.planning import Job
 from unetkit.predict.writing import Masks, Overlay, write_probabilities
 from unetkit.train.record import Run

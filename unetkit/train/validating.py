@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from unetkit.data.sample import Images, Sample
-from unetkit.deploy.passes import whole
+from unetkit.deploy.passing import tiled
 from unetkit.train.batches import Weigh
 from unetkit.train.losses import Loss
 from unetkit.train.metrics import Evaluation
@@ -71,11 +70,9 @@ class Validation:
         every = [loss for _, found, _ in parts for loss in found]
         return Validated(sum(every) / len(every), together.summary(), [one for _, _, found in parts for one in found])
 
-    @torch.no_grad()
     def _logits(self, network: nn.Module, sample: Sample, precision: Callable[[], Any]) -> Tensor:
-        image = self.run.normalised(sample.image)[None].to(self.world.device)
         with precision():
-            return whole(network, image).float()
+            return tiled(network, self.run.normalised(sample.image))[None].float()
 
     def _loss(self, logits: Tensor, sample: Sample) -> Tensor:
         masks = sample.mask[None].to(logits.device)

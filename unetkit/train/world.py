@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from unetkit.errors import BadOption
+from unetkit.meta import usual_device
 
 #: How long one process may wait for another: the first validates its share, draws and writes between two steps.
 _PATIENCE = timedelta(hours=1)
@@ -52,7 +53,7 @@ def joined(device: str | None) -> Iterator[World]:
         BadOption: a device was named for several processes that is not one for each.
     """
     size, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
-    there = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    there = torch.device(usual_device(device))
     if size > 1 and there.index is not None:
         raise BadOption(f"--device {device}: each of {size} processes has a GPU of its own; give cuda, or cpu")
     if size > 1 and there.type == "cuda":
