@@ -132,7 +132,7 @@ def training(rounds: int) -> Iterator[Ratio]:
         data = open_data("cells:count=8,val=1,test=1,size=128")
         train.run("--model smp/unet --encoder resnet18", folder, data=data, loss="bce+dice", watch=watch, epochs=10**6)
     trainer, batch = watch.trainer, next(watch.trainer.loader.epoch(0))
-    trainer.network.train()
+    trainer.stepper.begin(0)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     bce, dice, truth = torch.nn.BCEWithLogitsLoss(), smp.losses.DiceLoss("binary"), batch.masks[:, None].float()
@@ -149,7 +149,7 @@ def training(rounds: int) -> Iterator[Ratio]:
         schedule.step()
 
     def ours() -> None:
-        trainer.take(trainer.network, batch)
+        trainer.stepper.take(batch, 0)
 
     yield compare("step of `unetkit train`, smp's resnet18 U-Net / of a plain loop", ours, theirs, rounds)
     for name, step in (("unetkit train", ours), ("a plain loop", theirs)):

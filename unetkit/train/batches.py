@@ -37,10 +37,11 @@ class Batch(NamedTuple):
     masks: Tensor
     weights: Tensor | None
 
-    def to(self, device: torch.device) -> Batch:
-        """The same, there."""
-        moved = [None if each is None else each.to(device, non_blocking=True) for each in self[1:]]
-        return Batch(self.names, *moved)  # type: ignore[arg-type]
+    def to(self, device: torch.device, memory_format: torch.memory_format) -> Batch:
+        """The same, there, the images in a memory format."""
+        images = self.images.to(device, non_blocking=True, memory_format=memory_format)
+        weights = None if self.weights is None else self.weights.to(device, non_blocking=True)
+        return Batch(self.names, images, self.masks.to(device, non_blocking=True), weights)
 
 
 class Augmented(Dataset[tuple[Sample, Tensor | None]]):

@@ -123,17 +123,19 @@ def about(trainer: Trainer) -> list[str]:
         f"data     {data.said}: {splits}; {data.target.kind} ({', '.join(data.target.names[:8])})",
         f"loss     {trainer.loss.said}; augmentation {run.choices.augment}; crops {crop}",
         f"steps    {trainer.loader.steps} an epoch of {run.choices.batch * world.size} images, "
-        f"{run.choices.epochs} epochs; {world.device}, {str(trainer.dtype).removeprefix('torch.')}",
+        f"{run.choices.epochs} epochs; {world.device}, {str(trainer.stepper.dtype).removeprefix('torch.')}",
     ]
     if world.size > 1:
         norms = "; statistics of batch norms are each process's own, and the first one's are kept"
-        kept = norms if any("BatchNorm" in type(module).__name__ for module in trainer.network.modules()) else ""
+        kept = (
+            norms if any("BatchNorm" in type(module).__name__ for module in trainer.stepper.network.modules()) else ""
+        )
         lines.append(f"world    {world.size} processes of {run.choices.batch} images a step{kept}")
     if trainer.state.epoch or trainer.state.step:
         lines.append(f"resumed  after epoch {trainer.state.epoch}, step {trainer.state.step}")
     if run.choices.freeze:
         until = "throughout" if run.choices.freeze < 0 else f"for {run.choices.freeze} epochs"
-        lines.append(f"frozen   the encoder {network_of(trainer.network).plan.encoder}, {until}")
+        lines.append(f"frozen   the encoder {network_of(trainer.stepper.network).plan.encoder}, {until}")
     return lines
 
 

@@ -1,0 +1,143 @@
+"""A network and how a step changes it: precision, gradient, optimiser, schedule, on one of several processes."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from unetkit.data.streams import seed_of
+from unetkit.inspect.observe import network_of
+from unetkit.train.batches import Batch
+from unetkit.train.choices import Choices
+from unetkit.train.fitting import loss_of
+from unetkit.train.losses import Loss
+from unetkit.train.optimising import OPTIMIZERS, Descent
+from unetkit.train.state import State
+from unetkit.train.world import World
+
+
+class NoNumber(Exception):
+    """A loss or gradient that is infinite or not a number; says which."""
+
+
+class Stepper:
+    """What takes steps.
+
+    Attributes:
+        network: on its device.
+        dtype: that autocast computes in; float32 for none.
+        epochs, steps: how many there are, and of an epoch.
+    """
+
+    def __init__(self, network: nn.Module, choices: Choices, loss: Loss, world: World, steps: int) -> None:
+        """Put a network on the device of a process, with an optimiser of its own.
+
+        Args:
+            network: on the CPU.
+            choices: of the run.
+            loss: of each image.
+            world: the processes.
+            steps: of an epoch.
+        """
+        self.choices, self.loss, self.world, self.steps = choices, loss, world, steps
+        memory = torch.channels_last if world.device.type == "cuda" else torch.contiguous_format
+        self.network: nn.Module = network.to(world.device, memory_format=memory)  # type: ignore[call-overload]
+        self.descent: Descent = OPTIMIZERS.make(choices.optimizer)
+        self.optimiser = self.descent.optimiser(self.network, choices.lr)
+        self.schedule = self.descent.schedule(self.optimiser, steps * choices.epochs)
+        self.dtype = autocast_type(choices.precision, world.device)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.dtype == torch.float16)
+        self._memory = memory
+        self._shared: tuple[int, nn.Module] | None = None
+
+    def precision(self) -> Any:
+        """Autocast's context, or one that does nothing."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.world.device.type, self.dtype)
+
+    def rate(self, epoch: int) -> float:
+        """The learning rate at the first step of an epoch, of what is no encoder."""
+        return self.choices.lr * self.descent.share(epoch * self.steps, self.choices.epochs * self.steps)
+
+    def begin(self, epoch: int) -> None:
+        """Put the network into training mode, its encoder at rest where it is frozen in this epoch."""
+        frozen = self.choices.freeze == -1 or epoch < self.choices.freeze
+        encoder = network_of(self.network).encoder
+        if self.choices.freeze:
+            encoder.requires_grad_(not frozen)
+        self.network.train()
+        if frozen:
+            encoder.eval()
+
+    def take(self, batch: Batch, at: int) -> float:
+        """Take a step, the `at`-th of all; give the loss of this process's images.
+
+        Raises:
+            NoNumber: before anything is changed but the statistics of norms.
+        """
+        torch.manual_seed(seed_of(self.choices.seed, "step", at, self.world.rank))
+        batch = batch.to(self.world.device, self._memory)
+        with self.precision():
+            outputs = self._parallel()(batch.images)
+        loss = loss_of(outputs, batch, self.loss, network_of(self.network)).mean()
+        value = float(loss.detach())
+        if self.world.size == 1:  # of several, all learn of it by the gradient
+            _check(value, "loss")
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.unscale_(self.optimiser)
+        norm = nn.utils.clip_grad_norm_(self._trained(), self.descent.clip or math.inf)
+        if not self.scaler.is_enabled():  # which leaves out such steps itself
+            _check(float(norm), "norm of the gradient")
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad()
+        self.schedule.step()
+        return value
+
+    def store(self, state: State) -> State:
+        """Put all that is needed to go on into a state."""
+        state.model, state.optimiser = self.network.state_dict(), self.optimiser.state_dict()
+        state.schedule, state.scaler = self.schedule.state_dict(), self.scaler.state_dict()
+        return state
+
+    def restore(self, state: State) -> None:
+        """Go on from a state."""
+        self.network.load_state_dict(state.model)
+        self.optimiser.load_state_dict(state.optimiser)
+        self.schedule.load_state_dict(state.schedule)
+        self.scaler.load_state_dict(state.scaler)
+
+    def _trained(self) -> list[Tensor]:
+        return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+
+    def _parallel(self) -> nn.Module:
+        """The network, with gradients that are the mean of all processes'."""
+        if self.world.size == 1:
+            return self.network
+        trained = len(self._trained())
+        if self._shared is None or self._shared[0] != trained:
+            devices = [self.world.device] if self.world.device.type == "cuda" else None
+            # A static graph may have weights that no map needs, as some encoders do.
+            self._shared = trained, DistributedDataParallel(self.network, device_ids=devices, static_graph=True)
+        return self._shared[1]
+
+
+def _check(value: float, what: str) -> None:
+    if not math.isfinite(value):
+        raise NoNumber(f"the {what} is {value}")
+
+
+def autocast_type(said: str, device: torch.device) -> torch.dtype:
+    """The number type that autocast computes in; float32 for none."""
+    if said == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    kind: torch.dtype = getattr(torch, said)
+    return kind
