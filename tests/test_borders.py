@@ -82,9 +82,9 @@ def test_fewer_than_two_cells_have_no_border(instances: Tensor) -> None:
 
 @pytest.mark.parametrize(("w0", "sigma"), [(-1, 5), (10, 0), (math.nan, 5), (10, math.inf)])
 def test_impossible_weights_are_refused(w0: float, sigma: float) -> None:
-    with pytest.raises(BadOption, match="w0 from 0 and sigma above 0"):
+    with pytest.raises(BadOption, match="w0 must be 0 or more and sigma above 0"):
         border_weights(torch.zeros(3, 3), w0=w0, sigma=sigma)
-    with pytest.raises(BadOption, match="w0 from 0 and sigma above 0"):
+    with pytest.raises(BadOption, match="w0 must be 0 or more and sigma above 0"):
         BorderMaps(w0, sigma)
 
 

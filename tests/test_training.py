@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ import unetkit
 from tests.training_sets import squares
 from unetkit import train
 from unetkit.data.target import Target
-from unetkit.errors import BadFile, BadOption, UnetkitError, UnknownName
+from unetkit.errors import BadFile, BadOption, CannotPass, UnetkitError, UnknownName
 from unetkit.inspect.observe import network_of
 from unetkit.train.batches import Augmented, Loader, steps_of
 from unetkit.train.loop import STOPPED, Watch
@@ -118,8 +119,9 @@ def test_an_epoch_shows_images_once_in_full_batches(count: int, batch: int, epoc
     assert {len(step) for step in steps} == {batch}
     assert len(steps) == max(count // batch, 1)
     if count >= batch:
-        shown = [index for step in steps for index in step]
+        shown = [index for step in steps for _, _, index in step]
         assert len(set(shown)) == len(shown)
+    assert len({key for step in steps for key in step}) == len(steps) * batch
 
 
 @given(count=st.integers(4, 30), world=st.integers(1, 3))
@@ -181,7 +183,7 @@ def test_a_run_that_is_killed_at_any_moments_goes_on_to_the_same_weights_to_the_
     assert same(state_of(tmp_path / "whole"), state_of(tmp_path / "cut"))
     assert log_of(tmp_path / "whole") == log_of(tmp_path / "cut")
     assert same_files(tmp_path / "whole", tmp_path / "cut")
-    assert not [*(tmp_path / "cut").glob("*.tmp")] or kills
+    assert not [*(tmp_path / "cut").glob(".*.tmp")]
 
 
 def test_a_run_that_is_done_is_left_as_it_is(tmp_path: Path) -> None:
@@ -258,7 +260,10 @@ def test_the_rate_rises_and_falls() -> None:
 
 def test_the_encoder_has_a_rate_of_its_own_and_norms_do_not_decay() -> None:
     network = unetkit.build("plain:widths=[4,8]", seed=0)
-    groups = adamw(encoder_lr=0.5, weight_decay=0.1).optimiser(network, 0.25).param_groups
+    descent = adamw(encoder_lr=0.5, weight_decay=0.1, warmup=0)
+    optimiser = descent.optimiser(network, 0.25)
+    descent.set_rates(optimiser, 0, 10)
+    groups = optimiser.param_groups
     assert [(group["lr"], group["weight_decay"]) for group in groups] == [
         (0.25, 0.0),
         (0.25, 0.1),
@@ -282,7 +287,27 @@ def test_what_does_not_fit_the_data_is_refused(tmp_path: Path) -> None:
         train.run(TINY, tmp_path / "a", data=squares(), optimizer="adamw:clp=1", **QUICK)
     with pytest.raises(BadOption, match=r"--epochs 0: must be at least 1"):
         train.run(TINY, tmp_path / "a", data=squares(), epochs=0)
+    with pytest.raises(BadOption, match=r"--precision bf16: takes one of auto, .*; did you mean bfloat16"):
+        train.run(TINY, tmp_path / "a", data=squares(), precision="bf16")
+    with pytest.raises(UnknownName, match=r"no step is called|hflp"):
+        train.run(TINY, tmp_path / "a", data=squares(), augment="hflp", **QUICK)
+    with pytest.raises(CannotPass, match=r"size 32x32 does not pass: .* nearest sizes that pass are"):
+        train.run("--recipe unet-2015", tmp_path / "a", data=squares(), **QUICK)
+    with pytest.raises(BadOption, match=r"clip must be at least 0"):
+        train.run(TINY, tmp_path / "a", data=squares(), optimizer="adamw:clip=nan", **QUICK)
     assert not (tmp_path / "a").exists()
+
+
+def test_a_batch_norm_that_sees_one_value_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadOption, match=r"a step of 1x1x32x32 leaves a batch norm one value a channel"):
+        train.run("--encoder resnet18 --widths 8,8,8,8,8", tmp_path / "a", data=squares(), **{**QUICK, "batch": 1})
+
+
+def test_half_precision_trains_on_a_cpu(tmp_path: Path) -> None:
+    for precision in ("bfloat16", "float16"):
+        folder = tmp_path / precision
+        train.run(TINY, folder, data=squares(), precision=precision, lr=0.01, **{**QUICK, "epochs": 4})
+        assert log_of(folder)[-1]["loss"] < log_of(folder)[0]["loss"]
 
 
 def test_a_folder_that_holds_a_run_is_left_alone(tmp_path: Path) -> None:
@@ -358,6 +383,68 @@ def test_two_processes_train_as_one_with_the_doubled_batch(trained: Path, tmp_pa
     for alone, shared in zip(log_of(trained), log_of(tmp_path / "two"), strict=True):
         assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-4)
         assert shared["miou"] == pytest.approx(alone["miou"], abs=0.01)
+
+
+def one_of_two(rank: int, port: int, folder: str, options: dict[str, Any]) -> None:
+    """A process of two, which ends with 3 where the loss is no number."""
+    torch.set_num_threads(1)
+    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in where.items()})
+    stop = options.pop("stop", None)
+    watch = Seen(stop) if stop else None
+    try:
+        if (Path(folder) / HEADER).exists():
+            train.resume(folder, data=squares(9), save_every=0.0)
+        else:
+            given = {**QUICK, "batch": 2, **options}
+            train.run(TINY, folder, data=squares(9), save_every=0.0, watch=watch, **given)
+    except (KeyboardInterrupt, UnetkitError) as error:
+        sys.exit(3 if "is nan" in str(error) or "is inf" in str(error) else 4)
+
+
+def two(folder: Path, **options: Any) -> list[int | None]:
+    """Train in two processes; how each ended. The first may be stopped after so many steps."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.test_training"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    jobs = [context.Process(target=one_of_two, args=(rank, port, str(folder), options)) for rank in (0, 1)]
+    for job in jobs:
+        job.start()
+    jobs[0].join(120)
+    jobs[1].join(2 if options.get("stop") else 120)
+    for job in jobs:
+        job.kill()
+        job.join()
+    return [job.exitcode for job in jobs]
+
+
+@pytest.mark.slow
+def test_two_processes_with_norms_and_border_weights_stop_and_go_on_to_the_same_weights(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"loss": "border+dice", "freeze": 1, "epochs": 3}
+    assert two(tmp_path / "whole", **options) == [0, 0]
+    assert two(tmp_path / "cut", **options, stop=4)[0] == 4
+    assert 0 < read_state(tmp_path / "cut" / STATE).epoch < 3
+    assert two(tmp_path / "cut") == [0, 0]
+    assert same(state_of(tmp_path / "whole"), state_of(tmp_path / "cut"))
+    assert log_of(tmp_path / "whole") == log_of(tmp_path / "cut")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_loss_that_is_no_number_stops_all_processes(precision: str, tmp_path: Path) -> None:
+    assert two(tmp_path / "a", lr=1e30, precision=precision) == [3, 3]
+
+
+def test_another_number_of_processes_goes_on_after_an_epoch_and_not_within_one(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train.run(TINY, tmp_path / "a", data=squares(), watch=Seen(2), save_every=0.0, **QUICK)
+    state = read_state(tmp_path / "a" / STATE)
+    state.world = 2
+    state.write(tmp_path / "a" / STATE)
+    with pytest.raises(BadOption, match=r"stopped within an epoch of 2 processes, .* --resume it with 2"):
+        train.resume(tmp_path / "a", data=squares())
 
 
 @pytest.mark.slow

@@ -48,6 +48,21 @@ def pad_end(x: Tensor, size: Size) -> Tensor:
     return F.pad(F.pad(x, [0, width + 1, 0, height + 1]), [0, -1, 0, -1])
 
 
+def at_full_size(logits: Tensor, stride: int) -> Tensor:
+    """Logits (B, K, H / stride, W / stride) -> (B, K, H, W), resized bilinearly in float32, or float64 if they are."""
+    if stride == 1:
+        return logits
+    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.interpolate(exact, scale_factor=float(stride), mode="bilinear")
+
+
+def mirrored(places: Tensor, length: int) -> Tensor:
+    """Places along an axis, those beyond it mirrored at its ends, which are not repeated; as often as need be."""
+    period = max(2 * (length - 1), 1)
+    folded = places.remainder(period)
+    return torch.minimum(folded, period - folded) if length > 1 else torch.zeros_like(places)
+
+
 def crop_center(x: Tensor, size: Size) -> Tensor:
     """Cut (B, C, H, W) to a size no larger than its own; of an odd surplus the smaller half goes before."""
     height, width = x.shape[-2] - size[0], x.shape[-1] - size[1]

@@ -44,7 +44,7 @@ def border_weights(instances: Tensor, *, w0: float = 10, sigma: float = 5) -> Te
     Raises:
         BadOption: w0 is below 0, or sigma not above it.
     """
-    check_weights(w0, sigma)
+    check_border(w0, sigma)
     owner = instances.cpu().numpy()
     first, second = _two_distances(owner, sigma * sqrt(-2 * log(TOLERANCE)))
     weights = w0 * np.exp(-((first + second) ** 2) / (2 * sigma**2))
@@ -52,10 +52,10 @@ def border_weights(instances: Tensor, *, w0: float = 10, sigma: float = 5) -> Te
     return torch.from_numpy(weights.astype(np.float32))
 
 
-def check_weights(w0: float, sigma: float) -> None:
+def check_border(w0: float, sigma: float) -> None:
     """Raise BadOption where there can be no such map."""
     if not (0 <= w0 < inf and 0 < sigma < inf):
-        raise BadOption(f"border weights take w0 from 0 and sigma above 0; got w0={w0:g} and sigma={sigma:g}")
+        raise BadOption(f"w0 must be 0 or more and sigma above 0; got {w0:g} and {sigma:g}")
 
 
 def _two_distances(owner: NDArray[np.int64], reach: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -81,7 +81,7 @@ class BorderMaps:
 
     def __init__(self, w0: float = 10, sigma: float = 5, folder: Path | None = None, memory: int = 2**28) -> None:
         """Take what `border_weights` takes, a folder for .npy files, and how many bytes of memory to fill."""
-        check_weights(w0, sigma)
+        check_border(w0, sigma)
         self.w0, self.sigma, self.folder, self.memory = w0, sigma, folder, memory
         self.kept: OrderedDict[str, Tensor] = OrderedDict()
         self.bytes = 0

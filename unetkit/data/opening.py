@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
+from unetkit import values
 from unetkit.chosen import Menu
 from unetkit.data.folder import open_folder
 from unetkit.data.sample import Data
@@ -57,6 +59,16 @@ def open_data(
     """
     rules = Rules(seed, val, group)
     return _made(text, rules, ignore) if named(text) else open_folder(text, rules, ignore, target, progress)
+
+
+def absolute(text: str) -> str:
+    """The text with the full path of its folder, which is the same from anywhere."""
+    if not named(text):
+        return str(Path(text).resolve())
+    spec = PartSpec.parse(text)
+    roots = {name: json.loads(said) if said.startswith('"') else said for name, said in spec.options if name == "root"}
+    full = {name: values.to_text(str(Path(said).resolve())) for name, said in roots.items()}
+    return str(spec.with_options(full)) if full else text
 
 
 def named(text: str) -> bool:

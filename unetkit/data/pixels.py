@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode
 
 from unetkit.data.target import IGNORE
+from unetkit.sizes import mirrored
 
 #: A map as a tv_tensor, and how to read between its pixels -> the map, moved, with 0 where it has none.
 Warp = Callable[[Tensor, InterpolationMode], Tensor]
@@ -38,11 +40,19 @@ def warped(pixels: Pixels, warp: Warp) -> Pixels:
     """
     # A warp has zeros beyond the image, so each map is moved with what should be there made zero. Torchvision's own
     # `fill` would leave a dark line along the image's edge.
-    nearest, mean = InterpolationMode.NEAREST, pixels.image.mean((1, 2), keepdim=True)
+    nearest, mean = InterpolationMode.NEAREST, means(pixels.image)[:, None, None]
     image = _plain(warp(tv_tensors.Image(pixels.image - mean), InterpolationMode.BILINEAR)) + mean
     mask = _plain(warp(tv_tensors.Mask(pixels.mask - IGNORE), nearest)) + IGNORE
     weight = pixels.weight
     return Pixels(image, mask, None if weight is None else _plain(warp(tv_tensors.Mask(weight), nearest)))
+
+
+def means(image: Tensor) -> Tensor:
+    """The mean of each channel of an image (C, H, W), (C,) float32: the same to the last bit on any number of threads.
+
+    Torch's own is summed in another order where there are more of them, as a loader's worker has fewer.
+    """
+    return torch.from_numpy(image.numpy().mean((1, 2), dtype=np.float64)).float()
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -69,10 +79,3 @@ def _window(length: int, wanted: int, draw: Generator) -> Tensor:
     low, high = sorted((0, length - wanted))
     start = int(torch.randint(low, high + 1, (), generator=draw))
     return torch.arange(start, start + wanted)
-
-
-def mirrored(places: Tensor, length: int) -> Tensor:
-    """Places along an axis, those beyond it mirrored at its ends, which are not repeated; as often as need be."""
-    period = max(2 * (length - 1), 1)
-    folded = places.remainder(period)
-    return torch.minimum(folded, period - folded) if length > 1 else torch.zeros_like(places)

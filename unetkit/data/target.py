@@ -70,8 +70,13 @@ class Target:
         return torch.cat([1 - chances, chances], 1) if self.kind == "binary" else chances
 
     def decided(self, probabilities: Tensor) -> Tensor:
-        """Probabilities (B, L, H, W) -> masks: the likeliest class (B, H, W), or labels above a half (B, L, H, W)."""
-        return (probabilities > 0.5).long() if self.kind == "multilabel" else probabilities.argmax(1)
+        """Probabilities (B, L, H, W) -> masks: classes (B, H, W), or labels above a half (B, L, H, W).
+
+        A class is the likeliest, of several alike the first.
+        """
+        if self.kind == "multilabel":
+            return (probabilities > 0.5).long()
+        return probabilities.max(1).indices  # what argmax gives, several times as fast on a CPU
 
 
 def palette(count: int, labels: bool = False) -> tuple[Colour, ...]:

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 from torchvision.transforms import v2
 
-from unetkit.data.pixels import Pixels
+from unetkit.data.pixels import Pixels, means
 from unetkit.data.warps import check_range, uniform
 
 
@@ -40,7 +40,7 @@ class Light:
     def __call__(self, pixels: Pixels, draw: Generator) -> Pixels:
         low, span = span_of(pixels.image)
         image = ((pixels.image - low) / span) ** exp(uniform(-self.gamma, self.gamma, draw))
-        mean = image.mean()
+        mean = means(image).mean()
         image = (image - mean) * exp(uniform(-self.contrast, self.contrast, draw)) + mean
         image = (image + uniform(-self.brightness, self.brightness, draw)).clamp(0, 1)
         return pixels._replace(image=image * span + low)

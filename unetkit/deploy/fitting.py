@@ -9,7 +9,6 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unetkit.deploy.layouts import TILE, Fit
@@ -20,13 +19,13 @@ from unetkit.inspect.observe import meta_input, network_of, observe, tensors_of
 from unetkit.meta import meta_copy
 from unetkit.network import Network
 from unetkit.plan import Size
+from unetkit.sizes import at_full_size
 from unetkit.unet import UNet
 
 
 def full_size(model: nn.Module, x: Tensor) -> Tensor:
     """Logits (B, K, h, w) of images (B, C, H, W), resized bilinearly where the model leaves them at a stride."""
-    logits, stride = tensors_of(model(x))[0], network_of(model).output_stride
-    return logits if stride == 1 else F.interpolate(logits, scale_factor=float(stride), mode="bilinear")
+    return at_full_size(tensors_of(model(x))[0], network_of(model).output_stride)
 
 
 class _Full(nn.Module):

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from unetkit.deploy.layouts import Layout
-from unetkit.deploy.tiles import mirrored
 from unetkit.plan import Size
+from unetkit.sizes import mirrored
 
 #: What a batch of tiles (B, C, h, w) is passed through: (B, L, h', w').
 Pass = Callable[[Tensor], Tensor]
@@ -106,7 +106,9 @@ def _outputs(passed: Pass, source: Source, layout: Layout, batch: int) -> Iterat
 
 def mirrored_window(source: Source, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
     """A window (C, h, w) of an image that is mirrored beyond its ends."""
-    down, across = (mirrored(*span, side) for span, side in zip((rows, columns), source.size, strict=True))
+    down, across = (
+        mirrored(torch.arange(*span), side) for span, side in zip((rows, columns), source.size, strict=True)
+    )
     top, left = int(down.min()), int(across.min())
     window = source.read(slice(top, int(down.max()) + 1), slice(left, int(across.max()) + 1))
-    return window[:, torch.from_numpy(down - top)][:, :, torch.from_numpy(across - left)]
+    return window[:, down - top][:, :, across - left]

@@ -104,13 +104,6 @@ def blended(
     return Axis(side, tile, _starts(whole, tile, min(step, tile)), margin)
 
 
-def mirrored(start: int, stop: int, side: int) -> np.ndarray:
-    """The pixels of a side that stand at start to stop: beyond its ends it is mirrored, as often as need be."""
-    turn = max(1, 2 * (side - 1))
-    last, places = side - 1, np.arange(start, stop)
-    return last - np.abs(places % turn - last) if side > 1 else 0 * places
-
-
 def _extended(side: int, tile: int, period: int, least: int) -> tuple[int, int]:
     """The whole, which differs from the tile by periods, and the tile, which is no larger."""
     whole = max(least, tile - (tile - side) // period * period)

@@ -5,19 +5,18 @@ C channels, H and W height and width.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import tifffile
 from torch import Tensor
 
 from unetkit.data.files import read_image, scaled
+from unetkit.data.tiff import check_holds, quiet, why
 from unetkit.deploy.stitching import Held
 from unetkit.errors import BadFile
-from unetkit.foreign import one_line
 from unetkit.inspect.figures import memory
 from unetkit.plan import Size
 from unetkit.predict.segments import Segments
@@ -70,7 +69,7 @@ class _Windows:
         try:
             return scaled(self._stored.read(rows, columns))
         except Exception as error:  # tifffile and its codecs raise whatever they meet
-            raise BadFile(f"{self._path}: cannot be read as TIFF: {_why(error)}") from error
+            raise BadFile(f"{self._path}: {why(error)}") from error
 
 
 @contextmanager
@@ -83,33 +82,16 @@ def opened(path: Path) -> Iterator[Picture]:
     if path.suffix.lower() not in (".tif", ".tiff") or not path.is_file():
         yield _Whole(path)
         return
-    with _quiet(), ExitStack() as stack:
+    with quiet(), ExitStack() as stack:
         try:
             file = stack.enter_context(tifffile.TiffFile(path))
-            held = len(file.series)
+            check_holds(file, path)
+        except BadFile:
+            raise
         except Exception as error:
-            raise BadFile(f"{path}: cannot be read as TIFF: {_why(error)}") from error
-        if not held:
-            raise BadFile(f"{path}: cannot be read as TIFF: it holds no image")
+            raise BadFile(f"{path}: {why(error)}") from error
         try:
             picture: Picture = _Windows(path, file)
         except Exception:  # laid out in a way that no windows are read of
             picture = _Whole(path)
         yield picture
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """What tifffile logs of a damaged file is said in our own line."""
-    log = logging.getLogger("tifffile")
-    was, log.disabled = log.disabled, True
-    try:
-        yield
-    finally:
-        log.disabled = was
-
-
-def _why(error: Any) -> str:
-    if "imagecodecs" in str(error):
-        return "its compression needs the package imagecodecs; pip install 'unetkit[tiff]'"
-    return one_line(error)

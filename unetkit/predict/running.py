@@ -14,7 +14,7 @@ from unetkit.deploy.fitting import fit
 from unetkit.deploy.layouts import Layout
 from unetkit.deploy.passing import passing
 from unetkit.deploy.stitching import Source, Window, windows
-from unetkit.errors import BadFile, BadOption
+from unetkit.errors import BadFile, BadOption, CannotPass
 from unetkit.inspect.figures import by
 from unetkit.plan import Size
 from unetkit.predict.checking import Check
@@ -97,6 +97,7 @@ class Predictor:
 
         Raises:
             BadFile: it cannot be read, has other channels than the network takes, or the files cannot be written.
+            CannotPass: no size of tile passes that is near it, or memory does not suffice for one.
         """
         with opened(job.image) as picture:
             if picture.channels != self.run.channels:
@@ -154,4 +155,7 @@ def predict_all(predictor: Callable[[Job, Tell], None], jobs: Iterable[Job], tel
         except BadFile as error:
             failed += 1
             tell.fails(job, str(error))
+        except CannotPass as error:  # a smaller image may pass
+            failed += 1
+            tell.fails(job, f"{job.image}: {error}")
     return failed

@@ -12,12 +12,8 @@ from typing import Any
 import numpy as np
 import tifffile
 
+from unetkit.data.tiff import channels_along, squeezed, without_alpha
 from unetkit.plan import Size
-
-#: Axes that channels may stand along, before the image's or (samples alone) behind them.
-_CHANNELS = "SCIQ"
-#: What tifffile calls an extra channel that is alpha: associated or not.
-_ALPHA = (1, 2)
 
 
 class Unusual(Exception):
@@ -34,20 +30,19 @@ class Segments:
     """
 
     def __init__(self, file: tifffile.TiffFile) -> None:
-        """Raises Unusual where only the whole image can be read."""
+        """Raises Unusual, or ValueError of a stack, where only the whole image can be read, if that."""
         series, page = file.series[0], file.series[0].keyframe
-        shape, axes = _squeezed(series.shape, series.axes)
-        planes = axes.removesuffix("YX") if axes.endswith("YX") else ""
-        if axes not in ("YX", "YXS") and (len(planes) != 1 or planes not in _CHANNELS):
+        shape, axes = squeezed(series.shape, series.axes)
+        place = channels_along(shape, axes)
+        # Channels are planes before the image's axes, or samples behind them.
+        if axes not in ("YX", "YXS") and not (place == 0 and axes[1:] == "YX"):
             raise Unusual(axes)
         if page.photometric == tifffile.PHOTOMETRIC.PALETTE or page.imagedepth != 1:
             raise Unusual("palette")
-        if planes and planes in "IQ" and shape[0] != min(shape):
-            raise Unusual("channels that are not the shortest side")
-        self._file, self._series, self._page, self._first = file, series, page, bool(planes)
+        self._file, self._series, self._page, self._first = file, series, page, place == 0
         self.size: Size = (shape[axes.index("Y")], shape[axes.index("X")])
-        self._count = 1 if len(axes) == 2 else shape[0 if planes else 2]
-        self.channels = _without_alpha(self._count, page.extrasamples if "S" in axes else ())
+        self._count = 1 if place is None else shape[place]
+        self.channels = without_alpha(self._count, page.extrasamples if "S" in axes else ())
         self._held: dict[tuple[int, int], tuple[np.ndarray, Any]] = {}
         self._flat = series.dataoffset if page.is_memmappable else None
         self._high = page.tilelength if page.is_tiled else min(page.rowsperstrip, self.size[0])
@@ -101,14 +96,3 @@ class Segments:
             values = np.full(shape[1:], self._page.nodata, self._series.dtype) if found is None else found[0]
             self._held[page, index] = values, (top, left, page * self._page.samplesperpixel + plane)
         return self._held[page, index]
-
-
-def _squeezed(shape: tuple[int, ...], axes: str) -> tuple[tuple[int, ...], str]:
-    """Without axes of length 1 beside the image's own."""
-    kept = [(side, axis) for side, axis in zip(shape, axes, strict=True) if side > 1 or axis in "YX"]
-    return tuple(side for side, _ in kept), "".join(axis for _, axis in kept)
-
-
-def _without_alpha(count: int, extra: tuple[int, ...]) -> list[int]:
-    first = count - len(extra)
-    return [*range(first), *(first + place for place, kind in enumerate(extra) if int(kind) not in _ALPHA)]

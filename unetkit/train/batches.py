@@ -19,7 +19,7 @@ from unetkit.data.streams import numbers, seed_of
 Augment = Callable[[Sample, Tensor | None, int], tuple[Sample, Tensor | None]]
 #: A sample -> its border weights (H, W).
 Weigh = Callable[[Sample], Tensor]
-Key = tuple[int, int]
+Key = tuple[int, int, int]
 
 
 class Batch(NamedTuple):
@@ -45,7 +45,7 @@ class Batch(NamedTuple):
 
 
 class Augmented(Dataset[tuple[Sample, Tensor | None]]):
-    """Training images by (epoch, index), augmented by a stream of their own."""
+    """Training images by (epoch, turn, index), augmented by a stream of their own."""
 
     def __init__(
         self,
@@ -61,10 +61,10 @@ class Augmented(Dataset[tuple[Sample, Tensor | None]]):
         return len(self.images)
 
     def __getitem__(self, key: Key) -> tuple[Sample, Tensor | None]:
-        epoch, index = key
+        epoch, turn, index = key
         sample = self.images[index]
         weights = self.weigh(sample) if self.weigh else None
-        sample, weights = self.augment(sample, weights, seed_of(self.seed, "augment", epoch, index))
+        sample, weights = self.augment(sample, weights, seed_of(self.seed, "augment", epoch, turn, index))
         return sample._replace(image=self.normalise(sample.image)), weights
 
 
@@ -79,23 +79,24 @@ def collated(items: list[tuple[Sample, Tensor | None]]) -> Batch:
     )
 
 
-def steps_of(seed: int, epoch: int, count: int, batch: int) -> list[list[int]]:
+def steps_of(seed: int, epoch: int, count: int, batch: int) -> list[list[Key]]:
     """The images of each step of an epoch, full batches alone: which are left over, the order of the epoch says.
 
-    Fewer images than a batch takes come several times in the one step.
+    Fewer images than a batch takes come several times in the one step, each turn augmented otherwise.
     """
-    order: list[int] = []
-    rounds = -(-batch // count)
-    for turn in range(rounds):
-        order += numbers(seed, "order", epoch, turn).permutation(count).tolist()
+    order: list[Key] = []
+    for turn in range(-(-batch // count)):
+        drawn = numbers(seed, "order", epoch, turn).permutation(count).tolist()
+        order += [(epoch, turn, index) for index in drawn]
     return [order[start : start + batch] for start in range(0, max(len(order) - batch, 0) + 1, batch)]
 
 
 class Loader:
     """The batches of an epoch, from any step on, for one of several processes that share each step."""
 
-    def __init__(self, data: Augmented, batch: int, workers: int, rank: int, world: int) -> None:
+    def __init__(self, data: Augmented, batch: int, workers: int, rank: int, world: int, *, pin: bool = False) -> None:
         self.data, self.batch, self.workers, self.rank, self.world = data, batch, workers, rank, world
+        self.pin = pin
 
     @property
     def steps(self) -> int:
@@ -105,16 +106,16 @@ class Loader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Its batches, from the step `start` on."""
         mine = slice(self.rank * self.batch, (self.rank + 1) * self.batch)
-        keys = [[(epoch, index) for index in step[mine]] for step in self._steps(epoch)[start:]]
+        keys = [step[mine] for step in self._steps(epoch)[start:]]
         return iter(
             DataLoader(
                 self.data,
                 batch_sampler=keys,
                 collate_fn=collated,
                 num_workers=self.workers,
-                pin_memory=torch.cuda.is_available(),
+                pin_memory=self.pin,
             )
         )
 
-    def _steps(self, epoch: int) -> list[list[int]]:
+    def _steps(self, epoch: int) -> list[list[Key]]:
         return steps_of(self.data.seed, epoch, len(self.data), self.batch * self.world)

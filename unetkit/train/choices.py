@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
-from unetkit.errors import BadOption
+from unetkit.errors import BadOption, nearest
+
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Choices:
     lr: float = 1e-3
     optimizer: str = "adamw"
     freeze: int = 0
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    precision: str = "auto"
     patience: int = 0
     samples: int = 5
     seed: int = 0
@@ -62,6 +64,9 @@ class Choices:
             given = getattr(self, name)
             if given is not None and given < value:
                 raise BadOption(f"--{name} {given}: must be at least {value}")
+        if self.precision not in PRECISIONS:
+            known = ", ".join(PRECISIONS)
+            raise BadOption(f"--precision {self.precision}: takes one of {known}{nearest(self.precision, PRECISIONS)}")
         if not 0 < self.lr < float("inf"):
             raise BadOption(f"--lr {self.lr:g}: must be above 0")
 

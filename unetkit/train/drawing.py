@@ -32,7 +32,7 @@ def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
     epochs = [line["epoch"] for line in lines]
     marker = "o" if len(epochs) < 30 else ""
     for name, label in (("loss", "training"), ("val_loss", "validation")):
-        losses.plot(epochs, [line[name] for line in lines], marker=marker, markersize=3, label=label)
+        losses.plot(epochs, [_number(line[name]) for line in lines], marker=marker, markersize=3, label=label)
     losses.set(xlabel="epoch", title="loss", ylim=(0, None))
     scores.plot(epochs, [_number(line["miou"]) for line in lines], "k", marker=marker, markersize=3, label="mIoU")
     for name in lines[-1]["iou"] if len(lines[-1]["iou"]) <= _LABELLED else ():

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from unetkit.network import Network
-from unetkit.sizes import crop_center, cut_end, size_of
+from unetkit.sizes import at_full_size, crop_center, cut_end, size_of
 from unetkit.train.batches import Batch
 from unetkit.train.losses import Loss
 
@@ -38,8 +37,7 @@ def loss_of(outputs: Tensor | Sequence[Tensor], batch: Batch, loss: Loss, networ
 def _one(logits: Tensor, batch: Batch, loss: Loss, network: Network) -> Tensor:
     masks, weights = batch.masks, batch.weights
     if network.output_stride > 1:
-        logits = F.interpolate(logits.float(), scale_factor=float(network.output_stride), mode="bilinear")
-        logits = cut_end(logits, size_of(masks))
+        logits = cut_end(at_full_size(logits, network.output_stride), size_of(masks))
     if network.valid:
         masks = crop_center(masks, size_of(logits))
         weights = None if weights is None else crop_center(weights, size_of(logits))

@@ -6,6 +6,7 @@ a run that was killed and resumed ends with the weights of one that was not (to 
 
 from __future__ import annotations
 
+from math import isfinite
 from time import monotonic
 from typing import Any
 
@@ -16,12 +17,13 @@ from unetkit.data.augment import make_augment
 from unetkit.data.borders import BorderMaps
 from unetkit.data.sample import Data
 from unetkit.deploy.files import save
-from unetkit.errors import UnetkitError
+from unetkit.errors import BadOption, UnetkitError
 from unetkit.inspect.observe import network_of
 from unetkit.jobs.lines import Lines
+from unetkit.jobs.memory import exhausted
 from unetkit.train.batches import Augmented, Batch, Loader
 from unetkit.train.losses import make_loss
-from unetkit.train.record import BEST, LAST, LOG, STATE, Run
+from unetkit.train.record import BEST, HEADER, LAST, LOG, STATE, Run
 from unetkit.train.state import State
 from unetkit.train.stepping import NoNumber, Stepper
 from unetkit.train.validating import Validated, Validation
@@ -84,7 +86,8 @@ class Trainer:
         weigh = BorderMaps(*self.loss.border, run.folder / "borders") if self.loss.border else None
         augment = make_augment(choices.augment, choices.crop or (256, 256))
         train = Augmented(data.splits["train"], augment, weigh, run.normalised, choices.seed)
-        self.loader = Loader(train, choices.batch, _workers(choices.workers, world.device), world.rank, world.size)
+        workers, pin = _workers(choices.workers, world.device), world.device.type == "cuda"
+        self.loader = Loader(train, choices.batch, workers, world.rank, world.size, pin=pin)
         self.validation = Validation(data.splits["val"], run, self.loss, weigh, world)
         self.stepper = Stepper(network, choices, self.loss, world, self.loader.steps)
         if state.model:
@@ -99,10 +102,10 @@ class Trainer:
         lines = Lines(self.run.folder / LOG, "training run") if self.world.first else None
         try:
             if lines:
-                lines.keep(self.state.epoch)
+                self._tidy(lines)
                 self._files()
             self.watch.begin(self)
-            with torch.random.fork_rng(enabled=True):
+            with torch.random.fork_rng([self.world.device] if self.world.device.type == "cuda" else []):
                 while not self.state.ended:
                     self._epoch(lines)
         finally:
@@ -121,6 +124,7 @@ class Trainer:
             if self.world.first and monotonic() - self._saved > self.save_every:
                 self._save()
         trained = monotonic() - start
+        self.world.agree(self.stepper.network)
         found = self.validation(self.stepper.network, self.stepper.precision, self.watch.image)
         about = {"lr": self.stepper.rate(state.epoch), "seconds": trained, "all_seconds": monotonic() - start}
         self._ended(lines, found, about)
@@ -136,10 +140,20 @@ class Trainer:
                 f"{error} at {where}; the weights before it are in {self.run.folder / STOPPED}: "
                 "try a lower --lr, or --precision float32"
             ) from error
+        except (RuntimeError, ValueError, MemoryError) as error:
+            shape = "x".join(map(str, batch.images.shape))
+            if exhausted(error):
+                raise UnetkitError(f"memory does not suffice for a step of {shape}; lower --batch or --size") from error
+            if "more than 1 value per channel" in str(error):  # torch's batch norm
+                raise BadOption(
+                    f"a step of {shape} leaves a batch norm one value a channel, of which no variance can be taken; "
+                    "give a larger --batch or --size"
+                ) from error
+            raise
 
     def _ended(self, lines: Lines | None, found: Validated, about: dict[str, float]) -> None:
         state, choices = self.state, self.run.choices
-        losses = [sum(each) / len(each) for each in self.world.gathered(state.losses)]
+        loss = sum(state.losses) / len(state.losses)
         state.epoch, state.step, state.losses = state.epoch + 1, 0, []
         score = found.summary["miou"]
         better = state.best is None or (score is not None and score > state.best)
@@ -149,13 +163,22 @@ class Trainer:
             state.ended = f"{choices.epochs} epochs are done"
         elif choices.patience and state.epoch - state.best_epoch >= choices.patience:
             state.ended = f"no epoch was better than {state.best_epoch} in {choices.patience}"
-        loss = sum(losses) / len(losses)
-        line = {"epoch": state.epoch, "loss": loss, "val_loss": found.loss, **found.summary, **about, "best": better}
+        val_loss = found.loss if isfinite(found.loss) else None
+        line = {"epoch": state.epoch, "loss": loss, "val_loss": val_loss, **found.summary, **about, "best": better}
         if lines:
             lines.append(line)
             self._save()
             self._files()
         self.watch.epoch(line, found)
+
+    def _tidy(self, lines: Lines) -> None:
+        """Leave what the state knows of; the lock is held."""
+        if not (self.run.folder / HEADER).exists():
+            self.run.write()
+        lines.keep(self.state.epoch)
+        for name in (HEADER, STATE, BEST, LAST):
+            for torn in self.run.folder.glob(f".{name}.*.tmp"):  # of a process that was killed
+                torn.unlink()
 
     def _save(self) -> None:
         self.stepper.store(self.state).write(self.run.folder / STATE)

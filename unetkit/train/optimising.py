@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import cos, pi
+from math import cos, inf, pi
 from typing import Any
 
 from torch import nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 
 from unetkit.chosen import Menu
 from unetkit.errors import BadOption
@@ -38,17 +37,21 @@ class Descent:
         rates = {True: pretrained if self.encoder_lr is None else self.encoder_lr, False: lr}
         return AdamW(
             [
-                {"params": found, "lr": rates[inside], "weight_decay": self.weight_decay if decays else 0.0}
+                {"params": found, "highest": rates[inside], "weight_decay": self.weight_decay if decays else 0.0}
                 for (inside, decays), found in sorted(groups.items(), key=lambda group: group[0])
             ]
         )
 
-    def schedule(self, optimiser: AdamW, steps: int) -> LambdaLR:
-        """A linear warm-up, then half a cosine down to 0 at the last of all steps (Loshchilov 2017, no restarts)."""
-        return LambdaLR(optimiser, lambda step: self.share(step, steps))
+    def set_rates(self, optimiser: AdamW, step: int, steps: int) -> None:
+        """Give each group the rate that it has at a step."""
+        for group in optimiser.param_groups:
+            group["lr"] = group["highest"] * self.share(step, steps)
 
     def share(self, step: int, steps: int) -> float:
-        """Of the highest rate, at a step counted from 0."""
+        """Of the highest rate, at a step counted from 0.
+
+        A linear warm-up, then half a cosine down to 0 at the last of all steps (Loshchilov 2017, without restarts).
+        """
         rising = round(steps * self.warmup)
         if step < rising:
             return (step + 1) / (rising + 1)
@@ -66,11 +69,11 @@ def adamw(
         warmup: share of all steps in which the rate rises.
         clip: the largest norm of all gradients together; 0 clips none.
     """
-    if encoder_lr is not None and encoder_lr < 0:
+    if encoder_lr is not None and not 0 <= encoder_lr < inf:
         raise BadOption(f"--optimizer adamw: encoder_lr must be at least 0; got {encoder_lr:g}")
     if not 0 <= warmup < 1:
         raise BadOption(f"--optimizer adamw: warmup takes a share from 0 to below 1; got {warmup:g}")
-    if weight_decay < 0 or clip < 0:
+    if not (weight_decay >= 0 and clip >= 0):
         raise BadOption("--optimizer adamw: weight_decay and clip must be at least 0")
     return Descent(encoder_lr, weight_decay, warmup, clip)
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from unetkit.data.augment import make_augment
 from unetkit.data.opening import open_data
 from unetkit.data.sample import Data, Images
 from unetkit.errors import BadOption
@@ -57,8 +58,8 @@ def completed(choices: Choices, plan: Plan, data: Data) -> Choices:
     if crop is None:
         height, width = size_of(data.splits["train"][0].image)
         crop = min(height, _CROP), min(width, _CROP)
-    optimizer = OPTIMIZERS.said(choices.optimizer)
-    return replace(choices, loss=loss, crop=crop, augment=choices.augment or data.augment, optimizer=optimizer)
+    optimizer, augment = OPTIMIZERS.said(choices.optimizer), make_augment(choices.augment or data.augment, crop).said
+    return replace(choices, loss=loss, crop=crop, augment=augment, optimizer=optimizer)
 
 
 def run_of(folder: Path, network: Network, choices: Choices, data: Data, plugins: tuple[str, ...], command: str) -> Run:
@@ -96,7 +97,7 @@ def normalisation(network: Network, data: Data) -> tuple[tuple[float, ...], tupl
 
 def measured(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Of each channel, over all pixels of up to 200 images, evenly taken."""
-    step = max(len(images) // _MEASURED, 1)
+    step = -(-len(images) // _MEASURED)
     moments = []
     for index in range(0, len(images), step):
         pixels = images[index].image.flatten(1).double()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from unetkit.builder import build_plan
+from unetkit.data.opening import absolute
 from unetkit.data.sample import Data
 from unetkit.deploy.files import load
-from unetkit.errors import BadFile, BadOption
+from unetkit.errors import BadOption
 from unetkit.foreign import quiet
+from unetkit.inspect.trace import trace
 from unetkit.meta import check_device
 from unetkit.plan import Plan
 from unetkit.plugins import default_parts, load_parts
@@ -63,20 +66,21 @@ def run(
     folder, plan = Path(out), Plan.parse(plan) if isinstance(plan, str) else plan
     if (folder / HEADER).exists():
         raise BadOption(f"--out {folder} holds a run; go on with it by --resume {folder}, or give another folder")
-    name = data if isinstance(data, str) else data.said
+    name = absolute(data) if isinstance(data, str) else data.said
     asked = Choices(**{**choices, "data": name, "seed": plan.seed or 0})
     check_device(asked.device)
+    if asked.tensorboard and not find_spec("tensorboard"):
+        raise BadOption("--tensorboard: it is not installed; pip install 'unetkit[tensorboard]'")
     parts = parts or (load_parts(plugins) if plugins else default_parts())
     told = watch or Watch()
     with joined(asked.device) as world:
-        found: Data = _in_turn(world, lambda: opened(asked, told.scan)) if isinstance(data, str) else data
+        found: Data = opened(asked, told.scan) if isinstance(data, str) else data
         plan = replace(fitted(plan, found), seed=asked.seed)
         asked = completed(asked, plan, found)
         with quiet():
             network = _in_turn(world, lambda: build_plan(plan, parts))
+            trace(network, asked.crop)  # refuses crops that do not pass
         begun = run_of(folder, network, asked, found, tuple(plugins), command)
-        if world.first:
-            _written(begun)
         return _train(begun, found, network, world, State(), told, save_every)
 
 
@@ -106,7 +110,7 @@ def resume(
     parts = parts or (load_parts(begun.plugins) if begun.plugins else default_parts())
     told = watch or Watch()
     with joined(device) as world:
-        found: Data = data or _in_turn(world, lambda: opened(begun.choices, told.scan))
+        found: Data = data or opened(begun.choices, told.scan)
         if (found.target, counts(found)) != (begun.target, begun.splits):
             raise BadOption(f"{found.said} is no longer what {folder} began with (classes or images); train anew")
         state = State()
@@ -126,16 +130,9 @@ def _train(begun: Run, data: Data, network: Any, world: World, state: State, wat
 
 
 def _in_turn(world: World, make: Any) -> Any:
-    """What `make` gives, the first process before the others: what it downloads or scans, they find in a cache."""
+    """What `make` gives, the first process before the others: what it downloads, they find in the cache."""
     if world.size == 1:
         return make()
     made = make() if world.first else None
     world.gathered(None)
     return made if world.first else make()
-
-
-def _written(begun: Run) -> None:
-    try:
-        begun.write()
-    except OSError as error:
-        raise BadFile(f"--out {begun.folder} cannot be written: {error.strerror or error}") from error

@@ -17,18 +17,18 @@ class State:
     """Where a run is.
 
     Attributes:
-        model, optimiser, schedule, scaler: their state_dicts; empty before the first save.
+        model, optimiser, scaler: their state_dicts; empty before the first save.
         epoch: of those that ended, how many.
         step: of those of the next epoch that were done, how many.
         losses: of those steps.
         best: the highest score so far, None before the first; a class that never occurs gives none.
         best_epoch: the epoch that it ended.
         ended: why no epoch follows; "" where one does.
+        world: how many processes trained.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
     optimiser: dict[str, Any] = field(default_factory=dict)
-    schedule: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
     epoch: int = 0
     step: int = 0
@@ -36,6 +36,7 @@ class State:
     best: float | None = None
     best_epoch: int = 0
     ended: str = ""
+    world: int = 1
 
     def write(self, path: Path) -> None:
         """Write what `read_state` reads.

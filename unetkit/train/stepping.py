@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from unetkit.data.streams import seed_of
+from unetkit.errors import BadOption
 from unetkit.inspect.observe import network_of
 from unetkit.train.batches import Batch
 from unetkit.train.choices import Choices
@@ -49,7 +50,6 @@ class Stepper:
         self.network: nn.Module = network.to(world.device, memory_format=memory)  # type: ignore[call-overload]
         self.descent: Descent = OPTIMIZERS.make(choices.optimizer)
         self.optimiser = self.descent.optimiser(self.network, choices.lr)
-        self.schedule = self.descent.schedule(self.optimiser, steps * choices.epochs)
         self.dtype = autocast_type(choices.precision, world.device)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.dtype == torch.float16)
         self._memory = memory
@@ -76,7 +76,7 @@ class Stepper:
             encoder.eval()
 
     def take(self, batch: Batch, at: int) -> float:
-        """Take a step, the `at`-th of all; give the loss of this process's images.
+        """Take a step, the `at`-th of all; give the loss, of all processes' images.
 
         Raises:
             NoNumber: before anything is changed but the statistics of norms.
@@ -86,32 +86,40 @@ class Stepper:
         with self.precision():
             outputs = self._parallel()(batch.images)
         loss = loss_of(outputs, batch, self.loss, network_of(self.network)).mean()
-        value = float(loss.detach())
-        if self.world.size == 1:  # of several, all learn of it by the gradient
-            _check(value, "loss")
+        value = self.world.mean(loss)
+        _check(value, "loss")
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimiser)
         norm = nn.utils.clip_grad_norm_(self._trained(), self.descent.clip or math.inf)
         if not self.scaler.is_enabled():  # which leaves out such steps itself
             _check(float(norm), "norm of the gradient")
+        self.descent.set_rates(self.optimiser, at, self.steps * self.choices.epochs)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad()
-        self.schedule.step()
         return value
 
     def store(self, state: State) -> State:
         """Put all that is needed to go on into a state."""
         state.model, state.optimiser = self.network.state_dict(), self.optimiser.state_dict()
-        state.schedule, state.scaler = self.schedule.state_dict(), self.scaler.state_dict()
+        state.scaler, state.world = self.scaler.state_dict(), self.world.size
         return state
 
     def restore(self, state: State) -> None:
-        """Go on from a state."""
+        """Go on from a state.
+
+        Raises:
+            BadOption: it was saved within an epoch, by another number of processes.
+        """
+        if state.step and state.world != self.world.size:
+            raise BadOption(
+                f"the run was stopped within an epoch of {state.world} processes, which {self.world.size} would share "
+                f"otherwise; --resume it with {state.world}"
+            )
         self.network.load_state_dict(state.model)
         self.optimiser.load_state_dict(state.optimiser)
-        self.schedule.load_state_dict(state.schedule)
-        self.scaler.load_state_dict(state.scaler)
+        if state.scaler and self.scaler.is_enabled():
+            self.scaler.load_state_dict(state.scaler)
 
     def _trained(self) -> list[Tensor]:
         return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
@@ -138,6 +146,6 @@ def autocast_type(said: str, device: torch.device) -> torch.dtype:
     if said == "auto":
         if device.type != "cuda":
             return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     kind: torch.dtype = getattr(torch, said)
     return kind

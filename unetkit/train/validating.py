@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from unetkit.data.sample import Images, Sample
@@ -54,9 +55,8 @@ class Validation:
         for done, index in enumerate(mine):
             tell(done, len(mine))
             sample = self.images[index]
-            logits = self._logits(network, sample, precision)
+            logits, chances = self._passed(network, sample, precision)
             losses.append(float(self._loss(logits, sample)))
-            chances = self.run.target.probabilities(logits)[0].cpu()
             score.add(sample.name, chances, sample)
             if index < SHOWN:
                 shown.append(Shown(sample, self.run.target.decided(chances[None])[0]))
@@ -70,11 +70,19 @@ class Validation:
         every = [loss for _, found, _ in parts for loss in found]
         return Validated(sum(every) / len(every), together.summary(), [one for _, _, found in parts for one in found])
 
-    def _logits(self, network: nn.Module, sample: Sample, precision: Callable[[], Any]) -> Tensor:
+    def _passed(self, network: nn.Module, sample: Sample, precision: Callable[[], Any]) -> tuple[Tensor, Tensor]:
+        """Logits (K, H, W) and probabilities (L, H, W), both as `unetkit eval` puts them together."""
+
+        def both(logits: Tensor) -> Tensor:
+            logits = logits.float()
+            return torch.cat([logits, self.run.target.probabilities(logits)], 1)
+
         with precision():
-            return tiled(network, self.run.normalised(sample.image))[None].float()
+            found = tiled(network, self.run.normalised(sample.image), then=both)
+        labels = len(self.run.target.names)
+        return found[:-labels], found[-labels:]
 
     def _loss(self, logits: Tensor, sample: Sample) -> Tensor:
-        masks = sample.mask[None].to(logits.device)
-        weights = self.weigh(sample)[None].to(logits.device) if self.weigh else None
-        return self.loss(logits, masks, weights)[0]
+        there = self.world.device
+        weights = self.weigh(sample)[None].to(there) if self.weigh else None
+        return self.loss(logits[None].to(there), sample.mask[None].to(there), weights)[0]

@@ -37,6 +37,7 @@ class Shown(Watch):
         self._lines: list[dict[str, Any]] = []
         self._drawn = 0.0
         self._live: Live | None = None
+        self._board: Any = None
 
     def scan(self, done: int, count: int) -> None:
         """A line that is written over, on a terminal."""
@@ -53,7 +54,7 @@ class Shown(Watch):
             self.console.print(line, soft_wrap=True)
         done = trainer.state.epoch * self.steps + trainer.state.step
         self._task = self._bar.add_task("training", total=self.epochs * self.steps, completed=done)
-        self._board = _board(trainer.run.folder) if trainer.run.choices.tensorboard else None
+        self._board = _board(trainer.run.folder, trainer.state.epoch) if trainer.run.choices.tensorboard else None
         if self.console.is_terminal:
             self._live = Live(self._shown(), console=self.console, refresh_per_second=4, transient=True)
             self._live.get_renderable = self._shown  # type: ignore[method-assign]
@@ -93,7 +94,10 @@ class Shown(Watch):
         self.console.print(f"curves in {folder / CURVES}; predictions in {folder / SAMPLES}", soft_wrap=True)
 
     def close(self) -> None:
-        """Give the terminal back."""
+        """Give the terminal back, and end TensorBoard's file."""
+        if self._board:
+            self._board.close()
+            self._board = None
         if self._live:
             self._live.stop()
             self._live = None
@@ -106,7 +110,7 @@ class Shown(Watch):
         for name in ("epoch", "loss", "val. loss", "mIoU", "rate", "s"):
             table.add_column(name, justify="right")
         for line in self._lines[-_SEEN:]:
-            cells = (str(line["epoch"]), f"{line['loss']:.4f}", f"{line['val_loss']:.4f}", _figure(line["miou"]))
+            cells = (str(line["epoch"]), f"{line['loss']:.4f}", _figure(line["val_loss"]), _figure(line["miou"]))
             table.add_row(
                 *cells, f"{line['lr']:.2g}", f"{line['all_seconds']:.0f}", style="bold" if line["best"] else ""
             )
@@ -141,7 +145,7 @@ def about(trainer: Trainer) -> list[str]:
 
 def told(line: dict[str, Any], epochs: int) -> str:
     """An epoch as a line."""
-    losses = f"loss {line['loss']:.4f}, validation {line['val_loss']:.4f}"
+    losses = f"loss {line['loss']:.4f}, validation {_figure(line['val_loss'])}"
     best = ", best so far" if line["best"] else ""
     return (
         f"epoch {line['epoch']} of {epochs}: {losses}, mIoU {_figure(line['miou'])}, {line['all_seconds']:.0f} s{best}"
@@ -152,14 +156,10 @@ def _figure(value: float | None) -> str:
     return "none" if value is None else f"{value:.4f}"
 
 
-def _board(folder: Path) -> Any:
-    from unetkit.errors import BadOption
+def _board(folder: Path, epoch: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
 
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise BadOption("--tensorboard: it is not installed; pip install 'unetkit[tensorboard]'") from error
-    return SummaryWriter(str(folder / BOARD))
+    return SummaryWriter(str(folder / BOARD), purge_step=epoch + 1)
 
 
 def _to_board(board: Any, line: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from math import inf
 import torch
 from torch import Tensor
 
+from unetkit.data.borders import check_border
 from unetkit.data.target import Activation, Target
 from unetkit.errors import BadOption
 from unetkit.train.pixels import Weights, check_weights, mean_of_each
@@ -65,8 +66,7 @@ class Border(Term):
         super().__init__(target, activation, share=share)
         if target.kind == "multilabel":
             raise BadOption("border is for classes, of which a pixel has one; labels may overlap: write bce")
-        if not (0 <= w0 < inf and 0 < sigma < inf):
-            raise BadOption(f"w0 must be 0 or more and sigma above 0; got {w0:g} and {sigma:g}")
+        check_border(w0, sigma)
         check_weights(weights, target)
         self.border, self.weights = (w0, sigma), weights
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 
 from unetkit.errors import BadOption
 from unetkit.meta import usual_device
@@ -40,9 +41,18 @@ class World:
         dist.all_gather_object(found, said)
         return found
 
-    def any(self, fact: bool) -> bool:
-        """Whether it is so in any process; all of them must come here."""
-        return any(self.gathered(fact))
+    def mean(self, value: Tensor) -> float:
+        """Of a number over all processes; all of them must come here."""
+        value = value.detach().double().cpu() if self.device.type == "cpu" else value.detach().float()
+        if self.size > 1:
+            dist.all_reduce(value)
+        return float(value) / self.size
+
+    def agree(self, network: nn.Module) -> None:
+        """Give all the statistics of norms, and other buffers, that the first has."""
+        if self.size > 1:
+            for buffer in network.buffers():
+                dist.broadcast(buffer, 0)
 
 
 @contextmanager
