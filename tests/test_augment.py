@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unetkit.data.augment import STEPS, make_augment
-from unetkit.data.pixels import mirrored
 from unetkit.data.sample import Sample
 from unetkit.data.target import IGNORE, Target
 from unetkit.data.warps import Elastic
 from unetkit.errors import BadOption, UnetkitError, UnknownName
+from unetkit.sizes import mirrored
 
 BINARY = Target("binary", ("background", "cell"))
 ALL = "hflip,vflip,turn,rotate:degrees=40,scale,elastic,light,noise,blur"
@@ -118,6 +118,10 @@ def test_a_small_image_lies_in_its_mirror_image_which_does_not_count() -> None:
     assert torch.equal(out.image[:, rows[-1] + 1], sample.image[:, 3])
     assert weight is not None
     assert torch.equal(weight == 1, out.mask != IGNORE)
+
+
+def test_a_single_pixel_is_its_own_mirror_image() -> None:
+    assert mirrored(torch.arange(-2, 3), 1).tolist() == [0] * 5
 
 
 @given(before=st.integers(0, 40), length=st.integers(2, 9), after=st.integers(0, 40))
@@ -252,6 +256,27 @@ def test_what_is_wrong_is_refused_in_one_line(text: str, kind: type[UnetkitError
         make_augment(text, (8, 8))
     assert told in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_the_number_of_threads_changes_no_sample() -> None:
+    sample = Sample("", random(1, 512, 512), (random(512, 512) * 3).long())
+    augment, threads = (
+        make_augment("hflip,vflip,turn,elastic:std=5,scale,light,blur", (512, 512)),
+        torch.get_num_threads(),
+    )
+    found = []
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            found.append([augment(sample, random(512, 512), seed) for seed in range(4)])
+    finally:
+        torch.set_num_threads(threads)
+    for (one, weight), (two, other) in zip(*found, strict=True):
+        assert torch.equal(one.image, two.image)
+        assert torch.equal(one.mask, two.mask)
+        assert weight is not None
+        assert other is not None
+        assert torch.equal(weight, other)
 
 
 def test_a_crop_without_pixels_is_refused() -> None:

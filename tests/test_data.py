@@ -148,6 +148,30 @@ def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path: Path, name: s
         assert len(str(refused.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("damaged", "told"),
+    [
+        (b"II*\0 and no more", "cannot be read as TIFF: it holds no image"),
+        (b"II*\0\x08" + b"\0" * 9, "cannot be read as TIFF: "),
+        (b"no tiff", "cannot be read as TIFF: TiffFileError: not a TIFF file"),
+    ],
+)
+def test_of_a_damaged_tiff_our_own_line_is_all_that_is_said(
+    damaged: bytes, told: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "x.tif").write_bytes(damaged)
+    with pytest.raises(BadFile) as refused:
+        read_image(tmp_path / "x.tif")
+    assert str(refused.value).startswith(f"{tmp_path / 'x.tif'}: {told}")
+    assert not caplog.records
+
+
+def test_a_tiff_of_one_row_keeps_its_channels(tmp_path: Path) -> None:
+    values = noise(1, W, 3)
+    tifffile.imwrite(tmp_path / "row.tif", values, photometric="rgb")
+    assert torch.equal(read_image(tmp_path / "row.tif"), expected(values))
+
+
 def test_what_needs_imagecodecs_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     imagecodecs = pytest.importorskip("imagecodecs")
     tifffile.imwrite(tmp_path / "x.tif", noise(H, W), compression="zstd")

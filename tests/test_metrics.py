@@ -154,6 +154,15 @@ ANIMALS = Target("multiclass", NAMES)
 LABELS = Target("multilabel", ("hot", "wet", "old"))
 
 
+@pytest.mark.parametrize("target", [BINARY, ANIMALS], ids=lambda target: str(target.kind))
+def test_of_classes_that_are_alike_the_first_is_decided_for(target: Target) -> None:
+    levels = torch.randint(3, (2, len(target.names), 40, 30), generator=torch.Generator().manual_seed(0)) / 2
+    levels[0, :, 3, 4] = torch.nan
+    decided = target.decided(levels)
+    assert decided.dtype == torch.int64
+    assert torch.equal(decided, levels.argmax(1))
+
+
 def sample_of(mask: Tensor, instances: Tensor | None = None) -> Sample:
     return Sample("one", torch.zeros(1, *mask.shape[-2:]), mask, instances)
 

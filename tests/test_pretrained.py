@@ -21,6 +21,7 @@ from torch import Tensor
 
 import unetkit
 from unetkit.errors import CannotBuild
+from unetkit.parts.encoders.statistics import statistics_of
 
 NAME = "test_resnet"
 REPO = "timm/test_resnet.r160_in1k"
@@ -146,6 +147,25 @@ def test_the_weights_are_those_that_the_hub_serves(hub: Hub, in_channels: int) -
     assert model(torch.rand(1, in_channels, 64, 64)).shape == (1, 2, 64, 64)
     assert unetkit.Plan.parse(str(model.plan)) == model.plan
     assert model.plan.pretrained is True
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "std"),
+    [
+        ("resnet18", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("xception65.ra3_in1k", (0.5,) * 3, (0.5,) * 3),
+        ("mobilenetv3_large_100.miil_in21k", (0.0,) * 3, (1.0,) * 3),
+    ],
+)
+def test_what_images_were_normalised_by_is_what_timm_says(
+    hub: Hub, name: str, mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    for whole in (None, "smp/unet"):
+        model = unetkit.build(f"timm/{name}", model=whole, pretrained=True, device="meta")
+        assert statistics_of(model.encoder) == (mean, std)
+        model = unetkit.build(f"timm/{name}", model=whole, device="meta")
+        assert statistics_of(model.encoder) is None
+    assert not hub.requests
 
 
 def test_a_tag_names_the_weights(hub: Hub) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -19,8 +20,9 @@ from torch import Tensor
 import unetkit
 from tests import test_pretrained
 from tests.test_pretrained import Hub, adapted, refusal, use
-from unetkit.errors import BadOption
+from unetkit.errors import BadOption, CannotBuild
 from unetkit.parts.encoders import smp_names
+from unetkit.parts.encoders.statistics import statistics_of
 
 hub = test_pretrained.hub
 closed_url = test_pretrained.closed_url
@@ -48,6 +50,9 @@ KINDS = {
 FEW = ("resnet18", "efficientnet-b0", "mit_b0")
 #: Those whose strides are poolings, which cannot be dilated.
 POOLED = {"vgg11", "vgg11_bn", "densenet121", "inceptionv4", "xception"}
+#: What images are normalised by.
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "input_space": "RGB", "input_range": [0, 1]}
+HALF = [0.5, 0.5, 0.5]
 REPO, REVISION = theirs.encoders["resnet18"]["pretrained_settings"]["imagenet"].values()
 FILE = f"/{REPO}/resolve/{REVISION}/model.safetensors"
 
@@ -255,6 +260,48 @@ def test_a_tag_that_smp_has_not(hub: Hub, words: dict[str, Any]) -> None:
 def test_without_pretrained_nothing_is_asked_for(hub: Hub) -> None:
     assert unetkit.build("smp/resnet18").encoder.weights_from == "random"
     assert not hub.requests
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "expected"),
+    [
+        # As smp has them, and ranges and channels that it could have.
+        ("resnet18", IMAGENET, (IMAGENET["mean"], IMAGENET["std"])),
+        ("xception", {"mean": HALF, "std": HALF}, (HALF, HALF)),
+        ("resnet18", IMAGENET | {"input_range": [0, 255]}, None),
+        ("resnet18", IMAGENET | {"input_space": "BGR"}, None),
+    ],
+)
+def test_what_images_were_normalised_by_is_what_smp_says(
+    hub: Hub, name: str, said: dict[str, Any], expected: tuple[list[float], list[float]] | None
+) -> None:
+    repo, revision = theirs.encoders[name]["pretrained_settings"]["imagenet"].values()
+    hub.files[f"/{repo}/resolve/{revision}/config.json"] = json.dumps(said).encode()
+    for whole in (None, "smp/unet"):
+        model = unetkit.build(f"smp/{name}", model=whole, pretrained=True, device="meta")  # no weights are had
+        found = statistics_of(model.encoder)
+        assert found == (expected and tuple(map(tuple, expected)))
+    params = theirs.get_preprocessing_params(name, pretrained="imagenet")
+    assert found is None or [*map(list, found)] == [params["mean"], params["std"]]
+    assert statistics_of(unetkit.build(f"smp/{name}", device="meta").encoder) is None
+
+
+def test_those_of_a_file_stand_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    safetensors.torch.save_file(random_weights(), path)
+    encoder = unetkit.build("smp/resnet18", pretrained=str(path)).encoder
+    assert statistics_of(encoder) is None
+    (tmp_path / "config.json").write_text(json.dumps({"mean": HALF, "std": HALF}))
+    assert statistics_of(encoder) == (tuple(HALF), tuple(HALF))
+
+
+def test_a_hub_that_has_none_is_refused_in_one_line(hub: Hub) -> None:
+    encoder = unetkit.build("smp/resnet18", pretrained=True, device="meta").encoder
+    with pytest.raises(
+        CannotBuild, match=r"the mean and standard deviation that smp resnet18\.imagenet was trained"
+    ) as no:
+        statistics_of(encoder)
+    assert "\n" not in str(no.value)
 
 
 def test_a_hub_that_is_not_there_is_asked_once(

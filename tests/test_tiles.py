@@ -15,9 +15,10 @@ import unetkit
 from unetkit.deploy.fitting import fit, full_size
 from unetkit.deploy.layouts import Fit, Layout
 from unetkit.deploy.stitching import Held, windows
-from unetkit.deploy.tiles import Axis, blended, exact, mirrored
+from unetkit.deploy.tiles import Axis, blended, exact
 from unetkit.errors import BadOption, CannotPass
 from unetkit.predict import tiled
+from unetkit.sizes import at_full_size
 from unetkit.unet import UNet
 
 sides = st.integers(1, 700)
@@ -69,20 +70,10 @@ def test_what_is_known_is_known_in_order(side: int, period: int, tile: int) -> N
     assert axis.ends[-1] == axis.whole
 
 
-@given(st.integers(2, 30), st.integers(0, 29), st.integers(0, 29))
-def test_mirroring_is_numpys_where_numpy_can(side: int, before: int, after: int) -> None:
-    before, after = min(before, side - 1), min(after, side - 1)
-    expected = np.pad(np.arange(side), (before, after), mode="reflect")
-    assert (mirrored(-before, side + after, side) == expected).all()
-
-
-def test_mirroring_goes_on_where_the_image_is_too_small() -> None:
-    assert mirrored(-5, 8, 3).tolist() == [1, 0, 1, 2, 1, 0, 1, 2, 1, 0, 1, 2, 1]
-    assert mirrored(-2, 3, 1).tolist() == [0] * 5
-
-
 VALID = "plain:widths=[4,4,8],norm=none,padding=0"
 SAME = "plain:widths=[4,8,8]"
+#: Of the decoder of an encoder that is no plain one.
+THIN = [8] * 5
 #: Words of networks whose tiles are exact, a tile for each, and the size of an image.
 EXACT: list[tuple[dict[str, Any], tuple[int, int], tuple[int, int]]] = [
     (
@@ -96,17 +87,20 @@ EXACT: list[tuple[dict[str, Any], tuple[int, int], tuple[int, int]]] = [
     ({"encoder": SAME, "up": "transposed:kernel=3", "decode_to": 2, "logits": "none"}, (128, 96), (150, 131)),
     ({"encoder": SAME, "up": "pixelshuffle", "align": "pad"}, (128, 96), (150, 131)),
     ({"encoder": SAME, "up": "nearest", "fuse": "add", "block": "basic"}, (128, 96), (150, 131)),
-    ({"encoder": "test_resnet"}, (704, 704), (900, 40)),
+    ({"encoder": "test_resnet", "widths": THIN}, (704, 704), (900, 40)),
 ]
 #: Words of networks whose tiles are not, and why.
 BLENDED: list[tuple[dict[str, Any], str]] = [
-    ({"encoder": "test_efficientnet"}, "the whole image (by a global pooling or norm)"),
-    ({"encoder": "test_vit"}, "the whole image (by a reshape of the map, as attention makes)"),
+    ({"encoder": "test_efficientnet", "widths": THIN}, "the whole image (by a global pooling or norm)"),
+    ({"encoder": "test_vit", "widths": THIN}, "the whole image (by a reshape of the map, as attention makes)"),
     ({"encoder": SAME, "up": "bilinear:align_corners=true"}, "an interpolation aligns corners"),
     ({"encoder": "plain:widths=[4,8],norm=group"}, "a norm takes its statistics from the whole image"),
     ({"encoder": "plain:widths=[4,8],norm=instance"}, "a norm takes its statistics from the whole image"),
     ({"encoder": "plain:widths=[4,8],padding=0"}, "maps are resized by no whole factor"),
-    ({"encoder": "resnet18"}, "a pixel depends on 627x627 pixels; --tile 1216 leaves room to be exact"),
+    (
+        {"encoder": "test_resnet", "widths": THIN},
+        "a pixel depends on 359x359 pixels; --tile 704 leaves room to be exact",
+    ),
 ]
 
 
@@ -205,13 +199,13 @@ def test_a_network_of_one_size_gets_tiles_of_that_size_alone() -> None:
 
 
 def test_a_fixed_encoder_is_passed_by_tiles() -> None:
-    model = unetkit.build("test_vit", in_channels=2, size=64, seed=0).double().eval()
+    model = unetkit.build("test_vit", in_channels=2, widths=THIN, size=64, seed=0).double().eval()
     model.size = (64, 64)
-    assert tuple(tiled(model, image(100, 90)).shape) == (2, 100, 90)
+    assert tuple(tiled(model, image(80, 60)).shape) == (2, 80, 60)
 
 
 def test_an_image_of_modest_size_is_passed_at_once() -> None:
-    asks = fit(unetkit.build("resnet18", device="meta"))
+    asks = fit(unetkit.build(SAME, device="meta"))
     assert asks.layout((1000, 900)).tiles == 1
     assert asks.layout((1100, 900)).rows.tile == 512
 
@@ -222,6 +216,16 @@ def test_flips_of_tiles_are_flips_of_the_whole(words: dict[str, Any]) -> None:
     found = tiled(model, x, tile=(252, 236) if "recipe" in words else (128, 96), flips=True)
     assert float((found - tiled(model, x, tile=(480, 480), flips=True)).abs().max()) < 1e-10
     assert float((found - tiled(model, x)).abs().max()) > 1e-6
+
+
+def test_logits_at_a_stride_are_resized_in_float32_at_least() -> None:
+    values = image(6, 5)[None]
+    for kind in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        logits = values.to(kind)
+        assert at_full_size(logits, 1) is logits
+        wanted = torch.float64 if kind == torch.float64 else torch.float32
+        expected = nn.functional.interpolate(logits.to(wanted), size=(24, 20), mode="bilinear")
+        torch.testing.assert_close(at_full_size(logits, 4), expected)
 
 
 def test_tiled_makes_what_then_makes_and_leaves_the_network_as_it_was() -> None:

@@ -32,6 +32,8 @@ class Encoder(Protocol):
             side by side. Optional, `channels`.
         weights_from: where its weights come from, in words, for the trace. Optional, "random".
         source: for each map, where it comes from, for the trace. Optional.
+        statistics: a method without arguments, which gives the mean and the standard deviation that its pretrained
+            weights take images by, or None; see `unetkit.parts.encoders.statistics`. Optional.
     """
 
     channels: tuple[int, ...]
@@ -91,6 +93,7 @@ class Model(Protocol):
         size: the one height and width that it takes, where it takes only one, as of an encoder. Optional, None.
         weights_from: where its encoder's weights come from, in words, for the trace. Optional, "random".
         source: for each map of the part that gives several, where it comes from, for the trace. Optional.
+        statistics: as of an encoder. Optional.
 
     What `--encoder` says is given to an option `encoder` as text, with the library that it is of ("timm/resnet34"),
     what `--pretrained` says to `pretrained`, and `--size` to `img_size`; without such an option the first two are

@@ -35,12 +35,12 @@ def read_tiff(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
             values, axes = series.asarray(), series.axes
             extra = page.extrasamples if "S" in axes else ()
             colours = page.colormap if page.photometric == tifffile.PHOTOMETRIC.PALETTE else None
+        values = _channels_last(values, axes, path)
     except BadFile:
         raise
     except Exception as error:  # tifffile and its codecs raise whatever they meet
         raise BadFile(f"{path}: {why(error)}") from error
     palette = None if colours is None else (colours.T >> 8).astype(np.uint8)
-    values = _channels_last(values, axes, path)
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
     return _without_alpha(values, extra), palette
 

@@ -8,8 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+import numpy as np
 
 from unetkit.data.augment import make_augment
 from unetkit.data.opening import open_data
@@ -17,6 +16,7 @@ from unetkit.data.sample import Data, Images
 from unetkit.errors import BadOption
 from unetkit.inspect.observe import network_of
 from unetkit.network import Network
+from unetkit.parts.encoders.statistics import Statistics, statistics_of
 from unetkit.plan import Plan
 from unetkit.sizes import size_of
 from unetkit.train.choices import Choices
@@ -26,6 +26,8 @@ from unetkit.train.record import Run
 
 #: Images that the mean and the standard deviation are taken from.
 _MEASURED = 200
+#: Channels that pretrained weights are for.
+_COLOURS = 3
 #: Of a training crop, where none is asked for.
 _CROP = 256
 _VERSIONS = ("unetkit", "torch", "torchvision", "timm", "segmentation-models-pytorch")
@@ -87,25 +89,21 @@ def counts(data: Data) -> tuple[tuple[str, int], ...]:
     return tuple((name, len(images)) for name, images in data.splits.items())
 
 
-def normalisation(network: Network, data: Data) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def normalisation(network: Network, data: Data) -> Statistics:
     """Mean and standard deviation of each channel: those that pretrained weights were made with, or of the data."""
-    if not network.plan.pretrained or data.channels != len(IMAGENET_DEFAULT_MEAN):
-        return measured(data.splits["train"])
-    config: Any = getattr(getattr(network.encoder, "model", None), "pretrained_cfg", {})
-    return tuple(config.get("mean", IMAGENET_DEFAULT_MEAN)), tuple(config.get("std", IMAGENET_DEFAULT_STD))
+    known = statistics_of(network.encoder) if network.plan.pretrained and data.channels == _COLOURS else None
+    return known or measured(data.splits["train"])
 
 
-def measured(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Of each channel, over all pixels of up to 200 images, evenly taken."""
-    step = -(-len(images) // _MEASURED)
-    moments = []
+def measured(images: Images) -> Statistics:
+    """Of each channel, over all pixels of up to 200 images, evenly taken; by NumPy, whatever the threads."""
+    step, moments = -(-len(images) // _MEASURED), []
     for index in range(0, len(images), step):
-        pixels = images[index].image.flatten(1).double()
-        moments.append(
-            torch.stack([pixels.sum(1), pixels.square().sum(1), pixels.new_tensor(pixels.shape[1]).expand(len(pixels))])
-        )
-    total, squares, count = torch.stack(moments).sum(0)
-    mean = total / count
-    std = (squares / count - mean.square()).clamp_min(0).sqrt()
+        pixels = images[index].image.flatten(1).numpy().astype(np.float64)
+        count = np.full(len(pixels), pixels.shape[1])
+        moments.append(np.stack([pixels.sum(1), np.square(pixels).sum(1), count]))
+    total, squares, number = np.sum(moments, 0)
+    mean = total / number
+    std = np.sqrt(np.maximum(squares / number - np.square(mean), 0))
     # A channel that never changes stays as it is.
-    return tuple(mean.tolist()), tuple(torch.where(std > 1e-8, std, torch.ones_like(std)).tolist())
+    return tuple(mean.tolist()), tuple(np.where(std > 1e-8, std, 1.0).tolist())

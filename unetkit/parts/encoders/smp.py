@@ -15,6 +15,7 @@ from unetkit.foreign import one_line
 from unetkit.parts.encoders.borne import bears
 from unetkit.parts.encoders.smp_maps import look
 from unetkit.parts.encoders.smp_weights import Weights, find
+from unetkit.parts.encoders.statistics import Statistics
 
 #: How often smp's encoders halve the input, unless told to stop before.
 _DEPTH = 5
@@ -44,7 +45,7 @@ class SmpEncoder(nn.Module):
     ) -> None:
         super().__init__()
         name, dot, tag = name.partition(".")
-        weights = find(name, tag if dot else None, pretrained)
+        self.weights = weights = find(name, tag if dot else None, pretrained)
         depth = _DEPTH if levels is None else _depth(name, levels, output_stride)
         self.model = _create(name, in_channels, depth, output_stride, weights)
         self.weights_from = weights.name if weights else "random"
@@ -62,6 +63,10 @@ class SmpEncoder(nn.Module):
         """(B, C, H, W) -> maps of (B, channels[i], H / strides[i], W / strides[i]), rounded as the encoder does."""
         maps = self.model(x)
         return [maps[i] for i in self.take]
+
+    def statistics(self) -> Statistics | None:
+        """As `unetkit.parts.encoders.statistics` says."""
+        return self.weights.statistics() if self.weights else None
 
 
 def _depth(name: str, levels: int, output_stride: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,8 +12,11 @@ from segmentation_models_pytorch.encoders import encoders as known
 from torch import Tensor
 
 from unetkit.errors import CannotBuild
+from unetkit.foreign import one_line
+from unetkit.parts.encoders.statistics import Statistics, of_config
 
 _FILE = "model.safetensors"
+_CONFIG = "config.json"
 
 
 class Weights(NamedTuple):
@@ -24,16 +28,36 @@ class Weights(NamedTuple):
 
     def read(self) -> dict[str, Tensor]:
         """The tensors, by the encoder's own names; downloaded where the hub's cache has them not."""
-        return load_file(self.name if self.hub is None else _downloaded(*self.hub))
+        return load_file(self.name if self.hub is None else _downloaded(*self.hub, _FILE))
+
+    def statistics(self) -> Statistics | None:
+        """What images were normalised by when they were made: smp keeps it beside them, in config.json.
+
+        None of a local file that has none beside it.
+
+        Raises:
+            CannotBuild: the hub's cannot be had.
+        """
+        beside = Path(self.name).with_name(_CONFIG)
+        if self.hub is None and not beside.is_file():
+            return None
+        try:
+            text = Path(_downloaded(*self.hub, _CONFIG) if self.hub else beside).read_text(encoding="utf-8")
+            return of_config(json.loads(text))
+        except Exception as error:  # whatever the hub's client or a file's reader raises
+            raise CannotBuild(
+                f"the mean and standard deviation that {self.name} was trained with cannot be had: config.json beside "
+                f"the weights cannot be read ({one_line(error)[:200]}); try again where the hub can be reached"
+            ) from error
 
 
-def _downloaded(repo: str, revision: str) -> str:
-    cached = try_to_load_from_cache(repo, _FILE, revision=revision)
+def _downloaded(repo: str, revision: str, file: str) -> str:
+    cached = try_to_load_from_cache(repo, file, revision=revision)
     if isinstance(cached, str):
         return cached
     # Asked once: the download itself would ask a hub that is not there for most of a minute.
-    get_hf_file_metadata(hf_hub_url(repo, _FILE, revision=revision))
-    return hf_hub_download(repo, _FILE, revision=revision)
+    get_hf_file_metadata(hf_hub_url(repo, file, revision=revision))
+    return hf_hub_download(repo, file, revision=revision)
 
 
 def find(architecture: str, tag: str | None, pretrained: bool | str) -> Weights | None:

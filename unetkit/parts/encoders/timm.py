@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from unetkit.parts.encoders.pyramid import Pyramid
+from unetkit.parts.encoders.statistics import Statistics, of_config
 from unetkit.parts.encoders.timm_create import Request
 from unetkit.parts.encoders.timm_maps import Maps, flatten, nchw
 from unetkit.parts.encoders.timm_options import checked
@@ -54,12 +55,16 @@ class TimmEncoder(nn.Module):
         self.channels = self.pyramid.channels if self.pyramid else self.maps.channels
         self.source = self.maps.source
         self.min_size, self.multiple, self.size = facts.min_size, facts.multiple, facts.size
-        self.weights_from = _describe(self.model, pretrained)
+        self.pretrained, self.weights_from = bool(pretrained), _describe(self.model, pretrained)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, C, H, W) -> maps of (B, channels[i], H / strides[i], W / strides[i]), rounded as the model does."""
         maps = nchw(self.model(x), self.model, self.maps, size_of(x))
         return maps if self.pyramid is None else self.pyramid(maps[0])
+
+    def statistics(self) -> Statistics | None:
+        """As `unetkit.parts.encoders.statistics` says; of a file, those of timm's own weights of this name."""
+        return of_config(self.model.pretrained_cfg) if self.pretrained else None
 
 
 def _pyramid(maps: Maps, levels: int | None) -> Pyramid | None:

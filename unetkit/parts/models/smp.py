@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, cast
 
 import segmentation_models_pytorch as smp
@@ -17,6 +18,7 @@ from unetkit.meta import meta_copy
 from unetkit.parts.encoders import smp_weights, timm_weights
 from unetkit.parts.encoders.borne import bears, holding, round_up, takes
 from unetkit.parts.encoders.smp import NumbersOnCpu
+from unetkit.parts.encoders.statistics import Statistics, of_config
 from unetkit.parts.encoders.timm_create import Request
 from unetkit.parts.encoders.timm_options import checked
 from unetkit.parts.models.smp_names import class_name
@@ -69,6 +71,7 @@ def smp_model(
     model = _made(name, {**words, "encoder_weights": weights})
     vars(model)["weights_from"] = f"{spec.name} of its library" if pretrained else "random"
     vars(model)["source"] = _sources(model.encoder)
+    vars(model)["statistics"] = partial(_statistics, source, bare, pretrained)
     built_for = fixed if "img_size" in said else words.get("img_size", fixed)
     _declare_sizes(model, name, words, in_channels, built_for)
     return cast(nn.Module, model)
@@ -138,6 +141,16 @@ def _of_smp(name: str, pretrained: bool) -> tuple[str, Any]:
         found.read()  # smp's own client would ask for half a minute
     settings = smp.encoders.encoders[name]["pretrained_settings"]
     return name, next(key for key, at in settings.items() if (at["repo_id"], at["revision"]) == found.hub)
+
+
+def _statistics(source: str, name: str, pretrained: bool) -> Statistics | None:
+    """What `unetkit.parts.encoders.statistics` asks for."""
+    if source == "timm":
+        config = timm.get_pretrained_cfg(name) if pretrained else None
+        return None if config is None else of_config(config.to_dict())
+    name, dot, tag = name.partition(".")
+    weights = smp_weights.find(name, tag if dot else None, pretrained)
+    return weights.statistics() if weights else None
 
 
 def _made(name: str, words: dict[str, Any]) -> Any:
