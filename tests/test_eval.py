@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from unetkit.predict import evaluate as evaluating
 from unetkit.train.choices import Choices
 from unetkit.train.confusion import confusion, scores
 from unetkit.train.confusion_picture import draw_confusion, short
+from unetkit.train.preparing import identities
 from unetkit.train.record import Run, read_run
 
 CELLS = "cells:count=3,val=2,test=4,size=48"
@@ -219,6 +221,19 @@ def test_every_kind_of_mask_has_scores_and_a_picture(kind: Any, outputs: int, tm
     assert np.array(found["confusion"]).shape == ((3, 2, 2) if kind == "multilabel" else (2, 2))
     assert width_of(tmp_path / "confusion.png") > 200
     assert all(f"\n{name} " in called(run).stdout for name in found["classes"])
+
+
+def test_a_split_that_is_no_longer_what_it_was_is_refused(tmp_path: Path) -> None:
+    data = drawn(tmp_path / "data")
+    splits = identities(open_data(data))
+    folder = trained(tmp_path / "run", data, classes=3)
+    replace(read_run(folder), splits=splits).write()
+    assert told(folder)["split"] == "val"
+    gone = open_data(data).splits["val"][0].name
+    for kind in ("images", "masks"):
+        (tmp_path / "data" / kind / f"{gone}.png").unlink()
+    assert "holds other images than when" in refused(folder)
+    assert told(folder, "--split", "all")["images"] == 5
 
 
 def test_scores_are_those_of_the_masks_that_predict_writes(tmp_path: Path) -> None:

@@ -305,6 +305,16 @@ def test_an_image_that_memory_does_not_hold_costs_a_line_and_a_wrong_option_ends
         predict_all(Predictor(run, network, How(tile=(64, 64), overlap=64)).predict, jobs, Told())
 
 
+def test_images_in_sub_folders_keep_their_place(run: Run, tmp_path: Path) -> None:
+    for folder in ("images", "images/sub"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(pixels(30, 30)).save(tmp_path / folder / "x.png")
+    jobs = planned([tmp_path / "images"], tmp_path / "out", run.target)
+    assert [job.masks for job in jobs] == [(tmp_path / "out/sub/x.png",), (tmp_path / "out/x.png",)]
+    assert predict_all(Predictor(run, run.network(), How()).predict, jobs, Tell()) == 0
+    assert (tmp_path / "out" / "sub" / "x.png").exists()
+
+
 def test_a_run_that_is_interrupted_leaves_whole_files_alone(run: Run, tmp_path: Path) -> None:
     for name in ("a", "b"):
         tifffile.imwrite(tmp_path / f"{name}.tif", pixels(300 if name == "a" else 6000, 6000 if name == "b" else 300))

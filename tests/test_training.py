@@ -6,11 +6,13 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import unetkit
-from tests.training_sets import squares
+from tests.training_sets import Squares, squares
 from unetkit import train
+from unetkit.data.opening import open_data
+from unetkit.data.sample import Sample
 from unetkit.data.target import Target
+from unetkit.data.writing import write_set
 from unetkit.errors import BadFile, BadOption, CannotPass, UnetkitError, UnknownName
 from unetkit.inspect.observe import network_of
 from unetkit.train.batches import Augmented, Loader, steps_of
@@ -326,6 +331,45 @@ def test_what_is_no_run_or_damaged_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a" / HEADER).write_text("{")
     with pytest.raises(BadFile, match=r"run.json is damaged"):
         train.read(tmp_path / "a")
+
+
+def test_an_image_with_what_is_no_number_is_named(tmp_path: Path) -> None:
+    data = squares()
+
+    class Broken(Squares):
+        def __getitem__(self, index: int) -> Sample:
+            sample = super().__getitem__(index)
+            return sample._replace(image=sample.image.where(sample.image > 0.3, float("nan"))) if index == 7 else sample
+
+    broken = replace(data, splits={**data.splits, "train": Broken("train", 12)})
+    with pytest.raises(BadFile, match=r"train-7: its image holds values that are no numbers"):
+        train.run(TINY, tmp_path / "a", data=broken, **QUICK)
+
+
+def test_a_run_whose_state_is_gone_keeps_its_weights(tmp_path: Path) -> None:
+    train.run(TINY, tmp_path / "a", data=squares(4), **{**QUICK, "epochs": 1})
+    before = (tmp_path / "a" / BEST).read_bytes()
+    (tmp_path / "a" / STATE).unlink()
+    with pytest.raises(BadFile, match=r"has weights and no state.pt to go on from; train anew"):
+        train.resume(tmp_path / "a", data=squares(4))
+    assert (tmp_path / "a" / BEST).read_bytes() == before
+
+
+def test_data_that_moved_are_gone_on_with_and_changed_data_are_refused(tmp_path: Path) -> None:
+    write_set(open_data("cells:count=4,val=2,test=1,size=32"), tmp_path / "here")
+    for split in ("val", "test"):
+        shutil.rmtree(tmp_path / "here" / split)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(TINY, tmp_path / "a", data=str(tmp_path / "here"), watch=Seen(1), **{**QUICK, "batch": 1})
+    (tmp_path / "here").rename(tmp_path / "there")
+    with pytest.raises(BadFile, match=r"here: there is no such folder"):
+        train.resume(tmp_path / "a")
+    train.resume(tmp_path / "a", data=str(tmp_path / "there"))
+    assert len(log_of(tmp_path / "a")) == 2
+    for kind in ("images", "masks", "instances"):
+        (tmp_path / "there" / "train" / kind / "train-00000.png").rename(tmp_path / "there" / "train" / kind / "x.png")
+    with pytest.raises(BadOption, match=r"there is no longer what .* began with \(classes or images\); train anew"):
+        train.resume(tmp_path / "a", data=str(tmp_path / "there"))
 
 
 # On the command line

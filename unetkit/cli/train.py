@@ -23,8 +23,8 @@ _DEFAULT = "cells"
 @click.option("--val", type=float, metavar="X", help="Share set aside where there is no split.  [default: 0.2]")
 @click.option("--group", metavar="REGEX", help="Names that it matches alike stay on one side of that split.")
 @click.option("--ignore", type=int, metavar="N", help="The number in masks that counts nowhere.")
-@click.option("--loss", metavar="TERM[+...]", help="What is minimised; by the data, such as bce+dice.")
-@click.option("--augment", metavar="WORD,...", help="What is done to training images; by the data.")
+@click.option("--loss", metavar="TERM[+...]", help="A sum of ce, bce, dice, focal, border; by the data.")
+@click.option("--augment", metavar="WORD,...", help="hflip, turn, rotate, scale, elastic, light ...; none.")
 @click.option("--batch", type=int, metavar="N", help="Images a step, of each process.  [default: 8]")
 @click.option("--epochs", type=int, metavar="N", help="Passes over the training images.  [default: 20]")
 @click.option("--lr", type=float, metavar="X", help="The highest learning rate.  [default: 0.001]")
@@ -45,7 +45,8 @@ def train(ctx: click.Context, /, out: Path | None, resume: Path | None, **asked:
     --data takes a folder with images/ and masks/, or a set by name: cells (microscopy made on the fly),
     voc:root=DIR, pet:root=DIR, cityscapes:root=DIR. Classes and channels are those of the data. --size is that of the
     crops that the network is trained on, --seed that of all that is random. After each epoch everything is saved:
-    killed at any moment, --resume goes on to the same weights. Several processes train together under torchrun.
+    killed at any moment, --resume goes on to the same weights; beside it only --device and --data (where the same
+    folder lies now) may stand. Several processes train together under torchrun.
 
     \b
     unetkit train --encoder resnet18 --fuse add --out runs/cells
@@ -83,13 +84,13 @@ def _resume(ctx: click.Context, folder: Path, out: Path | None, given: dict[str,
     from unetkit.train.running import resume
     from unetkit.train.watch import Shown
 
-    device = given.pop("device", None)
+    device, data = given.pop("device", None), given.pop("data", None)
     if out is not None or given:
         name = "out" if out is not None else next(iter(given))
         raise BadOption(f"--{name.replace('_', '-')} with --resume: a run goes on as it began; leave it out")
     watch = Shown()
     try:
-        resume(folder, parts=None, device=device, watch=watch)
+        resume(folder, data=data, device=device, watch=watch)
     except KeyboardInterrupt:
         watch.close()
         _interrupted(folder)

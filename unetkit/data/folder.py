@@ -36,6 +36,11 @@ class Folder:
     meaning: Meaning
     channels: int
 
+    @property
+    def held(self) -> list[str]:
+        """The names of its images."""
+        return [entry.name for entry in self.entries]
+
     def __len__(self) -> int:
         return len(self.entries)
 

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFont
 from torch import Tensor
 
 from unetkit.atomic import written_whole
@@ -50,6 +50,13 @@ def overlay(image: Tensor, mask: Tensor, target: Target, strength: float = 0.5) 
     some = count > 0
     picture[some] = (1 - strength) * picture[some] + strength * colour[some] / count[some][:, None]
     return Image.fromarray(picture.round().astype(np.uint8))
+
+
+def lettering(size: int) -> ImageFont.FreeTypeFont:
+    """A font that has Latin, Greek and Cyrillic letters, of so many pixels."""
+    from matplotlib import get_data_path
+
+    return ImageFont.truetype(str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
 
 
 def palette_bytes(target: Target) -> bytes:

@@ -5,6 +5,7 @@ C channels, L labels, H and W height and width.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -36,6 +37,13 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Sample: ...
+
+
+def known_by(images: Images) -> str:
+    """What tells these images from others: how many, and a digest of their names where they have names (`held`)."""
+    held = getattr(images, "held", None)
+    names = "" if held is None else hashlib.sha256("\0".join(held).encode()).hexdigest()[:12]
+    return f"{len(images)} {names}".rstrip()
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,11 @@ class FromTorchvision:
     kept: Sequence[int]
     table: np.ndarray
 
+    @property
+    def held(self) -> list[str]:
+        """The names of its images."""
+        return [self.names[place] for place in self.kept]
+
     def __len__(self) -> int:
         return len(self.kept)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from unetkit.data.pictures import overlay, stretched
+from unetkit.data.pictures import lettering, overlay, stretched
 from unetkit.data.sample import Sample
 from unetkit.data.target import Target
 
@@ -18,7 +18,7 @@ _ACROSS = 2
 
 def contact_sheet(samples: Sequence[Sample], target: Target) -> Image.Image:
     """Samples two a row, image and overlay side by side with the name above, and the legend below."""
-    font = ImageFont.load_default(13)
+    font = lettering(13)
     pairs = [_pair(sample, target, font) for sample in samples]
     rows = [pairs[start : start + _ACROSS] for start in range(0, len(pairs), _ACROSS)]
     width = _ACROSS * (2 * _SIDE + 3 * _GAP) + _GAP

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unetkit.data.layout import read_classes
 from unetkit.data.opening import named, open_data
-from unetkit.data.sample import Data, Images, Sample
+from unetkit.data.sample import Data, Images, Sample, known_by
 from unetkit.data.target import Target
 from unetkit.deploy.passing import tiled
 from unetkit.errors import BadFile, BadOption
@@ -73,6 +73,12 @@ def chosen(run: Run, data: Data, split: str | None = None) -> tuple[str, Images]
     name = split or ("test" if "test" in data.splits else "val" if own(run, data) else ALL)
     if name != ALL and name not in data.splits:
         raise BadOption(f"--split {name}: {data.said} has {', '.join(data.splits)}; give one of them, or {ALL}")
+    was = dict(run.splits).get(name)
+    if own(run, data) and was and was != known_by(data.splits[name]):
+        raise BadOption(
+            f"--split {name}: {data.said} holds other images than when {run.folder} was trained, which may have seen "
+            f"some of these; put them back, or give --split {ALL}"
+        )
     images = Together([*data.splits.values()]) if name == ALL else data.splits[name]
     if not len(images):
         raise BadOption(f"--split {name}: {data.said} has no image in it")

@@ -39,7 +39,7 @@ def planned(
     """
     if target.kind != "multilabel" and len(target.names) > VOID:
         raise BadOption(f"{len(target.names)} classes do not fit the palette of a PNG, which holds {VOID}")
-    jobs = [_job(path, out, target, probabilities, overlays) for path in found(images)]
+    jobs = [_job(path, out / inside, target, probabilities, overlays) for path, inside in found(images).items()]
     places: dict[Path, Path] = {}
     for job in jobs:
         for file in map(Path.resolve, job.files):
@@ -51,18 +51,22 @@ def planned(
     return jobs
 
 
-def found(images: Iterable[Path]) -> list[Path]:
-    """Images, those in folders included: each once, in the order of the command line and of names."""
-    paths: dict[Path, Path] = {}
+def found(images: Iterable[Path]) -> dict[Path, Path]:
+    """Images, those in folders and their sub-folders included: each once, in the order they are named.
+
+    With each goes the sub-folder that it lies in, which its files keep.
+    """
+    paths: dict[Path, tuple[Path, Path]] = {}
     for path in images:
         inside = [path]
         if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in ENDINGS and file.name[0] != ".")
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS and file.name[0] != ".")
             if not inside:
                 raise BadFile(f"{path} holds no image: none of its files ends in {', '.join(ENDINGS)}")
         for file in inside:
-            paths.setdefault(file.resolve(), file)
-    return list(paths.values())
+            below = file.parent.relative_to(path) if path.is_dir() else Path()
+            paths.setdefault(file.resolve(), (file, below))
+    return dict(paths.values())
 
 
 def _job(image: Path, out: Path, target: Target, probabilities: bool, overlays: bool) -> Job:

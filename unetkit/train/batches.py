@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from unetkit.data.sample import Images, Sample
 from unetkit.data.streams import numbers, seed_of
+from unetkit.errors import BadFile
 
 #: A sample, its weight map where the loss wants one, and a seed -> both, augmented.
 Augment = Callable[[Sample, Tensor | None, int], tuple[Sample, Tensor | None]]
@@ -62,10 +63,17 @@ class Augmented(Dataset[tuple[Sample, Tensor | None]]):
 
     def __getitem__(self, key: Key) -> tuple[Sample, Tensor | None]:
         epoch, turn, index = key
-        sample = self.images[index]
+        sample = finite(self.images[index])
         weights = self.weigh(sample) if self.weigh else None
         sample, weights = self.augment(sample, weights, seed_of(self.seed, "augment", epoch, turn, index))
         return sample._replace(image=self.normalise(sample.image)), weights
+
+
+def finite(sample: Sample) -> Sample:
+    """A sample. Raises BadFile where its image holds what is no number, which would end in every weight."""
+    if not torch.isfinite(sample.image).all():
+        raise BadFile(f"{sample.name}: its image holds values that are no numbers; `unetkit data check` names all such")
+    return sample
 
 
 def collated(items: list[tuple[Sample, Tensor | None]]) -> Batch:

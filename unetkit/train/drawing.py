@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from unetkit.atomic import written_whole
-from unetkit.data.pictures import overlay, stretched
+from unetkit.data.pictures import lettering, overlay, stretched
 from unetkit.data.target import Target
 from unetkit.train.validating import Shown
 
@@ -33,7 +33,9 @@ def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
     marker = "o" if len(epochs) < 30 else ""
     for name, label in (("loss", "training"), ("val_loss", "validation")):
         losses.plot(epochs, [_number(line[name]) for line in lines], marker=marker, markersize=3, label=label)
-    losses.set(xlabel="epoch", title="loss", ylim=(0, None))
+    losses.margins(y=0.08)
+    losses.set(xlabel="epoch", title="loss")
+    losses.set_ylim(bottom=0)
     scores.plot(epochs, [_number(line["miou"]) for line in lines], "k", marker=marker, markersize=3, label="mIoU")
     for name in lines[-1]["iou"] if len(lines[-1]["iou"]) <= _LABELLED else ():
         scores.plot(epochs, [_number(line["iou"][name]) for line in lines], linewidth=1, alpha=0.7, label=name)
@@ -56,7 +58,7 @@ def draw_samples(shown: list[Shown], target: Target, path: Path) -> None:
     """Images, their masks and what was predicted, side by side, as PNG; what no picture shows whole is scaled."""
     width, height = 3 * _SIDE + 4 * _GAP, _HEAD + len(shown) * (_SIDE + _GAP)
     sheet = Image.new("RGB", (width, height), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    pen, font = ImageDraw.Draw(sheet), lettering(12)
     for column, title in enumerate(("image", "truth", "prediction")):
         pen.text((_GAP + column * (_SIDE + _GAP), 3), title, "black", font)
     for row, one in enumerate(shown):

@@ -160,7 +160,7 @@ class Trainer:
         if better:
             state.best, state.best_epoch = -1.0 if score is None else score, state.epoch
         if state.epoch == choices.epochs:
-            state.ended = f"{choices.epochs} epochs are done"
+            state.ended = f"{choices.epochs} epoch{'s are' if choices.epochs > 1 else ' is'} done"
         elif choices.patience and state.epoch - state.best_epoch >= choices.patience:
             state.ended = f"no epoch was better than {state.best_epoch} in {choices.patience}"
         val_loss = found.loss if isfinite(found.loss) else None

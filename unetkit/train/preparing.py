@@ -12,13 +12,14 @@ import numpy as np
 
 from unetkit.data.augment import make_augment
 from unetkit.data.opening import open_data
-from unetkit.data.sample import Data, Images
+from unetkit.data.sample import Data, Images, known_by
 from unetkit.errors import BadOption
 from unetkit.inspect.observe import network_of
 from unetkit.network import Network
 from unetkit.parts.encoders.statistics import Statistics, statistics_of
 from unetkit.plan import Plan
 from unetkit.sizes import size_of
+from unetkit.train.batches import finite
 from unetkit.train.choices import Choices
 from unetkit.train.losses import make_loss
 from unetkit.train.optimising import OPTIMIZERS
@@ -77,16 +78,16 @@ def run_of(folder: Path, network: Network, choices: Choices, data: Data, plugins
         channels=data.channels,
         mean=mean,
         std=std,
-        splits=counts(data),
+        splits=identities(data),
         plugins=plugins,
         versions=versions,
         command=command,
     )
 
 
-def counts(data: Data) -> tuple[tuple[str, int], ...]:
-    """How many images each split has."""
-    return tuple((name, len(images)) for name, images in data.splits.items())
+def identities(data: Data) -> tuple[tuple[str, str], ...]:
+    """What tells the images of each split from others."""
+    return tuple((name, known_by(images)) for name, images in data.splits.items())
 
 
 def normalisation(network: Network, data: Data) -> Statistics:
@@ -99,7 +100,7 @@ def measured(images: Images) -> Statistics:
     """Of each channel, over all pixels of up to 200 images, evenly taken; by NumPy, whatever the threads."""
     step, moments = -(-len(images) // _MEASURED), []
     for index in range(0, len(images), step):
-        pixels = images[index].image.flatten(1).numpy().astype(np.float64)
+        pixels = finite(images[index]).image.flatten(1).numpy().astype(np.float64)
         count = np.full(len(pixels), pixels.shape[1])
         moments.append(np.stack([pixels.sum(1), np.square(pixels).sum(1), count]))
     total, squares, number = np.sum(moments, 0)

@@ -33,7 +33,7 @@ class Run:
         target: what its masks mean.
         channels: of its images.
         mean, std: of each channel of its images, which they are brought to 0 and 1 by.
-        splits: how many images each has.
+        splits: what tells the images of each from others; see `known_by`.
         plugins: files and modules that were named with --plugin.
         versions: of unetkit and what results depend on.
         command: what was typed.
@@ -46,7 +46,7 @@ class Run:
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    splits: tuple[tuple[str, int], ...] = ()
+    splits: tuple[tuple[str, str], ...] = ()
     plugins: tuple[str, ...] = ()
     versions: tuple[tuple[str, str], ...] = ()
     command: str = ""

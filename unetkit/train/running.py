@@ -12,7 +12,7 @@ from unetkit.builder import build_plan
 from unetkit.data.opening import absolute
 from unetkit.data.sample import Data
 from unetkit.deploy.files import load
-from unetkit.errors import BadOption
+from unetkit.errors import BadFile, BadOption
 from unetkit.foreign import quiet
 from unetkit.inspect.trace import trace
 from unetkit.meta import check_device
@@ -21,8 +21,8 @@ from unetkit.plugins import default_parts, load_parts
 from unetkit.registry import Parts
 from unetkit.train.choices import Choices
 from unetkit.train.loop import Trainer, Watch
-from unetkit.train.preparing import completed, counts, fitted, opened, run_of
-from unetkit.train.record import HEADER, LAST, STATE, Run, read_run
+from unetkit.train.preparing import completed, fitted, identities, opened, run_of
+from unetkit.train.record import BEST, HEADER, LAST, STATE, Run, read_run
 from unetkit.train.state import State, read_state
 from unetkit.train.world import World, joined
 
@@ -87,7 +87,7 @@ def run(
 def resume(
     folder: str | Path,
     *,
-    data: Data | None = None,
+    data: Data | str | None = None,
     parts: Parts | None = None,
     device: str | None = None,
     watch: Watch | None = None,
@@ -97,7 +97,7 @@ def resume(
 
     Args:
         folder: of the run.
-        data: as it was given to `run`, where it was.
+        data: as it was given to `run`, where it was opened already; or where the same folder lies now.
         device: another than before; on another, or with other threads, numbers may differ in their last digits.
         parts, watch, save_every: as for `run`.
 
@@ -110,17 +110,25 @@ def resume(
     parts = parts or (load_parts(begun.plugins) if begun.plugins else default_parts())
     told = watch or Watch()
     with joined(device) as world:
-        found: Data = data or opened(begun.choices, told.scan)
-        if (found.target, counts(found)) != (begun.target, begun.splits):
+        if isinstance(data, str):
+            begun = replace(begun, choices=replace(begun.choices, data=absolute(data)))
+        found = data if isinstance(data, Data) else opened(begun.choices, told.scan)
+        if (found.target, identities(found)) != (begun.target, begun.splits):
             raise BadOption(f"{found.said} is no longer what {folder} began with (classes or images); train anew")
-        state = State()
-        if (begun.folder / STATE).exists():
-            state = read_state(begun.folder / STATE)
+        state = _state_of(begun.folder)
         with quiet():
             # A file knows the weights that pretraining gave; the plan would have them downloaded again.
             saved = state.model and (begun.folder / LAST).exists()
             network = load(begun.folder / LAST, parts=parts) if saved else build_plan(begun.plan, parts)
         return _train(begun, found, network, world, state, told, save_every)
+
+
+def _state_of(folder: Path) -> State:
+    if (folder / STATE).exists():
+        return read_state(folder / STATE)
+    if (folder / BEST).exists():
+        raise BadFile(f"{folder} has weights and no {STATE} to go on from; train anew into another folder")
+    return State()
 
 
 def _train(begun: Run, data: Data, network: Any, world: World, state: State, watch: Watch, save_every: float) -> Run:

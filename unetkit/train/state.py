@@ -62,6 +62,8 @@ def read_state(path: Path) -> State:
     """
     try:
         return State(**torch.load(path, map_location="cpu", weights_only=True))
+    except TypeError as error:
+        raise BadFile(f"{path} is of another version of unetkit; finish the run with that, or train anew") from error
     except Exception as error:  # pickle and torch raise any
         raise BadFile(
             f"{path} is damaged ({type(error).__name__}); the weights beside it may still be whole"

@@ -92,6 +92,8 @@ class Shown(Watch):
         folder = self.trainer.run.folder
         self.console.print(f"{why}; best mIoU {_figure(best['miou'])} after epoch {best['epoch']}", soft_wrap=True)
         self.console.print(f"curves in {folder / CURVES}; predictions in {folder / SAMPLES}", soft_wrap=True)
+        then = f"next: unetkit eval {folder}, or unetkit predict {folder} IMAGE... --out masks"
+        self.console.print(then, soft_wrap=True)
 
     def close(self) -> None:
         """Give the terminal back, and end TensorBoard's file."""
