@@ -125,6 +125,20 @@ def split(text: str, separator: str) -> list[str]:
     return [*parts, text[start:]]
 
 
+def items(text: str) -> list[str]:
+    """Names with options between commas: in `elastic:grid=3,std=10,light` are two, since `std=10` goes on with options.
+
+    Raises ValueError where brackets or quotes do not close.
+    """
+    found: list[str] = []
+    for piece in split(text, ","):
+        if found and re.match(r"\w+=", piece):
+            found[-1] += f",{piece}"
+        else:
+            found.append(piece.strip())
+    return found
+
+
 def _outside_quotes(text: str) -> Iterator[tuple[int, str]]:
     quoted = escaped = False
     for index, char in enumerate(text):

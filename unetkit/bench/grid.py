@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -75,15 +74,9 @@ def items(word: str, texts: Iterable[str]) -> list[str]:
 
 def _items(word: str, text: str) -> list[str]:
     try:
-        pieces = values.split(text, ",")
+        found = values.items(text)
     except ValueError as error:
         raise BadOption(f"--{word.replace('_', '-')} {text}: {error}") from None
-    found: list[str] = []
-    for piece in pieces:
-        if found and re.match(r"\w+=", piece):
-            found[-1] += f",{piece}"
-        else:
-            found.append(piece.strip())
     if not all(found):
         raise BadOption(f"--{word.replace('_', '-')} {text}: nothing stands before or after a comma")
     return found

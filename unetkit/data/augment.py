@@ -83,16 +83,9 @@ def make_augment(text: str, crop: tuple[int, int]) -> Augment:
 def items(text: str) -> Sequence[str]:
     """The steps of a text, apart: `elastic:grid=3,std=10,light` are two, since what has no name is an option."""
     try:
-        parts = values.split(text, ",")
+        return values.items(text)
     except ValueError as error:
         raise BadOption(f"--augment {text}: {error}") from error
-    found: list[str] = []
-    for part in parts:
-        if found and "=" in part and ":" not in part.partition("=")[0]:
-            found[-1] += f",{part}"
-        else:
-            found.append(part)
-    return found
 
 
 def _step(text: str) -> Step:
