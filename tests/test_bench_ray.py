@@ -220,7 +220,6 @@ pytestmark = pytest.mark.slow
 def test_nodes_work_at_the_same_time_and_rows_say_which(ended: dict[str, dict[str, Any]]) -> None:
     met = [ended["meet-1"], ended["meet-2"]]
     assert [row["cause"] for row in met] == ["", ""]
-    assert {row["name"] for row in ended.values()} <= {*NAMES}
     assert {row["where"] for row in met} == {"cpu of one, 1 thread", "cpu of two, 1 thread"}
 
 
