@@ -226,10 +226,13 @@ from unetkit.cli.words import complete_part
 from unetkit.plugins import load_parts
 for words in (["--help"], ["build", "--help"], ["list"], ["list", "encoders"], ["list", "encoders", "resnet*"],
               ["list", "fuse", "add"], ["list", "encoders", "resnet18"], ["list", "recipes", "unet-2015"],
-              ["bench", "--help"], ["bench", "metrics"], ["bench", "show", "--help"], ["bench", "selftest", "--help"]):
+              ["bench", "--help"], ["bench", "metrics"], ["bench", "show", "--help"], ["bench", "selftest", "--help"],
+              ["data", "--help"], ["data", "check", "--help"], ["train", "--help"], ["eval", "--help"],
+              ["predict", "--help"]):
     assert CliRunner().invoke(cli, words).exit_code == 0, words
 for words in (["build", "--encoder", "resnet1O1"], ["build", "--encoder", "resnet18", "--up", "bilinear:nope=1"],
-              ["bench", "--encoder", "resnet1O1*"], ["bench", "show", "nowhere"]):
+              ["bench", "--encoder", "resnet1O1*"], ["bench", "show", "nowhere"],
+              ["train", "--encoder", "resnet1O1", "--out", "x"], ["train", "--encoder", "resnet18"]):
     assert CliRunner().invoke(cli, words).exit_code != 0, words
 complete_part(load_parts().encoders, "res")
 print([name for name in ("torch", "timm", "torchvision", "segmentation_models_pytorch") if name in sys.modules])

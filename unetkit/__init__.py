@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unetkit import bench as bench
+    from unetkit import predict as predict
+    from unetkit import train as train
     from unetkit.builder import build as build
     from unetkit.deploy.files import load as load
     from unetkit.deploy.files import save as save
@@ -41,14 +43,15 @@ _HOMES = {
     "load_parts": "unetkit.plugins",
     "Parts": "unetkit.registry",
 }
-__all__ = sorted([*_HOMES, "bench"])
+_ROOMS = ("bench", "predict", "train")
+__all__ = sorted([*_HOMES, *_ROOMS])
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return version("unetkit")
-    if name == "bench":
-        return import_module("unetkit.bench")
+    if name in _ROOMS:
+        return import_module(f"unetkit.{name}")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'unetkit' has no attribute {name!r}")
