@@ -99,7 +99,9 @@ def _resume(ctx: click.Context, folder: Path, out: Path | None, given: dict[str,
 
 
 def _interrupted(folder: Path) -> None:
-    click.echo(f"Error: interrupted; go on with: unetkit train --resume {shlex.quote(str(folder))}", err=True)
+    begun = (folder / "run.json").exists()
+    then = f"; go on with: unetkit train --resume {shlex.quote(str(folder))}" if begun else " before the run began"
+    click.echo(f"Error: interrupted{then}", err=True)
     sys.exit(130)
 
 
