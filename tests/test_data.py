@@ -304,6 +304,14 @@ def test_palettes_that_differ_are_read_by_colour(tmp_path: Path) -> None:
     assert torch.equal(read["b"], torch.from_numpy(stripes(0, 1)).long())
 
 
+def test_a_grey_pixel_among_masks_of_0_and_255_is_told_as_that(tmp_path: Path) -> None:
+    stray = stripes(0, 255)
+    stray[0, 0] = 128
+    folder = made(tmp_path, {"a": stripes(0, 255), "b": stripes(0, 255), "c": stray})
+    with pytest.raises(BadFile, match=r"c\.png: holds 128, among masks of 0 and 255; threshold it to these two"):
+        open_data(str(folder))
+
+
 @pytest.mark.parametrize(
     ("mask", "why"),
     [

@@ -103,6 +103,8 @@ def mixed(scans: Sequence[Scan], codes: Sequence[int]) -> list[str]:
 
 def _gap(missing: list[int], most: int, present: dict[int, Path]) -> str:
     what = ", ".join(map(str, missing[:4])) + (", ..." if len(missing) > 4 else "")
+    if 255 in present and 1 in missing:
+        return f"{present[most]}: holds {most}, among masks of 0 and 255; threshold it to these two, as after a resize"
     return (
         f"{present[most]}: holds {most}, but no mask holds {what}; classes are numbers without gaps from 0 (or 0 and"
         f" 255); if some classes just never occur, name all {most + 1} in classes.txt"
