@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from unetkit.errors import BadFile
+
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
@@ -34,3 +36,17 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_as_asked(path: Path, asked: str) -> Iterator[Path]:
+    """`written_whole` for a file that a command was asked for.
+
+    Raises:
+        BadFile: it cannot be written; `asked` is the option that named it.
+    """
+    try:
+        with written_whole(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise BadFile(f"{asked} {path} cannot be written: {error.strerror or error}") from error

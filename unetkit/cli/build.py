@@ -81,15 +81,11 @@ def build(
 
 
 def _draw(traced: Trace, picture: Path) -> None:
-    from unetkit.atomic import written_whole
-    from unetkit.errors import BadFile
+    from unetkit.atomic import written_as_asked
     from unetkit.inspect.picture import draw
 
-    try:
-        with written_whole(picture) as temporary:
-            temporary.write_text(draw(traced), encoding="utf-8")
-    except OSError as error:
-        raise BadFile(f"--picture {picture} cannot be written: {error.strerror or error}") from error
+    with written_as_asked(picture, "--picture") as temporary:
+        temporary.write_text(draw(traced), encoding="utf-8")
 
 
 def _show(traced: Trace, done: list[str]) -> None:

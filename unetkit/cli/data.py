@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from unetkit.errors import BadFile, BadOption
+from unetkit.errors import BadOption
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -105,13 +105,10 @@ def _progress() -> Callable[[int, int], None] | None:
 
 
 def _write(picture: Image, path: Path) -> None:
-    from unetkit.atomic import written_whole
+    from unetkit.atomic import written_as_asked
 
-    try:
-        with written_whole(path) as temporary:
-            picture.save(temporary, "PNG")
-    except OSError as error:
-        raise BadFile(f"--overlay {path} cannot be written: {error.strerror or error}") from error
+    with written_as_asked(path, "--overlay") as temporary:
+        picture.save(temporary, "PNG")
 
 
 def _show(report: Report, done: list[str]) -> None:

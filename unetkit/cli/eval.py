@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unetkit.cli.runs import trained
-from unetkit.errors import BadFile, BadOption
+from unetkit.errors import BadOption
 from unetkit.foreign import quiet
 
 if TYPE_CHECKING:
@@ -98,13 +98,10 @@ def _written(scored: Evaluation, told: dict[str, Any], as_json: Path | None, pic
 
 
 def _write(path: Path, text: str) -> None:
-    from unetkit.atomic import written_whole
+    from unetkit.atomic import written_as_asked
 
-    try:
-        with written_whole(path) as temporary:
-            temporary.write_text(f"{text}\n", encoding="utf-8")
-    except OSError as error:
-        raise BadFile(f"--json {path} cannot be written: {error.strerror or error}") from error
+    with written_as_asked(path, "--json") as temporary:
+        temporary.write_text(f"{text}\n", encoding="utf-8")
 
 
 def _show(scored: Evaluation, head: list[str], worst: int) -> None:
