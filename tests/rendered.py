@@ -17,7 +17,7 @@ from torch import nn
 
 import unetkit
 from unetkit.bench.metrics import Metrics
-from unetkit.inspect.figures import count
+from unetkit.inspect.figures import format_count
 from unetkit.inspect.observe import Call, meta_input, observe
 from unetkit.inspect.picture import draw
 from unetkit.inspect.trace import Trace
@@ -26,9 +26,9 @@ from unetkit.plan import WORDS
 from unetkit.registry import Entry, Registry
 from unetkit.resolve import DEFAULTS
 from unetkit.signature import Option
-from unetkit.sweep import page as sweep_page
+from unetkit.sweep.page import rendered
 from unetkit.testing.catalogue import CHECKS, EVERY, MODULES
-from unetkit.values import describe, to_text
+from unetkit.values import describe_type, format_value
 
 DOCS = Path(__file__).parent.parent / "docs"
 PICTURES = ("unet-2015", "vgg16-unet", "resnet101-unet")
@@ -77,7 +77,7 @@ def _rendered(name: str) -> str:
         "checks": _checks,
         "metrics": _metrics,
         "models": _models,
-        "sweep": lambda: sweep_page.rendered([DOCS / "sweep.jsonl", DOCS / "sweep-smp.jsonl"]),
+        "sweep": lambda: rendered([DOCS / "sweep.jsonl", DOCS / "sweep-smp.jsonl"]),
     }
     kind, _, recipe = name.partition(" ")
     if name in makers:
@@ -133,8 +133,8 @@ def _options(entry: Entry) -> str:
 
 
 def _option(option: Option) -> tuple[str, ...]:
-    default = "must be given" if option.required else f"`{to_text(option.default, option.type)}`"
-    return f"`{option.name}`", describe(option.type), default, option.help
+    default = "must be given" if option.required else f"`{format_value(option.default, option.type)}`"
+    return f"`{option.name}`", describe_type(option.type), default, option.help
 
 
 def _models() -> str:
@@ -144,7 +144,7 @@ def _models() -> str:
         own = [option.name for option in entry.signature.options if option.name not in ("encoder", "pretrained")]
         encoder = next(option.default for option in entry.signature.options if option.name == "encoder")
         size = f"{traced.rows[0].height}x{traced.rows[0].width}"
-        figures = f"{traced.parameters:,}", count(traced.macs), size
+        figures = f"{traced.parameters:,}", format_count(traced.macs), size
         rows.append((f"`{entry.said}`", f"`{encoder.removeprefix('timm/')}`", *figures, ", ".join(own)))
     return _table(("model", "encoder if unsaid", "parameters", "MACs", "at", "options"), *rows)
 
@@ -177,7 +177,15 @@ def _recipe(name: str) -> str:
 def _figures(trace: Trace) -> tuple[str, ...]:
     first, last = (f"{row.channels}x{row.height}x{row.width}" for row in (trace.rows[0], trace.rows[-1]))
     least = f"{trace.minimum}x{trace.minimum}"
-    return f"`{trace.line}`", first, last, f"{trace.parameters:,}", count(trace.macs), str(trace.receptive_field), least
+    return (
+        f"`{trace.line}`",
+        first,
+        last,
+        f"{trace.parameters:,}",
+        format_count(trace.macs),
+        str(trace.receptive_field),
+        least,
+    )
 
 
 def _built(recipe: str, **words: Any) -> Network:

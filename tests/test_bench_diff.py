@@ -17,8 +17,8 @@ from click.testing import CliRunner
 from tests.bench_runs import made_run
 from tests.test_bench_show import written
 from unetkit.bench.changes import VERDICTS, Change, judged, quotient
-from unetkit.bench.diff import Diff, compare
-from unetkit.bench.diff_listing import listing
+from unetkit.bench.diff import Diff, diff_runs
+from unetkit.bench.diff_listing import format_diff
 from unetkit.bench.rows import Row, Run, Timing
 from unetkit.bench.statistics import Estimate
 from unetkit.cli.bench.diff import diff
@@ -54,7 +54,7 @@ def found(made: Diff, verdict: str, metric: str | None = None) -> list[Change]:
 
 
 def test_a_run_is_no_worse_than_itself() -> None:
-    made = compare(before(), before())
+    made = diff_runs(before(), before())
     assert not made.worse
     assert {*made.counts} <= {"same", "inconclusive", "unpaired"}
     assert made.differences == []
@@ -62,13 +62,13 @@ def test_a_run_is_no_worse_than_itself() -> None:
 
 
 def test_other_samples_of_the_same_networks_are_no_change() -> None:
-    made = compare(before(), after())
+    made = diff_runs(before(), after())
     assert not found(made, "worse")
     assert not found(made, "better")
 
 
 def test_what_became_slower_is_found_and_nothing_else() -> None:
-    made = compare(before(), after(up__nearest=1.3))
+    made = diff_runs(before(), after(up__nearest=1.3))
     assert made.worse
     slower = found(made, "worse", "latency")
     assert {change.row.factors["up"] for change in slower} == {"nearest"}
@@ -81,7 +81,7 @@ def test_what_became_slower_is_found_and_nothing_else() -> None:
 
 
 def test_what_became_faster_is_no_failure() -> None:
-    made = compare(before(), after(up__nearest=0.6))
+    made = diff_runs(before(), after(up__nearest=0.6))
     assert found(made, "better", "latency")
     assert not found(made, "worse", "latency")
 
@@ -92,13 +92,13 @@ def test_a_machine_that_slowed_for_both_is_no_regression_but_is_said() -> None:
         return replace(timing, candidate=candidate, baseline=baseline)
 
     slow = with_rows(before(), lambda row: replace(row, timings={k: slowed(v) for k, v in row.timings.items()}))
-    made = compare(before(), slow)
+    made = diff_runs(before(), slow)
     assert not made.worse
     assert made.notes[0].startswith("the baseline's own median, B over A: latency 1.50, training 1.50; what slows")
 
 
 def test_the_worst_comes_first() -> None:
-    made = compare(before(), after(up__nearest=1.3, fuse__add=1.5))
+    made = diff_runs(before(), after(up__nearest=1.3, fuse__add=1.5))
     verdicts = [VERDICTS.index(change.verdict) for change in made.changes]
     assert verdicts == sorted(verdicts)
     sizes = [change.size for change in found(made, "worse")]
@@ -107,9 +107,9 @@ def test_the_worst_comes_first() -> None:
 
 def test_counts_must_be_equal() -> None:
     more = with_figures(before(), lambda row: {"parameters": row.figures["parameters"] + 1})
-    made = compare(before(), more)
+    made = diff_runs(before(), more)
     assert len(found(made, "worse", "parameters")) == 26
-    assert len(found(compare(more, before()), "better", "parameters")) == 26
+    assert len(found(diff_runs(more, before()), "better", "parameters")) == 26
     assert len(found(made, "worse")) == 26
 
 
@@ -117,49 +117,51 @@ def test_counts_must_be_equal() -> None:
 def test_peak_memory_may_differ_as_it_does_between_processes(share: float, worse: int) -> None:
     mend = lambda row: {"memory": row.figures["memory"] * share}  # noqa: E731
     big = with_figures(before(), lambda row: {"memory": row.figures["memory"] * 20})
-    assert len(found(compare(big, with_figures(big, mend)), "worse", "memory")) == worse
+    assert len(found(diff_runs(big, with_figures(big, mend)), "worse", "memory")) == worse
 
 
 def test_a_plugins_figure_is_changed_and_fails_nothing() -> None:
-    made = compare(before(), with_figures(before(), lambda row: {"energy": row.figures["energy"] * 2}))
+    made = diff_runs(before(), with_figures(before(), lambda row: {"energy": row.figures["energy"] * 2}))
     assert len(found(made, "changed", "energy")) == 26
     assert not made.worse
 
 
 def test_seconds_that_are_no_rounds_prove_nothing() -> None:
-    made = compare(before(), with_figures(before(), lambda row: {"build": 9.0}))
+    made = diff_runs(before(), with_figures(before(), lambda row: {"build": 9.0}))
     assert len(found(made, "unpaired", "build")) == 26
     assert not made.worse
-    assert "build" not in str(listing(made).tables)
+    assert "build" not in str(format_diff(made).tables)
 
 
 def test_a_row_that_fails_now_is_worse_and_one_that_is_measured_now_better() -> None:
     gone = before().rows[3].id
     mend = lambda row: replace(row, cause="out of memory", figures={}, timings={}) if row.id == gone else row  # noqa: E731
-    made = compare(before(), with_rows(before(), mend))
+    made = diff_runs(before(), with_rows(before(), mend))
     (change,) = found(made, "worse")
     assert (change.row.id, change.note, change.metric) == (gone, "out of memory", None)
     assert made.changes[0] == change
-    assert "failed: out of memory" in listing(made).tables[0].rows[0]
-    assert [change.row.id for change in found(compare(with_rows(before(), mend), before()), "better")] == [gone]
+    assert "failed: out of memory" in format_diff(made).tables[0].rows[0]
+    assert [change.row.id for change in found(diff_runs(with_rows(before(), mend), before()), "better")] == [gone]
 
 
 def test_a_figure_that_fails_now_is_worse() -> None:
     def mend(row: Row) -> Row:
         return replace(row, timings={}, failures={"latency": "timed out", "training": "timed out"})
 
-    made = compare(before(), with_rows(before(), lambda row: mend(row) if row == before().rows[0] else row))
+    made = diff_runs(before(), with_rows(before(), lambda row: mend(row) if row == before().rows[0] else row))
     assert {change.note for change in found(made, "worse")} == {"timed out"}
     assert len(found(made, "worse")) == 2
 
 
 def test_rows_and_metrics_that_one_run_has_alone_are_listed() -> None:
     header = replace(before().header, metrics=before().header.metrics[1:])
-    made = compare(replace(before(), rows=before().rows[2:]), replace(before(), rows=before().rows[:-1], header=header))
+    made = diff_runs(
+        replace(before(), rows=before().rows[2:]), replace(before(), rows=before().rows[:-1], header=header)
+    )
     assert [row.id for row in made.only_a] == [before().rows[-1].id]
     assert [row.id for row in made.only_b] == [row.id for row in before().rows[:2]]
     assert "measured in A alone: parameters" in made.notes
-    assert any(note.startswith("only in B: --encoder resnet18, batch 1") for note in listing(made).notes)
+    assert any(note.startswith("only in B: --encoder resnet18, batch 1") for note in format_diff(made).notes)
 
 
 def test_what_differs_in_machine_and_versions_is_said_first() -> None:
@@ -168,24 +170,24 @@ def test_what_differs_in_machine_and_versions_is_said_first() -> None:
         versions={**before().header.versions, "torch": "2.10.0"},
         machine={**before().header.machine, "cores": 4},
     )
-    made = compare(before(), replace(before(), header=header))
+    made = diff_runs(before(), replace(before(), header=header))
     assert made.differences == [
         "machine: cores is 8 in A, 4 in B",
         "versions: torch is 2.9.0 in A, 2.10.0 in B",
     ]
-    assert listing(made).head[1:3] == made.differences
+    assert format_diff(made).head[1:3] == made.differences
 
 
 def test_times_to_other_baselines_are_refused_or_shown_without_a_verdict() -> None:
     header = replace(before().header, baseline="--encoder resnet34")
     with pytest.raises(BadOption, match="times cannot be compared: the baseline of runs/before is --encoder resnet18"):
-        compare(before(), replace(before(), header=header))
-    made = compare(before(), replace(before(), header=header), unpaired=True)
+        diff_runs(before(), replace(before(), header=header))
+    made = diff_runs(before(), replace(before(), header=header), unpaired=True)
     assert len(found(made, "unpaired", "latency")) == 26
     assert all(change.ratio is None for change in made.changes)
     assert not made.worse
     assert "baseline: --encoder resnet18, eager in A, --encoder resnet34, eager in B" in made.differences
-    assert {row[1] for row in listing(made).tables[0].rows} == {"latency", "training"}
+    assert {row[1] for row in format_diff(made).tables[0].rows} == {"latency", "training"}
 
 
 def test_runs_without_times_need_no_common_baseline() -> None:
@@ -193,12 +195,12 @@ def test_runs_without_times_need_no_common_baseline() -> None:
     a, b = (
         replace(before(), header=replace(before().header, baseline=line, metrics=metrics)) for line in ("one", "two")
     )
-    assert not compare(a, b).worse
+    assert not diff_runs(a, b).worse
 
 
 def test_runs_with_no_row_in_common_are_refused() -> None:
     with pytest.raises(BadOption, match="no row in common"):
-        compare(replace(before(), rows=before().rows[:3]), replace(before(), rows=before().rows[3:]))
+        diff_runs(replace(before(), rows=before().rows[:3]), replace(before(), rows=before().rows[3:]))
 
 
 @pytest.mark.parametrize(("draws", "spread"), [(40, 0.02), (12, 0.1)])

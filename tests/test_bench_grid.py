@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unetkit.bench.choices import Choices, repeating
-from unetkit.bench.grid import Case, cases, items, left_out, listed, plans
+from unetkit.bench.grid import Case, exclude_cases, make_cases, make_plans, parse_axis, split_axis
 from unetkit.bench.mode import Mode
 from unetkit.errors import BadOption, CannotBuild, UnetkitError, UnknownName
 from unetkit.plan import Plan
@@ -17,12 +17,12 @@ PARTS = load_parts(isolated=True)
 
 
 def grid(**words: str) -> list[Plan]:
-    return plans({word: listed(word, [text], PARTS) for word, text in words.items()}, PARTS)
+    return make_plans({word: parse_axis(word, [text], PARTS) for word, text in words.items()}, PARTS)
 
 
 def rows(found: list[Plan], **conditions: list[str]) -> list[Case]:
     sizes, batches = conditions.get("size", []), [int(text) for text in conditions.get("batch", ["1"])]
-    return cases(found, sizes, batches, [Mode.parse(text) for text in conditions.get("mode", ["eager"])])
+    return make_cases(found, sizes, batches, [Mode.parse(text) for text in conditions.get("mode", ["eager"])])
 
 
 @pytest.mark.parametrize(
@@ -46,26 +46,26 @@ def rows(found: list[Plan], **conditions: list[str]) -> list[Case]:
     ],
 )
 def test_an_axis_is_a_list(word: str, text: str, found: list[str]) -> None:
-    assert listed(word, [text], PARTS) == found
+    assert parse_axis(word, [text], PARTS) == found
 
 
 def test_an_axis_may_be_given_again() -> None:
-    assert listed("widths", ["64,32", "16,8"], PARTS) == ["64,32", "16,8"]
-    assert listed("fuse", ["add,mean", "concat"], PARTS) == ["add", "mean", "concat"]
+    assert parse_axis("widths", ["64,32", "16,8"], PARTS) == ["64,32", "16,8"]
+    assert parse_axis("fuse", ["add,mean", "concat"], PARTS) == ["add", "mean", "concat"]
 
 
 def test_a_bare_glob_finds_no_network_twice() -> None:
-    found = listed("encoder", ["resnet*"], PARTS)
+    found = parse_axis("encoder", ["resnet*"], PARTS)
     assert "resnet18" in found
     assert not [name for name in found if name.startswith("smp/")]
-    assert listed("model", ["unet*"], PARTS) == ["smp/unet", "smp/unetplusplus"]
+    assert parse_axis("model", ["unet*"], PARTS) == ["smp/unet", "smp/unetplusplus"]
 
 
 @given(
     st.lists(st.sampled_from(["bilinear", "nearest", "transposed:kernel=4", "a:b=[1,2],c=d"]), min_size=1, max_size=5)
 )
 def test_what_is_joined_by_commas_is_found_again(names: list[str]) -> None:
-    assert items("up", [",".join(names)]) == names
+    assert split_axis("up", [",".join(names)]) == names
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_what_is_joined_by_commas_is_found_again(names: list[str]) -> None:
 )
 def test_what_is_no_list_is_refused(word: str, text: str, kind: type[UnetkitError], message: str) -> None:
     with pytest.raises(kind) as found:
-        listed(word, [text], PARTS)
+        parse_axis(word, [text], PARTS)
     assert str(found.value).startswith(message)
 
 
@@ -137,9 +137,9 @@ def test_two_names_of_one_part_stay_two_rows() -> None:
 
 def test_what_is_excepted_is_left_out() -> None:
     found = rows(grid(encoder="resnet18,resnet34", fuse="concat,add"), batch=["1", "8"])
-    assert len(left_out(found, ["--encoder resnet34 --batch 8"])) == 6
-    assert len(left_out(found, ["--encoder 'resnet1*,x' --fuse add", "--batch 8"])) == 3
-    assert left_out(found, []) == found
+    assert len(exclude_cases(found, ["--encoder resnet34 --batch 8"])) == 6
+    assert len(exclude_cases(found, ["--encoder 'resnet1*,x' --fuse add", "--batch 8"])) == 3
+    assert exclude_cases(found, []) == found
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_what_is_excepted_is_left_out() -> None:
 def test_an_exception_that_is_none_is_refused(line: str, message: str) -> None:
     found = rows(grid(encoder="resnet18,resnet34", fuse="concat,add"))
     with pytest.raises(UnetkitError, match=message):
-        left_out(found, [line])
+        exclude_cases(found, [line])
 
 
 @pytest.mark.parametrize(

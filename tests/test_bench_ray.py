@@ -21,9 +21,10 @@ from typing import Any
 
 import pytest
 
-from unetkit.bench import nodes, ray
+from unetkit.bench import nodes
 from unetkit.bench.cluster import import_ray, versions
-from unetkit.bench.ledger import read
+from unetkit.bench.ledger import read_results
+from unetkit.bench.ray import TRIES, run_on_ray
 from unetkit.bench.slot import Slot
 from unetkit.errors import BadOption, UnetkitError
 
@@ -131,7 +132,7 @@ def drive(asked: list[dict[str, Any]]) -> None:
 
 
 def drive_one(names: list[str], folder: str, leave: int | None, options: dict[str, Any]) -> None:
-    ended = ray.run([(name, folder) for name in names], f"{NAME}:child", **options)
+    ended = run_on_ray([(name, folder) for name in names], f"{NAME}:child", **options)
     for number, one in enumerate(ended, 1):
         print(json.dumps({"name": one.task[0], "cause": one.cause, **one.said}), flush=True)
         if number == leave:
@@ -254,7 +255,7 @@ def test_a_task_that_loses_every_worker_ends_with_a_cause(ended: dict[str, dict[
         "lost its Ray worker 3 times, at last by WorkerCrashedError: The worker died"
     )
     assert ended["lose"]["where"] in ("one", "two")
-    assert attempts(folder, "lose") == ray.TRIES
+    assert attempts(folder, "lose") == TRIES
 
 
 def test_nothing_is_left_of_what_ended(ended: dict[str, dict[str, Any]], folder: Path) -> None:
@@ -271,7 +272,7 @@ def test_a_benchmark_is_measured_on_the_nodes(address: str, tmp_path: Path) -> N
     line = [sys.executable, "-m", "unetkit", *words, *more, "--out", str(tmp_path / "run")]
     done = subprocess.run(line, capture_output=True, text=True, timeout=10 * SOON, check=False)
     assert done.returncode == 0, done.stderr
-    rows = read(tmp_path / "run").rows
+    rows = read_results(tmp_path / "run").rows
     assert [(row.cause, len(row.timings)) for row in rows] == [("", 1), ("", 1)]
     assert {row.where for row in rows} == {"cpu of one, 1 thread", "cpu of two, 1 thread"}
 

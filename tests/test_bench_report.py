@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.bench_runs import BASELINE, made_run
-from unetkit.bench.effect_listing import effects
+from unetkit.bench.effect_listing import list_effects
 from unetkit.bench.effects import VALUES
-from unetkit.bench.ledger import Ledger
+from unetkit.bench.ledger import ResultsWriter
 from unetkit.bench.pareto import front
-from unetkit.bench.report import intervals
+from unetkit.bench.report.intervals import DOTS
 from unetkit.bench.report.page import page_of
 from unetkit.bench.rows import MetricInfo, Row, Run
 from unetkit.bench.show import missing
@@ -161,8 +161,8 @@ def test_rows_of_different_conditions_share_no_front() -> None:
 def test_many_rounds_are_drawn_in_part_and_it_says_so() -> None:
     text = page_of(replace(made_run(Path("runs/long"), rounds=500), rows=made_run(Path("x"), rounds=500).rows[:2]))
     drawn = Tags(text).embedded()
-    assert len(drawn["rounds"]["latency"][0][0]["dots"]) == intervals.DOTS
-    assert f"at most {intervals.DOTS} rounds are drawn" in text
+    assert len(drawn["rounds"]["latency"][0][0]["dots"]) == DOTS
+    assert f"at most {DOTS} rounds are drawn" in text
     assert "Every round is drawn." in html()
     assert "rounds are drawn" not in html()
 
@@ -173,8 +173,8 @@ def test_of_many_values_each_is_compared_with_the_first() -> None:
         for number in range(VALUES + 2)
         for row in run().rows[:2]
     )
-    (metric,) = {info.name for info, _ in effects(replace(run(), rows=rows)) if info.name == "macs"}
-    told = [one for info, one in effects(replace(run(), rows=rows)) if info.name == metric]
+    (metric,) = {info.name for info, _ in list_effects(replace(run(), rows=rows)) if info.name == "macs"}
+    told = [one for info, one in list_effects(replace(run(), rows=rows)) if info.name == metric]
     assert [(one.a, one.b) for one in told] == [("e0", f"e{number}") for number in range(1, VALUES + 2)]
 
 
@@ -213,7 +213,7 @@ def test_without_plotly_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch,
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     made = made_run(tmp_path / "first")
-    ledger = Ledger(made.folder)
+    ledger = ResultsWriter(made.folder)
     ledger.start(made.header, made.command, [row.id for row in made.rows])
     for row in made.rows:
         ledger.append(row)

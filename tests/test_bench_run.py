@@ -19,7 +19,7 @@ import pytest
 
 import unetkit
 from unetkit import bench
-from unetkit.bench.ledger import Ledger, read
+from unetkit.bench.ledger import ResultsWriter, read_results
 from unetkit.bench.rows import Row
 from unetkit.bench.statistics import LEAST
 from unetkit.errors import BadFile, BadOption, CannotBuild, UnetkitError, UnknownName
@@ -311,7 +311,7 @@ def test_a_run_that_is_killed_twenty_times_has_every_row_once(tmp_path: Path) ->
     assert len(counted) == 12
     assert {*counted.values()} == {1}
     assert len(rows_seen) > 3  # it was killed in the middle
-    run = read(folder)
+    run = read_results(folder)
     assert (run.planned, len(run.rows), [row.cause for row in run.rows if row.cause]) == (12, 12, [])
 
 
@@ -347,32 +347,32 @@ def test_a_torn_line_is_no_row(measured: bench.Rows, tmp_path: Path) -> None:
     lines = (measured.run.folder / "rows.jsonl").read_bytes().splitlines(keepends=True)
     text = b"".join(lines[:2] + [line for line in lines if line.startswith(b'{"row"')])
     (tmp_path / "rows.jsonl").write_bytes(text[:-20])
-    assert len(read(tmp_path).rows) == 3
-    ledger = Ledger(tmp_path)
+    assert len(read_results(tmp_path).rows) == 3
+    ledger = ResultsWriter(tmp_path)
     ledger.append(measured[3])
     ledger.close()
-    assert len(read(tmp_path).rows) == 4
+    assert len(read_results(tmp_path).rows) == 4
 
 
 def test_a_row_that_was_measured_again_counts_once(measured: bench.Rows, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes((measured.run.folder / "rows.jsonl").read_bytes())
-    ledger = Ledger(tmp_path)
+    ledger = ResultsWriter(tmp_path)
     ledger.append(replace(measured[0], cause="another"))
     assert ledger.done(measured[0].id, measured[0].key, again=False)
     assert not ledger.done(measured[0].id, measured[0].key, again=True)
     assert not ledger.done(measured[0].id, "edited", again=False)
     ledger.close()
-    assert [row.cause for row in read(tmp_path).rows].count("another") == 1
-    assert len(read(tmp_path).rows) == 4
+    assert [row.cause for row in read_results(tmp_path).rows].count("another") == 1
+    assert len(read_results(tmp_path).rows) == 4
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match=r"holds no benchmark: there is no rows\.jsonl with rows in it"):
-        read(tmp_path)
+        read_results(tmp_path)
     (tmp_path / "rows.jsonl").write_text('{"what": 1}\n')
     with pytest.raises(BadFile, match=r"rows\.jsonl, line 1, is no line of a benchmark's; give another file"):
-        Ledger(tmp_path)
+        ResultsWriter(tmp_path)
     Lines(tmp_path / "rows.jsonl", "benchmark").close()  # it is left unlocked
     (tmp_path / "file").write_text("")
     with pytest.raises(BadFile, match=r"^--out .*file: is a file; give a folder$"):
-        Ledger(tmp_path / "file")
+        ResultsWriter(tmp_path / "file")

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from tests.test_bench_statistics import timed
 from unetkit.bench.rows import Timing
-from unetkit.bench.selftest import CALLS, EXTRA, Result, Task, sequential, tallies, tasks, time_one
-from unetkit.bench.selftest_listing import listing, passed
+from unetkit.bench.selftest import CALLS, EXTRA, Result, Task, make_tasks, sequential, tally_results, time_one
+from unetkit.bench.selftest_listing import format_selftest, passed
 from unetkit.bench.slot import Slot
 from unetkit.bench.statistics import ratio_of
 from unetkit.bench.timing import Rules
@@ -35,7 +35,7 @@ def made(runs: int = 20, noise: float = 0.02) -> list[Result]:
 
 
 def test_paired_rounds_are_right_on_a_machine_that_drifts_and_means_in_sequence_are_not() -> None:
-    found = tallies(made())
+    found = tally_results(made())
     assert [(tally.truth, tally.method) for tally in found] == [
         (truth, method) for truth in (1.0, 1.05, 1.2) for method in ("paired rounds", "sequential means")
     ]
@@ -50,9 +50,9 @@ def test_paired_rounds_are_right_on_a_machine_that_drifts_and_means_in_sequence_
 
 
 def test_aims_are_missed_where_the_samples_say_too_little() -> None:
-    found = tallies(made(noise=0.5))
+    found = tally_results(made(noise=0.5))
     assert not passed(found)
-    shown = listing(found, TINY, SLOT)
+    shown = format_selftest(found, TINY, SLOT)
     assert shown.notes[0].endswith("% (aim: at most 5%)")
     assert shown.notes[1].startswith("called slower with 5% more work: ")
     assert len(shown.tables[0].rows) == 6
@@ -76,10 +76,10 @@ def test_welchs_interval_holds_the_ratio_of_means_where_nothing_drifts() -> None
 
 
 def test_every_truth_is_timed_as_often_in_random_order_with_seeds_of_their_own() -> None:
-    planned = tasks(TINY, Rules(seed=7), 5)
-    assert planned == tasks(TINY, Rules(seed=7), 5)
+    planned = make_tasks(TINY, Rules(seed=7), 5)
+    assert planned == make_tasks(TINY, Rules(seed=7), 5)
     assert sorted((task.rules.seed, task.extra) for task in planned) == [(7 + r, e) for r in range(5) for e in EXTRA]
-    assert [task.extra for task in planned] != [task.extra for task in tasks(TINY, Rules(seed=8), 5)]
+    assert [task.extra for task in planned] != [task.extra for task in make_tasks(TINY, Rules(seed=8), 5)]
 
 
 def test_a_real_network_called_twice_as_often_is_slower() -> None:
@@ -101,7 +101,7 @@ def test_the_command_times_in_processes_and_keeps_every_sample(tmp_path: Path) -
     assert "6 of 6 runs" in done.stderr
     kept = [json.loads(text) for text in out.read_text().splitlines()]
     assert sorted(one["extra"] for one in kept) == [0, 0, 1, 1, 4, 4]
-    again = tallies([Result(one["extra"], Timing.of(one["timing"]), one["seconds"]) for one in kept])
+    again = tally_results([Result(one["extra"], Timing.of(one["timing"]), one["seconds"]) for one in kept])
     assert [tally.error for tally in again] == [figure["error"] for figure in figures]
 
 

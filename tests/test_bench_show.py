@@ -18,13 +18,15 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 
 from tests.bench_runs import made_run
-from unetkit.bench import choose, frame, texts
 from unetkit.bench.aspects import HIDDEN
+from unetkit.bench.choose import filter_rows, select_columns, sort_rows
 from unetkit.bench.columns import Column, columns_of, constants
-from unetkit.bench.ledger import Ledger
+from unetkit.bench.frame import rows_to_dataframe, rows_to_json
+from unetkit.bench.ledger import ResultsWriter
 from unetkit.bench.listing import Cells, Listing, draw, markdown
 from unetkit.bench.rows import MetricInfo, Row, Run
-from unetkit.bench.show import listing
+from unetkit.bench.show import format_run
+from unetkit.bench.texts import format_digits, format_metric, format_ratio
 from unetkit.cli.bench.show import show
 from unetkit.errors import BadOption, UnetkitError, UnknownName
 
@@ -41,7 +43,7 @@ def columns() -> dict[str, Column]:
 
 def written(folder: Path, made: Run, missing: int = 0) -> str:
     """The same run as a folder, without its last rows."""
-    ledger = Ledger(folder)
+    ledger = ResultsWriter(folder)
     ledger.start(made.header, made.command, [row.id for row in made.rows])
     for row in made.rows[: len(made.rows) - missing]:
         ledger.append(row)
@@ -72,7 +74,7 @@ def by_csv(*words: str) -> list[dict[str, str]]:
 
 def chosen(*filters: str, sort: str | None = None) -> list[Row]:
     known = list(columns().values())
-    return choose.ordered(choose.kept(run().rows, known, filters), known, sort)
+    return sort_rows(filter_rows(run().rows, known, filters), known, sort)
 
 
 def test_factors_that_vary_come_first_and_those_that_do_not_stand_once() -> None:
@@ -90,7 +92,7 @@ def test_numbers_are_raw_and_texts_have_units() -> None:
     row = run().rows[0]
     seconds = median(row.timings["latency"].candidate)
     assert columns()["latency"].value(row) == seconds
-    assert columns()["latency"].text(row) == f"{texts.digits(seconds * 1e3)} ms"
+    assert columns()["latency"].text(row) == f"{format_digits(seconds * 1e3)} ms"
     assert columns()["latency-rate"].value(row) == row.batch / seconds
     assert columns()["latency-rate"].better == "more"
     assert columns()["parameters"].text(row) == "14.3 M"
@@ -107,7 +109,7 @@ def test_the_ratio_says_its_interval_and_verdict() -> None:
     assert isinstance(high, float)
     assert low < 1.45 < high
     assert columns()["latency-ratio"].text(row) == (
-        f"{texts.ratio(ratio)} ({texts.ratio(low)} to {texts.ratio(high)}) slower"
+        f"{format_ratio(ratio)} ({format_ratio(low)} to {format_ratio(high)}) slower"
     )
     assert columns()["latency-verdict"].value(row) == "slower"
 
@@ -146,7 +148,7 @@ def test_a_metric_may_be_neither_better_nor_worse() -> None:
     ],
 )
 def test_figures_have_three_digits(number: float, unit: str, text: str) -> None:
-    assert texts.figure(number, unit) == text
+    assert format_metric(number, unit) == text
 
 
 @pytest.mark.parametrize(
@@ -216,7 +218,7 @@ def test_names_are_sorted_by_their_numbers() -> None:
     names = ("resnet101", "resnet34", "plain", "resnet18d", "7")
     rows = [replace(run().rows[0], factors={"encoder": name}) for name in names]
     known = columns_of(replace(run(), rows=tuple(rows)))
-    found = [row.factors["encoder"] for row in choose.ordered(rows, known, "encoder")]
+    found = [row.factors["encoder"] for row in sort_rows(rows, known, "encoder")]
     assert found == ["7", "plain", "resnet18d", "resnet34", "resnet101"]
 
 
@@ -227,7 +229,7 @@ def drawn(made: Listing, width: int) -> str:
 
 
 def shown_within(width: int | None) -> Listing:
-    return listing(run(), run().rows, choose.pick([*columns().values()], None), width)
+    return format_run(run(), run().rows, select_columns([*columns().values()], None), width)
 
 
 def test_a_narrow_terminal_loses_lesser_columns_and_says_which() -> None:
@@ -242,7 +244,7 @@ def test_a_narrow_terminal_loses_lesser_columns_and_says_which() -> None:
 
 
 def test_columns_that_nobody_asked_for_are_not_said_to_be_left_out() -> None:
-    made = listing(run(), run().rows, [*columns().values()], 160)
+    made = format_run(run(), run().rows, [*columns().values()], 160)
     assert not any("latency-rounds" in note for note in made.notes)
 
 
@@ -332,7 +334,7 @@ def test_json_tells_all(folder: str) -> None:
 
 def test_json_has_no_infinity() -> None:
     endless = replace(columns()["latency"], value=lambda row: float("inf"))
-    assert json.loads(frame.to_json(run(), run().rows[:1], [endless]))["rows"][0]["latency"] is None
+    assert json.loads(rows_to_json(run(), run().rows[:1], [endless]))["rows"][0]["latency"] is None
 
 
 def test_markdown_is_a_table(folder: str) -> None:
@@ -357,7 +359,7 @@ def test_a_folder_without_a_benchmark_is_refused(tmp_path: Path) -> None:
 
 
 def test_pandas_has_a_column_for_each_of_ours() -> None:
-    table = frame.to_pandas(run())
+    table = rows_to_dataframe(run())
     assert [*table.columns] == ["id", *columns(), "line", "cause"]
     assert table["latency"].notna().sum() == 26
     assert table["latency"][0] == median(run().rows[0].timings["latency"].candidate)
@@ -368,7 +370,7 @@ def test_pandas_has_a_column_for_each_of_ours() -> None:
 def test_without_pandas_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(UnetkitError, match="pip install pandas"):
-        frame.to_pandas(run())
+        rows_to_dataframe(run())
 
 
 def test_a_run_of_one_metric_is_read() -> None:

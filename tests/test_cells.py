@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torch.utils.data import DataLoader
 
-from unetkit import signature
 from unetkit.data.cell_places import KINDS
 from unetkit.data.cells import cells
 from unetkit.data.sample import Sample
 from unetkit.errors import BadOption
+from unetkit.signature import read_signature
 from unetkit.train.apart import told_apart
 
 
@@ -157,5 +157,5 @@ def test_what_cannot_be_is_refused(options: dict[str, float], told: str) -> None
 def test_every_option_is_on_the_page_with_its_default() -> None:
     page = (Path(__file__).parent.parent / "docs" / "cells.md").read_text(encoding="utf-8")
     assert not [
-        option.name for option in signature.read(cells).options if f"| `{option.name}` | {option.default} |" not in page
+        option.name for option in read_signature(cells).options if f"| `{option.name}` | {option.default} |" not in page
     ]

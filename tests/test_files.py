@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 import unetkit
 from tests.test_composition import INNER
-from unetkit.deploy import files, sealed
+from unetkit.deploy import files
+from unetkit.deploy.sealed import digest
 from unetkit.errors import BadFile, BadOption, PluginError, UnetkitError, UnknownName
 from unetkit.parts.blocks import Double
 from unetkit.plan import Plan
@@ -72,7 +73,7 @@ def seal(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> No
     """Write a file of our format whose digest is right, whatever its content is."""
     data = safetensors.torch.save(tensors, metadata | {"sha256": "0" * 64})
     at = data.index(b'"sha256":"') + len(b'"sha256":"')
-    path.write_bytes(data[:at] + sealed.digest(data, at) + data[at + 64 :])
+    path.write_bytes(data[:at] + digest(data, at) + data[at + 64 :])
 
 
 def assert_same(model: nn.Module, other: nn.Module) -> None:

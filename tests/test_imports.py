@@ -169,13 +169,13 @@ def test_parts_are_listed_and_lines_read_without_torch(tmp_path: Path) -> None:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The user's cache folder, and nothing remembered in this process."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    timm_names.names.cache_clear()
+    timm_names.timm_model_names.cache_clear()
     yield tmp_path / "cache" / "unetkit"
-    timm_names.names.cache_clear()
+    timm_names.timm_model_names.cache_clear()
 
 
 def test_the_names_are_timms() -> None:
-    assert timm_names.scan() == timm.list_models()
+    assert timm_names.scan_timm_source() == timm.list_models()
 
 
 def test_timm_is_asked_where_its_source_cannot_tell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -183,20 +183,20 @@ def test_timm_is_asked_where_its_source_cannot_tell(monkeypatch: pytest.MonkeyPa
         origin = str(tmp_path / "__init__.py")
 
     monkeypatch.setattr(timm_names, "find_spec", lambda name: Moved)
-    assert timm_names.scan() == timm.list_models()
+    assert timm_names.scan_timm_source() == timm.list_models()
 
 
 def test_the_names_are_kept_per_version_of_timm(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = timm_names.names()
+    names = timm_names.timm_model_names()
     (file,) = cache.iterdir()
     assert file.name == f"timm-{version('timm')}.json"
-    assert json.loads(file.read_text()) == names == timm_names.scan()
-    timm_names.names.cache_clear()
+    assert json.loads(file.read_text()) == names == timm_names.scan_timm_source()
+    timm_names.timm_model_names.cache_clear()
     file.write_text('["only"]')
-    assert timm_names.names() == ["only"]
-    timm_names.names.cache_clear()
+    assert timm_names.timm_model_names() == ["only"]
+    timm_names.timm_model_names.cache_clear()
     monkeypatch.setattr(timm_names, "version", lambda name: "0.0.1")
-    assert timm_names.names() == names
+    assert timm_names.timm_model_names() == names
     assert {file.name for file in cache.iterdir()} == {f"timm-{version('timm')}.json", "timm-0.0.1.json"}
 
 
@@ -207,18 +207,18 @@ def test_a_corrupt_cache_is_written_anew(cache: Path, content: bytes) -> None:
     cache.mkdir(parents=True)
     file = cache / f"timm-{version('timm')}.json"
     file.write_bytes(content)
-    assert timm_names.names() == timm_names.scan()
-    assert json.loads(file.read_text()) == timm_names.scan()
+    assert timm_names.timm_model_names() == timm_names.scan_timm_source()
+    assert json.loads(file.read_text()) == timm_names.scan_timm_source()
     assert list(cache.iterdir()) == [file]
 
 
 def test_a_cache_that_cannot_be_written_does_no_harm(cache: Path) -> None:
     cache.parent.write_text("a file where the folder should be: this holds for the superuser too")
-    assert timm_names.names() == timm_names.scan()
+    assert timm_names.timm_model_names() == timm_names.scan_timm_source()
 
 
 def test_a_folder_in_the_caches_place_does_no_harm(cache: Path) -> None:
     file = cache / f"timm-{version('timm')}.json"
     file.mkdir(parents=True)
-    assert timm_names.names() == timm_names.scan()
+    assert timm_names.timm_model_names() == timm_names.scan_timm_source()
     assert list(cache.iterdir()) == [file]

@@ -17,7 +17,7 @@ CHILDREN = "tests.sweep_children"
 
 def test_where_nothing_can_be_forked_children_are_spawned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "get_all_start_methods", lambda: ["spawn"])
-    ended = [*pool.run(["a", "b"], f"{CHILDREN}:fine", [None], timeout=60, preload=["nowhere"])]
+    ended = [*pool.run_tasks(["a", "b"], f"{CHILDREN}:fine", [None], timeout=60, preload=["nowhere"])]
     assert [(each.task, each.cause, each.said["built"]) for each in ended] == [("a", "", "ok"), ("b", "", "ok")]
 
 
@@ -31,7 +31,7 @@ def test_a_folder_for_temporary_files_that_is_too_deep_is_told() -> None:
 
 
 def test_no_task_starts_no_child() -> None:
-    assert [*pool.run([], f"{CHILDREN}:fine", [None], timeout=1)] == []
+    assert [*pool.run_tasks([], f"{CHILDREN}:fine", [None], timeout=1)] == []
 
 
 def test_lines_are_on_disk_one_by_one_and_one_process_writes(tmp_path: Path) -> None:

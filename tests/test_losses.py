@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unetkit import signature
 from unetkit.data.borders import border_weights
 from unetkit.data.target import IGNORE, Target
 from unetkit.errors import BadOption, UnetkitError, UnknownName
 from unetkit.plan import PartSpec
+from unetkit.signature import read_signature
 from unetkit.train.losses import TERMS, make_loss
 
 BINARY = Target("binary", ("background", "cell"))
@@ -299,9 +299,9 @@ def test_every_term_is_tried_with_every_option() -> None:
     tried = {
         (spec.name, name) for texts in TEXTS.values() for spec in map(PartSpec.parse, texts) for name, _ in spec.options
     }
-    known = {(name, option.name) for name, term in TERMS.factories.items() for option in signature.read(term).options}
+    known = {(name, option.name) for name, term in TERMS.factories.items() for option in read_signature(term).options}
     assert known - tried == {(name, "share") for name in TERMS.factories}
-    assert all(option.help for term in TERMS.factories.values() for option in signature.read(term).options)
+    assert all(option.help for term in TERMS.factories.values() for option in read_signature(term).options)
 
 
 def test_a_sum_is_the_sum_and_a_share_is_a_factor() -> None:

@@ -14,7 +14,7 @@ from torch import nn
 import unetkit
 from unetkit import Plan
 from unetkit.errors import BadOption, CannotBuild, UnetkitError, UnknownName
-from unetkit.parts.models import smp_names
+from unetkit.parts.models.smp_names import smp_architecture_names, smp_class_name
 from unetkit.plugins import load_parts
 from unetkit.resolve import resolve
 from unetkit.whole import Whole
@@ -35,9 +35,9 @@ def count(model: nn.Module) -> int:
 
 
 def test_every_architecture_of_smp_is_listed() -> None:
-    assert tuple(smp_names.names()) == ARCHITECTURES
+    assert tuple(smp_architecture_names()) == ARCHITECTURES
     assert PARTS.models.names() == [f"smp/{name}" for name in ARCHITECTURES]
-    assert {name: smp_names.class_name(name) for name in ARCHITECTURES} == {
+    assert {name: smp_class_name(name) for name in ARCHITECTURES} == {
         name: made.__name__ for name, made in smp.MODEL_ARCHITECTURES_MAPPING.items()
     }
 

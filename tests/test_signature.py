@@ -33,7 +33,7 @@ BUILTIN = builtins()
 def test_a_builtin_reads_the_same_from_source_and_imported(entry: Entry) -> None:
     assert isinstance(entry.factory, str)
     from_source = signature._from_source(entry.factory)
-    assert from_source == signature.read(signature.load(entry.factory))
+    assert from_source == signature.read_signature(signature.load_target(entry.factory))
 
 
 @pytest.mark.parametrize("entry", BUILTIN, ids=lambda e: f"{e.kind.word}-{e.name}")
@@ -69,16 +69,16 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Writer:
 def both(target: str) -> Signature:
     """The signature read from source, once it is seen that nothing was imported and that importing gives the same."""
     module = target.partition(":")[0]
-    known = signature.read(target)
+    known = signature.read_signature(target)
     assert module not in sys.modules
-    assert signature.read(signature.load(target)) == known
+    assert signature.read_signature(signature.load_target(target)) == known
     return known
 
 
 def fallen_back(target: str) -> Signature:
     """The signature of a factory that the source text cannot tell."""
     assert signature._from_source(target) is None
-    return signature.read(target)
+    return signature.read_signature(target)
 
 
 GATE = '''
@@ -193,7 +193,7 @@ def test_an_annotation_that_means_nothing_at_run_time_spoils_no_other(write: Wri
         "from __future__ import annotations\nfrom typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n"
         "    from nowhere import Thing\n\ndef make(x: Thing, *, k: int | None = 3, thing: Thing = None): ...\n"
     )
-    options = signature.read(signature.load(f"{name}:make")).options
+    options = signature.read_signature(signature.load_target(f"{name}:make")).options
     assert [(o.name, o.type) for o in options] == [("k", int | None), ("thing", str)]
 
 
@@ -230,7 +230,7 @@ def test_what_cannot_be_loaded(write: Writer, case: str) -> None:
     source, attr, reason = BROKEN[case]
     target = f"{write(source)}:{attr}"
     with pytest.raises(PluginError) as refused:
-        signature.read(target)
+        signature.read_signature(target)
     assert str(refused.value).startswith(f"{target} cannot be loaded: ")
     assert reason in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
@@ -239,7 +239,7 @@ def test_what_cannot_be_loaded(write: Writer, case: str) -> None:
 @pytest.mark.parametrize("target", ["no_such_package.part:Gate", "no_such_package:Gate", "unetkit.errors", ":Gate", ""])
 def test_a_target_that_is_none(target: str) -> None:
     with pytest.raises(PluginError, match="cannot be loaded"):
-        signature.read(target)
+        signature.read_signature(target)
 
 
 def test_a_file_in_another_encoding_is_imported(write: Writer, tmp_path: Path) -> None:
@@ -249,16 +249,16 @@ def test_a_file_in_another_encoding_is_imported(write: Writer, tmp_path: Path) -
 
 
 def test_objects() -> None:
-    assert signature.read(nn.Conv2d).options == ()
-    assert signature.read(partial(nn.Conv2d, bias=False)).options[0].name == "bias"
-    assert signature.read(lambda x, *, k=3: x).options == (Option("k", int, 3, ""),)
+    assert signature.read_signature(nn.Conv2d).options == ()
+    assert signature.read_signature(partial(nn.Conv2d, bias=False)).options[0].name == "bias"
+    assert signature.read_signature(lambda x, *, k=3: x).options == (Option("k", int, 3, ""),)
     with pytest.raises(BadOption, match=r"^<class 'dict'> has no signature to read its options from; wrap it in a"):
-        signature.read(dict)
+        signature.read_signature(dict)
 
 
 def test_a_docstring_is_the_factorys_own() -> None:
     class Mine(nn.Module):
         pass
 
-    known: Any = signature.read(Mine)
+    known: Any = signature.read_signature(Mine)
     assert (known.summary, known.doc, known.file) == ("", "", inspect.getsourcefile(Mine))

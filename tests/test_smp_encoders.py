@@ -74,19 +74,19 @@ def assert_has(model: Any, weights: dict[str, Tensor]) -> None:
 
 
 def test_the_names_are_those_that_smp_lists() -> None:
-    assert smp_names.names() == theirs.get_encoder_names()
+    assert smp_names.smp_encoder_names() == theirs.get_encoder_names()
 
 
 def test_listing_them_imports_neither_smp_nor_torch() -> None:
     heavy = "{'torch', 'timm', 'segmentation_models_pytorch'} & sys.modules.keys()"
-    script = f"import sys; from unetkit.parts.encoders import smp_names; print(len(smp_names.names()), {heavy})"
+    script = f"import sys; from unetkit.parts.encoders import smp_names; print(len(smp_names.smp_encoder_names()), {heavy})"
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert told == f"{len(theirs.get_encoder_names())} set()\n"
 
 
 def test_smp_is_asked_where_its_files_look_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smp_names, "_text", lambda path: "")
-    assert smp_names.names.__wrapped__() == theirs.get_encoder_names()
+    assert smp_names.smp_encoder_names.__wrapped__() == theirs.get_encoder_names()
 
 
 @pytest.mark.parametrize(

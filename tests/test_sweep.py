@@ -23,7 +23,7 @@ from unetkit.builder import build
 from unetkit.errors import BadFile, UnknownName
 from unetkit.jobs.machine import code
 from unetkit.jobs.memory import exhausted
-from unetkit.parts.encoders import timm_names
+from unetkit.parts.encoders.timm_names import timm_model_names
 from unetkit.sweep.command import main, sweep
 from unetkit.sweep.page import refresh, rendered
 from unetkit.sweep.peak import Peak
@@ -41,7 +41,7 @@ CHILDREN = "tests.sweep_children"
 
 def small_names(number: int, largest: float) -> list[str]:
     """The first names of a random order whose timm models have at most so many parameters."""
-    names = [*timm_names.names()]
+    names = [*timm_model_names()]
     random.Random(SEED).shuffle(names)
     found: list[str] = []
     with torch.device("meta"):
@@ -359,7 +359,7 @@ def test_what_failed_is_measured_again_when_asked(tmp_path: Path) -> None:
 
 
 def test_the_order_is_random_and_a_sample_is_its_beginning() -> None:
-    names = timm_names.names()
+    names = timm_model_names()
     assert sorted(Settings().order()) == sorted(names)
     assert Settings().order() == Settings().order() != Settings(seed=1).order()
     assert Settings(sample=20).order() == Settings().order()[:20]

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import unetkit
 from unetkit.errors import CannotPass, UnetkitError
 from unetkit.inspect.check import run_check
-from unetkit.inspect.figures import count, memory
+from unetkit.inspect.figures import format_bytes, format_count
 from unetkit.inspect.limits import nearest_sizes, smallest
 
 NETWORKS: list[tuple[dict[str, Any], tuple[int, int]]] = [
@@ -178,7 +178,7 @@ def test_half_precision_models_are_traced_in_their_own_type() -> None:
 
 
 def test_units_of_figures() -> None:
-    assert [count(n) for n in (0, 999, 1000, 12_340, 1_234_567, 12_345_678_901)] == [
+    assert [format_count(n) for n in (0, 999, 1000, 12_340, 1_234_567, 12_345_678_901)] == [
         "0",
         "999",
         "1 k",
@@ -186,7 +186,7 @@ def test_units_of_figures() -> None:
         "1.23 M",
         "12.3 G",
     ]
-    assert [memory(n) for n in (0, 1023, 1024, 1536, 3 * 2**30)] == ["0 B", "1023 B", "1 KiB", "1.5 KiB", "3 GiB"]
+    assert [format_bytes(n) for n in (0, 1023, 1024, 1536, 3 * 2**30)] == ["0 B", "1023 B", "1 KiB", "1.5 KiB", "3 GiB"]
 
 
 def test_check_reaches_every_parameter_and_restores_the_model() -> None:

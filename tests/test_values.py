@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unetkit.values import describe, from_text, split, to_text
+from unetkit.values import describe_type, format_value, parse_value, split_unquoted
 
 MANY = settings()
 
@@ -63,30 +63,30 @@ def test_text_gives_the_value_back(kind: Any, values: st.SearchStrategy[Any]) ->
     @MANY
     @given(values)
     def check(value: Any) -> None:
-        text = to_text(value)
-        back = from_text(text, kind)
+        text = format_value(value)
+        back = parse_value(text, kind)
         assert back == value
         assert type(back) is type(value)
-        assert from_text(to_text(value, kind), kind) == value
+        assert parse_value(format_value(value, kind), kind) == value
         assert text.isascii()
         assert text.isprintable()
-        assert all(split(text, separator) == [text] for separator in ",/")
+        assert all(split_unquoted(text, separator) == [text] for separator in ",/")
 
     check()
 
 
 def test_a_choice_of_words_needs_no_quotes() -> None:
-    assert to_text("none", Literal["batch", "none"]) == "none"
-    assert to_text("a,b", Literal["a,b"]) == '"a,b"'
-    assert to_text("none", str) == '"none"'
+    assert format_value("none", Literal["batch", "none"]) == "none"
+    assert format_value("a,b", Literal["a,b"]) == '"a,b"'
+    assert format_value("none", str) == '"none"'
 
 
 def test_nan_is_a_float() -> None:
-    assert math.isnan(from_text(to_text(math.nan), float))
+    assert math.isnan(parse_value(format_value(math.nan), float))
 
 
 def test_signed_zero_keeps_its_sign() -> None:
-    assert math.copysign(1, from_text(to_text(-0.0), float)) == -1
+    assert math.copysign(1, parse_value(format_value(-0.0), float)) == -1
 
 
 @MANY
@@ -94,11 +94,11 @@ def test_signed_zero_keeps_its_sign() -> None:
 def test_arbitrary_text_is_read_or_refused(text: str) -> None:
     for kind, _ in KINDS:
         try:
-            value = from_text(text, kind)
+            value = parse_value(text, kind)
         except ValueError:
             continue
         if value == value:  # nan is not
-            assert from_text(to_text(value), kind) == value
+            assert parse_value(format_value(value), kind) == value
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_arbitrary_text_is_read_or_refused(text: str) -> None:
     ],
 )
 def test_how_values_are_written(value: Any, text: str) -> None:
-    assert to_text(value) == text
+    assert format_value(value) == text
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_how_values_are_written(value: Any, text: str) -> None:
     ],
 )
 def test_how_values_may_be_written_by_hand(text: str, kind: Any, value: Any) -> None:
-    assert from_text(text, kind) == value
+    assert parse_value(text, kind) == value
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_how_values_may_be_written_by_hand(text: str, kind: Any, value: Any) -> 
 )
 def test_ill_typed_text_is_refused(text: str, kind: Any) -> None:
     with pytest.raises(ValueError, match=r".*"):
-        from_text(text, kind)
+        parse_value(text, kind)
 
 
 @pytest.mark.parametrize(
@@ -187,13 +187,13 @@ def test_ill_typed_text_is_refused(text: str, kind: Any) -> None:
     ],
 )
 def test_types_in_words(kind: Any, words: str) -> None:
-    assert describe(kind) == words
+    assert describe_type(kind) == words
 
 
 def test_brackets_and_quotes_protect_separators() -> None:
-    assert split('a,[b,c],"d,]e",f', ",") == ["a", "[b,c]", '"d,]e"', "f"]
-    assert split(r'"a\",b",c', ",") == [r'"a\",b"', "c"]
-    assert split("", ",") == [""]
+    assert split_unquoted('a,[b,c],"d,]e",f', ",") == ["a", "[b,c]", '"d,]e"', "f"]
+    assert split_unquoted(r'"a\",b",c', ",") == [r'"a\",b"', "c"]
+    assert split_unquoted("", ",") == [""]
 
 
 @pytest.mark.parametrize(
@@ -207,4 +207,4 @@ def test_brackets_and_quotes_protect_separators() -> None:
 )
 def test_what_is_left_open_is_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        split(text, ",")
+        split_unquoted(text, ",")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from unetkit import signature, values
 from unetkit.errors import BadOption, UnknownName, nearest
 from unetkit.plan import PartSpec
 from unetkit.resolve import typed_options
+from unetkit.signature import Signature, load_target, read_signature
+from unetkit.values import format_value
 
 
 class Menu:
@@ -31,7 +32,7 @@ class Menu:
         spec, known = PartSpec.of(text), self.signature(text)
         options = typed_options(self.word, spec, known, self.see)
         factory = self.factories[spec.name]
-        return (signature.load(factory) if isinstance(factory, str) else factory)(*wiring, **options)
+        return (load_target(factory) if isinstance(factory, str) else factory)(*wiring, **options)
 
     def said(self, text: str | PartSpec) -> str:
         """The shortest text that means the same."""
@@ -39,10 +40,10 @@ class Menu:
         given = typed_options(self.word, spec, known, self.see)
         defaults = {option.name: option.default for option in known.options}
         types = {option.name: option.type for option in known.options}
-        kept = {name: values.to_text(value, types[name]) for name, value in given.items() if value != defaults[name]}
+        kept = {name: format_value(value, types[name]) for name, value in given.items() if value != defaults[name]}
         return str(PartSpec(spec.name).with_options(kept))
 
-    def signature(self, text: str | PartSpec) -> signature.Signature:
+    def signature(self, text: str | PartSpec) -> Signature:
         """What the factory behind a name takes. Raises UnknownName, or BadOption."""
         spec = PartSpec.of(text)
         if spec.then:
@@ -50,4 +51,4 @@ class Menu:
         if spec.name not in self.factories:
             near = nearest(spec.name, self.factories) or f"; there are {', '.join(self.factories)}"
             raise UnknownName(f"--{self.word} {spec}: no {self.what} is called {spec.name!r}{near}")
-        return signature.read(self.factories[spec.name])
+        return read_signature(self.factories[spec.name])

@@ -12,8 +12,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from unetkit import values
 from unetkit.errors import BadOption, UnknownName, nearest
+from unetkit.values import format_value, split_unquoted
 
 Size = tuple[int, int]
 
@@ -42,13 +42,13 @@ class PartSpec:
             spec = cls(getattr(part, "__qualname__", type(part).__qualname__), factory=part)
         else:
             raise BadOption(f"{part!r} is not a part: give a name, a PartSpec, a class or a callable")
-        return spec.with_options({key: values.to_text(value) for key, value in (options or {}).items()})
+        return spec.with_options({key: format_value(value) for key, value in (options or {}).items()})
 
     @classmethod
     def parse(cls, text: str) -> PartSpec:
         """Read `name:key=value,key=[1,2]`, or several with + between. Raises BadOption where the text is not that."""
         try:
-            first, *rest = values.split(text, "+")
+            first, *rest = split_unquoted(text, "+")
         except ValueError as error:
             raise BadOption(f"{text!r}: {error}") from error
         return replace(cls._link(first), then=tuple(map(cls._link, rest)))
@@ -59,7 +59,7 @@ class PartSpec:
         if not name or name.startswith("-") or any(c in '[]",=<>' or c.isspace() for c in name):
             levels = "; levels are separated by slashes, as in add/concat" if "," in name else ""
             raise BadOption(f"{text!r} is not a part: write a name, or name:option=value,option=value{levels}")
-        pairs = [item.partition("=") for item in values.split(rest, ",")] if colon else []
+        pairs = [item.partition("=") for item in split_unquoted(rest, ",")] if colon else []
         if not all(key and equals and value for key, equals, value in pairs):
             raise BadOption(f"{text!r}: after the colon come option=value pairs, with commas between them")
         keys = [key for key, _, _ in pairs]
@@ -99,14 +99,14 @@ def _levels(value: Any) -> Levels:
     """One part, or one a level from deep to shallow: text with slashes, or a list."""
     if isinstance(value, str):
         try:
-            value = values.split(value, "/")
+            value = split_unquoted(value, "/")
         except ValueError as error:
             raise BadOption(f"{value!r}: {error}") from error
     specs = tuple(map(PartSpec.of, value if isinstance(value, list | tuple) else [value]))
     if not specs:
         raise BadOption("a list of parts, one a level, needs at least one")
     for spec in specs:
-        if spec.factory is None and len(values.split(str(spec), "/")) > 1:
+        if spec.factory is None and len(split_unquoted(str(spec), "/")) > 1:
             raise BadOption(f"{str(spec)!r}: a slash separates levels; within an option put the text in double quotes")
     return specs
 

@@ -15,10 +15,9 @@ from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from unetkit import signature
 from unetkit.errors import BadOption, PluginError, UnetkitError, UnknownName, nearest
 from unetkit.foreign import contained, one_line
-from unetkit.signature import Signature
+from unetkit.signature import Signature, load_target, read_signature
 
 Factory = Callable[..., Any]
 
@@ -111,16 +110,16 @@ class Entry:
 
     @property
     def signature(self) -> Signature:
-        known = signature.read(self.factory)
+        known = read_signature(self.factory)
         if self.more is None:
             return known
         with contained(f"{self.more}, which gives the options of {self.name}, fails"):
-            options = {option.name: option for option in (*known.options, *signature.load(self.more)(self.name))}
+            options = {option.name: option for option in (*known.options, *load_target(self.more)(self.name))}
         return replace(known, options=tuple(options.values()), rest="")
 
     def load(self) -> Factory:
         """The factory itself; imports it where it was registered as "module:attr"."""
-        found = signature.load(self.factory) if isinstance(self.factory, str) else self.factory
+        found = load_target(self.factory) if isinstance(self.factory, str) else self.factory
         return found if self.source is None else partial(_named, found, self.name)
 
 
@@ -139,7 +138,7 @@ class Source:
     options: str | None = None  # "module:attr" of a function of a name that gives its own options, without torch too
 
     def listing(self) -> list[str]:
-        list_names = signature.load(self.names)
+        list_names = load_target(self.names)
         with contained(f"{self.names}, which lists the names of {self.name}, fails"):
             names: list[str] = list(list_names())
         return names

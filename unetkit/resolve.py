@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from unetkit import signature, values
 from unetkit.errors import BadOption, CannotBuild, PluginError, UnknownName, nearest
 from unetkit.plan import Levels, PartSpec, Plan
 from unetkit.registry import Parts
-from unetkit.signature import Signature
+from unetkit.signature import Signature, read_signature
+from unetkit.values import describe_type, format_value, guess_value, parse_value
 
 #: What a line leaves unsaid. Widths and logits depend on the encoder, so the builder fills them in.
 DEFAULTS = Plan.of(
@@ -105,7 +105,7 @@ def _moved(plan: Plan) -> Plan:
         spec: PartSpec | None = getattr(plan, word)
         options = dict(spec.options) if spec is not None else {}
         for name in (_MOVED.keys() & options.keys()) - {word}:
-            value = values.from_text(options.pop(name), _MOVED[name])
+            value = parse_value(options.pop(name), _MOVED[name])
             moved = Plan.of(**{name: value}) if value else Plan()
             plan = plan.over(moved)
         if spec is not None:
@@ -126,11 +126,11 @@ def canonical(word: str, spec: PartSpec, parts: Parts) -> PartSpec:
     known = signature_of(word, spec, parts)
     given = typed_options(word, spec, known)
     options = {
-        option.name: values.to_text(given[option.name], option.type)
+        option.name: format_value(given[option.name], option.type)
         for option in known.options
         if option.name in given and given[option.name] != option.default
     }
-    options |= {name: values.to_text(given[name]) for name in given.keys() - {o.name for o in known.options}}
+    options |= {name: format_value(given[name]) for name in given.keys() - {o.name for o in known.options}}
     return PartSpec(_name(word, spec, parts), factory=spec.factory).with_options(options)
 
 
@@ -143,7 +143,7 @@ def _name(word: str, spec: PartSpec, parts: Parts) -> str:
 def signature_of(word: str, spec: PartSpec, parts: Parts) -> Signature:
     """What the factory behind a spec says of itself. Raises UnknownName."""
     if spec.factory is not None:
-        return signature.read(spec.factory)
+        return read_signature(spec.factory)
     owner = ""
     try:
         entry = parts[kind_of(word)].get(spec.name)
@@ -171,7 +171,7 @@ def typed_options(word: str, spec: PartSpec, known: Signature, see: str = "") ->
             why = "so the builder gives it; an option stands after a *"
             raise BadOption(f"--{word} {spec}: {name!r} is positional in {spec.name}, {why}")
         if name not in types and known.rest:
-            typed[name] = values.guess(text)
+            typed[name] = guess_value(text)
             continue
         if name not in types:
             has = f"; it has {', '.join(types)}" if types else "; it has none"
@@ -181,9 +181,9 @@ def typed_options(word: str, spec: PartSpec, known: Signature, see: str = "") ->
                 f"; {where} describes them"
             )
         try:
-            typed[name] = values.from_text(text, types[name])
+            typed[name] = parse_value(text, types[name])
         except ValueError:
-            raise BadOption(f"--{word} {spec}: {name} takes {values.describe(types[name])}; got {text}") from None
+            raise BadOption(f"--{word} {spec}: {name} takes {describe_type(types[name])}; got {text}") from None
     missing = [option.name for option in known.options if option.required and option.name not in typed]
     if missing:
         raise BadOption(f"--{word} {spec}: {spec.name} needs {missing[0]}=..., which has no default")

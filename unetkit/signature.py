@@ -62,14 +62,14 @@ class Signature:
     rest: str = ""
 
 
-def read(factory: Callable[..., Any] | str) -> Signature:
+def read_signature(factory: Callable[..., Any] | str) -> Signature:
     """The signature of a callable, or of a "module:attr" that is not imported unless its source cannot tell."""
     if isinstance(factory, str):
-        return _from_source(factory) or _from_object(load(factory))
+        return _from_source(factory) or _from_object(load_target(factory))
     return _from_object(factory)
 
 
-def load(target: str) -> Callable[..., Any]:
+def load_target(target: str) -> Callable[..., Any]:
     """Import "module:attr". Raises PluginError where it is not there."""
     module, _, attr = target.partition(":")
     with contained(f"{target} cannot be loaded"):

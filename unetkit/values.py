@@ -17,7 +17,7 @@ _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _WORDS = {"none", "true", "false", "inf", "infinity", "nan"}
 
 
-def to_text(value: Any, kind: Any = None) -> str:
+def format_value(value: Any, kind: Any = None) -> str:
     """A value as the grammar writes it; `from_text` with the right type gives it back.
 
     Where the type is known to be a choice of words, none of them needs quotes to differ from none or true.
@@ -33,23 +33,23 @@ def to_text(value: Any, kind: Any = None) -> str:
     if isinstance(value, Real):
         return repr(float(value)).replace("e+", "e")  # a plus would start the next part
     if isinstance(value, tuple | list):
-        return "[" + ",".join(map(to_text, value)) + "]"
+        return "[" + ",".join(map(format_value, value)) + "]"
     text = str(value)
     return text if _PLAIN.fullmatch(text) and text.lower() not in _WORDS else json.dumps(text)
 
 
-def from_text(text: str, kind: Any) -> Any:
+def parse_value(text: str, kind: Any) -> Any:
     """Read a value by its annotation. Raises ValueError where the text is not of that type."""
     if get_origin(kind) in (Union, types.UnionType):
         for choice in sorted(get_args(kind), key=_greed):
             try:
-                return from_text(text, choice)
+                return parse_value(text, choice)
             except ValueError:
                 continue
         raise ValueError(text)
     if get_origin(kind) is Literal:
         choices = get_args(kind)
-        return _exactly(text, {str(c): c for c in choices} | {to_text(c): c for c in choices})
+        return _exactly(text, {str(c): c for c in choices} | {format_value(c): c for c in choices})
     if get_origin(kind) is tuple:
         return _tuple(text, get_args(kind))
     if kind is None or kind is type(None):
@@ -75,31 +75,31 @@ def _exactly(text: str, table: dict[str, Any]) -> Any:
 def _tuple(text: str, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
     if not (text.startswith("[") and text.endswith("]")):
         raise ValueError(text)
-    items = split(text[1:-1], ",") if text[1:-1] else []
+    items = split_unquoted(text[1:-1], ",") if text[1:-1] else []
     if len(kinds) == 2 and kinds[1] is Ellipsis:
         kinds = (kinds[0],) * len(items)
     if len(items) != len(kinds):
         raise ValueError(text)
-    return tuple(map(from_text, items, kinds))
+    return tuple(map(parse_value, items, kinds))
 
 
-def guess(text: str) -> Any:
+def guess_value(text: str) -> Any:
     """Read a value whose type nothing tells: none, true, a number, a list of such, or else text."""
     try:
-        return from_text(text, bool | int | float | None)
+        return parse_value(text, bool | int | float | None)
     except ValueError:
         pass
     if text.startswith("[") and text.endswith("]"):
-        return tuple(map(guess, split(text[1:-1], ","))) if text[1:-1] else ()
-    return from_text(text, str)
+        return tuple(map(guess_value, split_unquoted(text[1:-1], ","))) if text[1:-1] else ()
+    return parse_value(text, str)
 
 
-def describe(kind: Any) -> str:
+def describe_type(kind: Any) -> str:
     """A type in words, for messages and listings: "an integer or none", "one of half, keep"."""
     if get_origin(kind) in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(describe(choice) for choice in get_args(kind)))
+        return " or ".join(dict.fromkeys(describe_type(choice) for choice in get_args(kind)))
     if get_origin(kind) is Literal:
-        choices = [to_text(choice, kind) for choice in get_args(kind)]
+        choices = [format_value(choice, kind) for choice in get_args(kind)]
         return choices[0] if len(choices) == 1 else "one of " + ", ".join(choices)
     if get_origin(kind) is tuple:
         return f"a list like [{','.join(['1', '2', '3'][: max(2, len(get_args(kind)))])}]"
@@ -107,7 +107,7 @@ def describe(kind: Any) -> str:
     return names.get(kind, "text")
 
 
-def split(text: str, separator: str) -> list[str]:
+def split_unquoted(text: str, separator: str) -> list[str]:
     """Split at a separator that stands outside brackets and double quotes.
 
     Raises ValueError where a bracket or quote is left open.
@@ -125,13 +125,13 @@ def split(text: str, separator: str) -> list[str]:
     return [*parts, text[start:]]
 
 
-def items(text: str) -> list[str]:
+def split_items(text: str) -> list[str]:
     """Names with options between commas: in `elastic:grid=3,std=10,light` are two, since `std=10` goes on with options.
 
     Raises ValueError where brackets or quotes do not close.
     """
     found: list[str] = []
-    for piece in split(text, ","):
+    for piece in split_unquoted(text, ","):
         if found and re.match(r"\w+=", piece):
             found[-1] += f",{piece}"
         else:

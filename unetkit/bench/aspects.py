@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from unetkit.bench import texts
 from unetkit.bench.rows import Better, Row, Timing
 from unetkit.bench.statistics import Estimate, fluctuation, minimum_ratio, quantile, ratio_of
+from unetkit.bench.texts import format_digits, format_interval, format_ratio, format_seconds
 
 Value = float | str | None
 
@@ -56,17 +56,17 @@ def _rate(timing: Timing, row: Row) -> float:
 
 
 def _judged(timing: Timing) -> str:
-    return f"{texts.interval(estimate_of(timing))} {estimate_of(timing).verdict}"
+    return f"{format_interval(estimate_of(timing))} {estimate_of(timing).verdict}"
 
 
 def _seconds(
     suffix: str, summary: str, of: Callable[[Timing], float], ranks: tuple[int, int] = (HIDDEN, HIDDEN)
 ) -> Aspect:
-    return Aspect(suffix, summary, lambda t, row: of(t), lambda t, row: texts.seconds(of(t)), "s", ranks=ranks)
+    return Aspect(suffix, summary, lambda t, row: of(t), lambda t, row: format_seconds(of(t)), "s", ranks=ranks)
 
 
 def _ratio(suffix: str, summary: str, of: Callable[[Timing], float]) -> Aspect:
-    return Aspect(suffix, summary, lambda t, row: of(t), lambda t, row: texts.ratio(of(t)))
+    return Aspect(suffix, summary, lambda t, row: of(t), lambda t, row: format_ratio(of(t)))
 
 
 #: In the order of the columns.
@@ -78,7 +78,7 @@ ASPECTS = (
         "rate",
         "images a second: batch over median",
         _rate,
-        lambda t, row: f"{texts.digits(_rate(t, row))}/s",
+        lambda t, row: f"{format_digits(_rate(t, row))}/s",
         "images/s",
         "more",
         (4, HIDDEN),

@@ -30,7 +30,7 @@ _UNITS = {
 }
 
 
-def column(columns: Sequence[Column], name: str, option: str) -> Column:
+def find_column(columns: Sequence[Column], name: str, option: str) -> Column:
     """The column of that name. Raises UnknownName, which lists all."""
     for found in columns:
         if found.name == name:
@@ -39,18 +39,18 @@ def column(columns: Sequence[Column], name: str, option: str) -> Column:
     raise UnknownName(f"{option}: no column is called {name!r}{nearest(name, names)}; there are {', '.join(names)}")
 
 
-def pick(columns: Sequence[Column], names: str | None) -> list[Column]:
+def select_columns(columns: Sequence[Column], names: str | None) -> list[Column]:
     """The columns that tell rows apart and those that `--columns a,b` names, or all that are shown unasked.
 
     Raises UnknownName.
     """
     if names is None:
         return [found for found in columns if found.rank < HIDDEN]
-    named = [column(columns, name.strip(), "--columns") for name in names.split(",")]
+    named = [find_column(columns, name.strip(), "--columns") for name in names.split(",")]
     return [*(found for found in columns if found.factor and not found.rank and found not in named), *named]
 
 
-def ordered(rows: Sequence[Row], columns: Sequence[Column], names: str | None) -> list[Row]:
+def sort_rows(rows: Sequence[Row], columns: Sequence[Column], names: str | None) -> list[Row]:
     """The rows as `--sort a,-b` has them: by `a`, and where that is equal by `b` downwards.
 
     Rows without a figure come last, whichever way; those that were not measured after all others. Raises UnknownName.
@@ -58,13 +58,13 @@ def ordered(rows: Sequence[Row], columns: Sequence[Column], names: str | None) -
     rows = list(rows)
     for name in reversed(names.split(",") if names else []):
         down = name.strip().startswith("-")
-        value = column(columns, name.strip().removeprefix("-"), "--sort").value
+        value = find_column(columns, name.strip().removeprefix("-"), "--sort").value
         rows.sort(key=lambda row: _natural(value(row)), reverse=down)
         rows.sort(key=lambda row: value(row) is None)
     return sorted(rows, key=lambda row: not row.measured)
 
 
-def kept(rows: Sequence[Row], columns: Sequence[Column], filters: Sequence[str]) -> list[Row]:
+def filter_rows(rows: Sequence[Row], columns: Sequence[Column], filters: Sequence[str]) -> list[Row]:
     """The rows that pass every filter, as `latency<50ms`, `batch>=8`, `encoder=resnet*`. Raises BadOption."""
     asked = [_asked(columns, text) for text in filters]
     return [row for row in rows if all(passes(row) for passes in asked)]
@@ -84,8 +84,8 @@ def _asked(columns: Sequence[Column], text: str) -> Callable[[Row], bool]:
     if not found:
         raise BadOption(f"--filter {text!r}: write a column, one of < <= > >= = != and a value, as 'latency<50ms'")
     name, sign, wanted = found.groups()
-    asked, sign = column(columns, name, f"--filter {text!r}"), "=" if sign == "==" else sign
-    number = _number(wanted, asked.unit)
+    asked, sign = find_column(columns, name, f"--filter {text!r}"), "=" if sign == "==" else sign
+    number = _parse_number(wanted, asked.unit)
     if number is None and sign not in ("=", "!="):
         units = ", ".join(_UNITS.get(asked.unit, [])) or asked.unit
         raise BadOption(f"--filter {text!r}: {wanted!r} is no number; what may follow one here: {units}")
@@ -101,7 +101,7 @@ def _asked(columns: Sequence[Column], text: str) -> Callable[[Row], bool]:
     return passes
 
 
-def _number(text: str, unit: str) -> float | None:
+def _parse_number(text: str, unit: str) -> float | None:
     """A number in the column's unit, from one with a unit of its own: 0.05 from 50ms."""
     found = _NUMBER.fullmatch(text)
     scale = {"": 1.0, unit: 1.0, **_UNITS.get(unit, {})}.get(found[2]) if found else None

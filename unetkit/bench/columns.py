@@ -14,9 +14,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from unetkit.bench import texts
 from unetkit.bench.aspects import ASPECTS, HIDDEN, Aspect, Value
 from unetkit.bench.rows import Better, MetricInfo, Row, Run
+from unetkit.bench.texts import format_metric
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _plain(metric: MetricInfo) -> Column:
 
     def text(row: Row) -> str:
         number = row.figures.get(metric.name)
-        return _missing(metric, row) if number is None else texts.figure(number, metric.unit)
+        return _missing(metric, row) if number is None else format_metric(number, metric.unit)
 
     return Column(metric.name, metric.name, metric.unit, metric.better, value, text, 3, metric.summary)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from unetkit.bench import texts
 from unetkit.bench.changes import VERDICTS, Change, changes, judged
 from unetkit.bench.rows import Header, MetricInfo, Row, Run
+from unetkit.bench.texts import format_ratio
 from unetkit.errors import BadOption
 
 #: The ratio of two copies of one network can be off by 1%, for as long as their process lives (`statistics.MARGIN`): in
@@ -51,7 +51,7 @@ class Diff:
         return {verdict: counted[verdict] for verdict in VERDICTS if counted[verdict]}
 
 
-def compare(a: Run, b: Run, *, margin: float = MARGIN, unpaired: bool = False) -> Diff:
+def diff_runs(a: Run, b: Run, *, margin: float = MARGIN, unpaired: bool = False) -> Diff:
     """Compare every figure of the rows that both runs have, matched by id.
 
     Times are compared as ratios to the baseline that both runs were timed against, so that a machine that is slower
@@ -132,7 +132,7 @@ def _unmatched(a: Header, b: Header) -> Iterator[str]:
 def _drift(both: list[tuple[Row, Row]], metrics: tuple[MetricInfo, ...], paired: bool) -> Iterator[str]:
     """What became of the baseline itself, which the ratios to it cannot show."""
     drifts = {metric.name: _drift_of(both, metric.name) for metric in metrics if metric.timed and paired}
-    if told := ", ".join(f"{name} {texts.ratio(drift)}" for name, drift in drifts.items() if drift):
+    if told := ", ".join(f"{name} {format_ratio(drift)}" for name, drift in drifts.items() if drift):
         alike = "what slows it and a row alike shows here alone, unpaired"
         yield f"the baseline's own median, B over A: {told}; {alike}"
 

@@ -6,18 +6,18 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from unetkit.bench import texts
 from unetkit.bench.changes import Change
 from unetkit.bench.diff import Diff
 from unetkit.bench.listing import Cells, Listing
 from unetkit.bench.rows import Row
+from unetkit.bench.texts import format_interval, format_metric, format_ratio
 
 _HEADS = ["row", "metric", "A", "B", "B/A", "verdict"]
 #: What is only counted unless all is asked for.
 _QUIET = ("same", "inconclusive")
 
 
-def listing(diff: Diff, *, everything: bool = False) -> Listing:
+def format_diff(diff: Diff, *, everything: bool = False) -> Listing:
     """What differs, the changes, and what they come to. `everything`: what did not change, too."""
     shown = [change for change in diff.changes if everything or _told(change)]
     named = _namer(diff)
@@ -35,7 +35,7 @@ def listing(diff: Diff, *, everything: bool = False) -> Listing:
     )
 
 
-def as_dict(diff: Diff) -> dict[str, Any]:
+def diff_to_dict(diff: Diff) -> dict[str, Any]:
     """The same as plain data, every figure included."""
     return {
         "a": str(diff.a),
@@ -74,14 +74,14 @@ def _side(change: Change, index: int) -> str:
     number = (change.a, change.b)[index]
     if number is None or change.metric is None:
         return f"none: {change.note}"
-    text = texts.figure(number, change.metric.unit)
-    return f"{text}, ratio {texts.ratio(change.ratios[index])}" if change.ratios else text
+    text = format_metric(number, change.metric.unit)
+    return f"{text}, ratio {format_ratio(change.ratios[index])}" if change.ratios else text
 
 
 def _ratio(change: Change) -> str:
     if change.ratio:
-        return texts.interval(change.ratio)
-    return texts.ratio(change.b / change.a) if change.a and change.b else ""
+        return format_interval(change.ratio)
+    return format_ratio(change.b / change.a) if change.a and change.b else ""
 
 
 def _total(diff: Diff) -> str:

@@ -6,12 +6,12 @@ import csv
 from io import StringIO
 from typing import Any
 
-from unetkit.bench import texts
 from unetkit.bench.changes import PEAKS
 from unetkit.bench.effects import Effect, effects_of
 from unetkit.bench.listing import Cells, Listing
 from unetkit.bench.rows import MetricInfo, Run
 from unetkit.bench.show import head
+from unetkit.bench.texts import format_interval
 from unetkit.errors import UnknownName, nearest
 
 #: A Verdict's words, for what is counted and not timed.
@@ -22,7 +22,7 @@ _ENOUGH = 3
 Told = tuple[MetricInfo, Effect]
 
 
-def effects(run: Run, names: str | None = None) -> list[Told]:
+def list_effects(run: Run, names: str | None = None) -> list[Told]:
     """The effects on every metric of a run, or on those that "latency,memory" names.
 
     Raises:
@@ -36,7 +36,7 @@ def effects(run: Run, names: str | None = None) -> list[Told]:
     return [(metric, effect) for metric in map(asked.__getitem__, wanted) for effect in effects_of(run, metric.name)]
 
 
-def listing(run: Run, told: list[Told]) -> Listing:
+def format_effects(run: Run, told: list[Told]) -> Listing:
     """A table of them."""
     rows = [_cells(*one) for one in told]
     cells = Cells(["factor", "change", "metric", "ratio", "verdict", "pairs"], rows)
@@ -44,7 +44,7 @@ def listing(run: Run, told: list[Told]) -> Listing:
     return Listing(head(run), [cells] if rows else [], notes)
 
 
-def records(told: list[Told]) -> list[dict[str, Any]]:
+def effects_to_records(told: list[Told]) -> list[dict[str, Any]]:
     """The same as plain data, with each pair of rows by their ids."""
     return [
         {
@@ -55,7 +55,7 @@ def records(told: list[Told]) -> list[dict[str, Any]]:
     ]
 
 
-def to_csv(told: list[Told]) -> str:
+def effects_to_csv(told: list[Told]) -> str:
     """A line an effect, under a line of headings."""
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -76,7 +76,7 @@ def verdict(metric: MetricInfo, effect: Effect) -> str:
 
 
 def _cells(metric: MetricInfo, effect: Effect) -> list[str]:
-    change, ratio = f"{effect.a} -> {effect.b}", texts.interval(effect.estimate)
+    change, ratio = f"{effect.a} -> {effect.b}", format_interval(effect.estimate)
     return [effect.factor, change, effect.metric, ratio, verdict(metric, effect), str(len(effect.pairs))]
 
 

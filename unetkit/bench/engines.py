@@ -13,8 +13,7 @@ from filelock import FileLock, Timeout
 from unetkit.bench.choices import Choices
 from unetkit.bench.slot import Slot
 from unetkit.errors import BadOption
-from unetkit.jobs import pool
-from unetkit.jobs.pool import Ended
+from unetkit.jobs.pool import Ended, run_tasks
 
 Notice = Callable[[str], None]
 
@@ -35,7 +34,7 @@ def local(
     """
     with (
         alone([slot.device for slot in slots if timed], notice),
-        closing(pool.run(tasks, ask, slots, timeout=timeout, preload=preload)) as ended,
+        closing(run_tasks(tasks, ask, slots, timeout=timeout, preload=preload)) as ended,
     ):
         yield from ended
 
@@ -44,12 +43,12 @@ def on_cluster(
     tasks: Iterable[Any], ask: str, choices: Choices, *, timeout: float, preload: Sequence[str]
 ) -> Generator[Ended, None, None]:
     """Run tasks on the nodes of a Ray cluster. Raises as `unetkit.bench.ray.run` does."""
-    from unetkit.bench import ray
+    from unetkit.bench.ray import run_on_ray
 
     gpus = {"": None, "cpu": 0, "cuda": 1}
     if choices.device not in gpus:
         raise BadOption(f"--device {choices.device}: on a cluster it is cpu or cuda; Ray finds which")
-    return ray.run(
+    return run_on_ray(
         tasks,
         ask,
         address=choices.ray_address,

@@ -9,13 +9,13 @@ from fnmatch import fnmatchcase
 from itertools import product
 from typing import Any
 
-from unetkit import values
 from unetkit.bench.keys import id_of
 from unetkit.bench.mode import Mode
 from unetkit.errors import BadOption, CannotBuild, UnknownName, nearest
 from unetkit.plan import WORDS, Plan
 from unetkit.registry import KINDS, Parts
 from unetkit.resolve import canonical_plan, kind_of, signature_of
+from unetkit.values import split_items
 
 #: Words of a plan that are none of a grid's: weights change no cost, and one seed serves all rows.
 NOT_ASKED = ("size", "pretrained", "seed")
@@ -50,7 +50,7 @@ class Case:
         return id_of(self.plan, self.batch, self.mode)
 
 
-def listed(word: str, texts: Iterable[str], parts: Parts) -> list[str]:
+def parse_axis(word: str, texts: Iterable[str], parts: Parts) -> list[str]:
     """The values that an axis is given: lists by commas, globs of names, or the option again.
 
     A comma within a part's options goes on with them: `bilinear,transposed:kernel=4,init=bilinear` are two. Widths
@@ -60,21 +60,21 @@ def listed(word: str, texts: Iterable[str], parts: Parts) -> list[str]:
         UnknownName: a glob that no name matches.
         BadOption: what is no list.
     """
-    each = texts if word == "widths" else items(word, texts)
+    each = texts if word == "widths" else split_axis(word, texts)
     found = [*dict.fromkeys(name for item in each for name in _matching(word, item, parts))]
     for name in found:
         canonical_plan(Plan.of(**{word: name}), parts)  # a wrong name or option is a slip, and no combination
     return found
 
 
-def items(word: str, texts: Iterable[str]) -> list[str]:
+def split_axis(word: str, texts: Iterable[str]) -> list[str]:
     """What stands between commas, and between the option and the option again."""
     return [item for text in texts for item in _items(word, text)]
 
 
 def _items(word: str, text: str) -> list[str]:
     try:
-        found = values.items(text)
+        found = split_items(text)
     except ValueError as error:
         raise BadOption(f"--{word.replace('_', '-')} {text}: {error}") from None
     if not all(found):
@@ -95,7 +95,7 @@ def _matching(word: str, item: str, parts: Parts) -> list[str]:
     return found
 
 
-def plans(words: Mapping[str, Sequence[str]], parts: Parts) -> list[Plan]:
+def make_plans(words: Mapping[str, Sequence[str]], parts: Parts) -> list[Plan]:
     """Every combination of words as a plan; whole models take what they take, beside the others.
 
     Raises:
@@ -125,7 +125,9 @@ def _product(asked: Mapping[str, Sequence[str]]) -> Iterator[Plan]:
         yield Plan.of(**dict(zip(asked, chosen, strict=True)))
 
 
-def cases(found: Sequence[Plan], sizes: Sequence[Any], batches: Sequence[int], modes: Sequence[Mode]) -> list[Case]:
+def make_cases(
+    found: Sequence[Plan], sizes: Sequence[Any], batches: Sequence[int], modes: Sequence[Mode]
+) -> list[Case]:
     """Every plan under every condition, in order.
 
     Args:
@@ -156,7 +158,7 @@ def _words(plan: Plan) -> dict[str, str]:
     return {flag[2:].replace("-", "_"): value for flag, value in zip(tokens[::2], tokens[1::2], strict=True)}
 
 
-def left_out(found: Sequence[Case], excepted: Iterable[str]) -> list[Case]:
+def exclude_cases(found: Sequence[Case], excepted: Iterable[str]) -> list[Case]:
     """The cases that no line of `excepted` matches: `--encoder resnet50 --batch 8,16` matches both such batches.
 
     Raises:

@@ -17,7 +17,7 @@ from unetkit.bench.choices import Choices, repeating
 from unetkit.bench.engines import Notice, devices_of, local, on_cluster
 from unetkit.bench.grid import Case
 from unetkit.bench.keys import key_of
-from unetkit.bench.ledger import Ledger, now
+from unetkit.bench.ledger import ResultsWriter, now
 from unetkit.bench.metrics import ANALYTIC, Metric, metrics_of
 from unetkit.bench.mode import Mode
 from unetkit.bench.others import disturbed
@@ -26,9 +26,8 @@ from unetkit.bench.slot import Slot, slots_of
 from unetkit.bench.statistics import warnings_of
 from unetkit.bench.task import PRELOAD, Trial
 from unetkit.errors import CannotBuild
-from unetkit.jobs import pool
 from unetkit.jobs.machine import cores
-from unetkit.jobs.pool import Ended
+from unetkit.jobs.pool import Ended, run_tasks
 from unetkit.plan import Plan
 from unetkit.plugins import Host
 
@@ -79,7 +78,7 @@ class Leader:
             raise CannotBuild(f"a process that asks what this machine has does not run: {ended.cause}")
         return ended.said
 
-    def rows(self, ledger: Ledger, command: str) -> Generator[Row, None, None]:
+    def rows(self, ledger: ResultsWriter, command: str) -> Generator[Row, None, None]:
         """Measure what a folder does not hold yet, and give each row when it is on disk.
 
         Raises:
@@ -166,7 +165,7 @@ class Leader:
 
     def children(self, tasks: Iterable[Any], ask: str, slots: Sequence[Any]) -> Generator[Ended, None, None]:
         """Tasks in processes of their own, one a slot at a time."""
-        return pool.run(tasks, ask, slots, timeout=max(self.timeout, _PATIENCE), preload=self._preload())
+        return run_tasks(tasks, ask, slots, timeout=max(self.timeout, _PATIENCE), preload=self._preload())
 
     def _preload(self) -> list[str]:
         with_smp = any("smp/" in str(plan) for plan in (self.baseline, *(case.plan for case in self.cases)))

@@ -22,7 +22,7 @@ _NAME = "rows.jsonl"
 _WHAT = "benchmark"
 
 
-class Held:
+class ResultsFile:
     """What a file holds."""
 
     def __init__(self, folder: Path) -> None:
@@ -54,13 +54,13 @@ def _weak(row: Row) -> bool:
     return bool(row.cause or row.failures or short)
 
 
-def read(folder: Path) -> Run:
+def read_results(folder: Path) -> Run:
     """A run as it stands, also while it goes on.
 
     Raises:
         BadFile: there is none, or it is damaged.
     """
-    held = Held(folder)
+    held = ResultsFile(folder)
     if held.header is None:
         made = f"`unetkit bench ... --out {folder}` makes one"
         raise BadFile(f"{folder} holds no benchmark: there is no {_NAME} with rows in it; {made}")
@@ -72,7 +72,7 @@ def read(folder: Path) -> Run:
     return Run(folder, held.header, (*planned, *others), number, missing, held.start["command"], held.began)
 
 
-class Ledger:
+class ResultsWriter:
     """The folder of a run that this process alone adds to, until `close`."""
 
     def __init__(self, folder: Path) -> None:
@@ -86,7 +86,7 @@ class Ledger:
             raise BadFile(f"--out {folder}: is a file; give a folder")
         self._lines = Lines(folder / _NAME, _WHAT)
         try:
-            held = Held(folder)
+            held = ResultsFile(folder)
         except BadFile:
             self._lines.close()
             raise

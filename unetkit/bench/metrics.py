@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from unetkit import signature
 from unetkit.bench.rows import Better, MetricInfo
 from unetkit.errors import BadOption, PluginError, UnknownName, nearest
 from unetkit.plan import WORDS
 from unetkit.plugins import Host
+from unetkit.signature import load_target, read_signature
 
 #: A figure is measured by a function from a Subject to a number; a timed one gives what is to be timed.
 Function = Callable[[Any], Any]
@@ -31,12 +31,12 @@ class Metric:
 
     @property
     def info(self) -> MetricInfo:
-        summary = signature.read(self.function).summary
+        summary = read_signature(self.function).summary
         return MetricInfo(self.name, self.unit, self.timed, summary, self.owner, self.better)
 
     def load(self) -> Function:
         """The function; imports it where it was registered as "module:attr"."""
-        function: Function = signature.load(self.function) if isinstance(self.function, str) else self.function
+        function: Function = load_target(self.function) if isinstance(self.function, str) else self.function
         return function
 
 

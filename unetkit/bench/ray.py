@@ -19,9 +19,8 @@ from unetkit.bench.cluster import connected, import_ray
 from unetkit.bench.nodes import Nodes, Place
 from unetkit.bench.slot import Slot
 from unetkit.foreign import one_line
-from unetkit.jobs import pool
 from unetkit.jobs.machine import cores
-from unetkit.jobs.pool import Ended
+from unetkit.jobs.pool import Ended, run_tasks
 
 #: Workers that a task may lose.
 TRIES = 3
@@ -48,7 +47,7 @@ class _Running:
     start: float
 
 
-def run(
+def run_on_ray(
     tasks: Iterable[Any],
     ask: str,
     *,
@@ -145,7 +144,7 @@ def _trial(task: Any, place: Place, order: _Order) -> Ended:
     """What a worker does."""
     os.environ.update(order.environment)
     slots = [_slot(place, order.threads)]
-    (ended,) = pool.run([task], order.ask, slots, timeout=order.timeout, preload=order.preload)
+    (ended,) = run_tasks([task], order.ask, slots, timeout=order.timeout, preload=order.preload)
     return replace(ended, said={"where": place.name, **ended.said})
 
 

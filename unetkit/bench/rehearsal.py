@@ -8,7 +8,7 @@ from typing import Any
 
 from unetkit.bench.grid import Case
 from unetkit.bench.leader import PROBE, Leader
-from unetkit.bench.ledger import Held
+from unetkit.bench.ledger import ResultsFile
 from unetkit.bench.rows import Header
 from unetkit.bench.slot import Slot
 from unetkit.jobs.machine import cores
@@ -63,7 +63,7 @@ def _held(leader: Leader, folder: Path | None) -> tuple[Header | None, set[str]]
     """The header of a folder, and which cases it has already."""
     if folder is None or not folder.exists():
         return None, set()
-    held, again = Held(folder), leader.choices.again
+    held, again = ResultsFile(folder), leader.choices.again
     return held.header, {case.id for case in leader.cases if held.done(case.id, leader.key(case), again=again)}
 
 

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unetkit.bench import ledger
 from unetkit.bench.choices import Choices
-from unetkit.bench.grid import cases
+from unetkit.bench.grid import make_cases
 from unetkit.bench.leader import Leader
+from unetkit.bench.ledger import ResultsWriter, read_results
 from unetkit.bench.mode import Mode
 from unetkit.bench.rows import Row, Run
 from unetkit.errors import BadOption
@@ -36,14 +36,14 @@ class Rows(list[Row]):
 
     def to_pandas(self) -> DataFrame:
         """Raw numbers, a column for each that `unetkit bench show --columns` knows; needs pandas."""
-        from unetkit.bench.frame import to_pandas
+        from unetkit.bench.frame import rows_to_dataframe
 
-        return to_pandas(self.run)
+        return rows_to_dataframe(self.run)
 
 
 def read(folder: str | Path) -> Rows:
     """The rows of a folder that `unetkit bench` or `run` wrote, also while it goes on. Raises BadFile."""
-    return Rows(ledger.read(Path(folder)))
+    return Rows(read_results(Path(folder)))
 
 
 def run(
@@ -79,16 +79,16 @@ def run(
         raise BadOption(f"bench.run: takes a list of plans; give [{str(plans)!r}]")
     chosen = _choices(choices)
     found = [plan if isinstance(plan, Plan) else Plan.parse(plan) for plan in plans]
-    planned = cases(found, sizes, batches, [Mode.parse(mode) for mode in modes])
+    planned = make_cases(found, sizes, batches, [Mode.parse(mode) for mode in modes])
     if not planned:
         raise BadOption("no plan is given; give lines such as '--encoder resnet34 --fuse add'")
     with ExitStack() as stack:
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        held = ledger.Ledger(folder)
+        held = ResultsWriter(folder)
         stack.callback(held.close)
         for row in Leader(planned, chosen, load_host(chosen.plugins)).rows(held, ""):
             on_row(row)
-        whole = ledger.read(folder)
+        whole = read_results(folder)
         return Rows(replace(whole, rows=whole.rows[: len(planned)]))
 
 

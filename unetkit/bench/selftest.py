@@ -80,7 +80,7 @@ class Tally:
     seconds: float
 
 
-def tasks(plan: Plan, rules: Rules, runs: int, plugins: tuple[str, ...] = ()) -> list[Task]:
+def make_tasks(plan: Plan, rules: Rules, runs: int, plugins: tuple[str, ...] = ()) -> list[Task]:
     """So many runs of each truth, in random order: what the machine does meanwhile falls on all alike."""
     planned = [
         Task(plan, extra, replace(rules, seed=rules.seed + run), plugins) for run in range(runs) for extra in EXTRA
@@ -89,7 +89,7 @@ def tasks(plan: Plan, rules: Rules, runs: int, plugins: tuple[str, ...] = ()) ->
     return planned
 
 
-def results(planned: Sequence[Task], slot: Slot, notice: Notice) -> Generator[Result, None, None]:
+def measure_tasks(planned: Sequence[Task], slot: Slot, notice: Notice) -> Generator[Result, None, None]:
     """Do them one after the other, each in a process of its own, as `unetkit bench` does rows.
 
     Raises:
@@ -125,7 +125,7 @@ def _repeated(call: Callable[[], object], times: int) -> Callable[[], None]:
     return repeated
 
 
-def tallies(found: Sequence[Result]) -> list[Tally]:
+def tally_results(found: Sequence[Result]) -> list[Tally]:
     """For each truth, what the paired rounds said, and what sequential means say of the same samples."""
     methods = {"paired rounds": ratio_of, "sequential means": sequential}
     truths = sorted({result.truth for result in found})

@@ -22,7 +22,7 @@ def _false_alarms(tally: Tally) -> float:
     return tally.verdicts["slower"] + tally.verdicts["faster"]
 
 
-def listing(found: Sequence[Tally], plan: Plan, slot: Slot) -> Listing:
+def format_selftest(found: Sequence[Tally], plan: Plan, slot: Slot) -> Listing:
     """The table, and whether the aims are reached."""
     rows = [_cells(tally) for tally in found]
     heads = ["extra work", "method", "runs", *VERDICTS, "off by", "at worst", "interval holds it", "rounds", "seconds"]

@@ -9,10 +9,10 @@ from unetkit.bench.aspects import HIDDEN
 from unetkit.bench.columns import Column, constants, varying
 from unetkit.bench.listing import Cells, Listing
 from unetkit.bench.rows import Header, Row, Run
-from unetkit.inspect.figures import memory
+from unetkit.inspect.figures import format_bytes
 
 
-def listing(run: Run, rows: Sequence[Row], columns: Sequence[Column], width: int | None = None) -> Listing:
+def format_run(run: Run, rows: Sequence[Row], columns: Sequence[Column], width: int | None = None) -> Listing:
     """Rows of a run, in the order given.
 
     Args:
@@ -62,7 +62,7 @@ def missing(run: Run) -> list[str]:
 
 def _told(name: str, value: Any) -> str:
     if name == "memory" and isinstance(value, int | float):
-        return memory(int(value))
+        return format_bytes(int(value))
     return f"{value} cores" if name == "cores" else str(value)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from unetkit.bench.cluster import versions
-from unetkit.inspect.figures import memory
+from unetkit.inspect.figures import format_bytes
 from unetkit.jobs.machine import cores, cpu
 from unetkit.jobs.pool import Say
 
@@ -25,7 +25,7 @@ def _machine(gpus: list[str]) -> dict[str, Any]:
     return {
         "cpu": cpu(),
         "cores": len(cores()),
-        "memory": memory(held),
+        "memory": format_bytes(held),
         "gpus": gpus,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "instructions": torch.backends.cpu.get_cpu_capability(),

@@ -14,11 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from unetkit.bench import texts
 from unetkit.bench.columns import varied
 from unetkit.bench.leader import Leader
 from unetkit.bench.rows import Row
 from unetkit.bench.statistics import quantile, ratio_of
+from unetkit.bench.texts import format_interval, format_seconds
 
 #: Rows of the table that stay in sight.
 _SEEN = 12
@@ -92,8 +92,8 @@ class Watch:
         if timing is None:
             return [row.cause or row.failures.get(self._timed, "") or "done"]
         estimate = ratio_of(timing)
-        median = texts.seconds(quantile(timing.candidate, 0.5))
-        return [median, f"{texts.interval(estimate)} {estimate.verdict}"]
+        median = format_seconds(quantile(timing.candidate, 0.5))
+        return [median, f"{format_interval(estimate)} {estimate.verdict}"]
 
     def _shown(self) -> Group:
         table = Table(box=SIMPLE_HEAD, pad_edge=False)

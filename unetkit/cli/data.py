@@ -59,15 +59,15 @@ def check(
     """
     if overlay and overlay.suffix != ".png":
         raise BadOption(f"--overlay {overlay}: draws PNG; give a name that ends in .png")
-    from unetkit.data import check as checking
+    from unetkit.data.check import pick_samples, validate_folder
     from unetkit.data.split import Rules
 
-    report, splits, target = checking.check(folder, Rules(seed, val, group), ignore, _progress())
+    report, splits, target = validate_folder(folder, Rules(seed, val, group), ignore, _progress())
     done = []
     if overlay and target:
         from unetkit.data.sheet import contact_sheet
 
-        samples = checking.samples(splits, _MOST)
+        samples = pick_samples(splits, _MOST)
         _write(contact_sheet(samples, target), overlay)
         done.append(f"{len(samples)} samples drawn to {overlay}")
     if as_json:

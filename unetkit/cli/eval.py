@@ -106,9 +106,9 @@ def _write(path: Path, text: str) -> None:
 
 def _show(scored: Evaluation, head: list[str], worst: int) -> None:
     from unetkit.cli.bench.pages import put
-    from unetkit.cli.scores import listing
+    from unetkit.cli.scores import format_scores
 
-    put(listing(scored, head, worst), None)
+    put(format_scores(scored, head, worst), None)
 
 
 @contextmanager

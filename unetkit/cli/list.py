@@ -11,7 +11,7 @@ from click.shell_completion import CompletionItem
 from unetkit.cli.words import complete_part, parts_of, summary
 from unetkit.errors import UnknownName
 from unetkit.registry import KINDS, Entry, Parts, Registry
-from unetkit.values import describe, to_text
+from unetkit.values import describe_type, format_value
 
 if TYPE_CHECKING:  # what `unetkit --help` loads with this command has no need of rich
     from rich.console import Console
@@ -121,8 +121,8 @@ def _detail(console: Console, entry: Entry) -> None:
     console.print(Text.assemble((entry.said, "bold"), f": {known.summary}"))
     listed = table("option", "takes", "default", "what it does")
     for option in known.options:
-        default = "must be given" if option.required else to_text(option.default, option.type)
-        add_row(listed, option.name, describe(option.type), default, option.help)
+        default = "must be given" if option.required else format_value(option.default, option.type)
+        add_row(listed, option.name, describe_type(option.type), default, option.help)
     console.print(listed if known.options else "It has no options.")
     if known.rest:
         theirs = (

@@ -16,7 +16,7 @@ _HEADS = {"iou": "IoU", "dice": "Dice", "precision": "precision", "recall": "rec
 _COLUMNS = 8
 
 
-def listing(found: Evaluation, head: list[str], worst: int) -> Listing:
+def format_scores(found: Evaluation, head: list[str], worst: int) -> Listing:
     """Each class with its scores, of all pixels and of images, and the worst of these."""
     micro, macro = found.micro(), found.macro()
     tables = [

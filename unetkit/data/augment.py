@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from unetkit import values
 from unetkit.chosen import Menu
 from unetkit.data.pixels import Pixels, cropped
 from unetkit.data.sample import Sample
@@ -19,6 +18,7 @@ from unetkit.data.tones import Blur, Light, Noise
 from unetkit.data.warps import Elastic, HFlip, Rotate, Scale, Turn, VFlip
 from unetkit.errors import BadOption
 from unetkit.plan import PartSpec
+from unetkit.values import split_items
 
 Step = Callable[[Pixels, Generator], Pixels]
 
@@ -83,7 +83,7 @@ def make_augment(text: str, crop: tuple[int, int]) -> Augment:
 def items(text: str) -> Sequence[str]:
     """The steps of a text, apart: `elastic:grid=3,std=10,light` are two, since what has no name is an option."""
     try:
-        return values.items(text)
+        return split_items(text)
     except ValueError as error:
         raise BadOption(f"--augment {text}: {error}") from error
 

@@ -57,7 +57,7 @@ class Report:
         return asdict(self)
 
 
-def check(
+def validate_folder(
     text: str, rules: Rules, ignore: int | None = None, progress: Progress | None = None
 ) -> tuple[Report, list[Images], Target | None]:
     """A report on a folder or a named set, and what of it can be looked at.
@@ -135,7 +135,7 @@ def _classes(report: Report, seen: Sequence[Seen], target: Target) -> None:
     report.notes += [f"class {one.name} occurs nowhere" for one in report.classes if not one.images]
 
 
-def samples(splits: Sequence[Images], most: int) -> list[Sample]:
+def pick_samples(splits: Sequence[Images], most: int) -> list[Sample]:
     """Up to so many samples that can be read, from all splits, evenly."""
     places = [(images, index) for images in splits for index in range(len(images))]
     kept: list[Sample] = []

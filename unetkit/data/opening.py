@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from unetkit import values
 from unetkit.chosen import Menu
 from unetkit.data.folder import open_folder
 from unetkit.data.sample import Data
@@ -15,6 +14,7 @@ from unetkit.data.split import Rules
 from unetkit.data.target import Target
 from unetkit.errors import BadFile, BadOption, UnknownName, nearest
 from unetkit.plan import PartSpec
+from unetkit.values import format_value
 
 #: Sets that are named, and what makes each: its keyword-only parameters are the options.
 SOURCES = Menu(
@@ -67,7 +67,7 @@ def absolute(text: str) -> str:
         return str(Path(text).resolve())
     spec = PartSpec.parse(text)
     roots = {name: json.loads(said) if said.startswith('"') else said for name, said in spec.options if name == "root"}
-    full = {name: values.to_text(str(Path(said).resolve())) for name, said in roots.items()}
+    full = {name: format_value(str(Path(said).resolve())) for name, said in roots.items()}
     return str(spec.with_options(full)) if full else text
 
 

@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from unetkit.errors import BadFile
-from unetkit.parts.encoders import smp_names as encoders
-from unetkit.parts.models import smp_names as models
+from unetkit.parts.encoders.smp_names import smp_encoder_names
+from unetkit.parts.models.smp_names import smp_architecture_names, smp_architecture_options
 from unetkit.plan import PartSpec, Plan
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -53,14 +53,14 @@ def _config(folder: Path) -> dict[str, Any]:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadFile(f"{folder / CONFIG} cannot be read ({error})") from error
-    if not isinstance(config, dict) or str(config.get("_model_class")).lower() not in models.names():
+    if not isinstance(config, dict) or str(config.get("_model_class")).lower() not in smp_architecture_names():
         raise BadFile(f"{folder / CONFIG} names no architecture of smp; take the folder of smp's save_pretrained")
     return config
 
 
 def _plan(folder: Path, config: dict[str, Any]) -> Plan:
     architecture = config["_model_class"].lower()
-    known = {option.name for option in models.options(architecture)}
+    known = {option.name for option in smp_architecture_options(architecture)}
     words = {word: config.get(word) for word in ("in_channels", "classes")}
     rest = {key: value for key, value in config.items() if key[0] != "_" and key not in words}
     for name, without in _UNSAID.items():
@@ -86,4 +86,4 @@ def _ours(encoder: str) -> str:
         encoder = encoder.replace("timm-", "tu-tf_" if "mobilenetv3" in encoder else "tu-")
     if encoder.startswith("tu-"):
         return f"timm/{encoder.removeprefix('tu-')}"
-    return f"smp/{encoder}" if encoder in encoders.names() else encoder
+    return f"smp/{encoder}" if encoder in smp_encoder_names() else encoder

@@ -7,7 +7,7 @@ from typing import cast
 
 from unetkit.deploy.tiles import Axis, blended, exact
 from unetkit.errors import BadOption
-from unetkit.inspect.figures import by
+from unetkit.inspect.figures import format_size
 from unetkit.plan import Size
 
 #: A tile's side unless it is said, and up to which side an image is passed at once.
@@ -76,7 +76,7 @@ class Fit:
         if all(len(axis.starts) == 1 for axis in at_once):
             return Layout(*at_once, "in one tile: exactly what one pass over the whole image gives")
         if overlap is None and self.edge and all(self._room(given, axis) for axis in (0, 1)):
-            overlaps = by(cast(Size, tuple(before + after for before, after in zip(*self.edge, strict=True))))
+            overlaps = format_size(cast(Size, tuple(before + after for before, after in zip(*self.edge, strict=True))))
             reason = f"{_said(given)} that overlap by {overlaps}: exactly what one pass over the whole image gives"
             return Layout(*self._axes(given, image, *self.edge), reason)
         return self._blended(given, image, overlap)
@@ -84,21 +84,27 @@ class Fit:
     def at_once(self, image: Size) -> Layout:
         """The whole image as one tile. Raises BadOption where the network takes only what is smaller."""
         if self.fixed and (image[0] > self.fixed[0] or image[1] > self.fixed[1]):
-            raise BadOption(f"--check: the network takes {by(self.fixed)} alone, so no one pass sees {by(image)}")
+            raise BadOption(
+                f"--check: the network takes {format_size(self.fixed)} alone, so no one pass sees {format_size(image)}"
+            )
         return self.layout(image, self.fixed or self._over(image))
 
     def _blended(self, given: Size, image: Size, overlap: int | None) -> Layout:
         outputs = [given[axis] - self.shrinks[axis] for axis in (0, 1)]
         shared = [side // 4 for side in outputs] if overlap is None else [overlap, overlap]
         if overlap is not None and overlap >= min(outputs):
-            raise BadOption(f"--overlap {overlap}: must be below what a tile gives, {by((outputs[0], outputs[1]))}")
+            raise BadOption(
+                f"--overlap {overlap}: must be below what a tile gives, {format_size((outputs[0], outputs[1]))}"
+            )
         reason = "as --overlap asks" if overlap is not None else f"since {self._reason()}"
         margins = [_halves(shrink) for shrink in self.shrinks]
         leasts = [self.least[axis] - self.shrinks[axis] for axis in (0, 1)]
         rows, columns = (
             blended(image[i], outputs[i], self.period, shared[i], least=leasts[i], margin=margins[i]) for i in (0, 1)
         )
-        return Layout(rows, columns, f"{_said(given)} that overlap by {by((shared[0], shared[1]))}, blended, {reason}")
+        return Layout(
+            rows, columns, f"{_said(given)} that overlap by {format_size((shared[0], shared[1]))}, blended, {reason}"
+        )
 
     def _reason(self) -> str:
         if not self.edge:
@@ -116,7 +122,9 @@ class Fit:
         """The input of a tile: what was asked for, brought down to a size that passes."""
         if self.fixed:
             if tile not in (None, self.fixed):
-                raise BadOption(f"--tile {by(tile)}: the network takes {by(self.fixed)} alone; leave it out")
+                raise BadOption(
+                    f"--tile {format_size(tile)}: the network takes {format_size(self.fixed)} alone; leave it out"
+                )
             return self.fixed
         wanted = tile or (self._over(image) if max(image) <= AT_ONCE else (TILE, TILE))
         pairs = zip(wanted, self.least, strict=True)
@@ -148,4 +156,4 @@ def _halves(number: int) -> tuple[int, int]:
 
 
 def _said(given: Size) -> str:
-    return f"in tiles of {by(given)}"
+    return f"in tiles of {format_size(given)}"

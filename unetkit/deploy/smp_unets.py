@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unetkit.errors import CannotBuild
 from unetkit.parts.encoders.smp import NumbersOnCpu
-from unetkit.parts.encoders.timm_names import names as timm_names
+from unetkit.parts.encoders.timm_names import timm_model_names as timm_names
 from unetkit.plan import PartSpec, Plan
 
 #: Encoders of smp's that timm has with the same layers and maps: how their names begin here and there.

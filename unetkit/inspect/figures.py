@@ -5,7 +5,7 @@ from __future__ import annotations
 from unetkit.plan import Size
 
 
-def count(number: int) -> str:
+def format_count(number: int) -> str:
     """12.3 G for 12,300,000,000, with three significant digits."""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
@@ -13,7 +13,7 @@ def count(number: int) -> str:
     return str(number)
 
 
-def memory(number: int) -> str:
+def format_bytes(number: int) -> str:
     """Bytes in binary units: 1.5 MiB."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if number >= size:
@@ -21,6 +21,6 @@ def memory(number: int) -> str:
     return f"{number} B"
 
 
-def by(size: Size) -> str:
+def format_size(size: Size) -> str:
     """572x388, height first."""
     return f"{size[0]}x{size[1]}"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from unetkit.inspect.figures import count
+from unetkit.inspect.figures import format_count
 from unetkit.inspect.rows import Row
 from unetkit.inspect.trace import Trace
 
@@ -251,7 +251,7 @@ def _heading(trace: Trace, x: float, bottom: float, width: float) -> list[Text]:
     words = [word.replace(" ", STAY) if len(word) <= room else word for word in re.split(r" (?=--)", trace.line)]
     title = textwrap.wrap(" ".join(words), room, max_lines=3, placeholder=" …", break_on_hyphens=False) or ["U-Net"]
     parameters, macs = trace.parameters, trace.macs
-    totals = [f"{parameters:,} parameters"] * bool(parameters) + [f"{count(macs)} MACs"] * bool(macs)
+    totals = [f"{parameters:,} parameters"] * bool(parameters) + [f"{format_count(macs)} MACs"] * bool(macs)
     top = bottom - 24 - 20 * (len(title) - 1)
     lines = [
         Text(line.replace(STAY, " "), x, top + 20 * i, size=TITLE, fill=INK, font=MONO) for i, line in enumerate(title)

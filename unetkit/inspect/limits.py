@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unetkit.errors import CannotBuild, CannotPass, UnetkitError
-from unetkit.inspect.figures import by
+from unetkit.inspect.figures import format_size
 from unetkit.inspect.observe import Observation, meta_input, network_of, observe, size_for
 from unetkit.inspect.promises import culprit, misdeclared
 from unetkit.meta import meta_copy
@@ -62,9 +62,11 @@ def refusal(ghost: nn.Module, size: Size, seen: Observation) -> CannotPass:
     if isinstance(seen.error, CannotPass) and network_of(ghost).size:
         return seen.error  # says what is too large for the encoder
     if sizes := nearest_sizes(ghost, size):
-        nearest = " and ".join(map(by, sizes))
-        return CannotPass(f"size {by(size)} does not pass: {failure}; the nearest sizes that pass are {nearest}")
-    return CannotPass(f"no size passes: at {by(size)}, {failure}")
+        nearest = " and ".join(map(format_size, sizes))
+        return CannotPass(
+            f"size {format_size(size)} does not pass: {failure}; the nearest sizes that pass are {nearest}"
+        )
+    return CannotPass(f"no size passes: at {format_size(size)}, {failure}")
 
 
 def prove(model: nn.Module, *, any_size: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unetkit.inspect.figures import by
+from unetkit.inspect.figures import format_size
 from unetkit.inspect.observe import Call, Observation
 from unetkit.inspect.rows import spec_at
 from unetkit.network import Network
@@ -56,7 +56,8 @@ def _shrunk(network: Network, seen: Observation) -> str:
     given, gave = size_of(call.given[0]), size_of(call.gave[0])
     if given == gave:
         return ""
-    return f"--model {network.whole.model} gives {by(gave)} for {by(given)}; logits have the size of the input"
+    sizes = f"{format_size(gave)} for {format_size(given)}"
+    return f"--model {network.whole.model} gives {sizes}; logits have the size of the input"
 
 
 def culprit(network: Network, seen: Observation) -> str:
@@ -101,7 +102,8 @@ def _fault(promise: _Promise, call: Call) -> str:
     if gave.shape[1] != promise.channels:
         return f"{promise.because}, but gives {gave.shape[1]}{_nhwc(call.gave, (promise.channels,))}"
     if promise.kind and call.given and size_of(gave) != size_of(call.given[0]):
-        return f"gives {by(size_of(gave))} for {by(size_of(call.given[0]))}; {promise.kind} keeps height and width"
+        sizes = f"{format_size(size_of(gave))} for {format_size(size_of(call.given[0]))}"
+        return f"gives {sizes}; {promise.kind} keeps height and width"
     return ""
 
 
@@ -122,5 +124,5 @@ def _encoder(network: UNet, call: Call, seen: Observation) -> str:
         pairs = zip(whole, size_of(tensor), strict=True)
         near = all(abs(n / stride - side) <= max(1, n / stride / 4) for n, side in pairs)
         if not near and not network.valid:
-            return f"declares stride {stride} for a map that is {by(size_of(tensor))} of {by(whole)}"
+            return f"declares stride {stride} for a map that is {format_size(size_of(tensor))} of {format_size(whole)}"
     return ""

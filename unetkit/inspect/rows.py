@@ -9,7 +9,7 @@ from typing import Literal, cast
 from torch import Tensor, nn
 
 from unetkit.errors import CannotPass
-from unetkit.inspect.figures import by
+from unetkit.inspect.figures import format_size
 from unetkit.inspect.observe import Call, meta_input, network_of, observe
 from unetkit.meter import Meter, storage
 from unetkit.plan import Levels, Size
@@ -103,7 +103,7 @@ class Rows:
         last, end = cast(Tensor, self.run.seen.output), self.run.meter.operations
         given = size_of(self.run.x)
         if self.network.padded_size(given) != given:
-            yield self.row("output", "", "up", f"cut back to {by(size_of(last))}", last, 1, end)
+            yield self.row("output", "", "up", f"cut back to {format_size(size_of(last))}", last, 1, end)
         rest = self.run.parameters - sum(n for _, n in self.owned)
         row = self.row("other", "", "up", self.left_over, last, 1, end)
         if rest or row.macs or row.activation_bytes or row.parameters:

@@ -8,7 +8,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from unetkit.inspect.figures import by
+from unetkit.inspect.figures import format_size
 from unetkit.inspect.observe import Call
 from unetkit.inspect.rows import STEPS, Row, Rows, Run, spec_at
 from unetkit.sizes import size_of
@@ -109,7 +109,7 @@ def _gives_a_map(call: Call) -> bool:
 
 
 def _change(before: Tensor, after: Tensor) -> str:
-    return f"{by(size_of(before))} to {by(size_of(after))}"
+    return f"{format_size(size_of(before))} to {format_size(size_of(after))}"
 
 
 def _what(step: str, word: str, stage: Stage, call: Call) -> str:

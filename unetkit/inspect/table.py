@@ -10,7 +10,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from unetkit.inspect.figures import by, count, memory
+from unetkit.inspect.figures import format_bytes, format_count, format_size
 from unetkit.inspect.rows import Row
 from unetkit.inspect.trace import Trace
 
@@ -61,11 +61,11 @@ def _figures(row: Row, roomy: bool) -> tuple[str, ...]:
 
 def _costs(parameters: int, macs: int, activation_bytes: int, roomy: bool) -> tuple[str, str, str]:
     """In words, and nothing where there is nothing."""
-    how_many = f"{parameters:,}" if roomy else count(parameters)
+    how_many = f"{parameters:,}" if roomy else format_count(parameters)
     return (
         how_many if parameters else "",
-        count(macs) if macs else "",
-        memory(activation_bytes) if activation_bytes else "",
+        format_count(macs) if macs else "",
+        format_bytes(activation_bytes) if activation_bytes else "",
     )
 
 
@@ -74,8 +74,8 @@ def _footer(trace: Trace) -> list[str]:
     images = f"batch {trace.batch}, " if trace.batch > 1 else ""
     return [
         f"{images}input {_shape(first)}, output {_shape(last)}",
-        f"parameters {trace.parameters:,} ({memory(4 * trace.parameters)} in float32), MACs {count(trace.macs)}, "
-        f"activations kept for training {memory(trace.activation_bytes)}",
+        f"parameters {trace.parameters:,} ({format_bytes(4 * trace.parameters)} in float32), "
+        f"MACs {format_count(trace.macs)}, activations kept for training {format_bytes(trace.activation_bytes)}",
         f"receptive field {trace.receptive_field}; {_least(trace)}; encoder weights {trace.weights}",
         *(f"note: {note}" for note in trace.notes),
     ]
@@ -83,7 +83,7 @@ def _footer(trace: Trace) -> list[str]:
 
 def _least(trace: Trace) -> str:
     least = trace.minimum
-    largest = f", largest {by(trace.maximum)}" if trace.maximum else ""
+    largest = f", largest {format_size(trace.maximum)}" if trace.maximum else ""
     return (f"smallest input {least}x{least}" if least else "no size passes") + largest
 
 

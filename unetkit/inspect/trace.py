@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from unetkit.errors import BadOption, CannotPass
 from unetkit.inspect.field import ReceptiveField, receptive_field
-from unetkit.inspect.figures import by
+from unetkit.inspect.figures import format_size
 from unetkit.inspect.limits import nearest_sizes, refusal, smallest
 from unetkit.inspect.observe import network_of, size_for
 from unetkit.inspect.rows import Row, Run
@@ -132,12 +132,12 @@ def _run(ghost: nn.Module, size: Size, batch: int) -> tuple[Run, list[str]]:
     if not isinstance(run.seen.output, Tensor):
         raise CannotPass(f"a plugin's wrapper gives a {type(run.seen.output).__name__}; a trace follows one tensor")
     if network.valid and (dropped := run.seen.dropped()):
-        sizes = " and ".join(by(s) for s in nearest_sizes(ghost, size))
+        sizes = " and ".join(format_size(s) for s in nearest_sizes(ghost, size))
         notes.append(f"{dropped[0]}, which leaves out a row or column; {sizes} leave none out")
     if ghost is not network:
         notes.append(f"it is wrapped in a {type(ghost).__name__}: figures are of its pass in training")
     if run.seen.others:
         notes.append(f"in training it gives {run.seen.others} more outputs, which a loss may use")
     if (padded := network.padded_size(size)) != size:
-        notes.append(f"the input is padded with zeros to {by(padded)}, and the output cut back")
+        notes.append(f"the input is padded with zeros to {format_size(padded)}, and the output cut back")
     return run, notes

@@ -39,7 +39,7 @@ class Ended:
     seconds: float
 
 
-def run(
+def run_tasks(
     tasks: Iterable[Any], ask: str, slots: Sequence[Any], *, timeout: float, preload: Sequence[str] = ()
 ) -> Generator[Ended, None, None]:
     """Do every task; give each as it ends, whatever became of it.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from unetkit.deploy.layouts import Fit
 from unetkit.deploy.stitching import Pass, Source, Window, windows
 from unetkit.errors import UnetkitError
-from unetkit.inspect.figures import memory
+from unetkit.inspect.figures import format_bytes
 from unetkit.inspect.trace import trace
 from unetkit.jobs.memory import free
 from unetkit.plan import Size
@@ -61,4 +61,4 @@ def too_large(network: nn.Module, size: Size) -> str:
     needs = trace(network, size).activation_bytes
     if needs <= left:
         return ""
-    return f"one pass may take {memory(needs)}, and {memory(left)} are free; check on a smaller image"
+    return f"one pass may take {format_bytes(needs)}, and {format_bytes(left)} are free; check on a smaller image"

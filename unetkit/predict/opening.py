@@ -17,7 +17,7 @@ from unetkit.data.files import read_image, scaled
 from unetkit.data.tiff import check_holds, quiet, why
 from unetkit.deploy.stitching import Held
 from unetkit.errors import BadFile
-from unetkit.inspect.figures import memory
+from unetkit.inspect.figures import format_bytes
 from unetkit.plan import Size
 from unetkit.predict.segments import Segments
 
@@ -49,7 +49,9 @@ class _Whole(Held):
         super().__init__(read_image(path))
         self.channels = self.image.shape[0]
         held = self.image.nbytes
-        self.note = f"is read whole, {memory(held)}; a tiled TIFF would be read by windows" if held > _LARGE else ""
+        self.note = (
+            f"is read whole, {format_bytes(held)}; a tiled TIFF would be read by windows" if held > _LARGE else ""
+        )
 
 
 class _Windows:
@@ -62,7 +64,9 @@ class _Windows:
         at_once = self._stored.least
         advice = "write it in tiles of 256x256, which are read by windows"
         self.note = (
-            f"has strips or tiles of {memory(at_once)}, which are read whole; {advice}" if at_once > _LARGE else ""
+            f"has strips or tiles of {format_bytes(at_once)}, which are read whole; {advice}"
+            if at_once > _LARGE
+            else ""
         )
 
     def read(self, rows: slice, columns: slice) -> Tensor:

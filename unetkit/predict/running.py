@@ -15,7 +15,7 @@ from unetkit.deploy.layouts import Layout
 from unetkit.deploy.passing import passing
 from unetkit.deploy.stitching import Source, Window, windows
 from unetkit.errors import BadFile, BadOption, CannotPass
-from unetkit.inspect.figures import by
+from unetkit.inspect.figures import format_size
 from unetkit.plan import Size
 from unetkit.predict.checking import Check
 from unetkit.predict.opening import Picture, opened
@@ -44,7 +44,7 @@ class How:
 
     def __post_init__(self) -> None:
         if self.tile and min(self.tile) < 1:
-            raise BadOption(f"--tile {by(self.tile)}: must be at least 1x1")
+            raise BadOption(f"--tile {format_size(self.tile)}: must be at least 1x1")
         if self.batch < 1 or (self.overlap is not None and self.overlap < 0):
             name, least = ("batch", 1) if self.batch < 1 else ("overlap", 0)
             raise BadOption(f"--{name} {getattr(self, name)}: must be at least {least}")

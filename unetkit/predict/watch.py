@@ -7,7 +7,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.text import Text
 
 from unetkit.deploy.layouts import Layout
-from unetkit.inspect.figures import by
+from unetkit.inspect.figures import format_size
 from unetkit.predict.opening import Picture
 from unetkit.predict.planning import Job
 from unetkit.predict.running import Tell
@@ -36,7 +36,7 @@ class Shown(Tell):
             self._say(layout.why)
         if picture.note:
             self._say(f"{job.image} {picture.note}")
-        self._named = f"{self._tried + 1} of {self._count}: {job.image}, {by(picture.size)}"
+        self._named = f"{self._tried + 1} of {self._count}: {job.image}, {format_size(picture.size)}"
         self._bar.update(self._task, description=self._named)
 
     def passed(self, done: int, tiles: int) -> None:

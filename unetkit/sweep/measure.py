@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from unetkit.foreign import one_line
-from unetkit.inspect.figures import count, memory
+from unetkit.inspect.figures import format_bytes, format_count
 from unetkit.jobs.memory import exhausted, hold
 from unetkit.jobs.pool import Say
 from unetkit.sweep.peak import Peak
@@ -44,7 +44,7 @@ def measure(name: str, settings: Settings, say: Say) -> None:
     if not why and not _really(name, subject, sizes, say):
         gc.collect()
         say({"needs": max(needs, settings.share + 1)})
-        why = f"ran out of {memory(settings.share)}"
+        why = f"ran out of {format_bytes(settings.share)}"
     if why:
         rest = {question: _answer(question, ghost, sizes, "meta") for question in QUESTIONS if question not in answers}
         say({"real": False, "why": why, **answers, **rest})
@@ -80,8 +80,8 @@ def _needs(ghost: nn.Module, sizes: Sizes) -> tuple[int, dict[str, str]]:
 
 def _too_large(needs: int, parameters: int, settings: Settings) -> str:
     if parameters > settings.real_up_to:
-        return f"{count(parameters)} parameters, more than {count(settings.real_up_to)}"
-    return f"needs {memory(needs)} of {memory(settings.share)}" if needs > settings.share else ""
+        return f"{format_count(parameters)} parameters, more than {format_count(settings.real_up_to)}"
+    return f"needs {format_bytes(needs)} of {format_bytes(settings.share)}" if needs > settings.share else ""
 
 
 def _really(name: str, subject: Subject, sizes: Sizes, say: Say) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from unetkit.atomic import written_whole
 from unetkit.errors import BadFile
-from unetkit.inspect.figures import count
+from unetkit.inspect.figures import format_count
 from unetkit.sweep.record import Recorded, combined
 from unetkit.sweep.settings import ANSWERS
 from unetkit.sweep.tally import TITLES, Row, failures, groups, ok, slowest, totals
@@ -86,7 +86,8 @@ def _said(header: Row, key: str) -> str:
 def _one(rows: list[Row], known: dict[str, str]) -> Iterator[str]:
     """The tables of one library."""
     if ghosts := [row["parameters"] for row in rows if "why" in row]:
-        yield f"On meta, for shapes without values: {len(ghosts)}, the smallest of {count(min(ghosts))} parameters."
+        smallest = format_count(min(ghosts))
+        yield f"On meta, for shapes without values: {len(ghosts)}, the smallest of {smallest} parameters."
     for title, key in (("strides", lambda row: known.get(row["name"], "not known")), ("family", _family)):
         counts = ([name, *_counts(same)] for name, same in groups(rows, key))
         yield _table([title, "models", "on real tensors", *TITLES.values()], *counts)
@@ -110,7 +111,7 @@ def _family(row: Row) -> str:
 
 
 def _slow(row: Row) -> list[str]:
-    return [row["name"], f"{row['seconds']:.2f}", count(row.get("parameters", 0))]
+    return [row["name"], f"{row['seconds']:.2f}", format_count(row.get("parameters", 0))]
 
 
 def _named(names: Sequence[str]) -> str:

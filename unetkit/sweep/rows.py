@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 
-from unetkit.jobs import pool
+from unetkit.jobs.pool import Ended, run_tasks
 from unetkit.sweep.settings import ANSWERS, Settings
 from unetkit.sweep.subjects import SUBJECTS
 from unetkit.sweep.tally import Row
@@ -16,7 +16,7 @@ MEASURE = "unetkit.sweep.measure:measure"
 def rows(names: Iterable[str], settings: Settings, ask: str = MEASURE) -> Generator[Row, None, None]:
     """A row for every name, in the order in which they are done. Leaving early ends the children."""
     preload = [MEASURE.split(":")[0], *SUBJECTS[settings.of].modules] if ask == MEASURE else []
-    measured = pool.run(names, ask, [settings] * settings.jobs, timeout=settings.timeout, preload=preload)
+    measured = run_tasks(names, ask, [settings] * settings.jobs, timeout=settings.timeout, preload=preload)
     try:
         for ended in measured:
             yield _row(ended)
@@ -24,7 +24,7 @@ def rows(names: Iterable[str], settings: Settings, ask: str = MEASURE) -> Genera
         measured.close()
 
 
-def _row(ended: pool.Ended) -> Row:
+def _row(ended: Ended) -> Row:
     """What a child was busy with when it died is what failed."""
     row = {"name": ended.task, **ended.said}
     missing = [answer for answer in ANSWERS if answer not in row]

@@ -12,9 +12,9 @@ from importlib.metadata import version
 from typing import Any
 
 from unetkit.errors import UnknownName, nearest
-from unetkit.inspect.figures import memory
+from unetkit.inspect.figures import format_bytes
 from unetkit.jobs.machine import code, cpu
-from unetkit.parts.encoders.timm_names import names
+from unetkit.parts.encoders.timm_names import timm_model_names
 from unetkit.sweep.subjects import SUBJECTS
 
 #: What is answered of every name, in this order: "ok", or the cause of the failure in one line.
@@ -57,10 +57,10 @@ class Settings:
         Raises:
             UnknownName: no name matches.
         """
-        found = sorted(name for name in names() if any(fnmatchcase(name, glob) for glob in self.names))
+        found = sorted(name for name in timm_model_names() if any(fnmatchcase(name, glob) for glob in self.names))
         if not found:
             asked = " ".join(self.names)
-            raise UnknownName(f"no name of timm's matches {asked}{nearest(asked, names())}")
+            raise UnknownName(f"no name of timm's matches {asked}{nearest(asked, timm_model_names())}")
         random.Random(self.seed).shuffle(found)  # noqa: S311
         return found[: self.sample]
 
@@ -76,5 +76,5 @@ class Settings:
         """What stands once for all rows of a sweep."""
         chosen = {"names": " ".join(self.names), "sample": self.sample, "seed": self.seed, "planned": len(self.order())}
         machine = f"{cpu()}, {os.cpu_count()} cores"
-        took = {"jobs": self.jobs, "memory": memory(self.memory), "real_up_to": self.real_up_to}
+        took = {"jobs": self.jobs, "memory": format_bytes(self.memory), "real_up_to": self.real_up_to}
         return {"of": self.of, **self.versions(), "cpu": machine, **chosen, **took, "date": date.today().isoformat()}

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from unetkit.inspect.figures import count
+from unetkit.inspect.figures import format_count
 from unetkit.sweep.tally import TITLES, Row, failures, passed, slowest, totals
 
 #: Seconds between two lines where there is no terminal.
@@ -62,7 +62,7 @@ def summary(rows: Sequence[Row]) -> None:
         console.print(table)
     table = _table("slowest to build", "seconds", "parameters")
     for row in slowest(rows):
-        table.add_row(row["name"], f"{row['seconds']:.2f}", count(row.get("parameters", 0)))
+        table.add_row(row["name"], f"{row['seconds']:.2f}", format_count(row.get("parameters", 0)))
     console.print(table)
 
 

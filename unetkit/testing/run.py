@@ -11,12 +11,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from unetkit import signature
 from unetkit.errors import BadOption, UnetkitError, UnknownName
 from unetkit.plan import PartSpec
 from unetkit.plugins import Host, default_parts, load_host
 from unetkit.registry import Parts, Plugin
 from unetkit.resolve import typed_options
+from unetkit.signature import load_target
 from unetkit.testing.catalogue import CHECKS, Check
 from unetkit.testing.results import BUILDS_ON, Nonconformity, NothingToCheck, Result, one_line
 
@@ -49,7 +49,7 @@ class _Examined:
             if self.kind in _BY_NAME[need].kinds and self.result(need).outcome != "passed":
                 return Result(self.title, check.name, "skipped", f"{BUILDS_ON}{need}, which did not pass")
         try:
-            self._ask(signature.load(f"unetkit.testing.checks.{check.home}"))
+            self._ask(load_target(f"unetkit.testing.checks.{check.home}"))
         except NothingToCheck as reason:
             return Result(self.title, check.name, "skipped", str(reason))
         except Nonconformity as fault:

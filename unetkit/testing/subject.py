@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from unetkit import signature
 from unetkit.errors import UnetkitError
 from unetkit.plan import PartSpec
 from unetkit.plugins import default_parts
 from unetkit.registry import Entry, Factory, Kind, Parts
 from unetkit.resolve import signature_of, typed_options
+from unetkit.signature import Signature, load_target
 from unetkit.testing.contract import Contract, Outputs, Wiring
 from unetkit.testing.contracts import CONTRACTS
 from unetkit.testing.inputs import Input
@@ -59,7 +59,7 @@ class Subject:
         return self.parts[self.kind.word].get(self.spec.name) if self.spec.factory is None else None
 
     @cached_property
-    def signature(self) -> signature.Signature:
+    def signature(self) -> Signature:
         """What the factory says of itself."""
         return signature_of(self.kind.word, self.spec, self.parts)
 
@@ -67,7 +67,7 @@ class Subject:
     def written(self) -> Factory:
         """The factory as it was written. Raises PluginError where it cannot be imported."""
         target: Any = self.spec.factory if self.entry is None else self.entry.factory
-        found: Factory = signature.load(target) if isinstance(target, str) else target
+        found: Factory = load_target(target) if isinstance(target, str) else target
         return found
 
     @cached_property

@@ -12,7 +12,7 @@ import unetkit
 from unetkit.errors import BadOption, CannotBuild
 from unetkit.protocols import Align, Block, Encoder, Upsampler
 from unetkit.sizes import size_of
-from unetkit.values import to_text
+from unetkit.values import format_value
 
 
 class Nested(nn.Module):
@@ -100,7 +100,7 @@ def _make_encoder(of: str, in_channels: int, pretrained: bool | str) -> nn.Modul
     if "pretrained" in dict(spec.options):
         raise BadOption(f"of={of}: weights are said beside it, with --pretrained")
     if pretrained:
-        spec = spec.with_options({"pretrained": to_text(pretrained)})
+        spec = spec.with_options({"pretrained": format_value(pretrained)})
     encoder = unetkit.make_part("encoder", spec, in_channels)
     if getattr(encoder, "valid", False):
         raise CannotBuild(f"of={of} shortens its maps, and nodes join whole ones; take padding=1")

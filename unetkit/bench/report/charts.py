@@ -12,7 +12,7 @@ from unetkit.bench.columns import Column, varying
 from unetkit.bench.effects import CONDITIONS
 from unetkit.bench.pareto import front
 from unetkit.bench.rows import Row, Run
-from unetkit.inspect.figures import by
+from unetkit.inspect.figures import format_size
 
 #: Colours and shapes that can be told apart.
 COLOURS = 8
@@ -27,7 +27,7 @@ def conditions_of(run: Run) -> list[str]:
 
 def condition_of(row: Row) -> str:
     """256x256, batch 8."""
-    return f"{by(row.size)}, batch {row.batch}"
+    return f"{format_size(row.size)}, batch {row.batch}"
 
 
 def naming(run: Run) -> Callable[[Row], str]:

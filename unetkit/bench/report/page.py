@@ -14,10 +14,18 @@ from unetkit.atomic import written_whole
 from unetkit.bench.aspects import HIDDEN
 from unetkit.bench.columns import Column, columns_of, constants, varying
 from unetkit.bench.effect_listing import Told, verdict
-from unetkit.bench.effect_listing import effects as effects_of_all
+from unetkit.bench.effect_listing import list_effects as effects_of_all
 from unetkit.bench.effects import VALUES
-from unetkit.bench.report import intervals
 from unetkit.bench.report.charts import condition_of, costs_of, naming
+from unetkit.bench.report.intervals import (
+    DOTS,
+    ROWS,
+    doubtful_rows,
+    effects_data,
+    is_complete,
+    rounds_data,
+    timed_metrics,
+)
 from unetkit.bench.rows import Run
 from unetkit.bench.show import missing
 from unetkit.errors import BadFile, UnetkitError
@@ -57,8 +65,8 @@ def page_of(run: Run) -> str:
     scripts = [_plotly(), _asset("table.js"), _asset("charts.js")]
     drawn = {
         "costs": costs_of(run, columns),
-        "effects": intervals.effects_data(effects, run),
-        "rounds": intervals.rounds_data(run),
+        "effects": effects_data(effects, run),
+        "rounds": rounds_data(run),
     }
     return (
         _environment()
@@ -88,11 +96,11 @@ def _said(run: Run, columns: Sequence[Column], effects: Sequence[Told]) -> dict[
         "missing": missing(run),
         "failed": [row for row in run.rows if not row.measured],
         "verdict": verdict,
-        "doubtful": intervals.doubtful(run),
-        "uncut": intervals.uncut(run),
-        "caps": (intervals.DOTS, intervals.ROWS),
+        "doubtful": doubtful_rows(run),
+        "uncut": is_complete(run),
+        "caps": (DOTS, ROWS),
         "many": VALUES,
-        "timed": intervals.timed(run),
+        "timed": timed_metrics(run),
     }
 
 

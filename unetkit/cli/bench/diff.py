@@ -30,14 +30,14 @@ def diff(
     \b
     unetkit bench diff runs/before runs/after
     """
-    from unetkit.bench.diff import MARGIN, compare
-    from unetkit.bench.diff_listing import as_dict, listing
-    from unetkit.bench.ledger import read
+    from unetkit.bench.diff import MARGIN, diff_runs
+    from unetkit.bench.diff_listing import diff_to_dict, format_diff
+    from unetkit.bench.ledger import read_results
     from unetkit.cli.bench.pages import put
 
-    found = compare(read(a), read(b), margin=MARGIN if margin is None else margin, unpaired=unpaired)
+    found = diff_runs(read_results(a), read_results(b), margin=MARGIN if margin is None else margin, unpaired=unpaired)
     if form == "json":
-        click.echo(json.dumps(as_dict(found), indent=2))
+        click.echo(json.dumps(diff_to_dict(found), indent=2))
     else:
-        put(listing(found, everything=everything), form)
+        put(format_diff(found, everything=everything), form)
     ctx.exit(1 if found.worse else 0)

@@ -26,10 +26,10 @@ def report(run: Path, out: Path | None) -> None:
     if out and out.suffix != ".html":
         raise BadOption(f"--out {out}: writes HTML; give a name that ends in .html")
 
-    from unetkit.bench.ledger import read
+    from unetkit.bench.ledger import read_results
     from unetkit.bench.report.page import write
 
-    found = read(run)
+    found = read_results(run)
     path = out or run / "report.html"
     write(found, path)
     click.echo(f"{len(found.rows)} rows written to {path}")

@@ -11,11 +11,10 @@ from typing import Any
 
 import click
 
-from unetkit.bench import grid
 from unetkit.bench.choices import Choices
-from unetkit.bench.grid import Case
+from unetkit.bench.grid import AXES, Case, exclude_cases, make_cases, make_plans, parse_axis, split_axis
 from unetkit.bench.leader import Leader
-from unetkit.bench.ledger import Ledger
+from unetkit.bench.ledger import ResultsWriter
 from unetkit.bench.mode import Mode
 from unetkit.cli.bench.pages import put, width
 from unetkit.cli.words import host_of
@@ -34,7 +33,7 @@ def run(ctx: click.Context, given: dict[str, Any]) -> None:
     """Plan, and measure or tell. `given` holds the options that stand on the command line."""
     host = host_of(ctx)
     plugins = tuple(map(str, ctx.find_root().params.get("plugins") or ()))
-    metrics = tuple(grid.items("metrics", [given["metrics"]] if "metrics" in given else []))
+    metrics = tuple(split_axis("metrics", [given["metrics"]] if "metrics" in given else []))
     if str(given.get("out", "x")) in ("", "."):
         raise BadOption("--out: takes a folder of its own, such as runs/first")
     chosen = {name: given[name] for name in _CHOSEN if name in given}
@@ -48,11 +47,11 @@ def run(ctx: click.Context, given: dict[str, Any]) -> None:
 
 def planned(given: dict[str, Any], parts: Parts) -> list[Case]:
     """The rows that a command line asks for, at least one."""
-    words = {word.name: grid.listed(word.name, given.get(word.name, ()), parts) for word in grid.AXES}
-    modes = [Mode.parse(mode) for mode in grid.items("mode", given.get("modes", ("eager",)))]
-    batches = [_batch(text) for text in grid.items("batch", given.get("batches", ("1",)))]
-    found = grid.cases(grid.plans(words, parts), grid.items("size", given.get("sizes", ())), batches, modes)
-    left = grid.left_out(found, given.get("excepted", ()))[: given.get("limit")]
+    words = {word.name: parse_axis(word.name, given.get(word.name, ()), parts) for word in AXES}
+    modes = [Mode.parse(mode) for mode in split_axis("mode", given.get("modes", ("eager",)))]
+    batches = [_batch(text) for text in split_axis("batch", given.get("batches", ("1",)))]
+    found = make_cases(make_plans(words, parts), split_axis("size", given.get("sizes", ())), batches, modes)
+    left = exclude_cases(found, given.get("excepted", ()))[: given.get("limit")]
     if not left:
         raise BadOption("--except leaves no row; leave out less")
     return left
@@ -74,7 +73,7 @@ def _measure(leader: Leader, folder: Path) -> None:
     from unetkit.bench.watch import Watch
 
     command = shlex.join(["unetkit", *sys.argv[1:]])
-    ledger = Ledger(folder)
+    ledger = ResultsWriter(folder)
     watch = Watch(leader, folder)
     try:
         with closing(leader.rows(ledger, command)) as rows:
@@ -93,11 +92,11 @@ def _rehearse(leader: Leader, folder: Path | None) -> None:
     from unetkit.bench.columns import varied
     from unetkit.bench.listing import Cells, Listing
     from unetkit.bench.rehearsal import rehearse
-    from unetkit.inspect.figures import count
+    from unetkit.inspect.figures import format_count
 
     found = rehearse(leader, folder)
     names = varied([dict(case.factors) for case in leader.cases])
-    lines = [[*_factors(case, names), count(said["macs"])] for case, said in found.left]
+    lines = [[*_factors(case, names), format_count(said["macs"])] for case, said in found.left]
     failed = [[*_factors(case, names), cause] for case, cause in found.failed]
     tables = [Cells([*names, "macs"], lines), Cells([*names, "cause"], failed, "cannot be built or passed:")]
     about = _duration(found.seconds)
@@ -116,11 +115,11 @@ def _factors(case: Case, names: list[str]) -> list[str]:
 
 def _show(folder: Path) -> None:
     """What the rows come to, as `unetkit bench show` prints it."""
-    from unetkit.bench.choose import pick
+    from unetkit.bench.choose import select_columns
     from unetkit.bench.columns import columns_of
-    from unetkit.bench.ledger import read
-    from unetkit.bench.show import listing
+    from unetkit.bench.ledger import read_results
+    from unetkit.bench.show import format_run
 
-    found = read(folder)
-    put(listing(found, found.rows, pick(columns_of(found), None), width()), None)
+    found = read_results(folder)
+    put(format_run(found, found.rows, select_columns(columns_of(found), None), width()), None)
     click.echo(f"`unetkit bench show {folder}` shows more; `unetkit bench report {folder}` draws it")

@@ -69,8 +69,8 @@ def selftest(
     unetkit bench selftest
     unetkit bench selftest --runs 5 --device cuda:0 --network '--encoder resnet18 --size 224'
     """
-    from unetkit.bench import selftest as test
-    from unetkit.bench.selftest_listing import listing, passed
+    from unetkit.bench.selftest import make_tasks, measure_tasks, tally_results
+    from unetkit.bench.selftest_listing import format_selftest, passed
     from unetkit.bench.slot import Slot
     from unetkit.bench.timing import Rules
     from unetkit.cli.bench.pages import put
@@ -78,15 +78,15 @@ def selftest(
 
     plan = _plan(network, size, parts_of(ctx))
     plugins = tuple(ctx.find_root().params.get("plugins") or ())
-    planned = test.tasks(plan, Rules(budget, precision, seed), runs, plugins)
+    planned = make_tasks(plan, Rules(budget, precision, seed), runs, plugins)
     slot = Slot(device, cores(), threads or len(cores()))
-    with closing(test.results(planned, slot, lambda line: click.echo(line, err=True))) as measured:
+    with closing(measure_tasks(planned, slot, lambda line: click.echo(line, err=True))) as measured:
         found = [*_told(_kept(measured, out), len(planned))]
-    tallies = test.tallies(found)
+    tallies = tally_results(found)
     if form == "json":
         click.echo(json.dumps([asdict(tally) for tally in tallies], indent=2))
     else:
-        put(listing(tallies, plan, slot), form)
+        put(format_selftest(tallies, plan, slot), form)
     ctx.exit(0 if passed(tallies) else 1)
 
 

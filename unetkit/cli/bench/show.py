@@ -47,45 +47,45 @@ def show(
     unetkit bench show runs/first --filter 'encoder=resnet*' --filter 'memory<500MiB'
     unetkit bench show runs/first --columns encoder,fuse,latency,latency-min --markdown
     """
-    from unetkit.bench import choose
+    from unetkit.bench.choose import filter_rows, select_columns, sort_rows
     from unetkit.bench.columns import columns_of
-    from unetkit.bench.ledger import read
+    from unetkit.bench.ledger import read_results
 
-    found = read(run)
+    found = read_results(run)
     known = columns_of(found)
-    rows = choose.kept(found.rows, known, filters)
+    rows = filter_rows(found.rows, known, filters)
     if effects and (sort or top):
         raise BadOption(f"--effects: is a table of its own; leave out {'--sort' if sort else '--top'}")
     if effects:
         _effects(replace(found, rows=tuple(rows)), columns, form)
         return
     everything = form in ("csv", "json") and columns is None
-    picked = known if everything else choose.pick(known, columns)
-    _rows(found, choose.ordered(rows, known, sort)[:top], picked, form, fits=columns is None)
+    picked = known if everything else select_columns(known, columns)
+    _rows(found, sort_rows(rows, known, sort)[:top], picked, form, fits=columns is None)
 
 
 def _rows(run: Run, rows: list[Row], columns: list[Column], form: str | None, fits: bool) -> None:
     """Print rows; `fits`: without the columns that a terminal has no room for."""
-    from unetkit.bench import frame
-    from unetkit.bench.show import listing
+    from unetkit.bench.frame import rows_to_csv, rows_to_json
+    from unetkit.bench.show import format_run
     from unetkit.cli.bench.pages import put, width
 
     if form == "csv":
-        click.echo(frame.to_csv(rows, columns), nl=False)
+        click.echo(rows_to_csv(rows, columns), nl=False)
     elif form == "json":
-        click.echo(frame.to_json(run, rows, columns))
+        click.echo(rows_to_json(run, rows, columns))
     else:
-        put(listing(run, rows, columns, width() if fits and form is None else None), form)
+        put(format_run(run, rows, columns, width() if fits and form is None else None), form)
 
 
 def _effects(run: Run, names: str | None, form: str | None) -> None:
-    from unetkit.bench import effect_listing
+    from unetkit.bench.effect_listing import effects_to_csv, effects_to_records, format_effects, list_effects
     from unetkit.cli.bench.pages import put
 
-    told = effect_listing.effects(run, names)
+    told = list_effects(run, names)
     if form == "csv":
-        click.echo(effect_listing.to_csv(told), nl=False)
+        click.echo(effects_to_csv(told), nl=False)
     elif form == "json":
-        click.echo(json.dumps(effect_listing.records(told), indent=2))
+        click.echo(json.dumps(effects_to_records(told), indent=2))
     else:
-        put(effect_listing.listing(run, told), form)
+        put(format_effects(run, told), form)

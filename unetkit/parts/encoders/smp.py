@@ -14,7 +14,7 @@ from unetkit.errors import CannotBuild
 from unetkit.foreign import one_line
 from unetkit.parts.encoders.borne import bears
 from unetkit.parts.encoders.smp_maps import look
-from unetkit.parts.encoders.smp_weights import Weights, find
+from unetkit.parts.encoders.smp_weights import Weights, find_smp_weights
 from unetkit.parts.encoders.statistics import Statistics
 
 #: How often smp's encoders halve the input, unless told to stop before.
@@ -45,7 +45,7 @@ class SmpEncoder(nn.Module):
     ) -> None:
         super().__init__()
         name, dot, tag = name.partition(".")
-        self.weights = weights = find(name, tag if dot else None, pretrained)
+        self.weights = weights = find_smp_weights(name, tag if dot else None, pretrained)
         depth = _DEPTH if levels is None else _depth(name, levels, output_stride)
         self.model = _create(name, in_channels, depth, output_stride, weights)
         self.weights_from = weights.name if weights else "random"

@@ -13,7 +13,7 @@ _NAMED = re.compile(r'^    "([^"]+)": \{\n +"encoder":', re.MULTILINE)
 
 
 @cache
-def names() -> list[str]:
+def smp_encoder_names() -> list[str]:
     """Every name of `segmentation_models_pytorch.encoders.get_encoder_names()`, in its order.
 
     smp itself is asked where its files do not look as expected.

@@ -60,7 +60,7 @@ def _downloaded(repo: str, revision: str, file: str) -> str:
     return hf_hub_download(repo, file, revision=revision)
 
 
-def find(architecture: str, tag: str | None, pretrained: bool | str) -> Weights | None:
+def find_smp_weights(architecture: str, tag: str | None, pretrained: bool | str) -> Weights | None:
     """The weights that are asked for, if any; with neither tag nor file smp's usual ones.
 
     Raises:

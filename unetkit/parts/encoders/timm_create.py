@@ -9,7 +9,7 @@ import timm
 import torch
 
 from unetkit.errors import CannotBuild, UnetkitError
-from unetkit.parts.encoders.timm_weights import find, refuse_foreign, watched
+from unetkit.parts.encoders.timm_weights import find_timm_weights, refuse_foreign, watched
 
 
 class Request(NamedTuple):
@@ -39,7 +39,7 @@ class Request(NamedTuple):
             options["pretrained_cfg_overlay"] = {"file": weights}
         loads = bool(weights) and torch.get_default_device().type != "meta"
         try:
-            find(self.name, pretrained=weights is True, loads=loads)
+            find_timm_weights(self.name, pretrained=weights is True, loads=loads)
             with watched(loads) as loadings:
                 model = timm.create_model(
                     self.name, features_only=True, in_chans=self.in_channels, pretrained=loads, **options

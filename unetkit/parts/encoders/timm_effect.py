@@ -19,7 +19,7 @@ from unetkit.meter import Meter
 from unetkit.parts.encoders.timm_create import Request
 from unetkit.parts.encoders.timm_maps import flatten
 from unetkit.parts.encoders.timm_sizes import Facts, learn
-from unetkit.values import to_text
+from unetkit.values import format_value
 
 
 @cache
@@ -39,7 +39,9 @@ def refuse_useless(asked: Request, name: str, value: Any) -> None:
     with set_aside(), _disable_current_modes(), torch.device("cpu"):
         same = _same(asked, without, facts)
     if same:
-        raise BadOption(f"timm/{asked.name}: {name}={to_text(value)} changes nothing in its feature maps; leave it out")
+        raise BadOption(
+            f"timm/{asked.name}: {name}={format_value(value)} changes nothing in its feature maps; leave it out"
+        )
 
 
 def _structure(request: Request, facts: Facts) -> list[Any]:

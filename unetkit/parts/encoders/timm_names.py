@@ -17,7 +17,7 @@ _REGISTERED = re.compile(r"^@register_model\s*\n(?:@.*\n)*def (\w+)\(", re.MULTI
 
 
 @cache
-def names() -> list[str]:
+def timm_model_names() -> list[str]:
     """Every name of `timm.list_models()`, in its order: resnet9 before resnet10."""
     path = user_cache_path("unetkit") / f"timm-{version('timm')}.json"
     try:
@@ -26,7 +26,7 @@ def names() -> list[str]:
         cached = None
     if isinstance(cached, list) and cached and all(isinstance(name, str) for name in cached):
         return cached
-    found = scan()
+    found = scan_timm_source()
     try:
         with written_whole(path) as temporary:
             temporary.write_text(json.dumps(found), encoding="utf-8")
@@ -35,7 +35,7 @@ def names() -> list[str]:
     return found
 
 
-def scan() -> list[str]:
+def scan_timm_source() -> list[str]:
     """Read the names from timm's source files; ask timm itself where they do not look as expected."""
     spec = find_spec("timm")
     if spec is None or spec.origin is None:

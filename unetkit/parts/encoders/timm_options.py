@@ -14,7 +14,7 @@ import torch
 from unetkit.errors import BadOption, nearest
 from unetkit.parts.encoders.timm_create import Request
 from unetkit.parts.encoders.timm_effect import refuse_useless
-from unetkit.values import describe, to_text
+from unetkit.values import describe_type, format_value
 
 #: What other words say, or an encoder has no use for.
 SAID = {
@@ -58,7 +58,7 @@ def _refuse_name(request: Request, name: str, value: Any, known: dict[str, Any],
             f"timm/{request.name} has no option {name!r}{nearest(name, others) or '; it has ' + ', '.join(others)}"
         )
     if name in known and not _fits(value, kind := known[name].annotation):
-        raise BadOption(f"timm/{request.name}: {name} takes {describe(kind)}; got {to_text(value)}")
+        raise BadOption(f"timm/{request.name}: {name} takes {describe_type(kind)}; got {format_value(value)}")
 
 
 @cache

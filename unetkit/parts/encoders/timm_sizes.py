@@ -15,7 +15,7 @@ from unetkit.errors import BadOption, CannotBuild
 from unetkit.parts.encoders.borne import TRIES, holding, round_up, search, takes
 from unetkit.parts.encoders.timm_create import Request
 from unetkit.parts.encoders.timm_maps import Maps, flatten, nchw, read
-from unetkit.parts.encoders.timm_weights import find
+from unetkit.parts.encoders.timm_weights import find_timm_weights
 from unetkit.plan import Size
 
 
@@ -139,7 +139,7 @@ class _Trial:
 
 def _flexible(request: Request, extra: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """A model on meta that takes many sizes, where timm makes it so when asked, and what it was asked for."""
-    find(request.name, pretrained=False, loads=False)
+    find_timm_weights(request.name, pretrained=False, loads=False)
     if timm.get_pretrained_cfg(request.name).fixed_input_size:
         with suppress(CannotBuild):
             return _ghost(request, {**extra, "dynamic_img_size": True})

@@ -20,7 +20,7 @@ from unetkit.errors import CannotBuild
 _WATCHING = Lock()
 
 
-def find(name: str, *, pretrained: bool, loads: bool) -> None:
+def find_timm_weights(name: str, *, pretrained: bool, loads: bool) -> None:
     """Refuse a tag that timm does not know, weights that it does not have, and a hub that is not there."""
     architecture, _, tag = name.partition(".")
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]

@@ -15,16 +15,17 @@ from torch import nn
 
 from unetkit.errors import BadOption, CannotBuild, UnetkitError
 from unetkit.meta import meta_copy
-from unetkit.parts.encoders import smp_weights, timm_weights
 from unetkit.parts.encoders.borne import bears, holding, round_up, takes
 from unetkit.parts.encoders.smp import NumbersOnCpu
+from unetkit.parts.encoders.smp_weights import find_smp_weights
 from unetkit.parts.encoders.statistics import Statistics, of_config
 from unetkit.parts.encoders.timm_create import Request
 from unetkit.parts.encoders.timm_options import checked
-from unetkit.parts.models.smp_names import class_name
-from unetkit.parts.models.smp_names import options as own_options
+from unetkit.parts.encoders.timm_weights import find_timm_weights
+from unetkit.parts.models.smp_names import smp_architecture_options as own_options
+from unetkit.parts.models.smp_names import smp_class_name
 from unetkit.plan import PartSpec, Size
-from unetkit.values import guess
+from unetkit.values import guess_value
 
 #: What sides of timm's models of one size are multiples of: the usual stride, and windows there.
 _STEPS = (32, 64, 128, 224, 256)
@@ -79,7 +80,7 @@ def smp_model(
 
 def _said(spec: PartSpec, name: str, source: str, in_channels: int) -> dict[str, Any]:
     """The options of an encoder, which smp hands on to timm."""
-    given = {key: guess(text) for key, text in spec.options}
+    given = {key: guess_value(text) for key, text in spec.options}
     if "levels" in given:
         told = f"how many maps of {spec.name} are used is said by --model smp/{name}:encoder_depth=..."
         raise BadOption(f"{told}; leave levels out")
@@ -114,7 +115,7 @@ def _of_timm(name: str, pretrained: bool) -> tuple[str, Any]:
     """What smp calls an encoder of timm's, and asks for its weights by."""
     loads = pretrained and torch.get_default_device().type != "meta"
     with _hub(f"timm/{name}"):
-        timm_weights.find(name, pretrained=pretrained, loads=loads)
+        find_timm_weights(name, pretrained=pretrained, loads=loads)
     return f"tu-{name}", True if loads else None
 
 
@@ -134,7 +135,7 @@ def _hub(encoder: str) -> Iterator[None]:
 def _of_smp(name: str, pretrained: bool) -> tuple[str, Any]:
     """The same of one of its own; a tag picks weights."""
     name, dot, tag = name.partition(".")
-    found = smp_weights.find(name, tag if dot else None, pretrained)
+    found = find_smp_weights(name, tag if dot else None, pretrained)
     if found is None or torch.get_default_device().type == "meta":
         return name, None
     with _hub(f"smp/{name}"):
@@ -149,7 +150,7 @@ def _statistics(source: str, name: str, pretrained: bool) -> Statistics | None:
         config = timm.get_pretrained_cfg(name) if pretrained else None
         return None if config is None else of_config(config.to_dict())
     name, dot, tag = name.partition(".")
-    weights = smp_weights.find(name, tag if dot else None, pretrained)
+    weights = find_smp_weights(name, tag if dot else None, pretrained)
     return weights.statistics() if weights else None
 
 
@@ -157,7 +158,7 @@ def _made(name: str, words: dict[str, Any]) -> Any:
     try:
         with warnings.catch_warnings(), NumbersOnCpu():
             warnings.simplefilter("ignore")  # of names that smp gave up and still has
-            return getattr(smp, class_name(name))(**words)
+            return getattr(smp, smp_class_name(name))(**words)
     except Exception as error:  # whatever smp, timm or a hub's client raises
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         told = f"smp/{name} cannot be built with encoder {words['encoder_name']} and its options ({why})"
@@ -180,7 +181,7 @@ def _fixed_size(spec: PartSpec) -> Size | None:
     config = timm.get_pretrained_cfg(bare) if source == "timm" else None
     if config is None or not config.fixed_input_size:
         return None
-    said = guess(dict(spec.options).get("img_size", "none"))
+    said = guess_value(dict(spec.options).get("img_size", "none"))
     if isinstance(said, int):
         said = said, said
     height, width = said or config.input_size[-2:]

@@ -18,17 +18,17 @@ _UNTOLD = "smp's documentation does not say"
 _NOT_HERE = {"activation", "aux_params"}
 
 
-def names() -> list[str]:
+def smp_architecture_names() -> list[str]:
     """Every architecture, in lower case: unet, unetplusplus, manet, ..."""
     return [*_classes()]
 
 
-def class_name(name: str) -> str:
+def smp_class_name(name: str) -> str:
     """What smp calls it: UnetPlusPlus for unetplusplus."""
     return str(_classes()[name].name)
 
 
-def options(name: str) -> list[Option]:
+def smp_architecture_options(name: str) -> list[Option]:
     """Those of an architecture's constructor that no word says, with smp's types, defaults and help."""
     doc = ast.get_docstring(_classes()[name]) or ""
     given = _arguments(name)

@@ -12,12 +12,12 @@ from typing import Any
 
 import click
 
-from unetkit import signature
 from unetkit.commands import COMMANDS
 from unetkit.errors import UnetkitError
 from unetkit.plan import Plan
 from unetkit.plugins import Host
 from unetkit.registry import Plugin
+from unetkit.signature import read_signature
 from unetkit.testing.results import Nonconformity, NothingToCheck, one_line
 
 #: Run apart, since here torch is imported already.
@@ -91,7 +91,7 @@ def sources(guest: Guest) -> None:
             raise Nonconformity(f"source {source.name}: {source.names} lists {names!r:.80}; promised are names")
         if len(set(names)) < len(names):
             raise Nonconformity(f"source {source.name}: {source.names} lists a name twice")
-        if not signature.read(source.factory).summary:
+        if not read_signature(source.factory).summary:
             raise Nonconformity(f"source {source.name}: its factory has no docstring")
 
 

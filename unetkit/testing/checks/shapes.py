@@ -9,13 +9,13 @@ from typing import Any, Literal, Union, get_args, get_origin
 import torch
 from torch import Tensor
 
-from unetkit import values
 from unetkit.errors import UnetkitError
 from unetkit.testing.checks.passes import reached
 from unetkit.testing.contract import Wiring
 from unetkit.testing.inputs import Input
 from unetkit.testing.results import Nonconformity, NothingToCheck, one_line
 from unetkit.testing.subject import Run, Subject
+from unetkit.values import format_value
 
 
 def made(subject: Subject) -> None:
@@ -96,7 +96,7 @@ def options(subject: Subject) -> None:
     if not choices:
         raise NothingToCheck("it has no option of few choices")
     for name, value, kind in choices:
-        said = f"with {name}={values.to_text(value, kind)}, "
+        said = f"with {name}={format_value(value, kind)}, "
         try:
             _keeps(subject, {name: value})
         except Nonconformity as fault:

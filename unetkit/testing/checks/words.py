@@ -9,11 +9,12 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from torch import nn
 
-from unetkit import signature, values
 from unetkit.errors import BadOption, UnetkitError
 from unetkit.resolve import typed_options
+from unetkit.signature import Option, Signature, read_signature
 from unetkit.testing.results import Nonconformity, one_line
 from unetkit.testing.subject import Subject
+from unetkit.values import format_value, parse_value
 
 _READABLE = (int, float, str, bool, None, type(None))
 #: An option that no part has.
@@ -53,7 +54,7 @@ def wiring(subject: Subject) -> None:
 
 def types_(subject: Subject) -> None:
     """Every option is of a type that the grammar reads, and its default survives being written and read."""
-    known = signature.read(subject.written)
+    known = read_signature(subject.written)
     for parameter in _parameters(subject):
         if parameter.kind is Parameter.KEYWORD_ONLY:
             option = next(o for o in known.options if o.name == parameter.name)
@@ -61,7 +62,7 @@ def types_(subject: Subject) -> None:
     _one_source(subject, known)
 
 
-def _readable(option: signature.Option, annotation: Any) -> None:
+def _readable(option: Option, annotation: Any) -> None:
     if annotation is Parameter.empty:
         raise Nonconformity(f"option {option.name!r} has no annotation; without one it is read as text")
     if not _is_readable(option.type) or (option.type is str and annotation not in (str, "str")):
@@ -71,9 +72,9 @@ def _readable(option: signature.Option, annotation: Any) -> None:
         )
     if option.required:
         return
-    text = values.to_text(option.default, option.type)
+    text = format_value(option.default, option.type)
     try:
-        back = values.from_text(text, option.type)
+        back = parse_value(text, option.type)
     except ValueError:
         back = inspect.Parameter.empty
     if back != option.default:
@@ -95,11 +96,11 @@ def _written(annotation: Any) -> str:
     return annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
 
-def _one_source(subject: Subject, imported: signature.Signature) -> None:
+def _one_source(subject: Subject, imported: Signature) -> None:
     """What is read from the source text, without importing, is what the imported factory says."""
     if subject.entry is None or not isinstance(subject.entry.factory, str):
         return
-    read = signature.read(subject.entry.factory)
+    read = read_signature(subject.entry.factory)
     if read.options != imported.options or read.summary != imported.summary:
         names = [o.name for o in read.options], [o.name for o in imported.options]
         raise Nonconformity(
