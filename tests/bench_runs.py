@@ -10,7 +10,8 @@ from hashlib import sha256
 from itertools import product
 from pathlib import Path
 
-from unetkit.bench.rows import Header, MetricInfo, Row, Run, Timing
+from unetkit.bench.results import Header, Row, Run, Timing
+from unetkit.registry import MetricInfo
 
 #: What a part multiplies the baseline's time by.
 TRUE = {

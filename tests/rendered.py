@@ -16,19 +16,18 @@ from typing import Any
 from torch import nn
 
 import unetkit
-from unetkit.bench.metrics import Metrics
-from unetkit.inspect.figures import format_count
-from unetkit.inspect.observe import Call, meta_input, observe
-from unetkit.inspect.picture import draw
-from unetkit.inspect.trace import Trace
+from tests.sweep.page import rendered
+from unetkit.bench.metrics import builtin_metrics
 from unetkit.network import Network
+from unetkit.options import Option, describe_type, format_value
 from unetkit.plan import WORDS
 from unetkit.registry import Entry, Registry
 from unetkit.resolve import DEFAULTS
-from unetkit.signature import Option
-from unetkit.sweep.page import rendered
-from unetkit.testing.catalogue import CHECKS, EVERY, MODULES
-from unetkit.values import describe_type, format_value
+from unetkit.summary.forward_hooks import Call, meta_input, observe
+from unetkit.summary.report import Trace
+from unetkit.summary.svg import draw
+from unetkit.testing.catalog import CHECKS, EVERY, MODULES
+from unetkit.utils.formatting import format_count
 
 DOCS = Path(__file__).parent.parent / "docs"
 PICTURES = ("unet-2015", "vgg16-unet", "resnet101-unet")
@@ -63,7 +62,7 @@ def picture(recipe: str) -> str:
 
 def _metrics() -> str:
     lines = ["| metric | unit | what it is |", "| --- | --- | --- |"]
-    told = [metric.info for metric in Metrics.ours()]
+    told = [metric.info for metric in builtin_metrics()]
     lines += [f"| `{metric.name}` | {metric.unit} | {metric.summary} |" for metric in told]
     return "\n".join(lines)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from unetkit.sweep.settings import QUESTIONS, Settings
+from tests.sweep.settings import QUESTIONS, Settings
 
 Say = Callable[[dict[str, Any]], None]
 

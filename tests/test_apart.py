@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from unetkit.data.cells import cells
-from unetkit.train.apart import GROWN, told_apart, touches
+from unetkit.data.synthetic_cells import cells
+from unetkit.train.metrics import GROWN, told_apart, touches
 
 
 def row(text: str) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:

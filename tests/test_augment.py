@@ -13,12 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from unetkit.data.augment import STEPS, make_augment
-from unetkit.data.sample import Sample
-from unetkit.data.target import IGNORE, Target
-from unetkit.data.warps import Elastic
+from unetkit.data.augment import STEPS, Elastic, make_augment
+from unetkit.data.types import IGNORE, Sample, Target
 from unetkit.errors import BadOption, UnetkitError, UnknownName
-from unetkit.sizes import mirrored
+from unetkit.utils.spatial import mirrored
 
 BINARY = Target("binary", ("background", "cell"))
 ALL = "hflip,vflip,turn,rotate:degrees=40,scale,elastic,light,noise,blur"

@@ -16,12 +16,10 @@ from click.testing import CliRunner
 
 from tests.bench_runs import made_run
 from tests.test_bench_show import written
-from unetkit.bench.changes import VERDICTS, Change, judged, quotient
-from unetkit.bench.diff import Diff, diff_runs
-from unetkit.bench.diff_listing import format_diff
-from unetkit.bench.rows import Row, Run, Timing
+from unetkit.bench.compare import VERDICTS, Change, Diff, diff_runs, format_diff, judged, quotient
+from unetkit.bench.results import Row, Run, Timing
 from unetkit.bench.statistics import Estimate
-from unetkit.cli.bench.diff import diff
+from unetkit.cli.bench_results import diff
 from unetkit.errors import BadOption, UnetkitError
 
 

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unetkit.bench.choices import Choices, repeating
-from unetkit.bench.grid import Case, exclude_cases, make_cases, make_plans, parse_axis, split_axis
-from unetkit.bench.mode import Mode
+from unetkit.bench.config import Choices, repeating
+from unetkit.bench.grid import Case, Mode, exclude_cases, make_cases, make_plans, parse_axis, split_axis
 from unetkit.errors import BadOption, CannotBuild, UnetkitError, UnknownName
 from unetkit.plan import Plan
 from unetkit.plugins import load_parts

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from unetkit.bench.metrics import Metrics, metrics_of
+from unetkit.bench.metrics import builtin_metrics, metrics_of
 from unetkit.errors import PluginError, UnknownName
 from unetkit.plugins import Host, load_host
 
@@ -22,7 +22,7 @@ def unetkit_register_metrics(metrics):
     metrics.add("{name}", layers)
     {body}
 '''
-OURS = [metric.name for metric in Metrics.ours()]
+OURS = [metric.name for metric in builtin_metrics()]
 
 
 def host_of(folder: Path, **bodies: str) -> Host:

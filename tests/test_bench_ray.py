@@ -21,11 +21,10 @@ from typing import Any
 
 import pytest
 
-from unetkit.bench import nodes
-from unetkit.bench.cluster import import_ray, versions
-from unetkit.bench.ledger import read_results
-from unetkit.bench.ray import TRIES, run_on_ray
-from unetkit.bench.slot import Slot
+from unetkit.bench import ray_engine as nodes
+from unetkit.bench.devices import Slot
+from unetkit.bench.ray_engine import TRIES, import_ray, run_on_ray, versions
+from unetkit.bench.results import read_results
 from unetkit.errors import BadOption, UnetkitError
 
 ROOT = Path(__file__).parent.parent

@@ -18,16 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.bench_runs import BASELINE, made_run
-from unetkit.bench.effect_listing import list_effects
-from unetkit.bench.effects import VALUES
-from unetkit.bench.ledger import ResultsWriter
-from unetkit.bench.pareto import front
-from unetkit.bench.report.intervals import DOTS
+from unetkit.bench.effects import VALUES, list_effects
+from unetkit.bench.report.charts import DOTS, front
 from unetkit.bench.report.page import page_of
-from unetkit.bench.rows import MetricInfo, Row, Run
+from unetkit.bench.results import ResultsWriter, Row, Run
 from unetkit.bench.show import missing
-from unetkit.cli.bench.report import report
+from unetkit.cli.bench_results import report
 from unetkit.errors import BadFile, BadOption, UnetkitError
+from unetkit.registry import MetricInfo
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page, ViewportSize

@@ -19,11 +19,10 @@ import pytest
 
 import unetkit
 from unetkit import bench
-from unetkit.bench.ledger import ResultsWriter, read_results
-from unetkit.bench.rows import Row
+from unetkit.bench.results import ResultsWriter, Row, read_results
 from unetkit.bench.statistics import LEAST
 from unetkit.errors import BadFile, BadOption, CannotBuild, UnetkitError, UnknownName
-from unetkit.jobs.lines import Lines
+from unetkit.utils.files import Lines
 
 TINY = "--encoder plain:widths=[4,8]"
 #: What a run of tests costs beside imports should be little.

@@ -11,10 +11,20 @@ import pytest
 from click.testing import CliRunner
 
 from tests.test_bench_statistics import timed
-from unetkit.bench.rows import Timing
-from unetkit.bench.selftest import CALLS, EXTRA, Result, Task, make_tasks, sequential, tally_results, time_one
-from unetkit.bench.selftest_listing import format_selftest, passed
-from unetkit.bench.slot import Slot
+from unetkit.bench.devices import Slot
+from unetkit.bench.results import Timing
+from unetkit.bench.selftest import (
+    CALLS,
+    EXTRA,
+    Result,
+    Task,
+    format_selftest,
+    make_tasks,
+    passed,
+    sequential,
+    tally_results,
+    time_one,
+)
 from unetkit.bench.statistics import ratio_of
 from unetkit.bench.timing import Rules
 from unetkit.cli import cli

@@ -18,17 +18,14 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 
 from tests.bench_runs import made_run
-from unetkit.bench.aspects import HIDDEN
-from unetkit.bench.choose import filter_rows, select_columns, sort_rows
-from unetkit.bench.columns import Column, columns_of, constants
-from unetkit.bench.frame import rows_to_dataframe, rows_to_json
-from unetkit.bench.ledger import ResultsWriter
-from unetkit.bench.listing import Cells, Listing, draw, markdown
-from unetkit.bench.rows import MetricInfo, Row, Run
-from unetkit.bench.show import format_run
-from unetkit.bench.texts import format_digits, format_metric, format_ratio
-from unetkit.cli.bench.show import show
+from unetkit.bench.columns import HIDDEN, Column, columns_of, constants, filter_rows, select_columns, sort_rows
+from unetkit.bench.results import ResultsWriter, Row, Run
+from unetkit.bench.show import format_run, rows_to_dataframe, rows_to_json
+from unetkit.cli.bench_results import show
 from unetkit.errors import BadOption, UnetkitError, UnknownName
+from unetkit.registry import MetricInfo
+from unetkit.utils.formatting import format_digits, format_metric, format_ratio
+from unetkit.utils.tables import Cells, Listing, draw, markdown
 
 
 @cache

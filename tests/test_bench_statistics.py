@@ -11,7 +11,7 @@ import pytest
 
 from tests.bench_runs import made_run
 from unetkit.bench.effects import Effect, effects_of, student
-from unetkit.bench.rows import Run, Timing
+from unetkit.bench.results import Run, Timing
 from unetkit.bench.statistics import Estimate, compare, fluctuation, minimum_ratio, quantile, ratio_of, warnings_of
 
 

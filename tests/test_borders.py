@@ -12,12 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unetkit.data import borders
-from unetkit.data.borders import TOLERANCE, BorderMaps, border_weights
-from unetkit.data.cells import cells
-from unetkit.data.objects import instances_of, numbered, pieces
-from unetkit.data.sample import Sample
-from unetkit.data.target import IGNORE
+from unetkit.data import border_weights as borders
+from unetkit.data.border_weights import TOLERANCE, BorderMaps, border_weights, instances_of, numbered, pieces
+from unetkit.data.synthetic_cells import cells
+from unetkit.data.types import IGNORE, Sample
 from unetkit.errors import BadOption
 
 

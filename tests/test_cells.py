@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torch.utils.data import DataLoader
 
-from unetkit.data.cell_places import KINDS
-from unetkit.data.cells import cells
-from unetkit.data.sample import Sample
+from unetkit.data.synthetic_cells import KINDS, cells
+from unetkit.data.types import Sample
 from unetkit.errors import BadOption
-from unetkit.signature import read_signature
-from unetkit.train.apart import told_apart
+from unetkit.options import read_signature
+from unetkit.train.metrics import told_apart
 
 
 def some(count: int = 6, split: str = "train", **options: float) -> list[Sample]:

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 import unetkit
 from unetkit.cli import cli, main
-from unetkit.cli.words import complete_part
+from unetkit.cli.options import complete_part
 from unetkit.plan import WORDS
 from unetkit.plugins import load_parts
 
@@ -222,7 +222,7 @@ def test_help_list_completion_and_refusals_import_neither_torch_nor_timm() -> No
 import sys
 from click.testing import CliRunner
 from unetkit.cli import cli
-from unetkit.cli.words import complete_part
+from unetkit.cli.options import complete_part
 from unetkit.plugins import load_parts
 for words in (["--help"], ["build", "--help"], ["list"], ["list", "encoders"], ["list", "encoders", "resnet*"],
               ["list", "fuse", "add"], ["list", "encoders", "resnet18"], ["list", "recipes", "unet-2015"],

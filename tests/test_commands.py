@@ -281,7 +281,7 @@ def test_check_of_what_is_not_there(target: str, message: str, capsys: pytest.Ca
 def test_check_leaves_a_wide_plugin_in_several_tables() -> None:
     from unetkit.cli.plugins import _matrices
     from unetkit.testing import Result
-    from unetkit.testing.run import Job
+    from unetkit.testing.runner import Job
 
     results = [Result(f"block number-{index}", "made", "passed") for index in range(9)]
     jobs = [Job(result.part, "made", "it is made", lambda: results[0]) for result in results]

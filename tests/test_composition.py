@@ -272,7 +272,7 @@ def test_a_model_with_several_outputs_in_training(tmp_path: Path) -> None:
     assert traced.rows[-1].what == "what stands outside the network's parts"
     assert traced.rows[-1].parameters == 8 * 2 + 2
     assert traced.parameters == sum(p.numel() for p in model.parameters())
-    from unetkit.inspect.check import run_check
+    from unetkit.summary.sanity_check import run_check
 
     assert run_check(model, 32).passed
     unetkit.save(model, tmp_path / "m.safetensors")

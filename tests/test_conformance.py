@@ -8,7 +8,7 @@ import pytest
 
 from unetkit.plugins import load_parts
 from unetkit.testing import jobs_of_part
-from unetkit.testing.run import Job
+from unetkit.testing.runner import Job
 
 
 @pytest.mark.unetkit("unetkit")

@@ -21,13 +21,12 @@ from PIL import Image
 from tests.data_folders import GREEN, RED, SIZE, SPREAD, made, noise, put, stripes
 from unetkit.cli.data import data as data_command
 from unetkit.data.augment import make_augment
-from unetkit.data.files import read_image, read_mask
+from unetkit.data.datasets import open_data
 from unetkit.data.folder import Folder
-from unetkit.data.opening import open_data
-from unetkit.data.pictures import label_paths, overlay, write_mask
-from unetkit.data.sample import Data
-from unetkit.data.split import Rules, split
-from unetkit.data.target import IGNORE, Target
+from unetkit.data.io import read_image, read_mask
+from unetkit.data.splits import Rules, split
+from unetkit.data.types import IGNORE, Data, Target
+from unetkit.data.visualize import label_paths, overlay, write_mask
 from unetkit.errors import BadFile, BadOption, UnetkitError, UnknownName
 
 H, W = SIZE
@@ -177,7 +176,7 @@ def test_what_needs_imagecodecs_says_so(tmp_path: Path, monkeypatch: pytest.Monk
     tifffile.imwrite(tmp_path / "x.tif", noise(H, W), compression="zstd")
     (tmp_path / "x.png").write_bytes(imagecodecs.png_encode(noise(H, W, 3, dtype=np.uint16)))
     hide = "import sys; sys.modules['imagecodecs'] = None; "
-    code = f"{hide}from unetkit.data.tiff import read_tiff; read_tiff(sys.argv[1])"
+    code = f"{hide}from unetkit.data.io import read_tiff; read_tiff(sys.argv[1])"
     ended = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.tif")], capture_output=True, text=True)
     assert "x.tif: its compression needs the package imagecodecs; pip install 'unetkit[tiff]'" in ended.stderr
     monkeypatch.setitem(sys.modules, "imagecodecs", None)

@@ -20,19 +20,19 @@ import unetkit
 from unetkit.cli import main
 from unetkit.cli.eval import eval_run
 from unetkit.cli.predict import predict
-from unetkit.data.files import read_mask
-from unetkit.data.opening import open_data
-from unetkit.data.target import IGNORE
-from unetkit.data.writing import write_set
-from unetkit.deploy.passing import tiled
+from unetkit.data.datasets import open_data
+from unetkit.data.export import write_set
+from unetkit.data.io import read_mask
+from unetkit.data.types import IGNORE
 from unetkit.errors import BadFile, UnetkitError
 from unetkit.network import Network
 from unetkit.predict import evaluate as evaluating
-from unetkit.train.choices import Choices
-from unetkit.train.confusion import confusion, scores
-from unetkit.train.confusion_picture import draw_confusion, short
-from unetkit.train.preparing import identities
-from unetkit.train.record import Run, read_run
+from unetkit.tiling.sliding_window import tiled
+from unetkit.train.checkpoint import Run, read_run
+from unetkit.train.config import Choices
+from unetkit.train.metrics import confusion, scores
+from unetkit.train.plots import draw_confusion, short
+from unetkit.train.run import identities
 
 CELLS = "cells:count=3,val=2,test=4,size=48"
 NAMES = ("sky", "tree", "road")

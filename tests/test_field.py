@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import unetkit
-from unetkit.inspect.field import receptive_field
+from unetkit.summary.receptive_field import receptive_field
 
 
 def poked_field(model: nn.Module, channels: int, side: int, period: int) -> int:

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 import unetkit
 from tests.test_composition import INNER
-from unetkit.deploy import files
-from unetkit.deploy.sealed import digest
+from unetkit import serialization as files
 from unetkit.errors import BadFile, BadOption, PluginError, UnetkitError, UnknownName
 from unetkit.parts.blocks import Double
 from unetkit.plan import Plan
 from unetkit.registry import Parts
+from unetkit.serialization import digest
 
 SMALL = "plain:widths=[8,16,32]"
 
@@ -278,7 +278,7 @@ def test_a_failed_write_leaves_the_old_file(
 
 INTERRUPTED = f"""
 import time, unetkit
-from unetkit.deploy import files
+from unetkit import serialization as files
 
 def halfway(*args):
     print("halfway", flush=True)

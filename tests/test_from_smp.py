@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 import unetkit
-from unetkit.deploy.moving import from_smp
 from unetkit.errors import CannotBuild
+from unetkit.smp.convert import from_smp
 
 #: smp's default decoder in our words.
 AS_SMP = "--up nearest --head conv:kernel=3 --widths 256,128,64,32,16 --classes 1"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from unetkit.errors import BadFile, CannotBuild
-from unetkit.jobs import pool
-from unetkit.jobs.lines import Lines, read_lines
-from unetkit.jobs.machine import cores
+from unetkit.utils import processes as pool
+from unetkit.utils.files import Lines, read_lines
+from unetkit.utils.system import cores
 
 CHILDREN = "tests.sweep_children"
 

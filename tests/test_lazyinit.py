@@ -12,7 +12,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import unetkit
-from unetkit.lazyinit import drawn_once
+from unetkit.utils.lazy_init import drawn_once
 
 
 def test_a_fill_that_is_overwritten_is_never_carried_out() -> None:

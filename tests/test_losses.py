@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unetkit.data.borders import border_weights
-from unetkit.data.target import IGNORE, Target
+from unetkit.data.border_weights import border_weights
+from unetkit.data.types import IGNORE, Target
 from unetkit.errors import BadOption, UnetkitError, UnknownName
+from unetkit.options import read_signature
 from unetkit.plan import PartSpec
-from unetkit.signature import read_signature
 from unetkit.train.losses import TERMS, make_loss
 
 BINARY = Target("binary", ("background", "cell"))

@@ -16,11 +16,17 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unetkit.data.sample import Sample
-from unetkit.data.target import IGNORE, Target
-from unetkit.train.boundary import boundary_counts, boundary_scores
-from unetkit.train.confusion import Scores, confusion, known_mean, mean_scores, scores
-from unetkit.train.metrics import Evaluation
+from unetkit.data.types import IGNORE, Sample, Target
+from unetkit.train.metrics import (
+    Evaluation,
+    Scores,
+    boundary_counts,
+    boundary_scores,
+    confusion,
+    known_mean,
+    mean_scores,
+    scores,
+)
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it looks for packages by pkg_resources

@@ -14,10 +14,10 @@ from torch import nn
 import unetkit
 from unetkit import Plan
 from unetkit.errors import BadOption, CannotBuild, UnetkitError, UnknownName
-from unetkit.parts.models.smp_names import smp_architecture_names, smp_class_name
+from unetkit.network import Whole
 from unetkit.plugins import load_parts
 from unetkit.resolve import resolve
-from unetkit.whole import Whole
+from unetkit.smp.catalog import smp_architecture_names, smp_class_name
 
 ARCHITECTURES = tuple(smp.MODEL_ARCHITECTURES_MAPPING)
 PARTS = load_parts(isolated=True)

@@ -16,10 +16,10 @@ from unetkit import build
 from unetkit.errors import BadOption
 from unetkit.parts.aligns import Crop, Pad, Resize
 from unetkit.parts.blocks import Basic, Bottleneck, Double, PreActivation
+from unetkit.parts.conv_unit import UnitStyle, make_act, make_norm
 from unetkit.parts.encoders.plain import Plain
 from unetkit.parts.fusions import Add, Concat, Max, Mean
 from unetkit.parts.heads import Conv, ConvActNorm
-from unetkit.parts.units import UnitStyle, make_act, make_norm
 
 ORDERS = ("conv-norm-act", "conv-act-norm", "norm-act-conv")
 NORMS = ("batch", "group", "instance", "layer", "none")

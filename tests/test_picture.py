@@ -9,10 +9,8 @@ import pytest
 from torch import Tensor, nn
 
 import unetkit
-from unetkit.inspect.layout import Figure, Text, layout
-from unetkit.inspect.picture import draw
-from unetkit.inspect.rows import Row
-from unetkit.inspect.trace import Trace
+from unetkit.summary.report import Row, Trace
+from unetkit.summary.svg import Figure, Text, draw, layout
 
 SVG = "{http://www.w3.org/2000/svg}"
 NETS: dict[str, int | tuple[int, int]] = {

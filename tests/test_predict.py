@@ -21,18 +21,16 @@ from torch import Tensor, nn
 
 import unetkit
 from unetkit.cli import cli
-from unetkit.data.files import read_image, read_mask
-from unetkit.data.target import Target
+from unetkit.data.io import read_image, read_mask
+from unetkit.data.types import Target
 from unetkit.errors import BadFile, BadOption
-from unetkit.predict import opening, tiled
-from unetkit.predict.checking import too_large
-from unetkit.predict.opening import opened
-from unetkit.predict.planning import Job, planned
-from unetkit.predict.png import PngRows
-from unetkit.predict.running import How, Predictor, Tell, predict_all
-from unetkit.predict.segments import Segments
-from unetkit.train.choices import Choices
-from unetkit.train.record import BEST, Run
+from unetkit.predict import image_reader as opening
+from unetkit.predict import tiled
+from unetkit.predict.image_reader import Segments, opened
+from unetkit.predict.mask_writer import PngRows
+from unetkit.predict.predictor import How, Job, Predictor, Tell, planned, predict_all, too_large
+from unetkit.train.checkpoint import BEST, Run
+from unetkit.train.config import Choices
 
 SMALL = "plain:widths=[4,8]"
 
@@ -219,7 +217,7 @@ def test_a_binary_run_and_its_overlay_drawn_small(tmp_path: Path) -> None:
     with Image.open(tmp_path / "out" / "a-overlay.png") as image:
         assert (image.mode, image.size) == ("RGB", (1100, 150))
     decided = run.target.decided(chances(run, tmp_path / "a.tif")[None])[0]
-    from unetkit.data.pictures import overlay
+    from unetkit.data.visualize import overlay
 
     expected = overlay(read_image(tmp_path / "a.tif")[:, ::2, ::2], decided[::2, ::2], run.target)
     with Image.open(tmp_path / "out" / "a-overlay.png") as image:

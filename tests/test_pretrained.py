@@ -21,7 +21,7 @@ from torch import Tensor
 
 import unetkit
 from unetkit.errors import CannotBuild
-from unetkit.parts.encoders.statistics import statistics_of
+from unetkit.parts.encoders.normalization import statistics_of
 
 NAME = "test_resnet"
 REPO = "timm/test_resnet.r160_in1k"

@@ -13,11 +13,11 @@ from typing import Any, Literal
 import pytest
 from torch import nn
 
-from unetkit import signature
+from unetkit import options as signature
 from unetkit.errors import BadOption, PluginError
+from unetkit.options import Option, Signature
 from unetkit.plugins import load_parts
 from unetkit.registry import Entry
-from unetkit.signature import Option, Signature
 
 
 def builtins() -> list[Entry]:

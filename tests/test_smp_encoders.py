@@ -21,8 +21,8 @@ import unetkit
 from tests import test_pretrained
 from tests.test_pretrained import Hub, adapted, refusal, use
 from unetkit.errors import BadOption, CannotBuild
-from unetkit.parts.encoders import smp_names
-from unetkit.parts.encoders.statistics import statistics_of
+from unetkit.parts.encoders.normalization import statistics_of
+from unetkit.smp import catalog as smp_names
 
 hub = test_pretrained.hub
 closed_url = test_pretrained.closed_url
@@ -79,7 +79,7 @@ def test_the_names_are_those_that_smp_lists() -> None:
 
 def test_listing_them_imports_neither_smp_nor_torch() -> None:
     heavy = "{'torch', 'timm', 'segmentation_models_pytorch'} & sys.modules.keys()"
-    script = f"import sys; from unetkit.parts.encoders import smp_names; print(len(smp_names.smp_encoder_names()), {heavy})"
+    script = f"import sys; from unetkit.smp import catalog; print(len(catalog.smp_encoder_names()), {heavy})"
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert told == f"{len(theirs.get_encoder_names())} set()\n"
 

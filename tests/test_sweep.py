@@ -19,19 +19,18 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from tests.sweep.command import main, sweep
+from tests.sweep.page import refresh, rendered
+from tests.sweep.peak import Peak
+from tests.sweep.questions import Sizes, Unmet, learns
+from tests.sweep.record import Record, read
+from tests.sweep.rows import rows
+from tests.sweep.settings import ANSWERS, QUESTIONS, Settings
+from tests.sweep.tally import failures, share, slowest, totals
 from unetkit.builder import build
 from unetkit.errors import BadFile, UnknownName
-from unetkit.jobs.machine import code
-from unetkit.jobs.memory import exhausted
-from unetkit.parts.encoders.timm_names import timm_model_names
-from unetkit.sweep.command import main, sweep
-from unetkit.sweep.page import refresh, rendered
-from unetkit.sweep.peak import Peak
-from unetkit.sweep.questions import Sizes, Unmet, learns
-from unetkit.sweep.record import Record, read
-from unetkit.sweep.rows import rows
-from unetkit.sweep.settings import ANSWERS, QUESTIONS, Settings
-from unetkit.sweep.tally import failures, share, slowest, totals
+from unetkit.parts.encoders.timm_catalog import timm_model_names
+from unetkit.utils.system import code, exhausted
 
 #: Draws the sample below; another gives other models.
 SEED = 4
@@ -154,7 +153,7 @@ def test_what_is_too_large_is_asked_on_meta(given: dict[str, int], why: str) -> 
 
 
 def test_what_runs_out_of_memory_is_asked_on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
-    from unetkit.sweep import measure
+    from tests.sweep import measure
 
     told: dict[str, Any] = {}
     monkeypatch.setattr(measure, "hold", lambda share: None)
@@ -176,7 +175,7 @@ def test_what_runs_out_of_memory_is_asked_on_meta(monkeypatch: pytest.MonkeyPatc
 
 def test_a_process_is_held_to_its_share() -> None:
     held = (
-        "import torch; from unetkit.jobs.memory import *; hold(2**28)\ntry: torch.ones(2**28)\nexcept Exception as e:"
+        "import torch; from unetkit.utils.system import *; hold(2**28)\ntry: torch.ones(2**28)\nexcept Exception as e:"
     )
     done = subprocess.run([sys.executable, "-c", f"{held} print(exhausted(e))"], capture_output=True, check=False)
     assert done.stdout == (b"True\n" if sys.platform == "linux" else b"")
@@ -217,8 +216,8 @@ def test_what_dies_or_hangs_is_a_row_with_its_cause() -> None:
 LEADER = """
 import sys
 from pathlib import Path
-from unetkit.sweep import command
-from unetkit.sweep.settings import Settings
+from tests.sweep import command
+from tests.sweep.settings import Settings
 
 class Line:
     def main(self, **_):
@@ -305,7 +304,7 @@ def test_what_was_measured_with_other_versions_is_measured_again(
 ) -> None:
     path, settings = tmp_path / "sweep.jsonl", Settings(names=("resnet18", "resnet34"))
     with monkeypatch.context() as patch:
-        patch.setattr("unetkit.sweep.settings.version", lambda name: "0.0.1")
+        patch.setattr("tests.sweep.settings.version", lambda name: "0.0.1")
         recorded(path, row("resnet18"), row("vgg16"), settings=settings)
     assert not read(path).done("resnet18", settings, again=False)
     sweep(settings, path, ask=f"{CHILDREN}:fine")
@@ -322,7 +321,7 @@ def test_what_was_measured_with_other_code_is_measured_again(tmp_path: Path, mon
     held = read(recorded(tmp_path / "a", row("resnet18")))
     theirs = read(recorded(tmp_path / "b", row("resnet18"), settings=Settings(of="smp")))
     assert held.done("resnet18", Settings(), again=False)
-    monkeypatch.setattr("unetkit.sweep.settings.code", lambda: "another")
+    monkeypatch.setattr("tests.sweep.settings.code", lambda: "another")
     assert not held.done("resnet18", Settings(), again=False)
     assert theirs.done("resnet18", Settings(of="smp"), again=False)
 
@@ -419,7 +418,7 @@ def test_the_page_says_what_the_files_hold(tmp_path: Path) -> None:
     page.write_text("no marks")
     with pytest.raises(BadFile, match="has no `<!-- rendered: sweep -->`"):
         refresh(page, [ours])
-    with pytest.raises(BadFile, match=r"there is no file .*; `python -m unetkit.sweep --out .*` makes it"):
+    with pytest.raises(BadFile, match=r"there is no file .*; `python -m tests.sweep --out .*` makes it"):
         rendered([tmp_path / "nowhere"])
 
 
@@ -449,8 +448,8 @@ def test_a_header_of_an_earlier_sweep_shows_what_it_lacks(tmp_path: Path) -> Non
     ("line", "message"),
     [
         ("--names resnet19", "no name of timm's matches resnet19; did you mean"),
-        ("--of torch", "Invalid value for '--of': 'torch' is not one of 'unetkit', 'smp'. `python -m unetkit.sweep"),
-        ("mine.jsonl", "mine.jsonl is a file for --table; --out says where rows go. `python -m unetkit.sweep --help`"),
+        ("--of torch", "Invalid value for '--of': 'torch' is not one of 'unetkit', 'smp'. `python -m tests.sweep"),
+        ("mine.jsonl", "mine.jsonl is a file for --table; --out says where rows go. `python -m tests.sweep --help`"),
         ("--table nowhere.jsonl", "there is no file nowhere.jsonl"),
         ("--names resnet18 --out .", ". cannot be written: Is a directory; give another --out"),
     ],

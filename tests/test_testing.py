@@ -16,10 +16,11 @@ from torch import Tensor, nn
 import unetkit.testing
 from tests.wrong_parts import RIGHT, WRONG, Gate, Patches, Pyramid
 from unetkit.errors import BadOption, CannotBuild, UnknownName
-from unetkit.plan import PartSpec, Size
+from unetkit.plan import PartSpec
 from unetkit.plugins import load_parts
 from unetkit.registry import KINDS
 from unetkit.testing import CHECKS, Result, assert_conforms, check_part, check_plugin, jobs_of_part
+from unetkit.utils.formatting import Size
 
 
 def failures(results: list[Result]) -> dict[str, str]:
@@ -532,7 +533,7 @@ def test_a_part_that_cannot_be_imported_is_told_once(write: Write) -> None:
 
 def test_the_package_is_light() -> None:
     code = (
-        "import sys, unetkit.testing, unetkit.testing.catalogue, unetkit.testing.results, unetkit.testing.run\n"
+        "import sys, unetkit.testing, unetkit.testing.catalog, unetkit.testing.catalog, unetkit.testing.runner\n"
         "assert unetkit.testing.check_part and set(unetkit.testing.__all__) <= set(dir(unetkit.testing))\n"
         "print([m for m in ('torch', 'pytest', 'timm', 'numpy') if m in sys.modules])"
     )

@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import unetkit
-from unetkit.deploy.fitting import fit, full_size
-from unetkit.deploy.layouts import Fit, Layout
-from unetkit.deploy.stitching import Held, windows
-from unetkit.deploy.tiles import Axis, blended, exact
 from unetkit.errors import BadOption, CannotPass
 from unetkit.predict import tiled
-from unetkit.sizes import at_full_size
+from unetkit.tiling.layout import Axis, Fit, Layout, blended, exact
+from unetkit.tiling.requirements import fit, full_size
+from unetkit.tiling.sliding_window import Held, windows
 from unetkit.unet import UNet
+from unetkit.utils.spatial import at_full_size
 
 sides = st.integers(1, 700)
 

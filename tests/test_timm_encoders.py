@@ -17,13 +17,12 @@ from torch import Tensor, nn
 import unetkit
 from unetkit import build
 from unetkit.errors import BadOption, CannotBuild, CannotPass
-from unetkit.meter import Meter
-from unetkit.parts.encoders.borne import bears, search, takes
-from unetkit.parts.encoders.pyramid import Pyramid
+from unetkit.parts.encoders.feature_pyramid import Pyramid
+from unetkit.parts.encoders.input_sizes import bears, search, takes
 from unetkit.parts.encoders.timm import TimmEncoder
-from unetkit.parts.encoders.timm_create import Request
-from unetkit.parts.encoders.timm_effect import refuse_useless
-from unetkit.parts.encoders.timm_maps import read
+from unetkit.parts.encoders.timm_features import Request, read
+from unetkit.parts.encoders.timm_options import refuse_useless
+from unetkit.utils.flops import Meter
 
 
 def on_meta(model: nn.Module, *size: int, channels: int = 3) -> Any:

@@ -14,9 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import unetkit
 from unetkit.errors import CannotPass, UnetkitError
-from unetkit.inspect.check import run_check
-from unetkit.inspect.figures import format_bytes, format_count
-from unetkit.inspect.limits import nearest_sizes, smallest
+from unetkit.summary.input_sizes import nearest_sizes, smallest
+from unetkit.summary.sanity_check import run_check
+from unetkit.utils.formatting import format_bytes, format_count
 
 NETWORKS: list[tuple[dict[str, Any], tuple[int, int]]] = [
     ({"encoder": "plain:widths=[8,16,32]"}, (32, 48)),

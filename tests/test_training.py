@@ -25,18 +25,16 @@ from PIL import Image
 import unetkit
 from tests.training_sets import Squares, squares
 from unetkit import train
-from unetkit.data.opening import open_data
-from unetkit.data.sample import Sample
-from unetkit.data.target import Target
-from unetkit.data.writing import write_set
+from unetkit.data.datasets import open_data
+from unetkit.data.export import write_set
+from unetkit.data.types import Sample, Target
 from unetkit.errors import BadFile, BadOption, CannotPass, UnetkitError, UnknownName
-from unetkit.inspect.observe import network_of
-from unetkit.train.batches import Augmented, Loader, steps_of
-from unetkit.train.loop import STOPPED, Watch
-from unetkit.train.optimising import adamw
-from unetkit.train.record import BEST, HEADER, LAST, LOG, STATE
-from unetkit.train.state import read_state
-from unetkit.train.watch import CURVES, SAMPLES
+from unetkit.summary.forward_hooks import network_of
+from unetkit.train.checkpoint import BEST, HEADER, LAST, LOG, STATE, read_state
+from unetkit.train.dataloader import Augmented, Loader, steps_of
+from unetkit.train.optim import adamw
+from unetkit.train.progress import CURVES, SAMPLES
+from unetkit.train.trainer import STOPPED, Watch
 
 TINY = "--encoder plain:widths=[4,8]"
 QUICK: dict[str, Any] = {"epochs": 2, "batch": 4, "samples": 0, "device": "cpu"}

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unetkit.values import describe_type, format_value, parse_value, split_unquoted
+from unetkit.options import describe_type, format_value, parse_value, split_unquoted
 
 MANY = settings()
 

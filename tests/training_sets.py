@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from unetkit.data.sample import Data, Sample
-from unetkit.data.streams import numbers
-from unetkit.data.target import Target
+from unetkit.data.rng import numbers
+from unetkit.data.types import Data, Sample, Target
 
 
 class Squares:

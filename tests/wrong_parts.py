@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unetkit.errors import CannotBuild
-from unetkit.plan import Plan, Size
+from unetkit.plan import Plan
+from unetkit.utils.formatting import Size
 
 #: Kind, check, a pattern of the message, the part.
 WRONG: list[tuple[str, str, str, Any]] = []

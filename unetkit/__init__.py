@@ -15,29 +15,29 @@ if TYPE_CHECKING:
     from unetkit import predict as predict
     from unetkit import train as train
     from unetkit.builder import build as build
-    from unetkit.deploy.files import load as load
-    from unetkit.deploy.files import save as save
-    from unetkit.deploy.moving import from_smp as from_smp
+    from unetkit.builder import make_part as make_part
     from unetkit.errors import UnetkitError as UnetkitError
     from unetkit.hookspecs import hookimpl as hookimpl
-    from unetkit.inspect.trace import trace as trace
-    from unetkit.listing import list_parts as list_parts
-    from unetkit.maker import make_part as make_part
     from unetkit.plan import PartSpec as PartSpec
     from unetkit.plan import Plan as Plan
+    from unetkit.plugins import list_parts as list_parts
     from unetkit.plugins import load_parts as load_parts
     from unetkit.registry import Parts as Parts
+    from unetkit.serialization import load as load
+    from unetkit.serialization import save as save
+    from unetkit.smp.convert import from_smp as from_smp
+    from unetkit.summary.trace import trace as trace
 
 _HOMES = {
     "build": "unetkit.builder",
-    "load": "unetkit.deploy.files",
-    "save": "unetkit.deploy.files",
-    "from_smp": "unetkit.deploy.moving",
+    "load": "unetkit.serialization",
+    "save": "unetkit.serialization",
+    "from_smp": "unetkit.smp.convert",
     "UnetkitError": "unetkit.errors",
     "hookimpl": "unetkit.hookspecs",
-    "trace": "unetkit.inspect.trace",
-    "list_parts": "unetkit.listing",
-    "make_part": "unetkit.maker",
+    "trace": "unetkit.summary.trace",
+    "list_parts": "unetkit.plugins",
+    "make_part": "unetkit.builder",
     "PartSpec": "unetkit.plan",
     "Plan": "unetkit.plan",
     "load_parts": "unetkit.plugins",

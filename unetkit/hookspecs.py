@@ -11,9 +11,8 @@ if TYPE_CHECKING:
     from click import Group
     from torch.nn import Module
 
-    from unetkit.bench.metrics import Metrics
     from unetkit.plan import Plan
-    from unetkit.registry import Parts
+    from unetkit.registry import Metrics, Parts
 
 hookspec = pluggy.HookspecMarker("unetkit")
 hookimpl = pluggy.HookimplMarker("unetkit")
@@ -42,6 +41,6 @@ def unetkit_register_commands(cli: Group) -> None:
 def unetkit_register_metrics(metrics: Metrics) -> None:
     """Add what `unetkit bench` can measure: `metrics.add("energy", "my_package.energy:joules", unit="J")`.
 
-    The function is given a `unetkit.bench.subject.Subject` (`.model`, `.x`, `.device`, `.forward()`) and returns a
-    number; with `timed=True` it returns what is timed in turns with the baseline's.
+    The function is given a `unetkit.bench.builtin_metrics.Subject` (`.model`, `.x`, `.device`, `.forward()`) and
+    returns a number; with `timed=True` it returns what is timed in turns with the baseline's.
     """

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from unetkit.errors import CannotPass, UnetkitError
-from unetkit.plan import Plan, Size
-from unetkit.sizes import cut_end, pad_end, size_of
+from unetkit.plan import Plan
+from unetkit.utils.formatting import Size
+from unetkit.utils.spatial import cut_end, pad_end, size_of
 
 if TYPE_CHECKING:
     from unetkit.registry import Plugin
@@ -113,3 +114,33 @@ class Network(nn.Module):
 def layout_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor of a state_dict."""
     return {name: tuple(value.shape) for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+
+
+class Whole(Network):
+    """A whole model, by itself in `model`; see `unetkit.protocols.Model` for what it may declare.
+
+    Attributes:
+        model: as its factory made it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Declare what the model does."""
+        super().__init__(
+            min_size=getattr(model, "min_size", 1),
+            multiple=getattr(model, "multiple", 1),
+            size=getattr(model, "size", None),
+            valid=False,
+        )
+        self.model = model
+
+    @property
+    def encoder(self) -> nn.Module:  # type: ignore[override]
+        """The model: what it declares of itself, it declares here."""
+        return self.model
+
+    def _whole(self, x: Tensor, kept: list[Tensor] | None) -> Tensor:
+        out = self.model(x)
+        if not isinstance(out, Tensor):
+            what = f"gives a {type(out).__name__}; promised is one tensor, the logits"
+            raise CannotPass(f"--model {self.whole.model} {what}")
+        return out

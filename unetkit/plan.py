@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from unetkit.errors import BadOption, UnknownName, nearest
-from unetkit.values import format_value, split_unquoted
-
-Size = tuple[int, int]
+from unetkit.options import format_value, split_unquoted
+from unetkit.utils.formatting import Size
 
 
 @dataclass(frozen=True)
@@ -298,3 +297,8 @@ def _write(name: str, value: Any) -> str:
         return str(value[0]) if value[0] == value[1] else f"{value[0]}x{value[1]}"
     separator = "," if name == "widths" else "/"
     return separator.join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def spec_at(levels: Levels | None, index: int) -> str:
+    """The part that is said for a stage, as text; one said once goes for all."""
+    return str(levels[min(index, len(levels) - 1)]) if levels else ""

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from unetkit.plan import Size
+from unetkit.utils.formatting import Size
 
 
 class Encoder(Protocol):
@@ -33,7 +33,7 @@ class Encoder(Protocol):
         weights_from: where its weights come from, in words, for the trace. Optional, "random".
         source: for each map, where it comes from, for the trace. Optional.
         statistics: a method without arguments, which gives the mean and the standard deviation that its pretrained
-            weights take images by, or None; see `unetkit.parts.encoders.statistics`. Optional.
+            weights take images by, or None; see `unetkit.parts.encoders.normalization`. Optional.
     """
 
     channels: tuple[int, ...]

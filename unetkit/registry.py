@@ -8,16 +8,17 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from unetkit.errors import BadOption, PluginError, UnetkitError, UnknownName, nearest
-from unetkit.foreign import contained, one_line
-from unetkit.signature import Signature, load_target, read_signature
+from unetkit.options import Signature, load_target, read_signature
+from unetkit.plan import WORDS
+from unetkit.utils.isolation import contained, one_line
 
 Factory = Callable[..., Any]
 
@@ -195,7 +196,7 @@ class Registry:
             names: "module:attr" of a function that lists the parts.
             factory: makes each; after its wiring it is given the part's name.
             options: "module:attr" of a function that is given a part's name and returns its own options (a list of
-                `unetkit.signature.Option`), where they are not the same for all.
+                `unetkit.options.Option`), where they are not the same for all.
         """
         if name in self.sources:
             raise PluginError(f"source {name!r} is already registered by {self.sources[name].owner}")
@@ -315,3 +316,108 @@ class Parts:
         """Take over what was registered in a staged copy."""
         for mine, theirs in zip(self, staged, strict=True):
             mine.entries, mine.sources = theirs.entries, theirs.sources
+
+
+Better = Literal["less", "more", ""]
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """What a run says of a metric, so that reading it needs no plugin.
+
+    Attributes:
+        name: as `--metrics` takes it, and as rows have it.
+        unit: "s", "B" (bytes), "" for a count, or a plugin's own; of a timed metric always "s".
+        timed: whether rows have it in `timings`, else in `figures`.
+        summary: what it is and how it is measured, in a line.
+        owner: the plugin that adds it, or "unetkit".
+        better: which numbers are better: "less", "more", or "" where neither is.
+    """
+
+    name: str
+    unit: str
+    timed: bool
+    summary: str
+    owner: str = "unetkit"
+    better: Better = "less"
+
+
+#: A figure is measured by a function from a Subject to a number; a timed one gives what is to be timed.
+MetricFunction = Callable[[Any], Any]
+
+
+#: What rows are told apart by.
+_TAKEN = {"batch", "mode", *(word.name for word in WORDS)}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric: its name, and the function that measures it, as "module:attr" or as the object."""
+
+    name: str
+    function: MetricFunction | str
+    unit: str
+    timed: bool
+    owner: str
+    better: Better = "less"
+
+    @property
+    def info(self) -> MetricInfo:
+        summary = read_signature(self.function).summary
+        return MetricInfo(self.name, self.unit, self.timed, summary, self.owner, self.better)
+
+    def load(self) -> MetricFunction:
+        """The function; imports it where it was registered as "module:attr"."""
+        function: MetricFunction = load_target(self.function) if isinstance(self.function, str) else self.function
+        return function
+
+
+@dataclass
+class Metrics:
+    """The registered metrics, in the order in which they are measured. A plugin is given one to add its own to."""
+
+    owner: str = "unetkit"
+    entries: dict[str, Metric] = field(default_factory=dict)
+
+    def add(
+        self, name: str, function: MetricFunction | str, *, unit: str = "", timed: bool = False, better: Better = "less"
+    ) -> None:
+        """Register a metric.
+
+        Args:
+            name: letters, digits, dots, dashes and underscores.
+            function: takes a `unetkit.bench.builtin_metrics.Subject`; returns a number, or, if `timed`, a callable
+                without arguments that is timed in turns with the baseline's. The first line of its docstring describes
+                it. "module:attr" is not imported before it is used: prefer that.
+            unit: "B" for bytes, "s" for seconds, "" for a count, or any other; a timed metric is in seconds.
+            timed: whether it is timed.
+            better: which numbers are better: "less" of a cost, "more" of a gain, "" where neither is.
+
+        Raises:
+            PluginError: the name is taken or is no name.
+        """
+        if not name or name[0] == "-" or not all(c.isalnum() or c in "._-" for c in name):
+            raise PluginError(f"{name!r} is not a name for a metric: use letters, digits, '.', '_' and (but first) '-'")
+        if name in _TAKEN:
+            raise PluginError(f"metric {name!r} of {self.owner} has the name of what a grid chooses; rename it")
+        if not (isinstance(function, str) or callable(function)):
+            raise PluginError(f"metric {name!r} of {self.owner} is no function of a subject")
+        if taken := self.entries.get(name):
+            raise PluginError(f"metric {name!r} of {self.owner} is already registered by {taken.owner}; rename it")
+        self.entries[name] = Metric(name, function, "s" if timed else unit, timed, self.owner, better)
+
+    def __iter__(self) -> Iterator[Metric]:
+        return iter(self.entries.values())
+
+    def chosen(self, names: Iterable[str]) -> list[Metric]:
+        """The metrics of these names, in the order in which they are measured; all, where none is named.
+
+        Raises UnknownName with the nearest names.
+        """
+        wanted = {*names} or {*self.entries}
+        for name in sorted(wanted - {*self.entries}):
+            known = ", ".join(self.entries)
+            raise UnknownName(
+                f"--metrics: no metric is called {name!r}{nearest(name, self.entries)}; there are {known}"
+            )
+        return [metric for metric in self if metric.name in wanted]

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from unetkit.errors import BadOption, CannotBuild, PluginError, UnknownName, nearest
+from unetkit.options import (
+    Signature,
+    describe_type,
+    format_value,
+    guess_value,
+    load_target,
+    parse_value,
+    read_signature,
+)
 from unetkit.plan import Levels, PartSpec, Plan
 from unetkit.registry import Parts
-from unetkit.signature import Signature, read_signature
-from unetkit.values import describe_type, format_value, guess_value, parse_value
 
 #: What a line leaves unsaid. Widths and logits depend on the encoder, so the builder fills them in.
 DEFAULTS = Plan.of(
@@ -197,3 +205,45 @@ def _recipe(spec: PartSpec, parts: Parts) -> Plan:
     if not isinstance(plan, Plan) or plan.recipe is not None:
         raise CannotBuild(f"--recipe {spec}: a recipe returns a Plan that names no other recipe; got {plan!r}")
     return plan
+
+
+class Menu:
+    """The names that a word of a command takes, each a factory with keyword-only options."""
+
+    def __init__(self, word: str, what: str, see: str, factories: Mapping[str, Callable[..., Any] | str]) -> None:
+        """Offer names.
+
+        Args:
+            word: of the command line, without its dashes: "loss".
+            what: one of them is: "loss".
+            see: where all are described: "docs/losses.md".
+            factories: by name, each a callable or "module:attr"; its positional parameters are given by whoever makes
+                one, its keyword-only ones are options.
+        """
+        self.word, self.what, self.see, self.factories = word, what, see, factories
+
+    def make(self, text: str | PartSpec, *wiring: Any) -> Any:
+        """What a name with options means. Raises UnknownName, or BadOption."""
+        spec, known = PartSpec.of(text), self.signature(text)
+        options = typed_options(self.word, spec, known, self.see)
+        factory = self.factories[spec.name]
+        return (load_target(factory) if isinstance(factory, str) else factory)(*wiring, **options)
+
+    def said(self, text: str | PartSpec) -> str:
+        """The shortest text that means the same."""
+        spec, known = PartSpec.of(text), self.signature(text)
+        given = typed_options(self.word, spec, known, self.see)
+        defaults = {option.name: option.default for option in known.options}
+        types = {option.name: option.type for option in known.options}
+        kept = {name: format_value(value, types[name]) for name, value in given.items() if value != defaults[name]}
+        return str(PartSpec(spec.name).with_options(kept))
+
+    def signature(self, text: str | PartSpec) -> Signature:
+        """What the factory behind a name takes. Raises UnknownName, or BadOption."""
+        spec = PartSpec.of(text)
+        if spec.then:
+            raise BadOption(f"--{self.word} {spec}: one {self.what} is taken here; nothing follows it with +")
+        if spec.name not in self.factories:
+            near = nearest(spec.name, self.factories) or f"; there are {', '.join(self.factories)}"
+            raise UnknownName(f"--{self.word} {spec}: no {self.what} is called {spec.name!r}{near}")
+        return read_signature(self.factories[spec.name])

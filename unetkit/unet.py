@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unetkit.network import Network
-from unetkit.plan import Size
 from unetkit.protocols import Align, Block, Encoder, Fusion, Head, Upsampler
-from unetkit.sizes import cut_end, same_size, size_of
+from unetkit.utils.formatting import Size
+from unetkit.utils.spatial import cut_end, same_size, size_of
 
 
 class Stage(nn.Module):

@@ -118,9 +118,9 @@ def training(rounds: int) -> Iterator[Ratio]:
     import torch
 
     from unetkit import train
-    from unetkit.bench.resident import Resident
-    from unetkit.data.opening import open_data
-    from unetkit.train.loop import Trainer, Watch
+    from unetkit.bench.builtin_metrics import Resident
+    from unetkit.data.datasets import open_data
+    from unetkit.train.trainer import Trainer, Watch
 
     class Caught(Watch):
         def begin(self, trainer: Trainer) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from unetkit.bench.rows import Timing
+from unetkit.bench.results import Timing
 from unetkit.bench.statistics import minimum_ratio, ratio_of
 from unetkit.bench.timing import Rules, time_pair
 

@@ -18,7 +18,7 @@ import numpy as np
 import tifffile
 
 from tests.test_predict import PEAK, trained
-from unetkit.data.target import Target
+from unetkit.data.types import Target
 
 #: Networks, channels of their images, and sides of those; the first tells what a process holds in any case.
 CASES = (("plain:widths=[4,8]", 1, (64, 1000, 5000, 20000)), ("resnet18", 3, (64, 1000, 5000)))

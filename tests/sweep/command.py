@@ -11,18 +11,17 @@ from typing import NoReturn
 import click
 from rich.console import Console
 
+from tests.sweep.page import refresh
+from tests.sweep.record import Record
+from tests.sweep.rows import MEASURE, rows
+from tests.sweep.settings import Settings
+from tests.sweep.show import followed, summary
+from tests.sweep.subjects import SUBJECTS
+from tests.sweep.tally import Row
 from unetkit.errors import UnetkitError
-from unetkit.jobs.machine import cores
-from unetkit.jobs.memory import free
-from unetkit.sweep.page import refresh
-from unetkit.sweep.record import Record
-from unetkit.sweep.rows import MEASURE, rows
-from unetkit.sweep.settings import Settings
-from unetkit.sweep.show import followed, summary
-from unetkit.sweep.subjects import SUBJECTS
-from unetkit.sweep.tally import Row
+from unetkit.utils.system import cores, free
 
-_NAME = "python -m unetkit.sweep"
+_NAME = "python -m tests.sweep"
 #: Of the memory that is free: others need some too.
 _SHARE = 0.7
 _PATH: click.Path = click.Path(path_type=Path)
@@ -66,9 +65,9 @@ def command(
     One line a model goes into a file; the same command goes on where it was stopped.
 
     \b
-    python -m unetkit.sweep --names 'resnet*' --out resnets.jsonl
-    python -m unetkit.sweep --of smp --sample 100 --seed 1
-    python -m unetkit.sweep --table docs/sweep.jsonl docs/sweep-smp.jsonl
+    python -m tests.sweep --names 'resnet*' --out resnets.jsonl
+    python -m tests.sweep --of smp --sample 100 --seed 1
+    python -m tests.sweep --table docs/sweep.jsonl docs/sweep-smp.jsonl
     """
     if table:
         refresh(page, files or (out,))

@@ -12,14 +12,14 @@ import timm
 import torch
 from torch import nn
 
-from unetkit.foreign import one_line
-from unetkit.inspect.figures import format_bytes, format_count
-from unetkit.jobs.memory import exhausted, hold
-from unetkit.jobs.pool import Say
-from unetkit.sweep.peak import Peak
-from unetkit.sweep.questions import Sizes
-from unetkit.sweep.settings import QUESTIONS, Settings
-from unetkit.sweep.subjects import SUBJECTS, Subject
+from tests.sweep.peak import Peak
+from tests.sweep.questions import Sizes
+from tests.sweep.settings import QUESTIONS, Settings
+from tests.sweep.subjects import SUBJECTS, Subject
+from unetkit.utils.formatting import format_bytes, format_count
+from unetkit.utils.isolation import one_line
+from unetkit.utils.processes import Say
+from unetkit.utils.system import exhausted, hold
 
 #: What a run takes beside what Peak sees: copies that kernels make in their own layout, and what the heap wastes.
 _KERNELS, _MARGIN = 128 << 20, 1.25

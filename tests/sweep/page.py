@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from unetkit.atomic import written_whole
+from tests.sweep.record import Recorded, combined
+from tests.sweep.settings import ANSWERS
+from tests.sweep.tally import TITLES, Row, failures, groups, ok, slowest, totals
 from unetkit.errors import BadFile
-from unetkit.inspect.figures import format_count
-from unetkit.sweep.record import Recorded, combined
-from unetkit.sweep.settings import ANSWERS
-from unetkit.sweep.tally import TITLES, Row, failures, groups, ok, slowest, totals
+from unetkit.utils.files import written_whole
+from unetkit.utils.formatting import format_count
 
 _BLOCK = re.compile(r"(<!-- rendered: sweep -->\n).*?(<!-- end -->)", re.DOTALL)
 #: Names of one failure that are written out.
@@ -46,7 +46,7 @@ def rendered(files: Sequence[Path]) -> str:
     for (of, _), row in sorted(recorded.rows.items(), key=lambda item: (item[0][0] != "unetkit", item[0])):
         asked.setdefault(of, []).append(row)
     if not asked:
-        raise BadFile(f"{' and '.join(map(str, files))} holds no row; `python -m unetkit.sweep` measures some")
+        raise BadFile(f"{' and '.join(map(str, files))} holds no row; `python -m tests.sweep` measures some")
     known = {row["name"]: str(row["strides"]) for rows in asked.values() for row in rows[::-1] if "strides" in row}
     known |= {row["name"]: str(row["strides"]) for row in asked.get("unetkit", []) if "strides" in row}
     parts = [_totals(asked), _made_with(recorded)]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from unetkit.meter import storage
+from unetkit.utils.flops import storage
 
 
 class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unetkit.errors import UnetkitError
-from unetkit.jobs.memory import exhausted
-from unetkit.plan import Size
+from unetkit.utils.formatting import Size
+from unetkit.utils.system import exhausted
 
 ODD, SMALL = (97, 131), (33, 65)
 #: Where a model takes more than its own size, a training step at this one shows the same for a third of the time.

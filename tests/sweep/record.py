@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unetkit.atomic import written_whole
+from tests.sweep.settings import ANSWERS, Settings
 from unetkit.errors import BadFile
-from unetkit.jobs.lines import Lines, line_of, read_lines
-from unetkit.sweep.settings import ANSWERS, Settings
+from unetkit.utils.files import Lines, line_of, read_lines, written_whole
 
 
 @dataclass
@@ -105,7 +104,7 @@ def combined(paths: Iterable[Path]) -> Recorded:
     together = Recorded()
     for path in paths:
         if not path.exists():
-            raise BadFile(f"there is no file {path}; `python -m unetkit.sweep --out {path}` makes it")
+            raise BadFile(f"there is no file {path}; `python -m tests.sweep --out {path}` makes it")
         found = read(path)
         together.headers.update(found.headers)
         together.rows.update(found.rows)

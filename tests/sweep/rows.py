@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 
-from unetkit.jobs.pool import Ended, run_tasks
-from unetkit.sweep.settings import ANSWERS, Settings
-from unetkit.sweep.subjects import SUBJECTS
-from unetkit.sweep.tally import Row
+from tests.sweep.settings import ANSWERS, Settings
+from tests.sweep.subjects import SUBJECTS
+from tests.sweep.tally import Row
+from unetkit.utils.processes import Ended, run_tasks
 
 #: What a child calls, (name, settings, say).
-MEASURE = "unetkit.sweep.measure:measure"
+MEASURE = "tests.sweep.measure:measure"
 
 
 def rows(names: Iterable[str], settings: Settings, ask: str = MEASURE) -> Generator[Row, None, None]:

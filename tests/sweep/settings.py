@@ -11,11 +11,11 @@ from fnmatch import fnmatchcase
 from importlib.metadata import version
 from typing import Any
 
+from tests.sweep.subjects import SUBJECTS
 from unetkit.errors import UnknownName, nearest
-from unetkit.inspect.figures import format_bytes
-from unetkit.jobs.machine import code, cpu
-from unetkit.parts.encoders.timm_names import timm_model_names
-from unetkit.sweep.subjects import SUBJECTS
+from unetkit.parts.encoders.timm_catalog import timm_model_names
+from unetkit.utils.formatting import format_bytes
+from unetkit.utils.system import code, cpu
 
 #: What is answered of every name, in this order: "ok", or the cause of the failure in one line.
 ANSWERS = ("built", "own", "odd", "small", "backward")
@@ -61,7 +61,7 @@ class Settings:
         if not found:
             asked = " ".join(self.names)
             raise UnknownName(f"no name of timm's matches {asked}{nearest(asked, timm_model_names())}")
-        random.Random(self.seed).shuffle(found)  # noqa: S311
+        random.Random(self.seed).shuffle(found)
         return found[: self.sample]
 
     def versions(self) -> dict[str, str]:

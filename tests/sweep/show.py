@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from unetkit.inspect.figures import format_count
-from unetkit.sweep.tally import TITLES, Row, failures, passed, slowest, totals
+from tests.sweep.tally import TITLES, Row, failures, passed, slowest, totals
+from unetkit.utils.formatting import format_count
 
 #: Seconds between two lines where there is no terminal.
 _PAUSE = 30.0

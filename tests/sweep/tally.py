@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from unetkit.sweep.settings import ANSWERS, QUESTIONS
+from tests.sweep.settings import ANSWERS, QUESTIONS
 
 Row = dict[str, Any]
 #: What each answer is about, in words.

@@ -9,12 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unetkit.bench.rows import Header, MetricInfo, Row, Run, Timing
-    from unetkit.bench.running import Rows, read, run
+    from unetkit.bench.results import Header, Row, Run, Timing
+    from unetkit.bench.runner import Rows, read, run
+    from unetkit.registry import MetricInfo
 
 _WHERE = {
-    **dict.fromkeys(("run", "read", "Rows"), "unetkit.bench.running"),
-    **dict.fromkeys(("Header", "MetricInfo", "Row", "Run", "Timing"), "unetkit.bench.rows"),
+    **dict.fromkeys(("run", "read", "Rows"), "unetkit.bench.runner"),
+    **dict.fromkeys(("Header", "MetricInfo", "Row", "Run", "Timing"), "unetkit.bench.results"),
 }
 __all__ = ["Header", "MetricInfo", "Row", "Rows", "Run", "Timing", "read", "run"]
 

@@ -6,8 +6,7 @@ import shlex
 from dataclasses import dataclass, replace
 from typing import Any
 
-from unetkit.bench.grid import Case
-from unetkit.bench.mode import Mode
+from unetkit.bench.grid import Case, Mode
 from unetkit.bench.timing import Rules
 from unetkit.errors import BadOption
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from unetkit.bench.choices import Choices
-from unetkit.bench.slot import Slot
+from unetkit.bench.config import Choices
+from unetkit.bench.devices import Slot
 from unetkit.errors import BadOption
-from unetkit.jobs.pool import Ended, run_tasks
+from unetkit.utils.processes import Ended, run_tasks
 
 Notice = Callable[[str], None]
 
@@ -28,7 +28,7 @@ def local(
     notice: Notice,
     timed: bool = True,
 ) -> Generator[Ended, None, None]:
-    """Run tasks in processes of this machine, one a slot at a time, as `unetkit.jobs.pool.run` does.
+    """Run tasks in processes of this machine, one a slot at a time, as `unetkit.utils.processes.run` does.
 
     While it lasts, no other benchmark of unetkit's times on these devices: it waits, unless it is not `timed`.
     """
@@ -42,8 +42,8 @@ def local(
 def on_cluster(
     tasks: Iterable[Any], ask: str, choices: Choices, *, timeout: float, preload: Sequence[str]
 ) -> Generator[Ended, None, None]:
-    """Run tasks on the nodes of a Ray cluster. Raises as `unetkit.bench.ray.run` does."""
-    from unetkit.bench.ray import run_on_ray
+    """Run tasks on the nodes of a Ray cluster. Raises as `unetkit.bench.ray_engine.run` does."""
+    from unetkit.bench.ray_engine import run_on_ray
 
     gpus = {"": None, "cpu": 0, "cuda": 1}
     if choices.device not in gpus:

@@ -2,20 +2,142 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import json
+import pickle
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from itertools import product
+from pathlib import Path
 from typing import Any
 
-from unetkit.bench.keys import id_of
-from unetkit.bench.mode import Mode
-from unetkit.errors import BadOption, CannotBuild, UnknownName, nearest
-from unetkit.plan import WORDS, Plan
-from unetkit.registry import KINDS, Parts
-from unetkit.resolve import canonical_plan, kind_of, signature_of
-from unetkit.values import split_items
+from unetkit.bench.timing import Rules
+from unetkit.errors import BadOption, CannotBuild, UnetkitError, UnknownName, nearest
+from unetkit.options import split_items
+from unetkit.plan import WORDS, PartSpec, Plan
+from unetkit.plugins import Host
+from unetkit.registry import KINDS, Parts, Plugin
+from unetkit.resolve import canonical_plan, kind_of, resolve, signature_of
+from unetkit.utils.formatting import Size
+
+
+def id_of(plan: Plan, *condition: object) -> str:
+    """A digest of a combination and its condition, the same in every run.
+
+    Raises BadOption for a plan that another process could not be sent.
+    """
+    try:
+        factories = [pickle.dumps(spec.factory) for spec in _factories([plan])]
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        where = "a part given as a class or function is defined at the top of a module"
+        raise BadOption(f"a plan cannot be sent to another process, where it is measured: {error}; {where}") from None
+    return _short("\0".join(map(str, (plan, *condition))).encode(), *factories)
+
+
+def key_of(case: Case, baseline: str, owners: set[str], host: Host) -> str:
+    """A digest of a row and of all the code that has a part in it but unetkit's: what is edited is measured again.
+
+    Args:
+        case: the row.
+        baseline: the line that it is timed against, where one is chosen.
+        owners: of the metrics.
+        host: the plugins.
+    """
+    plans = [case.plan, *([Plan.parse(baseline)] if baseline else [])]
+    owners = owners.union(*(_owners(plan, host) for plan in plans)) - {"unetkit"}
+    used = [p for p in host.loaded() if p.name in owners or host.implements("unetkit_wrap_model", p)]
+    code = [f"{plugin} {_digest(plugin)}" for plugin in used]
+    return _short(json.dumps([case.id, *code, *map(_source, _factories(plans))]).encode())
+
+
+def _owners(plan: Plan, host: Host) -> set[str]:
+    """Of a plan's parts; none where names are unknown."""
+    try:
+        whole, _ = resolve(plan, host.parts)
+        specs = [(word, spec) for word, spec in whole.specs() if spec.factory is None and str(spec) != "none"]
+        return {host.parts[kind_of(word)].get(spec.name).owner for word, spec in specs}
+    except UnetkitError:
+        return set()
+
+
+def _factories(plans: list[Plan]) -> Iterator[PartSpec]:
+    return (spec for plan in plans for _, spec in plan.specs() if spec.factory is not None)
+
+
+def _source(spec: PartSpec) -> str:
+    try:
+        return inspect.getsource(getattr(spec.factory, "func", spec.factory))  # type: ignore[arg-type]
+    except (OSError, TypeError):
+        return ""
+
+
+def _digest(plugin: Plugin) -> str:
+    """Of every source file of a plugin's module, or of the package that it is."""
+    file = Path(plugin.target).expanduser()
+    if file.is_file():
+        return _short(file.read_bytes())
+    try:
+        spec = find_spec(plugin.target.partition(":")[0])
+    except (ImportError, ValueError):
+        spec = None
+    places = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
+    files = [path for place in places for path in sorted(place.rglob("*.py"))]
+    files += [Path(spec.origin)] if spec and spec.origin and not places else []
+    return _short(*(path.read_bytes() for path in files))
+
+
+def _short(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest()[:12]
+
+
+_RUNS = ("eager", "compiled")
+_DTYPES = ("float32", "bfloat16", "float16")
+_WORDS = (*_RUNS, "channels_last", *_DTYPES)
+
+
+@dataclass(frozen=True)
+class Mode:
+    """`str` writes it shortest: "eager", "compiled+channels_last+bfloat16".
+
+    Attributes:
+        compiled: whether torch.compile, with its defaults, is used.
+        channels_last: whether weights and input are NHWC in memory.
+        dtype: "bfloat16" or "float16" is run under torch.autocast; weights stay in float32.
+    """
+
+    compiled: bool = False
+    channels_last: bool = False
+    dtype: str = "float32"
+
+    @classmethod
+    def parse(cls, text: str) -> Mode:
+        """Read words joined by plus, in any order. Raises BadOption."""
+        words = text.split("+")
+        for word in words:
+            if word not in _WORDS:
+                raise BadOption(f"--mode {text}: no mode is called {word!r}{nearest(word, _WORDS)}; {_HAS}")
+        for group in (_RUNS, _DTYPES):
+            if len(both := [word for word in words if word in group]) > 1:
+                raise BadOption(
+                    f"--mode {text}: {' and '.join(both)} contradict each other; modes are listed by commas"
+                )
+        dtype = next((word for word in words if word in _DTYPES), "float32")
+        return cls("compiled" in words, "channels_last" in words, dtype)
+
+    def __str__(self) -> str:
+        more = ["channels_last"] * self.channels_last + [self.dtype] * (self.dtype != "float32")
+        return "+".join([_RUNS[self.compiled], *more])
+
+
+_HAS = "there are eager and compiled, and after a + channels_last, bfloat16 and float16 (autocast)"
+
 
 #: Words of a plan that are none of a grid's: weights change no cost, and one seed serves all rows.
 NOT_ASKED = ("size", "pretrained", "seed")
@@ -36,7 +158,7 @@ class Case:
         plan: of the network; its size is the input's, where that is asked.
         batch: images in an input.
         mode: how it runs.
-        factors: as `unetkit.bench.rows.Row` has them.
+        factors: as `unetkit.bench.results.Row` has them.
     """
 
     plan: Plan
@@ -191,3 +313,30 @@ def _wanted(line: str, known: set[str]) -> dict[str, list[str]]:
 
 def _is(factors: Mapping[str, str], name: str, patterns: Sequence[str]) -> bool:
     return name in factors and any(fnmatchcase(factors[name], pattern) for pattern in patterns)
+
+
+#: What every child imports; smp takes seconds more, and is added where a row asks for it.
+PRELOAD = ("unetkit.bench.worker", "timm")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A case and all that its child needs to know.
+
+    Attributes:
+        case: what is measured.
+        baseline: the network that it is timed against, under the size and batch of the case.
+        baseline_mode: how that runs.
+        size: of the input, where it is known already.
+        metrics: the names of what is measured.
+        rules: for how long and how precisely.
+        plugins: named beside what is installed.
+    """
+
+    case: Case
+    baseline: Plan
+    baseline_mode: Mode
+    size: Size | None
+    metrics: tuple[str, ...]
+    rules: Rules
+    plugins: tuple[str, ...] = ()

@@ -15,10 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from unetkit.bench.columns import varied
-from unetkit.bench.leader import Leader
-from unetkit.bench.rows import Row
-from unetkit.bench.statistics import quantile, ratio_of
-from unetkit.bench.texts import format_interval, format_seconds
+from unetkit.bench.results import Row
+from unetkit.bench.runner import Leader
+from unetkit.bench.statistics import format_interval, quantile, ratio_of
+from unetkit.utils.formatting import format_seconds
 
 #: Rows of the table that stay in sight.
 _SEEN = 12

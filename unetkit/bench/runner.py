@@ -7,33 +7,35 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from unetkit.bench.choices import Choices, repeating
+from unetkit.bench.config import Choices, repeating
+from unetkit.bench.devices import Slot, disturbed, slots_of
 from unetkit.bench.engines import Notice, devices_of, local, on_cluster
-from unetkit.bench.grid import Case
-from unetkit.bench.keys import key_of
-from unetkit.bench.ledger import ResultsWriter, now
-from unetkit.bench.metrics import ANALYTIC, Metric, metrics_of
-from unetkit.bench.mode import Mode
-from unetkit.bench.others import disturbed
-from unetkit.bench.rows import Header, Row, Timing
-from unetkit.bench.slot import Slot, slots_of
+from unetkit.bench.grid import PRELOAD, Case, Mode, Trial, key_of, make_cases
+from unetkit.bench.metrics import ANALYTIC, metrics_of
+from unetkit.bench.results import Header, ResultsFile, ResultsWriter, Row, Run, Timing, now, read_results
 from unetkit.bench.statistics import warnings_of
-from unetkit.bench.task import PRELOAD, Trial
-from unetkit.errors import CannotBuild
-from unetkit.jobs.machine import cores
-from unetkit.jobs.pool import Ended, run_tasks
+from unetkit.errors import BadOption, CannotBuild
 from unetkit.plan import Plan
-from unetkit.plugins import Host
+from unetkit.plugins import Host, load_host
+from unetkit.registry import Metric
+from unetkit.utils.processes import Ended, run_tasks
+from unetkit.utils.system import cores
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 
 #: What children do.
-SURVEY = "unetkit.bench.survey:survey"
-EXAMINE, MEASURE, PROBE = (f"unetkit.bench.trial:{name}" for name in ("examine", "measure", "probe"))
+SURVEY = "unetkit.bench.worker:survey"
+EXAMINE, MEASURE, PROBE = (f"unetkit.bench.worker:{name}" for name in ("examine", "measure", "probe"))
 #: Seconds at least for what is not measured.
 _PATIENCE = 300.0
 
@@ -224,3 +226,162 @@ class Leader:
         left = [metric.name for metric in self.metrics if metric.name not in told]
         found["failures"] |= {name: ended.cause if name == doing else "not reached" for name in left}
         return ""
+
+
+#: Rounds that a pair takes on a quiet machine, about, and those that are timed whatever the budget, warm-up included.
+_ROUNDS, _LEAST = 40, 9
+#: What a row does beside timing: seconds for its process and for building, and calls in which memory is measured.
+_BESIDE, _CALLS = 4.0, 4
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a command would do.
+
+    Attributes:
+        left: the rows that it would measure, each with its examination: "line", "size", ("figures", "macs") ...
+        failed: the rows that cannot be built, each with its cause.
+        done: how many rows are measured already.
+        baseline: the line that rows would be timed against.
+        seconds: that it would take, about.
+    """
+
+    left: tuple[tuple[Case, dict[Any, Any]], ...]
+    failed: tuple[tuple[Case, str], ...]
+    done: int
+    baseline: str
+    seconds: float
+
+
+def rehearse(leader: Leader, folder: Path | None) -> Rehearsal:
+    """Examine every row that is not done, and time one pass of the baseline.
+
+    Raises CannotBuild where the baseline cannot be built.
+    """
+    held = _held(leader, folder)
+    left = [case for case in leader.cases if case.id not in held[1]]
+    machine = leader.survey()
+    failed = leader.examine(left)
+    leader.settle(held[0])
+    able = [case for case in left if case.id in leader.examined]
+    slots = leader.slots(machine["gpus"]) or [Slot("cpu", (), len(cores()))]
+    return Rehearsal(
+        left=tuple((case, leader.examined[case.id]) for case in able),
+        failed=tuple((ended.task.case, ended.cause) for ended in failed),
+        done=len(leader.cases) - len(left),
+        baseline=str(leader.baseline),
+        seconds=_seconds(leader, able, slots[0]) / len(slots),
+    )
+
+
+def _held(leader: Leader, folder: Path | None) -> tuple[Header | None, set[str]]:
+    """The header of a folder, and which cases it has already."""
+    if folder is None or not folder.exists():
+        return None, set()
+    held, again = ResultsFile(folder), leader.choices.again
+    return held.header, {case.id for case in leader.cases if held.done(case.id, leader.key(case), again=again)}
+
+
+def _seconds(leader: Leader, able: list[Case], slot: Slot) -> float:
+    """For all rows one after another, by the MACs of each and a call of the baseline."""
+    timed = [metric.name for metric in leader.metrics if metric.timed]
+    if not able:
+        return 0.0
+    first = able[0]
+    probed = replace(leader.trial(first), case=replace(first, plan=replace(leader.baseline, size=first.plan.size)))
+    [ended] = leader.children([probed], PROBE, [slot])
+    rates = [ended.said[name] / max(1, ended.said["macs"]) for name in timed if name in ended.said]
+    about = _BESIDE * len(able)
+    for case in able:
+        own: int = leader.examined[case.id]["macs"]
+        both = own + ended.said.get("macs", 0) * _images(leader, case) / _images(leader, first)
+        for rate in rates:
+            about += max(_LEAST * both * rate, min(leader.choices.budget, _ROUNDS * both * rate)) + _CALLS * own * rate
+    return about
+
+
+def _images(leader: Leader, case: Case) -> int:
+    """Pixels of an input."""
+    height, width = leader.examined[case.id]["size"]
+    return int(case.batch * height * width)
+
+
+class Rows(list[Row]):
+    """Rows, in the order of their plans.
+
+    Attributes:
+        run: with what stands for all rows: baseline, metrics, machine.
+    """
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run.rows)
+        self.run = run
+
+    def to_pandas(self) -> DataFrame:
+        """Raw numbers, a column for each that `unetkit bench show --columns` knows; needs pandas."""
+        from unetkit.bench.show import rows_to_dataframe
+
+        return rows_to_dataframe(self.run)
+
+
+def read(folder: str | Path) -> Rows:
+    """The rows of a folder that `unetkit bench` or `run` wrote, also while it goes on. Raises BadFile."""
+    return Rows(read_results(Path(folder)))
+
+
+def run(
+    plans: Iterable[Plan | str],
+    *,
+    sizes: Sequence[Any] = (),
+    batches: Sequence[int] = (1,),
+    modes: Sequence[str] = ("eager",),
+    out: str | Path | None = None,
+    on_row: Callable[[Row], object] = lambda row: None,
+    **choices: Any,
+) -> Rows:
+    """Measure every plan under every condition, each in a process of its own, beside a baseline.
+
+    In a script, call it under `if __name__ == "__main__":`, since a child imports the script that started it.
+
+    Args:
+        plans: a Plan each, or a line such as "--encoder resnet34 --fuse add".
+        sizes: of the input: 256 or (480, 640), each a row; the network's own, or 256, if empty.
+        batches: images in an input.
+        modes: "eager", "compiled", and after a plus "channels_last", "bfloat16", "float16".
+        out: a folder that keeps the rows; what it holds already is not measured again.
+        on_row: called with each row when it is measured.
+        choices: what `unetkit.bench.config.Choices` has: metrics, baseline, budget, device, plugins ...
+
+    Returns:
+        A row for each, failed ones with their cause; `.to_pandas()` gives a frame.
+
+    Raises:
+        UnetkitError: a line, a choice or a folder that it cannot take.
+    """
+    if isinstance(plans, str | Plan):
+        raise BadOption(f"bench.run: takes a list of plans; give [{str(plans)!r}]")
+    chosen = _choices(choices)
+    found = [plan if isinstance(plan, Plan) else Plan.parse(plan) for plan in plans]
+    planned = make_cases(found, sizes, batches, [Mode.parse(mode) for mode in modes])
+    if not planned:
+        raise BadOption("no plan is given; give lines such as '--encoder resnet34 --fuse add'")
+    with ExitStack() as stack:
+        folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        held = ResultsWriter(folder)
+        stack.callback(held.close)
+        for row in Leader(planned, chosen, load_host(chosen.plugins)).rows(held, ""):
+            on_row(row)
+        whole = read_results(folder)
+        return Rows(replace(whole, rows=whole.rows[: len(planned)]))
+
+
+def _choices(given: dict[str, Any]) -> Choices:
+    """Lists become tuples, and paths text, as they are sent to children."""
+    for name in ("metrics", "plugins"):
+        if name in given:
+            value = [given[name]] if isinstance(given[name], str | Path) else given[name]
+            given[name] = tuple(map(str, value))
+    try:
+        return Choices(**given)
+    except TypeError as error:
+        raise BadOption(f"bench.run: {str(error).removeprefix('Choices.__init__() ')}") from None

@@ -13,18 +13,18 @@ from random import Random
 
 import numpy
 
+from unetkit.bench.devices import Slot
 from unetkit.bench.effects import student
 from unetkit.bench.engines import Notice, local
-from unetkit.bench.mode import Mode
-from unetkit.bench.rows import Timing
-from unetkit.bench.slot import Slot
+from unetkit.bench.grid import PRELOAD, Mode
+from unetkit.bench.results import Timing
 from unetkit.bench.statistics import Estimate, Verdict, ratio_of
-from unetkit.bench.task import PRELOAD
 from unetkit.bench.timing import Rules, time_pair
 from unetkit.errors import CannotBuild
-from unetkit.jobs.pool import Say
 from unetkit.plan import Plan
 from unetkit.plugins import load_host
+from unetkit.utils.processes import Say
+from unetkit.utils.tables import Cells, Listing
 
 #: Calls in a sample of the baseline, and how many more the candidate's has.
 CALLS, EXTRA = 20, (0, 1, 4)
@@ -105,9 +105,8 @@ def measure_tasks(planned: Sequence[Task], slot: Slot, notice: Notice) -> Genera
 
 def time_one(task: Task, slot: Slot, say: Say) -> None:
     """The child: two copies of the network, built apart, and one of them called more often."""
-    from unetkit.bench.measures import latency
-    from unetkit.bench.subject import Subject
-    from unetkit.bench.trial import settle
+    from unetkit.bench.builtin_metrics import Subject, latency
+    from unetkit.bench.worker import settle
 
     device, parts = settle(slot, task.rules.seed), load_host(task.plugins).parts
     one, other = (Subject(task.plan, 1, Mode(), device, parts) for _ in range(2))
@@ -166,3 +165,35 @@ def sequential(timing: Timing) -> Estimate:
     ratio = float(one.mean() / other.mean())
     reach = student(max(degrees, 2.0)) * (a + b) ** 0.5
     return Estimate(ratio, ratio * (1 - reach), ratio * (1 + reach), len(timing.candidate))
+
+
+#: Shares: of runs of the same that are called different, at most; of 5% more that are called slower, at least.
+FALSE_ALARMS, FOUND = 0.05, 0.8
+
+
+def passed(found: Sequence[Tally]) -> bool:
+    """Whether paired rounds reach both aims."""
+    return _false_alarms(found[0]) <= FALSE_ALARMS and found[2].verdicts["slower"] >= FOUND
+
+
+def _false_alarms(tally: Tally) -> float:
+    return tally.verdicts["slower"] + tally.verdicts["faster"]
+
+
+def format_selftest(found: Sequence[Tally], plan: Plan, slot: Slot) -> Listing:
+    """The table, and whether the aims are reached."""
+    rows = [_cells(tally) for tally in found]
+    heads = ["extra work", "method", "runs", *VERDICTS, "off by", "at worst", "interval holds it", "rounds", "seconds"]
+    same, more = found[0], found[2]
+    notes = [
+        f"called different though the same: {_false_alarms(same):.0%} (aim: at most {FALSE_ALARMS:.0%})",
+        f"called slower with 5% more work: {more.verdicts['slower']:.0%} (aim: at least {FOUND:.0%})",
+    ]
+    return Listing([f"{plan}, batch 1, on {slot}"], [Cells(heads, rows)], notes)
+
+
+def _cells(tally: Tally) -> list[str]:
+    shares = [f"{tally.verdicts[verdict]:.0%}" for verdict in VERDICTS]
+    errors = [f"{tally.error:.1%}", f"{tally.worst:.1%}", f"{tally.holds:.0%}"]
+    extra = f"{tally.truth - 1:.0%}"
+    return [extra, tally.method, str(tally.runs), *shares, *errors, f"{tally.rounds:.0f}", f"{tally.seconds:.1f}"]

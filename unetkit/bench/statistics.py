@@ -1,22 +1,70 @@
 """What samples say: the ratio of two timings with its interval, a verdict, and whether the samples can be trusted.
 
 The ratio is the median over rounds of candidate over baseline, its interval the bootstrap's of that median
-(`unetkit.bench.medians`). An interval tells what other rounds would have said in the same process. Where two networks
-lie in memory stays as it is for all rounds: MARGIN is for that.
+(`interval_of`). An interval tells what other rounds would have said in the same process. Where two networks lie in
+memory stays as it is for all rounds: MARGIN is for that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import log
 from statistics import NormalDist
-from typing import Literal
+from typing import Any, Literal
 
 import numpy
+from numpy.typing import NDArray
 
-from unetkit.bench.medians import TAILS, Floats, draws_of, interval_of
-from unetkit.bench.rows import Timing
+from unetkit.bench.results import Timing
+from unetkit.utils.formatting import format_ratio
+
+Floats = NDArray[numpy.float64]
+
+#: What an interval of 95% leaves out on either side.
+TAILS = (0.025, 0.975)
+_DRAWS = 4000
+
+
+def interval_of(values: Floats) -> tuple[float, float]:
+    """The 95% interval of the median of values in the order in which they were measured."""
+    low, high = _at(numpy.sort(values), _ends(int(_independent(values)))).tolist()
+    return low, high
+
+
+def draws_of(values: Floats, chance: numpy.random.Generator) -> Floats:
+    """What the median would have been, had the values been drawn again: 4000 times."""
+    half = (_independent(values) + 1) / 2
+    return _at(numpy.sort(values), chance.beta(half, half, _DRAWS))
+
+
+def _independent(values: Floats) -> float:
+    """How many independent values would say as much: fewer where one above the median is followed by others.
+
+    Newey and West, "A simple, positive semi-definite, heteroskedasticity and autocorrelation consistent covariance
+    matrix", 1987, on the signs, which are what a median's error comes from.
+    """
+    signs = numpy.sign(values - numpy.median(values))
+    lags = min(int(1.5 * len(signs) ** (1 / 3)), len(signs) - 1)
+    own = float(signs @ signs) or 1.0
+    both = [float(signs[:-lag] @ signs[lag:]) * (1 - lag / (lags + 1)) for lag in range(1, lags + 1)]
+    return len(signs) / max(1.0, 1 + 2 * sum(both) / own)
+
+
+@lru_cache(maxsize=4096)
+def _ends(count: int) -> tuple[float, float]:
+    half = (count + 1) / 2
+    low, high = numpy.quantile(numpy.random.default_rng(0).beta(half, half, _DRAWS), TAILS).tolist()
+    return low, high
+
+
+def _at(ordered: Floats, shares: Any) -> Floats:
+    """The values at these shares of their order, between two where they fall between."""
+    count = len(ordered)
+    found: Floats = numpy.interp(shares, numpy.arange(1, count + 1) / (count + 1), ordered)
+    return found
+
 
 Verdict = Literal["faster", "slower", "same", "inconclusive"]
 
@@ -147,3 +195,8 @@ def warnings_of(timing: Timing, name: str) -> list[str]:
 
 def _log_ratios(timing: Timing) -> Floats:
     return numpy.log(numpy.divide(timing.candidate, timing.baseline))
+
+
+def format_interval(estimate: Estimate) -> str:
+    """1.43 (1.41 to 1.46)."""
+    return f"{format_ratio(estimate.ratio)} ({format_ratio(estimate.low)} to {format_ratio(estimate.high)})"

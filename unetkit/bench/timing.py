@@ -16,7 +16,7 @@ from random import Random
 from statistics import median
 from time import perf_counter
 
-from unetkit.bench.rows import Timing
+from unetkit.bench.results import Timing
 
 Call = Callable[[], object]
 

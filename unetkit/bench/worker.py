@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+import platform
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
@@ -15,18 +16,19 @@ from typing import Any
 
 import torch
 
-from unetkit.bench.metrics import ANALYTIC, Metric, metrics_of
-from unetkit.bench.others import Others
-from unetkit.bench.slot import Slot
-from unetkit.bench.subject import Subject
-from unetkit.bench.task import Trial
+from unetkit.bench.builtin_metrics import Subject
+from unetkit.bench.devices import Others, Slot
+from unetkit.bench.grid import Trial
+from unetkit.bench.metrics import ANALYTIC, metrics_of
+from unetkit.bench.ray_engine import versions
 from unetkit.bench.timing import time_pair
 from unetkit.errors import CannotPass
-from unetkit.foreign import one_line
-from unetkit.jobs.memory import exhausted, free, hold
-from unetkit.jobs.pool import Say
 from unetkit.plugins import load_host
-from unetkit.registry import Parts
+from unetkit.registry import Metric, Parts
+from unetkit.utils.formatting import format_bytes
+from unetkit.utils.isolation import one_line
+from unetkit.utils.processes import Say
+from unetkit.utils.system import cores, cpu, exhausted, free, hold
 
 #: Of the memory that is free as a trial begins: an allocation beyond it fails, and nothing else is ended for it.
 _SHARE = 0.9
@@ -142,3 +144,31 @@ def _number(value: Any) -> float:
     if not math.isfinite(number):
         raise CannotPass(f"it gave {number}")
     return number
+
+
+def survey(task: None, slot: None, say: Say) -> None:
+    """Say the machine, the versions, and the GPUs as (device, name)."""
+    gpus = [(f"cuda:{i}", torch.cuda.get_device_name(i)) for i in range(torch.cuda.device_count())]
+    say({"machine": _machine([name for _, name in gpus]), "versions": versions(), "gpus": gpus})
+
+
+def _machine(gpus: list[str]) -> dict[str, Any]:
+    held = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+    return {
+        "cpu": cpu(),
+        "cores": len(cores()),
+        "memory": format_bytes(held),
+        "gpus": gpus,
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "mkldnn": torch._C._has_mkldnn,
+        "cuda": torch.version.cuda if gpus else None,
+        "cudnn": _cudnn() if gpus else None,
+        "tf32 in matmul": torch.backends.cuda.matmul.allow_tf32 if gpus else None,
+        "tf32 in convolutions": torch.backends.cudnn.allow_tf32 if gpus else None,
+    }
+
+
+def _cudnn() -> int:
+    version: int = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return version

@@ -13,10 +13,10 @@ from typing import NoReturn
 import click
 from click.shell_completion import CompletionItem
 
-from unetkit.cli.words import commands_of
+from unetkit.cli.options import commands_of
 from unetkit.commands import COMMANDS
 from unetkit.errors import PluginError, UnetkitError
-from unetkit.foreign import one_line
+from unetkit.utils.isolation import one_line
 
 
 class _Lazy(click.Group):

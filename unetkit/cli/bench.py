@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import shlex
+import sys
 from collections.abc import Callable
+from contextlib import closing
 from functools import reduce
 from importlib import import_module
 from pathlib import Path
@@ -11,12 +15,17 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from unetkit.bench.grid import AXES
-from unetkit.cli.words import complete_part, parts_of
+from unetkit.bench.config import Choices
+from unetkit.bench.grid import AXES, Case, Mode, exclude_cases, make_cases, make_plans, parse_axis, split_axis
+from unetkit.bench.metrics import metrics_of
+from unetkit.bench.results import ResultsWriter
+from unetkit.bench.runner import Leader
+from unetkit.cli.options import complete_part, host_of, parts_of
 from unetkit.errors import BadOption
 from unetkit.plan import Word
-from unetkit.registry import KINDS
+from unetkit.registry import KINDS, Parts
 from unetkit.resolve import kind_of
+from unetkit.utils.tables import put, width
 
 F = TypeVar("F", bound=Callable[..., Any])
 _UNDER = ("show", "report", "diff", "metrics", "selftest")
@@ -96,9 +105,123 @@ def bench(ctx: click.Context, /, **asked: Any) -> None:
     """
     given = {name: value for name, value in asked.items() if value is not None and value is not False and value != ()}
     if ctx.invoked_subcommand is None:
-        from unetkit.cli.bench.run import run
-
         run(ctx, given)
     elif given:
         first = next(param for param in ctx.command.params if param.name in given)
         raise BadOption(f"{first.opts[0]} is for measuring; leave it out, or leave out {ctx.invoked_subcommand}")
+
+
+_CHOSEN = (
+    *("baseline", "baseline_mode", "budget", "precision", "timeout", "device", "slots", "threads", "seed"),
+    *("engine", "ray_address", "again"),
+)
+
+_NO_OTHER_ROWS = ("again", "timeout", "ray_address")
+
+
+def run(ctx: click.Context, given: dict[str, Any]) -> None:
+    """Plan, and measure or tell. `given` holds the options that stand on the command line."""
+    host = host_of(ctx)
+    plugins = tuple(map(str, ctx.find_root().params.get("plugins") or ()))
+    metrics = tuple(split_axis("metrics", [given["metrics"]] if "metrics" in given else []))
+    if str(given.get("out", "x")) in ("", "."):
+        raise BadOption("--out: takes a folder of its own, such as runs/first")
+    chosen = {name: given[name] for name in _CHOSEN if name in given}
+    choices = Choices(metrics=metrics, plugins=plugins, **chosen)
+    leader = Leader(planned(given, host.parts), choices, host)
+    if given.get("dry_run"):
+        _rehearse(leader, given.get("out"))
+    else:
+        _measure(leader, given.get("out") or Path("runs", _name({**given, "plugins": plugins})))
+
+
+def planned(given: dict[str, Any], parts: Parts) -> list[Case]:
+    """The rows that a command line asks for, at least one."""
+    words = {word.name: parse_axis(word.name, given.get(word.name, ()), parts) for word in AXES}
+    modes = [Mode.parse(mode) for mode in split_axis("mode", given.get("modes", ("eager",)))]
+    batches = [_batch(text) for text in split_axis("batch", given.get("batches", ("1",)))]
+    found = make_cases(make_plans(words, parts), split_axis("size", given.get("sizes", ())), batches, modes)
+    left = exclude_cases(found, given.get("excepted", ()))[: given.get("limit")]
+    if not left:
+        raise BadOption("--except leaves no row; leave out less")
+    return left
+
+
+def _batch(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise BadOption(f"--batch {text}: takes numbers of images, such as 1,8")
+    return int(text)
+
+
+def _name(given: dict[str, Any]) -> str:
+    """A folder's name that the same command finds again."""
+    told = sorted((name, str(value)) for name, value in given.items() if name not in _NO_OTHER_ROWS)
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:8]
+
+
+def _measure(leader: Leader, folder: Path) -> None:
+    from unetkit.bench.progress import Watch
+
+    command = shlex.join(["unetkit", *sys.argv[1:]])
+    ledger = ResultsWriter(folder)
+    watch = Watch(leader, folder)
+    try:
+        with closing(leader.rows(ledger, command)) as rows:
+            watch.follow(rows)
+    except KeyboardInterrupt:
+        held = f"{len(ledger.rows)} rows are in {folder}"
+        click.echo(f"Error: interrupted: {held}; the same command goes on from there: {command}", err=True)
+        sys.exit(130)
+    finally:
+        ledger.close()
+    _show(folder)
+
+
+def _rehearse(leader: Leader, folder: Path | None) -> None:
+    """The rows that would be measured, and how long that would take."""
+    from unetkit.bench.columns import varied
+    from unetkit.bench.runner import rehearse
+    from unetkit.utils.formatting import format_count
+    from unetkit.utils.tables import Cells, Listing
+
+    found = rehearse(leader, folder)
+    names = varied([dict(case.factors) for case in leader.cases])
+    lines = [[*_factors(case, names), format_count(said["macs"])] for case, said in found.left]
+    failed = [[*_factors(case, names), cause] for case, cause in found.failed]
+    tables = [Cells([*names, "macs"], lines), Cells([*names, "cause"], failed, "cannot be built or passed:")]
+    about = _duration(found.seconds)
+    told = f"{len(lines)} rows would be measured against {found.baseline}, in about {about}"
+    done = [f"{found.done} rows are measured already"] if found.done else []
+    put(Listing([], [cells for cells in tables if cells.rows], [*done, told]), None)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def _factors(case: Case, names: list[str]) -> list[str]:
+    return [dict(case.factors).get(name, "") for name in names]
+
+
+def _show(folder: Path) -> None:
+    """What the rows come to, as `unetkit bench show` prints it."""
+    from unetkit.bench.columns import columns_of, select_columns
+    from unetkit.bench.results import read_results
+    from unetkit.bench.show import format_run
+
+    found = read_results(folder)
+    put(format_run(found, found.rows, select_columns(columns_of(found), None), width()), None)
+    click.echo(f"`unetkit bench show {folder}` shows more; `unetkit bench report {folder}` draws it")
+
+
+@click.command()
+@click.pass_context
+def metrics(ctx: click.Context) -> None:
+    """List what can be measured: name, unit, and how."""
+    from unetkit.utils.tables import Cells, Listing, put
+
+    rows = []
+    for metric in metrics_of(host_of(ctx)):
+        owner = f" (of {metric.owner})" if metric.owner != "unetkit" else ""
+        rows.append([metric.name, metric.info.unit, metric.info.summary + owner])
+    put(Listing([], [Cells(["metric", "unit", "meaning"], rows)], []), None)

@@ -13,7 +13,7 @@ from unetkit.errors import BadOption
 
 if TYPE_CHECKING:
     from unetkit.bench.columns import Column
-    from unetkit.bench.rows import Row, Run
+    from unetkit.bench.results import Row, Run
 
 
 @click.command()
@@ -47,9 +47,8 @@ def show(
     unetkit bench show runs/first --filter 'encoder=resnet*' --filter 'memory<500MiB'
     unetkit bench show runs/first --columns encoder,fuse,latency,latency-min --markdown
     """
-    from unetkit.bench.choose import filter_rows, select_columns, sort_rows
-    from unetkit.bench.columns import columns_of
-    from unetkit.bench.ledger import read_results
+    from unetkit.bench.columns import columns_of, filter_rows, select_columns, sort_rows
+    from unetkit.bench.results import read_results
 
     found = read_results(run)
     known = columns_of(found)
@@ -66,9 +65,8 @@ def show(
 
 def _rows(run: Run, rows: list[Row], columns: list[Column], form: str | None, fits: bool) -> None:
     """Print rows; `fits`: without the columns that a terminal has no room for."""
-    from unetkit.bench.frame import rows_to_csv, rows_to_json
-    from unetkit.bench.show import format_run
-    from unetkit.cli.bench.pages import put, width
+    from unetkit.bench.show import format_run, rows_to_csv, rows_to_json
+    from unetkit.utils.tables import put, width
 
     if form == "csv":
         click.echo(rows_to_csv(rows, columns), nl=False)
@@ -79,8 +77,8 @@ def _rows(run: Run, rows: list[Row], columns: list[Column], form: str | None, fi
 
 
 def _effects(run: Run, names: str | None, form: str | None) -> None:
-    from unetkit.bench.effect_listing import effects_to_csv, effects_to_records, format_effects, list_effects
-    from unetkit.cli.bench.pages import put
+    from unetkit.bench.effects import effects_to_csv, effects_to_records, format_effects, list_effects
+    from unetkit.utils.tables import put
 
     told = list_effects(run, names)
     if form == "csv":
@@ -89,3 +87,63 @@ def _effects(run: Run, names: str | None, form: str | None) -> None:
         click.echo(json.dumps(effects_to_records(told), indent=2))
     else:
         put(format_effects(run, told), form)
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", metavar="FILE.html", type=click.Path(path_type=Path), help="Default: report.html in RUN.")
+def report(run: Path, out: Path | None) -> None:
+    """Write a benchmark as one HTML file that works offline.
+
+    RUN is the folder that `unetkit bench ... --out RUN` wrote, also while that still runs. The file holds the sortable
+    table of rows, cost against cost with the Pareto front, the effect of each choice, the rounds, the machine, the
+    warnings, and the command that repeats each row. It takes about 5 MB, most of it the drawing library.
+
+    \b
+    unetkit bench report runs/first
+    unetkit bench report runs/first --out first.html
+    """
+    if out and out.suffix != ".html":
+        raise BadOption(f"--out {out}: writes HTML; give a name that ends in .html")
+
+    from unetkit.bench.report.page import write
+    from unetkit.bench.results import read_results
+
+    found = read_results(run)
+    path = out or run / "report.html"
+    write(found, path)
+    click.echo(f"{len(found.rows)} rows written to {path}")
+
+
+@click.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option("--margin", metavar="SHARE", type=click.FloatRange(0, 1), help="Times within this are no change.")
+@click.option("--unpaired", is_flag=True, help="Where baselines differ, show raw medians, without a verdict.")
+@click.option("--all", "everything", is_flag=True, help="Show what did not change, too.")
+@click.option("--json", "form", flag_value="json", help="Every figure as JSON.")
+@click.option("--markdown", "form", flag_value="markdown", help="The same as Markdown.")
+@click.pass_context
+def diff(
+    ctx: click.Context, /, a: Path, b: Path, margin: float | None, unpaired: bool, everything: bool, form: str | None
+) -> None:
+    """Compare run B with run A, row by row, the worst first.
+
+    Exit code 0 says that nothing got worse, 1 that something did, 2 that the two cannot be compared. Times are
+    compared as ratios to the baseline of both runs: worse only where the whole 95% interval of B over A lies beyond
+    --margin (0.02 if unsaid). Counts and sizes must be equal; peak memory may differ by 5% or 16 MiB, as it does
+    between processes that do the same.
+
+    \b
+    unetkit bench diff runs/before runs/after
+    """
+    from unetkit.bench.compare import MARGIN, diff_runs, diff_to_dict, format_diff
+    from unetkit.bench.results import read_results
+    from unetkit.utils.tables import put
+
+    found = diff_runs(read_results(a), read_results(b), margin=MARGIN if margin is None else margin, unpaired=unpaired)
+    if form == "json":
+        click.echo(json.dumps(diff_to_dict(found), indent=2))
+    else:
+        put(format_diff(found, everything=everything), form)
+    ctx.exit(1 if found.worse else 0)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from unetkit.cli.words import parts_of
+from unetkit.cli.options import parts_of
 
 if TYPE_CHECKING:
     from unetkit.bench.selftest import Result
@@ -69,12 +69,11 @@ def selftest(
     unetkit bench selftest
     unetkit bench selftest --runs 5 --device cuda:0 --network '--encoder resnet18 --size 224'
     """
-    from unetkit.bench.selftest import make_tasks, measure_tasks, tally_results
-    from unetkit.bench.selftest_listing import format_selftest, passed
-    from unetkit.bench.slot import Slot
+    from unetkit.bench.devices import Slot
+    from unetkit.bench.selftest import format_selftest, make_tasks, measure_tasks, passed, tally_results
     from unetkit.bench.timing import Rules
-    from unetkit.cli.bench.pages import put
-    from unetkit.jobs.machine import cores
+    from unetkit.utils.system import cores
+    from unetkit.utils.tables import put
 
     plan = _plan(network, size, parts_of(ctx))
     plugins = tuple(ctx.find_root().params.get("plugins") or ())
@@ -103,7 +102,7 @@ def _plan(network: str, size: str | None, parts: Parts) -> Plan:
 
 def _kept(found: Iterable[Result], out: Path | None) -> Iterator[Result]:
     """The same, each on disk first, where that is asked."""
-    from unetkit.jobs.lines import Lines
+    from unetkit.utils.files import Lines
 
     if out is None:
         yield from found

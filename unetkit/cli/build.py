@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetkit.cli.words import parts_of, plan_options
+from unetkit.cli.options import parts_of, plan_options
 from unetkit.errors import BadOption
-from unetkit.foreign import quiet
 from unetkit.plan import Plan
 from unetkit.resolve import resolve
+from unetkit.utils.isolation import quiet
 
 if TYPE_CHECKING:
-    from unetkit.inspect.trace import Trace
+    from unetkit.summary.report import Trace
 
 
 @click.command()
@@ -48,8 +48,8 @@ def build(
     resolve(plan, parts)  # refuses a wrong name or option before torch is imported
 
     from unetkit.builder import build_plan
-    from unetkit.inspect.check import run_check
-    from unetkit.inspect.trace import trace
+    from unetkit.summary.sanity_check import run_check
+    from unetkit.summary.trace import trace
 
     real = bool(save or check or plan.pretrained)
     with quiet():  # what a part prints in its pass is not what this prints
@@ -66,7 +66,7 @@ def build(
         _draw(traced, picture)
         done.append(f"drawn to {picture}")
     if save:
-        from unetkit.deploy.files import save as save_model
+        from unetkit.serialization import save as save_model
 
         save_model(model, save)
         given = ctx.find_root().params.get("plugins") or ()
@@ -81,8 +81,8 @@ def build(
 
 
 def _draw(traced: Trace, picture: Path) -> None:
-    from unetkit.atomic import written_as_asked
-    from unetkit.inspect.picture import draw
+    from unetkit.summary.svg import draw
+    from unetkit.utils.files import written_as_asked
 
     with written_as_asked(picture, "--picture") as temporary:
         temporary.write_text(draw(traced), encoding="utf-8")
@@ -91,7 +91,7 @@ def _draw(traced: Trace, picture: Path) -> None:
 def _show(traced: Trace, done: list[str]) -> None:
     from rich.console import Console
 
-    from unetkit.inspect.table import PAGE, render
+    from unetkit.summary.report import PAGE, render
 
     console = Console(highlight=False)
     if not console.is_terminal:

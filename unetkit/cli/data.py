@@ -15,8 +15,8 @@ from unetkit.errors import BadOption
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from unetkit.bench.listing import Listing
-    from unetkit.data.check import Report
+    from unetkit.data.validate import Report
+    from unetkit.utils.tables import Listing
 
 #: Samples on a sheet.
 _MOST = 12
@@ -59,13 +59,13 @@ def check(
     """
     if overlay and overlay.suffix != ".png":
         raise BadOption(f"--overlay {overlay}: draws PNG; give a name that ends in .png")
-    from unetkit.data.check import pick_samples, validate_folder
-    from unetkit.data.split import Rules
+    from unetkit.data.splits import Rules
+    from unetkit.data.validate import pick_samples, validate_folder
 
     report, splits, target = validate_folder(folder, Rules(seed, val, group), ignore, _progress())
     done = []
     if overlay and target:
-        from unetkit.data.sheet import contact_sheet
+        from unetkit.data.visualize import contact_sheet
 
         samples = pick_samples(splits, _MOST)
         _write(contact_sheet(samples, target), overlay)
@@ -86,8 +86,8 @@ def write(name: str, out: Path) -> None:
     \b
     unetkit data write cells:count=50,size=256 --out cells50
     """
-    from unetkit.data.opening import open_data
-    from unetkit.data.writing import write_set
+    from unetkit.data.datasets import open_data
+    from unetkit.data.export import write_set
 
     count = write_set(open_data(name), out, _progress())
     click.echo(f"{count} samples written to {out}; `unetkit data check {out}` shows them")
@@ -105,21 +105,21 @@ def _progress() -> Callable[[int, int], None] | None:
 
 
 def _write(picture: Image, path: Path) -> None:
-    from unetkit.atomic import written_as_asked
+    from unetkit.utils.files import written_as_asked
 
     with written_as_asked(path, "--overlay") as temporary:
         picture.save(temporary, "PNG")
 
 
 def _show(report: Report, done: list[str]) -> None:
-    from unetkit.cli.bench.pages import put
+    from unetkit.utils.tables import put
 
     put(_listing(report, done), None)
 
 
 def _listing(report: Report, done: list[str]) -> Listing:
-    from unetkit.bench.listing import Cells, Listing
-    from unetkit.data.places import many
+    from unetkit.data.folder import many
+    from unetkit.utils.tables import Cells, Listing
 
     how = f", told apart by {report.told_apart}" if report.told_apart else ""
     head = [f"{report.said}: {report.kind}{how}" if report.kind else f"{report.said}: no mask can be read"]

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import CompletionItem
 
-from unetkit.cli.words import complete_part, parts_of, summary
+from unetkit.cli.options import complete_part, parts_of, summary
 from unetkit.errors import UnknownName
+from unetkit.options import describe_type, format_value
 from unetkit.registry import KINDS, Entry, Parts, Registry
-from unetkit.values import describe_type, format_value
+from unetkit.utils.tables import page, table
 
 if TYPE_CHECKING:  # what `unetkit --help` loads with this command has no need of rich
     from rich.console import Console
@@ -50,27 +51,6 @@ def list_parts(ctx: click.Context, kind: str | None, name: str | None) -> None:
         _names(console, parts[kind], name)
     else:
         _detail(console, parts[kind].get(re.split("[:+]", name)[0]))
-
-
-def page() -> Console:
-    """Where tables are printed: as wide as the terminal, or 160 where there is none."""
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 160
-    return console
-
-
-def table(*columns: str) -> Table:
-    """An empty table whose cells fold."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    made = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        made.add_column(column, overflow="fold")
-    return made
 
 
 def add_row(listed: Table, *cells: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -15,6 +15,11 @@ from unetkit.plan import WORDS, Word
 from unetkit.plugins import Host, default_host, load_host
 from unetkit.registry import KINDS, Entry, Parts, Registry
 from unetkit.resolve import kind_of
+
+if TYPE_CHECKING:
+    from unetkit.network import Network
+    from unetkit.train.checkpoint import Run
+
 
 F = TypeVar("F", bound=Callable[..., Any])
 _WORDS = {kind.word for kind in KINDS}
@@ -94,3 +99,21 @@ def complete_part(registry: Registry, incomplete: str) -> list[CompletionItem]:
     except UnetkitError:
         return []
     return [CompletionItem(f"{head}{o.name}=", help=o.help) for o in known if o.name.startswith(key)]
+
+
+def trained(ctx: click.Context, run: Run, weights: str, device: str | None) -> Network:
+    """The network of a run with its "best" or "last" weights."""
+    from unetkit.train.checkpoint import BEST, LAST
+    from unetkit.utils.modules import usual_device
+
+    return run.network(usual_device(device), _parts(ctx, run.plugins), BEST if weights == "best" else LAST)
+
+
+def _parts(ctx: click.Context, plugins: tuple[str, ...]) -> Parts:
+    """What is installed, the plugins named before the command, and those that the run was trained with."""
+    from unetkit.plugins import load_host
+
+    given = tuple(map(str, ctx.find_root().params.get("plugins") or ()))
+    if set(plugins) <= set(given):
+        return parts_of(ctx)
+    return load_host(tuple(dict.fromkeys((*plugins, *given)))).parts

@@ -10,17 +10,18 @@ import click
 from click.shell_completion import CompletionItem
 
 from unetkit.bench.metrics import metrics_of
-from unetkit.cli.list import add_row, page, table
-from unetkit.cli.words import commands_of, host_of
+from unetkit.cli.list import add_row
+from unetkit.cli.options import commands_of, host_of
 from unetkit.plugins import Host
 from unetkit.registry import Plugin
 from unetkit.scaffold import TITLES, new_plugin
+from unetkit.utils.tables import page, table
 
 if TYPE_CHECKING:  # what `unetkit --help` loads with this command has no need of rich
     from rich.table import Table
 
     from unetkit.testing import Result
-    from unetkit.testing.run import Job
+    from unetkit.testing.runner import Job
 
 
 @click.group(invoke_without_command=True)
@@ -111,7 +112,7 @@ def check(ctx: click.Context, target: str) -> None:
     unetkit plugins check my-gate
     unetkit plugins check ./gate.py
     """
-    from unetkit.testing.run import jobs_of_plugin
+    from unetkit.testing.runner import jobs_of_plugin
 
     jobs = jobs_of_plugin(target)
     results = [job.run() for job in _watched(jobs)]

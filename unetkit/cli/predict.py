@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from unetkit.cli.runs import trained
+from unetkit.cli.options import trained
 from unetkit.errors import BadOption
-from unetkit.foreign import quiet
+from unetkit.utils.isolation import quiet
 
 if TYPE_CHECKING:
     pass
@@ -59,10 +59,9 @@ def predict(
     """
     size = _size(tile)
 
-    from unetkit.predict.planning import planned
-    from unetkit.predict.running import How, Predictor, predict_all
-    from unetkit.predict.watch import Shown
-    from unetkit.train.record import read_run
+    from unetkit.predict.predictor import How, Predictor, planned, predict_all
+    from unetkit.predict.progress import Shown
+    from unetkit.train.checkpoint import read_run
 
     found, passed = read_run(run), How(size, **how)
     jobs = planned(images, out, found.target, probabilities=probabilities, overlays=overlay)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from unetkit.cli.words import parts_of, plan_options
+from unetkit.cli.options import parts_of, plan_options
 from unetkit.errors import BadOption
 from unetkit.plan import WORDS, Plan
 from unetkit.resolve import resolve
@@ -65,8 +65,8 @@ def train(ctx: click.Context, /, out: Path | None, resume: Path | None, **asked:
     resolve(plan, parts)  # refuses a wrong name or option before torch is imported
     given["freeze"] = _freeze(given.get("freeze", "0"))
 
-    from unetkit.train.running import run
-    from unetkit.train.watch import Shown
+    from unetkit.train.progress import Shown
+    from unetkit.train.run import run
 
     plugins = tuple(map(str, ctx.find_root().params.get("plugins") or ()))
     command = shlex.join(["unetkit", *sys.argv[1:]])
@@ -81,8 +81,8 @@ def train(ctx: click.Context, /, out: Path | None, resume: Path | None, **asked:
 
 
 def _resume(ctx: click.Context, folder: Path, out: Path | None, given: dict[str, Any]) -> None:
-    from unetkit.train.running import resume
-    from unetkit.train.watch import Shown
+    from unetkit.train.progress import Shown
+    from unetkit.train.run import resume
 
     device, data = given.pop("device", None), given.pop("data", None)
     if out is not None or given:

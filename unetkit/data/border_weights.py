@@ -13,6 +13,7 @@ import hashlib
 from collections import OrderedDict
 from math import inf, log, sqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +21,42 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from unetkit.atomic import written_whole
-from unetkit.data.objects import instances_of, numbered
-from unetkit.data.sample import Sample
+from unetkit.data.types import Sample
 from unetkit.errors import BadFile, BadOption
+from unetkit.utils.files import written_whole
+
+Ints = NDArray[np.int64]
+
+
+def numbered(instances: NDArray[Any]) -> Ints:
+    """The same objects (H, W), numbered from 1 without gaps; 0 stays the background."""
+    _, numbers = np.unique(np.append(instances.ravel(), 0), return_inverse=True)
+    return np.asarray(numbers[:-1].reshape(instances.shape), np.int64)
+
+
+def pieces(classes: NDArray[Any]) -> Ints:
+    """The connected pieces of each class above 0 (H, W), numbered from 1.
+
+    Pixels are connected by their sides, not their corners, so that a line of background, however thin, keeps two
+    objects apart. Objects of two classes are two, though they touch.
+    """
+    found = np.zeros(classes.shape, np.int64)
+    for index in np.unique(classes[classes > 0]):
+        labels, _ = ndimage.label(classes == index)
+        found += np.where(labels > 0, labels + found.max(), 0)
+    return found
+
+
+def instances_of(mask: Tensor) -> Tensor:
+    """What stands for objects (H, W) where the data do not tell them apart: `pieces`. What is IGNORE is background.
+
+    Raises:
+        BadOption: the masks are multi-label, in which objects may lie over one another.
+    """
+    if mask.ndim == 3:
+        raise BadOption("border weights need one class a pixel, and these masks are multi-label; take another loss")
+    return torch.from_numpy(pieces(mask.cpu().numpy()))
+
 
 #: What a weight may differ by from the formula's, as a share of w0: lower ones are 0.
 TOLERANCE = 1e-4

@@ -6,15 +6,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from unetkit.chosen import Menu
 from unetkit.data.folder import open_folder
-from unetkit.data.sample import Data
-from unetkit.data.scan import Progress
-from unetkit.data.split import Rules
-from unetkit.data.target import Target
+from unetkit.data.mask_encoding import Progress
+from unetkit.data.splits import Rules
+from unetkit.data.types import Data, Target
 from unetkit.errors import BadFile, BadOption, UnknownName, nearest
+from unetkit.options import format_value
 from unetkit.plan import PartSpec
-from unetkit.values import format_value
+from unetkit.resolve import Menu
 
 #: Sets that are named, and what makes each: its keyword-only parameters are the options.
 SOURCES = Menu(
@@ -22,10 +21,10 @@ SOURCES = Menu(
     "set",
     "docs/data.md",
     {
-        "cells": "unetkit.data.cells:cells",
-        "voc": "unetkit.data.sets:voc",
-        "pet": "unetkit.data.sets:pet",
-        "cityscapes": "unetkit.data.sets:cityscapes",
+        "cells": "unetkit.data.synthetic_cells:cells",
+        "voc": "unetkit.data.torchvision_datasets:voc",
+        "pet": "unetkit.data.torchvision_datasets:pet",
+        "cityscapes": "unetkit.data.torchvision_datasets:cityscapes",
     },
 )
 
@@ -50,7 +49,7 @@ def open_data(
         val: the share that is set aside for validation then; None sets nothing aside, as for data that a network is
             scored on: what has no split is "all" then.
         group: a regular expression; names in which it finds the same stay on one side.
-        ignore: the number in a folder's masks that counts nowhere, beside what `unetkit.data.masks` says.
+        ignore: the number in a folder's masks that counts nowhere, beside what `unetkit.data.mask_encoding` says.
         target: what a folder's masks mean, where that is known, as from the run that is evaluated.
         progress: told how many masks of how many are scanned.
 

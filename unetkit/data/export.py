@@ -11,12 +11,11 @@ import tifffile
 from PIL import Image
 from torch import Tensor
 
-from unetkit.atomic import written_whole
-from unetkit.data.layout import CLASSES
-from unetkit.data.pictures import write_mask
-from unetkit.data.sample import Data, Sample
-from unetkit.data.target import Target
+from unetkit.data.folder import CLASSES
+from unetkit.data.types import Data, Sample, Target
+from unetkit.data.visualize import write_mask
 from unetkit.errors import BadFile, BadOption
+from unetkit.utils.files import written_whole
 
 
 def write_set(data: Data, folder: Path, progress: Callable[[int, int], None] | None = None) -> int:

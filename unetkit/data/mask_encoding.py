@@ -5,17 +5,244 @@ H and W height and width, L labels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from unetkit.data.codes import Told, code_said, codes_in, mixed, needs_colour, of_colours, of_numbers, present_in
-from unetkit.data.files import read_mask
-from unetkit.data.scan import Scan, codes_of, unpack
-from unetkit.data.target import IGNORE, Colour, Target
-from unetkit.errors import BadFile
+from unetkit.data.io import Pixels, read_mask
+from unetkit.data.types import IGNORE, Colour, Target
+from unetkit.errors import BadFile, UnetkitError
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What `classes.txt` says: names in order, and the colours of all of them or of none."""
+
+    names: tuple[str, ...]
+    colours: tuple[Colour, ...] = ()
+
+
+#: More distinct colours or numbers than this in one mask, and it was not drawn with classes in mind.
+MOST = 64
+#: Told how many files of how many are done.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a mask file holds.
+
+    Attributes:
+        path: of the file.
+        size: height and width.
+        counts: pixels of each number; of each colour, packed by `packed`, where the file holds RGB.
+        rgb: whether it does.
+        palette: the colours of those numbers, where it is indexed.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    counts: dict[int, int]
+    rgb: bool
+    palette: dict[int, Colour]
+
+    def by_colour(self) -> dict[int, int]:
+        """Pixels of each packed colour: grey where there is no palette."""
+        if self.rgb:
+            return self.counts
+        counts: dict[int, int] = {}
+        for number, count in self.counts.items():
+            colour = pack(self.palette[number]) if self.palette else number * 0x010101
+            counts[colour] = counts.get(colour, 0) + count
+        return counts
+
+
+def scan_all(paths: Sequence[Path], progress: Progress | None = None, most: int = MOST) -> list[Scan | UnetkitError]:
+    """Each file's scan, or why there is none, in order."""
+    found: list[Scan | UnetkitError] = []
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for result in pool.map(lambda path: _scan_or_error(path, most), paths):
+            found.append(result)
+            if progress:
+                progress(len(found), len(paths))
+    return found
+
+
+def _scan_or_error(path: Path, most: int) -> Scan | UnetkitError:
+    try:
+        return scan(path, most)
+    except UnetkitError as error:
+        return error
+
+
+def scan(path: Path, most: int = MOST) -> Scan:
+    """Count what a mask file holds. Raises BadFile where it cannot be read, or holds more than `most` classes."""
+    pixels = read_mask(path)
+    rgb = pixels.values.ndim == 3
+    numbers, counts = _counted(packed(pixels.values) if rgb else pixels.values)
+    if len(numbers) > most:
+        why = "a mask that was saved as JPEG, or resized smoothly, has lost its classes"
+        objects = "" if rgb else "; numbers of objects belong into instances/"
+        what = "colours" if rgb else "different numbers"
+        raise BadFile(f"{path}: holds {len(numbers)} {what}, more than {most}; {why}{objects}")
+    table = pixels.palette
+    palette = {} if table is None else {n: _colour(table, n) for n in map(int, numbers)}
+    height, width = pixels.values.shape[:2]
+    found = dict(zip(map(int, numbers), map(int, counts), strict=True))
+    return Scan(path, (height, width), found, rgb, palette)
+
+
+def _counted(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if values.dtype == np.uint8:
+        parts = np.array_split(values.ravel(), values.size // 2**20 + 1)  # it widens what it counts eightfold
+        counts = np.sum([np.bincount(part, minlength=256) for part in parts], axis=0)
+        return np.flatnonzero(counts), counts[counts > 0]
+    return np.unique(values, return_counts=True)
+
+
+def _colour(table: np.ndarray, number: int) -> Colour:
+    red, green, blue = map(int, table[number]) if number < len(table) else (0, 0, 0)
+    return red, green, blue
+
+
+def packed(colours: np.ndarray) -> np.ndarray:
+    """Colours (H, W, 3) as one number each (H, W): 0xRRGGBB."""
+    wide = colours.astype(np.int32)
+    return np.asarray(wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2])
+
+
+def pack(colour: Colour) -> int:
+    """One colour as 0xRRGGBB."""
+    return colour[0] << 16 | colour[1] << 8 | colour[2]
+
+
+def unpack(code: int) -> Colour:
+    """The colour back."""
+    return code >> 16, code >> 8 & 255, code & 255
+
+
+def codes_of(pixels: Pixels, by_colour: bool) -> np.ndarray:
+    """A mask's numbers (H, W), or its packed colours."""
+    values, palette = pixels
+    if not by_colour:
+        return values if values.ndim == 2 else values[..., 0]
+    if values.ndim == 3:
+        return packed(values)
+    if palette is None:
+        return values.astype(np.int32) * 0x010101
+    table = np.zeros((max(256, len(palette)), 3), np.uint8)
+    table[: len(palette)] = palette
+    return np.take(packed(table[None])[0], values)
+
+
+#: In a mask with class indices: this pixel counts nowhere, as in Pascal VOC; beside 0 alone it is the foreground.
+VOID = 255
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is known of a set beside its files.
+
+    Attributes:
+        classes: their names and colours.
+        ignore: the number that counts nowhere; where colours tell classes apart, its place among them.
+        labels: of a multi-label set.
+        rest: whether `classes` are those that are left without `ignore`, and not all.
+    """
+
+    classes: Classes | None = None
+    ignore: int | None = None
+    labels: tuple[str, ...] = ()
+    rest: bool = False
+
+
+def needs_colour(scans: Sequence[Scan]) -> bool:
+    """Whether masks differ by colour: RGB that is not all grey, or palettes that give one number two colours."""
+    if any(len({*unpack(code)}) > 1 for scan in scans if scan.rgb for code in scan.counts):
+        return True
+    seen: dict[int, Colour] = {}
+    return any(seen.setdefault(number, colour) != colour for scan in scans for number, colour in scan.palette.items())
+
+
+def codes_in(scan: Scan, by_colour: bool) -> dict[int, int]:
+    """Pixels of each code in a file."""
+    if by_colour:
+        return scan.by_colour()
+    return {code & 255: count for code, count in scan.counts.items()} if scan.rgb else scan.counts
+
+
+def present_in(scans: Sequence[Scan], by_colour: bool) -> dict[int, Path]:
+    """Every code, and the first file that holds it."""
+    found: dict[int, Path] = {}
+    for scan in scans:
+        for code in codes_in(scan, by_colour):
+            found.setdefault(code, scan.path)
+    return dict(sorted(found.items()))
+
+
+Codes = tuple[tuple[int, ...], tuple[int, ...], list[str]]
+
+
+def of_colours(present: dict[int, Path], told: Told) -> Codes:
+    """The packed colours of classes, black first; those that count nowhere; and what is wrong."""
+    known = told.classes
+    codes = [*present]
+    if known and known.colours:
+        codes = [pack(colour) for colour in known.colours]
+    elif known and len(known.names) != len(codes):
+        said = f"the masks hold {len(codes)} colours, but {len(known.names)} classes are named"
+        return (*codes,), (), [f"{said}; give each name its colour: NAME R G B"]
+    if told.rest and told.ignore is not None:
+        return (*codes,), (*sorted(present.keys() - {*codes}),)[:1], []
+    ignored = () if told.ignore is None or told.ignore >= len(codes) else (codes[told.ignore],)
+    return tuple(code for code in codes if code not in ignored), ignored, []
+
+
+def of_numbers(present: dict[int, Path], told: Told) -> Codes:
+    """The numbers of classes; those that count nowhere; and what is wrong."""
+    count = 2 if told.labels else len(told.classes.names) if told.classes else 0
+    ignored = set() if told.ignore is None else {told.ignore}
+    rest = present.keys() - ignored
+    if rest <= {0, VOID} and VOID in rest and count in (0, 2):
+        return (0, VOID), (*ignored,), []
+    if VOID in rest and max(rest) == VOID and count <= VOID:
+        ignored.add(VOID)
+    rest -= ignored
+    most = count + len(ignored) * told.rest if count else max([*rest, 1]) + 1
+    codes = [code for code in range(most) if code not in ignored][: count or None]
+    missing = [code for code in codes if code not in rest] if not count else []
+    if missing and max([*rest, 0]) > 1:  # 0 or 1 alone is a set of nothing, or of nothing else
+        return tuple(sorted(rest)), (*sorted(ignored),), [_gap(missing, max(rest), present)]
+    return (*codes,), (*sorted(ignored),), []
+
+
+def mixed(scans: Sequence[Scan], codes: Sequence[int]) -> list[str]:
+    """Masks of 0 and 1 among masks of 0 and 255, which would count nowhere."""
+    ones, voids = (
+        [s.path for s in scans if code in s.counts and other not in s.counts] for code, other in ((1, 255), (255, 1))
+    )
+    if [*codes] != [0, 1] or not ones or not voids or any({1, 255} <= scan.counts.keys() for scan in scans):
+        return []
+    return [f"{voids[0]}: holds 0 and 255, but {ones[0]} 0 and 1; write all masks alike"]
+
+
+def _gap(missing: list[int], most: int, present: dict[int, Path]) -> str:
+    what = ", ".join(map(str, missing[:4])) + (", ..." if len(missing) > 4 else "")
+    if 255 in present and 1 in missing:
+        return f"{present[most]}: holds {most}, among masks of 0 and 255; threshold it to these two, as after a resize"
+    return (
+        f"{present[most]}: holds {most}, but no mask holds {what}; classes are numbers without gaps from 0 (or 0 and"
+        f" 255); if some classes just never occur, name all {most + 1} in classes.txt"
+    )
+
+
+def code_said(code: int, by_colour: bool) -> str:
+    """A code as people read it: 7, #ff0000."""
+    return f"#{code:06x}" if by_colour else str(code)
 
 
 @dataclass(frozen=True)

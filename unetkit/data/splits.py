@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from unetkit.data.streams import seed_of
+from unetkit.data.rng import seed_of
 from unetkit.errors import BadOption
 
 #: The share that validates.

@@ -6,18 +6,284 @@ those that touch apart, as in the sets that U-Net was made for. See docs/cells.m
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
+from math import cos, pi, sin
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy import ndimage
 
-from unetkit.data.cell_looks import looks
-from unetkit.data.cell_places import KINDS, placed
-from unetkit.data.cell_shapes import apart, regions
-from unetkit.data.sample import Data, Sample
-from unetkit.data.streams import numbers
-from unetkit.data.target import Target
+from unetkit.data.rng import numbers
+from unetkit.data.types import Data, Sample, Target
 from unetkit.errors import BadOption
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+class Kind(NamedTuple):
+    """What cells of a kind have in common.
+
+    Attributes:
+        name: as a class.
+        size: of a cell, where 1 is an ordinary one's.
+        length: of a cell, its width being 1.
+        waves: amplitudes of the 2, 3, 4 ... waves that its outline has, its radius being 1.
+        texture: what its inside looks like.
+    """
+
+    name: str
+    size: float
+    length: float
+    waves: tuple[float, ...]
+    texture: str
+
+
+KINDS = (
+    Kind("round cell", 1.0, 1.15, (0.05, 0.04, 0.02), "nucleus"),
+    Kind("spindle cell", 1.0, 2.4, (0.05, 0.08, 0.03), "streaks"),
+    Kind("grainy cell", 0.9, 1.3, (0.06, 0.05, 0.04, 0.03), "grains"),
+    Kind("lobed cell", 1.2, 1.2, (0.05, 0.18, 0.14, 0.05), "vacuoles"),
+    Kind("striped cell", 0.8, 1.6, (0.12, 0.04, 0.02), "stripes"),
+)
+
+
+class Placed(NamedTuple):
+    """N cells before they press on one another: centres, radii and angles (N,), kinds (N,), waves (N, K) complex."""
+
+    y: Floats
+    x: Floats
+    radius: Floats
+    length: Floats
+    angle: Floats
+    kind: Ints
+    waves: NDArray[np.complex64]
+
+
+def placed(rng: np.random.Generator, size: int, radius: float, crowding: float, kinds: int) -> Placed:
+    """Cells of the first `kinds` KINDS, in clusters, until they would cover the share `crowding` of the image."""
+    spots = np.array(_spots(rng, size, radius, crowding))
+    n = len(spots)
+    kind = rng.integers(kinds, size=n)
+    amplitudes = np.array([(*KINDS[k].waves, 0.0, 0.0)[:4] for k in range(kinds)])[kind]
+    waves = amplitudes * np.abs(rng.normal(1, 0.4, (n, 4))) * np.exp(1j * rng.uniform(0, 2 * np.pi, (n, 4)))
+    length = np.array([k.length for k in KINDS])[kind] * rng.uniform(0.85, 1.25, n)
+    scale = np.array([k.size for k in KINDS])[kind]
+    y, x, r = spots.T.astype(np.float32)
+    angle = rng.uniform(0, 2 * np.pi, n)
+    return Placed(y, x, r * _f(scale), _f(length), _f(angle), kind, waves.astype(np.complex64))
+
+
+def _f(values: Any) -> Floats:
+    return np.asarray(values, dtype=np.float32)
+
+
+Spot = tuple[float, float, float]
+#: A spot's centre and that of another are at least this share of the sum of their radii apart.
+_NEAREST = 0.7
+_LARGEST = 1.5
+
+
+def _spots(rng: np.random.Generator, size: int, radius: float, crowding: float) -> list[Spot]:
+    """Centres (y, x) and radii: each cell is set beside one before it, or now and then on free ground."""
+    wanted = max(3, round(crowding * size * size / (pi * radius * radius)))
+    found: list[Spot] = []
+    # Whatever is too near lies in the same square of this side, or in one beside it.
+    side = 2 * _NEAREST * _LARGEST * radius
+    squares: dict[tuple[int, int], list[Spot]] = {}
+    for chances in rng.random((4 * wanted, 4)).tolist():
+        if len(found) == wanted:
+            break
+        y, x, r = spot = _tried(chances, found, size, radius)
+        row, column = int(y // side), int(x // side)
+        near = (squares.get((row + i, column + j), ()) for i, j in product((-1, 0, 1), repeat=2))
+        outside = min(y, x) < -r or max(y, x) > size + r
+        if outside or any(_presses(spot, other) for others in near for other in others):
+            continue
+        found.append(spot)
+        squares.setdefault((row, column), []).append(spot)
+    return found
+
+
+def _tried(chances: list[float], found: list[Spot], size: int, radius: float) -> Spot:
+    """A spot from four numbers between 0 and 1."""
+    r = radius * (0.7 + (_LARGEST - 0.7) * chances[0] ** 2)
+    if not found or chances[2] >= 0.8:
+        return size * chances[1], size * chances[3], r
+    y, x, beside = found[int(len(found) * chances[2] / 0.8)]
+    turn, far = 2 * pi * chances[1], (beside + r) * (_NEAREST + 0.02 + 0.23 * chances[3])
+    return y + far * sin(turn), x + far * cos(turn), r
+
+
+def _presses(one: Spot, other: Spot) -> bool:
+    return (one[0] - other[0]) ** 2 + (one[1] - other[1]) ** 2 < (_NEAREST * (one[2] + other[2])) ** 2
+
+
+class Regions(NamedTuple):
+    """Cells as they lie in the image, each map (H, W).
+
+    Attributes:
+        owner: whose a pixel is, 0 for nobody's, i + 1 for the i-th cell's.
+        out: how far out in its cell a pixel lies: 0 in the centre, 1 on the outline and outside.
+        along, across: where in its cell it lies, in the cell's own axes, its radius being 1.
+    """
+
+    owner: Ints
+    out: Floats
+    along: Floats
+    across: Floats
+
+
+def regions(cells: Placed, size: int) -> Regions:
+    """Who owns each pixel: of the cells that reach it, the one in whose middle it lies most.
+
+    So neighbours share a border where they meet, as cells that press on one another do.
+    """
+    maps = Regions(np.zeros((size, size), np.int64), *(np.ones((size, size), np.float32) for _ in range(3)))
+    for index, cell in enumerate(zip(*cells, strict=True)):
+        y, x, radius, length = map(float, cell[:4])
+        # Waves lift an outline to half as far again, but for the rarest.
+        reach = radius * length**0.5 * 1.5
+        rows, columns = (slice(max(0, int(c - reach)), max(0, min(size, int(c + reach) + 2))) for c in (y, x))
+        if rows.start < rows.stop and columns.start < columns.stop:
+            _paint(maps, index + 1, rows, columns, Placed(*cell))
+    return maps
+
+
+def _paint(maps: Regions, number: int, rows: slice, columns: slice, cell: Placed) -> None:
+    y = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] - cell.y
+    x = np.arange(columns.start, columns.stop, dtype=np.float32)[None] - cell.x
+    c, s, stretch = np.cos(cell.angle), np.sin(cell.angle), np.sqrt(cell.length)
+    along, across = (x * c + y * s) / (cell.radius * stretch), (y * c - x * s) * (stretch / cell.radius)
+    out = np.sqrt(along * along + across * across)
+    wave = turn = (along + np.complex64(1j) * across) / np.maximum(out, np.float32(1e-6))
+    outline = np.ones_like(out)
+    for amplitude in cell.waves:
+        wave = wave * turn
+        outline += (amplitude * wave).real
+    out /= np.maximum(outline, np.float32(0.3))
+    nearer = out < maps.out[rows, columns]
+    maps.owner[rows, columns][nearer] = number
+    for field, values in zip(maps[1:], (out, along, across), strict=True):
+        field[rows, columns][nearer] = values[nearer]
+
+
+def apart(owner: Ints, least: int) -> Ints:
+    """Who owns each pixel once a line of background, 2 pixels wide, keeps touching cells apart.
+
+    Each cell is one connected piece (of its pieces, the largest) of at least that many pixels, or is gone.
+    """
+    high = ndimage.maximum_filter(owner, 3)
+    low = ndimage.minimum_filter(np.where(owner > 0, owner, len(owner) ** 2), 3)
+    kept = np.where(high == low, owner, 0)
+    pieces, count = ndimage.label(kept)
+    area, of = np.bincount(pieces.ravel(), minlength=count + 1), np.zeros(count + 1, np.int64)
+    of[pieces.ravel()] = kept.ravel()
+    order = np.lexsort((-area, of))
+    largest = order[np.unique(of[order], return_index=True)[1]]
+    stays = np.zeros(count + 1, bool)
+    stays[largest[area[largest] >= least]] = True
+    return np.where(stays[pieces], kept, 0)
+
+
+def smooth(rng: np.random.Generator, size: int, spacing: float) -> Floats:
+    """Random hills (H, W), about 1 high and deep, that far apart: a grid of normal numbers under a cubic B-spline."""
+    places = np.arange(size, dtype=np.float32) / spacing + np.float32(rng.uniform())
+    whole = places.astype(int)
+    t = (places - whole).astype(np.float32)
+    taps = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)
+    grid = rng.standard_normal((int(whole[-1]) + 4, int(whole[-1]) + 4), dtype=np.float32)
+    rows = np.zeros((size, grid.shape[1]), np.float32)
+    hills = np.zeros((size, size), np.float32)
+    for k, tap in enumerate(taps):
+        rows += tap[:, None] * grid[whole + k]
+    for k, tap in enumerate(taps):
+        hills += tap[None] * rows[:, whole + k]
+    return hills / np.float32(18)  # the taps sum to 6 a direction; the hills are lower than the numbers, by a half
+
+
+class Optics(NamedTuple):
+    """How the microscope was set for an image.
+
+    Attributes:
+        glow: how much brighter cells are than the ground, on average; below 0 where they are darker.
+        relief: how strongly slopes towards the light stand out, as in differential interference contrast.
+        light: where the light comes from, in radians.
+        halo: how bright the surroundings of cells are, as in phase contrast, and so the seams between them; below 0
+            where they are dim.
+    """
+
+    glow: float
+    relief: float
+    light: float
+    halo: float
+
+
+def optics(rng: np.random.Generator) -> Optics:
+    """One setting in which cells are seen, if not by their brightness alone."""
+    halo = rng.uniform(0.18, 0.36) * rng.choice([-1, -1, 1])
+    return Optics(rng.uniform(-0.06, 0.1), rng.uniform(0.35, 0.7), rng.uniform(0, 2 * np.pi), halo)
+
+
+def looks(rng: np.random.Generator, cells: Placed, maps: Regions, owner: Ints, radius: float, noise: float) -> Floats:
+    """The image (H, W) of cells that lie so, over others out of focus and among debris."""
+    size = len(owner)
+    set_to = optics(rng)
+    image = 0.5 + 0.05 * smooth(rng, size, radius)
+    image += out_of_focus(rng, set_to, size, radius)
+    image += bodies(rng, set_to, cells, maps, owner)
+    image += rng.uniform(-0.15, 0.15) * np.clip(4 * smooth(rng, size, 0.5 * radius) - 5, 0, 1)  # debris: flat and sharp
+    image = ndimage.gaussian_filter(image, rng.uniform(0.5, 1.0), truncate=3)
+    image *= 1 + 0.25 * smooth(rng, size, size / 1.5)
+    image += noise * rng.uniform(0.02, 0.045) * rng.standard_normal(image.shape, dtype=np.float32)
+    return np.asarray(np.clip(image, 0, 1), np.float32)
+
+
+def out_of_focus(rng: np.random.Generator, set_to: Optics, size: int, radius: float) -> Floats:
+    """What cells of another depth, which count as background, add to the image (H, W)."""
+    half = (size + 1) // 2  # they are blurred, so they need not be drawn finer
+    cells = placed(rng, half, radius / 2, 0.2, len(KINDS))
+    maps = regions(cells, half)
+    seen = 0.9 * bodies(rng, set_to, cells, maps, maps.owner)
+    seen = seen.repeat(2, 0).repeat(2, 1)[:size, :size]
+    return np.asarray(ndimage.gaussian_filter(seen, 0.2 * radius, truncate=2.5))
+
+
+def bodies(rng: np.random.Generator, set_to: Optics, cells: Placed, maps: Regions, owner: Ints) -> Floats:
+    """What cells add to the brightness of the ground (H, W): glow, texture, relief and halo."""
+    inside = (owner > 0).astype(np.float32)
+    bright = rng.normal(set_to.glow, 0.05, len(cells.y) + 1).astype(np.float32)[maps.owner]
+    dome = np.sqrt(np.maximum(1 - maps.out**2, 0))
+    height = ndimage.gaussian_filter(inside * (0.4 + 0.6 * dome), 0.8, truncate=3)
+    down, right = np.gradient(height)
+    shade = set_to.relief * (down * np.sin(set_to.light) + right * np.cos(set_to.light))
+    halo = set_to.halo * (ndimage.gaussian_filter(inside, 2, truncate=2.5) - inside)
+    return np.asarray(shade + halo + inside * (bright * dome + texture(rng, cells, maps)), np.float32)
+
+
+def texture(rng: np.random.Generator, cells: Placed, maps: Regions) -> Floats:
+    """What is seen inside the cells (H, W), by their kinds."""
+    seen, kind = np.zeros_like(maps.out), np.concatenate([[-1], cells.kind])[maps.owner]
+    phase = rng.uniform(0, 2 * np.pi, len(cells.y) + 1).astype(np.float32)[maps.owner]
+    grain = ndimage.gaussian_filter(rng.standard_normal(kind.shape, dtype=np.float32), 0.9, truncate=3)
+    for index, each in enumerate(KINDS):
+        of = kind == index
+        seen[of] = TEXTURES[each.texture](maps.along[of], maps.across[of], phase[of], grain[of])
+    return seen
+
+
+#: What is seen of a kind: how far along and across its cell a pixel lies, a number of the cell's, noise -> brightness.
+TEXTURES: dict[str, Callable[[Floats, Floats, Floats, Floats], NDArray[Any]]] = {
+    "nucleus": lambda u, v, phase, grain: 0.2 * np.exp(-(((u**2 + v**2) / 0.16) ** 2)) - 0.03,
+    "streaks": lambda u, v, phase, grain: 0.07 * np.sin(8 * v + 1.5 * np.sin(3 * u + phase)),
+    "grains": lambda u, v, phase, grain: 0.4 * grain,
+    "vacuoles": lambda u, v, phase, grain: 0.03 - 0.2 * np.exp(-((np.abs(u) - 0.4) ** 2 + v**2) / 0.05),
+    "stripes": lambda u, v, phase, grain: 0.09 * np.sin(10 * u + phase),
+}
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from unetkit.data.files import of_picture, scaled
 from unetkit.data.folder import AUGMENT
-from unetkit.data.sample import Data, Images, Sample
-from unetkit.data.split import Rules, split
-from unetkit.data.target import IGNORE, Target, palette
+from unetkit.data.io import of_picture, scaled
+from unetkit.data.splits import Rules, split
+from unetkit.data.types import IGNORE, Data, Images, Sample, Target, palette
 from unetkit.errors import BadFile
-from unetkit.foreign import one_line
+from unetkit.utils.isolation import one_line
 
 _VOC = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),

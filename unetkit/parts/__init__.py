@@ -13,11 +13,9 @@ def unetkit_register(parts: Parts) -> None:
     """Register every built-in part by "module:attr"."""
     parts.encoders.add("plain", f"{_HERE}.encoders.plain:Plain")
     parts.encoders.add_source(
-        "timm", f"{_HERE}.encoders.timm_names:timm_model_names", f"{_HERE}.encoders.timm:TimmEncoder"
+        "timm", f"{_HERE}.encoders.timm_catalog:timm_model_names", f"{_HERE}.encoders.timm:TimmEncoder"
     )
-    parts.encoders.add_source(
-        "smp", f"{_HERE}.encoders.smp_names:smp_encoder_names", f"{_HERE}.encoders.smp:SmpEncoder"
-    )
+    parts.encoders.add_source("smp", "unetkit.smp.catalog:smp_encoder_names", "unetkit.smp.encoders:SmpEncoder")
     for name, attr in {
         "bilinear": "Bilinear",
         "nearest": "Nearest",
@@ -48,10 +46,10 @@ def unetkit_register(parts: Parts) -> None:
         "resnet101-unet",
     ):
         parts.recipes.add(name, f"{_HERE}.recipes:{name.replace('-', '_')}")
-    smp = f"{_HERE}.models.smp_names"
+    smp = "unetkit.smp.catalog"
     parts.models.add_source(
         "smp",
         f"{smp}:smp_architecture_names",
-        f"{_HERE}.models.smp:smp_model",
+        "unetkit.smp.models:smp_model",
         options=f"{smp}:smp_architecture_options",
     )

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unetkit.plan import Size
-from unetkit.sizes import crop_center, pad_center, same_size, size_of
+from unetkit.utils.formatting import Size
+from unetkit.utils.spatial import crop_center, pad_center, same_size, size_of
 
 
 class Crop(nn.Module):

@@ -7,8 +7,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from unetkit.parts.units import UnitStyle, make_act
-from unetkit.sizes import crop_center, size_of
+from unetkit.parts.conv_unit import UnitStyle, make_act
+from unetkit.utils.spatial import crop_center, size_of
 
 
 class Double(nn.Sequential):

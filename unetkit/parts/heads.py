@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 
 from unetkit.errors import BadOption
-from unetkit.parts.units import make_act, make_norm
+from unetkit.parts.conv_unit import make_act, make_norm
 
 
 class Conv(nn.Sequential):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unetkit.errors import BadOption, CannotBuild
-from unetkit.plan import Size
+from unetkit.utils.formatting import Size
 
 
 class Bilinear(nn.Module):

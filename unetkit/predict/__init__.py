@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unetkit.deploy.passing import tiled
+    from unetkit.tiling.sliding_window import tiled
 
-_WHERE = {"tiled": "unetkit.deploy.passing"}
+_WHERE = {"tiled": "unetkit.tiling.sliding_window"}
 __all__ = ["tiled"]
 
 

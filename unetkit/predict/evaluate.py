@@ -11,15 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
-from unetkit.data.layout import read_classes
-from unetkit.data.opening import named, open_data
-from unetkit.data.sample import Data, Images, Sample, known_by
-from unetkit.data.target import Target
-from unetkit.deploy.passing import tiled
+from unetkit.data.datasets import named, open_data
+from unetkit.data.folder import read_classes
+from unetkit.data.types import Data, Images, Sample, Target, known_by
 from unetkit.errors import BadFile, BadOption
 from unetkit.network import Network
+from unetkit.tiling.sliding_window import tiled
+from unetkit.train.checkpoint import Run
 from unetkit.train.metrics import Evaluation, Seen, touching_said
-from unetkit.train.record import Run
 
 #: All splits together.
 ALL = "all"

@@ -8,18 +8,99 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import tifffile
 from torch import Tensor
 
-from unetkit.data.files import read_image, scaled
-from unetkit.data.tiff import check_holds, quiet, why
-from unetkit.deploy.stitching import Held
+from unetkit.data.io import channels_along, check_holds, quiet, read_image, scaled, squeezed, why, without_alpha
 from unetkit.errors import BadFile
-from unetkit.inspect.figures import format_bytes
-from unetkit.plan import Size
-from unetkit.predict.segments import Segments
+from unetkit.tiling.sliding_window import Held
+from unetkit.utils.formatting import Size, format_bytes
+
+
+class Unusual(Exception):
+    """A file that windows are not read of."""
+
+
+class Segments:
+    """The first image of a file.
+
+    Attributes:
+        size: height and width.
+        channels: the numbers of those that are read: all but alpha.
+        least: bytes that are in memory at once, whatever the window.
+    """
+
+    def __init__(self, file: tifffile.TiffFile) -> None:
+        """Raises Unusual, or ValueError of a stack, where only the whole image can be read, if that."""
+        series, page = file.series[0], file.series[0].keyframe
+        shape, axes = squeezed(series.shape, series.axes)
+        place = channels_along(shape, axes)
+        # Channels are planes before the image's axes, or samples behind them.
+        if axes not in ("YX", "YXS") and not (place == 0 and axes[1:] == "YX"):
+            raise Unusual(axes)
+        if page.photometric == tifffile.PHOTOMETRIC.PALETTE or page.imagedepth != 1:
+            raise Unusual("palette")
+        self._file, self._series, self._page, self._first = file, series, page, place == 0
+        self.size: Size = (shape[axes.index("Y")], shape[axes.index("X")])
+        self._count = 1 if place is None else shape[place]
+        self.channels = without_alpha(self._count, page.extrasamples if "S" in axes else ())
+        self._held: dict[tuple[int, int], tuple[np.ndarray, Any]] = {}
+        self._flat = series.dataoffset if page.is_memmappable else None
+        self._high = page.tilelength if page.is_tiled else min(page.rowsperstrip, self.size[0])
+        self._wide = page.tilewidth if page.is_tiled else self.size[1]
+        self.least = 0 if self._flat is not None else self._high * self._wide * series.dtype.itemsize
+
+    def read(self, rows: slice, columns: slice) -> np.ndarray:
+        """A window (h, w, C), or (h, w) of one channel, in the machine's byte order."""
+        read = self._decoded if self._flat is None else self._mapped
+        window = read(rows, columns)[..., self.channels]
+        return window.astype(window.dtype.newbyteorder("="))
+
+    def _mapped(self, rows: slice, columns: slice) -> np.ndarray:
+        """Of a file that is not compressed; mapped anew each time, so that what was read counts as nobody's."""
+        shape = (self._count, *self.size) if self._first else (*self.size, self._count)
+        kind = np.dtype(self._file.byteorder + self._series.dtype.char)
+        mapped: np.ndarray = np.memmap(self._file.filehandle.path, kind, "r", self._flat or 0, shape)
+        window = np.moveaxis(mapped[:, rows, columns], 0, -1) if self._first else mapped[rows, columns]
+        return np.array(window)
+
+    def _decoded(self, rows: slice, columns: slice) -> np.ndarray:
+        window = np.zeros((rows.stop - rows.start, columns.stop - columns.start, self._count), self._series.dtype)
+        # Windows come from the top down, so what lies above this one is not needed again.
+        self._held = {key: kept for key, kept in self._held.items() if kept[1][0] + self._high > rows.start}
+        for page, index in self._touched(rows, columns):
+            data, (top, left, channel) = self._segment(page, index)
+            low, high = max(top, rows.start), min(top + data.shape[0], rows.stop)
+            near, far = max(left, columns.start), min(left + data.shape[1], columns.stop)
+            part = data[low - top : high - top, near - left : far - left]
+            into = window[low - rows.start : high - rows.start, near - columns.start : far - columns.start]
+            into[..., channel : channel + data.shape[2]] = part
+        return window
+
+    def _touched(self, rows: slice, columns: slice) -> Iterator[tuple[int, int]]:
+        """Page and number of each segment that a window touches."""
+        down, across = -(-self.size[0] // self._high), -(-self.size[1] // self._wide)
+        planes = self._page.samplesperpixel if self._page.planarconfig == tifffile.PLANARCONFIG.SEPARATE else 1
+        for page in range(len(self._series.pages)):
+            for plane in range(planes):
+                for row in range(rows.start // self._high, -(-rows.stop // self._high)):
+                    for column in range(columns.start // self._wide, -(-columns.stop // self._wide)):
+                        yield page, (plane * down + row) * across + column
+
+    def _segment(self, page: int, index: int) -> tuple[np.ndarray, tuple[int, int, int]]:
+        """Its numbers (h, w, samples), and where they stand: row, column, channel."""
+        if (page, index) not in self._held:
+            frame: Any = self._series.pages[page]
+            self._file.filehandle.seek(frame.dataoffsets[index])
+            data = self._file.filehandle.read(frame.databytecounts[index]) or None
+            found, (plane, _, top, left, _), shape = self._page.decode(data, index, jpegtables=frame.jpegtables)
+            values = np.full(shape[1:], self._page.nodata, self._series.dtype) if found is None else found[0]
+            self._held[page, index] = values, (top, left, page * self._page.samplesperpixel + plane)
+        return self._held[page, index]
+
 
 #: What takes more than this at once is worth a word, in bytes.
 _LARGE = 512 << 20

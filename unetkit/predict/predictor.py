@@ -5,23 +5,137 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from unetkit.atomic import written_whole
-from unetkit.deploy.fitting import fit
-from unetkit.deploy.layouts import Layout
-from unetkit.deploy.passing import passing
-from unetkit.deploy.stitching import Source, Window, windows
-from unetkit.errors import BadFile, BadOption, CannotPass
-from unetkit.inspect.figures import format_size
-from unetkit.plan import Size
-from unetkit.predict.checking import Check
-from unetkit.predict.opening import Picture, opened
-from unetkit.predict.planning import Job
-from unetkit.predict.writing import Masks, Overlay, write_probabilities
-from unetkit.train.record import Run
+from unetkit.data.io import ENDINGS
+from unetkit.data.types import Target
+from unetkit.data.visualize import VOID, label_paths
+from unetkit.errors import BadFile, BadOption, CannotPass, UnetkitError
+from unetkit.predict.image_reader import Picture, opened
+from unetkit.predict.mask_writer import Masks, Overlay, write_probabilities
+from unetkit.summary.trace import trace
+from unetkit.tiling.layout import Fit, Layout
+from unetkit.tiling.requirements import fit
+from unetkit.tiling.sliding_window import Pass, Source, Window, passing, windows
+from unetkit.train.checkpoint import Run
+from unetkit.utils.files import written_whole
+from unetkit.utils.formatting import Size, format_bytes, format_size
+from unetkit.utils.system import free
+
+
+@dataclass(frozen=True)
+class Job:
+    """An image, and the files that are written of it: None for those that are not wanted."""
+
+    image: Path
+    masks: tuple[Path, ...]
+    probabilities: Path | None = None
+    overlay: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that are written."""
+        return (*self.masks, *(path for path in (self.probabilities, self.overlay) if path))
+
+
+def planned(
+    images: Iterable[Path], out: Path, target: Target, *, probabilities: bool = False, overlays: bool = False
+) -> list[Job]:
+    """What is to be done of images and of folders of images.
+
+    Raises:
+        BadFile: a folder holds no image.
+        BadOption: two images would be written to one file, or one over an image; or there are more classes than the
+            palette of a PNG holds.
+    """
+    if target.kind != "multilabel" and len(target.names) > VOID:
+        raise BadOption(f"{len(target.names)} classes do not fit the palette of a PNG, which holds {VOID}")
+    jobs = [_job(path, out / inside, target, probabilities, overlays) for path, inside in found(images).items()]
+    places: dict[Path, Path] = {}
+    for job in jobs:
+        for file in map(Path.resolve, job.files):
+            if (other := places.setdefault(file, job.image)) != job.image:
+                raise BadOption(f"{other} and {job.image} would both be written to {file.name}; predict them apart")
+    for job in jobs:
+        if job.image.resolve() in places:
+            raise BadOption(f"--out {out}: {job.image} would be overwritten; give another folder")
+    return jobs
+
+
+def found(images: Iterable[Path]) -> dict[Path, Path]:
+    """Images, those in folders and their sub-folders included: each once, in the order they are named.
+
+    With each goes the sub-folder that it lies in, which its files keep.
+    """
+    paths: dict[Path, tuple[Path, Path]] = {}
+    for path in images:
+        inside = [path]
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS and file.name[0] != ".")
+            if not inside:
+                raise BadFile(f"{path} holds no image: none of its files ends in {', '.join(ENDINGS)}")
+        for file in inside:
+            below = file.parent.relative_to(path) if path.is_dir() else Path()
+            paths.setdefault(file.resolve(), (file, below))
+    return dict(paths.values())
+
+
+def _job(image: Path, out: Path, target: Target, probabilities: bool, overlays: bool) -> Job:
+    mask, name = out / f"{image.stem}.png", image.stem
+    masks = tuple(label_paths(mask, target)) if target.kind == "multilabel" else (mask,)
+    chances = out / f"{name}-probabilities.tif" if probabilities else None
+    return Job(image, masks, chances, out / f"{name}-overlay.png" if overlays else None)
+
+
+class Check:
+    """The largest difference from what one pass over the whole image gives, and how often it decides otherwise.
+
+    Where one pass cannot be had, `said` says so.
+    """
+
+    def __init__(self, fit: Fit, network: nn.Module, passed: Pass, source: Source) -> None:
+        self._most, self._otherwise, self._pixels, self._why = 0.0, 0, source.size[0] * source.size[1], ""
+        self._whole = torch.empty(0)
+        try:
+            layout = fit.at_once(source.size)
+            if why := too_large(network, (layout.rows.whole + fit.shrinks[0], layout.columns.whole + fit.shrinks[1])):
+                self._why = why
+                return
+            (found,) = windows(passed, source, layout)
+            self._whole = found.values
+        except UnetkitError as error:
+            self._why = str(error)
+
+    def add(self, window: Window, decide: Callable[[Tensor], Tensor]) -> None:
+        """Compare the probabilities of a window (L, h, w)."""
+        if self._why:
+            return
+        whole = self._whole[:, window.rows, window.columns]
+        self._most = max(self._most, float((whole - window.values).abs().max()))
+        other = (decide(whole[None]) != decide(window.values[None]))[0]
+        self._otherwise += int((other.any(0) if other.ndim == 3 else other).sum())
+
+    @property
+    def said(self) -> str:
+        """What came of it, in words."""
+        if self._why:
+            return f"not checked: {self._why}"
+        share = f"{self._otherwise:,} of {self._pixels:,} pixels are decided otherwise"
+        return f"probabilities differ by at most {self._most:.1e} from one pass over the whole image; {share}"
+
+
+def too_large(network: nn.Module, size: Size) -> str:
+    """Why one pass over an input of a size would take more memory than there is, or ""."""
+    device = next(network.parameters()).device
+    left = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free()
+    # What autograd would keep is more than what a pass without it holds at any time.
+    needs = trace(network, size).activation_bytes
+    if needs <= left:
+        return ""
+    return f"one pass may take {format_bytes(needs)}, and {format_bytes(left)} are free; check on a smaller image"
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from unetkit.deploy.layouts import Layout
-from unetkit.inspect.figures import format_size
-from unetkit.predict.opening import Picture
-from unetkit.predict.planning import Job
-from unetkit.predict.running import Tell
+from unetkit.predict.image_reader import Picture
+from unetkit.predict.predictor import Job, Tell
+from unetkit.tiling.layout import Layout
+from unetkit.utils.formatting import format_size
 
 
 class Shown(Tell):

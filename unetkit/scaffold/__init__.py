@@ -2,15 +2,240 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
+import keyword
 import os
+import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
+from string import Template
 
-from unetkit.errors import BadFile, BadOption
-from unetkit.scaffold.texts import TITLES, plugin_files
+from unetkit.bench.metrics import metrics_of
+from unetkit.commands import COMMANDS, plugin_commands
+from unetkit.errors import BadFile, BadOption, PluginError, UnknownName, nearest
+from unetkit.plugins import default_host, default_parts
+from unetkit.registry import KINDS, Kind
+
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
+_SEPARATOR = re.compile(r"[-_.]+")
+
+#: What stands beside the package in its distribution.
+_FOLDERS = ("tests", "dist")
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names of a new plugin.
+
+    Attributes:
+        name: of the distribution.
+        part: the name without "unetkit-", of the part and of the plugin.
+        package: to import.
+        function, cls: of the part, whichever it is made by.
+    """
+
+    name: str
+    part: str
+    package: str
+    function: str
+    cls: str
+
+    @classmethod
+    def of(cls, name: str) -> Names:
+        """The names that a distribution's name makes. Raises BadOption where it is no such name."""
+        if not _NAME.fullmatch(name):
+            rule = "take letters and digits, with '-', '_' or '.' between them"
+            raise BadOption(f"{name!r} is not a name for a distribution: {rule}, such as my-gate")
+        if name.lower().endswith(".py"):
+            raise BadOption(f"{name!r} is a file's name, and this makes a folder; leave out .py")
+        part = re.sub(r"^unetkit[-_.]+", "", name, flags=re.IGNORECASE)
+        words = _SEPARATOR.split(part)
+        return cls(
+            name,
+            part.lower(),
+            _SEPARATOR.sub("_", name).lower(),
+            "_".join(words).lower(),
+            "".join(word[0].upper() + word[1:] for word in words),
+        )
+
+    def check(self, symbol: str) -> None:
+        """Refuse a package, or a class or function, that Python cannot call so or something else is called."""
+        for identifier in (self.package, symbol):
+            if not identifier.isidentifier() or keyword.iskeyword(identifier):
+                self.refuse(f"would make {identifier!r}, which cannot be a name in Python")
+            if hasattr(builtins, identifier):
+                self.refuse(f"would make {identifier!r}, which is built into Python")
+        if self.package in _FOLDERS or _importable(self.package):
+            self.refuse(f"would make the package {self.package!r}, and there is one")
+
+    def check_free(self, made: str) -> None:
+        """Refuse a name that another of its kind has."""
+        if made == "command":
+            self.check_command()
+        elif made == "metric":
+            self.check_metrics()
+        else:
+            self.check_part("head" if made == "wrap" else made)
+
+    def check_part(self, kind: str) -> None:
+        """Refuse the name of a part that there is."""
+        registry = default_parts()[kind]
+        try:
+            entry = registry.get(self.part)
+        except UnknownName:
+            return
+        self.refuse(f"would make the {registry.kind.title} {self.part!r}, and {entry.source or entry.owner} has one")
+
+    def check_command(self) -> None:
+        """Refuse the name of a command that there is."""
+        if self.part in COMMANDS or self.part in plugin_commands(default_host()):
+            self.refuse(f"would make the command {self.part!r}, and there is one")
+
+    def check_metrics(self) -> None:
+        """Refuse the names of metrics that there are, or of what a grid chooses."""
+        metrics = metrics_of(default_host())
+        for name in (self.part, f"{self.part}-time"):
+            try:
+                metrics.add(name, "")
+            except PluginError:
+                self.refuse(f"would make the metric {name!r}, and that name is taken")
+
+    def refuse(self, why: str) -> None:
+        """Raise BadOption with what to do instead."""
+        raise BadOption(f"{self.name!r} {why}; choose another name, such as my-{self.part}")
+
+
+def _importable(package: str) -> bool:
+    if package in sys.stdlib_module_names or package in sys.modules:
+        return True
+    spec = find_spec(package)
+    return spec is not None and spec.origin is not None  # a folder that happens to be there has none
+
+
+#: What a plugin can be made of beside parts: each has a template of its own for its hook.
+_HOOKS = (
+    Kind("wrap", "wrap", "wraps"),
+    Kind("command", "command", "commands"),
+    Kind("metric", "metric", "metrics"),
+)
+_MADE = (*KINDS, *_HOOKS)
+_HOOKED = tuple(kind.title for kind in _HOOKS)
+TITLES = tuple(kind.title for kind in _MADE)
+
+#: What each example does, for its README and the package index.
+_DOES = {
+    "encoder": "An encoder for unetkit: strided convolutions.",
+    "upsampler": "An upsampler for unetkit: interpolation, then a convolution.",
+    "fusion": "A fusion for unetkit: the skip, gated by the map.",
+    "align": "An align for unetkit: the skip is resampled to the map's size.",
+    "block": "A block for unetkit: a depthwise convolution, then 1x1.",
+    "head": "A head for unetkit: dropout, then a 1x1 convolution.",
+    "recipe": "A recipe for unetkit: a small U-Net for quick trials.",
+    "model": "A whole model for unetkit: patches of pixels, and back.",
+    "wrap": "A head for unetkit whose model averages over mirror images.",
+    "command": "A command for unetkit: counts parameters, part by part.",
+    "metric": "Metrics for unetkit: the largest layer's share, and a pass that gives classes.",
+}
+
+#: As wide as a line of the generated code may be: what formatters take unless told otherwise.
+_WIDTH = 88
+
+
+def plugin_files(name: str, kind: str) -> dict[str, str]:
+    """The text of every file of a new plugin, by its path in the plugin's folder. Raises BadOption."""
+    made, names = _kind(kind).title, Names.of(name)
+    symbol = _symbol(names, made)
+    names.check(symbol)
+    names.check_free(made)
+    fields = _fields(names, made)
+    part = _filled(made, fields)
+    if symbol in _imported(part):
+        names.refuse(f"would make {symbol!r}, which the example needs for something else")
+    return {
+        "pyproject.toml": _filled("pyproject", fields),
+        "README.md": _filled("readme", fields),
+        "CHANGELOG.md": _filled("changelog", fields),
+        ".gitignore": _filled("gitignore", fields),
+        f"{names.package}/__init__.py": _filled(f"hook_{made}" if made in _HOOKED else "hook", fields),
+        f"{names.package}/{made}.py": part,
+        f"{names.package}/py.typed": "",
+        f"tests/test_{names.package}.py": _filled(f"{made}_test", fields),
+    }
+
+
+def _symbol(names: Names, made: str) -> str:
+    """What the example is called in Python."""
+    return {"recipe": names.function, "metric": names.function, "command": "command"}.get(made, names.cls)
+
+
+def _kind(word: str) -> Kind:
+    for kind in _MADE:
+        if word in (kind.word, kind.title, kind.attribute):
+            return kind
+    raise BadOption(f"no plugin is made of {word!r}{nearest(word, TITLES)}; there are {', '.join(TITLES)}")
+
+
+def _fields(names: Names, made: str) -> dict[str, str]:
+    """What the templates leave open."""
+    kind = _kind("head" if made == "wrap" else made)
+    use = f"unetkit build --encoder resnet18 --{kind.word} {names.part}"
+    if made in ("encoder", "recipe", "model"):
+        use = f"unetkit build --{kind.word} {names.part}"
+    elif made == "command":
+        use = f"unetkit {names.part} --encoder resnet18 --fuse add"
+    elif made == "metric":
+        use = f"unetkit bench --encoder resnet18,resnet34 --metrics {names.part},{names.part}-time"
+    return {
+        "name": names.name,
+        "part": names.part,
+        "package": names.package,
+        "function": names.function,
+        "cls": names.cls,
+        "title": kind.title,
+        "summary": _DOES[made],
+        "register": _call(f"parts.{kind.attribute}.add", names.part, f"{names.package}.{made}:{_symbol(names, made)}"),
+        "use": use,
+        "help": _help(names, kind),
+        "version": ".".join(version("unetkit").split(".")[:2]),
+    }
+
+
+def _help(names: Names, kind: Kind) -> str:
+    """Where more is said of the example."""
+    if kind.title == "metric":
+        return "`unetkit bench metrics` lists what can be measured."
+    asked = f"unetkit {names.part} --help" if kind.title == "command" else f"unetkit list {kind.attribute} {names.part}"
+    return f"`{asked}` tells its options."
+
+
+def _call(function: str, *arguments: str) -> str:
+    """A call with text arguments, in a function's body, as formatters write it."""
+    quoted = [f'"{argument}"' for argument in arguments]
+    line = f"    {function}({', '.join(quoted)})"
+    if len(line) <= _WIDTH:
+        return line
+    return "\n".join([f"    {function}(", *(f"        {argument}," for argument in quoted), "    )"])
+
+
+def _filled(template: str, fields: Mapping[str, str]) -> str:
+    text = (files("unetkit.scaffold") / "templates" / f"{template}.txt").read_text(encoding="utf-8")
+    return Template(text).substitute(fields)
+
+
+def _imported(source: str) -> set[str]:
+    """The names that a module imports something by."""
+    imports = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom))
+    return {alias.asname or alias.name for node in imports for alias in node.names}
+
 
 __all__ = ["TITLES", "new_plugin", "plugin_files"]
 

@@ -3,23 +3,166 @@
 from __future__ import annotations
 
 import copy
+import json
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
+import safetensors.torch
 import segmentation_models_pytorch as smp
 import torch
+from safetensors import SafetensorError
+from segmentation_models_pytorch.encoders import TimmUniversalEncoder
 from torch import Tensor, nn
 
-from unetkit.builder import build_plan
-from unetkit.deploy.smp_unets import changed, counterparts, lost, plans, tensors_for
-from unetkit.errors import CannotBuild, UnetkitError
-from unetkit.foreign import one_line
-from unetkit.lazyinit import set_aside
-from unetkit.maker import parts_here
-from unetkit.meta import mode_kept
-from unetkit.plan import Plan
+from unetkit.builder import build_plan, parts_here
+from unetkit.errors import BadFile, CannotBuild, UnetkitError
+from unetkit.network import Whole
+from unetkit.parts.encoders.timm_catalog import timm_model_names as timm_names
+from unetkit.plan import PartSpec, Plan
+from unetkit.smp.catalog import smp_architecture_names, smp_architecture_options, smp_encoder_names
+from unetkit.smp.encoders import NumbersOnCpu
 from unetkit.unet import UNet
-from unetkit.whole import Whole
+from unetkit.utils.isolation import one_line
+from unetkit.utils.lazy_init import set_aside
+from unetkit.utils.modules import mode_kept
+
+#: Encoders of smp's that timm has with the same layers and maps: how their names begin here and there.
+_TWINS = {
+    "resnet": "resnet",
+    "resnext": "resnext",
+    "se_resne": "legacy_seresne",
+    "senet": "legacy_senet",
+    "mobileone": "mobileone",
+}
+_NORMS: dict[str, list[Any]] = {
+    "batch": [True, "batchnorm", {"type": "batchnorm"}],
+    "instance": [{"type": "instancenorm", "affine": True}],
+    "none": [False, "identity", {"type": "identity"}],
+}
+_UPS = ("nearest", "bilinear")
+#: smp's own arguments; it hands all others to the encoder.
+_WORDS = {
+    "encoder_name",
+    "encoder_depth",
+    "encoder_weights",
+    "decoder_use_norm",
+    "decoder_use_batchnorm",
+    "decoder_channels",
+    "decoder_attention_type",
+    "decoder_interpolation",
+    "in_channels",
+    "classes",
+    "activation",
+    "aux_params",
+    "output_stride",
+}
+
+
+def lost(model: Any) -> list[str]:
+    """What of a U-Net cannot be carried over, in smp's words."""
+    said, depth = model.config, model.config["encoder_depth"]
+    stride = said.get("output_stride", 32)
+    facts = {
+        "the centre block of a vgg encoder": not isinstance(model.decoder.center, nn.Identity),
+        "an encoder's map of the input's size that is not joined": getattr(model.encoder, "_is_vgg_style", False),
+        f"decoder_attention_type={said['decoder_attention_type']}": said["decoder_attention_type"] is not None,
+        f"decoder_use_norm={_norm(said)}": not any(_norm(said) in known for known in _NORMS.values()),
+        f"decoder_interpolation={said['decoder_interpolation']}": said["decoder_interpolation"] not in _UPS,
+        f"output_stride={stride}, which gives it several maps of one stride": stride < 2**depth,
+        f"activation={said['activation'] or 'a callable'}": not _plain_head(model),
+        "aux_params, the classification head": model.classification_head is not None,
+    }
+    return [what for what, is_so in facts.items() if is_so]
+
+
+def _norm(said: dict[str, Any]) -> Any:
+    old = said.get("decoder_use_batchnorm")
+    return said["decoder_use_norm"] if old is None else old
+
+
+def _plain_head(model: Any) -> bool:
+    return isinstance(model.segmentation_head[2].activation, nn.Identity)
+
+
+def changed(model: Any) -> list[str]:
+    """The parts of a U-Net whose layers are not those that its arguments make."""
+    with warnings.catch_warnings(), torch.device("meta"), NumbersOnCpu():
+        warnings.simplefilter("ignore")  # of names that smp gave up and still has
+        fresh: Any = smp.Unet(**(model.config | {"encoder_weights": None}))
+    pairs = {
+        "encoder": (model.encoder, fresh.encoder),
+        "decoder": (model.decoder, fresh.decoder),
+        "segmentation_head": tuple([*head][:2] for head in (model.segmentation_head, fresh.segmentation_head)),
+    }
+    return [name for name, (here, there) in pairs.items() if str(here) != str(there)]
+
+
+def plans(model: Any) -> list[Plan]:
+    """The lines that may say it, the best first: timm's encoder where there is one, then smp's own."""
+    said = model.config
+    norm = next(ours for ours, theirs in _NORMS.items() if _norm(said) in theirs)
+    words = {
+        "up": said["decoder_interpolation"],
+        "block": "double" if norm == "batch" else f"double:norm={norm}",
+        "head": "conv:kernel=3",
+        "widths": tuple(said["decoder_channels"]),
+        "in_channels": said["in_channels"],
+        "classes": said["classes"],
+    }
+    return [Plan.of(encoder=encoder, **words) for encoder in _encoders(model)]
+
+
+def _encoders(model: Any) -> list[PartSpec]:
+    said, encoder = model.config, model.encoder
+    maps = sum(1 for channels in encoder.out_channels[1:] if channels)
+    levels = {} if said["encoder_depth"] == 5 else {"levels": maps}
+    options = {key: value for key, value in said.items() if key not in _WORDS and value is not None}
+    if isinstance(encoder, TimmUniversalEncoder):
+        return [PartSpec.of(f"timm/{encoder.name}", options | levels)]
+    if options:
+        raise CannotBuild(f"smp's own encoders take no {min(options)}; build the smp model without")
+    name = said["encoder_name"]
+    twins = [there + name.removeprefix(here) for here, there in _TWINS.items() if name.startswith(here)]
+    return [PartSpec.of(full, levels) for full in [*(f"timm/{t}" for t in twins if t in timm_names()), f"smp/{name}"]]
+
+
+def counterparts(theirs: Any, ours: Any) -> dict[str, str]:
+    """Each tensor of ours, and the one of theirs that is in its place. Raises CannotBuild for another encoder."""
+    there = theirs.state_dict()
+    paths = {
+        f"stages.{i}.block.{j}.{layer}": f"decoder.blocks.{i}.conv{j + 1}.{k}"
+        for i in range(len(ours.stages))
+        for j in range(2)
+        for k, layer in enumerate(("conv", "norm"))
+    }
+    paths["head.conv"] = "segmentation_head.0"
+    leaves = [name.rpartition(".") for name in there]
+    decoder = {f"{a}.{leaf}": f"{b}.{leaf}" for a, b in paths.items() for path, _, leaf in leaves if path == b}
+    return decoder | _of_encoders(theirs.encoder.state_dict(), ours.encoder.state_dict())
+
+
+def _of_encoders(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, str]:
+    """By name where all of ours are there, else in order, for twins that differ in names only."""
+    named = {f"model.{name.removeprefix('model.')}": name for name in theirs}
+    if not ours.keys() <= named.keys():
+        if [tensor.shape for tensor in ours.values()] != [tensor.shape for tensor in theirs.values()]:
+            raise CannotBuild("its encoder has other tensors than ours of that name")
+        named = dict(zip(ours, theirs, strict=True))
+    return {f"encoder.{name}": f"encoder.{named[name]}" for name in ours}
+
+
+def tensors_for(ours: Any, theirs: Any, names: dict[str, str]) -> dict[str, Tensor]:
+    """Copies of their tensors by our names; theirs joins the map before the skip, ours the skip before the map."""
+    state = theirs.state_dict()
+    tensors = {name: state[there].clone() for name, there in names.items()}
+    for index, stage in enumerate(ours.stages):
+        first = f"stages.{index}.block.0.conv.weight"
+        of_map, of_skip = tensors[first].tensor_split([stage.up.out_channels], dim=1)
+        tensors[first] = torch.cat([of_skip, of_map], dim=1)
+    return tensors
+
 
 #: How far outputs may be apart, as a share of the largest.
 _APART = 1e-5
@@ -137,3 +280,77 @@ def _as_trained(theirs: Any, ours: UNet, names: dict[str, str]) -> None:
         parameter.requires_grad_(parameters[names[name]].requires_grad)
     for name, there in names.items():
         ours.get_submodule(name.rpartition(".")[0]).training = theirs.get_submodule(there.rpartition(".")[0]).training
+
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+#: What a checkpoint may say that a network of logits has not, unless it is one of these.
+_UNSAID = {"activation": (None, "identity"), "aux_params": (None,)}
+#: What smp 0.6 calls encoders that it had under the name before.
+_RENAMED = ("timm-regnet", "timm-res2", "timm-resnest", "timm-mobilenetv3", "timm-gernet")
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path is a folder; false where it cannot be looked at, as reading it will say."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def read_folder(folder: Path) -> tuple[Plan, dict[str, Tensor]]:
+    """The plan and the tensors of what `save_pretrained` wrote; nothing is unpickled or downloaded.
+
+    Raises:
+        BadFile: it is no such folder, or its model has what no plan can say.
+    """
+    config = _config(folder)
+    try:
+        tensors = safetensors.torch.load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise BadFile(f"{folder / WEIGHTS} cannot be read ({' '.join(str(error).split())[:200]})") from error
+    return _plan(folder, config), {f"model.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    absent = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+    if absent:
+        what = f"is a folder without {' and '.join(absent)}"
+        raise BadFile(f"{folder} {what}; give a file that unetkit.save wrote, or a folder of smp's save_pretrained")
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadFile(f"{folder / CONFIG} cannot be read ({error})") from error
+    if not isinstance(config, dict) or str(config.get("_model_class")).lower() not in smp_architecture_names():
+        raise BadFile(f"{folder / CONFIG} names no architecture of smp; take the folder of smp's save_pretrained")
+    return config
+
+
+def _plan(folder: Path, config: dict[str, Any]) -> Plan:
+    architecture = config["_model_class"].lower()
+    known = {option.name for option in smp_architecture_options(architecture)}
+    words = {word: config.get(word) for word in ("in_channels", "classes")}
+    rest = {key: value for key, value in config.items() if key[0] != "_" and key not in words}
+    for name, without in _UNSAID.items():
+        if rest.pop(name, None) not in without:
+            has = f"its model has {name}={config[name]}, and a network of ours gives logits alone"
+            raise BadFile(f"{folder}: {has}; open it with smp, take that off, and give it to unetkit.from_smp")
+    encoder, _ = str(rest.pop("encoder_name", "resnet34")), rest.pop("encoder_weights", None)
+    if (old := rest.pop("decoder_use_batchnorm", None)) is not None:  # until smp 0.4
+        rest["decoder_use_norm"] = old
+    said = {key: value for key, value in rest.items() if value is not None}
+    if unsayable := [key for key, value in said.items() if isinstance(value, dict)]:
+        raise BadFile(f"{folder}: no line can say its {unsayable[0]}={said[unsayable[0]]}; open it with smp itself")
+    return Plan.of(
+        model=PartSpec.of(f"smp/{architecture}", {key: value for key, value in said.items() if key in known}),
+        encoder=PartSpec.of(_ours(encoder), {key: value for key, value in said.items() if key not in known}),
+        **words,
+    )
+
+
+def _ours(encoder: str) -> str:
+    """What we call an encoder of smp's."""
+    if encoder.startswith(_RENAMED):
+        encoder = encoder.replace("timm-", "tu-tf_" if "mobilenetv3" in encoder else "tu-")
+    if encoder.startswith("tu-"):
+        return f"timm/{encoder.removeprefix('tu-')}"
+    return f"smp/{encoder}" if encoder in smp_encoder_names() else encoder

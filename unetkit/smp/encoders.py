@@ -3,19 +3,138 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal
+import json
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from safetensors.torch import load_file
 from segmentation_models_pytorch.encoders import encoders as known
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from unetkit.errors import CannotBuild
-from unetkit.foreign import one_line
-from unetkit.parts.encoders.borne import bears
-from unetkit.parts.encoders.smp_maps import look
-from unetkit.parts.encoders.smp_weights import Weights, find_smp_weights
-from unetkit.parts.encoders.statistics import Statistics
+from unetkit.parts.encoders.input_sizes import bears
+from unetkit.parts.encoders.normalization import Statistics, of_config
+from unetkit.utils.isolation import one_line
+from unetkit.utils.modules import meta_copy
+
+#: The side of the input that it is shown: its deepest map is 2x2.
+_SIDE = 64
+
+
+class Map(NamedTuple):
+    """A map that an encoder gives: which of its outputs it is, and the module that it comes from, "" for none."""
+
+    output: int
+    channels: int
+    stride: int
+    module: str
+
+
+def look(model: nn.Module, in_channels: int) -> tuple[list[Map], list[str]]:
+    """The maps of an encoder, and the outermost of its modules whose weights reach none of them.
+
+    Left out are the input itself and maps without channels; of several maps of one stride the deepest is given.
+
+    Args:
+        model: an encoder of smp, on any device; it is left as it was.
+        in_channels: of its input.
+    """
+    ghost = meta_copy(model).eval()
+    ran: list[tuple[str, Any]] = []  # what came out stays alive, so that no two have one id
+    for path, module in ghost.named_modules():
+        if not isinstance(module, nn.Identity):
+            module.register_forward_hook(lambda _, __, out, path=path: ran.append((path, out)))
+    x = torch.empty(1, in_channels, _SIDE, _SIDE, dtype=next(ghost.parameters()).dtype, device="meta")
+    with torch.enable_grad(), torch.device("meta"):
+        maps = ghost(x)
+        torch.autograd.backward([each.sum() for each in maps if each.requires_grad and each is not x])
+    sources = {id(out): path for path, out in ran}
+    found: dict[int, Map] = {}
+    for output, each in enumerate(maps):
+        if each is not x and each.shape[1]:
+            stride = _SIDE // each.shape[-1]
+            found[stride] = Map(output, each.shape[1], stride, sources.get(id(each), ""))
+    return [*found.values()], _idle(ghost)
+
+
+def _idle(ghost: nn.Module) -> list[str]:
+    """The paths of the outermost modules none of whose parameters has a gradient."""
+    idle: list[str] = []
+    for path, module in ghost.named_modules():
+        grads = [parameter.grad for parameter in module.parameters()]
+        within = any(path.startswith(f"{outer}.") for outer in idle)
+        if grads and not within and all(grad is None for grad in grads):
+            idle.append(path)
+    return idle
+
+
+_FILE = "model.safetensors"
+_CONFIG = "config.json"
+
+
+class Weights(NamedTuple):
+    """Weights that there are: what they are called, and their file, or the repository and revision of the hub's."""
+
+    name: str
+    where: str
+    hub: tuple[str, str] | None = None
+
+    def read(self) -> dict[str, Tensor]:
+        """The tensors, by the encoder's own names; downloaded where the hub's cache has them not."""
+        return load_file(self.name if self.hub is None else _downloaded(*self.hub, _FILE))
+
+    def statistics(self) -> Statistics | None:
+        """What images were normalised by when they were made: smp keeps it beside them, in config.json.
+
+        None of a local file that has none beside it.
+
+        Raises:
+            CannotBuild: the hub's cannot be had.
+        """
+        beside = Path(self.name).with_name(_CONFIG)
+        if self.hub is None and not beside.is_file():
+            return None
+        try:
+            text = Path(_downloaded(*self.hub, _CONFIG) if self.hub else beside).read_text(encoding="utf-8")
+            return of_config(json.loads(text))
+        except Exception as error:  # whatever the hub's client or a file's reader raises
+            raise CannotBuild(
+                f"the mean and standard deviation that {self.name} was trained with cannot be had: config.json beside "
+                f"the weights cannot be read ({one_line(error)[:200]}); try again where the hub can be reached"
+            ) from error
+
+
+def _downloaded(repo: str, revision: str, file: str) -> str:
+    cached = try_to_load_from_cache(repo, file, revision=revision)
+    if isinstance(cached, str):
+        return cached
+    # Asked once: the download itself would ask a hub that is not there for most of a minute.
+    get_hf_file_metadata(hf_hub_url(repo, file, revision=revision))
+    return hf_hub_download(repo, file, revision=revision)
+
+
+def find_smp_weights(architecture: str, tag: str | None, pretrained: bool | str) -> Weights | None:
+    """The weights that are asked for, if any; with neither tag nor file smp's usual ones.
+
+    Raises:
+        CannotBuild: smp has no weights of this tag, or there is no such file.
+    """
+    # A plus would join parts on the line, as in smp's imagenet+5k.
+    tags = {tag.replace("+", "_"): at for tag, at in known[architecture]["pretrained_settings"].items()}
+    if tag is not None and tag not in tags:
+        raise CannotBuild(f"smp has no weights tagged {tag!r} for {architecture}; it has {', '.join(tags)}")
+    if isinstance(pretrained, str):
+        if not Path(pretrained).is_file():
+            takes = f"a .safetensors file of smp/{architecture}'s tensors"
+            raise CannotBuild(f"there is no weights file {pretrained}; --pretrained takes {takes}")
+        return Weights(pretrained, f"read from {pretrained}")
+    tag = tag or ("imagenet" if "imagenet" in tags else next(iter(tags)))
+    hub = tags[tag]["repo_id"], tags[tag]["revision"]
+    return Weights(f"smp {architecture}.{tag}", "had from smp's hub", hub) if pretrained else None
+
 
 #: How often smp's encoders halve the input, unless told to stop before.
 _DEPTH = 5
@@ -65,7 +184,7 @@ class SmpEncoder(nn.Module):
         return [maps[i] for i in self.take]
 
     def statistics(self) -> Statistics | None:
-        """As `unetkit.parts.encoders.statistics` says."""
+        """As `unetkit.parts.encoders.normalization` says."""
         return self.weights.statistics() if self.weights else None
 
 

@@ -14,18 +14,18 @@ import torch
 from torch import nn
 
 from unetkit.errors import BadOption, CannotBuild, UnetkitError
-from unetkit.meta import meta_copy
-from unetkit.parts.encoders.borne import bears, holding, round_up, takes
-from unetkit.parts.encoders.smp import NumbersOnCpu
-from unetkit.parts.encoders.smp_weights import find_smp_weights
-from unetkit.parts.encoders.statistics import Statistics, of_config
-from unetkit.parts.encoders.timm_create import Request
+from unetkit.options import guess_value
+from unetkit.parts.encoders.input_sizes import bears, holding, round_up, takes
+from unetkit.parts.encoders.normalization import Statistics, of_config
+from unetkit.parts.encoders.timm_features import Request
 from unetkit.parts.encoders.timm_options import checked
 from unetkit.parts.encoders.timm_weights import find_timm_weights
-from unetkit.parts.models.smp_names import smp_architecture_options as own_options
-from unetkit.parts.models.smp_names import smp_class_name
-from unetkit.plan import PartSpec, Size
-from unetkit.values import guess_value
+from unetkit.plan import PartSpec
+from unetkit.smp.catalog import smp_architecture_options as own_options
+from unetkit.smp.catalog import smp_class_name
+from unetkit.smp.encoders import NumbersOnCpu, find_smp_weights
+from unetkit.utils.formatting import Size
+from unetkit.utils.modules import meta_copy
 
 #: What sides of timm's models of one size are multiples of: the usual stride, and windows there.
 _STEPS = (32, 64, 128, 224, 256)
@@ -145,7 +145,7 @@ def _of_smp(name: str, pretrained: bool) -> tuple[str, Any]:
 
 
 def _statistics(source: str, name: str, pretrained: bool) -> Statistics | None:
-    """What `unetkit.parts.encoders.statistics` asks for."""
+    """What `unetkit.parts.encoders.normalization` asks for."""
     if source == "timm":
         config = timm.get_pretrained_cfg(name) if pretrained else None
         return None if config is None else of_config(config.to_dict())

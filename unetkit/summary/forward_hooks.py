@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from unetkit.errors import CannotPass, UnetkitError
 from unetkit.network import Network
-from unetkit.plan import Plan, Size
+from unetkit.plan import Plan
+from unetkit.utils.formatting import Size
 
 
 @dataclass(eq=False)

@@ -2,17 +2,105 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from io import StringIO
 from itertools import groupby
+from typing import TYPE_CHECKING, Any, Literal
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group
-from rich.table import Table
-from rich.text import Text
+from unetkit.summary.receptive_field import ReceptiveField
+from unetkit.utils.formatting import Size, format_bytes, format_count, format_size
 
-from unetkit.inspect.figures import format_bytes, format_count, format_size
-from unetkit.inspect.rows import Row
-from unetkit.inspect.trace import Trace
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+Side = Literal["down", "up"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One step of the forward pass.
+
+    Attributes:
+        level: the module that it belongs to, as in the state_dict: "input", "encoder.0" (its first map), "stages.0",
+            "head", "logits", or what a whole model calls it; "output" where a padded input is cut back, "other" for
+            what stands in none of them.
+        step: "up", "align", "fuse" or "block" within a stage; within a part of a whole model, what it calls the step;
+            else "".
+        side: on which arm of the U it stands.
+        what: in words.
+        channels, height, width: of its output.
+        stride: of its output, in input pixels.
+        parameters: that this step alone has.
+        macs: multiply-accumulates of this step, for the batch.
+        activation_bytes: what autograd keeps of this step's results for the backward pass, for the batch.
+    """
+
+    level: str
+    step: str
+    side: Side
+    what: str
+    channels: int
+    height: int
+    width: int
+    stride: float
+    parameters: int
+    macs: int
+    activation_bytes: int
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Every step of one forward pass, with totals. `print` shows the table; `as_dict` is plain data.
+
+    Attributes:
+        line: the line that builds the network.
+        batch: images in the pass.
+        rows: the steps, in order: the input, the encoder's maps shallow to deep, each stage's steps deep to shallow,
+            the head, and the logits' resize where there is one. Of a whole model: the maps of its encoder, and what
+            its other parts do, by their names in it.
+        skips: for each stage, the level ("encoder.1") whose map it joins, or None; empty for a whole model.
+        weights: "random", or where the encoder's come from.
+        receptive_field: input pixels that one output pixel can depend on.
+        minimum: the smallest height and width that pass; None where none up to 2048 does.
+        maximum: the largest size that passes, where the encoder is built for one; else None.
+        notes: what a user should know of this size, one line each.
+    """
+
+    line: str
+    batch: int
+    rows: tuple[Row, ...]
+    skips: tuple[str | None, ...]
+    weights: str
+    receptive_field: ReceptiveField
+    minimum: int | None
+    maximum: Size | None
+    notes: tuple[str, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Of the whole network."""
+        return sum(row.parameters for row in self.rows)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one forward pass of the batch."""
+        return sum(row.macs for row in self.rows)
+
+    @property
+    def activation_bytes(self) -> int:
+        """What autograd keeps for the backward pass of the batch, in float32."""
+        return sum(row.activation_bytes for row in self.rows)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, as `unetkit build --json` prints it."""
+        totals = {"parameters": self.parameters, "macs": self.macs, "activation_bytes": self.activation_bytes}
+        field = {"size": self.receptive_field.size, "because": self.receptive_field.because}
+        return {**asdict(self), "receptive_field": field, "totals": totals}
+
+    def __str__(self) -> str:
+        return as_text(self)
+
 
 #: Columns of a file or a pipe, which have no width of their own.
 PAGE = 160
@@ -22,6 +110,8 @@ _ROOMY = 116
 
 def as_text(trace: Trace, width: int = PAGE) -> str:
     """The table without colours."""
+    from rich.console import Console
+
     out = StringIO()
     Console(file=out, width=width, color_system=None).print(render(trace, width))
     return out.getvalue().rstrip()
@@ -29,10 +119,17 @@ def as_text(trace: Trace, width: int = PAGE) -> str:
 
 def render(trace: Trace, width: int = PAGE) -> Group:
     """The table with its totals and notes, for a rich console of so many columns."""
+    from rich.console import Group
+    from rich.text import Text
+
     return Group(Text(trace.line, style="bold"), _table(trace, width), *(Text(line) for line in _footer(trace)))
 
 
 def _table(trace: Trace, width: int) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
     roomy = width >= _ROOMY
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("level", "what it does"):

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from unetkit.errors import CannotPass
-from unetkit.inspect.observe import network_of, size_for, tensors_of
-from unetkit.meta import mode_kept
-from unetkit.plan import Size
+from unetkit.summary.forward_hooks import network_of, size_for, tensors_of
+from unetkit.utils.formatting import Size
+from unetkit.utils.modules import mode_kept
 
 
 @dataclass(frozen=True)

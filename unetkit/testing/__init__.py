@@ -9,24 +9,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unetkit.testing.catalogue import CHECKS as CHECKS
-    from unetkit.testing.results import Nonconformity as Nonconformity
-    from unetkit.testing.results import Result as Result
-    from unetkit.testing.run import assert_conforms as assert_conforms
-    from unetkit.testing.run import check_part as check_part
-    from unetkit.testing.run import check_plugin as check_plugin
-    from unetkit.testing.run import jobs_of_part as jobs_of_part
-    from unetkit.testing.run import jobs_of_plugin as jobs_of_plugin
+    from unetkit.testing.catalog import CHECKS as CHECKS
+    from unetkit.testing.catalog import Nonconformity as Nonconformity
+    from unetkit.testing.catalog import Result as Result
+    from unetkit.testing.runner import assert_conforms as assert_conforms
+    from unetkit.testing.runner import check_part as check_part
+    from unetkit.testing.runner import check_plugin as check_plugin
+    from unetkit.testing.runner import jobs_of_part as jobs_of_part
+    from unetkit.testing.runner import jobs_of_plugin as jobs_of_plugin
 
 _HOMES = {
-    "CHECKS": "unetkit.testing.catalogue",
-    "Nonconformity": "unetkit.testing.results",
-    "Result": "unetkit.testing.results",
-    "assert_conforms": "unetkit.testing.run",
-    "check_part": "unetkit.testing.run",
-    "check_plugin": "unetkit.testing.run",
-    "jobs_of_part": "unetkit.testing.run",
-    "jobs_of_plugin": "unetkit.testing.run",
+    "CHECKS": "unetkit.testing.catalog",
+    "Nonconformity": "unetkit.testing.catalog",
+    "Result": "unetkit.testing.catalog",
+    "assert_conforms": "unetkit.testing.runner",
+    "check_part": "unetkit.testing.runner",
+    "check_plugin": "unetkit.testing.runner",
+    "jobs_of_part": "unetkit.testing.runner",
+    "jobs_of_plugin": "unetkit.testing.runner",
 }
 __all__ = sorted(_HOMES)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from unetkit.testing.results import Nonconformity
+from unetkit.testing.catalog import Nonconformity
 
 #: What each is called, how it is read, and how it is put back.
 _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from unetkit.testing.run import Job
+    from unetkit.testing.runner import Job
 
 _HELP = "unetkit(target): one test for each check that unetkit.testing makes of a plugin, through `unetkit_check`"
 
@@ -30,7 +30,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     if len(marker.args) != 1 or marker.kwargs:
         raise pytest.UsageError(f"{metafunc.definition.nodeid}: write @pytest.mark.unetkit(target), with one target")
-    from unetkit.testing.run import jobs_of_plugin
+    from unetkit.testing.runner import jobs_of_plugin
 
     beside = metafunc.definition.path.parent / str(marker.args[0])
     target = str(beside) if beside.suffix == ".py" and beside.is_file() else marker.args[0]

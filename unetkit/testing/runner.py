@@ -12,13 +12,12 @@ from types import ModuleType
 from typing import Any
 
 from unetkit.errors import BadOption, UnetkitError, UnknownName
+from unetkit.options import load_target
 from unetkit.plan import PartSpec
 from unetkit.plugins import Host, default_parts, load_host
 from unetkit.registry import Parts, Plugin
 from unetkit.resolve import typed_options
-from unetkit.signature import load_target
-from unetkit.testing.catalogue import CHECKS, Check
-from unetkit.testing.results import BUILDS_ON, Nonconformity, NothingToCheck, Result, one_line
+from unetkit.testing.catalog import BUILDS_ON, CHECKS, Check, Nonconformity, NothingToCheck, Result, one_line
 
 _BY_NAME = {check.name: check for check in CHECKS}
 
@@ -67,7 +66,7 @@ class _Examined:
             return
         import torch
 
-        from unetkit.testing.world import world_kept
+        from unetkit.testing.process_state import world_kept
 
         with torch.inference_mode(False), torch.enable_grad(), world_kept():
             check(self.subject)
@@ -138,7 +137,7 @@ def jobs_of_plugin(target: str | Path | ModuleType) -> list[Job]:
 
 
 def _guest(host: Host, plugin: Plugin, target: str) -> Any:
-    from unetkit.testing.checks.plugins import Guest
+    from unetkit.testing.checks.plugin import Guest
 
     return Guest(host, plugin, target)
 

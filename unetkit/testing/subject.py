@@ -12,15 +12,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from unetkit.errors import UnetkitError
+from unetkit.options import Signature, load_target
 from unetkit.plan import PartSpec
 from unetkit.plugins import default_parts
 from unetkit.registry import Entry, Factory, Kind, Parts
 from unetkit.resolve import signature_of, typed_options
-from unetkit.signature import Signature, load_target
-from unetkit.testing.contract import Contract, Outputs, Wiring
-from unetkit.testing.contracts import CONTRACTS
-from unetkit.testing.inputs import Input
-from unetkit.testing.results import Nonconformity, NothingToCheck, one_line
+from unetkit.testing.catalog import Nonconformity, NothingToCheck, one_line
+from unetkit.testing.contracts import CONTRACTS, Contract, Input, Outputs, Wiring
 
 
 @dataclass(frozen=True)

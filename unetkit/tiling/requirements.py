@@ -11,16 +11,16 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from unetkit.deploy.layouts import TILE, Fit
 from unetkit.errors import CannotPass
-from unetkit.inspect.field import receptive_field
-from unetkit.inspect.limits import nearest_sizes, refusal, smallest
-from unetkit.inspect.observe import meta_input, network_of, observe, tensors_of
-from unetkit.meta import meta_copy
 from unetkit.network import Network
-from unetkit.plan import Size
-from unetkit.sizes import at_full_size
+from unetkit.summary.forward_hooks import meta_input, network_of, observe, tensors_of
+from unetkit.summary.input_sizes import nearest_sizes, refusal, smallest
+from unetkit.summary.receptive_field import receptive_field
+from unetkit.tiling.layout import TILE, Fit
 from unetkit.unet import UNet
+from unetkit.utils.formatting import Size
+from unetkit.utils.modules import meta_copy
+from unetkit.utils.spatial import at_full_size
 
 
 def full_size(model: nn.Module, x: Tensor) -> Tensor:

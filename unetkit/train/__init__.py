@@ -9,15 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unetkit.train.record import Run
-    from unetkit.train.record import read_run as read
-    from unetkit.train.running import resume, run
+    from unetkit.train.checkpoint import Run
+    from unetkit.train.checkpoint import read_run as read
+    from unetkit.train.run import resume, run
 
 _WHERE = {
-    "Run": ("unetkit.train.record", "Run"),
-    "read": ("unetkit.train.record", "read_run"),
-    "resume": ("unetkit.train.running", "resume"),
-    "run": ("unetkit.train.running", "run"),
+    "Run": ("unetkit.train.checkpoint", "Run"),
+    "read": ("unetkit.train.checkpoint", "read_run"),
+    "resume": ("unetkit.train.run", "resume"),
+    "run": ("unetkit.train.run", "run"),
 }
 __all__ = ["Run", "read", "resume", "run"]
 

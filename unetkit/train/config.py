@@ -15,7 +15,7 @@ class Choices:
     """How to train.
 
     Attributes:
-        data: what `unetkit.data.opening.open_data` takes: a folder, or a set by name.
+        data: what `unetkit.data.datasets.open_data` takes: a folder, or a set by name.
         val: the share of a folder without a split that is set aside to choose the best weights by.
         group: a regular expression; files whose names it matches alike are never on two sides of the split.
         ignore: the number in mask files that stands for "counts nowhere", beside what the data say.

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from unetkit.data.sample import Images, Sample
-from unetkit.data.streams import numbers, seed_of
+from unetkit.data.rng import numbers, seed_of
+from unetkit.data.types import Images, Sample
 from unetkit.errors import BadFile
 
 #: A sample, its weight map where the loss wants one, and a seed -> both, augmented.

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from unetkit.errors import BadOption
-from unetkit.meta import usual_device
+from unetkit.utils.modules import usual_device
 
 #: How long one process may wait for another: the first validates its share, draws and writes between two steps.
 _PATIENCE = timedelta(hours=1)

@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 from torch.optim import AdamW
 
-from unetkit.chosen import Menu
 from unetkit.errors import BadOption
-from unetkit.inspect.observe import network_of
+from unetkit.resolve import Menu
+from unetkit.summary.forward_hooks import network_of
 
 #: Of the rate of the rest, where an encoder has pretrained weights and no rate of its own is said.
 _PRETRAINED = 0.1

@@ -12,12 +12,11 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from unetkit.inspect.observe import network_of
-from unetkit.jobs.lines import read_lines
-from unetkit.train.drawing import draw_curves, draw_samples
-from unetkit.train.loop import Trainer, Watch
-from unetkit.train.record import LOG
-from unetkit.train.validating import Validated
+from unetkit.summary.forward_hooks import network_of
+from unetkit.train.checkpoint import LOG
+from unetkit.train.plots import draw_curves, draw_samples
+from unetkit.train.trainer import Trainer, Validated, Watch
+from unetkit.utils.files import read_lines
 
 #: Epochs of the table that stay in sight.
 _SEEN = 12

@@ -2,29 +2,123 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from unetkit.builder import build_plan
-from unetkit.data.opening import absolute
-from unetkit.data.sample import Data
-from unetkit.deploy.files import load
+from unetkit.data.augment import make_augment
+from unetkit.data.datasets import absolute, open_data
+from unetkit.data.types import Data, Images, known_by
 from unetkit.errors import BadFile, BadOption
-from unetkit.foreign import quiet
-from unetkit.inspect.trace import trace
-from unetkit.meta import check_device
+from unetkit.network import Network
+from unetkit.parts.encoders.normalization import Statistics, statistics_of
 from unetkit.plan import Plan
 from unetkit.plugins import default_parts, load_parts
 from unetkit.registry import Parts
-from unetkit.train.choices import Choices
-from unetkit.train.loop import Trainer, Watch
-from unetkit.train.preparing import completed, fitted, identities, opened, run_of
-from unetkit.train.record import BEST, HEADER, LAST, STATE, Run, read_run
-from unetkit.train.state import State, read_state
-from unetkit.train.world import World, joined
+from unetkit.serialization import load
+from unetkit.summary.forward_hooks import network_of
+from unetkit.summary.trace import trace
+from unetkit.train.checkpoint import BEST, HEADER, LAST, STATE, Run, State, read_run, read_state
+from unetkit.train.config import Choices
+from unetkit.train.dataloader import finite
+from unetkit.train.distributed import World, joined
+from unetkit.train.losses import make_loss
+from unetkit.train.optim import OPTIMIZERS
+from unetkit.train.trainer import Trainer, Watch
+from unetkit.utils.isolation import quiet
+from unetkit.utils.modules import check_device
+from unetkit.utils.spatial import size_of
+
+#: Images that the mean and the standard deviation are taken from.
+_MEASURED = 200
+#: Channels that pretrained weights are for.
+_COLOURS = 3
+#: Of a training crop, where none is asked for.
+_CROP = 256
+_VERSIONS = ("unetkit", "torch", "torchvision", "timm", "segmentation-models-pytorch")
+
+
+def opened(choices: Choices, progress: Callable[[int, int], None] | None = None) -> Data:
+    """The data set of a run. `progress` is told how many of its masks, of how many, are scanned."""
+    rules: dict[str, Any] = {name: getattr(choices, name) for name in ("seed", "val", "group", "ignore")}
+    return open_data(choices.data, **rules, progress=progress)
+
+
+def fitted(plan: Plan, data: Data) -> Plan:
+    """The plan with the classes and channels of the data.
+
+    Raises:
+        BadOption: it says others.
+    """
+    if plan.in_channels not in (None, data.channels):
+        what = f"--in-channels {plan.in_channels}: the images of {data.said} have {data.channels}"
+        raise BadOption(f"{what}; leave it out, or give that")
+    if plan.classes is not None:
+        data.target.activation(plan.classes)
+    return replace(plan, in_channels=data.channels, classes=plan.classes or data.target.outputs)
+
+
+def completed(choices: Choices, plan: Plan, data: Data) -> Choices:
+    """The choices with nothing left open that the data decide."""
+    loss = make_loss(choices.loss, data.target, plan.classes or data.target.outputs).said
+    crop = choices.crop or plan.size
+    if crop is None:
+        height, width = size_of(data.splits["train"][0].image)
+        crop = min(height, _CROP), min(width, _CROP)
+    optimizer, augment = OPTIMIZERS.said(choices.optimizer), make_augment(choices.augment or data.augment, crop).said
+    return replace(choices, loss=loss, crop=crop, augment=augment, optimizer=optimizer)
+
+
+def run_of(folder: Path, network: Network, choices: Choices, data: Data, plugins: tuple[str, ...], command: str) -> Run:
+    """What is known of a run before its first step."""
+    mean, std = normalisation(network_of(network), data)
+    versions = tuple((name, version(name)) for name in _VERSIONS)
+    plan = network_of(network).plan
+    return Run(
+        folder,
+        plan,
+        choices,
+        target=data.target,
+        channels=data.channels,
+        mean=mean,
+        std=std,
+        splits=identities(data),
+        plugins=plugins,
+        versions=versions,
+        command=command,
+    )
+
+
+def identities(data: Data) -> tuple[tuple[str, str], ...]:
+    """What tells the images of each split from others."""
+    return tuple((name, known_by(images)) for name, images in data.splits.items())
+
+
+def normalisation(network: Network, data: Data) -> Statistics:
+    """Mean and standard deviation of each channel: those that pretrained weights were made with, or of the data."""
+    known = statistics_of(network.encoder) if network.plan.pretrained and data.channels == _COLOURS else None
+    return known or measured(data.splits["train"])
+
+
+def measured(images: Images) -> Statistics:
+    """Of each channel, over all pixels of up to 200 images, evenly taken; by NumPy, whatever the threads."""
+    step, moments = -(-len(images) // _MEASURED), []
+    for index in range(0, len(images), step):
+        pixels = finite(images[index]).image.flatten(1).numpy().astype(np.float64)
+        count = np.full(len(pixels), pixels.shape[1])
+        moments.append(np.stack([pixels.sum(1), np.square(pixels).sum(1), count]))
+    total, squares, number = np.sum(moments, 0)
+    mean = total / number
+    std = np.sqrt(np.maximum(squares / number - np.square(mean), 0))
+    # A channel that never changes stays as it is.
+    return tuple(mean.tolist()), tuple(np.where(std > 1e-8, std, 1.0).tolist())
+
 
 #: Seconds between two saves within an epoch.
 SAVE_EVERY = 300.0

@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any
 
 from unetkit.errors import CannotBuild
-from unetkit.foreign import one_line
+from unetkit.utils.isolation import one_line
 
 #: How a child tells facts: they are merged, and none is lost with the process.
 Say = Callable[[dict[Any, Any]], None]

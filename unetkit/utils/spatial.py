@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unetkit.plan import Size
+from unetkit.utils.formatting import Size
 
 
 def size_of(x: Tensor) -> Size:

@@ -7,10 +7,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
 
 #: A number with its unit, which stands at the right of its cell; "1.43 (1.41 to 1.46) slower" is more than that.
 _NUMBER = re.compile(r"|failed|-?[\d.,]+(e[-+]?\d+)?%?( ?\S+)?")
@@ -108,3 +115,37 @@ def _markdown_lines(rows: list[list[str]]) -> Iterator[str]:
 def _escaped(text: str) -> str:
     r"""What Markdown would read as its own: a|b is a\|b."""
     return re.sub(r"([|<*`\[\]_])", r"\\\1", " ".join(text.split()))
+
+
+def width() -> int:
+    """Of the terminal, or of a page where there is none."""
+    return page().width
+
+
+def put(listing: Listing, form: str | None) -> None:
+    """Print a listing, as Markdown if `form` says so."""
+    if form == "markdown":
+        click.echo(markdown(listing))
+    else:
+        draw(listing, page())
+
+
+def page() -> Console:
+    """Where tables are printed: as wide as the terminal, or 160 where there is none."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 160
+    return console
+
+
+def table(*columns: str) -> Table:
+    """An empty table whose cells fold."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    made = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from unetkit.errors import BadOption
 from unetkit.parts.upsamplers import whole_scale
-from unetkit.plan import Size
+from unetkit.utils.formatting import Size
 
 
 class CARAFE(nn.Module):

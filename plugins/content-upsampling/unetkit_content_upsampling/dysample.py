@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unetkit.errors import BadOption, CannotBuild
 from unetkit.parts.upsamplers import whole_scale
-from unetkit.plan import Size
+from unetkit.utils.formatting import Size
 
 
 class DySample(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import unetkit
 from unetkit.errors import BadOption, CannotBuild, UnetkitError
-from unetkit.inspect.check import run_check
+from unetkit.summary.sanity_check import run_check
 
 PARTS = unetkit.load_parts(["deep-supervision"], isolated=True)
 SMALL = "plain:widths=[4,8,12,16,20]"  # four stages, of 16, 12, 8 and 4 channels

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unetkit.errors import CannotBuild
-from unetkit.sizes import cut_end, size_of
 from unetkit.unet import UNet
+from unetkit.utils.spatial import cut_end, size_of
 
 
 class DeeplySupervised(nn.Module):

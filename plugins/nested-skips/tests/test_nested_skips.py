@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import unetkit
 from unetkit.errors import BadOption, CannotBuild, UnknownName
-from unetkit.inspect.check import run_check
+from unetkit.summary.sanity_check import run_check
 
 PARTS = unetkit.load_parts(["nested-skips"], isolated=True)
 SMALL = {

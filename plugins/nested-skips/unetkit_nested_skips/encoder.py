@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 import unetkit
 from unetkit.errors import BadOption, CannotBuild
+from unetkit.options import format_value
 from unetkit.protocols import Align, Block, Encoder, Upsampler
-from unetkit.sizes import size_of
-from unetkit.values import format_value
+from unetkit.utils.spatial import size_of
 
 
 class Nested(nn.Module):

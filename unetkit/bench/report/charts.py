@@ -7,12 +7,30 @@ from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any
 
-from unetkit.bench.aspects import HIDDEN
-from unetkit.bench.columns import Column, varying
-from unetkit.bench.effects import CONDITIONS
-from unetkit.bench.pareto import front
-from unetkit.bench.rows import Row, Run
-from unetkit.inspect.figures import format_size
+from unetkit.bench.columns import HIDDEN, Column, estimate_of, varying
+from unetkit.bench.effects import CONDITIONS, Told, verdict
+from unetkit.bench.results import Row, Run
+from unetkit.bench.statistics import Estimate, compare, format_interval
+from unetkit.utils.formatting import format_ratio, format_size
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Which points no other beats, where less is better of both numbers (negate one of which more is better).
+
+    A point is beaten by another that is no worse in both and better in one; equal points stand or fall together.
+
+    Returns:
+        Indices into `points`, by the first number, then the second, then the index. Points with a NaN are left out.
+    """
+    order = sorted((x, y, index) for index, (x, y) in enumerate(points) if x == x and y == y)
+    kept: list[int] = []
+    best = (float("inf"), float("inf"))
+    for x, y, index in order:
+        if y < best[1] or (x, y) == best or not kept:
+            kept.append(index)
+            best = (x, y)
+    return kept
+
 
 #: Colours and shapes that can be told apart.
 COLOURS = 8
@@ -107,3 +125,87 @@ def _front(axes: Sequence[Column], values: list[list[float | None]], under: list
     both = [(row, values[row][x], values[row][y]) for row in under]
     known = [(row, signs[0] * a, signs[1] * b) for row, a, b in both if a is not None and b is not None]
     return [known[index][0] for index in front([(a, b) for _, a, b in known])]
+
+
+#: Rows whose rounds are drawn, for each metric and condition; and dots that are drawn of one row or effect.
+ROWS, DOTS = 100, 60
+
+
+def effects_data(told: Sequence[Told], run: Run) -> dict[str, list[dict[str, Any]]]:
+    """What is drawn of each metric's effects."""
+    name = naming(run)
+    drawn: dict[str, list[dict[str, Any]]] = {}
+    for one in told:
+        drawn.setdefault(one[0].name, []).append(_effect(one, name))
+    return drawn
+
+
+def rounds_data(run: Run) -> dict[str, list[list[dict[str, Any]]]]:
+    """For each timed metric and condition, the ratios of the rounds of at most ROWS rows."""
+    name = naming(run)
+    return {
+        metric: [
+            [_rounds(row, metric, name) for row in _rows_timed(run, metric, condition)[:ROWS]]
+            for condition in conditions_of(run)
+        ]
+        for metric in timed_metrics(run)
+    }
+
+
+def timed_metrics(run: Run) -> list[str]:
+    """The names of the timed metrics of which there are samples."""
+    return [metric.name for metric in run.header.metrics if any(metric.name in row.timings for row in run.rows)]
+
+
+def is_complete(run: Run) -> bool:
+    """Whether every round of every row is drawn."""
+    many = any(len(timing.candidate) > DOTS for row in run.rows for timing in row.timings.values())
+    return not many and all(
+        len(_rows_timed(run, name, condition)) <= ROWS
+        for name in timed_metrics(run)
+        for condition in conditions_of(run)
+    )
+
+
+def doubtful_rows(run: Run) -> dict[str, list[int]]:
+    """By metric, the numbers of the rows whose difference does not stand among so many comparisons."""
+    found = {}
+    for metric in timed_metrics(run):
+        rows = [(at, row.timings[metric]) for at, row in enumerate(run.rows, 1) if metric in row.timings]
+        estimates = [estimate_of(timing) for _, timing in rows]
+        judged = zip(rows, estimates, compare(estimates), strict=True)
+        found[metric] = [at for (at, _), estimate, among in judged if among != estimate.verdict]
+    return {metric: numbers for metric, numbers in found.items() if numbers}
+
+
+def _rows_timed(run: Run, metric: str, condition: str) -> list[Row]:
+    rows = [run.rows[index] for index in under(run, condition)]
+    return [row for row in rows if metric in row.timings]
+
+
+def _effect(told: Told, name: Callable[[Row], str]) -> dict[str, Any]:
+    _, effect = told
+    dots = [
+        [estimate.ratio, f"{name(b)} over {name(a)}, {condition_of(b)}: {format_ratio(estimate.ratio)}"]
+        for a, b, estimate in _thinned(effect.pairs)
+    ]
+    return _item(f"{effect.factor}: {effect.a} → {effect.b}", effect.estimate, verdict(*told), dots)
+
+
+def _rounds(row: Row, metric: str, name: Callable[[Row], str]) -> dict[str, Any]:
+    timing, estimate = row.timings[metric], estimate_of(row.timings[metric])
+    ratios = [ours / base for ours, base in zip(timing.candidate, timing.baseline, strict=True)]
+    dots = [[float(f"{ratio:.4g}"), ""] for ratio in _thinned(ratios)]
+    return _item(name(row), estimate, estimate.verdict, dots)
+
+
+def _item(name: str, estimate: Estimate, verdict: str, dots: list[Any]) -> dict[str, Any]:
+    numbers = {"ratio": estimate.ratio, "low": estimate.low, "high": estimate.high}
+    words = f"{format_interval(estimate) if estimate.rounds else format_ratio(estimate.ratio)} {verdict}"
+    return {"name": name, "words": words, "verdict": verdict, "dots": dots, **numbers}
+
+
+def _thinned(items: Sequence[Any]) -> list[Any]:
+    """At most DOTS, evenly spaced."""
+    step = max(len(items) / DOTS, 1)
+    return [items[int(index * step)] for index in range(min(len(items), DOTS))]

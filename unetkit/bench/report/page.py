@@ -10,25 +10,25 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unetkit.atomic import written_whole
-from unetkit.bench.aspects import HIDDEN
-from unetkit.bench.columns import Column, columns_of, constants, varying
-from unetkit.bench.effect_listing import Told, verdict
-from unetkit.bench.effect_listing import list_effects as effects_of_all
-from unetkit.bench.effects import VALUES
-from unetkit.bench.report.charts import condition_of, costs_of, naming
-from unetkit.bench.report.intervals import (
+from unetkit.bench.columns import HIDDEN, Column, columns_of, constants, varying
+from unetkit.bench.effects import VALUES, Told, verdict
+from unetkit.bench.effects import list_effects as effects_of_all
+from unetkit.bench.report.charts import (
     DOTS,
     ROWS,
+    condition_of,
+    costs_of,
     doubtful_rows,
     effects_data,
     is_complete,
+    naming,
     rounds_data,
     timed_metrics,
 )
-from unetkit.bench.rows import Run
+from unetkit.bench.results import Run
 from unetkit.bench.show import missing
 from unetkit.errors import BadFile, UnetkitError
+from unetkit.utils.files import written_whole
 
 if TYPE_CHECKING:
     from jinja2 import Environment

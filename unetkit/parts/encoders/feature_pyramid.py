@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from unetkit.parts.units import make_norm
+from unetkit.parts.conv_unit import make_norm
 
 
 class Pyramid(nn.Module):

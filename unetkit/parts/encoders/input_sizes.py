@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from unetkit.meta import meta_copy
-from unetkit.meter import Meter
+from unetkit.utils.flops import Meter
+from unetkit.utils.modules import meta_copy
 
 #: How many multiples of the deepest stride are tried; windows of 16 pixels there are the widest known.
 TRIES = 16

@@ -6,13 +6,12 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from unetkit.parts.encoders.pyramid import Pyramid
-from unetkit.parts.encoders.statistics import Statistics, of_config
-from unetkit.parts.encoders.timm_create import Request
-from unetkit.parts.encoders.timm_maps import Maps, flatten, nchw
+from unetkit.parts.encoders.feature_pyramid import Pyramid
+from unetkit.parts.encoders.normalization import Statistics, of_config
+from unetkit.parts.encoders.timm_features import Maps, Request, flatten, nchw
+from unetkit.parts.encoders.timm_input_sizes import learn
 from unetkit.parts.encoders.timm_options import checked
-from unetkit.parts.encoders.timm_sizes import learn
-from unetkit.sizes import size_of
+from unetkit.utils.spatial import size_of
 
 
 class TimmEncoder(nn.Module):
@@ -63,7 +62,7 @@ class TimmEncoder(nn.Module):
         return maps if self.pyramid is None else self.pyramid(maps[0])
 
     def statistics(self) -> Statistics | None:
-        """As `unetkit.parts.encoders.statistics` says; of a file, those of timm's own weights of this name."""
+        """As `unetkit.parts.encoders.normalization` says; of a file, those of timm's own weights of this name."""
         return of_config(self.model.pretrained_cfg) if self.pretrained else None
 
 

@@ -12,11 +12,10 @@ import timm
 from torch import Tensor
 
 from unetkit.errors import BadOption, CannotBuild
-from unetkit.parts.encoders.borne import TRIES, holding, round_up, search, takes
-from unetkit.parts.encoders.timm_create import Request
-from unetkit.parts.encoders.timm_maps import Maps, flatten, nchw, read
+from unetkit.parts.encoders.input_sizes import TRIES, holding, round_up, search, takes
+from unetkit.parts.encoders.timm_features import Maps, Request, flatten, nchw, read
 from unetkit.parts.encoders.timm_weights import find_timm_weights
-from unetkit.plan import Size
+from unetkit.utils.formatting import Size
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unetkit.testing.contract import Outputs, Wiring
-from unetkit.testing.inputs import Input, drawn
-from unetkit.testing.results import Nonconformity, one_line
+from unetkit.testing.catalog import Nonconformity, one_line
+from unetkit.testing.contracts import Input, Outputs, Wiring, drawn
 from unetkit.testing.subject import Subject, apart, weights
 
 #: Sums in another order differ by less than this, other numbers by more.

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unetkit.testing.checks.passes import CLOSE
-from unetkit.testing.contract import Contract, Wiring
-from unetkit.testing.inputs import Input, by
-from unetkit.testing.results import Nonconformity, NothingToCheck, one_line
+from unetkit.testing.catalog import Nonconformity, NothingToCheck, one_line
+from unetkit.testing.checks.autograd import CLOSE
+from unetkit.testing.contracts import Contract, Input, Wiring, by
 from unetkit.testing.subject import Subject, apart
 
 

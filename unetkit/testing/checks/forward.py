@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from unetkit.errors import UnetkitError
-from unetkit.testing.checks.passes import reached
-from unetkit.testing.contract import Wiring
-from unetkit.testing.inputs import Input
-from unetkit.testing.results import Nonconformity, NothingToCheck, one_line
+from unetkit.options import format_value
+from unetkit.testing.catalog import Nonconformity, NothingToCheck, one_line
+from unetkit.testing.checks.autograd import reached
+from unetkit.testing.contracts import Input, Wiring
 from unetkit.testing.subject import Run, Subject
-from unetkit.values import format_value
 
 
 def made(subject: Subject) -> None:

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from unetkit.builder import build
-from unetkit.deploy.files import load, save
 from unetkit.errors import UnetkitError
-from unetkit.inspect.observe import network_of, size_for, tensors_of
-from unetkit.inspect.trace import trace
 from unetkit.network import Network
-from unetkit.plan import PartSpec, Plan, Size
+from unetkit.plan import PartSpec, Plan
 from unetkit.registry import Parts
-from unetkit.testing.encoders import encoder_shapes
-from unetkit.testing.inputs import by, drawn
-from unetkit.testing.results import Nonconformity, one_line
+from unetkit.serialization import load, save
+from unetkit.summary.forward_hooks import network_of, size_for, tensors_of
+from unetkit.summary.trace import trace
+from unetkit.testing.catalog import Nonconformity, one_line
+from unetkit.testing.contracts import by, drawn, encoder_shapes
 from unetkit.testing.subject import Subject, apart
+from unetkit.utils.formatting import Size
 
 #: The name by which the part stands in its network, so that a file can name one that has no name yet.
 _NAME = "part-under-test"

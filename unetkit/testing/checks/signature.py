@@ -10,11 +10,10 @@ from typing import Any, Literal, Union, get_args, get_origin
 from torch import nn
 
 from unetkit.errors import BadOption, UnetkitError
+from unetkit.options import Option, Signature, format_value, parse_value, read_signature
 from unetkit.resolve import typed_options
-from unetkit.signature import Option, Signature, read_signature
-from unetkit.testing.results import Nonconformity, one_line
+from unetkit.testing.catalog import Nonconformity, one_line
 from unetkit.testing.subject import Subject
-from unetkit.values import format_value, parse_value
 
 _READABLE = (int, float, str, bool, None, type(None))
 #: An option that no part has.

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unetkit.testing.contract import Wiring
-from unetkit.testing.inputs import Input, drawn
-from unetkit.testing.results import Nonconformity, one_line
+from unetkit.testing.catalog import Nonconformity, one_line
+from unetkit.testing.contracts import Input, Wiring, drawn
 from unetkit.testing.subject import Subject, apart, weights
 
 
