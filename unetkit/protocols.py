@@ -7,11 +7,12 @@ user's options; there is no `**kwargs`, so that an option that does not exist is
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from unetkit.utils.formatting import Size
+    from unetkit.utils.formatting import Size
 
 
 class Encoder(Protocol):
