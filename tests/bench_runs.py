@@ -10,7 +10,7 @@ from hashlib import sha256
 from itertools import product
 from pathlib import Path
 
-from unetkit.bench.results import Header, Row, Run, Timing
+from unetkit.bench.results import BenchRow, BenchRun, Header, Timing
 from unetkit.registry import MetricInfo
 
 #: What a part multiplies the baseline's time by.
@@ -46,7 +46,7 @@ _MACS = {"resnet18": 5.4e9, "resnet34": 7.9e9}
 
 def made_run(
     folder: Path, *, seed: int = 0, rounds: int = 24, change: Mapping[str, float] | None = None, noise: float = 0.02
-) -> Run:
+) -> BenchRun:
     """28 rows: 26 measured, one of them without `training-memory` and one with warnings; one that ran out of memory;
     one that cannot be built.
 
@@ -71,7 +71,7 @@ def made_run(
         "unetkit bench --encoder resnet18,resnet34 --up bilinear,nearest,transposed --fuse concat,add "
         f"--model smp/unet,smp/fpn --size 256 --batch 1,8 --out {folder}"
     )
-    return Run(folder, header, rows, planned=len(rows), missing=0, command=command, began="2026-11-22T08:00:00Z")
+    return BenchRun(folder, header, rows, planned=len(rows), missing=0, command=command, began="2026-11-22T08:00:00Z")
 
 
 def _grid() -> Iterator[dict[str, str]]:
@@ -84,12 +84,14 @@ def _grid() -> Iterator[dict[str, str]]:
         yield {"model": model, "encoder": "resnet18", "batch": batch, **condition}
 
 
-def _row(factors: dict[str, str], true: Mapping[str, float], draw: random.Random, rounds: int, noise: float) -> Row:
+def _row(
+    factors: dict[str, str], true: Mapping[str, float], draw: random.Random, rounds: int, noise: float
+) -> BenchRow:
     batch, encoder = int(factors["batch"]), factors["encoder"]
     line = _line(factors)
     ours = math.prod(true.get(f"{axis}={value}", 1.0) for axis, value in factors.items() if axis != "batch")
     base = 0.04 * true[f"batch={batch}"]
-    row = Row(
+    row = BenchRow(
         id=sha256(str(factors).encode()).hexdigest()[:16],
         key=sha256(f"{factors} 2.9.0".encode()).hexdigest()[:16],
         factors=factors,

@@ -20,10 +20,10 @@ from tests.sweep.page import rendered
 from unetkit.bench.metrics import builtin_metrics
 from unetkit.network import Network
 from unetkit.options import Option, describe_type, format_value
-from unetkit.plan import WORDS
+from unetkit.plan import PLAN_FIELDS
 from unetkit.registry import Entry, Registry
 from unetkit.resolve import DEFAULTS
-from unetkit.summary.forward_hooks import Call, meta_input, observe
+from unetkit.summary.forward_hooks import ModuleCall, meta_input, record_forward
 from unetkit.summary.report import Trace
 from unetkit.summary.svg import draw
 from unetkit.testing.catalog import CHECKS, EVERY, MODULES
@@ -103,7 +103,7 @@ def _first_command() -> str:
 def _words() -> str:
     return _table(
         ("word", "value", "what it says", "unsaid"),
-        *((f"`{word.flag}`", f"`{word.metavar}`", word.help, _unsaid(word.name)) for word in WORDS),
+        *((f"`{word.flag}`", f"`{word.metavar}`", word.help, _unsaid(word.name)) for word in PLAN_FIELDS),
     )
 
 
@@ -116,7 +116,9 @@ def _unsaid(name: str) -> str:
 
 def _parts(registry: Registry) -> str:
     own = [_part(entry, entry.name) for entry in registry.entries.values()]
-    theirs = [_part(registry.get(source.listing()[0]), f"any of {name}'s") for name, source in registry.sources.items()]
+    theirs = [
+        _part(registry.get(source.listing()[0]), f"any of {name}'s") for name, source in registry.libraries.items()
+    ]
     return "\n\n".join([*own, *theirs])
 
 
@@ -139,12 +141,12 @@ def _option(option: Option) -> tuple[str, ...]:
 def _models() -> str:
     rows = []
     for entry in OURS.models.find():
-        traced = unetkit.trace(unetkit.build(model=entry.said, device="meta", parts=OURS))
+        traced = unetkit.trace(unetkit.build(model=entry.qualified_name, device="meta", parts=OURS))
         own = [option.name for option in entry.signature.options if option.name not in ("encoder", "pretrained")]
         encoder = next(option.default for option in entry.signature.options if option.name == "encoder")
         size = f"{traced.rows[0].height}x{traced.rows[0].width}"
         figures = f"{traced.parameters:,}", format_count(traced.macs), size
-        rows.append((f"`{entry.said}`", f"`{encoder.removeprefix('timm/')}`", *figures, ", ".join(own)))
+        rows.append((f"`{entry.qualified_name}`", f"`{encoder.removeprefix('timm/')}`", *figures, ", ".join(own)))
     return _table(("model", "encoder if unsaid", "parameters", "MACs", "at", "options"), *rows)
 
 
@@ -167,7 +169,7 @@ def _count(recipe: str) -> str:
 
 
 def _recipe(name: str) -> str:
-    line = replace(_built(name).whole, recipe=None)
+    line = replace(_built(name).resolved_plan, recipe=None)
     figures = [_figures(_traced(name, **words)) for words in ({}, *VARIANTS[name])]
     head = ("line", "input", "output", "parameters", "MACs", "receptive field", "smallest input")
     return f"```text\n{line}\n```\n\n{_table(head, *figures)}"
@@ -200,7 +202,7 @@ def _sizes() -> str:
     """Every height of unet-2015, a row a level: 572 -> 570 -> 568."""
     model = _built("unet-2015")
     levels: dict[str, list[str]] = {"encoder.levels.0": [str(_side(meta_input(model, (572, 572))))]}
-    for call in observe(model, meta_input(model, (572, 572))).calls:
+    for call in record_forward(model, meta_input(model, (572, 572))).calls:
         if call.name == "encoder.pool":
             levels[f"encoder.levels.{len(levels)}"] = [f"pool {_side(call.gave[0])}"]
         elif step := _step(call):
@@ -211,7 +213,7 @@ def _sizes() -> str:
     return _table(("level", "height and width"), *rows)
 
 
-def _step(call: Call) -> str:
+def _step(call: ModuleCall) -> str:
     gave = call.gave[0] if call.gave else None
     if isinstance(call.module, nn.ConvTranspose2d):
         return f"up {_side(gave)}"

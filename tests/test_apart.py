@@ -8,7 +8,7 @@ import torch
 from scipy import ndimage
 
 from unetkit.data.synthetic_cells import cells
-from unetkit.train.metrics import GROWN, told_apart, touches
+from unetkit.train.metrics import GROWN, separated_instances, touches
 
 
 def row(text: str) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
@@ -30,7 +30,7 @@ def row(text: str) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     ],
 )
 def test_cells_touch_where_less_than_four_pixels_lie_between(instances: str, touching: int) -> None:
-    assert told_apart(row(instances), row(instances))[1] == touching
+    assert separated_instances(row(instances), row(instances))[1] == touching
 
 
 @pytest.mark.parametrize(
@@ -49,18 +49,18 @@ def test_cells_touch_where_less_than_four_pixels_lie_between(instances: str, tou
 )
 def test_a_cell_is_told_apart_by_a_piece_of_its_own(predicted: str, told: int) -> None:
     truth = row("111..222")
-    assert told_apart(row(predicted) > 0, truth) == (told, 2)
+    assert separated_instances(row(predicted) > 0, truth) == (told, 2)
 
 
 def test_pieces_of_two_classes_are_apart_though_they_touch() -> None:
     truth = row("11112222")
-    assert told_apart(row("11112222"), truth) == (2, 2)
-    assert told_apart(row("11111111"), truth) == (0, 2)
+    assert separated_instances(row("11112222"), truth) == (2, 2)
+    assert separated_instances(row("11111111"), truth) == (0, 2)
 
 
 def test_a_cell_that_touches_none_does_not_count() -> None:
-    assert told_apart(row("111.222......333"), row("111.222......333")) == (2, 2)
-    assert told_apart(row("111.222........."), row("111.222......333")) == (2, 2)
+    assert separated_instances(row("111.222......333"), row("111.222......333")) == (2, 2)
+    assert separated_instances(row("111.222........."), row("111.222......333")) == (2, 2)
 
 
 def test_touching_is_what_growing_each_cell_alone_gives() -> None:
@@ -78,7 +78,7 @@ def test_the_truth_tells_all_cells_apart_and_a_merged_mask_few() -> None:
     for index in range(3):
         sample = data.splits["val"][index]
         assert sample.instances is not None
-        told, touching = told_apart(sample.mask, sample.instances)
+        told, touching = separated_instances(sample.mask, sample.instances)
         assert told == touching > 10
         closed = torch.from_numpy(ndimage.binary_closing(sample.mask.numpy(), np.ones((3, 3)), iterations=2))
-        assert told_apart(closed, sample.instances)[0] < touching / 3
+        assert separated_instances(closed, sample.instances)[0] < touching / 3

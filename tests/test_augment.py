@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from unetkit.data.augment import STEPS, Elastic, make_augment
 from unetkit.data.types import IGNORE, Sample, Target
-from unetkit.errors import BadOption, UnetkitError, UnknownName
-from unetkit.utils.spatial import mirrored
+from unetkit.errors import OptionError, UnetkitError, UnknownNameError
+from unetkit.utils.spatial import mirror_indices
 
 BINARY = Target("binary", ("background", "cell"))
 ALL = "hflip,vflip,turn,rotate:degrees=40,scale,elastic,light,noise,blur"
@@ -119,13 +119,13 @@ def test_a_small_image_lies_in_its_mirror_image_which_does_not_count() -> None:
 
 
 def test_a_single_pixel_is_its_own_mirror_image() -> None:
-    assert mirrored(torch.arange(-2, 3), 1).tolist() == [0] * 5
+    assert mirror_indices(torch.arange(-2, 3), 1).tolist() == [0] * 5
 
 
 @given(before=st.integers(0, 40), length=st.integers(2, 9), after=st.integers(0, 40))
 def test_mirrored_is_what_numpy_calls_reflect(before: int, length: int, after: int) -> None:
     padded = np.pad(np.arange(length), (before, after), mode="reflect")
-    assert mirrored(torch.arange(-before, length + after), length).tolist() == padded.tolist()
+    assert mirror_indices(torch.arange(-before, length + after), length).tolist() == padded.tolist()
 
 
 def test_every_window_of_a_large_image_may_come() -> None:
@@ -233,20 +233,20 @@ def test_a_text_is_said_back_at_its_shortest(text: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("text", "kind", "told"),
     [
-        ("elastik", UnknownName, "did you mean elastic?"),
-        ("hflip,elastic:sdt=3", BadOption, "did you mean std?"),
-        ("turn:degrees=3", BadOption, "it has none"),
-        ("elastic:std=big", BadOption, "std takes a number; got big"),
-        ("elastic:std=-1", BadOption, "--augment elastic:std=-1: std takes numbers from 0; got -1"),
-        ("elastic:grid=1", BadOption, "grid takes numbers from 2, up to 64; got 1"),
-        ("scale:low=2,high=1", BadOption, "high takes numbers from 2, up to 20; got 1"),
-        ("rotate:degrees=nan", BadOption, "degrees takes numbers from 0, up to 180; got nan"),
-        ("noise:std=inf", BadOption, "std takes numbers from 0; got inf"),
-        ("none,hflip", BadOption, "none stands alone"),
-        ("std=3", BadOption, "is not a part"),
-        ("hflip,", BadOption, "is not a part"),
-        ("hflip+turn", BadOption, "commas"),
-        ('elastic:std="3', BadOption, "a double quote is left open"),
+        ("elastik", UnknownNameError, "did you mean elastic?"),
+        ("hflip,elastic:sdt=3", OptionError, "did you mean std?"),
+        ("turn:degrees=3", OptionError, "it has none"),
+        ("elastic:std=big", OptionError, "std takes a number; got big"),
+        ("elastic:std=-1", OptionError, "--augment elastic:std=-1: std takes numbers from 0; got -1"),
+        ("elastic:grid=1", OptionError, "grid takes numbers from 2, up to 64; got 1"),
+        ("scale:low=2,high=1", OptionError, "high takes numbers from 2, up to 20; got 1"),
+        ("rotate:degrees=nan", OptionError, "degrees takes numbers from 0, up to 180; got nan"),
+        ("noise:std=inf", OptionError, "std takes numbers from 0; got inf"),
+        ("none,hflip", OptionError, "none stands alone"),
+        ("std=3", OptionError, "is not a part"),
+        ("hflip,", OptionError, "is not a part"),
+        ("hflip+turn", OptionError, "commas"),
+        ('elastic:std="3', OptionError, "a double quote is left open"),
     ],
 )
 def test_what_is_wrong_is_refused_in_one_line(text: str, kind: type[UnetkitError], told: str) -> None:
@@ -278,7 +278,7 @@ def test_the_number_of_threads_changes_no_sample() -> None:
 
 
 def test_a_crop_without_pixels_is_refused() -> None:
-    with pytest.raises(BadOption, match="at least 1x1"):
+    with pytest.raises(OptionError, match="at least 1x1"):
         make_augment("none", (0, 8))
 
 

@@ -16,30 +16,30 @@ from click.testing import CliRunner
 
 from tests.bench_runs import made_run
 from tests.test_bench_show import written
-from unetkit.bench.compare import VERDICTS, Change, Diff, diff_runs, format_diff, judged, quotient
-from unetkit.bench.results import Row, Run, Timing
+from unetkit.bench.compare import VERDICTS, Change, Diff, diff_runs, format_diff, judge_changes, quotient
+from unetkit.bench.results import BenchRow, BenchRun, Timing
 from unetkit.bench.statistics import Estimate
 from unetkit.cli.bench_results import diff
-from unetkit.errors import BadOption, UnetkitError
+from unetkit.errors import OptionError, UnetkitError
 
 
 @cache
-def before() -> Run:
+def before() -> BenchRun:
     return made_run(Path("runs/before"))
 
 
 @cache
-def after(**change: float) -> Run:
+def after(**change: float) -> BenchRun:
     """Other samples of the same networks, where nothing is said to change."""
     said = {name.replace("__", "="): value for name, value in change.items()}
     return made_run(Path("runs/after"), seed=1, change=said)
 
 
-def with_rows(run: Run, mend: Callable[[Row], Row]) -> Run:
+def with_rows(run: BenchRun, mend: Callable[[BenchRow], BenchRow]) -> BenchRun:
     return replace(run, rows=tuple(map(mend, run.rows)))
 
 
-def with_figures(run: Run, mend: Callable[[Row], Mapping[str, float]]) -> Run:
+def with_figures(run: BenchRun, mend: Callable[[BenchRow], Mapping[str, float]]) -> BenchRun:
     return with_rows(run, lambda row: replace(row, figures={**row.figures, **mend(row)}) if row.measured else row)
 
 
@@ -143,7 +143,7 @@ def test_a_row_that_fails_now_is_worse_and_one_that_is_measured_now_better() -> 
 
 
 def test_a_figure_that_fails_now_is_worse() -> None:
-    def mend(row: Row) -> Row:
+    def mend(row: BenchRow) -> BenchRow:
         return replace(row, timings={}, failures={"latency": "timed out", "training": "timed out"})
 
     made = diff_runs(before(), with_rows(before(), lambda row: mend(row) if row == before().rows[0] else row))
@@ -178,7 +178,9 @@ def test_what_differs_in_machine_and_versions_is_said_first() -> None:
 
 def test_times_to_other_baselines_are_refused_or_shown_without_a_verdict() -> None:
     header = replace(before().header, baseline="--encoder resnet34")
-    with pytest.raises(BadOption, match="times cannot be compared: the baseline of runs/before is --encoder resnet18"):
+    with pytest.raises(
+        OptionError, match="times cannot be compared: the baseline of runs/before is --encoder resnet18"
+    ):
         diff_runs(before(), replace(before(), header=header))
     made = diff_runs(before(), replace(before(), header=header), unpaired=True)
     assert len(found(made, "unpaired", "latency")) == 26
@@ -197,7 +199,7 @@ def test_runs_without_times_need_no_common_baseline() -> None:
 
 
 def test_runs_with_no_row_in_common_are_refused() -> None:
-    with pytest.raises(BadOption, match="no row in common"):
+    with pytest.raises(OptionError, match="no row in common"):
         diff_runs(replace(before(), rows=before().rows[:3]), replace(before(), rows=before().rows[3:]))
 
 
@@ -227,13 +229,13 @@ def test_the_interval_of_a_quotient_holds_the_truth_as_often_as_it_says(draws: i
     ],
 )
 def test_a_verdict_needs_the_whole_interval(low: float, high: float, verdict: str) -> None:
-    assert judged([Estimate(sqrt(low * high), low, high, 20)], 0.03) == [verdict]
+    assert judge_changes([Estimate(sqrt(low * high), low, high, 20)], 0.03) == [verdict]
 
 
 def test_one_of_many_figures_must_be_surer_to_be_worse() -> None:
     near, same = Estimate(1.07, 1.035, 1.106, 20), Estimate(1.0, 0.98, 1.02, 20)
-    assert judged([near], 0.03) == ["worse"]
-    assert judged([near, *[same] * 99], 0.03)[0] == "inconclusive"
+    assert judge_changes([near], 0.03) == ["worse"]
+    assert judge_changes([near, *[same] * 99], 0.03)[0] == "inconclusive"
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unetkit.bench.config import Choices, repeating
+from unetkit.bench.config import BenchConfig, repeat_command
 from unetkit.bench.grid import Case, Mode, exclude_cases, make_cases, make_plans, parse_axis, split_axis
-from unetkit.errors import BadOption, CannotBuild, UnetkitError, UnknownName
+from unetkit.errors import BuildError, OptionError, UnetkitError, UnknownNameError
 from unetkit.plan import Plan
 from unetkit.plugins import load_parts
 
@@ -70,18 +70,23 @@ def test_what_is_joined_by_commas_is_found_again(names: list[str]) -> None:
 @pytest.mark.parametrize(
     ("word", "text", "kind", "message"),
     [
-        ("encoder", "resnexxt*", UnknownName, "--encoder resnexxt*: no encoder matches; `unetkit list encoders` lists"),
-        ("fuse", "add,,concat", BadOption, "--fuse add,,concat: nothing stands before or after a comma"),
-        ("fuse", "add,ad/concat", UnknownName, "--fuse ad: no fusion is called 'ad'; did you mean add"),
+        (
+            "encoder",
+            "resnexxt*",
+            UnknownNameError,
+            "--encoder resnexxt*: no encoder matches; `unetkit list encoders` lists",
+        ),
+        ("fuse", "add,,concat", OptionError, "--fuse add,,concat: nothing stands before or after a comma"),
+        ("fuse", "add,ad/concat", UnknownNameError, "--fuse ad: no fusion is called 'ad'; did you mean add"),
         (
             "up",
             "transposed:kernal=4",
-            BadOption,
+            OptionError,
             "--up transposed:kernal=4: transposed has no option 'kernal'; did you",
         ),
-        ("recipe", "unet-2051", UnknownName, "--recipe unet-2051: no recipe is called 'unet-2051'; did you mean"),
-        ("decode_to", "two", BadOption, "--decode-to: takes an integer; got 'two'"),
-        ("up", "transposed:x=[1", BadOption, "--up transposed:x=[1: "),
+        ("recipe", "unet-2051", UnknownNameError, "--recipe unet-2051: no recipe is called 'unet-2051'; did you mean"),
+        ("decode_to", "two", OptionError, "--decode-to: takes an integer; got 'two'"),
+        ("up", "transposed:x=[1", OptionError, "--up transposed:x=[1: "),
     ],
 )
 def test_what_is_no_list_is_refused(word: str, text: str, kind: type[UnetkitError], message: str) -> None:
@@ -116,9 +121,9 @@ def test_recipes_are_an_axis() -> None:
 
 
 def test_a_grid_without_an_encoder_is_refused() -> None:
-    with pytest.raises(CannotBuild, match=r"^nothing says which encoders; give --encoder"):
+    with pytest.raises(BuildError, match=r"^nothing says which encoders; give --encoder"):
         grid(fuse="add,concat")
-    with pytest.raises(CannotBuild, match=r"^nothing says which encoders"):
+    with pytest.raises(BuildError, match=r"^nothing says which encoders"):
         grid(fuse="add", model="smp/unet")
 
 
@@ -171,16 +176,16 @@ def test_a_mode_is_written_one_way(text: str, written: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "fast", "eager+compiled", "bfloat16+float16", "eager,compiled"])
 def test_a_mode_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(BadOption, match=r"^--mode "):
+    with pytest.raises(OptionError, match=r"^--mode "):
         Mode.parse(text)
-    with pytest.raises(BadOption, match=r"did you mean compiled\?"):
+    with pytest.raises(OptionError, match=r"did you mean compiled\?"):
         Mode.parse("compile")
 
 
 def test_a_command_repeats_a_row() -> None:
     [case] = rows(grid(encoder="resnet18", up="transposed:kernel=4"), size=["64"], mode=["compiled"])
-    choices = Choices(metrics=("macs",), plugins=("mine.py",), budget=2.5, threads=1)
-    assert repeating(case, choices, "--encoder resnet18", Mode()) == (
+    choices = BenchConfig(metrics=("macs",), plugins=("mine.py",), budget=2.5, threads=1)
+    assert repeat_command(case, choices, "--encoder resnet18", Mode()) == (
         "unetkit --plugin mine.py bench --encoder resnet18 --up transposed:kernel=4 --size 64 --batch 1 "
         "--mode compiled --baseline-mode eager --baseline '--encoder resnet18' --metrics macs --budget 2.5 --threads 1"
     )
@@ -198,6 +203,6 @@ def test_a_command_repeats_a_row() -> None:
     ],
 )
 def test_a_choice_that_is_none_is_refused(choice: dict[str, object], message: str) -> None:
-    with pytest.raises(BadOption) as found:
-        Choices(**choice)  # type: ignore[arg-type]
+    with pytest.raises(OptionError) as found:
+        BenchConfig(**choice)  # type: ignore[arg-type]
     assert str(found.value) == message

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from unetkit.bench.metrics import builtin_metrics, metrics_of
-from unetkit.errors import PluginError, UnknownName
-from unetkit.plugins import Host, load_host
+from unetkit.errors import PluginError, UnknownNameError
+from unetkit.plugins import PluginManager, load_manager
 
 PLUGIN = '''
 import unetkit
@@ -25,16 +25,16 @@ def unetkit_register_metrics(metrics):
 OURS = [metric.name for metric in builtin_metrics()]
 
 
-def host_of(folder: Path, **bodies: str) -> Host:
+def manager_of(folder: Path, **bodies: str) -> PluginManager:
     """Plugins that add a metric of their own name each, and then what their body says."""
     files = [folder / f"{name}.py" for name in bodies]
     for path in files:
         path.write_text(PLUGIN.format(name=path.stem, body=bodies[path.stem]))
-    return load_host(files, isolated=True)
+    return load_manager(files, isolated=True)
 
 
 def test_a_plugins_metrics_stand_behind_ours(tmp_path: Path) -> None:
-    host = host_of(tmp_path, a="metrics.add('pass', layers, timed=True, unit='B')", b="pass")
+    host = manager_of(tmp_path, a="metrics.add('pass', layers, timed=True, unit='B')", b="pass")
     metrics = metrics_of(host)
     assert [metric.name for metric in metrics] == [*OURS, "a", "pass", "b"]
     assert [metric.owner for metric in metrics][-3:] == ["a", "a", "b"]
@@ -46,7 +46,7 @@ def test_a_plugins_metrics_stand_behind_ours(tmp_path: Path) -> None:
     ]
     assert {info.summary for info in infos} == {"Layers of the network"}
     assert [metric.name for metric in metrics.chosen(["b", "latency"])] == ["latency", "b"]
-    with pytest.raises(UnknownName, match=r"^--metrics: no metric is called 'pas'; did you mean pass or "):
+    with pytest.raises(UnknownNameError, match=r"^--metrics: no metric is called 'pas'; did you mean pass or "):
         metrics.chosen(["pas"])
 
 
@@ -73,7 +73,7 @@ def test_a_plugin_whose_metrics_fail_costs_one_line(
     case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     body, reason = FAILING[case]
-    host = host_of(tmp_path, also="pass", bad=body, good="pass")
+    host = manager_of(tmp_path, also="pass", bad=body, good="pass")
     assert [metric.name for metric in metrics_of(host)] == [*OURS, "also", "good"]
     out, err = capsys.readouterr()
     assert (out, len(err.splitlines())) == ("", 1)
@@ -84,7 +84,7 @@ def test_a_plugin_whose_metrics_fail_costs_one_line(
 
 
 def test_strict_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    host = host_of(tmp_path, bad="1 / 0")
+    host = manager_of(tmp_path, bad="1 / 0")
     monkeypatch.setenv("UNETKIT_STRICT", "1")
     with pytest.raises(PluginError, match=r"^plugin bad failed in unetkit .*: ZeroDivisionError: division by zero$"):
         metrics_of(host)

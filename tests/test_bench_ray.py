@@ -25,7 +25,7 @@ from unetkit.bench import ray_engine as nodes
 from unetkit.bench.devices import Slot
 from unetkit.bench.ray_engine import TRIES, import_ray, run_on_ray, versions
 from unetkit.bench.results import read_results
-from unetkit.errors import BadOption, UnetkitError
+from unetkit.errors import OptionError, UnetkitError
 
 ROOT = Path(__file__).parent.parent
 #: Seconds that Ray may take to start its nodes: on a machine where it takes longer there is nothing to test.
@@ -309,7 +309,7 @@ def refused(*options: dict[str, Any], **environment: str) -> list[str]:
 
 def test_what_no_node_has_is_refused(address: str) -> None:
     gpus, slots = refused({"address": address, "gpus": 3}, {"address": address, "slots": 2})
-    none = f"BadOption: --engine ray: no node of the Ray cluster at {address} has"
+    none = f"OptionError: --engine ray: no node of the Ray cluster at {address} has"
     assert gpus == f"{none} 3 GPU for a trial; the most are 1 CPU and 2 GPU"
     assert slots == f"{none} 2 CPU for a trial; the most are 1 CPU and 2 GPU"
 
@@ -324,15 +324,15 @@ def test_an_address_where_no_cluster_is_is_refused_at_once() -> None:
         pytest.skip("Ray is not installed")
     addresses = ("127.0.0.1:9", "nohost.invalid:6379", "here", "ray://here:10001")
     port, host, name, client = refused(*({"address": address} for address in addresses))
-    assert port.startswith("BadOption: --ray-address 127.0.0.1:9: no Ray cluster answers there (")
-    assert host.startswith("BadOption: --ray-address nohost.invalid:6379: no Ray cluster answers there (")
-    assert name.startswith("BadOption: --ray-address here: takes HOST:PORT, as `ray start --head` prints it, or auto")
-    assert client.startswith("BadOption: --ray-address ray://here:10001: takes HOST:PORT,")
+    assert port.startswith("OptionError: --ray-address 127.0.0.1:9: no Ray cluster answers there (")
+    assert host.startswith("OptionError: --ray-address nohost.invalid:6379: no Ray cluster answers there (")
+    assert name.startswith("OptionError: --ray-address here: takes HOST:PORT, as `ray start --head` prints it, or auto")
+    assert client.startswith("OptionError: --ray-address ray://here:10001: takes HOST:PORT,")
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(BadOption, match=r"--engine ray: Ray is not installed; pip install 'unetkit\[ray\]'"):
+    with pytest.raises(OptionError, match=r"--engine ray: Ray is not installed; pip install 'unetkit\[ray\]'"):
         import_ray()
 
 

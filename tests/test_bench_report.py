@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 
 from tests.bench_runs import BASELINE, made_run
 from unetkit.bench.effects import VALUES, list_effects
-from unetkit.bench.report.charts import DOTS, front
+from unetkit.bench.report.charts import DOTS, pareto_front
 from unetkit.bench.report.page import page_of
-from unetkit.bench.results import ResultsWriter, Row, Run
+from unetkit.bench.results import BenchRow, BenchRun, ResultsWriter
 from unetkit.bench.show import missing
 from unetkit.cli.bench_results import report
-from unetkit.errors import BadFile, BadOption, UnetkitError
+from unetkit.errors import FileError, OptionError, UnetkitError
 from unetkit.registry import MetricInfo
 
 if TYPE_CHECKING:
@@ -39,10 +39,10 @@ WIDE: ViewportSize = {"width": 1280, "height": 900}
 PHONE: ViewportSize = {"width": 390, "height": 844}
 
 
-def hostile(made: Run) -> Run:
+def hostile(made: BenchRun) -> BenchRun:
     """The same with names and words that are made to break out."""
 
-    def spoilt(row: Row) -> Row:
+    def spoilt(row: BenchRow) -> BenchRow:
         factors = {**row.factors, "encoder": row.factors["encoder"] + EVIL, EVIL: row.factors["batch"]}
         words = [f"{EVIL} {text}" for text in (row.line, row.command, row.where)]
         said = replace(row, line=words[0], command=words[1], where=words[2], cause=row.cause and EVIL)
@@ -59,7 +59,7 @@ def hostile(made: Run) -> Run:
 
 
 @cache
-def run() -> Run:
+def run() -> BenchRun:
     return made_run(Path("runs/first"))
 
 
@@ -93,14 +93,14 @@ def test_the_front_is_what_no_other_point_beats(points: list[tuple[float, float]
     def beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
         return a[0] <= b[0] and a[1] <= b[1] and a != b
 
-    found = front(points)
+    found = pareto_front(points)
     assert sorted(found) == [i for i, point in enumerate(points) if not any(beats(other, point) for other in points)]
     assert [points[i] for i in found] == sorted(points[i] for i in found)
 
 
 def test_a_point_without_a_number_is_on_no_front() -> None:
-    assert front([(1.0, float("nan")), (2.0, 2.0), (float("nan"), 0.0), (3.0, float("inf"))]) == [1]
-    assert front([]) == []
+    assert pareto_front([(1.0, float("nan")), (2.0, 2.0), (float("nan"), 0.0), (3.0, float("inf"))]) == [1]
+    assert pareto_front([]) == []
 
 
 def test_it_says_what_was_run_and_what_became_of_every_row() -> None:
@@ -233,12 +233,12 @@ def test_the_command_writes_it_beside_the_rows_or_where_it_is_told(folder: Path)
 
 
 def test_the_command_refuses_in_one_line_and_leaves_nothing(folder: Path) -> None:
-    assert isinstance(called(folder, "--out", "report.pdf").exception, BadOption)
-    assert isinstance(called(folder.parent / "none").exception, BadFile)
+    assert isinstance(called(folder, "--out", "report.pdf").exception, OptionError)
+    assert isinstance(called(folder.parent / "none").exception, FileError)
     assert not (folder.parent / "none").exists()
     (folder / "taken.html").mkdir()
     error = called(folder, "--out", folder / "taken.html").exception
-    assert isinstance(error, BadFile)
+    assert isinstance(error, FileError)
     assert str(error) == f"{folder / 'taken.html'} cannot be written: it is no regular file"
     assert {path.suffix for path in folder.iterdir()} <= {".jsonl", ".html", ".lock"}
 

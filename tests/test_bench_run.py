@@ -19,10 +19,10 @@ import pytest
 
 import unetkit
 from unetkit import bench
-from unetkit.bench.results import ResultsWriter, Row, read_results
+from unetkit.bench.results import BenchRow, ResultsWriter, read_results
 from unetkit.bench.statistics import LEAST
-from unetkit.errors import BadFile, BadOption, CannotBuild, UnetkitError, UnknownName
-from unetkit.utils.files import Lines
+from unetkit.errors import BuildError, FileError, OptionError, UnetkitError, UnknownNameError
+from unetkit.utils.files import JsonLinesWriter
 
 TINY = "--encoder plain:widths=[4,8]"
 #: What a run of tests costs beside imports should be little.
@@ -39,14 +39,14 @@ def rows_in(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> bench.Rows:
+def measured(tmp_path_factory: pytest.TempPathFactory) -> bench.BenchRows:
     """Everything of a small U-Net, of another, of a whole model, and of one that cannot be built."""
     plans = ["--encoder test_resnet", "--encoder test_resnet --fuse add", "--encoder test_resnet --fuse nope"]
     plans.append("--model smp/unet --encoder resnet18")
     return bench.run(plans, out=tmp_path_factory.mktemp("run"), **QUICK | {"sizes": [64]})
 
 
-def test_every_metric_is_measured_of_every_row(measured: bench.Rows) -> None:
+def test_every_metric_is_measured_of_every_row(measured: bench.BenchRows) -> None:
     names = [metric.name for metric in measured.run.header.metrics]
     assert names == [
         "parameters",
@@ -67,7 +67,7 @@ def test_every_metric_is_measured_of_every_row(measured: bench.Rows) -> None:
             assert min(timing.candidate + timing.baseline) > 0
 
 
-def test_figures_are_those_of_the_network(measured: bench.Rows, tmp_path: Path) -> None:
+def test_figures_are_those_of_the_network(measured: bench.BenchRows, tmp_path: Path) -> None:
     for row in (measured[0], measured[3]):
         model = unetkit.build(unetkit.Plan.parse(row.line))
         traced = unetkit.trace(model, 64)
@@ -81,13 +81,13 @@ def test_figures_are_those_of_the_network(measured: bench.Rows, tmp_path: Path) 
         assert row.figures["training-memory"] > 4 * weights  # weights, gradients and two moments of AdamW
 
 
-def test_what_cannot_be_built_is_a_row_with_its_reason(measured: bench.Rows) -> None:
+def test_what_cannot_be_built_is_a_row_with_its_reason(measured: bench.BenchRows) -> None:
     row = measured[2]
     assert row.cause == "--fuse nope: no fusion is called 'nope'; `unetkit list fusions` lists all"
     assert (row.figures, row.timings, row.measured) == ({}, {}, False)
 
 
-def test_rows_say_where_and_how_they_were_measured(measured: bench.Rows) -> None:
+def test_rows_say_where_and_how_they_were_measured(measured: bench.BenchRows) -> None:
     assert measured.run.header.baseline == "--encoder test_resnet"
     assert measured[1].line == "--encoder test_resnet --fuse add --size 64"
     assert measured[1].factors == {
@@ -103,8 +103,8 @@ def test_rows_say_where_and_how_they_were_measured(measured: bench.Rows) -> None
     assert measured.run.header.machine["cores"] == len(os.sched_getaffinity(0))
 
 
-def test_measuring_again_measures_nothing(measured: bench.Rows) -> None:
-    seen: list[Row] = []
+def test_measuring_again_measures_nothing(measured: bench.BenchRows) -> None:
+    seen: list[BenchRow] = []
     again = bench.run(
         [row.line.replace(" --size 64", "") for row in measured[:2]],
         out=measured.run.folder,
@@ -130,13 +130,15 @@ def test_measuring_again_measures_nothing(measured: bench.Rows) -> None:
         ),
     ],
 )
-def test_rows_that_cannot_be_compared_do_not_mix(measured: bench.Rows, choice: dict[str, Any], message: str) -> None:
-    with pytest.raises(BadFile) as found:
+def test_rows_that_cannot_be_compared_do_not_mix(
+    measured: bench.BenchRows, choice: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(FileError) as found:
         bench.run(["--encoder test_resnet"], out=measured.run.folder, **QUICK | {"sizes": [64]} | choice)
     assert message in str(found.value)
 
 
-def test_a_frame_has_the_rows(measured: bench.Rows) -> None:
+def test_a_frame_has_the_rows(measured: bench.BenchRows) -> None:
     frame = measured.to_pandas()
     assert len(frame) == 4
     assert frame["parameters"][0] == measured[0].figures["parameters"]
@@ -237,7 +239,7 @@ def test_an_edited_plugin_is_measured_again(strange: str, tmp_path: Path) -> Non
     options: dict[str, Any] = {"plugins": [strange], "metrics": ["macs"], "out": tmp_path / "run", **QUICK}
     bench.run(plans, **options)
     Path(strange).write_text(STRANGE + "\n# edited\n")
-    seen: list[Row] = []
+    seen: list[BenchRow] = []
     bench.run(plans, on_row=seen.append, **options)
     assert [row.factors.get("head") for row in seen] == ["strange"]
 
@@ -252,14 +254,18 @@ def test_a_size_that_a_plan_says_is_that_of_the_row() -> None:
     [
         (
             {"baseline": "--encoder resnet81"},
-            CannotBuild,
+            BuildError,
             "--baseline --encoder resnet81: --encoder resnet81: no encoder",
         ),
-        ({"metrics": ["latencies"]}, UnknownName, "--metrics: no metric is called 'latencies'; did you mean latency?"),
-        ({"device": "cuda:7"}, BadOption, "--device cuda:7: there is no cuda:7; "),
-        ({"slots": 1000}, BadOption, "--slots 1000: there are "),
-        ({"budgets": 1}, BadOption, "bench.run: got an unexpected keyword argument 'budgets'"),
-        ({"modes": ["fast"]}, BadOption, "--mode fast: no mode is called 'fast'"),
+        (
+            {"metrics": ["latencies"]},
+            UnknownNameError,
+            "--metrics: no metric is called 'latencies'; did you mean latency?",
+        ),
+        ({"device": "cuda:7"}, OptionError, "--device cuda:7: there is no cuda:7; "),
+        ({"slots": 1000}, OptionError, "--slots 1000: there are "),
+        ({"budgets": 1}, OptionError, "bench.run: got an unexpected keyword argument 'budgets'"),
+        ({"modes": ["fast"]}, OptionError, "--mode fast: no mode is called 'fast'"),
     ],
 )
 def test_what_cannot_be_chosen_is_one_line(given: dict[str, Any], kind: type[UnetkitError], message: str) -> None:
@@ -272,9 +278,9 @@ def test_a_part_that_no_other_process_finds_is_refused() -> None:
     class Local:
         pass
 
-    with pytest.raises(BadOption, match=r"^a plan cannot be sent to another process"):
+    with pytest.raises(OptionError, match=r"^a plan cannot be sent to another process"):
         bench.run([unetkit.Plan.of(encoder="resnet18", fuse=Local)])
-    with pytest.raises(BadOption, match=r"^no plan is given"):
+    with pytest.raises(OptionError, match=r"^no plan is given"):
         bench.run([])
 
 
@@ -342,7 +348,7 @@ def test_an_interrupt_ends_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None
     assert 0 < len(rows_in(folder)) < 12
 
 
-def test_a_torn_line_is_no_row(measured: bench.Rows, tmp_path: Path) -> None:
+def test_a_torn_line_is_no_row(measured: bench.BenchRows, tmp_path: Path) -> None:
     lines = (measured.run.folder / "rows.jsonl").read_bytes().splitlines(keepends=True)
     text = b"".join(lines[:2] + [line for line in lines if line.startswith(b'{"row"')])
     (tmp_path / "rows.jsonl").write_bytes(text[:-20])
@@ -353,7 +359,7 @@ def test_a_torn_line_is_no_row(measured: bench.Rows, tmp_path: Path) -> None:
     assert len(read_results(tmp_path).rows) == 4
 
 
-def test_a_row_that_was_measured_again_counts_once(measured: bench.Rows, tmp_path: Path) -> None:
+def test_a_row_that_was_measured_again_counts_once(measured: bench.BenchRows, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes((measured.run.folder / "rows.jsonl").read_bytes())
     ledger = ResultsWriter(tmp_path)
     ledger.append(replace(measured[0], cause="another"))
@@ -366,12 +372,12 @@ def test_a_row_that_was_measured_again_counts_once(measured: bench.Rows, tmp_pat
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadFile, match=r"holds no benchmark: there is no rows\.jsonl with rows in it"):
+    with pytest.raises(FileError, match=r"holds no benchmark: there is no rows\.jsonl with rows in it"):
         read_results(tmp_path)
     (tmp_path / "rows.jsonl").write_text('{"what": 1}\n')
-    with pytest.raises(BadFile, match=r"rows\.jsonl, line 1, is no line of a benchmark's; give another file"):
+    with pytest.raises(FileError, match=r"rows\.jsonl, line 1, is no line of a benchmark's; give another file"):
         ResultsWriter(tmp_path)
-    Lines(tmp_path / "rows.jsonl", "benchmark").close()  # it is left unlocked
+    JsonLinesWriter(tmp_path / "rows.jsonl", "benchmark").close()  # it is left unlocked
     (tmp_path / "file").write_text("")
-    with pytest.raises(BadFile, match=r"^--out .*file: is a file; give a folder$"):
+    with pytest.raises(FileError, match=r"^--out .*file: is a file; give a folder$"):
         ResultsWriter(tmp_path / "file")

@@ -16,8 +16,8 @@ from unetkit.bench.results import Timing
 from unetkit.bench.selftest import (
     CALLS,
     EXTRA,
-    Result,
-    Task,
+    SelftestResult,
+    SelftestTask,
     format_selftest,
     make_tasks,
     passed,
@@ -25,20 +25,20 @@ from unetkit.bench.selftest import (
     tally_results,
     time_one,
 )
-from unetkit.bench.statistics import ratio_of
-from unetkit.bench.timing import Rules
+from unetkit.bench.statistics import estimate_ratio
+from unetkit.bench.timing import TimingConfig
 from unetkit.cli import cli
-from unetkit.errors import BadFile, BadOption, CannotBuild, UnknownName
+from unetkit.errors import BuildError, FileError, OptionError, UnknownNameError
 from unetkit.plan import Plan
 
 TINY = Plan.parse("--encoder plain:widths=[4,8] --size 16")
 SLOT = Slot("cpu", (), 1)
 
 
-def made(runs: int = 20, noise: float = 0.02) -> list[Result]:
+def made(runs: int = 20, noise: float = 0.02) -> list[SelftestResult]:
     """Runs on a machine that drifts."""
     return [
-        Result(extra, timed(1 + extra / CALLS, 40, 100 * run + extra, noise=noise), 5.0)
+        SelftestResult(extra, timed(1 + extra / CALLS, 40, 100 * run + extra, noise=noise), 5.0)
         for run in range(runs)
         for extra in EXTRA
     ]
@@ -86,18 +86,18 @@ def test_welchs_interval_holds_the_ratio_of_means_where_nothing_drifts() -> None
 
 
 def test_every_truth_is_timed_as_often_in_random_order_with_seeds_of_their_own() -> None:
-    planned = make_tasks(TINY, Rules(seed=7), 5)
-    assert planned == make_tasks(TINY, Rules(seed=7), 5)
+    planned = make_tasks(TINY, TimingConfig(seed=7), 5)
+    assert planned == make_tasks(TINY, TimingConfig(seed=7), 5)
     assert sorted((task.rules.seed, task.extra) for task in planned) == [(7 + r, e) for r in range(5) for e in EXTRA]
-    assert [task.extra for task in planned] != [task.extra for task in make_tasks(TINY, Rules(seed=8), 5)]
+    assert [task.extra for task in planned] != [task.extra for task in make_tasks(TINY, TimingConfig(seed=8), 5)]
 
 
 def test_a_real_network_called_twice_as_often_is_slower() -> None:
     said: dict[str, Any] = {}
-    time_one(Task(TINY, CALLS, Rules(budget=1.0, sample=0.0, refill=0.0, settle=0.1)), SLOT, said.update)
+    time_one(SelftestTask(TINY, CALLS, TimingConfig(budget=1.0, sample=0.0, refill=0.0, settle=0.1)), SLOT, said.update)
     timing = Timing.of(said)
     assert len(timing.candidate) == len(timing.baseline) >= 6
-    assert ratio_of(timing).ratio > 1.5
+    assert estimate_ratio(timing).ratio > 1.5
     assert json.loads(json.dumps(said))["calls"] == 1
 
 
@@ -111,18 +111,18 @@ def test_the_command_times_in_processes_and_keeps_every_sample(tmp_path: Path) -
     assert "6 of 6 runs" in done.stderr
     kept = [json.loads(text) for text in out.read_text().splitlines()]
     assert sorted(one["extra"] for one in kept) == [0, 0, 1, 1, 4, 4]
-    again = tally_results([Result(one["extra"], Timing.of(one["timing"]), one["seconds"]) for one in kept])
+    again = tally_results([SelftestResult(one["extra"], Timing.of(one["timing"]), one["seconds"]) for one in kept])
     assert [tally.error for tally in again] == [figure["error"] for figure in figures]
 
 
 @pytest.mark.parametrize(
     ("words", "error", "said"),
     [
-        (["--network", "--encoder plian"], UnknownName, "plain"),
-        (["--network", "--encodr plain"], UnknownName, "encoder"),
-        (["--size", "0"], BadOption, "size"),
-        (["--device", "cuda:77", "--runs", "2"], CannotBuild, "cannot be timed"),
-        (["--out", "/proc/none/x.jsonl"], BadFile, "cannot be written"),
+        (["--network", "--encoder plian"], UnknownNameError, "plain"),
+        (["--network", "--encodr plain"], UnknownNameError, "encoder"),
+        (["--size", "0"], OptionError, "size"),
+        (["--device", "cuda:77", "--runs", "2"], BuildError, "cannot be timed"),
+        (["--out", "/proc/none/x.jsonl"], FileError, "cannot be written"),
     ],
 )
 def test_what_cannot_be_timed_is_refused(words: list[str], error: type[Exception], said: str) -> None:

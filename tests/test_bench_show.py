@@ -19,17 +19,17 @@ from rich.console import Console
 
 from tests.bench_runs import made_run
 from unetkit.bench.columns import HIDDEN, Column, columns_of, constants, filter_rows, select_columns, sort_rows
-from unetkit.bench.results import ResultsWriter, Row, Run
+from unetkit.bench.results import BenchRow, BenchRun, ResultsWriter
 from unetkit.bench.show import format_run, rows_to_dataframe, rows_to_json
 from unetkit.cli.bench_results import show
-from unetkit.errors import BadOption, UnetkitError, UnknownName
+from unetkit.errors import OptionError, UnetkitError, UnknownNameError
 from unetkit.registry import MetricInfo
 from unetkit.utils.formatting import format_digits, format_metric, format_ratio
-from unetkit.utils.tables import Cells, Listing, draw, markdown
+from unetkit.utils.tables import Listing, TableData, render_listing, to_markdown
 
 
 @cache
-def run() -> Run:
+def run() -> BenchRun:
     return made_run(Path("runs/made"))
 
 
@@ -38,7 +38,7 @@ def columns() -> dict[str, Column]:
     return {column.name: column for column in columns_of(run())}
 
 
-def written(folder: Path, made: Run, missing: int = 0) -> str:
+def written(folder: Path, made: BenchRun, missing: int = 0) -> str:
     """The same run as a folder, without its last rows."""
     ledger = ResultsWriter(folder)
     ledger.start(made.header, made.command, [row.id for row in made.rows])
@@ -69,7 +69,7 @@ def by_csv(*words: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(result.output)))
 
 
-def chosen(*filters: str, sort: str | None = None) -> list[Row]:
+def chosen(*filters: str, sort: str | None = None) -> list[BenchRow]:
     known = list(columns().values())
     return sort_rows(filter_rows(run().rows, known, filters), known, sort)
 
@@ -187,7 +187,7 @@ def test_filters_must_all_pass() -> None:
     ],
 )
 def test_a_bad_filter_is_refused_in_a_line(asked: str, message: str) -> None:
-    with pytest.raises((BadOption, UnknownName), match=r"^--filter ") as refused:
+    with pytest.raises((OptionError, UnknownNameError), match=r"^--filter ") as refused:
         chosen(asked)
     assert message in str(refused.value)
 
@@ -221,7 +221,7 @@ def test_names_are_sorted_by_their_numbers() -> None:
 
 def drawn(made: Listing, width: int) -> str:
     out = io.StringIO()
-    draw(made, Console(file=out, width=width, color_system=None))
+    render_listing(made, Console(file=out, width=width, color_system=None))
     return out.getvalue()
 
 
@@ -252,10 +252,10 @@ def test_without_a_width_no_column_is_left_out() -> None:
 
 
 def test_what_others_said_is_no_markup() -> None:
-    made = Listing(["[bold]x"], [Cells(["a|b"], [["[red]<b>|"]])], [])
+    made = Listing(["[bold]x"], [TableData(["a|b"], [["[red]<b>|"]])], [])
     assert "[bold]x" in drawn(made, 80)
     assert "[red]<b>|" in drawn(made, 80)
-    assert markdown(made) == "- \\[bold\\]x\n\n| a\\|b |\n| --- |\n| \\[red\\]\\<b>\\| |"
+    assert to_markdown(made) == "- \\[bold\\]x\n\n| a\\|b |\n| --- |\n| \\[red\\]\\<b>\\| |"
 
 
 def test_show_says_baseline_machine_failures_and_warnings(folder: str) -> None:

@@ -11,8 +11,16 @@ import pytest
 
 from tests.bench_runs import made_run
 from unetkit.bench.effects import Effect, effects_of, student
-from unetkit.bench.results import Run, Timing
-from unetkit.bench.statistics import Estimate, compare, fluctuation, minimum_ratio, quantile, ratio_of, warnings_of
+from unetkit.bench.results import BenchRun, Timing
+from unetkit.bench.statistics import (
+    Estimate,
+    estimate_ratio,
+    fluctuation,
+    judge_together,
+    minimum_ratio,
+    quantile,
+    timing_warnings,
+)
 
 
 def timed(truth: float, rounds: int, seed: int, *, noise: float = 0.02, kept: float = 0.0) -> Timing:
@@ -27,7 +35,9 @@ def timed(truth: float, rounds: int, seed: int, *, noise: float = 0.02, kept: fl
 
 @pytest.mark.parametrize("rounds", [6, 8, 12, 24, 100])
 def test_the_interval_holds_the_truth_in_95_of_100_cases_from_six_rounds_on(rounds: int) -> None:
-    held = [estimate.low <= 1.3 <= estimate.high for estimate in (ratio_of(timed(1.3, rounds, s)) for s in range(300))]
+    held = [
+        estimate.low <= 1.3 <= estimate.high for estimate in (estimate_ratio(timed(1.3, rounds, s)) for s in range(300))
+    ]
     assert sum(held) / 300 > 0.925
 
 
@@ -39,7 +49,7 @@ def test_rounds_that_follow_their_neighbours_count_for_fewer() -> None:
         shuffled = Timing(
             tuple(numpy.array(timing.candidate)[mixed]), tuple(numpy.array(timing.baseline)[mixed]), 1, 0, ""
         )
-        estimate, other = ratio_of(timing), ratio_of(shuffled)
+        estimate, other = estimate_ratio(timing), estimate_ratio(shuffled)
         held += estimate.low <= 1 <= estimate.high
         narrower += other.half_width < estimate.half_width
     assert held / 200 > 0.85
@@ -49,8 +59,8 @@ def test_rounds_that_follow_their_neighbours_count_for_fewer() -> None:
 def test_the_ratio_is_the_same_whenever_it_is_read_and_turned_round_it_is_its_inverse() -> None:
     timing = timed(1.2, 31, 0)
     turned = replace(timing, candidate=timing.baseline, baseline=timing.candidate)
-    one, other = ratio_of(timing), ratio_of(turned)
-    assert one == ratio_of(timing)
+    one, other = estimate_ratio(timing), estimate_ratio(turned)
+    assert one == estimate_ratio(timing)
     assert one.low < one.ratio < one.high
     assert other.ratio == pytest.approx(1 / one.ratio)
     assert other.low == pytest.approx(1 / one.high, rel=0.002)
@@ -75,35 +85,35 @@ def test_a_verdict_needs_the_whole_interval(low: float, high: float, verdict: st
 
 def test_an_exact_ratio_has_a_verdict_though_it_has_no_rounds() -> None:
     assert Estimate(1.5, 1.5, 1.5, 0).verdict == "slower"
-    assert compare([Estimate(1.5, 1.5, 1.5, 0)] * 100) == ["slower"] * 100
+    assert judge_together([Estimate(1.5, 1.5, 1.5, 0)] * 100) == ["slower"] * 100
 
 
 def test_five_percent_is_found_and_nothing_is_found_in_the_same() -> None:
-    assert ratio_of(timed(1.05, 40, 3)).verdict == "slower"
-    assert ratio_of(timed(1 / 1.05, 40, 3)).verdict == "faster"
-    assert ratio_of(timed(1.0, 40, 3)).verdict == "same"
+    assert estimate_ratio(timed(1.05, 40, 3)).verdict == "slower"
+    assert estimate_ratio(timed(1 / 1.05, 40, 3)).verdict == "faster"
+    assert estimate_ratio(timed(1.0, 40, 3)).verdict == "same"
 
 
 def test_a_table_of_twenty_alike_has_a_false_alarm_in_at_most_one_of_twenty_tables() -> None:
     alone, together = 0, 0
     for table in range(60):
         estimates = [
-            ratio_of(timed(1.01, 24, 1000 * table + row)) for row in range(20)
+            estimate_ratio(timed(1.01, 24, 1000 * table + row)) for row in range(20)
         ]  # as far off as is no difference
         alone += any(estimate.verdict in ("slower", "faster") for estimate in estimates)
-        together += any(verdict in ("slower", "faster") for verdict in compare(estimates))
+        together += any(verdict in ("slower", "faster") for verdict in judge_together(estimates))
     assert alone > 15
     assert together <= 6
 
 
 def test_a_table_keeps_clear_differences_and_six_rounds_alone_can_make_none_among_many() -> None:
-    clear, none = ratio_of(timed(1.2, 40, 0)), ratio_of(timed(1.0, 40, 1))
-    assert compare([clear, *[none] * 19]) == ["slower", *["same"] * 19]
-    few = ratio_of(timed(1.5, 6, 0))
+    clear, none = estimate_ratio(timed(1.2, 40, 0)), estimate_ratio(timed(1.0, 40, 1))
+    assert judge_together([clear, *[none] * 19]) == ["slower", *["same"] * 19]
+    few = estimate_ratio(timed(1.5, 6, 0))
     assert few.verdict == "slower"
-    assert compare([few]) == ["slower"]
-    assert compare([few, few]) == ["inconclusive", "inconclusive"]
-    assert compare([]) == []
+    assert judge_together([few]) == ["slower"]
+    assert judge_together([few, few]) == ["inconclusive", "inconclusive"]
+    assert judge_together([]) == []
 
 
 def test_quantiles_minimum_and_fluctuation() -> None:
@@ -115,18 +125,20 @@ def test_quantiles_minimum_and_fluctuation() -> None:
 
 def test_a_reader_is_warned_of_samples_that_fluctuate_are_few_or_not_precise() -> None:
     steady = Timing((1.0,) * 20, (1.0,) * 20, 1, 3, "precise")
-    assert warnings_of(steady, "latency") == []
+    assert timing_warnings(steady, "latency") == []
     moving = replace(steady, baseline=(1.0, 1.15, 1.3, 1.3) * 5)
-    assert warnings_of(moving, "latency") == ["latency: its samples or the baseline's fluctuate by 15% (IQR/median)"]
+    assert timing_warnings(moving, "latency") == [
+        "latency: its samples or the baseline's fluctuate by 15% (IQR/median)"
+    ]
     wild = replace(steady, candidate=(1.0, 2.0) * 10)
-    [line] = warnings_of(wild, "latency")
+    [line] = timing_warnings(wild, "latency")
     assert "unreliable" in line
     few = Timing((1.0, 1.2) * 3, (1.0,) * 6, 1, 1, "budget")
-    [line] = warnings_of(few, "training")
+    [line] = timing_warnings(few, "training")
     assert line.endswith(", only 6 rounds, the budget ended at ±9.1%; --again with a larger --budget tells more")
 
 
-def effect(run: Run, metric: str, factor: str, b: str) -> Effect:
+def effect(run: BenchRun, metric: str, factor: str, b: str) -> Effect:
     [found] = [effect for effect in effects_of(run, metric) if (effect.factor, effect.b) == (factor, b)]
     return found
 

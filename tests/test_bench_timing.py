@@ -9,8 +9,8 @@ from statistics import mean, median
 
 import pytest
 
-from unetkit.bench.statistics import ratio_of
-from unetkit.bench.timing import Rules, time_pair
+from unetkit.bench.statistics import estimate_ratio
+from unetkit.bench.timing import TimingConfig, time_pair
 
 
 class Machine:
@@ -37,17 +37,19 @@ class Machine:
 
 def test_a_drift_alike_for_both_leaves_the_ratio_right_where_means_in_sequence_are_far_off() -> None:
     machine = Machine(speed=lambda now: 1 + now / 10)
-    timing = time_pair(machine.work("c", 0.011), machine.work("b", 0.010), Rules(precision=0.0), clock=machine.clock)
+    timing = time_pair(
+        machine.work("c", 0.011), machine.work("b", 0.010), TimingConfig(precision=0.0), clock=machine.clock
+    )
     half = len(timing.candidate) // 2
-    assert abs(ratio_of(timing).ratio / 1.1 - 1) < 0.005
+    assert abs(estimate_ratio(timing).ratio / 1.1 - 1) < 0.005
     assert mean(timing.candidate[:half]) / mean(timing.baseline[half:]) < 0.9
 
 
 def test_a_quiet_machine_is_timed_until_the_ratio_is_precise() -> None:
     machine = Machine()
-    timing = time_pair(machine.work("c", 0.012), machine.work("b", 0.010), Rules(), clock=machine.clock)
+    timing = time_pair(machine.work("c", 0.012), machine.work("b", 0.010), TimingConfig(), clock=machine.clock)
     assert timing.ended == "precise"
-    assert isclose(ratio_of(timing).ratio, 1.2)
+    assert isclose(estimate_ratio(timing).ratio, 1.2)
     assert 0.5 <= 2 * (sum(timing.candidate) + sum(timing.baseline)) < 1.1  # each after a call that is not timed
 
 
@@ -55,7 +57,7 @@ def test_a_machine_that_is_not_quiet_is_timed_until_the_budget_is_spent() -> Non
     jumps = iter(range(10**6))
     machine = Machine(speed=lambda now: 1 + (next(jumps) * 7919 % 13) / 13)
     timing = time_pair(
-        machine.work("c", 0.1), machine.work("b", 0.1), Rules(budget=5, precision=0.001), clock=machine.clock
+        machine.work("c", 0.1), machine.work("b", 0.1), TimingConfig(budget=5, precision=0.001), clock=machine.clock
     )
     assert timing.ended == "budget"
     assert 5 < machine.now < 6
@@ -63,7 +65,7 @@ def test_a_machine_that_is_not_quiet_is_timed_until_the_budget_is_spent() -> Non
 
 def test_six_rounds_are_timed_however_slow_a_call_is() -> None:
     machine = Machine(speed=lambda now: 1 + 0.3 * (int(now) % 3))
-    timing = time_pair(machine.work("c", 60.0), machine.work("b", 50.0), Rules(budget=20), clock=machine.clock)
+    timing = time_pair(machine.work("c", 60.0), machine.work("b", 50.0), TimingConfig(budget=20), clock=machine.clock)
     assert (len(timing.candidate), len(timing.baseline)) == (6, 6)
     assert (timing.ended, timing.warmup, timing.calls) == ("budget", 1, 1)
 
@@ -71,7 +73,7 @@ def test_six_rounds_are_timed_however_slow_a_call_is() -> None:
 def test_a_short_call_is_timed_in_samples_of_a_millisecond_and_told_by_the_call() -> None:
     machine = Machine()
     timing = time_pair(
-        machine.work("c", 20e-6), machine.work("b", 10e-6), Rules(budget=1, settle=0.1), clock=machine.clock
+        machine.work("c", 20e-6), machine.work("b", 10e-6), TimingConfig(budget=1, settle=0.1), clock=machine.clock
     )
     assert timing.calls == pytest.approx(100, abs=1)
     assert isclose(median(timing.candidate), 20e-6)
@@ -81,7 +83,7 @@ def test_a_short_call_is_timed_in_samples_of_a_millisecond_and_told_by_the_call(
 def test_what_is_slow_at_first_is_warmed_up() -> None:
     machine = Machine()
     slow = machine.work("c", 0.01, first=3.0, times=40)
-    timing = time_pair(slow, machine.work("b", 0.01), Rules(warmup=(0.1, 0.5)), clock=machine.clock)
+    timing = time_pair(slow, machine.work("b", 0.01), TimingConfig(warmup=(0.1, 0.5)), clock=machine.clock)
     assert timing.warmup >= 40
     assert max(timing.candidate) < 0.011
 
@@ -101,13 +103,13 @@ def test_a_short_call_follows_one_of_its_own_that_is_not_timed() -> None:
 
     for cost, told in ((0.005, 1.0), (0.1, 2.0)):
         machine = Machine()
-        timing = time_pair(works("c", cost), works("b", cost), Rules(budget=2, settle=0.1), clock=machine.clock)
+        timing = time_pair(works("c", cost), works("b", cost), TimingConfig(budget=2, settle=0.1), clock=machine.clock)
         assert isclose(max(timing.candidate), told * cost)
 
 
 def test_warm_up_that_never_settles_ends_with_a_quarter_of_the_budget() -> None:
     machine = Machine(speed=lambda now: 1 + now / 5)  # each round is slower than the last
-    timing = time_pair(machine.work("c", 0.5), machine.work("b", 0.5), Rules(budget=40), clock=machine.clock)
+    timing = time_pair(machine.work("c", 0.5), machine.work("b", 0.5), TimingConfig(budget=40), clock=machine.clock)
     taken = sum(timing.candidate) + sum(timing.baseline)
     assert timing.warmup >= 3
     assert 10 <= machine.now - taken < 20
@@ -116,7 +118,9 @@ def test_warm_up_that_never_settles_ends_with_a_quarter_of_the_budget() -> None:
 def test_which_goes_first_is_drawn_by_the_seed() -> None:
     def order(seed: int) -> list[str]:
         machine = Machine()
-        time_pair(machine.work("c", 0.01), machine.work("b", 0.01), Rules(seed=seed, refill=0), clock=machine.clock)
+        time_pair(
+            machine.work("c", 0.01), machine.work("b", 0.01), TimingConfig(seed=seed, refill=0), clock=machine.clock
+        )
         return machine.ran[2:]
 
     ran = order(0)
@@ -135,7 +139,7 @@ def test_work_that_is_only_queued_by_a_call_is_waited_for() -> None:
         queued.clear()
 
     timing = time_pair(
-        lambda: queued.append(0.03), lambda: queued.append(0.02), Rules(), wait=wait, clock=machine.clock
+        lambda: queued.append(0.03), lambda: queued.append(0.02), TimingConfig(), wait=wait, clock=machine.clock
     )
     assert isclose(median(timing.candidate), 0.03)
     assert isclose(median(timing.baseline), 0.02)
@@ -150,10 +154,10 @@ def test_garbage_is_not_collected_while_timing_and_is_again_afterwards_whatever_
         seen.append(gc.isenabled())
         work()
 
-    time_pair(looked, work, Rules(), clock=machine.clock)
+    time_pair(looked, work, TimingConfig(), clock=machine.clock)
     assert seen
     assert not any(seen)
     assert gc.isenabled()
     with pytest.raises(ZeroDivisionError):
-        time_pair(lambda: 1 / 0, work, Rules())
+        time_pair(lambda: 1 / 0, work, TimingConfig())
     assert gc.isenabled()

@@ -13,10 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from unetkit.data import border_weights as borders
-from unetkit.data.border_weights import TOLERANCE, BorderMaps, border_weights, instances_of, numbered, pieces
+from unetkit.data.border_weights import (
+    TOLERANCE,
+    BorderMaps,
+    border_weights,
+    connected_components,
+    instances_of,
+    relabel,
+)
 from unetkit.data.synthetic_cells import cells
 from unetkit.data.types import IGNORE, Sample
-from unetkit.errors import BadOption
+from unetkit.errors import OptionError
 
 
 def slow(instances: Tensor, w0: float = 10, sigma: float = 5) -> Tensor:
@@ -80,9 +87,9 @@ def test_fewer_than_two_cells_have_no_border(instances: Tensor) -> None:
 
 @pytest.mark.parametrize(("w0", "sigma"), [(-1, 5), (10, 0), (math.nan, 5), (10, math.inf)])
 def test_impossible_weights_are_refused(w0: float, sigma: float) -> None:
-    with pytest.raises(BadOption, match="w0 must be 0 or more and sigma above 0"):
+    with pytest.raises(OptionError, match="w0 must be 0 or more and sigma above 0"):
         border_weights(torch.zeros(3, 3), w0=w0, sigma=sigma)
-    with pytest.raises(BadOption, match="w0 must be 0 or more and sigma above 0"):
+    with pytest.raises(OptionError, match="w0 must be 0 or more and sigma above 0"):
         BorderMaps(w0, sigma)
 
 
@@ -96,14 +103,14 @@ def test_pieces_are_connected_by_sides_and_of_one_class() -> None:
 
 
 def test_multi_label_masks_have_no_borders() -> None:
-    with pytest.raises(BadOption, match="multi-label"):
+    with pytest.raises(OptionError, match="multi-label"):
         instances_of(torch.zeros(3, 4, 4).long())
 
 
 def test_numbers_are_without_gaps() -> None:
-    assert numbered(np.array([[7, 7, 0], [900, 3, 3]])).tolist() == [[2, 2, 0], [3, 1, 1]]
-    assert numbered(np.array([[7, 9]])).tolist() == [[1, 2]]
-    assert pieces(np.zeros((2, 2), bool)).tolist() == [[0, 0], [0, 0]]
+    assert relabel(np.array([[7, 7, 0], [900, 3, 3]])).tolist() == [[2, 2, 0], [3, 1, 1]]
+    assert relabel(np.array([[7, 9]])).tolist() == [[1, 2]]
+    assert connected_components(np.zeros((2, 2), bool)).tolist() == [[0, 0], [0, 0]]
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 
 from unetkit.data.synthetic_cells import KINDS, cells
 from unetkit.data.types import Sample
-from unetkit.errors import BadOption
+from unetkit.errors import OptionError
 from unetkit.options import read_signature
-from unetkit.train.metrics import told_apart
+from unetkit.train.metrics import separated_instances
 
 
 def some(count: int = 6, split: str = "train", **options: float) -> list[Sample]:
@@ -65,7 +65,7 @@ def test_a_line_of_background_keeps_cells_apart() -> None:
 
 
 def test_most_cells_touch_others() -> None:
-    counts = [told_apart(sample.mask, sample.instances) for sample in some() if sample.instances is not None]
+    counts = [separated_instances(sample.mask, sample.instances) for sample in some() if sample.instances is not None]
     assert sum(told for told, _ in counts) == sum(touching for _, touching in counts)
     assert sum(touching for _, touching in counts) > 6 * 15
 
@@ -149,7 +149,7 @@ def test_a_larger_image_has_more_cells_not_larger_ones() -> None:
     ],
 )
 def test_what_cannot_be_is_refused(options: dict[str, float], told: str) -> None:
-    with pytest.raises(BadOption, match=told):
+    with pytest.raises(OptionError, match=told):
         cells(**options)  # type: ignore[arg-type]
 
 

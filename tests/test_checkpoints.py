@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import unetkit
-from unetkit.errors import BadFile
+from unetkit.errors import FileError
 from unetkit.plugins import load_parts
 
 PARTS = load_parts(isolated=True)
@@ -64,7 +64,7 @@ def test_a_folder_opens_as_the_whole_model_with_the_same_values(
     ours = unetkit.load(folder_of(theirs, tmp_path / "checkpoint"), parts=PARTS)
     assert str(ours.plan) == line
     assert ours.training
-    x = torch.randn(2, ours.whole.in_channels or 3, 64, 96)
+    x = torch.randn(2, ours.resolved_plan.in_channels or 3, 64, 96)
     with torch.no_grad():
         torch.testing.assert_close(ours.eval()(x), theirs(x), rtol=0, atol=1e-6)  # other strides, other sums
     unetkit.save(ours, tmp_path / "ours.safetensors")
@@ -104,9 +104,9 @@ def test_what_cannot_be_opened_says_why(config: dict[str, Any], message: str, tm
 
 
 def test_other_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadFile, match=r"is a folder without config.json and model.safetensors; give a file"):
+    with pytest.raises(FileError, match=r"is a folder without config.json and model.safetensors; give a file"):
         unetkit.load(tmp_path)
     folder = folder_of(smp.Unet("tu-test_resnet", encoder_weights=None), tmp_path / "unet")
     (folder / "model.safetensors").write_bytes(b"{}")
-    with pytest.raises(BadFile, match=r"model.safetensors cannot be read"):
+    with pytest.raises(FileError, match=r"model.safetensors cannot be read"):
         unetkit.load(folder)

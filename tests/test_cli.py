@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 import unetkit
 from unetkit.cli import cli, main
 from unetkit.cli.options import complete_part
-from unetkit.plan import WORDS
+from unetkit.plan import PLAN_FIELDS
 from unetkit.plugins import load_parts
 
 SMALL = ["--encoder", "plain:widths=[4,8]"]
@@ -57,7 +57,7 @@ def test_size_is_one_number_or_height_by_width(size: str, expected: str) -> None
 def test_json_is_the_same_as_data() -> None:
     result = run("build", *SMALL, "--size", "32", "--json")
     model = unetkit.build("plain:widths=[4,8]", size=32, device="meta")
-    assert json.loads(result.output) == {"trace": json.loads(json.dumps(unetkit.trace(model).as_dict()))}
+    assert json.loads(result.output) == {"trace": json.loads(json.dumps(unetkit.trace(model).to_dict()))}
 
 
 def test_picture_save_and_check(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_failed_check_exits_with_1(tmp_path: Path) -> None:
 
 def test_every_word_is_an_option_with_help() -> None:
     text = run("build", "--help").output
-    assert all(f"  {word.flag} " in text for word in WORDS)
+    assert all(f"  {word.flag} " in text for word in PLAN_FIELDS)
     assert "unetkit build --recipe unet-2015" in text
 
 

@@ -280,11 +280,11 @@ def test_check_of_what_is_not_there(target: str, message: str, capsys: pytest.Ca
 
 def test_check_leaves_a_wide_plugin_in_several_tables() -> None:
     from unetkit.cli.plugins import _matrices
-    from unetkit.testing import Result
-    from unetkit.testing.runner import Job
+    from unetkit.testing import CheckResult
+    from unetkit.testing.runner import CheckJob
 
-    results = [Result(f"block number-{index}", "made", "passed") for index in range(9)]
-    jobs = [Job(result.part, "made", "it is made", lambda: results[0]) for result in results]
+    results = [CheckResult(f"block number-{index}", "made", "passed") for index in range(9)]
+    jobs = [CheckJob(result.part, "made", "it is made", lambda: results[0]) for result in results]
     matrices = list(_matrices(jobs, results, 80))
     headers = [[column.header for column in matrix.columns[2:]] for matrix in matrices]
     assert [name for group in headers for name in group] == [result.part for result in results]

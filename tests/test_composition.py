@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import unetkit
-from unetkit.errors import BadOption, CannotBuild, PluginError, UnknownName
+from unetkit.errors import BuildError, OptionError, PluginError, UnknownNameError
 from unetkit.parts.blocks import Basic, Double
 from unetkit.plan import PartSpec, Plan
 from unetkit.plugins import load_parts
@@ -95,11 +95,11 @@ def test_a_part_alone() -> None:
 @pytest.mark.parametrize(
     ("arguments", "kind", "message"),
     [
-        (("fuse", "ad", 1, 1), UnknownName, "--fuse ad: no fusion is called 'ad'"),
-        (("losses", "dice"), BadOption, "no kind of part is called 'losses'"),
-        (("up", "transposed:kernl=2", 4, 2.0), BadOption, "transposed has no option 'kernl'"),
-        (("up", "transposed", 4, 1.5), CannotBuild, "--up transposed: transposed cannot upsample by 1.5"),
-        (("fuse", "add", 4), CannotBuild, "--fuse add (of unetkit) with 4 failed: TypeError"),
+        (("fuse", "ad", 1, 1), UnknownNameError, "--fuse ad: no fusion is called 'ad'"),
+        (("losses", "dice"), OptionError, "no kind of part is called 'losses'"),
+        (("up", "transposed:kernl=2", 4, 2.0), OptionError, "transposed has no option 'kernl'"),
+        (("up", "transposed", 4, 1.5), BuildError, "--up transposed: transposed cannot upsample by 1.5"),
+        (("fuse", "add", 4), BuildError, "--fuse add (of unetkit) with 4 failed: TypeError"),
     ],
 )
 def test_a_part_that_cannot_be_made(arguments: tuple[Any, ...], kind: type[Exception], message: str) -> None:
@@ -153,9 +153,9 @@ def test_a_part_within_a_part_is_looked_up_where_the_build_looks(nested: Parts, 
     model: Any = unetkit.build(PLAIN, block="outer", parts=nested)
     assert type(model.stages[0].block.block).__name__ == "Inner"
     assert [plugin.name for plugin in model.plugins] == ["outer", "inner"]
-    with pytest.raises(UnknownName, match="no block is called 'inner'"):
+    with pytest.raises(UnknownNameError, match="no block is called 'inner'"):
         unetkit.make_part("block", "inner", 2, 2)
-    with pytest.raises(UnknownName, match="no block is called 'inner'"):
+    with pytest.raises(UnknownNameError, match="no block is called 'inner'"):
         unetkit.build(PLAIN, block="outer", parts=load_parts([tmp_path / "outer.py"]))
 
 
@@ -201,7 +201,7 @@ def test_a_model_knows_whose_parts_it_has(nested: Parts) -> None:
 def test_the_maps_of_every_stage() -> None:
     model = unetkit.build("plain:widths=[4,8,16]", seed=0).eval()
     x = torch.randn(2, 3, 20, 12)
-    logits, maps = model.with_maps(x)
+    logits, maps = model.forward_features(x)
     assert torch.equal(logits, model(x))
     assert [tuple(m.shape) for m in maps] == [(2, 8, 10, 6), (2, 4, 20, 12)]
     assert torch.equal(model.head(maps[-1]), logits)
@@ -210,7 +210,7 @@ def test_the_maps_of_every_stage() -> None:
 def test_the_maps_of_a_padded_input() -> None:
     model = unetkit.build("test_resnet", seed=0).eval()
     x = torch.randn(1, 3, 5, 7)
-    logits, maps = model.with_maps(x)
+    logits, maps = model.forward_features(x)
     assert torch.equal(logits, model(x))
     assert tuple(logits.shape) == (1, 2, 5, 7)
     assert model.padded_size((5, 7)) == tuple(maps[-1].shape[-2:]) == (32, 32)
@@ -218,11 +218,11 @@ def test_the_maps_of_a_padded_input() -> None:
 
 def test_a_wrapper_whose_part_the_line_names_may_refuse(tmp_path: Path) -> None:
     source = INNER + (
-        "\nfrom unetkit.errors import CannotBuild\n\n@unetkit.hookimpl\ndef unetkit_wrap_model(plan):\n"
+        "\nfrom unetkit.errors import BuildError\n\n@unetkit.hookimpl\ndef unetkit_wrap_model(plan):\n"
         "    def wrap(model):\n        raise {error}\n    return wrap\n"
     )
-    (tmp_path / "one.py").write_text(source.format(error="CannotBuild('only four levels; give levels=4')"))
-    with pytest.raises(CannotBuild, match=r"^only four levels; give levels=4$"):
+    (tmp_path / "one.py").write_text(source.format(error="BuildError('only four levels; give levels=4')"))
+    with pytest.raises(BuildError, match=r"^only four levels; give levels=4$"):
         unetkit.build(PLAIN, block="inner", parts=load_parts([tmp_path / "one.py"]))
     (tmp_path / "two.py").write_text(source.format(error="ZeroDivisionError('no')"))
     with pytest.raises(PluginError, match=r"^plugin two failed in unetkit .*: ZeroDivisionError: no$"):
@@ -250,7 +250,7 @@ class Several(nn.Module):
     def forward(self, x):
         if not self.training:
             return self.network(x)
-        logits, maps = self.network.with_maps(x)
+        logits, maps = self.network.forward_features(x)
         return logits, self.extra(maps[0])
 
 @unetkit.hookimpl
@@ -272,9 +272,9 @@ def test_a_model_with_several_outputs_in_training(tmp_path: Path) -> None:
     assert traced.rows[-1].what == "what stands outside the network's parts"
     assert traced.rows[-1].parameters == 8 * 2 + 2
     assert traced.parameters == sum(p.numel() for p in model.parameters())
-    from unetkit.summary.sanity_check import run_check
+    from unetkit.summary.sanity_check import run_sanity_check
 
-    assert run_check(model, 32).passed
+    assert run_sanity_check(model, 32).passed
     unetkit.save(model, tmp_path / "m.safetensors")
     loaded = unetkit.load(tmp_path / "m.safetensors", parts=parts)
     x = torch.randn(1, 3, 16, 16)
@@ -286,7 +286,7 @@ def test_a_model_with_several_outputs_in_training(tmp_path: Path) -> None:
 def test_a_block_with_the_wrong_channels_is_named_at_build(tmp_path: Path) -> None:
     source = INNER.replace("in_channels, out_channels, 1)", "in_channels, out_channels + 1, 1)")
     (tmp_path / "wrong.py").write_text(source)
-    with pytest.raises(CannotBuild, match=r"^stages\.0\.block \(--block inner\) is to give 4 channels, but gives 5$"):
+    with pytest.raises(BuildError, match=r"^stages\.0\.block \(--block inner\) is to give 4 channels, but gives 5$"):
         unetkit.build(PLAIN, block="inner", parts=load_parts([tmp_path / "wrong.py"]))
 
 
@@ -309,7 +309,7 @@ def test_what_a_fusion_does_wrong_is_said_of_it(case: str, tmp_path: Path) -> No
         f"        self.out_channels = x_channels\n\n    def forward(self, x, skip):\n        return {source}\n\n"
         "@unetkit.hookimpl\ndef unetkit_register(parts):\n    parts.fusions.add('broken', Broken)\n"
     )
-    with pytest.raises(CannotBuild, match=message) as error:
+    with pytest.raises(BuildError, match=message) as error:
         unetkit.build(PLAIN, fuse="broken", parts=load_parts([tmp_path / "broken.py"]))
     if case == "mistake":
         assert "broken.py" in "".join(traceback.format_exception(error.value)), "-v leads to the author's own line"
@@ -330,7 +330,7 @@ class Strided(nn.Module):
 
 def test_what_an_encoder_declares_is_held_to_its_maps() -> None:
     unetkit.build(Strided, device="meta")
-    with pytest.raises(CannotBuild, match=r"declares stride 2 for a map that is 256x256 of 256x256$"):
+    with pytest.raises(BuildError, match=r"declares stride 2 for a map that is 256x256 of 256x256$"):
         unetkit.build(PartSpec.of(Strided, {"strides": (2, 4)}), device="meta")
-    with pytest.raises(CannotBuild, match=r"gives no maps of \(B, C, H, W\) in a list$"):
+    with pytest.raises(BuildError, match=r"gives no maps of \(B, C, H, W\) in a list$"):
         unetkit.build(PartSpec.of(Strided, {"listed": False}), device="meta")

@@ -8,7 +8,7 @@ import pytest
 
 from unetkit.plugins import load_parts
 from unetkit.testing import jobs_of_part
-from unetkit.testing.runner import Job
+from unetkit.testing.runner import CheckJob
 
 
 @pytest.mark.unetkit("unetkit")
@@ -26,6 +26,6 @@ JOBS += [job for name in MODELS for job in jobs_of_part("model", name, parts=PAR
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: f"{job.part}: {job.check}")
-def test_parts_of_libraries_conform(job: Job) -> None:
+def test_parts_of_libraries_conform(job: CheckJob) -> None:
     result = job.run()
     assert result.outcome != "failed", result.message

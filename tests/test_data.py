@@ -22,12 +22,12 @@ from tests.data_folders import GREEN, RED, SIZE, SPREAD, made, noise, put, strip
 from unetkit.cli.data import data as data_command
 from unetkit.data.augment import make_augment
 from unetkit.data.datasets import open_data
-from unetkit.data.folder import Folder
+from unetkit.data.folder import FolderDataset
 from unetkit.data.io import read_image, read_mask
-from unetkit.data.splits import Rules, split
-from unetkit.data.types import IGNORE, Data, Target
+from unetkit.data.splits import SplitConfig, split_names
+from unetkit.data.types import IGNORE, DatasetSplits, Target
 from unetkit.data.visualize import label_paths, overlay, write_mask
-from unetkit.errors import BadFile, BadOption, UnetkitError, UnknownName
+from unetkit.errors import FileError, OptionError, UnetkitError, UnknownNameError
 
 H, W = SIZE
 
@@ -72,7 +72,7 @@ def test_channels_of_a_tiff_stand_where_the_file_says_or_along_the_shortest_side
 
 def test_a_stack_is_refused_and_a_single_plane_of_one_is_not(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "z.tif", noise(4, H, W, dtype=np.uint16), imagej=True, metadata={"axes": "ZYX"})
-    with pytest.raises(BadFile, match=r"z\.tif: holds a stack of images \(ZYX 4x12x24\); write each plane"):
+    with pytest.raises(FileError, match=r"z\.tif: holds a stack of images \(ZYX 4x12x24\); write each plane"):
         read_image(tmp_path / "z.tif")
     tifffile.imwrite(tmp_path / "one.tif", noise(1, H, W))
     tifffile.imwrite(tmp_path / "last.tif", noise(H, W, 1))
@@ -136,13 +136,13 @@ def test_the_orientation_that_a_camera_noted_is_applied(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.tif"])
 def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
-    with pytest.raises(BadFile, match=f"{name}: there is no such file"):
+    with pytest.raises(FileError, match=f"{name}: there is no such file"):
         read_image(path)
     put(path, noise(200, 200)) if name != "x.jpg" else Image.fromarray(noise(200, 200)).save(path)
     whole = path.read_bytes()
     for damaged in (b"", b"nothing like it", whole[:9], whole[: len(whole) // 2]):
         path.write_bytes(damaged)
-        with pytest.raises(BadFile, match=name) as refused:
+        with pytest.raises(FileError, match=name) as refused:
             read_image(path)
         assert len(str(refused.value).splitlines()) == 1
 
@@ -159,7 +159,7 @@ def test_of_a_damaged_tiff_our_own_line_is_all_that_is_said(
     damaged: bytes, told: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "x.tif").write_bytes(damaged)
-    with pytest.raises(BadFile) as refused:
+    with pytest.raises(FileError) as refused:
         read_image(tmp_path / "x.tif")
     assert str(refused.value).startswith(f"{tmp_path / 'x.tif'}: {told}")
     assert not caplog.records
@@ -180,13 +180,13 @@ def test_what_needs_imagecodecs_says_so(tmp_path: Path, monkeypatch: pytest.Monk
     ended = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.tif")], capture_output=True, text=True)
     assert "x.tif: its compression needs the package imagecodecs; pip install 'unetkit[tiff]'" in ended.stderr
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
-    with pytest.raises(BadFile, match=r"x\.png: is a PNG of 16 bits and several channels, which needs the package"):
+    with pytest.raises(FileError, match=r"x\.png: is a PNG of 16 bits and several channels, which needs the package"):
         read_image(tmp_path / "x.png")
 
 
 def test_more_pixels_than_pillow_reads_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", H * W // 3)
-    with pytest.raises(BadFile, match=r"x\.png: has more pixels than Pillow reads .*; save it as TIFF"):
+    with pytest.raises(FileError, match=r"x\.png: has more pixels than Pillow reads .*; save it as TIFF"):
         read_image(put(tmp_path / "x.png", noise(H, W)))
 
 
@@ -200,7 +200,7 @@ def held(mask: torch.Tensor) -> list[int]:
     return sorted({*map(int, mask.flatten().tolist())})
 
 
-def masks(data: Data) -> list[int]:
+def masks(data: DatasetSplits) -> list[int]:
     """The values of all masks."""
     return held(torch.cat([images[i].mask.flatten() for images in data.splits.values() for i in range(len(images))]))
 
@@ -275,21 +275,21 @@ def test_another_number_is_ignored_where_that_is_said(tmp_path: Path) -> None:
 def test_a_negative_number_can_be_the_one_that_is_ignored(tmp_path: Path) -> None:
     folder = made(tmp_path, {"a": stripes(0, 1, -1, dtype=np.int16), "b": stripes(0, 1, dtype=np.int16)}, ending="tif")
     assert masks(open_data(str(folder), ignore=-1)) == [IGNORE, 0, 1]
-    with pytest.raises(BadFile, match=r"a\.tif: holds -1, but classes are 0, 1"):
+    with pytest.raises(FileError, match=r"a\.tif: holds -1, but classes are 0, 1"):
         open_data(str(folder))
 
 
 def test_more_classes_than_masks_ought_to_hold_are_read_where_they_are_named(tmp_path: Path) -> None:
     mask = np.arange(H * W).reshape(H, W) % 100
     folder = made(tmp_path, {"a": mask.astype(np.uint8), "b": mask.astype(np.uint8)})
-    with pytest.raises(BadFile, match="holds 100 different numbers, more than 64"):
+    with pytest.raises(FileError, match="holds 100 different numbers, more than 64"):
         open_data(str(folder))
     (folder / "classes.txt").write_text("".join(f"c{number}\n" for number in range(100)))
     assert masks(open_data(str(folder))) == [*range(100)]
 
 
 def test_masks_of_0_and_1_among_masks_of_0_and_255_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadFile, match=r"b\.png: holds 0 and 255, but .*a\.png 0 and 1; write all masks alike"):
+    with pytest.raises(FileError, match=r"b\.png: holds 0 and 255, but .*a\.png 0 and 1; write all masks alike"):
         open_data(str(made(tmp_path, {"a": stripes(0, 1), "b": stripes(0, 255)})))
 
 
@@ -307,7 +307,7 @@ def test_a_grey_pixel_among_masks_of_0_and_255_is_told_as_that(tmp_path: Path) -
     stray = stripes(0, 255)
     stray[0, 0] = 128
     folder = made(tmp_path, {"a": stripes(0, 255), "b": stripes(0, 255), "c": stray})
-    with pytest.raises(BadFile, match=r"c\.png: holds 128, among masks of 0 and 255; threshold it to these two"):
+    with pytest.raises(FileError, match=r"c\.png: holds 128, among masks of 0 and 255; threshold it to these two"):
         open_data(str(folder))
 
 
@@ -323,13 +323,13 @@ def test_a_grey_pixel_among_masks_of_0_and_255_is_told_as_that(tmp_path: Path) -
     ids=["gap", "one gap", "photo", "instances", "one colour"],
 )
 def test_masks_that_hold_no_classes_are_refused(tmp_path: Path, mask: np.ndarray, why: str) -> None:
-    with pytest.raises(BadFile, match=why):
+    with pytest.raises(FileError, match=why):
         open_data(str(made(tmp_path, {"a": mask, "b": mask})))
 
 
 @pytest.mark.parametrize("values", [noise(H, W, 5), np.full((H, W), 0.5, np.float32), noise(H, W, 3, dtype=np.uint16)])
 def test_what_is_no_mask_is_refused_with_what_it_holds(tmp_path: Path, values: np.ndarray) -> None:
-    with pytest.raises(BadFile, match=f"is no mask: it holds {'x'.join(map(str, values.shape))} {values.dtype}"):
+    with pytest.raises(FileError, match=f"is no mask: it holds {'x'.join(map(str, values.shape))} {values.dtype}"):
         read_mask(put(tmp_path / "x.tif", values))
 
 
@@ -342,7 +342,7 @@ def test_classes_txt_names_orders_and_colours(tmp_path: Path) -> None:
     )
     assert masks(data) == [0, 1, 2]
     (folder / "classes.txt").write_text("soil 0 0 0\nred deer 255 0 0\n")
-    with pytest.raises(BadFile, match=r"masks/.*\.png: holds #00ff00, but classes are #000000, #ff0000"):
+    with pytest.raises(FileError, match=r"masks/.*\.png: holds #00ff00, but classes are #000000, #ff0000"):
         open_data(str(folder))
 
 
@@ -365,7 +365,7 @@ def test_classes_txt_allows_classes_that_do_not_occur(tmp_path: Path) -> None:
 def test_a_wrong_classes_txt_is_refused(tmp_path: Path, text: str, why: str) -> None:
     folder = made(tmp_path, INDICES)
     (folder / "classes.txt").write_text(text)
-    with pytest.raises(BadFile, match=f"classes.txt: {why}"):
+    with pytest.raises(FileError, match=f"classes.txt: {why}"):
         open_data(str(folder))
 
 
@@ -381,7 +381,7 @@ def test_a_folder_a_label_is_multi_label(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("wall\nnucleus\n")
     assert open_data(str(tmp_path)).target.names == ("wall", "nucleus")
     (tmp_path / "classes.txt").write_text("wall\nnuclei\n")
-    with pytest.raises(BadFile, match=r"the classes are wall, nuclei, but masks/ has folders nucleus, wall"):
+    with pytest.raises(FileError, match=r"the classes are wall, nuclei, but masks/ has folders nucleus, wall"):
         open_data(str(tmp_path))
 
 
@@ -389,7 +389,7 @@ def test_a_mask_of_another_size_is_refused_when_it_is_read(tmp_path: Path) -> No
     folder = made(tmp_path, {"a": stripes(0, 1), "b": stripes(0, 1)})
     put(folder / "images" / "a.png", noise(H + 1, W))
     data = open_data(str(folder))
-    with pytest.raises(BadFile, match=r"masks/a\.png: 12x24, but its image a\.png is 13x24"):
+    with pytest.raises(FileError, match=r"masks/a\.png: 12x24, but its image a\.png is 13x24"):
         [data.splits[name][0] for name in ("train", "val")]
 
 
@@ -406,7 +406,7 @@ def test_instances_are_read_beside_the_masks(tmp_path: Path) -> None:
 def test_unmatched_files_are_refused_with_the_command_that_lists_them(tmp_path: Path) -> None:
     folder = made(tmp_path, INDICES)
     (folder / "masks" / "a.png").unlink()
-    with pytest.raises(BadFile, match=r"images/a\.png: has no mask masks/a\.\*; `unetkit data check .*` lists all"):
+    with pytest.raises(FileError, match=r"images/a\.png: has no mask masks/a\.\*; `unetkit data check .*` lists all"):
         open_data(str(folder))
 
 
@@ -433,7 +433,7 @@ def test_a_target_that_is_known_reads_a_folder_that_lacks_classes(tmp_path: Path
     target = Target("multiclass", ("no", "one", "two", "three"))
     data = open_data(str(folder), target=target)
     assert (data.target, masks(data)) == (target, [0, 3])
-    with pytest.raises(BadFile, match="holds 3, but classes are 0, 1, 2"):
+    with pytest.raises(FileError, match="holds 3, but classes are 0, 1, 2"):
         open_data(str(folder), target=Target("multiclass", ("no", "one", "two")))
 
 
@@ -469,7 +469,7 @@ def test_a_folder_is_augmented_by_words_that_there_are(tmp_path: Path) -> None:
 
 def test_a_split_can_be_sent_to_another_process(tmp_path: Path) -> None:
     images = open_data(str(made(tmp_path, INDICES))).splits["train"]
-    assert isinstance(images, Folder)
+    assert isinstance(images, FolderDataset)
     assert torch.equal(pickle.loads(pickle.dumps(images))[0].image, images[0].image)
 
 
@@ -478,7 +478,7 @@ NAMES = st.lists(st.text("abc", min_size=1, max_size=4), min_size=2, max_size=30
 
 @given(names=NAMES, seed=st.integers(0, 5), val=st.floats(0, 0.9))
 def test_a_split_is_whole_disjoint_and_has_two_sides(names: list[str], seed: int, val: float) -> None:
-    train, rest = split(names, Rules(seed, val))
+    train, rest = split_names(names, SplitConfig(seed, val))
     assert sorted(train + rest) == [*range(len(names))]
     assert len(rest) == min(max(1, round(val * len(names))), len(names) - 1)
 
@@ -487,7 +487,7 @@ def test_a_split_is_whole_disjoint_and_has_two_sides(names: list[str], seed: int
 @settings(max_examples=50)
 def test_a_split_never_parts_a_group(names: list[str], seed: int, val: float) -> None:
     if len({name[0] for name in names}) > 1:
-        train, rest = split(names, Rules(seed, val, "^(.)"))
+        train, rest = split_names(names, SplitConfig(seed, val, "^(.)"))
         assert rest
         assert not {names[i][0] for i in train} & {names[i][0] for i in rest}
 
@@ -497,39 +497,39 @@ def test_a_name_that_is_added_moves_at_most_one_other(
     names: list[str], seed: int, val: float, data: st.DataObject
 ) -> None:
     added = [*names, "new"]
-    before, after = ({(few[i]) for i in split(few, Rules(seed, val))[1]} for few in (names, added))
+    before, after = ({(few[i]) for i in split_names(few, SplitConfig(seed, val))[1]} for few in (names, added))
     assert len((before ^ after) - {"new"}) <= 1
     order = data.draw(st.permutations(names))
-    assert {order[i] for i in split(order, Rules(seed, val))[1]} == before
+    assert {order[i] for i in split_names(order, SplitConfig(seed, val))[1]} == before
 
 
 @pytest.mark.parametrize(
     ("rules", "why"),
     [
-        (Rules(group="("), r"--group \(: is no regular expression"),
-        (Rules(group="^x"), "--group .*: matches nothing in 'a'; every name must be of a group"),
-        (Rules(group=".*(z)?"), "finds one group only"),
-        (Rules(val=1), "--val 1: takes a share from 0 to below 1"),
+        (SplitConfig(group="("), r"--group \(: is no regular expression"),
+        (SplitConfig(group="^x"), "--group .*: matches nothing in 'a'; every name must be of a group"),
+        (SplitConfig(group=".*(z)?"), "finds one group only"),
+        (SplitConfig(val=1), "--val 1: takes a share from 0 to below 1"),
     ],
 )
-def test_a_split_that_cannot_be_made_is_refused(rules: Rules, why: str) -> None:
-    with pytest.raises(BadOption, match=why):
-        split(["a", "a"] if "one group" in why else ["a", "b"], rules)
+def test_a_split_that_cannot_be_made_is_refused(rules: SplitConfig, why: str) -> None:
+    with pytest.raises(OptionError, match=why):
+        split_names(["a", "a"] if "one group" in why else ["a", "b"], rules)
 
 
 @pytest.mark.parametrize(
     ("text", "kind", "why"),
     [
-        ("nowhere", BadFile, "nowhere: there is no such folder; give one, or a set by name: cells, voc"),
-        ("cell:size=9", UnknownName, "there is no set 'cell'; did you mean cells?"),
-        ("cells:sise=9", BadOption, "cells has no option 'sise'; did you mean size"),
-        ("cells:size=x", BadOption, "size takes an integer; got x"),
-        ("voc", BadOption, "voc needs root=..., which has no default"),
-        ("pet:root=x,border=9", BadOption, "border takes one of ignore, pet, class"),
-        ("voc:root=a+b", BadOption, "put a path that holds one in double quotes"),
-        ("voc:root=nowhere", BadFile, "it looks for nowhere/VOCdevkit/VOC2012 with JPEGImages"),
-        ("pet:root=nowhere", BadFile, "it looks for nowhere/oxford-iiit-pet with images"),
-        ("cityscapes:root=nowhere", BadFile, "it looks for nowhere/leftImg8bit and nowhere/gtFine"),
+        ("nowhere", FileError, "nowhere: there is no such folder; give one, or a set by name: cells, voc"),
+        ("cell:size=9", UnknownNameError, "there is no set 'cell'; did you mean cells?"),
+        ("cells:sise=9", OptionError, "cells has no option 'sise'; did you mean size"),
+        ("cells:size=x", OptionError, "size takes an integer; got x"),
+        ("voc", OptionError, "voc needs root=..., which has no default"),
+        ("pet:root=x,border=9", OptionError, "border takes one of ignore, pet, class"),
+        ("voc:root=a+b", OptionError, "put a path that holds one in double quotes"),
+        ("voc:root=nowhere", FileError, "it looks for nowhere/VOCdevkit/VOC2012 with JPEGImages"),
+        ("pet:root=nowhere", FileError, "it looks for nowhere/oxford-iiit-pet with images"),
+        ("cityscapes:root=nowhere", FileError, "it looks for nowhere/leftImg8bit and nowhere/gtFine"),
     ],
 )
 def test_a_set_that_cannot_be_opened_is_refused_in_one_line(text: str, kind: type[UnetkitError], why: str) -> None:
@@ -540,7 +540,7 @@ def test_a_set_that_cannot_be_opened_is_refused_in_one_line(text: str, kind: typ
 
 def test_options_of_folders_are_refused_for_sets_that_have_their_own() -> None:
     for words in ({"group": "x"}, {"ignore": 0}):
-        with pytest.raises(BadOption, match=f"--{next(iter(words))}: is for folders; cells says itself"):
+        with pytest.raises(OptionError, match=f"--{next(iter(words))}: is for folders; cells says itself"):
             open_data("cells", **words)
 
 
@@ -570,7 +570,7 @@ def test_voc_is_read_by_torchvision(tmp_path: Path) -> None:
     assert (sample.image.shape, sample.image.dtype, sample.mask.dtype) == ((3, H, W), torch.float32, torch.int64)
     assert held(sample.mask) == [IGNORE, 0, 20]
     (root / "JPEGImages" / "v1.jpg").write_bytes(b"")
-    with pytest.raises(BadFile, match="VOCSegmentation v1: cannot be read"):
+    with pytest.raises(FileError, match="VOCSegmentation v1: cannot be read"):
         data.splits["val"][0]
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.data_folders import GREEN, RED, SIZE, SPREAD, made, noise, put, stripes
 from unetkit.cli.data import data
-from unetkit.errors import BadFile, BadOption, UnetkitError
+from unetkit.errors import FileError, OptionError, UnetkitError
 
 H, W = SIZE
 
@@ -47,7 +47,7 @@ def test_a_folder_without_problems_is_told_and_exits_with_0(tmp_path: Path) -> N
         {"name": "class 1", "colour": [*RED], "share": pytest.approx(0.275), "images": 10},
         {"name": "class 2", "colour": [*GREEN], "share": pytest.approx(0.45), "images": 9},
     ]
-    assert (report["kind"], report["told_apart"]) == ("multiclass", "numbers 0 to 2")
+    assert (report["kind"], report["class_encoding"]) == ("multiclass", "numbers 0 to 2")
     assert (report["splits"], report["sizes"]) == ({"train": 7, "val": 3}, [[H, W], [H, W]])
     assert (report["channels"], report["depths"], report["files"]) == ({"1": 10}, {"8 bit": 10}, {"png": 10})
     assert (report["objects"], report["ignored"], report["problems"], report["notes"]) == (None, 0, [], [])
@@ -140,7 +140,7 @@ def test_labels_and_instances_are_told(tmp_path: Path) -> None:
         put(tmp_path / "masks" / "all" / f"{name}.png", stripes(255, 255))
         put(tmp_path / "instances" / f"{name}.tif", stripes(0, 5, 70000, dtype=np.int32))
     report = told(tmp_path)
-    assert (report["kind"], report["told_apart"], report["objects"]) == ("multilabel", "a folder a label", 4)
+    assert (report["kind"], report["class_encoding"], report["objects"]) == ("multilabel", "a folder a label", 4)
     assert [(one["name"], one["share"], one["images"]) for one in report["classes"]] == [
         ("all", 1, 2),
         ("left", 0.5, 2),
@@ -190,7 +190,7 @@ def test_where_there_is_nothing_to_understand_it_is_refused(tmp_path: Path, kind
         (folder / "images").mkdir()
         (folder / "masks").mkdir()
     refused = called(folder).exception
-    assert isinstance(refused, BadFile)
+    assert isinstance(refused, FileError)
     assert why in str(refused)
 
 
@@ -223,7 +223,7 @@ def test_the_overlay_shows_images_masks_and_the_legend(tmp_path: Path) -> None:
 
 def test_an_overlay_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     refused = called(tmp_path, "--overlay", "x.jpg").exception
-    assert isinstance(refused, BadOption)
+    assert isinstance(refused, OptionError)
     assert "--overlay x.jpg: draws PNG; give a name that ends in .png" in str(refused)
     (tmp_path / "x").write_text("")
     refused = called(made(tmp_path / "y", MASKS), "--overlay", tmp_path / "x" / "y.png").exception
@@ -237,7 +237,7 @@ def test_unusual_depths_are_told_by_their_type(tmp_path: Path) -> None:
         tifffile.imwrite(tmp_path / "images" / f"{name}.ome.tif", values)
         put(tmp_path / "masks" / f"{name}.png", stripes(0, 255))
     report = told(tmp_path)
-    assert (report["depths"], report["told_apart"], report["files"]) == (
+    assert (report["depths"], report["class_encoding"], report["files"]) == (
         {"float32": 2},
         "numbers 0 and 255",
         {"tif": 2},

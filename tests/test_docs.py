@@ -20,7 +20,7 @@ import unetkit
 from tests.rendered import OURS, PICTURES, blocks, picture, refreshed
 from unetkit import hookspecs
 from unetkit.cli import cli, main
-from unetkit.plan import WORDS
+from unetkit.plan import PLAN_FIELDS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -69,7 +69,7 @@ def test_the_page_has_no_hook_that_there_is_not() -> None:
 
 def test_every_word_has_a_row() -> None:
     page = (DOCS / "grammar.md").read_text(encoding="utf-8")
-    assert not [word.flag for word in WORDS if f"\n| `{word.flag}` |" not in page]
+    assert not [word.flag for word in PLAN_FIELDS if f"\n| `{word.flag}` |" not in page]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

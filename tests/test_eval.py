@@ -21,18 +21,18 @@ from unetkit.cli import main
 from unetkit.cli.eval import eval_run
 from unetkit.cli.predict import predict
 from unetkit.data.datasets import open_data
-from unetkit.data.export import write_set
+from unetkit.data.export import write_dataset
 from unetkit.data.io import read_mask
 from unetkit.data.types import IGNORE
-from unetkit.errors import BadFile, UnetkitError
+from unetkit.errors import FileError, UnetkitError
 from unetkit.network import Network
 from unetkit.predict import evaluate as evaluating
 from unetkit.tiling.sliding_window import tiled
-from unetkit.train.checkpoint import Run, read_run
-from unetkit.train.config import Choices
-from unetkit.train.metrics import confusion, scores
+from unetkit.train.checkpoint import TrainRun, read_run
+from unetkit.train.config import TrainConfig
+from unetkit.train.metrics import confusion_matrix, scores
 from unetkit.train.plots import draw_confusion, short
-from unetkit.train.run import identities
+from unetkit.train.run import check_fingerprints
 
 CELLS = "cells:count=3,val=2,test=4,size=48"
 NAMES = ("sky", "tree", "road")
@@ -44,7 +44,9 @@ def trained(folder: Path, text: str, encoder: str = "plain:widths=[4,6]", **word
     channels, outputs = data.channels, words.pop("classes", data.target.outputs)
     model = unetkit.build(encoder, in_channels=channels, classes=outputs, seed=0, **words)
     balance(model, (data.splits["val"][0].image[None] - 0.4) / 0.3)
-    run = Run(folder, model.plan, Choices(data=text), data.target, channels, (0.4,) * channels, (0.3,) * channels)
+    run = TrainRun(
+        folder, model.plan, TrainConfig(data=text), data.target, channels, (0.4,) * channels, (0.3,) * channels
+    )
     run.write()
     unetkit.save(model, folder / "best.safetensors")
     return folder
@@ -112,11 +114,11 @@ def test_the_scores_are_those_of_the_networks_masks(photos: Path) -> None:
         with torch.no_grad():
             logits = network((sample.image[None] - 0.4) / 0.3)
         assert (sample.mask == IGNORE).any()
-        one = confusion(logits.argmax(1)[0], sample.mask, 3)
-        each[sample.name], table = scores(one, NAMES).as_dict(), table + one
+        one = confusion_matrix(logits.argmax(1)[0], sample.mask, 3)
+        each[sample.name], table = scores(one, NAMES).to_dict(), table + one
     found = told(photos)
     assert found["confusion"] == table.tolist()
-    expected = scores(table, NAMES).as_dict()
+    expected = scores(table, NAMES).to_dict()
     assert {name: found[name] for name in expected if name != "boundary"} == expected
     assert {image["name"]: image["iou"] for image in found["each"]} == {name: one["iou"] for name, one in each.items()}
     assert (found["split"], found["data"], found["images"]) == ("val", run.choices.data, len(each))
@@ -165,7 +167,7 @@ def test_json_holds_all_of_it_and_alone_stands_on_the_output(cells: Path, tmp_pa
         *("run", "weights", "plan", "data", "split", "kind", "classes", "images", "miou", "mdice", "accuracy"),
         *("mboundary", "iou", "dice", "precision", "recall", "boundary", "macro", "touching", "confusion", "each"),
     }
-    assert set(found["touching"]) == {"told_apart", "of"}
+    assert set(found["touching"]) == {"separated_instances", "of"}
     assert sum(image["touching"]["of"] for image in found["each"]) == found["touching"]["of"] > 0
     assert np.array(found["confusion"]).sum() == 4 * 48 * 48
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["scores.json"]
@@ -225,7 +227,7 @@ def test_every_kind_of_mask_has_scores_and_a_picture(kind: Any, outputs: int, tm
 
 def test_a_split_that_is_no_longer_what_it_was_is_refused(tmp_path: Path) -> None:
     data = drawn(tmp_path / "data")
-    splits = identities(open_data(data))
+    splits = check_fingerprints(open_data(data))
     folder = trained(tmp_path / "run", data, classes=3)
     replace(read_run(folder), splits=splits).write()
     assert told(folder)["split"] == "val"
@@ -237,7 +239,7 @@ def test_a_split_that_is_no_longer_what_it_was_is_refused(tmp_path: Path) -> Non
 
 
 def test_scores_are_those_of_the_masks_that_predict_writes(tmp_path: Path) -> None:
-    write_set(open_data("cells:count=1,val=1,test=3,size=51"), tmp_path / "cells")
+    write_dataset(open_data("cells:count=1,val=1,test=3,size=51"), tmp_path / "cells")
     folder = trained(tmp_path / "run", str(tmp_path / "cells"), encoder="test_resnet")
     images = tmp_path / "cells" / "test" / "images"
     done = CliRunner().invoke(predict, [str(folder), str(images), "--out", str(tmp_path / "masks")])
@@ -246,7 +248,7 @@ def test_scores_are_those_of_the_masks_that_predict_writes(tmp_path: Path) -> No
     for path in sorted(images.iterdir()):
         found, truth = tmp_path / "masks" / path.name, images.parent / "masks" / path.name
         predicted, true = (torch.from_numpy(read_mask(mask).values.astype(np.int64)) for mask in (found, truth))
-        table += confusion(predicted, true, 2)
+        table += confusion_matrix(predicted, true, 2)
     assert told(folder)["confusion"] == table.tolist()
 
 
@@ -331,7 +333,7 @@ def test_a_picture_is_drawn_of_any_number_of_classes(tmp_path: Path) -> None:
         assert width_of(tmp_path / f"{classes}.png") > 200
     draw_confusion(torch.ones(5, 2, 2).long(), ("a", "b", "c", "d", "e"), tmp_path / "labels.png")
     assert len([*tmp_path.iterdir()]) == 4
-    with pytest.raises(BadFile, match="cannot be written"):
+    with pytest.raises(FileError, match="cannot be written"):
         draw_confusion(torch.ones(2, 2).long(), ("a", "b"), tmp_path / "2.png" / "x.png")
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import unetkit
 from tests.test_composition import INNER
 from unetkit import serialization as files
-from unetkit.errors import BadFile, BadOption, PluginError, UnetkitError, UnknownName
+from unetkit.errors import FileError, OptionError, PluginError, UnetkitError, UnknownNameError
 from unetkit.parts.blocks import Double
 from unetkit.plan import Plan
 from unetkit.registry import Parts
@@ -48,7 +48,7 @@ def small_file() -> bytes:
 
 
 def refusal(path: Path, **options: Any) -> str:
-    with pytest.raises(BadFile) as caught:
+    with pytest.raises(FileError) as caught:
         unetkit.load(path, **options)
     message = str(caught.value)
     assert "\n" not in message
@@ -57,7 +57,7 @@ def refusal(path: Path, **options: Any) -> str:
 
 
 def refused_save(model: nn.Module, path: Path) -> str:
-    with pytest.raises(BadFile) as caught:
+    with pytest.raises(FileError) as caught:
         unetkit.save(model, path)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -269,7 +269,7 @@ def test_a_failed_write_leaves_the_old_file(
         raise error
 
     monkeypatch.setattr(files, "digest", fail)
-    with pytest.raises(BadFile if isinstance(error, OSError) else KeyboardInterrupt):
+    with pytest.raises(FileError if isinstance(error, OSError) else KeyboardInterrupt):
         unetkit.save(unetkit.build(SMALL), path)
     monkeypatch.undo()
     assert os.listdir(tmp_path) == [path.name]
@@ -413,7 +413,7 @@ def test_tensors_that_the_plan_does_not_build(tmp_path: Path) -> None:
 def test_a_part_that_is_not_installed_is_named(tmp_path: Path, parts: Parts) -> None:
     path = tmp_path / "model.safetensors"
     unetkit.save(unetkit.build("tied", parts=parts), path)
-    with pytest.raises(UnknownName, match="no encoder is called 'tied'") as caught:
+    with pytest.raises(UnknownNameError, match="no encoder is called 'tied'") as caught:
         unetkit.load(path)
     assert str(caught.value).startswith(f"{path} cannot be rebuilt: --encoder tied: ")
     assert "\n" not in str(caught.value)
@@ -463,14 +463,14 @@ def test_a_byte_changed_anywhere_is_refused(data: st.DataObject) -> None:
 def test_a_model_that_was_changed_after_it_was_built_is_not_saved(tmp_path: Path) -> None:
     model = unetkit.build("plain:widths=[4,8]")
     model.head = torch.nn.Conv2d(4, 7, 1)
-    with pytest.raises(BadFile, match=r"head\.bias is not as the plan builds it, so no file could rebuild it"):
+    with pytest.raises(FileError, match=r"head\.bias is not as the plan builds it, so no file could rebuild it"):
         unetkit.save(model, tmp_path / "m.safetensors")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_device_that_there_is_not_is_not_blamed_on_the_file(tmp_path: Path) -> None:
     unetkit.save(unetkit.build("plain:widths=[4,8]"), tmp_path / "m.safetensors")
-    with pytest.raises(BadOption, match="device=nonsense cannot be used here"):
+    with pytest.raises(OptionError, match="device=nonsense cannot be used here"):
         unetkit.load(tmp_path / "m.safetensors", device="nonsense")
 
 
@@ -494,7 +494,7 @@ def test_wrappers_are_told_the_same_plan_when_a_file_is_loaded(tmp_path: Path) -
     unetkit.load(tmp_path / "m.safetensors", parts=parts)
     (module,) = (module for name, module in sys.modules.items() if name.startswith("unetkit_plugin_telling"))
     told = module.told
-    assert told[0] == str(model.whole)
+    assert told[0] == str(model.resolved_plan)
     assert set(told) == {told[0]}
 
 
@@ -509,7 +509,7 @@ def test_a_link_stays_and_its_target_is_written(tmp_path: Path) -> None:
 def test_what_is_no_regular_file_is_left_alone(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.safetensors"
     os.mkfifo(pipe)
-    with pytest.raises(BadFile, match="cannot be written"):
+    with pytest.raises(FileError, match="cannot be written"):
         unetkit.save(unetkit.build("plain:widths=[4,8]"), pipe)
     assert pipe.is_fifo()
 
@@ -555,7 +555,7 @@ def test_another_version_is_told_where_the_file_does_not_fit(tmp_path: Path, mon
     unetkit.save(unetkit.build("plain:widths=[4,8]", block="inner", parts=parts), path)
     parts.plugins[1].version = "1.3"
     parts.blocks.entries["inner"] = replace(parts.blocks.entries["inner"], factory=Double)
-    with pytest.raises(BadFile, match=r"builds here \(plugin inner was 1\.2 and is 1\.3\): "):
+    with pytest.raises(FileError, match=r"builds here \(plugin inner was 1\.2 and is 1\.3\): "):
         unetkit.load(path, parts=parts)
     del parts.blocks.entries["inner"]
     with pytest.raises(UnetkitError, match=r"cannot be rebuilt \(plugin inner was 1\.2 and is 1\.3\): --block inner"):
@@ -593,7 +593,7 @@ def test_plugins_that_a_file_names_wrongly(tmp_path: Path, plugins: str, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(json, "dumps", lambda _: plugins)
         unetkit.save(unetkit.build("plain:widths=[4,8]"), path)
-    with pytest.raises(BadFile, match="names its plugins as unetkit never does"):
+    with pytest.raises(FileError, match="names its plugins as unetkit never does"):
         unetkit.load(path)
 
 
@@ -613,5 +613,5 @@ def test_a_part_that_replaced_a_default_counts_among_a_files_plugins(tmp_path: P
 
 def test_the_network_in_a_wrapper_is_no_whole_model(tmp_path: Path) -> None:
     model: Any = unetkit.build("plain:widths=[4,8,16]", head="deep-supervision")
-    with pytest.raises(BadFile, match=r"save what unetkit\.build returned"):
+    with pytest.raises(FileError, match=r"save what unetkit\.build returned"):
         unetkit.save(model.network, tmp_path / "m.safetensors")

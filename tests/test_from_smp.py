@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import unetkit
-from unetkit.errors import CannotBuild
+from unetkit.errors import BuildError
 from unetkit.smp.convert import from_smp
 
 #: smp's default decoder in our words.
@@ -48,7 +48,7 @@ def run_out(*_: Any) -> None:
 
 
 def refusal(model: nn.Module) -> str:
-    with pytest.raises(CannotBuild) as caught:
+    with pytest.raises(BuildError) as caught:
         from_smp(model)
     return str(caught.value)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from unetkit.errors import BadFile, CannotBuild
+from unetkit.errors import BuildError, FileError
 from unetkit.utils import processes as pool
-from unetkit.utils.files import Lines, read_lines
-from unetkit.utils.system import cores
+from unetkit.utils.files import JsonLinesWriter, read_json_lines
+from unetkit.utils.system import available_cores
 
 CHILDREN = "tests.sweep_children"
 
@@ -25,7 +25,7 @@ def test_a_folder_for_temporary_files_that_is_too_deep_is_told() -> None:
     def start() -> None:
         raise OSError("AF_UNIX path too long")
 
-    with pytest.raises(CannotBuild) as found:
+    with pytest.raises(BuildError) as found:
         pool._started(start)
     assert str(found.value).startswith("no process can be started: OSError: AF_UNIX path too long; `python")
 
@@ -36,18 +36,18 @@ def test_no_task_starts_no_child() -> None:
 
 def test_lines_are_on_disk_one_by_one_and_one_process_writes(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "lines.jsonl"
-    lines = Lines(path, "test")
+    lines = JsonLinesWriter(path, "test")
     lines.append({"a": 1})
     assert path.read_bytes() == b'{"a":1}\n'
-    with pytest.raises(BadFile, match=r"is being written by another test; wait for it, or give another --out$"):
-        Lines(path, "test")
+    with pytest.raises(FileError, match=r"is being written by another test; wait for it, or give another --out$"):
+        JsonLinesWriter(path, "test")
     lines.close()
     path.write_bytes(b'{"a":1}\n{"b":')
-    Lines(path, "test").close()
+    JsonLinesWriter(path, "test").close()
     found: list[object] = []
-    read_lines(path, found.append, "test")
+    read_json_lines(path, found.append, "test")
     assert found == [{"a": 1}]
 
 
 def test_the_cores_are_those_that_this_process_may_use() -> None:
-    assert set(cores()) == os.sched_getaffinity(0)
+    assert set(available_cores()) == os.sched_getaffinity(0)

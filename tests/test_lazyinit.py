@@ -12,18 +12,18 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import unetkit
-from unetkit.utils.lazy_init import drawn_once
+from unetkit.utils.lazy_init import defer_init
 
 
 def test_a_fill_that_is_overwritten_is_never_carried_out() -> None:
-    with drawn_once():
+    with defer_init():
         layer = nn.Conv2d(64, 64, 3)
         nn.init.zeros_(layer.weight)
     assert not layer.weight.any()
 
 
 def test_reading_sees_what_an_eager_run_would_show() -> None:
-    with drawn_once():
+    with defer_init():
         ones = torch.empty(1000)
         ones.fill_(7).uniform_(0, 1)
         assert 0 < float(ones.mean()) < 1
@@ -39,7 +39,7 @@ def test_reading_sees_what_an_eager_run_would_show() -> None:
 
 
 def test_a_part_of_a_tensor_leaves_the_rest_random() -> None:
-    with drawn_once():
+    with defer_init():
         whole = torch.empty(10, 10).uniform_(1, 2)
         whole[0].normal_(100, 1)
         strided = torch.empty(10, 10).normal_(3, 0.1)
@@ -54,7 +54,7 @@ def test_a_part_of_a_tensor_leaves_the_rest_random() -> None:
 def test_every_weight_has_the_spread_that_timm_gives_it(name: str) -> None:
     torch.manual_seed(0)
     eager = dict(timm.create_model(name, features_only=True).requires_grad_(False).named_parameters())
-    with drawn_once():
+    with defer_init():
         drawn = dict(timm.create_model(name, features_only=True).requires_grad_(False).named_parameters())
     for key, weight in drawn.items():
         assert weight.shape == eager[key].shape
@@ -77,14 +77,14 @@ def test_without_a_seed_the_global_one_counts() -> None:
 
 
 def test_given_memory_is_not_filled() -> None:
-    with drawn_once():
+    with defer_init():
         layer = nn.Linear(4, 4)
         layer.weight.data = torch.eye(4)
     assert torch.equal(layer.weight.detach(), torch.eye(4))
 
 
 def test_overwriting_with_itself_reads_it_first() -> None:
-    with drawn_once():
+    with defer_init():
         one = torch.full((100,), 777.0).uniform_(1, 2)
         one.copy_(one)
         other = torch.full((10,), 777.0).uniform_(1, 2)
@@ -94,7 +94,7 @@ def test_overwriting_with_itself_reads_it_first() -> None:
 
 
 def test_tensors_without_plain_memory_pass() -> None:
-    with drawn_once():
+    with defer_init():
         layer = nn.Linear(3, 3)
         sparse = torch.eye(3).to_sparse()
         product = torch.sparse.mm(sparse, layer.weight.detach())
@@ -102,7 +102,7 @@ def test_tensors_without_plain_memory_pass() -> None:
 
 
 def test_a_generator_of_ones_own_is_used_at_once() -> None:
-    with drawn_once():
+    with defer_init():
         first = [torch.empty(5).normal_(generator=torch.Generator().manual_seed(s)) for s in (1, 2)]
     again = [torch.empty(5).normal_(generator=torch.Generator().manual_seed(s)) for s in (1, 2)]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -110,7 +110,7 @@ def test_a_generator_of_ones_own_is_used_at_once() -> None:
 
 def test_an_error_leaves_nothing_unfilled() -> None:
     kept: list[torch.Tensor] = []
-    with suppress(ZeroDivisionError), drawn_once():
+    with suppress(ZeroDivisionError), defer_init():
         kept.append(torch.full((100,), 777.0).uniform_(0, 1))
         raise ZeroDivisionError
     assert float(kept[0].max()) <= 1
@@ -124,7 +124,7 @@ def test_nothing_waits_where_tensors_are_not_plain() -> None:
 
 
 def test_layers_of_one_shape_are_not_alike() -> None:
-    with drawn_once():
+    with defer_init():
         layers = [nn.Conv2d(8, 8, 3) for _ in range(4)]
     weights = [layer.weight for layer in layers]
     assert not any(torch.equal(a, b) for i, a in enumerate(weights) for b in weights[:i])

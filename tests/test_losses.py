@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unetkit.data.border_weights import border_weights
 from unetkit.data.types import IGNORE, Target
-from unetkit.errors import BadOption, UnetkitError, UnknownName
+from unetkit.errors import OptionError, UnetkitError, UnknownNameError
 from unetkit.options import read_signature
 from unetkit.plan import PartSpec
 from unetkit.train.losses import TERMS, make_loss
@@ -361,15 +361,15 @@ def test_dice_is_blind_to_a_class_that_the_truth_has_not_and_bce_sees_it() -> No
     ],
 )
 def test_what_contradicts_the_data_is_refused_in_one_line(kind: str, text: str, message: str) -> None:
-    with pytest.raises(BadOption) as refused:
+    with pytest.raises(OptionError) as refused:
         loss_of(kind, text)
     assert message in str(refused.value)
 
 
 def test_an_unknown_term_is_refused_with_the_nearest() -> None:
-    with pytest.raises(UnknownName, match="no loss is called 'dise'; did you mean dice"):
+    with pytest.raises(UnknownNameError, match="no loss is called 'dise'; did you mean dice"):
         loss_of("sigmoid", "bce+dise")
-    with pytest.raises(UnknownName, match="there are ce, bce, dice, focal, border"):
+    with pytest.raises(UnknownNameError, match="there are ce, bce, dice, focal, border"):
         loss_of("sigmoid", "hinge")
 
 

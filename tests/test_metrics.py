@@ -22,7 +22,7 @@ from unetkit.train.metrics import (
     Scores,
     boundary_counts,
     boundary_scores,
-    confusion,
+    confusion_matrix,
     known_mean,
     mean_scores,
     scores,
@@ -73,7 +73,7 @@ def close(one: Any, other: Any) -> bool:
 @given(st.integers(0, 10**6), st.integers(2, 5))
 def test_scores_are_what_counting_gives(seed: int, classes: int) -> None:
     prediction, truth = masks(seed, classes)
-    found = scores(confusion(prediction, truth, classes), NAMES[:classes])
+    found = scores(confusion_matrix(prediction, truth, classes), NAMES[:classes])
     for name, expected in slow(prediction, truth, classes).items():
         assert close(getattr(found, name), expected), name
     counted = truth != IGNORE
@@ -87,7 +87,7 @@ def test_scores_are_what_counting_gives(seed: int, classes: int) -> None:
 def test_the_table_is_torchmetrics(seed: int, classes: int) -> None:
     prediction, truth = masks(seed, classes)
     theirs = multiclass_confusion_matrix(prediction, truth, classes, ignore_index=IGNORE)
-    ours = confusion(prediction, truth, classes)
+    ours = confusion_matrix(prediction, truth, classes)
     assert ours.dtype == torch.int64
     assert torch.equal(ours, theirs)
     if (truth != IGNORE).any():
@@ -103,7 +103,7 @@ def test_scores_are_those_of_smp(seed: int, classes: int) -> None:
     counts = smp.metrics.get_stats(
         prediction[None], truth[None], "multiclass", ignore_index=IGNORE, num_classes=classes
     )
-    found = scores(confusion(prediction, truth, classes), NAMES[:classes])
+    found = scores(confusion_matrix(prediction, truth, classes), NAMES[:classes])
     theirs = {"iou": "iou_score", "dice": "f1_score", "precision": "precision", "recall": "recall"}
     for ours, name in theirs.items():
         told = getattr(smp.metrics, name)(*counts, reduction="none", zero_division=-1.0)[0]
@@ -116,7 +116,7 @@ def test_scores_are_those_of_smp(seed: int, classes: int) -> None:
 def test_labels_have_a_table_each_and_torchmetrics_has_the_same(seed: int) -> None:
     pairs = [masks(seed + number, 2) for number in range(3)]
     prediction, truth = (torch.stack(each) for each in zip(*pairs, strict=True))
-    ours = confusion(prediction, truth, 3)
+    ours = confusion_matrix(prediction, truth, 3)
     theirs = multilabel_confusion_matrix(prediction[None], truth[None], 3, ignore_index=IGNORE)
     assert torch.equal(ours, theirs)
     found = scores(ours, NAMES[:3])
@@ -129,17 +129,17 @@ def test_labels_have_a_table_each_and_torchmetrics_has_the_same(seed: int) -> No
 
 def test_an_absent_class_is_none_in_json_and_in_no_mean() -> None:
     truth, prediction = torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0, 0, 1, 0]])
-    found = scores(confusion(prediction, truth, 3), NAMES[:3])
+    found = scores(confusion_matrix(prediction, truth, 3), NAMES[:3])
     assert found.iou[:2] == (2 / 3, 1 / 2)
     assert math.isnan(found.iou[2])
     assert found.miou == pytest.approx((2 / 3 + 1 / 2) / 2)
-    told = found.as_dict()
+    told = found.to_dict()
     assert told["iou"] == {"background": 2 / 3, "cat": 1 / 2, "dog": None}
     assert json.loads(json.dumps(told, allow_nan=False)) == told
 
 
 def test_a_class_that_was_only_predicted_has_an_iou_of_0_and_no_recall() -> None:
-    found = scores(confusion(torch.tensor([[0, 1]]), torch.tensor([[0, 0]]), 2), NAMES[:2])
+    found = scores(confusion_matrix(torch.tensor([[0, 1]]), torch.tensor([[0, 0]]), 2), NAMES[:2])
     assert found.iou == (0.5, 0.0)
     assert math.isnan(found.recall[1])
     assert found.precision[1] == 0
@@ -147,10 +147,10 @@ def test_a_class_that_was_only_predicted_has_an_iou_of_0_and_no_recall() -> None
 
 def test_where_nothing_counts_there_is_no_score() -> None:
     nothing = torch.full((3, 3), IGNORE)
-    found = scores(confusion(torch.zeros_like(nothing), nothing, 2), NAMES[:2])
+    found = scores(confusion_matrix(torch.zeros_like(nothing), nothing, 2), NAMES[:2])
     assert math.isnan(found.miou)
     assert math.isnan(found.accuracy)
-    assert found.as_dict()["miou"] is None
+    assert found.to_dict()["miou"] is None
 
 
 # Many images
@@ -164,7 +164,7 @@ LABELS = Target("multilabel", ("hot", "wet", "old"))
 def test_of_classes_that_are_alike_the_first_is_decided_for(target: Target) -> None:
     levels = torch.randint(3, (2, len(target.names), 40, 30), generator=torch.Generator().manual_seed(0)) / 2
     levels[0, :, 3, 4] = torch.nan
-    decided = target.decided(levels)
+    decided = target.to_mask(levels)
     assert decided.dtype == torch.int64
     assert torch.equal(decided, levels.argmax(1))
 
@@ -195,7 +195,7 @@ def test_what_processes_saw_apart_is_what_one_sees(target: Target) -> None:
     one = evaluated(target, range(10), outlines=True)
     together = Evaluation(target)
     for part in (range(1, 10, 2), range(0, 10, 2)):
-        together.merge(json.loads(json.dumps(evaluated(target, part, outlines=True).as_dict())))
+        together.merge(json.loads(json.dumps(evaluated(target, part, outlines=True).to_dict())))
     assert together.summary() == one.summary()
     assert torch.equal(together.matrix, one.matrix)
     json.dumps(one.summary(), allow_nan=False)
@@ -220,10 +220,10 @@ def test_the_macro_mean_of_smp_is_ours_where_every_class_occurs() -> None:
     source = torch.Generator().manual_seed(0)
     truths, predictions = (torch.randint(3, (4, 16, 16), generator=source) for _ in range(2))
     counts = smp.metrics.get_stats(predictions, truths, "multiclass", num_classes=3)
-    tables = [scores(confusion(*pair, 3), NAMES[:3]) for pair in zip(predictions, truths, strict=True)]
+    tables = [scores(confusion_matrix(*pair, 3), NAMES[:3]) for pair in zip(predictions, truths, strict=True)]
     told = smp.metrics.iou_score(*counts, reduction="macro-imagewise")
     assert mean_scores(tables, NAMES[:3]).miou == pytest.approx(float(told))
-    table = sum(confusion(*pair, 3) for pair in zip(predictions, truths, strict=True))
+    table = sum(confusion_matrix(*pair, 3) for pair in zip(predictions, truths, strict=True))
     assert isinstance(table, Tensor)
     told = smp.metrics.iou_score(*counts, reduction="macro")
     assert scores(table, NAMES[:3]).miou == pytest.approx(float(told))

@@ -13,8 +13,8 @@ from torch import nn
 
 import unetkit
 from unetkit import Plan
-from unetkit.errors import BadOption, CannotBuild, UnetkitError, UnknownName
-from unetkit.network import Whole
+from unetkit.errors import BuildError, OptionError, UnetkitError, UnknownNameError
+from unetkit.network import WholeModel
 from unetkit.plugins import load_parts
 from unetkit.resolve import resolve
 from unetkit.smp.catalog import smp_architecture_names, smp_class_name
@@ -77,7 +77,7 @@ def test_the_trace_adds_up_and_says_where_maps_come_from(name: str) -> None:
     assert any(row.what.startswith("timm ") and "reduction" in row.what for row in traced.rows if row.side == "down")
     assert traced.rows[1].level == "encoder.0"
     assert "decoder" in levels
-    assert traced.as_dict()["skips"] == ()
+    assert traced.to_dict()["skips"] == ()
 
 
 def test_maps_have_the_parameters_of_their_own_layers() -> None:
@@ -91,7 +91,7 @@ def test_it_is_saved_and_loaded_with_the_same_values(name: str, tmp_path: Path) 
     model, file, x = whole(name), tmp_path / "model.safetensors", torch.randn(1, 3, 65, 70)
     unetkit.save(model, file)
     loaded = unetkit.load(file, parts=PARTS).eval()
-    assert isinstance(loaded, Whole)
+    assert isinstance(loaded, WholeModel)
     assert loaded.plan == model.plan
     with torch.no_grad():
         torch.testing.assert_close(loaded(x), model(x), rtol=0, atol=0)
@@ -135,12 +135,12 @@ def test_what_smp_makes_of_values_is_built_on_meta_too() -> None:
 @pytest.mark.parametrize(
     ("line", "error", "message"),
     [
-        ("--model smp/unet --fuse add", CannotBuild, "--fuse says a part of a U-Net, but --model smp/unet is whole"),
-        ("--model smp/unet --decode-to 2", CannotBuild, "--decode-to says a part of a U-Net"),
-        ("--model smp/unett", UnknownName, "no model is called 'smp/unett'; did you mean smp/unet"),
-        ("--model smp/unet:decoder_chanels=[1]", BadOption, "did you mean decoder_channels"),
-        ("--model smp/unet:activation=sigmoid", BadOption, "unet has no option 'activation'"),
-        ("--model smp/unet:encoder_depth=x", BadOption, "encoder_depth takes an integer; got x"),
+        ("--model smp/unet --fuse add", BuildError, "--fuse says a part of a U-Net, but --model smp/unet is whole"),
+        ("--model smp/unet --decode-to 2", BuildError, "--decode-to says a part of a U-Net"),
+        ("--model smp/unett", UnknownNameError, "no model is called 'smp/unett'; did you mean smp/unet"),
+        ("--model smp/unet:decoder_chanels=[1]", OptionError, "did you mean decoder_channels"),
+        ("--model smp/unet:activation=sigmoid", OptionError, "unet has no option 'activation'"),
+        ("--model smp/unet:encoder_depth=x", OptionError, "encoder_depth takes an integer; got x"),
     ],
 )
 def test_what_does_not_go_is_refused_before_torch_is_needed(line: str, error: type[Exception], message: str) -> None:

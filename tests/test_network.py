@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from unetkit import build
-from unetkit.errors import BadOption, CannotBuild, CannotPass, UnetkitError, UnknownName
+from unetkit.errors import BuildError, InputSizeError, OptionError, UnetkitError, UnknownNameError
 from unetkit.network import Network
 from unetkit.parts.fusions import Add, Concat, Max
 
@@ -256,9 +256,9 @@ def test_dilation_in_place_of_stride(stride: int, strides: tuple[int, ...], chan
 
 
 def test_an_encoder_without_dilation_says_so() -> None:
-    with pytest.raises(CannotBuild, match=r"timm/vgg11 does not take output_stride=16 .*leave it out"):
+    with pytest.raises(BuildError, match=r"timm/vgg11 does not take output_stride=16 .*leave it out"):
         build("vgg11:output_stride=16", device="meta")
-    with pytest.raises(BadOption, match="output_stride takes one of 8, 16, 32; got 4"):
+    with pytest.raises(OptionError, match="output_stride takes one of 8, 16, 32; got 4"):
         build("resnet50:output_stride=4", device="meta")
 
 
@@ -320,22 +320,22 @@ def nothing(in_channels: int, out_channels: int) -> None:
 @pytest.mark.parametrize(
     ("words", "kind", "message"),
     [
-        ({"fuse": "add/add/add"}, CannotBuild, r"--fuse gives 3, but there are 2 levels .*\(at strides? 2, 1\)"),
-        ({"up": ["nearest"] * 3}, CannotBuild, "--up gives 3, but there are 2 levels .*give one, or 2, deep to"),
-        ({"widths": (8,)}, CannotBuild, "--widths gives 1, but there are 2 levels .*give 2, deep to shallow"),
-        ({"widths": "8,8,8"}, CannotBuild, "--widths gives 3, but there are 2 levels"),
-        ({"decode_to": 4}, CannotBuild, "--decode-to 4: the deepest map of plain.* is at stride 4"),
-        ({"decode_to": 64}, CannotBuild, "--decode-to 64: the deepest map"),
-        ({"fuse": Silent}, CannotBuild, r"--fuse <Silent> at stages\.0 \(stride 2\) must declare out_channels"),
-        ({"block": broken}, CannotBuild, r"at stages\.0 .* with 48, 16 failed: ZeroDivisionError: no such luck"),
-        ({"block": nothing}, CannotBuild, r"--block <nothing> at stages\.0 .* made a NoneType"),
-        ({"logits": "transposed"}, CannotBuild, "--logits transposed gives 1 channels for 2 classes"),
-        ({"classes": 0}, BadOption, "--classes: must be at least 1; got 0"),
-        ({"in_channels": 0}, BadOption, "--in-channels: must be at least 1; got 0"),
-        ({"fuse": "conkat"}, UnknownName, "conkat.*did you mean concat"),
-        ({"up": "transposed:kernal=3"}, BadOption, "no option 'kernal'; did you mean kernel"),
-        ({"up": "transposed:kernel=big"}, BadOption, "kernel takes an integer or none; got big"),
-        ({"block": 3}, BadOption, "--block: 3 is not a part"),
+        ({"fuse": "add/add/add"}, BuildError, r"--fuse gives 3, but there are 2 levels .*\(at strides? 2, 1\)"),
+        ({"up": ["nearest"] * 3}, BuildError, "--up gives 3, but there are 2 levels .*give one, or 2, deep to"),
+        ({"widths": (8,)}, BuildError, "--widths gives 1, but there are 2 levels .*give 2, deep to shallow"),
+        ({"widths": "8,8,8"}, BuildError, "--widths gives 3, but there are 2 levels"),
+        ({"decode_to": 4}, BuildError, "--decode-to 4: the deepest map of plain.* is at stride 4"),
+        ({"decode_to": 64}, BuildError, "--decode-to 64: the deepest map"),
+        ({"fuse": Silent}, BuildError, r"--fuse <Silent> at stages\.0 \(stride 2\) must declare out_channels"),
+        ({"block": broken}, BuildError, r"at stages\.0 .* with 48, 16 failed: ZeroDivisionError: no such luck"),
+        ({"block": nothing}, BuildError, r"--block <nothing> at stages\.0 .* made a NoneType"),
+        ({"logits": "transposed"}, BuildError, "--logits transposed gives 1 channels for 2 classes"),
+        ({"classes": 0}, OptionError, "--classes: must be at least 1; got 0"),
+        ({"in_channels": 0}, OptionError, "--in-channels: must be at least 1; got 0"),
+        ({"fuse": "conkat"}, UnknownNameError, "conkat.*did you mean concat"),
+        ({"up": "transposed:kernal=3"}, OptionError, "no option 'kernal'; did you mean kernel"),
+        ({"up": "transposed:kernel=big"}, OptionError, "kernel takes an integer or none; got big"),
+        ({"block": 3}, OptionError, "--block: 3 is not a part"),
     ],
 )
 def test_refusals(words: dict[str, Any], kind: type[UnetkitError], message: str) -> None:
@@ -346,7 +346,7 @@ def test_refusals(words: dict[str, Any], kind: type[UnetkitError], message: str)
 
 def test_a_size_that_is_said_and_does_not_pass_is_refused_at_build() -> None:
     with pytest.raises(
-        CannotPass, match=r"encoder\.levels\.4\.0\.conv, a Conv2d of kernel \(3, 3\), gets 512x2x2; the"
+        InputSizeError, match=r"encoder\.levels\.4\.0\.conv, a Conv2d of kernel \(3, 3\), gets 512x2x2; the"
     ):
         build(recipe="unet-2015", size=100, device="meta")
 
@@ -361,7 +361,7 @@ def test_a_fusion_that_cannot_join_is_refused_at_build_with_the_level_and_both_s
             return x + skip
 
     with pytest.raises(
-        CannotPass, match=r"no size passes: at 256x256, stages\.0\.fuse gets 16x256x256 and 8x256x256 \("
+        InputSizeError, match=r"no size passes: at 256x256, stages\.0\.fuse gets 16x256x256 and 8x256x256 \("
     ):
         build("plain:widths=[8,16]", fuse=Careless)
     build("plain:widths=[8,8]", fuse=Careless)
@@ -371,7 +371,7 @@ def test_a_head_with_other_channels_than_classes_is_refused_at_build() -> None:
     def head(in_channels: int, classes: int) -> nn.Module:
         return nn.Conv2d(in_channels, 7, 1)
 
-    with pytest.raises(CannotBuild, match=r"is to give 2 channels, the classes, but gives 7$"):
+    with pytest.raises(BuildError, match=r"is to give 2 channels, the classes, but gives 7$"):
         build("plain:widths=[4,8]", head=head)
 
 
@@ -424,12 +424,12 @@ def test_channels_last_maps_of_swin_are_read_the_right_way_round() -> None:
 
 
 def test_lazy_layers_are_refused() -> None:
-    with pytest.raises(CannotBuild, match="has lazy layers, whose shapes are not known yet; give channels"):
+    with pytest.raises(BuildError, match="has lazy layers, whose shapes are not known yet; give channels"):
         build("plain:widths=[4,8]", block=lambda in_channels, out_channels: nn.LazyConv2d(out_channels, 1))
 
 
 def test_parts_that_are_no_parts_are_refused() -> None:
-    with pytest.raises(BadOption, match=r"unetkit\.load_parts\(plugins=\[\.\.\.\]\) returns one"):
+    with pytest.raises(OptionError, match=r"unetkit\.load_parts\(plugins=\[\.\.\.\]\) returns one"):
         build("plain", parts=["file.py"])  # type: ignore[arg-type]
 
 
@@ -440,7 +440,7 @@ def test_a_part_that_gives_other_channels_than_it_declares_is_named() -> None:
             self.out_channels = 7
 
     with pytest.raises(
-        CannotBuild, match=r"^stages\.0\.fuse \(--fuse <.*Boastful>\) declares out_channels=7, but gives 24$"
+        BuildError, match=r"^stages\.0\.fuse \(--fuse <.*Boastful>\) declares out_channels=7, but gives 24$"
     ):
         build("plain:widths=[8,16]", fuse=Boastful)
 
@@ -455,7 +455,7 @@ def test_a_module_within_a_part_may_be_called_fuse() -> None:
             out: Tensor = self.fuse(x)
             return out
 
-    assert build("plain:widths=[4,8]", block=Inside, size=16, device="meta").whole.size == (16, 16)
+    assert build("plain:widths=[4,8]", block=Inside, size=16, device="meta").resolved_plan.size == (16, 16)
 
 
 def test_a_network_of_one_size_refuses_larger_inputs_exported_too() -> None:

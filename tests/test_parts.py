@@ -13,10 +13,10 @@ from timm.layers import create_act
 from torch import Tensor, nn
 
 from unetkit import build
-from unetkit.errors import BadOption
+from unetkit.errors import OptionError
 from unetkit.parts.aligns import Crop, Pad, Resize
 from unetkit.parts.blocks import Basic, Bottleneck, Double, PreActivation
-from unetkit.parts.conv_unit import UnitStyle, make_act, make_norm
+from unetkit.parts.conv_unit import ConvUnit, make_act, make_norm
 from unetkit.parts.encoders.plain import Plain
 from unetkit.parts.fusions import Add, Concat, Max, Mean
 from unetkit.parts.heads import Conv, ConvActNorm
@@ -101,7 +101,7 @@ def test_parameter_counts(
 
 
 def _unit(order: Any, norm: Any = "batch", *, padding: Any = 1, dropout: float = 0.0) -> nn.Sequential:
-    return UnitStyle(order, norm, "relu", dropout, padding, None).unit(3, 5)
+    return ConvUnit(order, norm, "relu", dropout, padding, None).unit(3, 5)
 
 
 @pytest.mark.parametrize("padding", [0, 1])
@@ -181,7 +181,7 @@ def test_dropout_drops_whole_channels() -> None:
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, 2.0])
 def test_dropout_that_is_no_share_is_refused(share: float) -> None:
-    with pytest.raises(BadOption, match=r"dropout=.*takes a share from 0 to below 1"):
+    with pytest.raises(OptionError, match=r"dropout=.*takes a share from 0 to below 1"):
         Double(4, 4, dropout=share)
 
 
@@ -195,11 +195,11 @@ def test_every_activation_of_timm_trains_in_every_order(act: str) -> None:
 
 def test_an_unknown_activation_is_refused_with_the_nearest() -> None:
     for name, near in (("rellu", "relu"), ("swich", "swish"), ("gello", "gelu")):
-        with pytest.raises(BadOption, match=f"act={name}: timm has no such activation; did you mean .*{near}"):
+        with pytest.raises(OptionError, match=f"act={name}: timm has no such activation; did you mean .*{near}"):
             make_act(name)
-    with pytest.raises(BadOption, match="act=: timm has no such activation"):
+    with pytest.raises(OptionError, match="act=: timm has no such activation"):
         make_act("")
-    with pytest.raises(BadOption, match=r"--block double:act=rellu at stages\.0"):
+    with pytest.raises(OptionError, match=r"--block double:act=rellu at stages\.0"):
         build("plain:widths=[4,8]", block="double:act=rellu")
 
 
@@ -238,7 +238,7 @@ def test_plain_encoder() -> None:
     ],
 )
 def test_plain_encoder_refuses(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(BadOption, match=message):
+    with pytest.raises(OptionError, match=message):
         Plain(3, **options)
 
 
@@ -289,7 +289,7 @@ def test_crop_takes_the_smaller_half_before(surplus: int, before: int) -> None:
     out, cut = align(x, skip)
     assert torch.equal(out, x)
     assert torch.equal(cut, skip[..., before : before + 4, before : before + 3])
-    assert align.wanted((8, 6), (9, 7)) == (8, 6)
+    assert align.target_size((8, 6), (9, 7)) == (8, 6)
 
 
 def test_crop_cuts_a_map_that_is_larger_than_the_skip() -> None:
@@ -308,7 +308,7 @@ def test_pad_puts_the_smaller_half_before(missing: int, before: int) -> None:
     assert out.shape[2:] == skip.shape[2:]
     assert torch.equal(out[..., before : before + 4, before : before + 3], x)
     assert out.sum() == x.sum()
-    assert align.wanted((8, 6), (9, 7)) == (8, 6)
+    assert align.target_size((8, 6), (9, 7)) == (8, 6)
 
 
 def test_pad_cuts_a_map_that_is_larger_than_the_skip() -> None:
@@ -326,7 +326,7 @@ def test_resize(mode: Any, size: tuple[int, int]) -> None:
     out, kept = align(x, skip)
     assert kept is skip
     assert torch.equal(out, x if size == (4, 3) else F.interpolate(x, size, mode=mode))
-    assert align.wanted((8, 6), (9, 7)) == (9, 7)
+    assert align.target_size((8, 6), (9, 7)) == (9, 7)
 
 
 def test_heads() -> None:
@@ -347,5 +347,5 @@ def test_heads() -> None:
 @pytest.mark.parametrize("head", [Conv, ConvActNorm])
 @pytest.mark.parametrize("kernel", [0, 2, -1])
 def test_a_head_that_would_change_the_size_is_refused(head: Callable[..., Any], kernel: int) -> None:
-    with pytest.raises(BadOption, match=f"kernel={kernel}: takes an odd number"):
+    with pytest.raises(OptionError, match=f"kernel={kernel}: takes an odd number"):
         head(4, 2, kernel=kernel)

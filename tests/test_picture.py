@@ -9,8 +9,8 @@ import pytest
 from torch import Tensor, nn
 
 import unetkit
-from unetkit.summary.report import Row, Trace
-from unetkit.summary.svg import Figure, Text, draw, layout
+from unetkit.summary.report import Trace, TraceRow
+from unetkit.summary.svg import Drawing, Label, draw, layout
 
 SVG = "{http://www.w3.org/2000/svg}"
 NETS: dict[str, int | tuple[int, int]] = {
@@ -53,7 +53,7 @@ def parse(trace: Trace) -> ET.Element:
     return ET.fromstring(draw(trace))
 
 
-def levels(trace: Trace) -> dict[str, Row]:
+def levels(trace: Trace) -> dict[str, TraceRow]:
     return {row.level: row for row in trace.rows if row.level != "other"}
 
 
@@ -75,7 +75,7 @@ def centre(group: ET.Element) -> tuple[float, float]:
     return x + width / 2, y + height / 2
 
 
-def every_text(figure: Figure) -> list[Text]:
+def every_text(figure: Drawing) -> list[Label]:
     boxes = [text for box in figure.boxes for text in box.texts]
     return [*figure.texts, *boxes, *(text for arrow in figure.arrows for text in arrow.texts)]
 

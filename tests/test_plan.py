@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from unetkit.builder import build
-from unetkit.errors import BadOption, UnetkitError, UnknownName
+from unetkit.errors import OptionError, UnetkitError, UnknownNameError
 from unetkit.network import Network
-from unetkit.plan import WORDS, PartSpec, Plan
+from unetkit.plan import PLAN_FIELDS, PartSpec, Plan
 
 MANY = settings(max_examples=150)
 
@@ -64,7 +64,7 @@ def one_line(error: Exception) -> str:
 
 
 def test_every_word_has_a_strategy_and_a_field() -> None:
-    assert list(STRATEGIES) == [word.name for word in WORDS] == list(Plan.__dataclass_fields__)
+    assert list(STRATEGIES) == [word.name for word in PLAN_FIELDS] == list(Plan.__dataclass_fields__)
 
 
 @MANY
@@ -73,15 +73,15 @@ def test_a_line_gives_its_plan_back(plan: Plan) -> None:
     line = str(plan)
     assert Plan.parse(line) == plan
     assert str(Plan.parse(line)) == line
-    assert Plan.parse("").over(plan) == plan
+    assert Plan.parse("").with_defaults(plan) == plan
 
 
 @settings(MANY, max_examples=40)
 @given(PLANS, PLANS)
 def test_over_takes_the_rest_from_the_base(plan: Plan, base: Plan) -> None:
-    over = plan.over(base)
-    assert over.said() == base.said() | plan.said()
-    assert list(over.said()) == [name for name in STRATEGIES if name in over.said()]
+    over = plan.with_defaults(base)
+    assert over.explicit() == base.explicit() | plan.explicit()
+    assert list(over.explicit()) == [name for name in STRATEGIES if name in over.explicit()]
 
 
 @MANY
@@ -90,7 +90,7 @@ def test_a_part_gives_its_text_back(spec: PartSpec) -> None:
     assert PartSpec.parse(str(spec)) == spec
 
 
-FLAGS = st.sampled_from([word.flag for word in WORDS] + ["--", "--x", "--encoder=", "--widths="])
+FLAGS = st.sampled_from([word.flag for word in PLAN_FIELDS] + ["--", "--x", "--encoder=", "--widths="])
 LINES = TEXT | st.lists(FLAGS | TEXT | TEXT.map(shlex.quote) | st.sampled_from(["1", "a:b=1", "a/b", "8x"])).map(
     " ".join
 )
@@ -167,7 +167,7 @@ def test_a_factory_is_a_part() -> None:
     spec = PartSpec.of(nn.Conv2d, {"bias": True})
     assert (spec.name, spec.factory, str(spec)) == ("Conv2d", nn.Conv2d, "<Conv2d>:bias=true")
     assert PartSpec.of(partial(nn.Conv2d)).name == "partial"
-    with pytest.raises(BadOption) as refused:  # a line cannot say what is only in memory
+    with pytest.raises(OptionError) as refused:  # a line cannot say what is only in memory
         PartSpec.parse(str(spec))
     assert one_line(refused.value).startswith("'<Conv2d>:bias=true' is not a part")
 
@@ -223,7 +223,7 @@ def test_refused_lines(line: str, message: str) -> None:
 
 
 def test_an_unknown_word_is_an_unknown_name() -> None:
-    with pytest.raises(UnknownName):
+    with pytest.raises(UnknownNameError):
         Plan.of(encodr="a")
 
 
@@ -256,7 +256,7 @@ REFUSED_VALUES: list[tuple[str, Any, str]] = [
 
 @pytest.mark.parametrize(("word", "value", "message"), REFUSED_VALUES)
 def test_refused_values(word: str, value: Any, message: str) -> None:
-    with pytest.raises(BadOption) as refused:
+    with pytest.raises(OptionError) as refused:
         Plan.of(**{word: value})
     assert one_line(refused.value) == message
 
@@ -323,8 +323,8 @@ def test_the_line_of_a_built_model_is_the_shortest_that_rebuilds_it() -> None:
         again = build(Plan.parse(str(plan)), device="meta")
         assert again.plan == plan, line
         assert shapes(again) == shapes(model), line
-        for word in plan.said():
-            shorter = Plan(**{name: value for name, value in plan.said().items() if name != word})
+        for word in plan.explicit():
+            shorter = Plan(**{name: value for name, value in plan.explicit().items() if name != word})
             try:
                 other = build(shorter, device="meta")
             except UnetkitError:
@@ -336,5 +336,5 @@ def test_the_line_of_a_built_model_is_the_shortest_that_rebuilds_it() -> None:
     ("word", "value", "most"), [("classes", 2**20 + 1, 2**20), ("size", 10**12, 2**20), ("seed", 2**64, 2**64 - 1)]
 )
 def test_numbers_too_large_to_count_with_are_refused(word: str, value: int, most: int) -> None:
-    with pytest.raises(BadOption, match=f"--{word}: must be at most {most}; got {value}"):
+    with pytest.raises(OptionError, match=f"--{word}: must be at most {most}; got {value}"):
         Plan.of(**{word: value})

@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from unetkit.builder import build
-from unetkit.errors import BadOption, CannotBuild, PluginError, UnknownName
+from unetkit.errors import BuildError, OptionError, PluginError, UnknownNameError
 from unetkit.hookspecs import hookimpl
 from unetkit.plan import Plan
-from unetkit.plugins import Host, load_host, load_parts
+from unetkit.plugins import PluginManager, load_manager, load_parts
 from unetkit.registry import KINDS, Plugin
 
 OURS = version("unetkit")
@@ -82,7 +82,7 @@ def install(tmp_path: Path, write: Write) -> Callable[..., None]:
     return distribution
 
 
-def fusions(host: Host) -> list[str]:
+def fusions(host: PluginManager) -> list[str]:
     """The names of all fusions but those of what is really installed here."""
     return [entry.name for entry in host.parts.fusions.find() if entry.owner not in INSTALLED]
 
@@ -95,14 +95,14 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 BUILTIN = ["concat", "add", "mean", "max"]
-INSTALLED = {plugin.name for plugin in load_host().plugins} - {"unetkit"}
+INSTALLED = {plugin.name for plugin in load_manager().plugins} - {"unetkit"}
 
 
 def test_an_installed_plugin_is_found_by_its_entry_point(
     install: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     install("gated", GOOD.format(part="gate"))
-    host = load_host()
+    host = load_manager()
     assert fusions(host) == [*BUILTIN, "gate"]
     assert host.parts.fusions.get("gate").owner == "gated"
     found = {p.name: p for p in host.plugins}["gated"]
@@ -116,7 +116,7 @@ def test_a_distribution_that_is_listed_twice_counts_once(
     install("gated", GOOD.format(part="gate"))
     install("gated", GOOD.format(part="other"), folder="again/")
     monkeypatch.setattr("sys.path", [*sys.path, str(tmp_path / "again")])
-    assert fusions(load_host()) == [*BUILTIN, "gate"]
+    assert fusions(load_manager()) == [*BUILTIN, "gate"]
     assert lines(capsys) == []
 
 
@@ -126,7 +126,7 @@ def test_plugins_of_the_environment(
     write("one.py", GOOD.format(part="first"))
     two = write("folder with space/two.py", GOOD.format(part="second"))
     monkeypatch.setenv("UNETKIT_PLUGINS", f" one ,{two},")
-    assert fusions(load_host()) == [*BUILTIN, "first", "second"]
+    assert fusions(load_manager()) == [*BUILTIN, "first", "second"]
     assert lines(capsys) == []
 
 
@@ -195,7 +195,7 @@ FAILING = {
 def test_a_failing_plugin_costs_one_line(write: Write, capsys: pytest.CaptureFixture[str], case: str) -> None:
     source, reason = FAILING[case]
     bad, good = write("bad.py", source), write("good.py", GOOD.format(part="gate"))
-    host = load_host([bad, good])
+    host = load_manager([bad, good])
     (line,) = lines(capsys)
     assert line.startswith(f"unetkit: plugin bad failed in unetkit {OURS}: ")
     assert reason in line
@@ -210,7 +210,7 @@ def test_strict_raises(write: Write, monkeypatch: pytest.MonkeyPatch, case: str)
     monkeypatch.setenv("UNETKIT_STRICT", "1")
     source, reason = FAILING[case]
     with pytest.raises(PluginError, match=re.escape(reason)) as error:
-        load_host([write("bad.py", source)])
+        load_manager([write("bad.py", source)])
     assert str(error.value).startswith(f"plugin bad failed in unetkit {OURS}: ")
     assert error.value.__cause__ is not None
 
@@ -220,7 +220,7 @@ def test_an_installed_plugin_that_fails_is_named_with_its_version(
 ) -> None:
     install("gated", "1 / 0\n")
     install("hollow", "", "[unetkit]\nhollow = hollow_module:missing\n")
-    assert fusions(load_host()) == BUILTIN
+    assert fusions(load_manager()) == BUILTIN
     assert sorted(lines(capsys)) == [
         f"unetkit: plugin gated 2.5 failed in unetkit {OURS}: ZeroDivisionError: division by zero",
         f"unetkit: plugin hollow 2.5 failed in unetkit {OURS}: "
@@ -234,7 +234,7 @@ def test_metadata_that_cannot_be_read_costs_one_line(
     install("mangled", "", "[unetkit]\nno equals sign\n")
     install("blank", "1 / 0\n")
     (tmp_path / "blank-2.5.dist-info" / "METADATA").unlink()
-    assert fusions(load_host()) == BUILTIN
+    assert fusions(load_manager()) == BUILTIN
     blank, mangled = sorted(lines(capsys))
     assert blank == f"unetkit: plugin blank failed in unetkit {OURS}: ZeroDivisionError: division by zero"
     assert mangled.startswith(
@@ -244,7 +244,7 @@ def test_metadata_that_cannot_be_read_costs_one_line(
 
 def test_the_keyboard_passes_through(write: Write) -> None:
     with pytest.raises(KeyboardInterrupt):
-        load_host([write("bad.py", "raise KeyboardInterrupt\n")])
+        load_manager([write("bad.py", "raise KeyboardInterrupt\n")])
     assert "unetkit_plugin_bad" not in sys.modules
 
 
@@ -259,7 +259,7 @@ def test_the_keyboard_passes_through(write: Write) -> None:
     ],
 )
 def test_a_plugin_that_is_not_there(target: str, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert fusions(load_host([target])) == BUILTIN
+    assert fusions(load_manager([target])) == BUILTIN
     (line,) = lines(capsys)
     assert reason in line
 
@@ -269,13 +269,13 @@ def test_a_file_named_as_a_module(
 ) -> None:
     write("sub/mine.py", GOOD.format(part="gate"))
     monkeypatch.chdir(tmp_path / "sub")
-    assert fusions(load_host(["mine"])) == BUILTIN
+    assert fusions(load_manager(["mine"])) == BUILTIN
     (line,) = lines(capsys)
     assert line.endswith("no plugin or module is called mine; for the file write ./mine.py")
 
 
 def test_two_plugins_of_one_name_for_a_part(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
-    host = load_host([write("one.py", GOOD.format(part="gate")), write("two.py", GOOD.format(part="gate"))])
+    host = load_manager([write("one.py", GOOD.format(part="gate")), write("two.py", GOOD.format(part="gate"))])
     assert host.parts.fusions.get("gate").owner == "one"
     assert lines(capsys) == [
         f"unetkit: plugin two failed in unetkit {OURS}: fusion 'gate' of two is already registered by one; "
@@ -285,7 +285,7 @@ def test_two_plugins_of_one_name_for_a_part(write: Write, capsys: pytest.Capture
 
 def test_a_part_may_be_replaced_on_purpose(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     source = GOOD.format(part="add").replace("Gate)", "Gate, replaces='unetkit')")
-    host = load_host([write("one.py", source)])
+    host = load_manager([write("one.py", source)])
     assert (host.parts.fusions.get("add").owner, fusions(host)) == ("one", BUILTIN)
     assert lines(capsys) == []
 
@@ -307,7 +307,7 @@ def unetkit_wrap_model(plan):
 
 def test_a_plugin_listed_twice_works_once(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     path = write("one.py", GOOD.format(part="gate") + WRAP.format(body="return Wrapped"))
-    host = load_host([path, path])
+    host = load_manager([path, path])
     assert fusions(host) == [*BUILTIN, "gate"]
     assert host.manager.has_plugin("one")
     assert lines(capsys) == []
@@ -319,7 +319,7 @@ def test_a_plugin_listed_twice_works_once(write: Write, capsys: pytest.CaptureFi
 def test_a_module_under_two_names_works_once(write: Write, install: Any, capsys: pytest.CaptureFixture[str]) -> None:
     write("one.py", GOOD.format(part="gate"))
     install("two", GOOD.format(part="two"), "[unetkit]\nfirst = two_module\nsecond = two_module\n")
-    host = load_host(["one", importlib.import_module("one"), "two_module"])
+    host = load_manager(["one", importlib.import_module("one"), "two_module"])
     assert fusions(host) == [*BUILTIN, "two", "gate"]
     assert lines(capsys) == [
         f"unetkit: plugin second 2.5 failed in unetkit {OURS}: its module is loaded already, as plugin first; "
@@ -346,7 +346,7 @@ def test_the_order_does_not_depend_on_the_folders(install: Any, write: Write, mo
     for order in (["a", "b"], ["b", "a"]):
         with monkeypatch.context() as patch:
             patch.setattr("sys.path", [*(str(tmp_path / name) for name in order), *sys.path])
-            host = load_host()
+            host = load_manager()
         assert host.parts.fusions.get("gate").owner == "above"
         assert [p.name for p in host.plugins if p.name in ("base", "above")] == ["above", "base"]
         assert all(p.loaded for p in host.plugins)
@@ -357,9 +357,9 @@ def test_a_lookup_that_misses_names_the_failed(write: Write, capsys: pytest.Capt
         [write("bad.py", "1 / 0\n"), write("worse.py", "1 / 0\n"), write("good.py", GOOD.format(part="g"))]
     )
     assert len(lines(capsys)) == 2
-    with pytest.raises(UnknownName, match=r"\(a plugin that failed may provide it: bad, worse\)"):
+    with pytest.raises(UnknownNameError, match=r"\(a plugin that failed may provide it: bad, worse\)"):
         parts.fusions.get("gate")
-    with pytest.raises(UnknownName, match=r"\(a plugin that failed may provide it: bad, worse\)"):
+    with pytest.raises(UnknownNameError, match=r"\(a plugin that failed may provide it: bad, worse\)"):
         parts.encoders.get("gate")
 
 
@@ -382,11 +382,11 @@ def test_a_wrapper_is_told_the_whole_plan() -> None:
         def unetkit_wrap_model(self, plan: Plan) -> None:
             seen.append(plan)
 
-    host = load_host()
+    host = load_manager()
     host.manager.register(Spy(), "unetkit spy")
     host.plugins.append(type(host.plugins[0])("unetkit spy", "", "", loaded=True))
     model = build("plain:widths=[2,4]", fuse="add", classes=2, parts=host.parts, device="meta")
-    assert seen == [model.whole]
+    assert seen == [model.resolved_plan]
 
 
 @pytest.mark.parametrize(
@@ -406,7 +406,7 @@ def test_a_failing_wrapper_leaves_the_model(
     write: Write, capsys: pytest.CaptureFixture[str], body: str, reason: str
 ) -> None:
     good = WRAP.format(body="return lambda model: Wrapped(model)")
-    host = load_host([write("bad.py", WRAP.format(body=body)), write("good.py", good)])
+    host = load_manager([write("bad.py", WRAP.format(body=body)), write("good.py", good)])
     for _ in range(2):  # it is tried, and told, for each model
         model: nn.Module = build("plain:widths=[2,4]", parts=host.parts, device="meta")
         assert type(model).__name__ == "Wrapped"
@@ -420,7 +420,7 @@ def test_a_file_in_the_current_folder_is_not_run_unasked(
     for name in ("unetkit_plugin.py", "plugin.py", "unetkit_mine.py", "plugins/mine.py", "conftest.py"):
         write(name, f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
     monkeypatch.chdir(tmp_path)
-    load_host()
+    load_manager()
     assert not (tmp_path / "ran").exists()
 
 
@@ -431,20 +431,20 @@ def test_two_versions_of_one(
     install("gated", GOOD.format(part="other"), folder="older/")
     write("older/gated-2.5.dist-info/METADATA", "Metadata-Version: 2.1\nName: Gated\nVersion: 2.4\n")
     monkeypatch.setattr("sys.path", [*sys.path, str(tmp_path / "older")])
-    host = load_host()
+    host = load_manager()
     assert fusions(host) == [*BUILTIN, "gate"]
     assert lines(capsys) == [
         f"unetkit: plugin gated 2.4 failed in unetkit {OURS}: version 2.5 is installed too and comes first; "
         "uninstall one"
     ]
-    with pytest.raises(UnknownName, match=r"^no fusion is called 'other'; `unetkit list fusions` lists all$"):
+    with pytest.raises(UnknownNameError, match=r"^no fusion is called 'other'; `unetkit list fusions` lists all$"):
         host.parts.fusions.get("other")
 
 
 def test_two_distributions_of_one_plugins_name(install: Callable[..., None], capsys: Any) -> None:
     install("gated", GOOD.format(part="gate"))
     install("other", GOOD.format(part="other"), "[unetkit]\ngated = other_module\n")
-    found = fusions(load_host())
+    found = fusions(load_manager())
     assert len(found) == len(BUILTIN) + 1
     (line,) = lines(capsys)
     assert "failed in unetkit" in line
@@ -459,21 +459,21 @@ def test_what_is_installed_can_be_left_out(
     install("broken", "1 / 0\n")
     monkeypatch.setenv("UNETKIT_PLUGINS", str(write("env.py", GOOD.format(part="env"))))
     assert {e.owner for registry in load_parts(isolated=True) for e in registry.entries.values()} == {"unetkit"}
-    assert fusions(load_host(["gated"], isolated=True)) == [*BUILTIN, "gate"]
+    assert fusions(load_manager(["gated"], isolated=True)) == [*BUILTIN, "gate"]
     assert lines(capsys) == []
 
 
 def test_an_installed_plugin_is_named_by_its_distribution_too(install: Callable[..., None], capsys: Any) -> None:
     install("unetkit-gate", "", "[unetkit]\ngate = gate_module\n")
     install("gate", GOOD.format(part="gate"), "")
-    host = load_host(["unetkit-gate"], isolated=True)
+    host = load_manager(["unetkit-gate"], isolated=True)
     assert [(p.name, p.distribution) for p in host.plugins[1:]] == [("gate", "unetkit-gate")]
     assert lines(capsys) == []
 
 
 def test_naming_what_is_installed_again_changes_nothing(install: Callable[..., None], capsys: Any) -> None:
     install("gated", GOOD.format(part="gate"))
-    host = load_host(["gated", "gated_module"])
+    host = load_manager(["gated", "gated_module"])
     assert fusions(host) == [*BUILTIN, "gate"]
     assert [p.loaded for p in host.plugins if p.name == "gated"] == [True]
     assert lines(capsys) == []
@@ -485,13 +485,13 @@ def test_a_distribution_with_two_plugins_is_asked_for_as_one(install: Callable[.
     (Path(sys.path[0]) / "My").mkdir()
     (Path(sys.path[0]) / "My" / "Two_module.py").write_text(GOOD.format(part="b"))
     for name in ("My.Two", "my-two", "my_two"):
-        assert [p.name for p in load_host([name], isolated=True).plugins] == ["unetkit", "two-a", "two-b"]
+        assert [p.name for p in load_manager([name], isolated=True).plugins] == ["unetkit", "two-a", "two-b"]
     assert lines(capsys) == []
 
 
 def test_what_a_plugin_prints_goes_to_stderr(write: Write, capsys: Any) -> None:
     noisy = "print('at import')\n" + GOOD.format(part="gate").replace("parts.fusions", "print('late'); parts.fusions")
-    assert fusions(load_host([write("noisy.py", noisy)])) == [*BUILTIN, "gate"]
+    assert fusions(load_manager([write("noisy.py", noisy)])) == [*BUILTIN, "gate"]
     assert lines(capsys) == ["at import", "late"]
 
 
@@ -520,7 +520,7 @@ def unetkit_register(parts):
 
 def test_a_part_that_gives_the_wrong_channels_is_refused_where_it_is_used(write: Write, capsys: Any) -> None:
     parts = load_parts([write("wrong.py", WRONG)])
-    with pytest.raises(CannotBuild, match=r"^stages\.0\.fuse \(--fuse gate\) declares out_channels=4, but gives 12$"):
+    with pytest.raises(BuildError, match=r"^stages\.0\.fuse \(--fuse gate\) declares out_channels=4, but gives 12$"):
         build("plain:widths=[4,8]", fuse="gate", parts=parts)
     build("plain:widths=[4,8]", parts=parts)
     assert lines(capsys) == []
@@ -528,8 +528,8 @@ def test_a_part_that_gives_the_wrong_channels_is_refused_where_it_is_used(write:
 
 HEAVY = """
 import sys
-from unetkit.plugins import load_host
-print([(p.name, p.heavy) for p in load_host(sys.argv[1:], isolated=True).plugins], "torch" in sys.modules)
+from unetkit.plugins import load_manager
+print([(p.name, p.heavy) for p in load_manager(sys.argv[1:], isolated=True).plugins], "torch" in sys.modules)
 """
 
 
@@ -543,7 +543,7 @@ def test_who_imports_torch_to_register_is_known(write: Write) -> None:
 
 def test_every_kind_may_be_added_and_is_listed_under_its_owner(write: Write, capsys: Any) -> None:
     adds = "\n".join(f"    parts.{kind.attribute}.add('mine', 'nowhere:Mine')" for kind in KINDS)
-    host = load_host([write("all.py", HEAD + "@hookimpl\ndef unetkit_register(parts):\n" + adds)], isolated=True)
+    host = load_manager([write("all.py", HEAD + "@hookimpl\ndef unetkit_register(parts):\n" + adds)], isolated=True)
     assert [(e.kind, e.name) for e in host.parts.of("all")] == [(kind, "mine") for kind in KINDS]
     assert not host.implements("unetkit_wrap_model", host.plugins[1])
     assert lines(capsys) == []
@@ -560,7 +560,7 @@ def make(in_channels, name):
 
 @hookimpl
 def unetkit_register(parts):
-    parts.encoders.add_source("zoo", f"{{__name__}}:names", make)
+    parts.encoders.add_library("zoo", f"{{__name__}}:names", make)
 """
 )
 
@@ -570,7 +570,7 @@ def test_a_library_that_cannot_be_listed_costs_one_line(write: Write, capsys: An
     parts = load_parts([write("zoo.py", LIBRARY.format(body=body))])
     assert "resnet18" in parts.encoders.names()
     assert parts.encoders.get("resnet18").source == "timm"
-    with pytest.raises(UnknownName, match="no encoder is called 'bogus'"):
+    with pytest.raises(UnknownNameError, match="no encoder is called 'bogus'"):
         parts.encoders.get("bogus")
     told = [line for line in lines(capsys) if line != "hello"]
     assert len(told) == 1
@@ -640,7 +640,7 @@ def test_what_lies_beside_a_file_can_be_imported(write: Write, tmp_path: Path, c
     write("sub/beside_module.py", GOOD)
     file = write("sub/plugin.py", "import beside_module\n" + LATE.replace("late_module", "beside_module"))
     file.write_text(file.read_text().format(part="beside"))
-    assert fusions(load_host([file])) == [*BUILTIN, "beside"]
+    assert fusions(load_manager([file])) == [*BUILTIN, "beside"]
     assert load_parts([file]).fusions.get("beside").load().__module__ == "beside_module"
     assert sys.path[-1] == str(tmp_path / "sub")
     assert lines(capsys) == []
@@ -649,7 +649,7 @@ def test_what_lies_beside_a_file_can_be_imported(write: Write, tmp_path: Path, c
 def test_an_installed_plugin_whose_files_are_gone(install: Any, tmp_path: Path, capsys: Any) -> None:
     install("gated", GOOD.format(part="gate"))
     (tmp_path / "gated_module.py").unlink()
-    assert fusions(load_host()) == BUILTIN
+    assert fusions(load_manager()) == BUILTIN
     (line,) = lines(capsys)
     assert line.endswith("its module gated_module is not there; install gated again, or uninstall it")
 
@@ -681,9 +681,9 @@ def test_a_positional_option_is_told_from_none(write: Write) -> None:
     message = (
         r"--fuse bare:width=2: 'width' is positional in bare, so the builder gives it; an option stands after a \*$"
     )
-    with pytest.raises(BadOption, match=message):
+    with pytest.raises(OptionError, match=message):
         build("plain:widths=[2,4]", fuse="bare:width=2", parts=parts)
-    with pytest.raises(BadOption, match="'channels' is positional in bilinear"):
+    with pytest.raises(OptionError, match="'channels' is positional in bilinear"):
         build("plain:widths=[2,4]", up="bilinear:channels=2", parts=parts)
 
 
@@ -713,13 +713,13 @@ RIGHT_HOOKS = {
 def test_hooks_as_pluggy_takes_them(write: Write, case: str, capsys: Any) -> None:
     before, signature = RIGHT_HOOKS[case]
     source = GOOD.format(part="gate").replace("class Gate", before + "\nclass Gate", 1)
-    host = load_host([write("right.py", source.replace("unetkit_register(parts)", signature))])
+    host = load_manager([write("right.py", source.replace("unetkit_register(parts)", signature))])
     assert (fusions(host), lines(capsys)) == ([*BUILTIN, "gate"], [])
 
 
 def test_a_hook_that_is_no_function_is_told(write: Write, capsys: Any) -> None:
     source = "class Call:\n    def __call__(self, parts): ...\n\nunetkit_register = hookimpl(Call())\n"
-    load_host([write("made.py", HEAD + source)])
+    load_manager([write("made.py", HEAD + source)])
     (line,) = lines(capsys)
     assert line.endswith("unetkit_register is a Call, and a hook is a function; write one that calls it")
 
@@ -727,8 +727,8 @@ def test_a_hook_that_is_no_function_is_told(write: Write, capsys: Any) -> None:
 def test_a_file_is_one_however_its_path_is_written(write: Write, tmp_path: Path, capsys: Any) -> None:
     write("sub/one.py", GOOD.format(part="gate"))
     paths = [tmp_path / "sub" / "one.py", tmp_path / "sub" / ".." / "sub" / "one.py"]
-    assert fusions(load_host(paths)) == [*BUILTIN, "gate"]
+    assert fusions(load_manager(paths)) == [*BUILTIN, "gate"]
     assert lines(capsys) == []
-    assert fusions(load_host(["~nobody_of_this_name/x.py"])) == BUILTIN
+    assert fusions(load_manager(["~nobody_of_this_name/x.py"])) == BUILTIN
     (line,) = lines(capsys)
     assert line.endswith("there is no file ~nobody_of_this_name/x.py")

@@ -23,32 +23,42 @@ import unetkit
 from unetkit.cli import cli
 from unetkit.data.io import read_image, read_mask
 from unetkit.data.types import Target
-from unetkit.errors import BadFile, BadOption
+from unetkit.errors import FileError, OptionError
 from unetkit.predict import image_reader as opening
 from unetkit.predict import tiled
-from unetkit.predict.image_reader import Segments, opened
-from unetkit.predict.mask_writer import PngRows
-from unetkit.predict.predictor import How, Job, Predictor, Tell, planned, predict_all, too_large
-from unetkit.train.checkpoint import BEST, Run
-from unetkit.train.config import Choices
+from unetkit.predict.image_reader import TiffWindows, open_image
+from unetkit.predict.mask_writer import PngWriter
+from unetkit.predict.predictor import (
+    PredictCallback,
+    PredictConfig,
+    PredictionJob,
+    Predictor,
+    plan_outputs,
+    predict_all,
+    too_large,
+)
+from unetkit.train.checkpoint import BEST, TrainRun
+from unetkit.train.config import TrainConfig
 
 SMALL = "plain:widths=[4,8]"
 
 
-def trained(folder: Path, target: Target, channels: int = 1, **words: Any) -> Run:
+def trained(folder: Path, target: Target, channels: int = 1, **words: Any) -> TrainRun:
     """A run as training leaves it, of a network that has learned nothing."""
     folder.mkdir(parents=True, exist_ok=True)
     encoder = words.pop("encoder", SMALL)
     model = unetkit.build(encoder, in_channels=channels, classes=target.outputs, seed=0, **words)
     plugins = (words["parts"],) if "parts" in words else ()
-    run = Run(folder, model.plan, Choices(), target, channels, (0.5,) * channels, (0.25,) * channels, plugins=plugins)
+    run = TrainRun(
+        folder, model.plan, TrainConfig(), target, channels, (0.5,) * channels, (0.25,) * channels, plugins=plugins
+    )
     run.write()
     unetkit.save(model, folder / BEST)
     return run
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> TrainRun:
     return trained(tmp_path_factory.mktemp("runs") / "three", Target("multiclass", ("ground", "cell", "edge")))
 
 
@@ -106,7 +116,7 @@ def test_windows_of_a_tiff_are_those_of_the_whole(kind: str, tmp_path: Path) -> 
         path = tmp_path / "a.ome.tif"
     tifffile.imwrite(path, values, **how)
     whole = read_image(path)
-    with opened(path) as picture:
+    with open_image(path) as picture:
         assert isinstance(picture, opening._Windows)
         assert (picture.channels, *picture.size) == tuple(whole.shape)
         for rows in (slice(0, 40), slice(31, 33), slice(20, whole.shape[1])):
@@ -120,7 +130,7 @@ def test_a_palette_and_what_is_no_tiff_are_read_whole(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", pixels(20, 30), photometric="palette", colormap=colours)
     Image.fromarray(pixels(20, 30, 3)).save(tmp_path / "b.png")
     for name in ("a.tif", "b.png"):
-        with opened(tmp_path / name) as picture:
+        with open_image(tmp_path / name) as picture:
             assert (picture.channels, picture.size) == (3, (20, 30))
             assert torch.equal(picture.read(slice(3, 9), slice(0, 30)), read_image(tmp_path / name)[:, 3:9])
 
@@ -131,7 +141,7 @@ def test_only_the_segments_of_a_window_are_decoded_and_each_once_in_a_row_of_til
     tifffile.imwrite(tmp_path / "a.tif", pixels(640, 320), tile=(64, 64), compression="zlib")
     decoded: list[int] = []
     with tifffile.TiffFile(tmp_path / "a.tif") as file:
-        stored = Segments(file)
+        stored = TiffWindows(file)
         decode = stored._page.decode
 
         def counted(data: Any, index: int, **how: Any) -> Any:
@@ -150,7 +160,7 @@ def test_only_the_segments_of_a_window_are_decoded_and_each_once_in_a_row_of_til
 def test_a_png_written_by_rows_is_what_pillow_reads(palette: bytes, tmp_path: Path) -> None:
     values = pixels(33, 50)
     with (tmp_path / "a.png").open("wb") as file:
-        rows = PngRows(file, (33, 50), palette)
+        rows = PngWriter(file, (33, 50), palette)
         for part in (values[:7], values[7:8], values[8:]):
             rows.add(part)
         rows.end()
@@ -162,13 +172,13 @@ def test_a_png_written_by_rows_is_what_pillow_reads(palette: bytes, tmp_path: Pa
         assert not palette or bytes(image.getpalette() or ()) == palette
 
 
-def chances(run: Run, path: Path) -> Tensor:
+def chances(run: TrainRun, path: Path) -> Tensor:
     """The probabilities of an image's pixels (L, H, W)."""
     x = run.normalised(read_image(path))
     return tiled(run.network(), x, tile=(1200, 1200), then=run.target.probabilities)
 
 
-def test_a_file_becomes_a_mask_with_the_runs_palette(run: Run, tmp_path: Path) -> None:
+def test_a_file_becomes_a_mask_with_the_runs_palette(run: TrainRun, tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, pixels(600, 300), tile=(64, 64), compression="lzw")
     result = called(run.folder, path, "--out", tmp_path / "out", "--tile", "128x96", "--batch", 3, "--check")
@@ -177,13 +187,13 @@ def test_a_file_becomes_a_mask_with_the_runs_palette(run: Run, tmp_path: Path) -
     assert "0 of 180,000 pixels are decided otherwise" in result.output
     assert result.stdout == f"1 of 1 images are done, in {tmp_path / 'out'}\n"
     written = read_mask(tmp_path / "out" / "a.png")
-    assert (torch.from_numpy(written.values) == run.target.decided(chances(run, path)[None])[0]).float().mean() == 1
+    assert (torch.from_numpy(written.values) == run.target.to_mask(chances(run, path)[None])[0]).float().mean() == 1
     assert written.palette is not None
     assert [tuple(colour) for colour in written.palette[:3].tolist()] == [*run.target.colours]
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["a.png"]
 
 
-def test_probabilities_are_a_tiff_of_a_channel_a_class(run: Run, tmp_path: Path) -> None:
+def test_probabilities_are_a_tiff_of_a_channel_a_class(run: TrainRun, tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, pixels(530, 300))
     result = called(run.folder, path, "--out", tmp_path, "--tile", 100, "--probabilities")
@@ -216,7 +226,7 @@ def test_a_binary_run_and_its_overlay_drawn_small(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     with Image.open(tmp_path / "out" / "a-overlay.png") as image:
         assert (image.mode, image.size) == ("RGB", (1100, 150))
-    decided = run.target.decided(chances(run, tmp_path / "a.tif")[None])[0]
+    decided = run.target.to_mask(chances(run, tmp_path / "a.tif")[None])[0]
     from unetkit.data.visualize import overlay
 
     expected = overlay(read_image(tmp_path / "a.tif")[:, ::2, ::2], decided[::2, ::2], run.target)
@@ -237,14 +247,14 @@ def test_check_tells_how_far_blended_tiles_are_off(tmp_path: Path) -> None:
     assert 0 < float(told[1]) < 0.5
 
 
-def test_an_image_too_large_for_one_pass_is_not_checked(run: Run) -> None:
+def test_an_image_too_large_for_one_pass_is_not_checked(run: TrainRun) -> None:
     told = too_large(run.network(), (200_000, 200_000))
     assert re.fullmatch(r"one pass may take .* GiB, and .* are free; check on a smaller image", told)
     assert too_large(run.network(), (64, 64)) == ""
 
 
 def test_what_cannot_be_done_is_reported_and_the_others_are_done(
-    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    run: TrainRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     images = tmp_path / "images"
     images.mkdir()
@@ -277,15 +287,17 @@ def test_what_cannot_be_done_is_reported_and_the_others_are_done(
     assert len(lines) == 8
 
 
-def test_an_image_that_memory_does_not_hold_costs_a_line_and_a_wrong_option_ends_all(run: Run, tmp_path: Path) -> None:
+def test_an_image_that_memory_does_not_hold_costs_a_line_and_a_wrong_option_ends_all(
+    run: TrainRun, tmp_path: Path
+) -> None:
     class Hungry(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             if x.is_meta or x.shape[-1] < 64:
                 return x
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: ...")
 
-    class Told(Tell):
-        def fails(self, job: Job, why: str) -> None:
+    class Told(PredictCallback):
+        def fails(self, job: PredictionJob, why: str) -> None:
             told.append(why)
 
     told: list[str] = []
@@ -294,26 +306,26 @@ def test_an_image_that_memory_does_not_hold_costs_a_line_and_a_wrong_option_ends
         Image.fromarray(pixels(side, side)).save(path)
     network = run.network()
     network.head = nn.Sequential(network.head, Hungry())
-    jobs = planned(images, tmp_path / "out", run.target)
-    assert predict_all(Predictor(run, network, How()).predict, jobs, Told()) == 1
+    jobs = plan_outputs(images, tmp_path / "out", run.target)
+    assert predict_all(Predictor(run, network, PredictConfig()).predict, jobs, Told()) == 1
     lacks = "memory does not suffice for a pass of 1 of 100x100; give a smaller --tile or --batch"
     assert told == [f"{images[0]}: {lacks}"]
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["b.png"]
-    with pytest.raises(BadOption, match="--overlap 64: must be below what a tile gives, 64x64"):
-        predict_all(Predictor(run, network, How(tile=(64, 64), overlap=64)).predict, jobs, Told())
+    with pytest.raises(OptionError, match="--overlap 64: must be below what a tile gives, 64x64"):
+        predict_all(Predictor(run, network, PredictConfig(tile=(64, 64), overlap=64)).predict, jobs, Told())
 
 
-def test_images_in_sub_folders_keep_their_place(run: Run, tmp_path: Path) -> None:
+def test_images_in_sub_folders_keep_their_place(run: TrainRun, tmp_path: Path) -> None:
     for folder in ("images", "images/sub"):
         (tmp_path / folder).mkdir()
         Image.fromarray(pixels(30, 30)).save(tmp_path / folder / "x.png")
-    jobs = planned([tmp_path / "images"], tmp_path / "out", run.target)
+    jobs = plan_outputs([tmp_path / "images"], tmp_path / "out", run.target)
     assert [job.masks for job in jobs] == [(tmp_path / "out/sub/x.png",), (tmp_path / "out/x.png",)]
-    assert predict_all(Predictor(run, run.network(), How()).predict, jobs, Tell()) == 0
+    assert predict_all(Predictor(run, run.network(), PredictConfig()).predict, jobs, PredictCallback()) == 0
     assert (tmp_path / "out" / "sub" / "x.png").exists()
 
 
-def test_a_run_that_is_interrupted_leaves_whole_files_alone(run: Run, tmp_path: Path) -> None:
+def test_a_run_that_is_interrupted_leaves_whole_files_alone(run: TrainRun, tmp_path: Path) -> None:
     for name in ("a", "b"):
         tifffile.imwrite(tmp_path / f"{name}.tif", pixels(300 if name == "a" else 6000, 6000 if name == "b" else 300))
     words = [sys.executable, "-m", "unetkit", "predict", str(run.folder), str(tmp_path / "a.tif")]
@@ -349,7 +361,7 @@ def refused(*words: object) -> str:
     return str(result.exception)
 
 
-def test_two_images_never_end_in_one_file(run: Run, tmp_path: Path) -> None:
+def test_two_images_never_end_in_one_file(run: TrainRun, tmp_path: Path) -> None:
     for name in ("one/x.png", "two/x.tif"):
         (tmp_path / name).parent.mkdir()
     Image.fromarray(pixels(20, 20)).save(tmp_path / "one" / "x.png")
@@ -364,7 +376,7 @@ def test_two_images_never_end_in_one_file(run: Run, tmp_path: Path) -> None:
     assert twice.stdout.startswith("1 of 1 images are done")
 
 
-def test_what_is_asked_wrongly_is_refused(run: Run, tmp_path: Path) -> None:
+def test_what_is_asked_wrongly_is_refused(run: TrainRun, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     Image.fromarray(pixels(20, 20)).save(tmp_path / "x.png")
     asked = (run.folder, tmp_path / "x.png", "--out", tmp_path / "out")
@@ -378,8 +390,8 @@ def test_what_is_asked_wrongly_is_refused(run: Run, tmp_path: Path) -> None:
     assert refused(*asked, "--overlap", -1) == "--overlap -1: must be at least 0"
     assert "device=nowhere cannot be used here" in refused(*asked, "--device", "nowhere")
     assert "has no last.safetensors" in refused(*asked, "--weights", "last")
-    with pytest.raises(BadOption, match="300 classes do not fit the palette of a PNG, which holds 255"):
-        planned([tmp_path / "x.png"], tmp_path, Target("multiclass", tuple(map(str, range(300)))))
+    with pytest.raises(OptionError, match="300 classes do not fit the palette of a PNG, which holds 255"):
+        plan_outputs([tmp_path / "x.png"], tmp_path, Target("multiclass", tuple(map(str, range(300)))))
     assert not (tmp_path / "out").exists()
 
 
@@ -397,7 +409,7 @@ def test_the_plugins_of_a_run_are_loaded_with_it(tmp_path: Path) -> None:
     model = unetkit.build(SMALL, block="thin", in_channels=1, classes=1, seed=0, parts=parts)
     target = Target("binary", ("ground", "cell"))
     folder.mkdir()
-    Run(folder, model.plan, Choices(), target, 1, (0.5,), (0.25,), plugins=(str(plugin),)).write()
+    TrainRun(folder, model.plan, TrainConfig(), target, 1, (0.5,), (0.25,), plugins=(str(plugin),)).write()
     unetkit.save(model, folder / BEST)
     Image.fromarray(pixels(20, 20)).save(tmp_path / "x.png")
     result = called(folder, tmp_path / "x.png", "--out", tmp_path / "out")
@@ -405,7 +417,7 @@ def test_the_plugins_of_a_run_are_loaded_with_it(tmp_path: Path) -> None:
     assert result.stdout == f"1 of 1 images are done, in {tmp_path / 'out'}\n"
 
 
-def test_what_cannot_be_written_is_said(run: Run, tmp_path: Path) -> None:
+def test_what_cannot_be_written_is_said(run: TrainRun, tmp_path: Path) -> None:
     Image.fromarray(pixels(20, 20)).save(tmp_path / "x.png")
     (tmp_path / "file").write_text("no folder")
     result = called(run.folder, tmp_path / "x.png", "--out", tmp_path / "file" / "out")
@@ -417,11 +429,11 @@ def test_a_file_read_whole_says_so_where_it_is_large(tmp_path: Path, monkeypatch
     monkeypatch.setattr(opening, "_LARGE", 1000)
     Image.fromarray(pixels(40, 50)).save(tmp_path / "a.png")
     tifffile.imwrite(tmp_path / "b.tif", pixels(40, 50), compression="zlib", rowsperstrip=40)
-    with opened(tmp_path / "a.png") as picture:
+    with open_image(tmp_path / "a.png") as picture:
         assert picture.note == "is read whole, 7.812 KiB; a tiled TIFF would be read by windows"
-    with opened(tmp_path / "b.tif") as picture:
+    with open_image(tmp_path / "b.tif") as picture:
         assert picture.note.startswith("has strips or tiles of 1.953 KiB, which are read whole; write it in tiles")
-    with pytest.raises(BadFile, match="there is no such file"), opened(tmp_path / "c.tif"):
+    with pytest.raises(FileError, match="there is no such file"), open_image(tmp_path / "c.tif"):
         pass
 
 
@@ -438,7 +450,7 @@ for image in sys.argv[3:]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the high-water mark of memory is read from /proc")
-def test_memory_does_not_grow_with_the_image(run: Run, tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_image(run: TrainRun, tmp_path: Path) -> None:
     images = [tmp_path / f"{side}.tif" for side in (1100, 2400)]
     for path in images:
         side = int(path.stem)

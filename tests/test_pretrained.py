@@ -20,7 +20,7 @@ from huggingface_hub import close_session, constants
 from torch import Tensor
 
 import unetkit
-from unetkit.errors import CannotBuild
+from unetkit.errors import BuildError
 from unetkit.parts.encoders.normalization import statistics_of
 
 NAME = "test_resnet"
@@ -126,7 +126,7 @@ def adapted(weight: Tensor, in_channels: int) -> Tensor:
 
 
 def refusal(*args: Any, **words: Any) -> str:
-    with pytest.raises(CannotBuild) as caught:
+    with pytest.raises(BuildError) as caught:
         unetkit.build(*args, **words)
     message = str(caught.value)
     assert "\n" not in message

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from unetkit.errors import BadOption, PluginError, UnknownName
+from unetkit.errors import OptionError, PluginError, UnknownNameError
 from unetkit.registry import KINDS, Parts, Plugin
 
 
@@ -32,8 +32,8 @@ def parts() -> Parts:
     """A registry of its own: two encoders of one library, one of another, two fusions."""
     made = Parts()
     made.encoders.add("plain", gate)
-    made.encoders.add_source("lib", f"{__name__}:library_names", f"{__name__}:from_library")
-    made.encoders.add_source("more", f"{__name__}:more_names", from_library)
+    made.encoders.add_library("lib", f"{__name__}:library_names", f"{__name__}:from_library")
+    made.encoders.add_library("more", f"{__name__}:more_names", from_library)
     made.fusions.add("gate", f"{__name__}:gate")
     made.fusions.add("concat", gate)
     return made
@@ -61,7 +61,7 @@ def test_a_kind_by_its_word_title_or_plural(parts: Parts) -> None:
 
 
 def test_an_unknown_kind_names_those_there_are(parts: Parts) -> None:
-    assert message(BadOption, lambda: parts["fusoin"]) == (
+    assert message(OptionError, lambda: parts["fusoin"]) == (
         "no kind of part is called 'fusoin'; did you mean fusions?; there are "
         "encoders, upsamplers, fusions, aligns, blocks, heads, recipes, models"
     )
@@ -93,19 +93,21 @@ def test_staged_names_count_only_when_committed(parts: Parts) -> None:
     before = [entry.name for registry in parts for entry in registry.find()]
     staged = parts.staged("mine")
     staged.fusions.add("new", gate)
-    staged.encoders.add_source("third", f"{__name__}:more_names", from_library)
+    staged.encoders.add_library("third", f"{__name__}:more_names", from_library)
     assert [entry.name for registry in parts for entry in registry.find()] == before
-    assert list(parts.encoders.sources) == ["lib", "more"]
+    assert list(parts.encoders.libraries) == ["lib", "more"]
     parts.commit(staged)
     assert parts.fusions.get("new").owner == "mine"
-    assert parts.encoders.sources["third"].owner == "mine"
+    assert parts.encoders.libraries["third"].owner == "mine"
     assert parts.fusions.owner == "unetkit"
 
 
 def test_a_bare_name_is_looked_up_in_the_registry_first_then_in_each_source(parts: Parts) -> None:
     assert parts.encoders.get("resnet34").load()(3, levels=2) == "resnet34 3 2"
     assert parts.encoders.get("resnet34") == parts.encoders.get("lib/resnet34")
-    assert parts.encoders.get("more/resnet34") == parts.encoders.sources["more"].entry(KINDS[0], "resnet34", taken=True)
+    assert parts.encoders.get("more/resnet34") == parts.encoders.libraries["more"].entry(
+        KINDS[0], "resnet34", taken=True
+    )
     assert parts.encoders.get("own") == parts.encoders.get("more/own")
     parts.encoders.add("resnet34", gate)
     assert parts.encoders.get("resnet34").load() is gate
@@ -120,7 +122,7 @@ def test_a_tag_belongs_to_the_name(parts: Parts) -> None:
 
 def test_a_source_is_registered_once(parts: Parts) -> None:
     staged = parts.staged("mine")
-    assert message(PluginError, lambda: staged.encoders.add_source("lib", "a:b", "c:d")) == (
+    assert message(PluginError, lambda: staged.encoders.add_library("lib", "a:b", "c:d")) == (
         "source 'lib' is already registered by unetkit"
     )
 
@@ -128,32 +130,32 @@ def test_a_source_is_registered_once(parts: Parts) -> None:
 def test_names_match_globs(parts: Parts) -> None:
     find: Any = lambda pattern: [entry.name for entry in parts.encoders.find(pattern)]  # noqa: E731
     assert find("resnet*") == ["resnet18", "resnet34", "resnet34"]
-    assert [entry.said for entry in parts.encoders.find("resnet34")] == ["resnet34", "more/resnet34"]
+    assert [entry.qualified_name for entry in parts.encoders.find("resnet34")] == ["resnet34", "more/resnet34"]
     assert find("more/*") == ["resnet34", "own"]
     assert find("*1[68]") == ["resnet18", "vgg16"]
     assert find("PLAIN") == []
     parts.encoders.add("vgg16", gate)
     assert parts.encoders.find("vgg*")[0].load() is gate
-    assert [entry.said for entry in parts.encoders.find("vgg*")] == ["vgg16", "lib/vgg16"]
-    assert parts.encoders.names() == [entry.said for entry in parts.encoders.find()]
+    assert [entry.qualified_name for entry in parts.encoders.find("vgg*")] == ["vgg16", "lib/vgg16"]
+    assert parts.encoders.names() == [entry.qualified_name for entry in parts.encoders.find()]
 
 
 @pytest.mark.parametrize("name", ["resnet81", "lib/resnet81", "nolib/resnet18", "Resnet18"])
 def test_a_missing_name_says_the_nearest(parts: Parts, name: str) -> None:
-    missing = message(UnknownName, lambda: parts.encoders.get(name))
+    missing = message(UnknownNameError, lambda: parts.encoders.get(name))
     assert missing.startswith(f"no encoder is called {name!r}; did you mean resnet18 or resnet34")
     assert missing.endswith("; `unetkit list encoders` lists all")
 
 
 @pytest.mark.parametrize("name", ["", "/", "lib/", "zzzzzz"])
 def test_a_missing_name_that_nothing_is_near(parts: Parts, name: str) -> None:
-    missing = message(UnknownName, lambda: parts.encoders.get(name))
+    missing = message(UnknownNameError, lambda: parts.encoders.get(name))
     assert missing == f"no encoder is called {name!r}; `unetkit list encoders` lists all"
 
 
 def test_a_missing_name_may_be_a_failed_plugins(parts: Parts) -> None:
     parts.plugins += [Plugin("gated"), Plugin("attend"), Plugin("twice"), Plugin("twice", loaded=True)]
-    assert message(UnknownName, lambda: parts.staged("x").fusions.get("zzz")) == (
+    assert message(UnknownNameError, lambda: parts.staged("x").fusions.get("zzz")) == (
         "no fusion is called 'zzz' (a plugin that failed may provide it: gated, attend); "
         "`unetkit list fusions` lists all"
     )

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from unetkit.errors import BadOption, CannotBuild, UnetkitError, UnknownName
+from unetkit.errors import BuildError, OptionError, UnetkitError, UnknownNameError
 from unetkit.plan import PartSpec, Plan
 from unetkit.plugins import load_parts
 from unetkit.registry import Parts
-from unetkit.resolve import DEFAULTS, canonical, resolve, shortest
+from unetkit.resolve import DEFAULTS, canonical_spec, minimal_plan, resolve
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ UNKNOWN = {
 
 @pytest.mark.parametrize(("line", "message"), UNKNOWN.items())
 def test_unknown_names(line: str, message: str, parts: Parts) -> None:
-    assert refused(line, parts, UnknownName).startswith(message)
+    assert refused(line, parts, UnknownNameError).startswith(message)
 
 
 BAD = {
@@ -73,11 +73,11 @@ BAD = {
 
 @pytest.mark.parametrize(("line", "message"), BAD.items())
 def test_bad_options(line: str, message: str, parts: Parts) -> None:
-    assert refused(line, parts, BadOption) == message
+    assert refused(line, parts, OptionError) == message
 
 
 def test_an_encoder_is_needed(parts: Parts) -> None:
-    assert refused("--fuse add", parts, CannotBuild) == (
+    assert refused("--fuse add", parts, BuildError) == (
         "nothing says which encoder; give --encoder (such as resnet34), --recipe or --model"
     )
 
@@ -88,7 +88,7 @@ def needy(x_channels: int, skip_channels: int, *, ratio: float) -> object:
 
 def test_an_option_without_a_default_must_be_given(parts: Parts) -> None:
     plan = Plan.of(encoder="plain", fuse=needy)
-    with pytest.raises(BadOption) as error:
+    with pytest.raises(OptionError) as error:
         resolve(plan, parts)
     assert str(error.value) == "--fuse <needy>: needy needs ratio=..., which has no default"
     whole, _ = resolve(Plan.of(encoder="plain", fuse=PartSpec.of(needy, {"ratio": 0.5})), parts)
@@ -101,7 +101,7 @@ def circular() -> Plan:
 
 def test_a_recipe_returns_a_plan_without_a_recipe(parts: Parts) -> None:
     for recipe in (circular, lambda: 3):
-        with pytest.raises(CannotBuild, match="a recipe returns a Plan that names no other recipe; got"):
+        with pytest.raises(BuildError, match="a recipe returns a Plan that names no other recipe; got"):
             resolve(Plan.of(recipe=recipe), parts)
 
 
@@ -123,16 +123,16 @@ CANONICAL = {
 @pytest.mark.parametrize(("part", "text"), CANONICAL.items())
 def test_the_canonical_form_of_a_part(part: tuple[str, str], text: str, parts: Parts) -> None:
     word, given = part
-    spec = canonical(word, PartSpec.parse(given), parts)
+    spec = canonical_spec(word, PartSpec.parse(given), parts)
     assert str(spec) == text
-    assert canonical(word, spec, parts) == spec
+    assert canonical_spec(word, spec, parts) == spec
 
 
 def test_a_shadowed_name_keeps_its_source() -> None:
     parts = load_parts(isolated=True)
     parts.encoders.add("resnet18", "unetkit.parts.encoders.plain:Plain")
-    assert canonical("encoder", PartSpec("timm/resnet18"), parts) == PartSpec("timm/resnet18")
-    assert canonical("encoder", PartSpec("resnet18"), parts) == PartSpec("resnet18")
+    assert canonical_spec("encoder", PartSpec("timm/resnet18"), parts) == PartSpec("timm/resnet18")
+    assert canonical_spec("encoder", PartSpec("resnet18"), parts) == PartSpec("resnet18")
 
 
 SHORTEST = {
@@ -153,13 +153,15 @@ SHORTEST = {
 @pytest.mark.parametrize(("line", "short"), SHORTEST.items())
 def test_the_shortest_line(line: str, short: str, parts: Parts) -> None:
     whole, base = resolve(Plan.parse(line), parts)
-    assert str(shortest(whole, base)) == short
-    assert resolve(shortest(whole, base), parts)[0].over(whole) == resolve(Plan.parse(short), parts)[0].over(whole)
+    assert str(minimal_plan(whole, base)) == short
+    assert resolve(minimal_plan(whole, base), parts)[0].with_defaults(whole) == resolve(Plan.parse(short), parts)[
+        0
+    ].with_defaults(whole)
 
 
 def test_words_override_the_recipe_and_the_recipe_the_defaults(parts: Parts) -> None:
     whole, base = resolve(Plan.parse("--recipe unet-2015 --fuse add --classes 5"), parts)
-    said: Any = whole.said()
+    said: Any = whole.explicit()
     assert (str(said["fuse"][0]), said["classes"], said["in_channels"]) == ("add", 5, 1)
     assert (DEFAULTS.in_channels, base.in_channels, base.classes) == (3, 1, 2)
     assert base.recipe is None

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import unetkit.scaffold
-from unetkit.errors import BadFile, BadOption
+from unetkit.errors import FileError, OptionError
 from unetkit.plan import PartSpec
 from unetkit.registry import KINDS, Registry
 from unetkit.scaffold import TITLES, new_plugin, plugin_files
@@ -139,7 +139,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("name", "kind", "message"), REFUSED, ids=[f"{name} {kind}" for name, kind, _ in REFUSED])
 def test_refused(name: str, kind: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(BadOption, match=re.escape(message)) as error:
+    with pytest.raises(OptionError, match=re.escape(message)) as error:
         new_plugin(name, kind, tmp_path)
     assert len(str(error.value).splitlines()) == 1
     assert not list(tmp_path.iterdir())
@@ -162,19 +162,21 @@ def test_a_name_taken_elsewhere_is_free_here(name: str, kind: str, tmp_path: Pat
 
 def test_a_module_that_python_cannot_look_up_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "my_own", ModuleType("my_own"))
-    with pytest.raises(BadOption, match="would make the package 'my_own', and there is one"):
+    with pytest.raises(OptionError, match="would make the package 'my_own', and there is one"):
         plugin_files("my-own", "fusion")
 
 
 def test_what_is_there_is_never_overwritten(tmp_path: Path) -> None:
     new_plugin("my-own", "fusion", tmp_path)
     before = read(tmp_path)
-    with pytest.raises(BadOption, match=r"my-own is there already, and stays as it is; choose another name or folder$"):
+    with pytest.raises(
+        OptionError, match=r"my-own is there already, and stays as it is; choose another name or folder$"
+    ):
         new_plugin("my-own", "block", tmp_path)
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for name in ("file", "link"):
-        with pytest.raises(BadOption, match=f"{name} is there already"):
+        with pytest.raises(OptionError, match=f"{name} is there already"):
             new_plugin(name, "block", tmp_path)
     assert read(tmp_path) == {**before, "file": "mine"}
 
@@ -185,13 +187,13 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(BadOption, match=r"there is no folder .*/gone; make it first, or name another$"):
+    with pytest.raises(OptionError, match=r"there is no folder .*/gone; make it first, or name another$"):
         new_plugin("my-own", "fusion", tmp_path / "gone")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_name_that_is_too_long_for_the_disk(tmp_path: Path) -> None:
-    with pytest.raises(BadFile, match="cannot be written: File name too long"):
+    with pytest.raises(FileError, match="cannot be written: File name too long"):
         new_plugin("a" * 300, "fusion", tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -214,7 +216,7 @@ def test_all_files_or_none(error: BaseException, tmp_path: Path, monkeypatch: py
         return write(path, text, **options)
 
     monkeypatch.setattr(Path, "write_text", fail)
-    with pytest.raises(BadFile if isinstance(error, OSError) else KeyboardInterrupt):
+    with pytest.raises(FileError if isinstance(error, OSError) else KeyboardInterrupt):
         new_plugin("my-own", "fusion", tmp_path)
     assert (len(written), list(tmp_path.iterdir())) == (3, [])
 
@@ -228,7 +230,7 @@ def test_what_appears_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.Monkey
         (tmp_path / "my-own" / "mine").touch()
 
     monkeypatch.setattr(unetkit.scaffold, "_write", slowly)
-    with pytest.raises(BadFile, match="my-own cannot be written: Directory not empty"):
+    with pytest.raises(FileError, match="my-own cannot be written: Directory not empty"):
         new_plugin("my-own", "fusion", tmp_path)
     assert read(tmp_path) == {"my-own/mine": ""}
 
@@ -241,7 +243,7 @@ NAMES = st.one_of(
 
 @given(name=NAMES, kind=st.sampled_from(TITLES))
 def test_whatever_name_is_taken_makes_a_whole_plugin(name: str, kind: str) -> None:
-    with contextlib.suppress(BadOption):
+    with contextlib.suppress(OptionError):
         check(name, kind, plugin_files(name, kind))
 
 

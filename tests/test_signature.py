@@ -14,7 +14,7 @@ import pytest
 from torch import nn
 
 from unetkit import options as signature
-from unetkit.errors import BadOption, PluginError
+from unetkit.errors import OptionError, PluginError
 from unetkit.options import Option, Signature
 from unetkit.plugins import load_parts
 from unetkit.registry import Entry
@@ -23,7 +23,7 @@ from unetkit.registry import Entry
 def builtins() -> list[Entry]:
     """Every built-in part, and one of each source."""
     parts = load_parts(isolated=True)
-    return [e for r in parts for e in (*r.entries.values(), *(r.get(s.listing()[0]) for s in r.sources.values()))]
+    return [e for r in parts for e in (*r.entries.values(), *(r.get(s.listing()[0]) for s in r.libraries.values()))]
 
 
 BUILTIN = builtins()
@@ -252,7 +252,7 @@ def test_objects() -> None:
     assert signature.read_signature(nn.Conv2d).options == ()
     assert signature.read_signature(partial(nn.Conv2d, bias=False)).options[0].name == "bias"
     assert signature.read_signature(lambda x, *, k=3: x).options == (Option("k", int, 3, ""),)
-    with pytest.raises(BadOption, match=r"^<class 'dict'> has no signature to read its options from; wrap it in a"):
+    with pytest.raises(OptionError, match=r"^<class 'dict'> has no signature to read its options from; wrap it in a"):
         signature.read_signature(dict)
 
 

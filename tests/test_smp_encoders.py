@@ -20,7 +20,7 @@ from torch import Tensor
 import unetkit
 from tests import test_pretrained
 from tests.test_pretrained import Hub, adapted, refusal, use
-from unetkit.errors import BadOption, CannotBuild
+from unetkit.errors import BuildError, OptionError
 from unetkit.parts.encoders.normalization import statistics_of
 from unetkit.smp import catalog as smp_names
 
@@ -175,7 +175,7 @@ def test_as_many_levels_as_it_has(levels: int) -> None:
 
 
 def test_what_it_has_no_option_for_is_refused() -> None:
-    with pytest.raises(BadOption) as caught:
+    with pytest.raises(OptionError) as caught:
         unetkit.build("mit_b0:drop_path_rate=0.1", device="meta")
     assert "mit_b0 has no option 'drop_path_rate'; it has levels, output_stride, pretrained" in str(caught.value)
 
@@ -298,7 +298,7 @@ def test_those_of_a_file_stand_beside_it(tmp_path: Path) -> None:
 def test_a_hub_that_has_none_is_refused_in_one_line(hub: Hub) -> None:
     encoder = unetkit.build("smp/resnet18", pretrained=True, device="meta").encoder
     with pytest.raises(
-        CannotBuild, match=r"the mean and standard deviation that smp resnet18\.imagenet was trained"
+        BuildError, match=r"the mean and standard deviation that smp resnet18\.imagenet was trained"
     ) as no:
         statistics_of(encoder)
     assert "\n" not in str(no.value)

@@ -28,9 +28,9 @@ from tests.sweep.rows import rows
 from tests.sweep.settings import ANSWERS, QUESTIONS, Settings
 from tests.sweep.tally import failures, share, slowest, totals
 from unetkit.builder import build
-from unetkit.errors import BadFile, UnknownName
+from unetkit.errors import FileError, UnknownNameError
 from unetkit.parts.encoders.timm_catalog import timm_model_names
-from unetkit.utils.system import code, exhausted
+from unetkit.utils.system import code_digest, is_oom
 
 #: Draws the sample below; another gives other models.
 SEED = 4
@@ -194,7 +194,7 @@ def test_a_process_is_held_to_its_share() -> None:
     ],
 )
 def test_what_tells_of_memory_is_told_from_other_errors(error: Exception, is_so: bool) -> None:
-    assert exhausted(error) == is_so
+    assert is_oom(error) == is_so
 
 
 def test_what_dies_or_hangs_is_a_row_with_its_cause() -> None:
@@ -332,10 +332,10 @@ def test_the_digest_of_code_is_of_what_makes_networks(tmp_path: Path) -> None:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text("")
-        found.append(code.__wrapped__(source=tmp_path))
+        found.append(code_digest.__wrapped__(source=tmp_path))
     assert len({*found[:3]}) == 2
     assert len({*found[1:]}) == 1
-    assert Settings().versions()["code"] == code() == code.__wrapped__()
+    assert Settings().versions()["code"] == code_digest() == code_digest.__wrapped__()
 
 
 def test_a_header_says_what_was_given() -> None:
@@ -364,13 +364,13 @@ def test_the_order_is_random_and_a_sample_is_its_beginning() -> None:
     assert Settings(sample=20).order() == Settings().order()[:20]
     assert Settings(sample=20).header()["sample"] == Settings(sample=20).header()["planned"] == 20
     assert Settings(names=("vgg16", "test_res*")).order() in (["vgg16", "test_resnet"], ["test_resnet", "vgg16"])
-    with pytest.raises(UnknownName, match=r"no name of timm's matches resnet19; did you mean resnet18 or"):
+    with pytest.raises(UnknownNameError, match=r"no name of timm's matches resnet19; did you mean resnet18 or"):
         Settings(names=("resnet19",)).order()
 
 
 def test_a_file_is_written_by_one_sweep_at_a_time(tmp_path: Path) -> None:
     record = Record(tmp_path / "a", Settings())
-    with pytest.raises(BadFile, match="is being written by another sweep; wait for it, or give another --out"):
+    with pytest.raises(FileError, match="is being written by another sweep; wait for it, or give another --out"):
         Record(tmp_path / "a", Settings())
     record.close()
     Record(tmp_path / "a", Settings()).close()
@@ -380,7 +380,7 @@ def test_a_file_is_written_by_one_sweep_at_a_time(tmp_path: Path) -> None:
 def test_a_file_that_is_no_sweeps_is_left_alone(tmp_path: Path, line: str) -> None:
     path = tmp_path / "a"
     path.write_text(f"{line}\n")
-    with pytest.raises(BadFile, match="a, line 1, is no line of a sweep's"):
+    with pytest.raises(FileError, match="a, line 1, is no line of a sweep's"):
         Record(path, Settings())
     assert path.read_text() == f"{line}\n"
 
@@ -416,9 +416,9 @@ def test_the_page_says_what_the_files_hold(tmp_path: Path) -> None:
     assert "| built | no \\| \\<b\\> | 1 | resnet18 |" in table
     assert table.count("#### No failures") == 1
     page.write_text("no marks")
-    with pytest.raises(BadFile, match="has no `<!-- rendered: sweep -->`"):
+    with pytest.raises(FileError, match="has no `<!-- rendered: sweep -->`"):
         refresh(page, [ours])
-    with pytest.raises(BadFile, match=r"there is no file .*; `python -m tests.sweep --out .*` makes it"):
+    with pytest.raises(FileError, match=r"there is no file .*; `python -m tests.sweep --out .*` makes it"):
         rendered([tmp_path / "nowhere"])
 
 

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 import unetkit.testing
 from tests.wrong_parts import RIGHT, WRONG, Gate, Patches, Pyramid
-from unetkit.errors import BadOption, CannotBuild, UnknownName
+from unetkit.errors import BuildError, OptionError, UnknownNameError
 from unetkit.plan import PartSpec
 from unetkit.plugins import load_parts
 from unetkit.registry import KINDS
-from unetkit.testing import CHECKS, Result, assert_conforms, check_part, check_plugin, jobs_of_part
+from unetkit.testing import CHECKS, CheckResult, assert_conforms, check_part, check_plugin, jobs_of_part
 from unetkit.utils.formatting import Size
 
 
-def failures(results: list[Result]) -> dict[str, str]:
+def failures(results: list[CheckResult]) -> dict[str, str]:
     assert all("\n" not in r.message for r in results)
     return {r.check: r.message for r in results if r.outcome == "failed"}
 
@@ -66,9 +66,9 @@ class Alone(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, *, mode: Literal["mean", "max"] = "mean") -> None:
         super().__init__()
         if in_channels != out_channels:
-            raise CannotBuild(f"cannot join {in_channels} to {out_channels} channels")
+            raise BuildError(f"cannot join {in_channels} to {out_channels} channels")
         if mode == "max":
-            raise BadOption("mode=max: is not there yet")
+            raise OptionError("mode=max: is not there yet")
         self.norm = nn.InstanceNorm2d(in_channels, affine=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class Whole(nn.ConvTranspose2d):
 
     def __init__(self, channels: int, scale: float) -> None:
         if scale != int(scale):
-            raise CannotBuild(f"cannot upsample by {scale:g}")
+            raise BuildError(f"cannot upsample by {scale:g}")
         super().__init__(channels, channels, int(scale), stride=int(scale))
 
     def forward(self, x: Tensor, size: Size) -> Tensor:  # type: ignore[override]
@@ -226,10 +226,12 @@ def test_a_right_part_that_looks_unusual_passes(kind: str, part: Any) -> None:
 
 def test_skipped_says_why() -> None:
     found = {r.check: r for r in check_part("encoder", Fixed)}
-    assert found["export"] == Result("encoder Fixed", "export", "skipped", "it takes 24x32 alone")
+    assert found["export"] == CheckResult("encoder Fixed", "export", "skipped", "it takes 24x32 alone")
     assert found["options"].message == "it has no option of few choices"
     after = {r.check: r for r in check_part("block", WRONG[2][3])}
-    assert after["made"] == Result("block Positional", "made", "skipped", "it builds on signature, which did not pass")
+    assert after["made"] == CheckResult(
+        "block Positional", "made", "skipped", "it builds on signature, which did not pass"
+    )
     assert str(after["documented"]) == "block Positional: documented passed"
 
 
@@ -241,13 +243,13 @@ def test_a_part_with_options_is_checked_as_its_line_says() -> None:
 
 
 def test_names_that_are_not_there() -> None:
-    with pytest.raises(UnknownName, match="no fusion is called 'addd'; did you mean add"):
+    with pytest.raises(UnknownNameError, match="no fusion is called 'addd'; did you mean add"):
         check_part("fusion", "addd")
-    with pytest.raises(BadOption, match="no kind of part is called 'loss'"):
+    with pytest.raises(OptionError, match="no kind of part is called 'loss'"):
         check_part("loss", "add")
-    with pytest.raises(BadOption, match=r"double\+double: blocks that follow one another are checked each by itself"):
+    with pytest.raises(OptionError, match=r"double\+double: blocks that follow one another are checked each by itself"):
         check_part("block", "double+double")
-    with pytest.raises(BadOption, match="--fuse add:wide=1: add has no option 'wide'"):
+    with pytest.raises(OptionError, match="--fuse add:wide=1: add has no option 'wide'"):
         check_part("fusion", "add:wide=1")
 
 
@@ -346,7 +348,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     return file
 
 
-def of_plugin(target: str | Path) -> dict[str, Result]:
+def of_plugin(target: str | Path) -> dict[str, CheckResult]:
     return {r.check: r for r in check_plugin(target) if r.part == "plugin"}
 
 
@@ -389,8 +391,8 @@ def names() -> list[str]:
 REGISTER_MODELS = """@hookimpl
 def unetkit_register(parts):
     parts.models.add('patches', 'model_parts:Patches')
-    parts.models.add_source('zoo', 'model_parts:names', 'model_parts:of_a_library')
-    parts.models.add_source('old', 'model_parts:names', 'model_parts:swallows')
+    parts.models.add_library('zoo', 'model_parts:names', 'model_parts:of_a_library')
+    parts.models.add_library('old', 'model_parts:names', 'model_parts:swallows')
 """
 
 
@@ -490,7 +492,7 @@ BAD_PLUGINS = {
     ),
     "source": (
         HEAD
-        + "@hookimpl\ndef unetkit_register(parts):\n    parts.encoders.add_source('zoo', 'builtins:list', 'zoo:m')\n",
+        + "@hookimpl\ndef unetkit_register(parts):\n    parts.encoders.add_library('zoo', 'builtins:list', 'zoo:m')\n",
         "sources",
         r"source zoo: builtins:list lists \[\]; promised are names",
     ),

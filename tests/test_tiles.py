@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import unetkit
-from unetkit.errors import BadOption, CannotPass
+from unetkit.errors import InputSizeError, OptionError
 from unetkit.predict import tiled
-from unetkit.tiling.layout import Axis, Fit, Layout, blended, exact
-from unetkit.tiling.requirements import fit, full_size
-from unetkit.tiling.sliding_window import Held, windows
+from unetkit.tiling.layout import TileAxis, TileLayout, TileRequirements, blended_axis, exact_axis
+from unetkit.tiling.requirements import find_tile_requirements, full_size
+from unetkit.tiling.sliding_window import InMemoryImage, windows
 from unetkit.unet import UNet
 from unetkit.utils.spatial import at_full_size
 
 sides = st.integers(1, 700)
 
 
-def shares(axis: Axis) -> np.ndarray:
+def shares(axis: TileAxis) -> np.ndarray:
     """For each tile, its share in each pixel of the whole."""
     table = np.zeros((len(axis.starts), axis.whole))
     for index, start in enumerate(axis.starts):
@@ -36,7 +36,7 @@ def test_exact_tiles_give_every_pixel_once_and_none_that_their_ends_reach(
     side: int, period: int, first: int, behind: int, steps: int, phase: int
 ) -> None:
     tile = first + behind + (1 + steps) * period + phase
-    axis = exact(side, tile, period, edge=(first, behind))
+    axis = exact_axis(side, tile, period, edge=(first, behind))
     table = shares(axis)
     assert set(np.unique(table)) <= {0, 1}
     assert (table.sum(0) == 1).all()
@@ -51,7 +51,7 @@ def test_exact_tiles_give_every_pixel_once_and_none_that_their_ends_reach(
 
 @given(sides, st.integers(1, 16), st.integers(1, 200), st.floats(0, 0.99))
 def test_blended_tiles_have_shares_that_sum_to_one(side: int, period: int, tile: int, share: float) -> None:
-    axis = blended(side, tile, period, int(share * tile))
+    axis = blended_axis(side, tile, period, int(share * tile))
     table = shares(axis)
     assert (table >= 0).all()
     np.testing.assert_allclose(table.sum(0), 1, atol=1e-6)
@@ -62,7 +62,7 @@ def test_blended_tiles_have_shares_that_sum_to_one(side: int, period: int, tile:
 
 @given(st.integers(1, 200), st.integers(1, 16), st.integers(5, 100))
 def test_what_is_known_is_known_in_order(side: int, period: int, tile: int) -> None:
-    axis = blended(side, tile, period, tile // 4)
+    axis = blended_axis(side, tile, period, tile // 4)
     table = shares(axis)
     for index, (start, end) in enumerate(zip(axis.starts, axis.ends, strict=True)):
         assert not table[index + 1 :, start:end].any()
@@ -118,10 +118,10 @@ def image(*size: int, channels: int = 2) -> Tensor:
     return torch.randn(channels, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-def stitched(model: nn.Module, x: Tensor, layout: Layout, batch: int = 1) -> Tensor:
+def stitched(model: nn.Module, x: Tensor, layout: TileLayout, batch: int = 1) -> Tensor:
     result = torch.full((2, *x.shape[1:]), torch.nan, dtype=x.dtype)
     with torch.inference_mode():
-        for window in windows(lambda tiles: full_size(model, tiles), Held(x), layout, batch):
+        for window in windows(lambda tiles: full_size(model, tiles), InMemoryImage(x), layout, batch):
             assert result[:, window.rows, window.columns].isnan().all()
             result[:, window.rows, window.columns] = window.values
     return result
@@ -130,11 +130,11 @@ def stitched(model: nn.Module, x: Tensor, layout: Layout, batch: int = 1) -> Ten
 @pytest.mark.parametrize(("words", "tile", "size"), EXACT, ids=lambda value: str(value)[:60])
 def test_tiles_are_what_one_pass_gives(words: dict[str, Any], tile: tuple[int, int], size: tuple[int, int]) -> None:
     model = made(words)
-    asks, x = fit(model), image(*size)
+    asks, x = find_tile_requirements(model), image(*size)
     layout = asks.layout(size, tile)
     assert layout.tiles > 1
     assert "exactly" in layout.why
-    found, whole = stitched(model, x, layout, batch=3), stitched(model, x, asks.at_once(size))
+    found, whole = stitched(model, x, layout, batch=3), stitched(model, x, asks.single_tile(size))
     # Convolutions of other sizes may be summed in another order: no more than rounding in float64.
     assert float((found - whole).abs().max()) <= 1e-10 * float(whole.abs().max())
 
@@ -142,7 +142,7 @@ def test_tiles_are_what_one_pass_gives(words: dict[str, Any], tile: tuple[int, i
 @pytest.mark.parametrize("words", [words for words, _, _ in EXACT[:-1]], ids=lambda value: str(value)[:60])
 def test_a_tiles_ends_reach_as_far_as_is_found(words: dict[str, Any]) -> None:
     model = made(words)
-    asks = fit(model)
+    asks = find_tile_requirements(model)
     assert asks.edge
     side = asks.least[0] + -(-60 // asks.period) * asks.period
     x = image(side + 2 * asks.period, side + 2 * asks.period)[None]
@@ -157,7 +157,7 @@ def test_a_tiles_ends_reach_as_far_as_is_found(words: dict[str, Any]) -> None:
 
 def test_a_mirrored_border_and_the_original_tile() -> None:
     model = unetkit.build(recipe="unet-2015", device="meta")
-    asks = fit(model)
+    asks = find_tile_requirements(model)
     assert (asks.shrinks, asks.least, asks.edge) == ((184, 184), (188, 188), ((0, 0), (0, 0)))
     rows = asks.layout((2000, 2000), (572, 572)).rows
     assert (rows.tile, rows.margin, rows.starts[1]) == (388, (92, 92), 384)
@@ -167,34 +167,34 @@ def test_a_mirrored_border_and_the_original_tile() -> None:
 @pytest.mark.parametrize(("words", "why"), BLENDED, ids=lambda value: str(value)[:60])
 def test_where_tiles_cannot_be_exact_they_are_blended_and_why_is_said(words: dict[str, Any], why: str) -> None:
     model = made(words)
-    asks, x = fit(model), image(150, 131)
+    asks, x = find_tile_requirements(model), image(150, 131)
     layout = asks.layout((150, 131), (96, 96))
     assert "blended, since " in layout.why
     assert why in layout.why
     found = stitched(model, x, layout)
     assert found.isfinite().all()
-    whole = stitched(model, x, asks.at_once((150, 131)))
+    whole = stitched(model, x, asks.single_tile((150, 131)))
     assert float((found - whole).abs().mean()) < 0.5 * float(whole.std())
 
 
 def test_an_overlap_that_is_asked_for_blends() -> None:
     model = made({"encoder": "plain:widths=[4,8]"})
-    layout = fit(model).layout((150, 131), (64, 64), 16)
+    layout = find_tile_requirements(model).layout((150, 131), (64, 64), 16)
     assert layout.why == "in tiles of 64x64 that overlap by 16x16, blended, as --overlap asks"
     assert layout.rows.starts == (0, 48, 86)
-    with pytest.raises(BadOption, match="--overlap 64: must be below what a tile gives, 64x64"):
-        fit(model).layout((150, 131), (64, 64), 64)
+    with pytest.raises(OptionError, match="--overlap 64: must be below what a tile gives, 64x64"):
+        find_tile_requirements(model).layout((150, 131), (64, 64), 64)
 
 
 def test_a_network_of_one_size_gets_tiles_of_that_size_alone() -> None:
-    fixed = Fit(32, (64, 96), (64, 96), why="the network takes 64x96")
+    fixed = TileRequirements(32, (64, 96), (64, 96), why="the network takes 64x96")
     layout = fixed.layout((100, 90))
     assert (layout.rows.tile, layout.columns.tile, layout.tiles) == (64, 96, 3)
     assert layout.why.endswith("blended, since the network takes 64x96")
-    with pytest.raises(BadOption, match="--tile 64x64: the network takes 64x96 alone; leave it out"):
+    with pytest.raises(OptionError, match="--tile 64x64: the network takes 64x96 alone; leave it out"):
         fixed.layout((100, 90), (64, 64))
-    with pytest.raises(BadOption, match="no one pass sees 100x90"):
-        fixed.at_once((100, 90))
+    with pytest.raises(OptionError, match="no one pass sees 100x90"):
+        fixed.single_tile((100, 90))
 
 
 def test_a_fixed_encoder_is_passed_by_tiles() -> None:
@@ -204,7 +204,7 @@ def test_a_fixed_encoder_is_passed_by_tiles() -> None:
 
 
 def test_an_image_of_modest_size_is_passed_at_once() -> None:
-    asks = fit(unetkit.build(SAME, device="meta"))
+    asks = find_tile_requirements(unetkit.build(SAME, device="meta"))
     assert asks.layout((1000, 900)).tiles == 1
     assert asks.layout((1100, 900)).rows.tile == 512
 
@@ -246,7 +246,7 @@ def test_a_tile_that_memory_does_not_hold_is_refused_in_words() -> None:
 
     model = unetkit.build("plain:widths=[4,8]", in_channels=2, seed=0)
     model.head = nn.Sequential(model.head, Hungry())
-    with pytest.raises(CannotPass, match="memory does not suffice for a pass of 1 of 64x64; give a smaller --tile"):
+    with pytest.raises(InputSizeError, match="memory does not suffice for a pass of 1 of 64x64; give a smaller --tile"):
         tiled(model, image(100, 100).float(), tile=(64, 64))
 
 

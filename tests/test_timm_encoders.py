@@ -16,18 +16,18 @@ from torch import Tensor, nn
 
 import unetkit
 from unetkit import build
-from unetkit.errors import BadOption, CannotBuild, CannotPass
+from unetkit.errors import BuildError, InputSizeError, OptionError
 from unetkit.parts.encoders.feature_pyramid import Pyramid
-from unetkit.parts.encoders.input_sizes import bears, search, takes
+from unetkit.parts.encoders.input_sizes import accepts, probe_sizes, search
 from unetkit.parts.encoders.timm import TimmEncoder
-from unetkit.parts.encoders.timm_features import Request, read
+from unetkit.parts.encoders.timm_features import TimmSpec, read_feature_maps
 from unetkit.parts.encoders.timm_options import refuse_useless
-from unetkit.utils.flops import Meter
+from unetkit.utils.flops import CostMeter
 
 
 def on_meta(model: nn.Module, *size: int, channels: int = 3) -> Any:
     """One pass without weights, in eval mode."""
-    with torch.no_grad(), torch.device("meta"), Meter([], []):
+    with torch.no_grad(), torch.device("meta"), CostMeter([], []):
         return model.eval()(torch.empty(1, channels, *size))
 
 
@@ -142,7 +142,7 @@ def test_two_strides_and_more_are_the_models_own(
 
 
 def test_of_maps_with_one_stride_the_deepest_is_given() -> None:
-    maps = read(Request("sequencer2d_s", 3), reporting([7, 14, 14]), None)
+    maps = read_feature_maps(TimmSpec("sequencer2d_s", 3), reporting([7, 14, 14]), None)
     assert (maps.strides, maps.channels, maps.take) == ((7, 14), (1, 3), (0, 2))
     assert maps.source == ("timm a, reduction 7", "timm c, reduction 14")
 
@@ -153,7 +153,7 @@ def test_levels_count_from_the_shallowest() -> None:
     assert (two.min_size, two.multiple) == (16, 16)
     three = build("levit_128s:levels=2", device="meta")
     assert three.strides == (16, 32)
-    with pytest.raises(CannotBuild, match="timm/test_vit gives 4 maps; levels=5 must be from 2 to that"):
+    with pytest.raises(BuildError, match="timm/test_vit gives 4 maps; levels=5 must be from 2 to that"):
         build("test_vit:levels=5", device="meta")
 
 
@@ -234,8 +234,8 @@ def test_a_multiple_is_believed_only_beyond_the_models_own_size() -> None:
 
 
 def test_a_size_is_kept_only_where_one_passed() -> None:
-    assert bears("one that is broken", nn.Linear(7, 7), 3, 16) == (16, 16)
-    assert bears("one that is broken", nn.Conv2d(3, 1, 1), 3, 16) == (16, 1)
+    assert probe_sizes("one that is broken", nn.Linear(7, 7), 3, 16) == (16, 16)
+    assert probe_sizes("one that is broken", nn.Conv2d(3, 1, 1), 3, 16) == (16, 1)
 
 
 def test_memory_that_ran_out_says_nothing_of_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,15 +245,15 @@ def test_memory_that_ran_out_says_nothing_of_a_size(monkeypatch: pytest.MonkeyPa
     model = nn.Conv2d(3, 1, 1, device="meta")
     model.register_forward_hook(run_out)
     with pytest.raises(MemoryError):
-        takes(model, 3, 32, 32)
+        accepts(model, 3, 32, 32)
     monkeypatch.setattr(timm, "create_model", run_out)
     with pytest.raises(MemoryError):
-        Request("test_resnet", 3).create()
+        TimmSpec("test_resnet", 3).create()
 
 
 def test_a_larger_image_than_the_one_size_is_refused_with_what_to_say() -> None:
     model = build("levit_128s", device="meta")
-    with pytest.raises(CannotPass, match=r"larger than 224x224, the one size .* build it with --size 300x400"):
+    with pytest.raises(InputSizeError, match=r"larger than 224x224, the one size .* build it with --size 300x400"):
         on_meta(model, 300, 400)
 
 
@@ -288,7 +288,7 @@ def test_positions_are_made_for_the_size_that_is_said() -> None:
 
 def test_a_model_that_cannot_change_says_which_sizes_it_takes() -> None:
     assert build("efficientformer_l1", size=(97, 131), device="meta").size == (224, 224)
-    with pytest.raises(CannotBuild, match=r"takes 224x224 only, .* for 300x400; give --size 224x224 or less"):
+    with pytest.raises(BuildError, match=r"takes 224x224 only, .* for 300x400; give --size 224x224 or less"):
         build("efficientformer_l1", size=(300, 400), device="meta")
 
 
@@ -328,13 +328,13 @@ def test_dilation_keeps_maps_no_coarser_than_asked(name: str, stride: int) -> No
 
 @pytest.mark.parametrize("name", ["test_vit", "swin_tiny_patch4_window7_224", "densenet121", "levit_128s"])
 def test_a_model_that_cannot_dilate_refuses_to(name: str) -> None:
-    with pytest.raises(CannotBuild, match=rf"timm/{name} does not take output_stride=16 \(.*leave it out"):
+    with pytest.raises(BuildError, match=rf"timm/{name} does not take output_stride=16 \(.*leave it out"):
         build(f"{name}:output_stride=16", device="meta")
 
 
 def test_a_model_that_swallows_the_stride_in_silence_is_refused() -> None:
-    with pytest.raises(CannotBuild, match="does not take output_stride=16: its deepest map stays at stride 32"):
-        read(Request("silent", 3, 16), reporting([4, 8, 32]), None)
+    with pytest.raises(BuildError, match="does not take output_stride=16: its deepest map stays at stride 32"):
+        read_feature_maps(TimmSpec("silent", 3, 16), reporting([4, 8, 32]), None)
 
 
 # Options
@@ -372,7 +372,7 @@ def test_a_transformer_of_two_blocks_gives_its_last_map() -> None:
     assert model.strides == (4, 8, 16, 32)
     assert (model.min_size, model.multiple, model.size) == SIZES["test_vit"]
     assert on_meta(model, 33, 65).shape == (1, 2, 33, 65)
-    with pytest.raises(BadOption, match="cannot be made with depth=0"):
+    with pytest.raises(OptionError, match="cannot be made with depth=0"):
         build("test_vit:depth=0", device="meta")
 
 
@@ -403,14 +403,14 @@ def test_an_option_at_the_constructors_default_is_taken_quietly() -> None:
     ],
 )
 def test_options_are_refused(encoder: str, message: str) -> None:
-    with pytest.raises(BadOption, match=message) as refusal:
+    with pytest.raises(OptionError, match=message) as refusal:
         build(encoder, device="meta")
     assert "\n" not in str(refusal.value)
 
 
 def test_trying_an_option_leaves_no_trace() -> None:
     states = random.getstate(), torch.get_rng_state()
-    with pytest.raises(BadOption):
+    with pytest.raises(OptionError):
         build("test_resnet:drop_rate=0.3", device="meta")
     assert random.getstate() == states[0]
     assert torch.equal(torch.get_rng_state(), states[1])

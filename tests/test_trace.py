@@ -13,9 +13,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 import unetkit
-from unetkit.errors import CannotPass, UnetkitError
-from unetkit.summary.input_sizes import nearest_sizes, smallest
-from unetkit.summary.sanity_check import run_check
+from unetkit.errors import InputSizeError, UnetkitError
+from unetkit.summary.input_sizes import nearest_sizes, smallest_input
+from unetkit.summary.sanity_check import run_sanity_check
 from unetkit.utils.formatting import format_bytes, format_count
 
 NETWORKS: list[tuple[dict[str, Any], tuple[int, int]]] = [
@@ -110,7 +110,7 @@ def test_the_table_and_the_data_say_the_same() -> None:
     assert "31,030,658" in text
     assert "388x388" in text
     assert "smallest input 188x188" in text
-    data = json.loads(json.dumps(traced.as_dict()))
+    data = json.loads(json.dumps(traced.to_dict()))
     assert data["totals"]["parameters"] == 31_030_658
     assert data["rows"][-1]["height"] == 388
     assert data["minimum"] == 188
@@ -130,18 +130,18 @@ def test_a_size_that_does_not_pass_names_the_level_and_the_nearest_that_do() -> 
         "size 100x100 does not pass: encoder.levels.4.0.conv, a Conv2d of kernel (3, 3), gets 512x2x2; "
         "the nearest sizes that pass are 188x188 and 204x204"
     )
-    with pytest.raises(CannotPass) as caught:
+    with pytest.raises(InputSizeError) as caught:
         unetkit.trace(model, 100)
     assert str(caught.value) == message
-    with pytest.raises(CannotPass, match="nearest sizes that pass are 188x572 and 204x572"):
+    with pytest.raises(InputSizeError, match="nearest sizes that pass are 188x572 and 204x572"):
         unetkit.trace(model, (60, 572))
 
 
 def test_a_decoder_level_that_breaks_is_named() -> None:
     model = unetkit.build("plain:widths=[4,8],padding=0", block="double:padding=0", align="crop", device="meta")
-    least = smallest(model)
+    least = smallest_input(model)
     assert least is not None
-    with pytest.raises(CannotPass, match=r"stages\.0\.block\.\d\.conv, a Conv2d of kernel \(3, 3\), gets"):
+    with pytest.raises(InputSizeError, match=r"stages\.0\.block\.\d\.conv, a Conv2d of kernel \(3, 3\), gets"):
         unetkit.trace(model, least - 1)
     unetkit.trace(model, least)
 
@@ -155,7 +155,7 @@ def test_an_odd_pool_in_a_valid_net_is_noted_with_sizes_that_lose_nothing() -> N
 
 def test_smallest_size_is_the_smallest() -> None:
     model = unetkit.build("plain:widths=[2,2,2],padding=0", block="double:padding=0", align="crop", in_channels=1)
-    least = smallest(unetkit.build(model.plan, device="meta"))
+    least = smallest_input(unetkit.build(model.plan, device="meta"))
     assert least == 44
     assert model(torch.zeros(1, 1, least, least)).shape[-1] > 0
     with pytest.raises(RuntimeError):
@@ -192,7 +192,7 @@ def test_units_of_figures() -> None:
 def test_check_reaches_every_parameter_and_restores_the_model() -> None:
     model = unetkit.build("test_resnet", seed=0).eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    result = run_check(model, 64)
+    result = run_sanity_check(model, 64)
     assert result.passed
     assert str(result).startswith("check passed: 2x3x64x64 gives 2x2x64x64, all finite, gradients reach all")
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -209,7 +209,7 @@ def test_check_finds_what_is_not_reached_and_not_finite() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x) / 0
 
-    result = run_check(unetkit.build("plain:widths=[4,8]", block=Forgetful), 16)
+    result = run_sanity_check(unetkit.build("plain:widths=[4,8]", block=Forgetful), 16)
     assert not result.passed
     assert result.unreached == ("stages.0.block.forgotten",)
     assert "FAILED" in str(result)
@@ -223,7 +223,7 @@ def test_figures_do_not_depend_on_the_callers_grad_mode(context: Callable[[], An
     expected = unetkit.trace(model, 64)
     with context():
         assert unetkit.trace(model, 64) == expected
-        assert run_check(model, 64).passed
+        assert run_sanity_check(model, 64).passed
 
 
 def test_frozen_layers_keep_nothing() -> None:

@@ -26,15 +26,15 @@ import unetkit
 from tests.training_sets import Squares, squares
 from unetkit import train
 from unetkit.data.datasets import open_data
-from unetkit.data.export import write_set
+from unetkit.data.export import write_dataset
 from unetkit.data.types import Sample, Target
-from unetkit.errors import BadFile, BadOption, CannotPass, UnetkitError, UnknownName
+from unetkit.errors import FileError, InputSizeError, OptionError, UnetkitError, UnknownNameError
 from unetkit.summary.forward_hooks import network_of
 from unetkit.train.checkpoint import BEST, HEADER, LAST, LOG, STATE, read_state
-from unetkit.train.dataloader import Augmented, Loader, steps_of
+from unetkit.train.dataloader import AugmentedDataset, Loader, epoch_batches
 from unetkit.train.optim import adamw
 from unetkit.train.progress import CURVES, SAMPLES
-from unetkit.train.trainer import STOPPED, Watch
+from unetkit.train.trainer import STOPPED, TrainCallback
 
 TINY = "--encoder plain:widths=[4,8]"
 QUICK: dict[str, Any] = {"epochs": 2, "batch": 4, "samples": 0, "device": "cpu"}
@@ -78,7 +78,7 @@ def test_the_global_random_state_is_left_as_it_was(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-class Seen(Watch):
+class Seen(TrainCallback):
     """Remembers the trainer, and may stop it."""
 
     def __init__(self, stop_after: int | None = None) -> None:
@@ -118,7 +118,7 @@ def test_workers_change_nothing(tmp_path: Path) -> None:
 
 @given(count=st.integers(1, 30), batch=st.integers(1, 12), epoch=st.integers(0, 3))
 def test_an_epoch_shows_images_once_in_full_batches(count: int, batch: int, epoch: int) -> None:
-    steps = steps_of(0, epoch, count, batch)
+    steps = epoch_batches(0, epoch, count, batch)
     assert {len(step) for step in steps} == {batch}
     assert len(steps) == max(count // batch, 1)
     if count >= batch:
@@ -129,7 +129,7 @@ def test_an_epoch_shows_images_once_in_full_batches(count: int, batch: int, epoc
 
 @given(count=st.integers(4, 30), world=st.integers(1, 3))
 def test_processes_share_the_steps_of_one_with_a_larger_batch(count: int, world: int) -> None:
-    data = Augmented(squares(count).splits["train"], lambda sample, weight, seed: (sample, weight), None, abs, 0)
+    data = AugmentedDataset(squares(count).splits["train"], lambda sample, weight, seed: (sample, weight), None, abs, 0)
     alone = [batch.names for batch in Loader(data, 2 * world, 0, 0, 1).epoch(0)]
     shared = [[batch.names for batch in Loader(data, 2, 0, rank, world).epoch(0)] for rank in range(world)]
     assert alone == [[name for names in step for name in names] for step in zip(*shared, strict=True)]
@@ -220,7 +220,7 @@ def test_a_tiny_network_learns_squares(tmp_path: Path) -> None:
     network = run.network()
     sample = squares().splits["val"][0]
     chances = run.target.probabilities(network(run.normalised(sample.image)[None]))
-    assert (run.target.decided(chances)[0] == sample.mask).float().mean() > 0.95
+    assert (run.target.to_mask(chances)[0] == sample.mask).float().mean() > 0.95
 
 
 @pytest.mark.parametrize(
@@ -280,29 +280,29 @@ def test_the_encoder_has_a_rate_of_its_own_and_norms_do_not_decay() -> None:
 
 
 def test_what_does_not_fit_the_data_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadOption, match=r"--in-channels 3: the images of squares have 1; leave it out"):
+    with pytest.raises(OptionError, match=r"--in-channels 3: the images of squares have 1; leave it out"):
         train.run(f"{TINY} --in-channels 3", tmp_path / "a", data=squares(), **QUICK)
-    with pytest.raises(BadOption, match=r"--classes 5: the masks are binary \(background, square\); leave it out"):
+    with pytest.raises(OptionError, match=r"--classes 5: the masks are binary \(background, square\); leave it out"):
         train.run(f"{TINY} --classes 5", tmp_path / "a", data=squares(), **QUICK)
-    with pytest.raises(UnknownName, match=r"--optimizer adam: no optimizer is called 'adam'; did you mean adamw"):
+    with pytest.raises(UnknownNameError, match=r"--optimizer adam: no optimizer is called 'adam'; did you mean adamw"):
         train.run(TINY, tmp_path / "a", data=squares(), optimizer="adam", **QUICK)
-    with pytest.raises(BadOption, match=r"--optimizer adamw:clp=1: adamw has no option 'clp'; did you mean clip"):
+    with pytest.raises(OptionError, match=r"--optimizer adamw:clp=1: adamw has no option 'clp'; did you mean clip"):
         train.run(TINY, tmp_path / "a", data=squares(), optimizer="adamw:clp=1", **QUICK)
-    with pytest.raises(BadOption, match=r"--epochs 0: must be at least 1"):
+    with pytest.raises(OptionError, match=r"--epochs 0: must be at least 1"):
         train.run(TINY, tmp_path / "a", data=squares(), epochs=0)
-    with pytest.raises(BadOption, match=r"--precision bf16: takes one of auto, .*; did you mean bfloat16"):
+    with pytest.raises(OptionError, match=r"--precision bf16: takes one of auto, .*; did you mean bfloat16"):
         train.run(TINY, tmp_path / "a", data=squares(), precision="bf16")
-    with pytest.raises(UnknownName, match=r"no step is called|hflp"):
+    with pytest.raises(UnknownNameError, match=r"no step is called|hflp"):
         train.run(TINY, tmp_path / "a", data=squares(), augment="hflp", **QUICK)
-    with pytest.raises(CannotPass, match=r"size 32x32 does not pass: .* nearest sizes that pass are"):
+    with pytest.raises(InputSizeError, match=r"size 32x32 does not pass: .* nearest sizes that pass are"):
         train.run("--recipe unet-2015", tmp_path / "a", data=squares(), **QUICK)
-    with pytest.raises(BadOption, match=r"clip must be at least 0"):
+    with pytest.raises(OptionError, match=r"clip must be at least 0"):
         train.run(TINY, tmp_path / "a", data=squares(), optimizer="adamw:clip=nan", **QUICK)
     assert not (tmp_path / "a").exists()
 
 
 def test_a_batch_norm_that_sees_one_value_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadOption, match=r"a step of 1x1x32x32 leaves a batch norm one value a channel"):
+    with pytest.raises(OptionError, match=r"a step of 1x1x32x32 leaves a batch norm one value a channel"):
         train.run("--encoder resnet18 --widths 8,8,8,8,8", tmp_path / "a", data=squares(), **{**QUICK, "batch": 1})
 
 
@@ -315,19 +315,19 @@ def test_half_precision_trains_on_a_cpu(tmp_path: Path) -> None:
 
 def test_a_folder_that_holds_a_run_is_left_alone(tmp_path: Path) -> None:
     train.run(TINY, tmp_path / "a", data=squares(4), **{**QUICK, "epochs": 1})
-    with pytest.raises(BadOption, match="holds a run; go on with it by --resume"):
+    with pytest.raises(OptionError, match="holds a run; go on with it by --resume"):
         train.run(TINY, tmp_path / "a", data=squares(4), **QUICK)
 
 
 def test_what_is_no_run_or_damaged_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadFile, match=r"is no training run: it has no run.json"):
+    with pytest.raises(FileError, match=r"is no training run: it has no run.json"):
         train.resume(tmp_path)
     train.run(TINY, tmp_path / "a", data=squares(4), **{**QUICK, "epochs": 1})
     (tmp_path / "a" / STATE).write_bytes(b"torn")
-    with pytest.raises(BadFile, match=r"state.pt is damaged"):
+    with pytest.raises(FileError, match=r"state.pt is damaged"):
         train.resume(tmp_path / "a", data=squares(4))
     (tmp_path / "a" / HEADER).write_text("{")
-    with pytest.raises(BadFile, match=r"run.json is damaged"):
+    with pytest.raises(FileError, match=r"run.json is damaged"):
         train.read(tmp_path / "a")
 
 
@@ -340,7 +340,7 @@ def test_an_image_with_what_is_no_number_is_named(tmp_path: Path) -> None:
             return sample._replace(image=sample.image.where(sample.image > 0.3, float("nan"))) if index == 7 else sample
 
     broken = replace(data, splits={**data.splits, "train": Broken("train", 12)})
-    with pytest.raises(BadFile, match=r"train-7: its image holds values that are no numbers"):
+    with pytest.raises(FileError, match=r"train-7: its image holds values that are no numbers"):
         train.run(TINY, tmp_path / "a", data=broken, **QUICK)
 
 
@@ -348,25 +348,25 @@ def test_a_run_whose_state_is_gone_keeps_its_weights(tmp_path: Path) -> None:
     train.run(TINY, tmp_path / "a", data=squares(4), **{**QUICK, "epochs": 1})
     before = (tmp_path / "a" / BEST).read_bytes()
     (tmp_path / "a" / STATE).unlink()
-    with pytest.raises(BadFile, match=r"has weights and no state.pt to go on from; train anew"):
+    with pytest.raises(FileError, match=r"has weights and no state.pt to go on from; train anew"):
         train.resume(tmp_path / "a", data=squares(4))
     assert (tmp_path / "a" / BEST).read_bytes() == before
 
 
 def test_data_that_moved_are_gone_on_with_and_changed_data_are_refused(tmp_path: Path) -> None:
-    write_set(open_data("cells:count=4,val=2,test=1,size=32"), tmp_path / "here")
+    write_dataset(open_data("cells:count=4,val=2,test=1,size=32"), tmp_path / "here")
     for split in ("val", "test"):
         shutil.rmtree(tmp_path / "here" / split)
     with pytest.raises(KeyboardInterrupt):
         train.run(TINY, tmp_path / "a", data=str(tmp_path / "here"), watch=Seen(1), **{**QUICK, "batch": 1})
     (tmp_path / "here").rename(tmp_path / "there")
-    with pytest.raises(BadFile, match=r"here: there is no such folder"):
+    with pytest.raises(FileError, match=r"here: there is no such folder"):
         train.resume(tmp_path / "a")
     train.resume(tmp_path / "a", data=str(tmp_path / "there"))
     assert len(log_of(tmp_path / "a")) == 2
     for kind in ("images", "masks", "instances"):
         (tmp_path / "there" / "train" / kind / "train-00000.png").rename(tmp_path / "there" / "train" / kind / "x.png")
-    with pytest.raises(BadOption, match=r"there is no longer what .* began with \(classes or images\); train anew"):
+    with pytest.raises(OptionError, match=r"there is no longer what .* began with \(classes or images\); train anew"):
         train.resume(tmp_path / "a", data=str(tmp_path / "there"))
 
 
@@ -485,7 +485,7 @@ def test_another_number_of_processes_goes_on_after_an_epoch_and_not_within_one(t
     state = read_state(tmp_path / "a" / STATE)
     state.world = 2
     state.write(tmp_path / "a" / STATE)
-    with pytest.raises(BadOption, match=r"stopped within an epoch of 2 processes, .* --resume it with 2"):
+    with pytest.raises(OptionError, match=r"stopped within an epoch of 2 processes, .* --resume it with 2"):
         train.resume(tmp_path / "a", data=squares())
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from unetkit import build
-from unetkit.errors import BadOption, CannotBuild
+from unetkit.errors import BuildError, OptionError
 from unetkit.parts.upsamplers import Bilinear, Nearest, PixelShuffle, Transposed, bilinear_weight
 
 SIZE = (0, 0)  # what a learned upsampler is asked for does not matter
@@ -80,14 +80,14 @@ def test_the_kernel_is_that_of_the_formula(kernel: int, factor: int, centre: flo
 def test_a_kernel_that_cannot_be_exact_is_refused_with_the_one_that_is(
     scale: int, kernel: int, exact: int, padding: int
 ) -> None:
-    with pytest.raises(BadOption, match=f"kernel={exact}, padding={padding}, output_padding=0 is") as refusal:
+    with pytest.raises(OptionError, match=f"kernel={exact}, padding={padding}, output_padding=0 is") as refusal:
         Transposed(4, scale, kernel=kernel, init="bilinear")
     assert f"kernel={kernel}, " in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
 def test_padding_that_shifts_the_kernel_is_refused() -> None:
-    with pytest.raises(BadOption, match="padding=1, output_padding=0 is"):
+    with pytest.raises(OptionError, match="padding=1, output_padding=0 is"):
         Transposed(4, 2, kernel=4, padding=0, init="bilinear")
 
 
@@ -115,7 +115,7 @@ def test_a_random_start_is_torchs_own() -> None:
 @given(st.integers(1, 9), st.integers(1, 5), st.integers(1, 12), st.integers(1, 12))
 def test_transposed_gives_exactly_stride_times_the_size(kernel: int, stride: int, height: int, width: int) -> None:
     if stride == 1 and kernel % 2 == 0:  # no padding keeps the size there
-        with pytest.raises(BadOption, match=f"kernel={kernel}, stride=1"):
+        with pytest.raises(OptionError, match=f"kernel={kernel}, stride=1"):
             Transposed(2, stride, kernel=kernel)
         return
     up = Transposed(2, stride, kernel=kernel)
@@ -136,13 +136,13 @@ def test_transposed_gives_exactly_stride_times_the_size(kernel: int, stride: int
     ],
 )
 def test_transposed_refuses_numbers_that_torch_cannot_take(options: dict[str, int], message: str) -> None:
-    with pytest.raises(BadOption, match=message):
+    with pytest.raises(OptionError, match=message):
         Transposed(4, 2, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(1, 1), (6, 4), (4, 0), (6, 6)])
 def test_transposed_refuses_groups_that_do_not_divide(channels: int, groups: int) -> None:
-    with pytest.raises(CannotBuild, match=f"groups={groups} cannot join {channels} to"):
+    with pytest.raises(BuildError, match=f"groups={groups} cannot join {channels} to"):
         Transposed(channels, 2, groups=groups)
 
 
@@ -180,15 +180,15 @@ def test_pixelshuffle(kernel: int, channels: str, out_channels: int, scale: int)
 
 def test_pixelshuffle_refuses() -> None:
     for kernel in (0, 2, -1):
-        with pytest.raises(BadOption, match=f"kernel={kernel}: takes an odd number"):
+        with pytest.raises(OptionError, match=f"kernel={kernel}: takes an odd number"):
             PixelShuffle(4, 2, kernel=kernel)
-    with pytest.raises(CannotBuild, match="cannot halve 1 channels"):
+    with pytest.raises(BuildError, match="cannot halve 1 channels"):
         PixelShuffle(1, 2, channels="half")
 
 
 def test_a_scale_that_is_no_whole_number_is_refused() -> None:
     for made in (lambda: Transposed(4, 1.5), lambda: PixelShuffle(4, 1.5)):
-        with pytest.raises(CannotBuild, match=r"cannot upsample by 1\.5.*take bilinear or nearest"):
+        with pytest.raises(BuildError, match=r"cannot upsample by 1\.5.*take bilinear or nearest"):
             made()
 
 
@@ -197,5 +197,5 @@ def test_a_bilinear_start_in_a_network() -> None:
     up = model.stages[0].get_submodule("up")
     assert isinstance(up, Transposed)
     assert torch.equal(up.weight, bilinear_weight(16, 16, 4))
-    with pytest.raises(BadOption, match=r"at stages\.0 \(stride 2\).*kernel=4"):
+    with pytest.raises(OptionError, match=r"at stages\.0 \(stride 2\).*kernel=4"):
         build("plain:widths=[4,8,16]", up="transposed:init=bilinear,kernel=3")

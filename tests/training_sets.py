@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from unetkit.data.rng import numbers
-from unetkit.data.types import Data, Sample, Target
+from unetkit.data.rng import numpy_rng
+from unetkit.data.types import DatasetSplits, Sample, Target
 
 
 class Squares:
@@ -21,7 +21,7 @@ class Squares:
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.count:
             raise IndexError(index)
-        draw = numbers(0, "squares", self.split, index)
+        draw = numpy_rng(0, "squares", self.split, index)
         image = torch.from_numpy(draw.normal(0.2, 0.05, (1, self.size, self.size))).float()
         mask = torch.zeros(self.size, self.size, dtype=torch.long)
         top, left = draw.integers(2, self.size // 2, 2).tolist()
@@ -32,7 +32,7 @@ class Squares:
         return Sample(f"{self.split}-{index}", image, mask)
 
 
-def squares(count: int = 12, size: int = 32, target: Target | None = None) -> Data:
+def squares(count: int = 12, size: int = 32, target: Target | None = None) -> DatasetSplits:
     """A set of them."""
     train, val = Squares("train", count, size, target), Squares("val", 3, size, target)
-    return Data("squares", train.target, 1, {"train": train, "val": val}, "hflip")
+    return DatasetSplits("squares", train.target, 1, {"train": train, "val": val}, "hflip")

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unetkit.errors import CannotBuild
+from unetkit.errors import BuildError
 from unetkit.plan import Plan
 from unetkit.utils.formatting import Size
 
@@ -285,7 +285,7 @@ class Refuses(Block):
     """Takes nothing."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
-        raise CannotBuild("not today")
+        raise BuildError("not today")
 
 
 @wrong("block", "made", r"^with in_channels=12, out_channels=5: makes a function; a part is a torch\.nn\.Module$")
@@ -1138,7 +1138,7 @@ class Picky(Block):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         if in_channels > 1:
-            raise CannotBuild("only one channel")
+            raise BuildError("only one channel")
         super().__init__(in_channels, out_channels)
 
 
@@ -1164,7 +1164,7 @@ def by_hand() -> Plan:
     return Plan(widths=[64, 32])  # type: ignore[arg-type]
 
 
-@wrong("recipe", "plan", r"^making its plan fails with UnknownName: there is no word 'fusion'")
+@wrong("recipe", "plan", r"^making its plan fails with UnknownNameError: there is no word 'fusion'")
 def misspelled() -> Plan:
     """Says a word that there is not."""
     return Plan.of(fusion="add")
@@ -1290,5 +1290,5 @@ class Paired(Patches):
 
     def __init__(self, in_channels: int, classes: int) -> None:
         if classes == 4:
-            raise CannotBuild("an odd number of classes alone")
+            raise BuildError("an odd number of classes alone")
         super().__init__(in_channels, classes)

@@ -13,16 +13,16 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from unetkit.errors import BadOption, CannotBuild, PluginError, UnetkitError
-from unetkit.network import Network, Whole, layout_of
+from unetkit.errors import BuildError, OptionError, PluginError, UnetkitError
+from unetkit.network import Network, WholeModel, state_shapes
 from unetkit.plan import PartSpec, Plan
 from unetkit.plugins import default_parts
 from unetkit.registry import Parts
-from unetkit.resolve import NO_LOGITS, canonical, kind_of, resolve, shortest, signature_of, typed_options
-from unetkit.summary.input_sizes import prove
-from unetkit.unet import Chain, Stage, UNet
-from unetkit.utils.isolation import one_line, quiet
-from unetkit.utils.lazy_init import drawn_once, set_aside
+from unetkit.resolve import NO_LOGITS, canonical_spec, kind_of, minimal_plan, parse_options, resolve, signature_of
+from unetkit.summary.input_sizes import verify
+from unetkit.unet import BlockSequence, Stage, UNet
+from unetkit.utils.isolation import one_line, stdout_to_stderr
+from unetkit.utils.lazy_init import defer_init, preserve_rng
 from unetkit.utils.modules import check_device
 
 
@@ -41,26 +41,26 @@ def make_part(kind: str, part: Any, *wiring: Any, parts: Parts | None = None) ->
     Raises:
         UnetkitError: there is no such part, or it cannot be made so.
     """
-    parts = parts or parts_here()
+    parts = parts or current_parts()
     word = parts[kind].kind.word
-    spec = canonical(word, PartSpec.of(part), parts)
+    spec = canonical_spec(word, PartSpec.of(part), parts)
     _, owners = _UNDER_WAY.get() or (None, set())
     owners.update(owner_of(word, link, parts) for link in spec.links)
-    return cast(nn.Module, Maker(Plan(), parts)(word, spec, wiring))
+    return cast(nn.Module, PartBuilder(Plan(), parts)(word, spec, wiring))
 
 
 #: The build that a part may be made for: where it looks names up, and the owners of the parts that it has.
 _UNDER_WAY: ContextVar[tuple[Parts, set[str]] | None] = ContextVar("_UNDER_WAY", default=None)
 
 
-def parts_here() -> Parts:
+def current_parts() -> Parts:
     """Where names are looked up: as the build under way does, or else among all that is installed."""
     parts, _ = _UNDER_WAY.get() or (None, set())
     return parts or default_parts()
 
 
 @contextmanager
-def under_way(parts: Parts) -> Iterator[set[str]]:
+def build_context(parts: Parts) -> Iterator[set[str]]:
     """Look names up in these parts within; gives the owners of what is made, which grows meanwhile."""
     _, outside = _UNDER_WAY.get() or (None, set())
     owners: set[str] = set()
@@ -72,13 +72,13 @@ def under_way(parts: Parts) -> Iterator[set[str]]:
         outside |= owners  # a part may build a whole network
 
 
-OURS = "unetkit"
+BUILTIN = "unetkit"
 
 
 def owner_of(word: str, spec: PartSpec, parts: Parts) -> str:
     """Who registered a part; unetkit's own are known to join. "" for a Python object."""
     if spec == NO_LOGITS:
-        return OURS
+        return BUILTIN
     return "" if spec.factory is not None else parts[kind_of(word)].get(spec.name).owner
 
 
@@ -90,7 +90,7 @@ class Level(NamedTuple):
     skip: int | None
 
 
-class Maker:
+class PartBuilder:
     """Makes a plan's parts one after the other, and says where it stands when one does not fit."""
 
     def __init__(self, plan: Any, parts: Parts) -> None:
@@ -101,12 +101,12 @@ class Maker:
     def __call__(self, word: str, spec: PartSpec, wiring: tuple[Any, ...], where: str = "", **extra: Any) -> Any:
         if spec.then:
             if len(wiring) != 2:
-                raise CannotBuild(f"--{word} {spec} needs in_channels and out_channels; got {_told(wiring) or 'none'}")
+                raise BuildError(f"--{word} {spec} needs in_channels and out_channels; got {_told(wiring) or 'none'}")
             first, *rest = spec.links
             alike = (wiring[-1], wiring[-1])  # what follows keeps the channels
-            return Chain(self(word, first, wiring, where), *(self(word, link, alike, where) for link in rest))
+            return BlockSequence(self(word, first, wiring, where), *(self(word, link, alike, where) for link in rest))
         known = signature_of(word, spec, self.parts)
-        options = {**typed_options(word, spec, known), **extra}
+        options = {**parse_options(word, spec, known), **extra}
         factory, owner = spec.factory, ""
         if factory is None:
             entry = self.parts[kind_of(word)].get(spec.name)
@@ -117,9 +117,9 @@ class Maker:
                 raise PluginError(f"--{word} {spec}{owner}{where}: {error}") from error
         # Only for our own encoders, which draw most weights twice: what a plugin does while it builds is not ours to
         # know, and some of it (reading a weight through numpy) cannot be seen.
-        ours = word == "encoder" and owner_of(word, spec, self.parts) == OURS
+        ours = word == "encoder" and owner_of(word, spec, self.parts) == BUILTIN
         try:
-            with quiet(), drawn_once() if ours else nullcontext():
+            with stdout_to_stderr(), defer_init() if ours else nullcontext():
                 part = factory(*wiring, **options)
         except UnetkitError as error:
             raise type(error)(f"--{word} {spec}{where}: {error}") from error
@@ -127,11 +127,11 @@ class Maker:
             raise
         except BaseException as error:  # a foreign factory's own mistake: say whose and where
             why = f"with {_told(wiring)} failed: {one_line(error)}"
-            raise CannotBuild(f"--{word} {spec}{owner}{where} {why}") from error
+            raise BuildError(f"--{word} {spec}{owner}{where} {why}") from error
         if not isinstance(part, nn.Module):
-            raise CannotBuild(f"--{word} {spec}{where} made a {type(part).__name__}; a part is a torch.nn.Module")
+            raise BuildError(f"--{word} {spec}{where} made a {type(part).__name__}; a part is a torch.nn.Module")
         if any(isinstance(p, UninitializedParameter) for p in part.parameters()):
-            raise CannotBuild(f"--{word} {spec}{where} has lazy layers, whose shapes are not known yet; give channels")
+            raise BuildError(f"--{word} {spec}{where} has lazy layers, whose shapes are not known yet; give channels")
         return part
 
     def encoder(self) -> Any:
@@ -140,14 +140,14 @@ class Maker:
         takes = {option.name for option in signature_of("encoder", spec, self.parts).options}
         if plan.pretrained:
             if "pretrained" not in takes:
-                raise CannotBuild(f"--pretrained: encoder {spec.name} has no weights to load; leave it out")
+                raise BuildError(f"--pretrained: encoder {spec.name} has no weights to load; leave it out")
             extra["pretrained"] = plan.pretrained
         if plan.size and "img_size" in takes.difference(name for name, _ in spec.options):
             extra["img_size"] = plan.size
         encoder = self("encoder", spec, (plan.in_channels,), **extra)
         channels, strides = getattr(encoder, "channels", ()), getattr(encoder, "strides", ())
         if not channels or len(channels) != len(strides) or any(a >= b for a, b in pairwise((0, *strides))):
-            raise CannotBuild(
+            raise BuildError(
                 f"--encoder {spec} declares channels {channels} and strides {strides}; "
                 "it must declare as many of each, with strides that increase"
             )
@@ -168,29 +168,31 @@ class Maker:
 
     def stages(self, encoder: Any, levels: list[Level], widths: tuple[int, ...]) -> list[Stage]:
         plan = self.plan
-        ups, blocks = one_each("up", plan.up, levels), one_each("block", plan.block, levels)
+        ups, blocks = broadcast_levels("up", plan.up, levels), broadcast_levels("block", plan.block, levels)
         joins = [level for level in levels if level.skip is not None]
-        fuses, aligns = one_each("fuse", plan.fuse, joins), one_each("align", plan.align, joins)
+        fuses, aligns = broadcast_levels("fuse", plan.fuse, joins), broadcast_levels("align", plan.align, joins)
         self.out_channels = encoder.channels[-1]
         made = []
         for index, level in enumerate(levels):
             where = f" at stages.{index} (stride {level.stride})"
-            up = self.joined("up", ups[index], (self.out_channels, level.scale), where)
+            up = self.build_declaring("up", ups[index], (self.out_channels, level.scale), where)
             align = fuse = None
             if level.skip is not None:  # only the last stages may lack a skip, so the indices agree
                 align = self("align", aligns[index], (), where)
-                fuse = self.joined("fuse", fuses[index], (self.out_channels, encoder.channels[level.skip]), where)
+                fuse = self.build_declaring(
+                    "fuse", fuses[index], (self.out_channels, encoder.channels[level.skip]), where
+                )
             block = self("block", blocks[index], (self.out_channels, widths[index]), where)
             self.out_channels = widths[index]
             made.append(Stage(up, align, fuse, block, level.scale, level.stride))
         return made
 
-    def joined(self, word: str, spec: PartSpec, wiring: tuple[Any, ...], where: str) -> Any:
+    def build_declaring(self, word: str, spec: PartSpec, wiring: tuple[Any, ...], where: str) -> Any:
         """A part that declares how many channels it gives; they become those of the next part's input."""
         part = self(word, spec, wiring, where)
         out_channels = getattr(part, "out_channels", None)
         if not isinstance(out_channels, int) or out_channels < 1:
-            raise CannotBuild(f"--{word} {spec}{where} must declare out_channels, an integer; it has {out_channels!r}")
+            raise BuildError(f"--{word} {spec}{where} must declare out_channels, an integer; it has {out_channels!r}")
         self.out_channels = out_channels
         return part
 
@@ -199,7 +201,7 @@ class Maker:
             return None
         part = self("logits", spec, (self.plan.classes, scale))
         if part.out_channels != self.plan.classes:
-            raise CannotBuild(
+            raise BuildError(
                 f"--logits {spec} gives {part.out_channels} channels for {self.plan.classes} classes; "
                 "take one that keeps them (such as transposed:channels=keep)"
             )
@@ -209,8 +211,8 @@ class Maker:
 T = TypeVar("T")
 
 
-def one_each(word: str, given: tuple[T, ...] | None, levels: list[Level]) -> tuple[T, ...]:
-    """One value a level, from one for all or one for each. Raises CannotBuild for any other number."""
+def broadcast_levels(word: str, given: tuple[T, ...] | None, levels: list[Level]) -> tuple[T, ...]:
+    """One value a level, from one for all or one for each. Raises BuildError for any other number."""
     given = given or ()
     if len(given) == 1 and (word != "widths" or len(levels) == 1):
         return given * len(levels)
@@ -219,7 +221,7 @@ def one_each(word: str, given: tuple[T, ...] | None, levels: list[Level]) -> tup
         kind = " that join a skip" if word in ("fuse", "align") else ""
         one = "" if word == "widths" or len(levels) == 1 else "one, or "
         count, at = ("is 1 level", "stride") if len(levels) == 1 else (f"are {len(levels)} levels", "strides")
-        raise CannotBuild(
+        raise BuildError(
             f"--{word} gives {len(given)}, but there {count}{kind} (at {at} {strides}); "
             f"give {one}{len(levels)}, deep to shallow"
         )
@@ -231,7 +233,7 @@ def _told(wiring: tuple[Any, ...]) -> str:
 
 
 #: A stage is as wide as the skip that it joins, up to this.
-WIDEST = 512
+MAX_WIDTH = 512
 
 
 def build(
@@ -305,8 +307,8 @@ def build(
         "seed": seed,
     }
     if not isinstance(parts, Parts | None):
-        raise BadOption(f"parts={parts!r:.80} is no Parts; unetkit.load_parts(plugins=[...]) returns one")
-    return build_plan(Plan.of(**words).over(plan), parts or parts_here(), device)
+        raise OptionError(f"parts={parts!r:.80} is no Parts; unetkit.load_parts(plugins=[...]) returns one")
+    return build_plan(Plan.of(**words).with_defaults(plan), parts or current_parts(), device)
 
 
 def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool = True) -> Network:
@@ -325,24 +327,24 @@ def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool
             stack.enter_context(torch.device(device))
         if whole.seed is not None:
             stack.enter_context(_seeded(whole.seed, device))
-        owners = stack.enter_context(under_way(parts))
+        owners = stack.enter_context(build_context(parts))
         assemble = _assemble if whole.model is None else _wrapped
         network, derived = assemble(whole if pretrained else replace(whole, pretrained=None), parts)
-        network.whole = whole.over(derived)
-        network.plan = shortest(network.whole, base.over(derived))
-        owners.update(owner_of(word, spec, parts) for word, spec in network.whole.specs())
-        wrapped, wrappers = parts.wrap(network, network.whole, owners)
+        network.resolved_plan = whole.with_defaults(derived)
+        network.plan = minimal_plan(network.resolved_plan, base.with_defaults(derived))
+        owners.update(owner_of(word, spec, parts) for word, spec in network.resolved_plan.specs())
+        wrapped, wrappers = parts.wrap(network, network.resolved_plan, owners)
     model = cast(Network, wrapped)
     try:
-        model.plan, model.layout = network.plan, layout_of(model)
+        model.plan, model.layout = network.plan, state_shapes(model)
     except AttributeError as error:
         named = f"{', '.join(sorted(wrappers))} made a {type(model).__name__}"
         raise PluginError(f"plugin {named} of a model, which takes no plan or layout: {error}") from error
-    used = (owners | wrappers) - {OURS}
+    used = (owners | wrappers) - {BUILTIN}
     network.plugins = tuple(plugin for plugin in parts.plugins if plugin.loaded and plugin.name in used)
     if plan.size is not None or used or whole.model is not None:
-        with quiet():
-            prove(model, any_size=plan.size is None)
+        with stdout_to_stderr():
+            verify(model, any_size=plan.size is None)
     return model
 
 
@@ -351,7 +353,7 @@ def _seeded(seed: int, device: Any) -> Iterator[None]:
     """Draw from a seed and leave the random state as it was, that of the device built on included."""
     target = torch.get_default_device() if device is None else torch.device(device)
     on_gpu = [target] if target.type == "cuda" else []
-    with set_aside(*on_gpu):
+    with preserve_rng(*on_gpu):
         torch.default_generator.manual_seed(seed)
         for gpu in on_gpu:
             with torch.cuda.device(gpu):
@@ -365,11 +367,11 @@ def _assemble(plan: Any, parts: Parts) -> tuple[Network, Plan]:
     A whole plan is typed Any here and below: it says every word that a network needs, and a twin of Plan would be
     needed only to say so.
     """
-    make = Maker(plan, parts)
+    make = PartBuilder(plan, parts)
     encoder = make.encoder()
     levels = _levels(encoder, plan)
     derived = Plan(widths=_default_widths(encoder, levels))
-    stages = make.stages(encoder, levels, one_each("widths", plan.widths or derived.widths, levels))
+    stages = make.stages(encoder, levels, broadcast_levels("widths", plan.widths or derived.widths, levels))
     valid = any(getattr(part, "valid", False) for part in (encoder, *(stage.block for stage in stages)))
     derived = replace(derived, logits=NO_LOGITS if valid else PartSpec("bilinear"))
     network = UNet(
@@ -388,14 +390,14 @@ def _assemble(plan: Any, parts: Parts) -> tuple[Network, Plan]:
 
 def _wrapped(plan: Any, parts: Parts) -> tuple[Network, Plan]:
     """The network of a plan that names a whole model."""
-    return Whole(Maker(plan, parts).model()), Plan()
+    return WholeModel(PartBuilder(plan, parts).model()), Plan()
 
 
 def _levels(encoder: Any, plan: Any) -> list[Level]:
     """The stages that lead from the deepest map to the stride to decode to; the last ones may join no map."""
     *strides, stride = encoder.strides
     if plan.decode_to >= stride:
-        raise CannotBuild(f"--decode-to {plan.decode_to}: the deepest map of {plan.encoder} is at stride {stride}")
+        raise BuildError(f"--decode-to {plan.decode_to}: the deepest map of {plan.encoder} is at stride {stride}")
     ends: list[tuple[int, int | None]] = [(s, i) for i, s in reversed([*enumerate(strides)]) if s >= plan.decode_to]
     last = ends[-1][0] if ends else stride
     while last > plan.decode_to:
@@ -411,5 +413,5 @@ def _default_widths(encoder: Any, levels: list[Level]) -> tuple[int, ...]:
     widths: list[int] = []
     for level in levels:
         before = widths[-1] if widths else encoder.channels[-1]
-        widths.append(max(1, before // 2) if level.skip is None else min(WIDEST, wanted[level.skip]))
+        widths.append(max(1, before // 2) if level.skip is None else min(MAX_WIDTH, wanted[level.skip]))
     return tuple(widths)

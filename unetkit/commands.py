@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import click
 
 from unetkit.errors import PluginError
-from unetkit.plugins import Host, heavy_since
+from unetkit.plugins import PluginManager, heavy_imports_since
 
 #: unetkit's own, and where each is.
 COMMANDS = {
@@ -31,15 +31,15 @@ class PluginCommand:
     owner: str
 
 
-def plugin_commands(host: Host) -> dict[str, PluginCommand]:
+def plugin_commands(host: PluginManager) -> dict[str, PluginCommand]:
     """The commands that plugins add, by name. A plugin whose hook fails, or takes a name, costs a line."""
     commands: dict[str, PluginCommand] = {}
     for plugin in host.loaded():
         with host.isolated(plugin):
             staged = click.Group("unetkit")
             before = set(sys.modules)
-            host.hook("unetkit_register_commands", plugin)(cli=staged)
-            plugin.heavy += heavy_since(before)
+            host.call_one("unetkit_register_commands", plugin)(cli=staged)
+            plugin.heavy += heavy_imports_since(before)
             for name, command in staged.commands.items():
                 owner = "unetkit" if name in COMMANDS else commands[name].owner if name in commands else ""
                 if owner:

@@ -14,23 +14,23 @@ class UnetkitError(Exception):
         return " ".join(super().__str__().splitlines())
 
 
-class UnknownName(UnetkitError):
+class UnknownNameError(UnetkitError):
     """A name that no part, option or word has."""
 
 
-class BadOption(UnetkitError):
+class OptionError(UnetkitError):
     """An option or word with a value that it cannot take."""
 
 
-class CannotBuild(UnetkitError):
+class BuildError(UnetkitError):
     """Parts that do not fit together, or weights that cannot be had."""
 
 
-class CannotPass(UnetkitError):
+class InputSizeError(UnetkitError):
     """An input size that a network cannot take."""
 
 
-class BadFile(UnetkitError):
+class FileError(UnetkitError):
     """A file that is not a whole, untouched model of ours."""
 
 
@@ -38,7 +38,7 @@ class PluginError(UnetkitError):
     """A plugin that does not load, or a name that two plugins claim."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """'did you mean' for a message: the up to three known names nearest to `name`, or ''."""
     close = get_close_matches(name.lower(), list(known), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(close)}?" if close else ""

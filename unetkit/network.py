@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from unetkit.errors import CannotPass, UnetkitError
+from unetkit.errors import InputSizeError, UnetkitError
 from unetkit.plan import Plan
 from unetkit.utils.formatting import Size
-from unetkit.utils.spatial import cut_end, pad_end, size_of
+from unetkit.utils.spatial import crop_end, pad_end, size_of
 
 if TYPE_CHECKING:
     from unetkit.registry import Plugin
@@ -36,7 +36,7 @@ class Network(nn.Module):
 
     encoder: nn.Module
     plan: Plan
-    whole: Plan
+    resolved_plan: Plan
     layout: dict[str, tuple[int, ...]]
     plugins: tuple[Plugin, ...]
 
@@ -67,7 +67,7 @@ class Network(nn.Module):
 
         Args:
             x: the images.
-            maps: a list that takes the map of each stage, as `with_maps` of a U-Net gives them.
+            maps: a list that takes the map of each stage, as `forward_features` of a U-Net gives them.
         """
         size = size_of(x)
         if self.multiple == 1 and self.size is None and min(size) >= self.min_size:
@@ -75,13 +75,13 @@ class Network(nn.Module):
         height, width = self.padded_size(size)
         x = self._whole(pad_end(x, (height, width)), maps)
         stride = self.output_stride
-        return cut_end(x, ((size[0] - 1) // stride + 1, (size[1] - 1) // stride + 1))
+        return crop_end(x, ((size[0] - 1) // stride + 1, (size[1] - 1) // stride + 1))
 
     def padded_size(self, size: Size) -> Size:
         """The size that an input is padded to with zeros, below and to the right; its own where that passes.
 
         Raises:
-            CannotPass: it is larger than the one size that the encoder takes.
+            InputSizeError: it is larger than the one size that the encoder takes.
         """
         if self.size is not None:
             if torch.compiler.is_compiling():
@@ -89,8 +89,8 @@ class Network(nn.Module):
                 torch._check(size[1] <= self.size[1])
             elif size[0] > self.size[0] or size[1] > self.size[1]:
                 given, fixed = (f"{height}x{width}" for height, width in (size, self.size))
-                who = self.whole.encoder or self.whole.model
-                raise CannotPass(
+                who = self.resolved_plan.encoder or self.resolved_plan.model
+                raise InputSizeError(
                     f"an input of {given} is larger than {fixed}, the one size that {who} is built for; "
                     f"build it with --size {given}, or cut the input"
                 )
@@ -111,12 +111,12 @@ class Network(nn.Module):
         raise NotImplementedError
 
 
-def layout_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+def state_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor of a state_dict."""
     return {name: tuple(value.shape) for name, value in model.state_dict().items() if isinstance(value, Tensor)}
 
 
-class Whole(Network):
+class WholeModel(Network):
     """A whole model, by itself in `model`; see `unetkit.protocols.Model` for what it may declare.
 
     Attributes:
@@ -142,5 +142,5 @@ class Whole(Network):
         out = self.model(x)
         if not isinstance(out, Tensor):
             what = f"gives a {type(out).__name__}; promised is one tensor, the logits"
-            raise CannotPass(f"--model {self.whole.model} {what}")
+            raise InputSizeError(f"--model {self.resolved_plan.model} {what}")
         return out

@@ -23,8 +23,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-from unetkit.errors import BadOption, PluginError
-from unetkit.utils.isolation import contained
+from unetkit.errors import OptionError, PluginError
+from unetkit.utils.isolation import wrap_errors
 
 #: What an annotation in a factory's signature may be made of, beside Literal and None.
 _VOCABULARY = {"tuple": tuple, "int": int, "float": float, "str": str, "bool": bool}
@@ -60,9 +60,9 @@ class Signature:
     options: tuple[Option, ...]
     file: str
     line: int
-    wiring: tuple[str, ...] = ()
+    positional: tuple[str, ...] = ()
     #: The name of its `**options`, by which a library's factory takes what the library's own functions take.
-    rest: str = ""
+    var_keyword: str = ""
 
 
 def read_signature(factory: Callable[..., Any] | str) -> Signature:
@@ -75,7 +75,7 @@ def read_signature(factory: Callable[..., Any] | str) -> Signature:
 def load_target(target: str) -> Callable[..., Any]:
     """Import "module:attr". Raises PluginError where it is not there."""
     module, _, attr = target.partition(":")
-    with contained(f"{target} cannot be loaded"):
+    with wrap_errors(f"{target} cannot be loaded"):
         try:
             return typing.cast(Callable[..., Any], getattr(importlib.import_module(module), attr))
         except ModuleNotFoundError as error:
@@ -121,7 +121,7 @@ def _parameters(factory: Callable[..., Any]) -> list[inspect.Parameter]:
     try:
         return list(inspect.signature(factory).parameters.values())
     except (TypeError, ValueError):
-        raise BadOption(f"{factory!r} has no signature to read its options from; wrap it in a function") from None
+        raise OptionError(f"{factory!r} has no signature to read its options from; wrap it in a function") from None
 
 
 def _type(annotation: Any, default: Any) -> Any:
@@ -227,7 +227,7 @@ _WORDS = {"none", "true", "false", "inf", "infinity", "nan"}
 
 
 def format_value(value: Any, kind: Any = None) -> str:
-    """A value as the grammar writes it; `from_text` with the right type gives it back.
+    """A value as the grammar writes it; `parse_value` with the right type gives it back.
 
     Where the type is known to be a choice of words, none of them needs quotes to differ from none or true.
     """

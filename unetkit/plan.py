@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from unetkit.errors import BadOption, UnknownName, nearest
+from unetkit.errors import OptionError, UnknownNameError, did_you_mean
 from unetkit.options import format_value, split_unquoted
 from unetkit.utils.formatting import Size
 
@@ -40,16 +40,16 @@ class PartSpec:
         elif callable(part):
             spec = cls(getattr(part, "__qualname__", type(part).__qualname__), factory=part)
         else:
-            raise BadOption(f"{part!r} is not a part: give a name, a PartSpec, a class or a callable")
+            raise OptionError(f"{part!r} is not a part: give a name, a PartSpec, a class or a callable")
         return spec.with_options({key: format_value(value) for key, value in (options or {}).items()})
 
     @classmethod
     def parse(cls, text: str) -> PartSpec:
-        """Read `name:key=value,key=[1,2]`, or several with + between. Raises BadOption where the text is not that."""
+        """Read `name:key=value,key=[1,2]`, or several with + between. Raises OptionError where the text is not that."""
         try:
             first, *rest = split_unquoted(text, "+")
         except ValueError as error:
-            raise BadOption(f"{text!r}: {error}") from error
+            raise OptionError(f"{text!r}: {error}") from error
         return replace(cls._link(first), then=tuple(map(cls._link, rest)))
 
     @classmethod
@@ -57,13 +57,13 @@ class PartSpec:
         name, colon, rest = text.partition(":")
         if not name or name.startswith("-") or any(c in '[]",=<>' or c.isspace() for c in name):
             levels = "; levels are separated by slashes, as in add/concat" if "," in name else ""
-            raise BadOption(f"{text!r} is not a part: write a name, or name:option=value,option=value{levels}")
+            raise OptionError(f"{text!r} is not a part: write a name, or name:option=value,option=value{levels}")
         pairs = [item.partition("=") for item in split_unquoted(rest, ",")] if colon else []
         if not all(key and equals and value for key, equals, value in pairs):
-            raise BadOption(f"{text!r}: after the colon come option=value pairs, with commas between them")
+            raise OptionError(f"{text!r}: after the colon come option=value pairs, with commas between them")
         keys = [key for key, _, _ in pairs]
         if twice := {key for key in keys if keys.count(key) > 1}:
-            raise BadOption(f"{text!r} gives {min(twice)!r} twice")
+            raise OptionError(f"{text!r} gives {min(twice)!r} twice")
         return cls(name).with_options({key: value for key, _, value in pairs})
 
     def with_options(self, options: Mapping[str, str]) -> PartSpec:
@@ -100,13 +100,15 @@ def _levels(value: Any) -> Levels:
         try:
             value = split_unquoted(value, "/")
         except ValueError as error:
-            raise BadOption(f"{value!r}: {error}") from error
+            raise OptionError(f"{value!r}: {error}") from error
     specs = tuple(map(PartSpec.of, value if isinstance(value, list | tuple) else [value]))
     if not specs:
-        raise BadOption("a list of parts, one a level, needs at least one")
+        raise OptionError("a list of parts, one a level, needs at least one")
     for spec in specs:
         if spec.factory is None and len(split_unquoted(str(spec), "/")) > 1:
-            raise BadOption(f"{str(spec)!r}: a slash separates levels; within an option put the text in double quotes")
+            raise OptionError(
+                f"{str(spec)!r}: a slash separates levels; within an option put the text in double quotes"
+            )
     return specs
 
 
@@ -120,21 +122,21 @@ def _whole(value: Any, least: int = 1, what: str = "an integer", most: int = _MO
         if isinstance(value, bool) or (not isinstance(value, str) and number != value):
             raise ValueError
     except (TypeError, ValueError, OverflowError):
-        raise BadOption(f"takes {what}; got {value!r}") from None
+        raise OptionError(f"takes {what}; got {value!r}") from None
     if number < least:
-        raise BadOption(f"must be at least {least}; got {number}")
+        raise OptionError(f"must be at least {least}; got {number}")
     if number > most:
-        raise BadOption(f"must be at most {most}; got {number}")
+        raise OptionError(f"must be at most {most}; got {number}")
     return number
 
 
 def _widths(value: Any) -> tuple[int, ...]:
     items = value.split(",") if isinstance(value, str) else value
     if not isinstance(items, Iterable):
-        raise BadOption(f"takes integers like 256,128,64; got {value!r}")
+        raise OptionError(f"takes integers like 256,128,64; got {value!r}")
     widths = tuple(_whole(item, what="integers like 256,128,64") for item in items)
     if not widths:
-        raise BadOption("takes at least one integer")
+        raise OptionError("takes at least one integer")
     return widths
 
 
@@ -142,7 +144,7 @@ def _size(value: Any) -> Size:
     items = value.lower().split("x") if isinstance(value, str) else value
     items = list(items) if isinstance(items, Iterable) else [items]
     if len(items) not in (1, 2):
-        raise BadOption(f"takes one number or HEIGHTxWIDTH, such as 572 or 480x640; got {value!r}")
+        raise OptionError(f"takes one number or HEIGHTxWIDTH, such as 572 or 480x640; got {value!r}")
     numbers = [_whole(item, what="572 or 480x640") for item in items]
     return numbers[0], numbers[-1]
 
@@ -152,11 +154,11 @@ def _pretrained(value: Any) -> bool | str:
         return True
     if isinstance(value, str | Path) and str(value):
         return str(value)
-    raise BadOption(f"takes nothing, or the path of a weights file; got {value!r}")
+    raise OptionError(f"takes nothing, or the path of a weights file; got {value!r}")
 
 
 @dataclass(frozen=True)
-class Word:
+class PlanField:
     """One word of the line: its name in Python (`decode_to`), how its value is written, read, and what it means."""
 
     name: str
@@ -169,30 +171,36 @@ class Word:
         return "--" + self.name.replace("_", "-")
 
 
-WORDS = (
-    Word("recipe", "NAME", _part, "a named U-Net to start from; words beside it override it"),
-    Word("model", "NAME", _part, "a whole model in place of parts, such as smp/unetplusplus"),
-    Word("encoder", "PART", _part, "the contracting path: plain, or any of timm's or smp's (resnet101, smp/mit_b0)"),
-    Word("up", "PART[/PART...]", _levels, "how a level is brought to the next one's size"),
-    Word("fuse", "PART[/PART...]", _levels, "how the upsampled map and the skip become one"),
-    Word("align", "PART[/PART...]", _levels, "how the two are brought to one size before that"),
-    Word("block", "PART[+PART][/...]", _levels, "the convolutions after the fusion; parts with + follow one another"),
-    Word("head", "PART", _part, "what turns the last map into logits"),
-    Word("logits", "PART|none", _part, "the upsampler that brings the logits to the input's size"),
-    Word("widths", "N,N,...", _widths, "the decoder's channels, deep to shallow"),
-    Word("decode_to", "STRIDE", _whole, "the stride to decode to: 1, 2 or 4, say"),
-    Word("in_channels", "N", _whole, "channels of the input"),
-    Word("classes", "N", _whole, "channels of the output"),
-    Word("size", "HxW", _size, "the input size that it is meant for: 572, or 480x640 (height first)"),
-    Word("pretrained", "[FILE]", _pretrained, "the library's weights for the encoder, or those of a local file"),
-    Word("seed", "N", lambda value: _whole(value, least=0, most=2**64 - 1), "fixes the random weights"),
+PLAN_FIELDS = (
+    PlanField("recipe", "NAME", _part, "a named U-Net to start from; words beside it override it"),
+    PlanField("model", "NAME", _part, "a whole model in place of parts, such as smp/unetplusplus"),
+    PlanField(
+        "encoder", "PART", _part, "the contracting path: plain, or any of timm's or smp's (resnet101, smp/mit_b0)"
+    ),
+    PlanField("up", "PART[/PART...]", _levels, "how a level is brought to the next one's size"),
+    PlanField("fuse", "PART[/PART...]", _levels, "how the upsampled map and the skip become one"),
+    PlanField("align", "PART[/PART...]", _levels, "how the two are brought to one size before that"),
+    PlanField(
+        "block", "PART[+PART][/...]", _levels, "the convolutions after the fusion; parts with + follow one another"
+    ),
+    PlanField("head", "PART", _part, "what turns the last map into logits"),
+    PlanField("logits", "PART|none", _part, "the upsampler that brings the logits to the input's size"),
+    PlanField("widths", "N,N,...", _widths, "the decoder's channels, deep to shallow"),
+    PlanField("decode_to", "STRIDE", _whole, "the stride to decode to: 1, 2 or 4, say"),
+    PlanField("in_channels", "N", _whole, "channels of the input"),
+    PlanField("classes", "N", _whole, "channels of the output"),
+    PlanField("size", "HxW", _size, "the input size that it is meant for: 572, or 480x640 (height first)"),
+    PlanField("pretrained", "[FILE]", _pretrained, "the library's weights for the encoder, or those of a local file"),
+    PlanField("seed", "N", lambda value: _whole(value, least=0, most=2**64 - 1), "fixes the random weights"),
 )
-_BY_NAME = {word.name: word for word in WORDS}
+_BY_NAME = {word.name: word for word in PLAN_FIELDS}
 
 
-def _known(name: str) -> Word:
+def _known(name: str) -> PlanField:
     if name not in _BY_NAME:
-        raise UnknownName(f"there is no word {name!r}{nearest(name, _BY_NAME)}; `unetkit build --help` has all")
+        raise UnknownNameError(
+            f"there is no word {name!r}{did_you_mean(name, _BY_NAME)}; `unetkit build --help` has all"
+        )
     return _BY_NAME[name]
 
 
@@ -225,8 +233,8 @@ class Plan:
         """A plan from values as people give them; None means not said.
 
         Raises:
-            UnknownName: a word that there is not.
-            BadOption: a value that the word cannot take.
+            UnknownNameError: a word that there is not.
+            OptionError: a value that the word cannot take.
         """
         read = {}
         for name, value in words.items():
@@ -235,8 +243,8 @@ class Plan:
                 continue
             try:
                 read[name] = word.read(value)
-            except BadOption as error:
-                raise BadOption(f"{word.flag}: {error}") from None
+            except OptionError as error:
+                raise OptionError(f"{word.flag}: {error}") from None
         return cls(**read)
 
     @classmethod
@@ -245,16 +253,16 @@ class Plan:
         try:
             tokens = shlex.split(line)
         except ValueError as error:
-            raise BadOption(f"{line!r} is not a line of words: {error}") from None
+            raise OptionError(f"{line!r} is not a line of words: {error}") from None
         words: dict[str, Any] = {}
         while tokens:
             token = tokens.pop(0)
             if not token.startswith("--"):
-                raise BadOption(f"{token!r} stands where a word such as --encoder is expected")
+                raise OptionError(f"{token!r} stands where a word such as --encoder is expected")
             flag, equals, value = token.partition("=")
             name = _known(flag[2:].replace("-", "_")).name
             if name in words:
-                raise BadOption(f"{flag} is given twice")
+                raise OptionError(f"{flag} is given twice")
             if equals:
                 words[name] = value
             elif tokens and not tokens[0].startswith("--"):
@@ -262,28 +270,28 @@ class Plan:
             elif name == "pretrained":
                 words[name] = True
             else:
-                raise BadOption(f"{flag} needs a value")
+                raise OptionError(f"{flag} needs a value")
         return cls.of(**words)
 
-    def over(self, base: Plan) -> Plan:
+    def with_defaults(self, base: Plan) -> Plan:
         """This plan, with what it does not say taken from `base`."""
-        return replace(base, **self.said())
+        return replace(base, **self.explicit())
 
-    def said(self) -> dict[str, Any]:
+    def explicit(self) -> dict[str, Any]:
         """The words that are said, in order."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
 
     def specs(self) -> list[tuple[str, PartSpec]]:
         """Every part that is said, with its word; those that follow one another each alone."""
         found: list[tuple[str, PartSpec]] = []
-        for name, value in self.said().items():
+        for name, value in self.explicit().items():
             members = value if isinstance(value, tuple) else (value,)
             found += [(name, link) for member in members if isinstance(member, PartSpec) for link in member.links]
         return found
 
     def __str__(self) -> str:
         tokens: list[str] = []
-        for name, value in self.said().items():
+        for name, value in self.explicit().items():
             flag = _BY_NAME[name].flag
             if name == "pretrained":
                 tokens.append(flag if value is True else f"{flag}={value}")

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from unetkit import hookspecs
-from unetkit.errors import PluginError, UnetkitError, UnknownName, nearest
+from unetkit.errors import PluginError, UnetkitError, UnknownNameError, did_you_mean
 from unetkit.registry import Entry, Parts, Plugin
-from unetkit.utils.isolation import one_line, quiet
+from unetkit.utils.isolation import one_line, stdout_to_stderr
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -82,7 +82,7 @@ def _load_installed(entry_point: EntryPoint, plugin: Plugin) -> object:
         raise
 
 
-def named_plugins(target: str | Path | ModuleType, installed: list[tuple[Plugin, Find]]) -> list[tuple[Plugin, Find]]:
+def find_plugins(target: str | Path | ModuleType, installed: list[tuple[Plugin, Find]]) -> list[tuple[Plugin, Find]]:
     """What a module, a file, a module's name, or the name of an installed plugin or its distribution stands for."""
     if isinstance(target, ModuleType):
         module = target
@@ -114,7 +114,7 @@ _OF_A_FILE = "unetkit_plugin_"
 
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
-        raise UnknownName(f"there is no file {path}")
+        raise UnknownNameError(f"there is no file {path}")
     name = f"{_OF_A_FILE}{path.stem}_{sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -135,16 +135,16 @@ def _import_file(path: Path) -> ModuleType:
 
 def _import_module(name: str, known: list[str]) -> ModuleType:
     if not all(part.isidentifier() for part in name.split(".")):
-        advice = nearest(name, known) or "; a file ends in .py"
-        raise UnknownName(f"no plugin is called {name}, and no module can be{advice}")
+        advice = did_you_mean(name, known) or "; a file ends in .py"
+        raise UnknownNameError(f"no plugin is called {name}, and no module can be{advice}")
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if not f"{name}.".startswith(f"{error.name}."):
             raise
         file = Path(*name.split(".")).with_suffix(".py")  # the current folder is not on the path of a command
-        advice = f"; for the file write ./{file}" if file.is_file() else nearest(name, known)
-        raise UnknownName(f"no plugin or module is called {name}{advice}") from error
+        advice = f"; for the file write ./{file}" if file.is_file() else did_you_mean(name, known)
+        raise UnknownNameError(f"no plugin or module is called {name}{advice}") from error
 
 
 #: What takes long to import; a plugin that does so to register makes every command wait for it.
@@ -152,7 +152,7 @@ _HEAVY = ("torch", "torchvision", "timm", "segmentation_models_pytorch", "numpy"
 
 
 @dataclass
-class Host:
+class PluginManager:
     """The loaded plugins and the parts that they and unetkit registered."""
 
     parts: Parts = field(default_factory=Parts)
@@ -185,10 +185,10 @@ class Host:
             self.manager.register(module, plugin.name)
             undo.callback(self.manager.unregister, name=plugin.name)
             self.manager.check_pending()
-            self.hook("unetkit_register", plugin)(parts=staged)
+            self.call_one("unetkit_register", plugin)(parts=staged)
             self.parts.commit(staged)
             plugin.loaded = True
-            plugin.heavy = heavy_since(before)
+            plugin.heavy = heavy_imports_since(before)
             undo.pop_all()
 
     def loaded(self) -> list[Plugin]:
@@ -217,12 +217,12 @@ class Host:
         made: list[Module] = []
         before = _inside(model)
         with self.isolated(plugin, strict=strict):
-            made += [_module(wrap(model), model) for wrap in self.hook("unetkit_wrap_model", plugin)(plan=plan)]
+            made += [_module(wrap(model), model) for wrap in self.call_one("unetkit_wrap_model", plugin)(plan=plan)]
         if not made and _inside(model) != before:
             raise PluginError(f"plugin {plugin} changed the model and then failed: {plugin.error}")
         return made[-1] if made else model, bool(made)
 
-    def hook(self, name: str, plugin: Plugin) -> Any:
+    def call_one(self, name: str, plugin: Plugin) -> Any:
         """A hook that calls this plugin alone, since in a plain call one failure stops the rest."""
         others = [p for known, p in self.manager.list_name_plugin() if known != plugin.name and p is not None]
         return self.manager.subset_hook_caller(name, others)
@@ -235,7 +235,7 @@ class Host:
     def isolated(self, plugin: Plugin, *, strict: bool = False) -> Iterator[None]:
         """Turn what a plugin raises into one line on stderr, or, if strict or UNETKIT_STRICT=1, into a PluginError."""
         try:
-            with quiet():
+            with stdout_to_stderr():
                 yield
         except (KeyboardInterrupt, GeneratorExit):
             raise
@@ -245,12 +245,12 @@ class Host:
             plugin.fail(error, strict=strict)
 
 
-def heavy_since(before: set[str]) -> tuple[str, ...]:
+def heavy_imports_since(before: set[str]) -> tuple[str, ...]:
     """What takes long to import, of the modules imported since."""
     return tuple(name for name in _HEAVY if name in sys.modules and name not in before)
 
 
-def load_host(plugins: Iterable[str | Path | ModuleType] = (), *, isolated: bool = False) -> Host:
+def load_manager(plugins: Iterable[str | Path | ModuleType] = (), *, isolated: bool = False) -> PluginManager:
     """Load the built-in parts, installed plugins, those of UNETKIT_PLUGINS, and the ones named here.
 
     Args:
@@ -258,7 +258,7 @@ def load_host(plugins: Iterable[str | Path | ModuleType] = (), *, isolated: bool
         isolated: whether to leave out what is installed or in UNETKIT_PLUGINS and not named here; an installed plugin
             is then named by its name or its distribution's.
     """
-    host = Host()
+    host = PluginManager()
     builtin = Plugin("unetkit", version("unetkit"), "unetkit", "unetkit.parts")
     host.load(builtin, lambda: importlib.import_module("unetkit.parts"))
     if builtin.error:
@@ -269,7 +269,7 @@ def load_host(plugins: Iterable[str | Path | ModuleType] = (), *, isolated: bool
     named = [*(() if isolated else from_environment), *plugins]
     wanted = [
         *(() if isolated else installed),
-        *(found for target in named for found in named_plugins(target, installed)),
+        *(found for target in named for found in find_plugins(target, installed)),
     ]
     for plugin, find in wanted:
         if _identity(plugin) not in map(_identity, host.plugins):
@@ -284,14 +284,14 @@ def _identity(plugin: Plugin) -> tuple[str, str, str]:
 
 
 @cache
-def default_host() -> Host:
+def default_manager() -> PluginManager:
     """What is installed, found once a process."""
-    return load_host()
+    return load_manager()
 
 
 def default_parts() -> Parts:
     """What is installed, found once a process."""
-    return default_host().parts
+    return default_manager().parts
 
 
 def load_parts(plugins: Iterable[str | Path | ModuleType] = (), *, isolated: bool = False) -> Parts:
@@ -300,7 +300,7 @@ def load_parts(plugins: Iterable[str | Path | ModuleType] = (), *, isolated: boo
     `isolated` leaves out what is installed or in UNETKIT_PLUGINS, so that the same names are found everywhere; an
     installed plugin is then asked for by its name in `plugins`.
     """
-    return load_host(plugins, isolated=isolated).parts
+    return load_manager(plugins, isolated=isolated).parts
 
 
 def _check_hooks(module: object) -> None:
@@ -311,7 +311,7 @@ def _check_hooks(module: object) -> None:
         hook = getattr(module, name)
         spec = _marks(hook).get("specname") or name
         if spec not in specs:
-            raise PluginError(f"there is no hook {spec}{nearest(spec, specs)}; there are {', '.join(specs)}")
+            raise PluginError(f"there is no hook {spec}{did_you_mean(spec, specs)}; there are {', '.join(specs)}")
         if not inspect.isroutine(hook):
             raise PluginError(f"{name} is a {type(hook).__name__}, and a hook is a function; write one that calls it")
         takes = list(inspect.signature(specs[spec]).parameters)
@@ -350,6 +350,6 @@ def list_parts(kind: str, pattern: str = "*", *, parts: Parts | None = None) -> 
     torch.
 
     Raises:
-        BadOption: there is no such kind.
+        OptionError: there is no such kind.
     """
     return (parts or default_parts())[kind].find(pattern)

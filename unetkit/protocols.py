@@ -2,7 +2,7 @@
 
 Shapes are NCHW. In a factory, positional parameters are wiring that the builder supplies, keyword-only ones are the
 user's options; there is no `**kwargs`, so that an option that does not exist is refused. Only the factory of a library
-(`Registry.add_source`) may take them, where it refuses with BadOption what the library would not use.
+(`Registry.add_library`) may take them, where it refuses with OptionError what the library would not use.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Upsampler(Protocol):
 class Align(Protocol):
     """Made by `(*, ...)`: brings the upsampled map and the skip to one size."""
 
-    def wanted(self, scaled: Size, skip: Size, /) -> Size:
+    def target_size(self, scaled: Size, skip: Size, /) -> Size:
         """The size to ask the upsampler for: `scaled` (the map's times the scale) or `skip` (the skip's)."""
         ...
 

@@ -15,10 +15,10 @@ from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
-from unetkit.errors import BadOption, PluginError, UnetkitError, UnknownName, nearest
+from unetkit.errors import OptionError, PluginError, UnetkitError, UnknownNameError, did_you_mean
 from unetkit.options import Signature, load_target, read_signature
-from unetkit.plan import WORDS
-from unetkit.utils.isolation import contained, one_line
+from unetkit.plan import PLAN_FIELDS
+from unetkit.utils.isolation import one_line, wrap_errors
 
 Factory = Callable[..., Any]
 
@@ -73,7 +73,7 @@ class Plugin:
 
     def fail(self, error: BaseException, *, strict: bool = False) -> None:
         """Remember a failure and tell it in one line, or raise it, if strict or UNETKIT_STRICT=1."""
-        self.missing = isinstance(error, UnknownName)
+        self.missing = isinstance(error, UnknownNameError)
         self.error, self.traceback = one_line(error), "".join(traceback.format_exception(error))
         line = f"plugin {self} failed in unetkit {version('unetkit')}: {self.error}"
         if strict or os.environ.get("UNETKIT_STRICT") == "1":
@@ -100,23 +100,23 @@ class Entry:
     replaces: str | None = None
 
     @property
-    def said(self) -> str:
+    def qualified_name(self) -> str:
         """The shortest name that means it: "resnet18" is timm's, "smp/resnet18" is not."""
         return f"{self.source}/{self.name}" if self.sourced else self.name
 
     @property
     def names(self) -> set[str]:
         """All that it may be called by: "resnet18" and "timm/resnet18"."""
-        return {self.name, self.said, f"{self.source}/{self.name}" if self.source else self.name}
+        return {self.name, self.qualified_name, f"{self.source}/{self.name}" if self.source else self.name}
 
     @property
     def signature(self) -> Signature:
         known = read_signature(self.factory)
         if self.more is None:
             return known
-        with contained(f"{self.more}, which gives the options of {self.name}, fails"):
+        with wrap_errors(f"{self.more}, which gives the options of {self.name}, fails"):
             options = {option.name: option for option in (*known.options, *load_target(self.more)(self.name))}
-        return replace(known, options=tuple(options.values()), rest="")
+        return replace(known, options=tuple(options.values()), var_keyword="")
 
     def load(self) -> Factory:
         """The factory itself; imports it where it was registered as "module:attr"."""
@@ -129,7 +129,7 @@ def _named(factory: Factory, name: str, /, *wiring: Any, **options: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Source:
+class Library:
     """A library that supplies names, all made by one factory, which is told the name after its wiring."""
 
     name: str
@@ -140,7 +140,7 @@ class Source:
 
     def listing(self) -> list[str]:
         list_names = load_target(self.names)
-        with contained(f"{self.names}, which lists the names of {self.name}, fails"):
+        with wrap_errors(f"{self.names}, which lists the names of {self.name}, fails"):
             names: list[str] = list(list_names())
         return names
 
@@ -160,7 +160,7 @@ class Registry:
     kind: Kind
     owner: str = "unetkit"
     entries: dict[str, Entry] = field(default_factory=dict)
-    sources: dict[str, Source] = field(default_factory=dict)
+    libraries: dict[str, Library] = field(default_factory=dict)
     #: All that were found, shared by every registry: a name that is missing here may be of one that failed.
     plugins: list[Plugin] = field(default_factory=list)
 
@@ -188,7 +188,7 @@ class Registry:
             )
         self.entries[name] = Entry(self.kind, name, factory, self.owner, replaces=replaces)
 
-    def add_source(self, name: str, names: str, factory: Factory | str, *, options: str | None = None) -> None:
+    def add_library(self, name: str, names: str, factory: Factory | str, *, options: str | None = None) -> None:
         """Register a library of parts, encoders or models, that says which there are.
 
         Args:
@@ -198,26 +198,26 @@ class Registry:
             options: "module:attr" of a function that is given a part's name and returns its own options (a list of
                 `unetkit.options.Option`), where they are not the same for all.
         """
-        if name in self.sources:
-            raise PluginError(f"source {name!r} is already registered by {self.sources[name].owner}")
-        self.sources[name] = Source(name, names, factory, self.owner, options)
+        if name in self.libraries:
+            raise PluginError(f"source {name!r} is already registered by {self.libraries[name].owner}")
+        self.libraries[name] = Library(name, names, factory, self.owner, options)
 
     def get(self, name: str) -> Entry:
-        """The entry of a name. Raises UnknownName with the nearest names."""
+        """The entry of a name. Raises UnknownNameError with the nearest names."""
         if name in self.entries:
             return self.entries[name]
         source, _, rest = name.rpartition("/")
         taken = rest in self.entries
-        for candidate in self.sources.values():
+        for candidate in self.libraries.values():
             # A tag names weights ("resnet18.a1_in1k"), not another network.
             tagged = rest.endswith(".") or rest.split(".")[0]
             found = tagged in self.listed(candidate)
             if found and source in ("", candidate.name):
                 return candidate.entry(self.kind, rest, taken=taken)
             taken = taken or found
-        raise UnknownName(self._missing(name))
+        raise UnknownNameError(self._missing(name))
 
-    def listed(self, source: Source) -> list[str]:
+    def listed(self, source: Library) -> list[str]:
         """The names of a library; none where a plugin's cannot be listed, which is told once."""
         try:
             return source.listing()
@@ -234,19 +234,19 @@ class Registry:
         loaded = {plugin.name for plugin in self.plugins if plugin.loaded}
         failed = [plugin.name for plugin in self.plugins if plugin.name not in loaded]
         return (
-            f"no {self.kind.title} is called {name!r}{nearest(bare.split('.')[0], self.names())}"
+            f"no {self.kind.title} is called {name!r}{did_you_mean(bare.split('.')[0], self.names())}"
             + (f" (a plugin that failed may provide it: {', '.join(failed)})" if failed else "")
             + f"; `unetkit list {self.kind.attribute}` lists all"
         )
 
     def names(self) -> list[str]:
         """Every name, our own and plugins' first, then each source's."""
-        return [entry.said for entry in self.find()]
+        return [entry.qualified_name for entry in self.find()]
 
     def find(self, pattern: str = "*") -> list[Entry]:
         """The entries whose name matches a glob, with the library or without it."""
         found, taken = list(self.entries.values()), set(self.entries)
-        for source in self.sources.values():
+        for source in self.libraries.values():
             names = self.listed(source)
             found += [source.entry(self.kind, name, taken=name in taken) for name in names]
             taken.update(names)
@@ -286,7 +286,7 @@ class Parts:
         def __getattr__(self, name: str) -> Any:
             """Raises AttributeError with the nearest kind: `parts.fusion` is `parts.fusions`."""
             known = [kind.attribute for kind in KINDS]
-            raise AttributeError(f"parts have no {name!r}{nearest(name, known)}; there are {', '.join(known)}")
+            raise AttributeError(f"parts have no {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}")
 
     def __iter__(self) -> Iterator[Registry]:
         return (getattr(self, kind.attribute) for kind in KINDS)
@@ -298,7 +298,9 @@ class Parts:
                 registry: Registry = getattr(self, kind.attribute)
                 return registry
         known = [kind.attribute for kind in KINDS]
-        raise BadOption(f"no kind of part is called {word!r}{nearest(word, known)}; there are {', '.join(known)}")
+        raise OptionError(
+            f"no kind of part is called {word!r}{did_you_mean(word, known)}; there are {', '.join(known)}"
+        )
 
     def of(self, owner: str) -> list[Entry]:
         """What one plugin registered, kind by kind; a library's names are left out."""
@@ -309,13 +311,13 @@ class Parts:
         copy = Parts()
         for mine, theirs in zip(copy, self, strict=True):
             mine.owner, mine.plugins = owner, theirs.plugins
-            mine.entries, mine.sources = dict(theirs.entries), dict(theirs.sources)
+            mine.entries, mine.libraries = dict(theirs.entries), dict(theirs.libraries)
         return copy
 
     def commit(self, staged: Parts) -> None:
         """Take over what was registered in a staged copy."""
         for mine, theirs in zip(self, staged, strict=True):
-            mine.entries, mine.sources = theirs.entries, theirs.sources
+            mine.entries, mine.libraries = theirs.entries, theirs.libraries
 
 
 Better = Literal["less", "more", ""]
@@ -347,7 +349,7 @@ MetricFunction = Callable[[Any], Any]
 
 
 #: What rows are told apart by.
-_TAKEN = {"batch", "mode", *(word.name for word in WORDS)}
+_TAKEN = {"batch", "mode", *(word.name for word in PLAN_FIELDS)}
 
 
 @dataclass(frozen=True)
@@ -412,12 +414,12 @@ class Metrics:
     def chosen(self, names: Iterable[str]) -> list[Metric]:
         """The metrics of these names, in the order in which they are measured; all, where none is named.
 
-        Raises UnknownName with the nearest names.
+        Raises UnknownNameError with the nearest names.
         """
         wanted = {*names} or {*self.entries}
         for name in sorted(wanted - {*self.entries}):
             known = ", ".join(self.entries)
-            raise UnknownName(
-                f"--metrics: no metric is called {name!r}{nearest(name, self.entries)}; there are {known}"
+            raise UnknownNameError(
+                f"--metrics: no metric is called {name!r}{did_you_mean(name, self.entries)}; there are {known}"
             )
         return [metric for metric in self if metric.name in wanted]

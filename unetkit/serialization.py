@@ -16,14 +16,14 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from unetkit.builder import build_plan
-from unetkit.errors import BadFile, CannotBuild, PluginError, UnetkitError
-from unetkit.network import Network, layout_of
+from unetkit.errors import BuildError, FileError, PluginError, UnetkitError
+from unetkit.network import Network, state_shapes
 from unetkit.plan import Plan
 from unetkit.plugins import default_parts
 from unetkit.registry import Parts
 from unetkit.smp.convert import is_folder, read_folder
 from unetkit.summary.forward_hooks import network_of
-from unetkit.utils.files import written_whole
+from unetkit.utils.files import atomic_write
 from unetkit.utils.modules import check_device
 
 FORMAT, VERSION = "unetkit", 1
@@ -42,24 +42,24 @@ def digest(data: bytes, at: int) -> bytes:
 
 
 def read(path: Path) -> bytes:
-    """All of a file. Raises BadFile where it is none, empty, or cannot be read."""
+    """All of a file. Raises FileError where it is none, empty, or cannot be read."""
     try:
         if not path.is_file():
-            raise BadFile(f"{path} is not there; give a file that unetkit.save wrote")
+            raise FileError(f"{path} is not there; give a file that unetkit.save wrote")
         data = path.read_bytes()
     except OSError as error:
-        raise BadFile(f"{path} cannot be read ({error.strerror or error})") from error
+        raise FileError(f"{path} cannot be read ({error.strerror or error})") from error
     if not data:
-        raise BadFile(f"{path} is empty; save the model again")
+        raise FileError(f"{path} is empty; save the model again")
     return data
 
 
 def checked(path: Path, data: bytes) -> dict[str, Any]:
-    """The metadata of a whole, untouched model of ours. Raises BadFile for any other file."""
+    """The metadata of a whole, untouched model of ours. Raises FileError for any other file."""
     end = 8 + int.from_bytes(data[:8], "little")
     starts_well = data[8:9] in (b"{", b"")
     if _is_pickle(data):
-        raise BadFile(
+        raise FileError(
             f"{path} is a pickle, which can run code when it is opened; build the model, give it what torch.load reads "
             "with weights_only=True, and write it with unetkit.save"
         )
@@ -69,22 +69,22 @@ def checked(path: Path, data: bytes) -> dict[str, Any]:
         header = None
     if not isinstance(header, dict):
         what = "is cut short or damaged; copy or save it again" if starts_well else "is not a safetensors file"
-        raise BadFile(f"{path} {what}")
+        raise FileError(f"{path} {what}")
     metadata = header.get("__metadata__")
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        raise BadFile(
+        raise FileError(
             f"{path} is a safetensors file, but none of unetkit's, which hold the plan of a model; "
             "an encoder's weights in timm's format are loaded with --pretrained"
         )
     if metadata.get("version") != str(VERSION):
-        raise BadFile(
+        raise FileError(
             f"{path} is of format version {metadata.get('version')}, and unetkit {version('unetkit')} reads {VERSION}; "
             "take a newer unetkit"
         )
     found = _DIGEST.search(data, 8, end)
     if found is None or digest(data, found.start(1)) != found[1]:
         why = "is cut short; copy" if len(data) < end + _size(header) else "was changed after it was saved; take"
-        raise BadFile(f"{path} {why} it again from where it is whole")
+        raise FileError(f"{path} {why} it again from where it is whole")
     return metadata
 
 
@@ -117,18 +117,20 @@ def save(model: nn.Module, path: str | Path) -> None:
         path: usually *.safetensors; its folder is made where there is none.
 
     Raises:
-        BadFile: the model has no plan, or no weights, that a file could hold, or the place cannot be written.
+        FileError: the model has no plan, or no weights, that a file could hold, or the place cannot be written.
     """
     model, path = getattr(model, "_orig_mod", model), Path(path)
     data = safetensors.torch.save(_tensors(model), _metadata(model))
     at = data.index(b'"sha256":"' + BLANK) + len(b'"sha256":"')
     try:
-        with written_whole(path) as temporary, temporary.open("wb") as file:
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
             file.write(data[:at])
             file.write(digest(data, at))
             file.write(memoryview(data)[at + len(BLANK) :])
     except OSError as error:
-        raise BadFile(f"{path} cannot be written ({error.strerror or error}); give a file in another folder") from error
+        raise FileError(
+            f"{path} cannot be written ({error.strerror or error}); give a file in another folder"
+        ) from error
 
 
 def load(path: str | Path, *, parts: Parts | None = None, device: Any = None) -> Network:
@@ -145,9 +147,9 @@ def load(path: str | Path, *, parts: Parts | None = None, device: Any = None) ->
         call `.eval()` to predict.
 
     Raises:
-        BadFile: the file is not there, is no model of ours, or not as it was saved.
+        FileError: the file is not there, is no model of ours, or not as it was saved.
         PluginError: a plugin that it was built with is not loaded here; nothing is imported to find one.
-        UnknownName: its plan names a part that there is not.
+        UnknownNameError: its plan names a part that there is not.
     """
     path = Path(path)
     if is_folder(path):
@@ -165,7 +167,7 @@ def load(path: str | Path, *, parts: Parts | None = None, device: Any = None) ->
     except (KeyError, RuntimeError, SafetensorError) as error:
         writers = ", ".join(f"{name} {metadata.get(name)}" for name in _WRITERS)
         why = f"does not fit what its plan builds here{elsewhere}: {_short(error)}"
-        raise BadFile(f"{path}, of {writers}, {why}") from error
+        raise FileError(f"{path}, of {writers}, {why}") from error
     except UnetkitError as error:
         raise type(error)(f"{path} cannot be rebuilt{elsewhere}: {error}") from error
     network = network_of(model)
@@ -179,7 +181,7 @@ def _of_smp(folder: Path, parts: Parts, device: Any) -> Network:
     try:
         model = _built(plan, parts, device, {name: tensor.to(device) for name, tensor in tensors.items()})
     except (KeyError, RuntimeError) as error:
-        raise BadFile(f"{folder} does not fit what its config.json builds here: {_short(error)}") from error
+        raise FileError(f"{folder} does not fit what its config.json builds here: {_short(error)}") from error
     except UnetkitError as error:
         raise type(error)(f"{folder} cannot be rebuilt: {error}") from error
     vars(network_of(model).encoder)["weights_from"] = str(folder)
@@ -194,7 +196,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
         if not isinstance(value, Tensor) or value.is_meta:
             meta = "is on the meta device and has no weights; build it on the cpu or a gpu"
             what = meta if isinstance(value, Tensor) else "is no tensor; keep it in a buffer"
-            raise BadFile(f"the model cannot be saved: {name} {what}")
+            raise FileError(f"the model cannot be saved: {name} {what}")
         tensor = value.detach().contiguous()
         pointer = tensor.untyped_storage().data_ptr()
         tensors[name] = tensor.clone() if pointer in taken else tensor
@@ -205,19 +207,23 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 def _metadata(model: nn.Module) -> dict[str, str]:
     plan = getattr(model, "plan", None)
     if not isinstance(plan, Plan):
-        raise BadFile(f"a {type(model).__name__} has no plan to rebuild it from; save what unetkit.build returned")
+        raise FileError(f"a {type(model).__name__} has no plan to rebuild it from; save what unetkit.build returned")
     for word, spec in plan.specs():
         if spec.factory is not None:
             flag = word.replace("_", "-")
-            raise BadFile(
+            raise FileError(
                 f"--{flag} {spec} was given as a Python object, so no name in a file can rebuild it; "
                 "register it in a plugin and build with its name"
             )
     if not hasattr(model, "layout"):
-        raise BadFile("the network within what a plugin made of it is no whole model; save what unetkit.build returned")
-    if changed := layout_of(model).items() ^ cast(Network, model).layout.items():
+        raise FileError(
+            "the network within what a plugin made of it is no whole model; save what unetkit.build returned"
+        )
+    if changed := state_shapes(model).items() ^ cast(Network, model).layout.items():
         name = min(name for name, _ in changed)
-        raise BadFile(f"{name} is not as the plan builds it, so no file could rebuild it; save a model as it was built")
+        raise FileError(
+            f"{name} is not as the plan builds it, so no file could rebuild it; save a model as it was built"
+        )
     about = {"format": FORMAT, "version": str(VERSION), "plan": str(plan), "sha256": BLANK.decode()}
     plugins = [
         {"name": p.name, "version": p.version, "distribution": p.distribution, "target": Path(p.target).name}
@@ -268,7 +274,10 @@ _IS_VERSION = re.compile(r"[A-Za-z0-9.+!_-]*")
 
 
 def _named(path: Path, text: str) -> list[_Saved]:
-    """The plugins that a file names. Raises BadFile for what unetkit never writes: a message repeats it to a shell."""
+    """Read the plugins that a file names.
+
+    Raises FileError for what unetkit never writes, since a message repeats it to a shell.
+    """
     try:
         saved = [_Saved(**plugin) for plugin in json.loads(text)]
         right = all(_IS_VERSION.fullmatch(p.version) and _IS_NAME.fullmatch(p.distribution) for p in saved)
@@ -276,7 +285,7 @@ def _named(path: Path, text: str) -> list[_Saved]:
     except (ValueError, TypeError):
         right = False
     if not right:
-        raise BadFile(f"{path} names its plugins as unetkit never does; take it again from where it is whole")
+        raise FileError(f"{path} names its plugins as unetkit never does; take it again from where it is whole")
     return saved
 
 
@@ -287,7 +296,7 @@ def _built(plan: Plan, parts: Parts, device: Any, tensors: dict[str, Tensor]) ->
         _assign(model, tensors)
         if not any(tensor.is_meta for module in model.modules() for tensor in _within(vars(module))):
             return model
-    except CannotBuild:
+    except BuildError:
         pass  # a part that cannot be made on meta; one that cannot be made at all says so again
     model = build_plan(plan, parts, device, pretrained=False)
     _assign(model, tensors)

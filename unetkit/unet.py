@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from unetkit.network import Network
 from unetkit.protocols import Align, Block, Encoder, Fusion, Head, Upsampler
 from unetkit.utils.formatting import Size
-from unetkit.utils.spatial import cut_end, same_size, size_of
+from unetkit.utils.spatial import crop_end, is_same_size, size_of
 
 
 class Stage(nn.Module):
@@ -56,13 +56,13 @@ class Stage(nn.Module):
         if skip is None:
             x = up(x, size or scaled)
             # Strided convolutions round up, so what goes over is at the far end.
-            return block(x if size is None else cut_end(x, size))
+            return block(x if size is None else crop_end(x, size))
         align, fuse = cast(Align, self.align), cast(Fusion, self.fuse)
-        x, skip = align(up(x, align.wanted(scaled, size_of(skip))), skip)
+        x, skip = align(up(x, align.target_size(scaled, size_of(skip))), skip)
         return block(fuse(x, skip))
 
 
-class Chain(nn.Sequential):
+class BlockSequence(nn.Sequential):
     """Blocks that follow one another: `double+scse`."""
 
     def __init__(self, *blocks: nn.Module) -> None:
@@ -119,7 +119,7 @@ class UNet(Network):
     def period(self) -> int:
         return max(self.strides)
 
-    def with_maps(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The logits, and the map of each stage, deep to shallow: (B, widths[i], h, w).
 
         Where the input is padded (see `padded_size`), the maps are those of the padded one.
@@ -139,11 +139,11 @@ class UNet(Network):
             if kept is not None:
                 kept.append(x)
         x = cast(Head, self.head)(x)
-        if self.logits is None or (same_size(size_of(x), size) and not self.learned):
+        if self.logits is None or (is_same_size(size_of(x), size) and not self.learned):
             return x
         # A learned upsampler goes by its stride: what goes over is at the far end, what is short is resized.
-        x = cut_end(cast(Upsampler, self.logits)(x, size), size)
-        return x if same_size(size_of(x), size) else F.interpolate(x, size, mode="bilinear")
+        x = crop_end(cast(Upsampler, self.logits)(x, size), size)
+        return x if is_same_size(size_of(x), size) else F.interpolate(x, size, mode="bilinear")
 
     @property
     def channels(self) -> tuple[int, ...]:

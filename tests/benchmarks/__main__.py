@@ -118,11 +118,11 @@ def training(rounds: int) -> Iterator[Ratio]:
     import torch
 
     from unetkit import train
-    from unetkit.bench.builtin_metrics import Resident
+    from unetkit.bench.builtin_metrics import PeakMemory
     from unetkit.data.datasets import open_data
-    from unetkit.train.trainer import Trainer, Watch
+    from unetkit.train.trainer import TrainCallback, Trainer
 
-    class Caught(Watch):
+    class Caught(TrainCallback):
         def begin(self, trainer: Trainer) -> None:
             self.trainer = trainer
             raise KeyboardInterrupt
@@ -149,11 +149,11 @@ def training(rounds: int) -> Iterator[Ratio]:
         schedule.step()
 
     def ours() -> None:
-        trainer.stepper.take(batch, 0)
+        trainer.stepper.step(batch, 0)
 
     yield compare("step of `unetkit train`, smp's resnet18 U-Net / of a plain loop", ours, theirs, rounds)
     for name, step in (("unetkit train", ours), ("a plain loop", theirs)):
-        print(f"{name}: {Resident(torch.device('cpu')).peak(step) / 2**20:.0f} MiB at most in a step", flush=True)
+        print(f"{name}: {PeakMemory(torch.device('cpu')).peak(step) / 2**20:.0f} MiB at most in a step", flush=True)
 
 
 _ARCHITECTURES = ("unet", "linknet", "fpn", "pspnet")
@@ -181,7 +181,7 @@ def grid(rounds: int) -> Iterator[Ratio]:
     yield ratio
 
 
-def _calls(rows: bench.Rows) -> Iterator[str]:
+def _calls(rows: bench.BenchRows) -> Iterator[str]:
     """Architecture, encoder and timed calls of each row, those of its baseline included."""
     for row in rows:
         timing = row.timings["latency"]

@@ -10,8 +10,8 @@ from statistics import median
 from typing import Any
 
 from unetkit.bench.results import Timing
-from unetkit.bench.statistics import minimum_ratio, ratio_of
-from unetkit.bench.timing import Rules, time_pair
+from unetkit.bench.statistics import estimate_ratio, minimum_ratio
+from unetkit.bench.timing import TimingConfig, time_pair
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Ratio:
     timing: Timing
 
     def __str__(self) -> str:
-        estimate = ratio_of(self.timing)
+        estimate = estimate_ratio(self.timing)
         first, second = median(self.timing.candidate), median(self.timing.baseline)
         return (
             f"| {self.name} | {estimate.ratio:.3f} | {estimate.low:.3f} to {estimate.high:.3f} "
@@ -39,7 +39,9 @@ HEADER = (
 def compare(name: str, first: Callable[[], Any], second: Callable[[], Any], rounds: int) -> Ratio:
     """Time two callables in so many rounds, after a call of each that does not count."""
     no_more = 1e-9  # neither seconds nor calls
-    return Ratio(name, time_pair(first, second, Rules(budget=no_more, least=rounds, sample=no_more, refill=no_more)))
+    return Ratio(
+        name, time_pair(first, second, TimingConfig(budget=no_more, least=rounds, sample=no_more, refill=no_more))
+    )
 
 
 def process(*arguments: str) -> Callable[[], Any]:

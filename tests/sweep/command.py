@@ -19,7 +19,7 @@ from tests.sweep.show import followed, summary
 from tests.sweep.subjects import SUBJECTS
 from tests.sweep.tally import Row
 from unetkit.errors import UnetkitError
-from unetkit.utils.system import cores, free
+from unetkit.utils.system import available_cores, free_memory
 
 _NAME = "python -m tests.sweep"
 #: Of the memory that is free: others need some too.
@@ -75,14 +75,14 @@ def command(
         return
     if files:
         raise click.UsageError(f"{files[0]} is a file for --table; --out says where rows go")
-    workers = jobs or len(cores())
+    workers = jobs or len(available_cores())
     settings = Settings(
         of=of,
         names=names or ("*",),
         sample=sample,
         seed=seed,
         jobs=workers,
-        memory=int(memory * 2**30) if memory else int(_SHARE * free()),
+        memory=int(memory * 2**30) if memory else int(_SHARE * free_memory()),
         real_up_to=int(real_up_to) if real_up_to is not None else Settings.real_up_to,
         timeout=timeout,
     )

@@ -18,20 +18,20 @@ from tests.sweep.settings import QUESTIONS, Settings
 from tests.sweep.subjects import SUBJECTS, Subject
 from unetkit.utils.formatting import format_bytes, format_count
 from unetkit.utils.isolation import one_line
-from unetkit.utils.processes import Say
-from unetkit.utils.system import exhausted, hold
+from unetkit.utils.processes import Emit
+from unetkit.utils.system import is_oom, limit_memory
 
 #: What a run takes beside what Peak sees: copies that kernels make in their own layout, and what the heap wastes.
 _KERNELS, _MARGIN = 128 << 20, 1.25
 _LONGEST = 240
 
 
-def measure(name: str, settings: Settings, say: Say) -> None:
+def measure(name: str, settings: Settings, say: Emit) -> None:
     """Ask everything of a name. Every fact is said as soon as it is known, so that none is lost with the process."""
     torch.set_num_threads(1)
     torch.manual_seed(settings.seed)
     warnings.simplefilter("ignore")
-    hold(settings.share)
+    limit_memory(settings.share)
     subject, sizes = SUBJECTS[settings.of], Sizes.of(name)
     say({"family": timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1], "size": sizes.own})
     ghost = _ghost(name, subject, say)
@@ -56,7 +56,7 @@ def cause(error: BaseException) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]} ..."
 
 
-def _ghost(name: str, subject: Subject, say: Say) -> Any:
+def _ghost(name: str, subject: Subject, say: Emit) -> Any:
     """The network on meta, built against the clock; None where it cannot be built."""
     start = perf_counter()
     try:
@@ -84,7 +84,7 @@ def _too_large(needs: int, parameters: int, settings: Settings) -> str:
     return f"needs {format_bytes(needs)} of {format_bytes(settings.share)}" if needs > settings.share else ""
 
 
-def _really(name: str, subject: Subject, sizes: Sizes, say: Say) -> bool:
+def _really(name: str, subject: Subject, sizes: Sizes, say: Emit) -> bool:
     """Ask a network of real weights; whether its share of memory was enough."""
     say({"real": True})
     try:
@@ -92,7 +92,7 @@ def _really(name: str, subject: Subject, sizes: Sizes, say: Say) -> bool:
         for question in QUESTIONS:
             say({question: _answer(question, model, sizes, "cpu")})
     except Exception as error:  # whatever a library raises as it builds
-        if exhausted(error):
+        if is_oom(error):
             return False
         say({"built": f"on real tensors: {cause(error)}", **dict.fromkeys(QUESTIONS, "not built")})
     return True
@@ -103,7 +103,7 @@ def _answer(question: str, model: nn.Module, sizes: Sizes, device: str) -> str:
         with torch.device(device):  # for tensors that a model makes as it runs
             sizes.ask(question, model)
     except Exception as error:  # as above
-        if exhausted(error):
+        if is_oom(error):
             raise
         return cause(error)
     return "ok"

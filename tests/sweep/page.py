@@ -9,8 +9,8 @@ from pathlib import Path
 from tests.sweep.record import Recorded, combined
 from tests.sweep.settings import ANSWERS
 from tests.sweep.tally import TITLES, Row, failures, groups, ok, slowest, totals
-from unetkit.errors import BadFile
-from unetkit.utils.files import written_whole
+from unetkit.errors import FileError
+from unetkit.utils.files import atomic_write
 from unetkit.utils.formatting import format_count
 
 _BLOCK = re.compile(r"(<!-- rendered: sweep -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -22,31 +22,31 @@ def refresh(page: Path, files: Sequence[Path]) -> None:
     """Write the table of `files` between the marks of a page.
 
     Raises:
-        BadFile: a file is none of a sweep's, or the page cannot be written or has no marks.
+        FileError: a file is none of a sweep's, or the page cannot be written or has no marks.
     """
     table = rendered(files)
     try:
         text = page.read_text(encoding="utf-8")
         if not _BLOCK.search(text):
-            raise BadFile(f"{page} has no `<!-- rendered: sweep -->` with an `<!-- end -->` to write between")
-        with written_whole(page) as temporary:
+            raise FileError(f"{page} has no `<!-- rendered: sweep -->` with an `<!-- end -->` to write between")
+        with atomic_write(page) as temporary:
             temporary.write_text(_BLOCK.sub(lambda b: f"{b[1]}\n{table}\n\n{b[2]}", text), encoding="utf-8")
     except OSError as error:
-        raise BadFile(f"{page} cannot be written: {error.strerror or error}; --page says which page") from error
+        raise FileError(f"{page} cannot be written: {error.strerror or error}; --page says which page") from error
 
 
 def rendered(files: Sequence[Path]) -> str:
     """The table as Markdown.
 
     Raises:
-        BadFile: a file is not there, or none of a sweep's, or none holds a row.
+        FileError: a file is not there, or none of a sweep's, or none holds a row.
     """
     recorded = combined(files)
     asked: dict[str, list[Row]] = {}
     for (of, _), row in sorted(recorded.rows.items(), key=lambda item: (item[0][0] != "unetkit", item[0])):
         asked.setdefault(of, []).append(row)
     if not asked:
-        raise BadFile(f"{' and '.join(map(str, files))} holds no row; `python -m tests.sweep` measures some")
+        raise FileError(f"{' and '.join(map(str, files))} holds no row; `python -m tests.sweep` measures some")
     known = {row["name"]: str(row["strides"]) for rows in asked.values() for row in rows[::-1] if "strides" in row}
     known |= {row["name"]: str(row["strides"]) for row in asked.get("unetkit", []) if "strides" in row}
     parts = [_totals(asked), _made_with(recorded)]

@@ -19,12 +19,12 @@ class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
     What a kernel takes for itself while it runs is not seen.
     """
 
-    def __init__(self, left_out: Iterable[Tensor]) -> None:
-        """`left_out`: parameters and buffers, which are there before."""
+    def __init__(self, existing: Iterable[Tensor]) -> None:
+        """`existing`: parameters and buffers, which are there before."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = 0
         self._now = 0
-        self._left_out = {storage(tensor) for tensor in left_out}
+        self._existing = {storage(tensor) for tensor in existing}
         self._alive: dict[int, Any] = {}  # storage -> what tells when it is gone
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -36,7 +36,7 @@ class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _see(self, tensor: Tensor) -> None:
         key, memory = storage(tensor), tensor.untyped_storage()
-        if key in self._left_out or key in self._alive:
+        if key in self._existing or key in self._alive:
             return
         size = memory.nbytes()
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unetkit.errors import UnetkitError
 from unetkit.utils.formatting import Size
-from unetkit.utils.system import exhausted
+from unetkit.utils.system import is_oom
 
 ODD, SMALL = (97, 131), (33, 65)
 #: Where a model takes more than its own size, a training step at this one shows the same for a third of the time.
@@ -62,7 +62,7 @@ class Sizes:
         try:
             learns(model, self.trained)
         except Exception as error:  # whatever a library raises
-            if self.trained == self.own or exhausted(error) or isinstance(error, Unmet):
+            if self.trained == self.own or is_oom(error) or isinstance(error, Unmet):
                 raise
             learns(model, self.own)
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.sweep.settings import ANSWERS, Settings
-from unetkit.errors import BadFile
-from unetkit.utils.files import Lines, line_of, read_lines, written_whole
+from unetkit.errors import FileError
+from unetkit.utils.files import JsonLinesWriter, atomic_write, encode_json_line, read_json_lines
 
 
 @dataclass
@@ -51,10 +51,10 @@ def read(path: Path) -> Recorded:
     """Read a file; one that is not there holds nothing.
 
     Raises:
-        BadFile: a line, other than one at the end that was cut off, is none of a sweep's.
+        FileError: a line, other than one at the end that was cut off, is none of a sweep's.
     """
     recorded = Recorded()
-    read_lines(path, recorded.add, "sweep")
+    read_json_lines(path, recorded.add, "sweep")
     return recorded
 
 
@@ -65,13 +65,13 @@ class Record:
         """Open it, cut off a torn last line, and write the header that is to go above the rows.
 
         Raises:
-            BadFile: it cannot be written, is no sweep's, or another sweep is writing to it.
+            FileError: it cannot be written, is no sweep's, or another sweep is writing to it.
         """
         self.path = path
-        self._lines = Lines(path, "sweep")
+        self._lines = JsonLinesWriter(path, "sweep")
         try:
             self.recorded = read(path)
-        except BadFile:
+        except FileError:
             self._lines.close()
             raise
         header = settings.header()
@@ -88,8 +88,8 @@ class Record:
         """Leave out rows that later ones took the place of, and headers without rows."""
         used = {row["at"] for row in self.recorded.rows.values()}
         headers = [header for key, header in self.recorded.headers.items() if key in used]
-        with written_whole(self.path) as temporary:
-            temporary.write_bytes(b"".join(map(line_of, (*headers, *self.recorded.rows.values()))))
+        with atomic_write(self.path) as temporary:
+            temporary.write_bytes(b"".join(map(encode_json_line, (*headers, *self.recorded.rows.values()))))
 
     def close(self) -> None:
         self._lines.close()
@@ -104,7 +104,7 @@ def combined(paths: Iterable[Path]) -> Recorded:
     together = Recorded()
     for path in paths:
         if not path.exists():
-            raise BadFile(f"there is no file {path}; `python -m tests.sweep --out {path}` makes it")
+            raise FileError(f"there is no file {path}; `python -m tests.sweep --out {path}` makes it")
         found = read(path)
         together.headers.update(found.headers)
         together.rows.update(found.rows)

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterable
 from tests.sweep.settings import ANSWERS, Settings
 from tests.sweep.subjects import SUBJECTS
 from tests.sweep.tally import Row
-from unetkit.utils.processes import Ended, run_tasks
+from unetkit.utils.processes import TaskResult, run_tasks
 
 #: What a child calls, (name, settings, say).
 MEASURE = "tests.sweep.measure:measure"
@@ -24,7 +24,7 @@ def rows(names: Iterable[str], settings: Settings, ask: str = MEASURE) -> Genera
         measured.close()
 
 
-def _row(ended: Ended) -> Row:
+def _row(ended: TaskResult) -> Row:
     """What a child was busy with when it died is what failed."""
     row = {"name": ended.task, **ended.said}
     missing = [answer for answer in ANSWERS if answer not in row]

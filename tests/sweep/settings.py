@@ -12,10 +12,10 @@ from importlib.metadata import version
 from typing import Any
 
 from tests.sweep.subjects import SUBJECTS
-from unetkit.errors import UnknownName, nearest
+from unetkit.errors import UnknownNameError, did_you_mean
 from unetkit.parts.encoders.timm_catalog import timm_model_names
 from unetkit.utils.formatting import format_bytes
-from unetkit.utils.system import code, cpu
+from unetkit.utils.system import code_digest, cpu_name
 
 #: What is answered of every name, in this order: "ok", or the cause of the failure in one line.
 ANSWERS = ("built", "own", "odd", "small", "backward")
@@ -55,12 +55,12 @@ class Settings:
         """The names in random order: whatever part of it is done is a random sample of the whole.
 
         Raises:
-            UnknownName: no name matches.
+            UnknownNameError: no name matches.
         """
         found = sorted(name for name in timm_model_names() if any(fnmatchcase(name, glob) for glob in self.names))
         if not found:
             asked = " ".join(self.names)
-            raise UnknownName(f"no name of timm's matches {asked}{nearest(asked, timm_model_names())}")
+            raise UnknownNameError(f"no name of timm's matches {asked}{did_you_mean(asked, timm_model_names())}")
         random.Random(self.seed).shuffle(found)
         return found[: self.sample]
 
@@ -68,13 +68,13 @@ class Settings:
         """What decides the answers: what was measured with others is measured again."""
         return {
             **{name: version(name) for name in SUBJECTS[self.of].distributions},
-            **({"code": code()} if self.of == "unetkit" else {}),
+            **({"code": code_digest()} if self.of == "unetkit" else {}),
             "python": platform.python_version(),
         }
 
     def header(self) -> dict[str, Any]:
         """What stands once for all rows of a sweep."""
         chosen = {"names": " ".join(self.names), "sample": self.sample, "seed": self.seed, "planned": len(self.order())}
-        machine = f"{cpu()}, {os.cpu_count()} cores"
+        machine = f"{cpu_name()}, {os.cpu_count()} cores"
         took = {"jobs": self.jobs, "memory": format_bytes(self.memory), "real_up_to": self.real_up_to}
         return {"of": self.of, **self.versions(), "cpu": machine, **chosen, **took, "date": date.today().isoformat()}

@@ -9,15 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unetkit.bench.results import Header, Row, Run, Timing
-    from unetkit.bench.runner import Rows, read, run
+    from unetkit.bench.results import BenchRow, BenchRun, Header, Timing
+    from unetkit.bench.runner import BenchRows, read, run
     from unetkit.registry import MetricInfo
 
 _WHERE = {
     **dict.fromkeys(("run", "read", "Rows"), "unetkit.bench.runner"),
     **dict.fromkeys(("Header", "MetricInfo", "Row", "Run", "Timing"), "unetkit.bench.results"),
 }
-__all__ = ["Header", "MetricInfo", "Row", "Rows", "Run", "Timing", "read", "run"]
+__all__ = ["BenchRow", "BenchRows", "BenchRun", "Header", "MetricInfo", "Timing", "read", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,11 +21,11 @@ from torch.nn import functional as F
 
 from unetkit.bench.grid import Mode
 from unetkit.builder import build_plan
-from unetkit.errors import CannotBuild, CannotPass
+from unetkit.errors import BuildError, InputSizeError
 from unetkit.plan import Plan
 from unetkit.registry import Parts
 from unetkit.serialization import save
-from unetkit.summary.forward_hooks import network_of, size_for, tensors_of
+from unetkit.summary.forward_hooks import input_size_for, network_of, tensors_of
 from unetkit.summary.report import Trace
 from unetkit.summary.trace import trace
 from unetkit.utils.formatting import Size
@@ -33,7 +33,7 @@ from unetkit.utils.formatting import Size
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-class Resident:
+class PeakMemory:
     """What is held beyond what was held when this was made.
 
     On a CPU it is the anonymous memory of the process: that of files (the libraries' own code, which a first pass
@@ -49,7 +49,7 @@ class Resident:
         """Call `run`; the most bytes that were held while it ran.
 
         Raises:
-            CannotBuild: the system does not tell (on a CPU, Linux alone does).
+            BuildError: the system does not tell (on a CPU, Linux alone does).
         """
         if self.device.type == "cuda":
             return self._on_gpu(run)
@@ -57,7 +57,7 @@ class Resident:
         try:
             _CLEAR.write_text("5")  # sets the high-water mark back to what is held now
         except OSError as error:
-            raise CannotBuild(f"the high-water mark of memory cannot be set back here: {error}") from error
+            raise BuildError(f"the high-water mark of memory cannot be set back here: {error}") from error
         run()
         return _told("VmHWM") - _told("RssFile") - self._base
 
@@ -73,7 +73,7 @@ class Resident:
 def _told(what: str) -> int:
     found = _status(what)
     if found is None:
-        raise CannotBuild("peak memory on a CPU is read from /proc/self/status, which this system has not")
+        raise BuildError("peak memory on a CPU is read from /proc/self/status, which this system has not")
     return found
 
 
@@ -94,7 +94,7 @@ def _trim() -> None:
 
 
 @dataclass
-class Subject:
+class BenchModel:
     """What a metric measures. The network and its input are made when they are first asked for.
 
     Attributes:
@@ -119,10 +119,10 @@ class Subject:
         return build_plan(plan, self.parts, self.device).eval().to(memory_format=self.memory_format)
 
     @cached_property
-    def resident(self) -> Resident:
+    def resident(self) -> PeakMemory:
         """What the process held before this network was made."""
         build_plan(self.plan, self.parts, "meta")  # what a build imports is none of the network's
-        return Resident(self.device)
+        return PeakMemory(self.device)
 
     @cached_property
     def model(self) -> nn.Module:
@@ -140,14 +140,14 @@ class Subject:
         """The input, (batch, in_channels, H, W), of normal noise."""
         _ = self.model
         network = network_of(self.model)
-        shape = (self.batch, network.whole.in_channels or 3, *self.size)
+        shape = (self.batch, network.resolved_plan.in_channels or 3, *self.size)
         drawn = torch.randn(shape, generator=torch.Generator().manual_seed(self.seed))
         return drawn.to(self.device).contiguous(memory_format=self.memory_format)
 
     @property
     def size(self) -> Size:
         """Height and width of the input: as planned, else the network's own."""
-        return size_for(network_of(self.model), self.plan.size)
+        return input_size_for(network_of(self.model), self.plan.size)
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -184,24 +184,24 @@ class Subject:
 _BUILDS = 3
 
 
-def parameters(subject: Subject) -> int:
+def parameters(subject: BenchModel) -> int:
     """Parameters of the whole network, counted on meta tensors."""
     return subject.trace.parameters
 
 
-def macs(subject: Subject) -> int:
+def macs(subject: BenchModel) -> int:
     """Multiply-accumulates of one forward pass of the batch: half of what torch's FlopCounterMode counts, on meta
     tensors. Resizing, norms and activations count nothing.
     """
     return subject.trace.macs
 
 
-def activations(subject: Subject) -> int:
+def activations(subject: BenchModel) -> int:
     """Bytes that autograd keeps for the backward pass of the batch in float32, parameters left out; on meta tensors."""
     return subject.trace.activation_bytes
 
 
-def build(subject: Subject) -> float:
+def build(subject: BenchModel) -> float:
     """Seconds from the line to a network with random weights on its device, libraries imported: median of 3 builds."""
     taken = []
     for _ in range(1 + _BUILDS):
@@ -213,7 +213,7 @@ def build(subject: Subject) -> float:
     return median(taken[1:])
 
 
-def disk(subject: Subject) -> int:
+def disk(subject: BenchModel) -> int:
     """Bytes of the safetensors file that `unetkit build --save` writes, weights in float32."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.safetensors")
@@ -221,32 +221,32 @@ def disk(subject: Subject) -> int:
         return path.stat().st_size
 
 
-def memory(subject: Subject) -> int:
+def memory(subject: BenchModel) -> int:
     """Most bytes held in eval mode, weights and input included: CUDA's counters, or the process's high-water mark."""
     _no_compiler(subject)
     return subject.resident.peak(lambda: (subject.forward(), subject.forward()))
 
 
-def training_memory(subject: Subject) -> int:
+def training_memory(subject: BenchModel) -> int:
     """Most bytes held by training steps, gradients and AdamW's state included: measured as `memory` is."""
     _no_compiler(subject)
     step = training(subject)
     return subject.resident.peak(lambda: (step(), step()))
 
 
-def _no_compiler(subject: Subject) -> None:
+def _no_compiler(subject: BenchModel) -> None:
     if subject.mode.compiled and subject.device.type == "cpu":
-        raise CannotPass("not measured: on a CPU the memory of the compiler itself would count")
+        raise InputSizeError("not measured: on a CPU the memory of the compiler itself would count")
 
 
-def latency(subject: Subject) -> Callable[[], object]:
+def latency(subject: BenchModel) -> Callable[[], object]:
     """Seconds for one forward pass of the batch in eval mode, without gradients, input on the device."""
     subject.model.eval()
     _ = subject.x
     return subject.forward
 
 
-def training(subject: Subject) -> Callable[[], object]:
+def training(subject: BenchModel) -> Callable[[], object]:
     """Seconds for one training step of the batch: forward, cross-entropy, backward, AdamW."""
     subject.model.train()
     # A rate of 0 costs the same and leaves the weights as they are: none drifts to numbers that compute more slowly.
@@ -267,10 +267,10 @@ def training(subject: Subject) -> Callable[[], object]:
     return step
 
 
-def _labels(output: Tensor, subject: Subject) -> Tensor:
+def _labels(output: Tensor, subject: BenchModel) -> Tensor:
     """A class for each pixel of an output, (batch, H, W), drawn at random."""
     if output.dim() != 4:
-        raise CannotPass(
+        raise InputSizeError(
             f"in training it gives a tensor of {output.dim()} dimensions, and a loss is taken of (B,C,H,W)"
         )
     drawn = torch.Generator().manual_seed(subject.seed)

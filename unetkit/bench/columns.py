@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
-from unetkit.bench.results import Row, Run, Timing
-from unetkit.bench.statistics import Estimate, fluctuation, format_interval, minimum_ratio, quantile, ratio_of
-from unetkit.errors import BadOption, UnknownName, nearest
+from unetkit.bench.results import BenchRow, BenchRun, Timing
+from unetkit.bench.statistics import Estimate, estimate_ratio, fluctuation, format_interval, minimum_ratio, quantile
+from unetkit.errors import OptionError, UnknownNameError, did_you_mean
 from unetkit.registry import Better, MetricInfo
 from unetkit.utils.formatting import format_digits, format_metric, format_ratio, format_seconds
 
@@ -30,7 +30,7 @@ HIDDEN = 9
 
 
 @dataclass(frozen=True)
-class Aspect:
+class TimingColumn:
     """One of the columns that every timed metric has.
 
     Attributes:
@@ -43,8 +43,8 @@ class Aspect:
 
     suffix: str
     summary: str
-    value: Callable[[Timing, Row], float | str]
-    text: Callable[[Timing, Row], str]
+    value: Callable[[Timing, BenchRow], float | str]
+    text: Callable[[Timing, BenchRow], str]
     unit: str = ""
     better: Better = "less"
     ranks: tuple[int, int] = (HIDDEN, HIDDEN)
@@ -53,7 +53,7 @@ class Aspect:
 @lru_cache(maxsize=8192)
 def estimate_of(timing: Timing) -> Estimate:
     """The ratio to the baseline, worked out once, though numbers, texts and sorting all ask for it."""
-    return ratio_of(timing)
+    return estimate_ratio(timing)
 
 
 def _p50(timing: Timing) -> float:
@@ -64,7 +64,7 @@ def _p90(timing: Timing) -> float:
     return quantile(timing.candidate, 0.9)
 
 
-def _rate(timing: Timing, row: Row) -> float:
+def _rate(timing: Timing, row: BenchRow) -> float:
     return row.batch / _p50(timing)
 
 
@@ -74,20 +74,20 @@ def _judged(timing: Timing) -> str:
 
 def _seconds(
     suffix: str, summary: str, of: Callable[[Timing], float], ranks: tuple[int, int] = (HIDDEN, HIDDEN)
-) -> Aspect:
-    return Aspect(suffix, summary, lambda t, row: of(t), lambda t, row: format_seconds(of(t)), "s", ranks=ranks)
+) -> TimingColumn:
+    return TimingColumn(suffix, summary, lambda t, row: of(t), lambda t, row: format_seconds(of(t)), "s", ranks=ranks)
 
 
-def _ratio(suffix: str, summary: str, of: Callable[[Timing], float]) -> Aspect:
-    return Aspect(suffix, summary, lambda t, row: of(t), lambda t, row: format_ratio(of(t)))
+def _ratio(suffix: str, summary: str, of: Callable[[Timing], float]) -> TimingColumn:
+    return TimingColumn(suffix, summary, lambda t, row: of(t), lambda t, row: format_ratio(of(t)))
 
 
 #: In the order of the columns.
-ASPECTS = (
+TIMING_COLUMNS = (
     _seconds("", "median of the rounds", _p50, (0, 1)),
     _seconds("p90", "nine of ten rounds took no longer", _p90, (5, HIDDEN)),
     _seconds("min", "the fastest round", lambda t: min(t.candidate), (2, HIDDEN)),
-    Aspect(
+    TimingColumn(
         "rate",
         "images a second: batch over median",
         _rate,
@@ -96,7 +96,7 @@ ASPECTS = (
         "more",
         (4, HIDDEN),
     ),
-    Aspect(
+    TimingColumn(
         "ratio",
         "to the baseline in the same rounds, with its 95% interval and verdict",
         lambda t, row: estimate_of(t).ratio,
@@ -105,7 +105,7 @@ ASPECTS = (
     ),
     _ratio("ratio-low", "lower end of the interval", lambda t: estimate_of(t).low),
     _ratio("ratio-high", "upper end of the interval", lambda t: estimate_of(t).high),
-    Aspect(
+    TimingColumn(
         "verdict",
         "slower, faster, same or inconclusive against the baseline",
         lambda t, row: estimate_of(t).verdict,
@@ -113,13 +113,15 @@ ASPECTS = (
         better="",
     ),
     _ratio("min-ratio", "the fastest round over the baseline's fastest", minimum_ratio),
-    Aspect(
+    TimingColumn(
         "fluctuation",
         "interquartile range over median: above 10% a row is noisy, above 25% unreliable",
         lambda t, row: fluctuation(t.candidate),
         lambda t, row: f"{fluctuation(t.candidate):.1%}",
     ),
-    Aspect("rounds", "rounds timed", lambda t, row: len(t.candidate), lambda t, row: str(len(t.candidate)), better=""),
+    TimingColumn(
+        "rounds", "rounds timed", lambda t, row: len(t.candidate), lambda t, row: str(len(t.candidate)), better=""
+    ),
 )
 
 
@@ -143,27 +145,27 @@ class Column:
     title: str
     unit: str
     better: Better
-    value: Callable[[Row], Value]
-    text: Callable[[Row], str]
+    value: Callable[[BenchRow], Value]
+    text: Callable[[BenchRow], str]
     rank: int = 0
     summary: str = ""
     factor: bool = False
 
 
-def columns_of(run: Run) -> list[Column]:
+def columns_of(run: BenchRun) -> list[Column]:
     """Every column that a run has."""
     first = next((metric.name for metric in run.header.metrics if metric.timed), "")
     varied = varying(run)
     columns = [_factor(name, 0) for name in varied] + [_factor(name, HIDDEN) for name in constants(run)]
     for metric in run.header.metrics:
         if metric.timed:
-            columns += [_timed(metric, aspect, aspect.ranks[metric.name != first]) for aspect in ASPECTS]
+            columns += [_timed(metric, aspect, aspect.ranks[metric.name != first]) for aspect in TIMING_COLUMNS]
         else:
             columns.append(_plain(metric))
     return columns
 
 
-def varying(run: Run) -> list[str]:
+def varying(run: BenchRun) -> list[str]:
     """The factors in which rows differ, in the order of the grid; one that some rows have not is among them."""
     return varied([row.factors for row in run.rows])
 
@@ -174,21 +176,21 @@ def varied(found: Sequence[Mapping[str, str]]) -> list[str]:
     return [name for name in names if len({factors.get(name) for factors in found}) > 1]
 
 
-def constants(run: Run) -> dict[str, str]:
+def constants(run: BenchRun) -> dict[str, str]:
     """The factors that all rows share."""
     varied = varying(run)
     return {name: run.rows[0].factors[name] for name in _factors(run) if name not in varied}
 
 
-def _factors(run: Run) -> list[str]:
+def _factors(run: BenchRun) -> list[str]:
     return list(dict.fromkeys(name for row in run.rows for name in row.factors))
 
 
 def _factor(name: str, rank: int) -> Column:
-    def value(row: Row) -> Value:
+    def value(row: BenchRow) -> Value:
         return _number(row.factors.get(name))
 
-    def text(row: Row) -> str:
+    def text(row: BenchRow) -> str:
         return row.factors.get(name, "")
 
     return Column(name, name, "", "", value, text, rank, "chosen by the grid", factor=True)
@@ -202,26 +204,26 @@ def _number(text: str | None) -> Value:
 
 
 def _plain(metric: MetricInfo) -> Column:
-    def value(row: Row) -> Value:
+    def value(row: BenchRow) -> Value:
         return row.figures.get(metric.name)
 
-    def text(row: Row) -> str:
+    def text(row: BenchRow) -> str:
         number = row.figures.get(metric.name)
         return _missing(metric, row) if number is None else format_metric(number, metric.unit)
 
     return Column(metric.name, metric.name, metric.unit, metric.better, value, text, 3, metric.summary)
 
 
-def _missing(metric: MetricInfo, row: Row) -> str:
+def _missing(metric: MetricInfo, row: BenchRow) -> str:
     return "failed" if metric.name in row.failures else ""
 
 
-def _timed(metric: MetricInfo, aspect: Aspect, rank: int) -> Column:
-    def value(row: Row) -> Value:
+def _timed(metric: MetricInfo, aspect: TimingColumn, rank: int) -> Column:
+    def value(row: BenchRow) -> Value:
         timing = row.timings.get(metric.name)
         return None if timing is None else aspect.value(timing, row)
 
-    def text(row: Row) -> str:
+    def text(row: BenchRow) -> str:
         timing = row.timings.get(metric.name)
         return _missing(metric, row) if timing is None else aspect.text(timing, row)
 
@@ -249,18 +251,20 @@ _UNITS = {
 
 
 def find_column(columns: Sequence[Column], name: str, option: str) -> Column:
-    """The column of that name. Raises UnknownName, which lists all."""
+    """The column of that name. Raises UnknownNameError, which lists all."""
     for found in columns:
         if found.name == name:
             return found
     names = [found.name for found in columns]
-    raise UnknownName(f"{option}: no column is called {name!r}{nearest(name, names)}; there are {', '.join(names)}")
+    raise UnknownNameError(
+        f"{option}: no column is called {name!r}{did_you_mean(name, names)}; there are {', '.join(names)}"
+    )
 
 
 def select_columns(columns: Sequence[Column], names: str | None) -> list[Column]:
     """The columns that tell rows apart and those that `--columns a,b` names, or all that are shown unasked.
 
-    Raises UnknownName.
+    Raises UnknownNameError.
     """
     if names is None:
         return [found for found in columns if found.rank < HIDDEN]
@@ -268,10 +272,12 @@ def select_columns(columns: Sequence[Column], names: str | None) -> list[Column]
     return [*(found for found in columns if found.factor and not found.rank and found not in named), *named]
 
 
-def sort_rows(rows: Sequence[Row], columns: Sequence[Column], names: str | None) -> list[Row]:
+def sort_rows(rows: Sequence[BenchRow], columns: Sequence[Column], names: str | None) -> list[BenchRow]:
     """The rows as `--sort a,-b` has them: by `a`, and where that is equal by `b` downwards.
 
-    Rows without a figure come last, whichever way; those that were not measured after all others. Raises UnknownName.
+    Rows without a figure come last in either direction, and rows that were not measured come after those.
+
+    Raises UnknownNameError.
     """
     rows = list(rows)
     for name in reversed(names.split(",") if names else []):
@@ -282,8 +288,8 @@ def sort_rows(rows: Sequence[Row], columns: Sequence[Column], names: str | None)
     return sorted(rows, key=lambda row: not row.measured)
 
 
-def filter_rows(rows: Sequence[Row], columns: Sequence[Column], filters: Sequence[str]) -> list[Row]:
-    """The rows that pass every filter, as `latency<50ms`, `batch>=8`, `encoder=resnet*`. Raises BadOption."""
+def filter_rows(rows: Sequence[BenchRow], columns: Sequence[Column], filters: Sequence[str]) -> list[BenchRow]:
+    """The rows that pass every filter, as `latency<50ms`, `batch>=8`, `encoder=resnet*`. Raises OptionError."""
     asked = [_asked(columns, text) for text in filters]
     return [row for row in rows if all(passes(row) for passes in asked)]
 
@@ -296,19 +302,19 @@ def _natural(value: Value) -> tuple[object, ...]:
     return (1, *((int(part), "") if part.isdigit() else (-1, part) for part in parts))
 
 
-def _asked(columns: Sequence[Column], text: str) -> Callable[[Row], bool]:
+def _asked(columns: Sequence[Column], text: str) -> Callable[[BenchRow], bool]:
     """What one filter asks of a row."""
     found = _FILTER.fullmatch(text)
     if not found:
-        raise BadOption(f"--filter {text!r}: write a column, one of < <= > >= = != and a value, as 'latency<50ms'")
+        raise OptionError(f"--filter {text!r}: write a column, one of < <= > >= = != and a value, as 'latency<50ms'")
     name, sign, wanted = found.groups()
     asked, sign = find_column(columns, name, f"--filter {text!r}"), "=" if sign == "==" else sign
     number = _parse_number(wanted, asked.unit)
     if number is None and sign not in ("=", "!="):
         units = ", ".join(_UNITS.get(asked.unit, [])) or asked.unit
-        raise BadOption(f"--filter {text!r}: {wanted!r} is no number; what may follow one here: {units}")
+        raise OptionError(f"--filter {text!r}: {wanted!r} is no number; what may follow one here: {units}")
 
-    def passes(row: Row) -> bool:
+    def passes(row: BenchRow) -> bool:
         value = asked.value(row)
         if value is None:
             return sign == "!="

@@ -13,13 +13,13 @@ from typing import Any
 import numpy
 
 from unetkit.bench.columns import estimate_of
-from unetkit.bench.devices import disturbed
-from unetkit.bench.results import Header, Row, Run, Timing
-from unetkit.bench.statistics import SAME, Estimate, compare, format_interval, log_draws
-from unetkit.errors import BadOption
+from unetkit.bench.devices import contention_warning
+from unetkit.bench.results import BenchRow, BenchRun, Header, Timing
+from unetkit.bench.statistics import SAME, Estimate, format_interval, judge_together, log_draws
+from unetkit.errors import OptionError
 from unetkit.registry import MetricInfo
 from unetkit.utils.formatting import format_metric, format_ratio
-from unetkit.utils.tables import Cells, Listing
+from unetkit.utils.tables import Listing, TableData
 
 #: Verdicts, the worst first. "changed": nobody knows which way is better. "unpaired": raw times, which prove nothing.
 VERDICTS = ("worse", "changed", "unpaired", "inconclusive", "better", "same")
@@ -43,7 +43,7 @@ class Change:
         note: why a or b is missing.
     """
 
-    row: Row
+    row: BenchRow
     metric: MetricInfo | None
     a: float | None
     b: float | None
@@ -62,7 +62,7 @@ class Change:
         return abs(self.b - self.a) / max(abs(self.a), abs(self.b), 1e-300)
 
 
-def changes(a: Row, b: Row, metrics: tuple[MetricInfo, ...], paired: bool) -> Iterator[Change]:
+def compare_rows(a: BenchRow, b: BenchRow, metrics: tuple[MetricInfo, ...], paired: bool) -> Iterator[Change]:
     """Every figure that both runs ask of a row; ratios of times are not judged yet, which takes all of them.
 
     Args:
@@ -96,13 +96,13 @@ def quotient(a: Timing, b: Timing) -> Estimate:
     return Estimate(exp(middle), exp(min(low, middle)), exp(max(high, middle)), rounds)
 
 
-def judged(estimates: Sequence[Estimate], margin: float) -> list[str]:
+def judge_changes(estimates: Sequence[Estimate], margin: float) -> list[str]:
     """The verdicts of a whole comparison.
 
     Worse or better where the whole interval lies beyond the margin, and the difference is one among so many figures,
     by Holm (`statistics.compare`); the same where the interval lies within 5%.
     """
-    holds = [verdict in ("slower", "faster") for verdict in compare(estimates)]
+    holds = [verdict in ("slower", "faster") for verdict in judge_together(estimates)]
     return [_judged(estimate, margin, sure) for estimate, sure in zip(estimates, holds, strict=True)]
 
 
@@ -114,25 +114,25 @@ def _judged(estimate: Estimate, margin: float, sure: bool) -> str:
     return "same" if estimate.low >= 1 / (1 + SAME) and estimate.high <= 1 + SAME else "inconclusive"
 
 
-def _number(row: Row, metric: MetricInfo) -> float | None:
+def _number(row: BenchRow, metric: MetricInfo) -> float | None:
     if metric.timed:
         timing = row.timings.get(metric.name)
         return median(timing.candidate) if timing else None
     return row.figures.get(metric.name)
 
 
-def _timed(a: Row, b: Row, metric: MetricInfo, paired: bool) -> Change:
+def _timed(a: BenchRow, b: BenchRow, metric: MetricInfo, paired: bool) -> Change:
     medians = _number(a, metric), _number(b, metric)
     if not paired:
         return Change(b, metric, *medians, "unpaired")
     before, after = (row.timings[metric.name] for row in (a, b))
     ratios = estimate_of(before).ratio, estimate_of(after).ratio
     noise = max(a.others, b.others)
-    note = f"other work took {noise:.0%} of its cores" if disturbed(noise) else ""
+    note = f"other work took {noise:.0%} of its cores" if contention_warning(noise) else ""
     return Change(b, metric, *medians, "", quotient(before, after), ratios, note)
 
 
-def _plain(row: Row, metric: MetricInfo, a: float, b: float) -> Change:
+def _plain(row: BenchRow, metric: MetricInfo, a: float, b: float) -> Change:
     if metric.unit == "s":
         return Change(row, metric, a, b, "unpaired")
     slack = max(_SHARE * max(a, b), _BYTES) if metric.name in PEAKS else 0.0
@@ -165,8 +165,8 @@ class Diff:
     differences: list[str]
     notes: list[str]
     changes: list[Change]
-    only_a: list[Row]
-    only_b: list[Row]
+    only_a: list[BenchRow]
+    only_b: list[BenchRow]
 
     @property
     def worse(self) -> bool:
@@ -180,7 +180,7 @@ class Diff:
         return {verdict: counted[verdict] for verdict in VERDICTS if counted[verdict]}
 
 
-def diff_runs(a: Run, b: Run, *, margin: float = MARGIN, unpaired: bool = False) -> Diff:
+def diff_runs(a: BenchRun, b: BenchRun, *, margin: float = MARGIN, unpaired: bool = False) -> Diff:
     """Compare every figure of the rows that both runs have, matched by id.
 
     Times are compared as ratios to the baseline that both runs were timed against, so that a machine that is slower
@@ -192,20 +192,20 @@ def diff_runs(a: Run, b: Run, *, margin: float = MARGIN, unpaired: bool = False)
         unpaired: where the baselines differ, show raw medians, without a verdict, instead of refusing.
 
     Raises:
-        BadOption: both have times, and their baselines differ; or the runs share no row.
+        OptionError: both have times, and their baselines differ; or the runs share no row.
     """
     metrics = _shared(a.header, b.header)
     paired = _baseline(a.header) == _baseline(b.header)
     if not paired and not unpaired and any(metric.timed for metric in metrics):
-        raise BadOption(
+        raise OptionError(
             f"times cannot be compared: the baseline of {a.folder} is {_baseline(a.header)}, that of {b.folder} "
             f"{_baseline(b.header)}; --unpaired shows raw medians, without a verdict, and compares all else"
         )
     before, after = ({row.id: row for row in run.rows} for run in (a, b))
     both = [(before[id_], after[id_]) for id_ in before if id_ in after]
     if not both:
-        raise BadOption(f"{a.folder} and {b.folder} have no row in common: nothing can be compared")
-    found = _all_judged([change for pair in both for change in changes(*pair, metrics, paired)], margin)
+        raise OptionError(f"{a.folder} and {b.folder} have no row in common: nothing can be compared")
+    found = _all_judged([change for pair in both for change in compare_rows(*pair, metrics, paired)], margin)
     return Diff(
         a.folder,
         b.folder,
@@ -219,7 +219,7 @@ def diff_runs(a: Run, b: Run, *, margin: float = MARGIN, unpaired: bool = False)
 
 def _all_judged(found: list[Change], margin: float) -> list[Change]:
     ratios = [change.ratio for change in found if change.ratio]
-    verdicts = iter(judged(ratios, margin))
+    verdicts = iter(judge_changes(ratios, margin))
     return [_noted(replace(change, verdict=next(verdicts))) if change.ratio else change for change in found]
 
 
@@ -258,7 +258,7 @@ def _unmatched(a: Header, b: Header) -> Iterator[str]:
             yield f"measured in {name} alone: {', '.join(only)}"
 
 
-def _drift(both: list[tuple[Row, Row]], metrics: tuple[MetricInfo, ...], paired: bool) -> Iterator[str]:
+def _drift(both: list[tuple[BenchRow, BenchRow]], metrics: tuple[MetricInfo, ...], paired: bool) -> Iterator[str]:
     """What became of the baseline itself, which the ratios to it cannot show."""
     drifts = {metric.name: _drift_of(both, metric.name) for metric in metrics if metric.timed and paired}
     if told := ", ".join(f"{name} {format_ratio(drift)}" for name, drift in drifts.items() if drift):
@@ -266,7 +266,7 @@ def _drift(both: list[tuple[Row, Row]], metrics: tuple[MetricInfo, ...], paired:
         yield f"the baseline's own median, B over A: {told}; {alike}"
 
 
-def _drift_of(both: list[tuple[Row, Row]], name: str) -> float | None:
+def _drift_of(both: list[tuple[BenchRow, BenchRow]], name: str) -> float | None:
     pairs = [(a.timings[name], b.timings[name]) for a, b in both if name in a.timings and name in b.timings]
     return median(median(b.baseline) / median(a.baseline) for a, b in pairs) if pairs else None
 
@@ -282,7 +282,7 @@ def format_diff(diff: Diff, *, everything: bool = False) -> Listing:
     named = _namer(diff)
     rows = [[named(change.row), *_cells(change), change.verdict] for change in shown]
     title = f"{len(shown)} of {len(diff.changes)} figures, the worst first"
-    tables = [Cells(_HEADS, rows, title)] if rows else []
+    tables = [TableData(_HEADS, rows, title)] if rows else []
     return Listing(
         [f"A is {diff.a}, B is {diff.b}", *diff.differences, *diff.notes],
         tables,
@@ -314,7 +314,7 @@ def _told(change: Change) -> bool:
     return not once and change.verdict not in _QUIET
 
 
-def _namer(diff: Diff) -> Callable[[Row], str]:
+def _namer(diff: Diff) -> Callable[[BenchRow], str]:
     """How a row is called: its line, and those of its conditions that differ between rows."""
     rows = [*(change.row for change in diff.changes), *diff.only_a, *diff.only_b]
     differ = [name for name in ("size", "batch", "mode") if len({row.factors[name] for row in rows}) > 1]

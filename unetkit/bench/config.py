@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from unetkit.bench.grid import Case, Mode
-from unetkit.bench.timing import Rules
-from unetkit.errors import BadOption
+from unetkit.bench.timing import TimingConfig
+from unetkit.errors import OptionError
 
 ENGINES = ("local", "ray")
 _LONGEST = 7 * 24 * 3600.0
 
 
 @dataclass(frozen=True)
-class Choices:
+class BenchConfig:
     """How rows are measured.
 
     Attributes:
@@ -60,18 +60,18 @@ class Choices:
             ("--engine", self.engine, self.engine in ENGINES),
         ):
             if not good:
-                raise BadOption(f"{name} {value}: {_TAKES[name]}")
+                raise OptionError(f"{name} {value}: {_TAKES[name]}")
         if self.ray_address is not None and self.engine != "ray":
-            raise BadOption(f"--ray-address {self.ray_address}: is for --engine ray")
+            raise OptionError(f"--ray-address {self.ray_address}: is for --engine ray")
 
     def row_timeout(self, timed: int) -> float:
         """Seconds that a row of so many timed metrics may take."""
         return self.timeout or 600 + 2 * self.budget * timed
 
     @property
-    def rules(self) -> Rules:
+    def rules(self) -> TimingConfig:
         """For how long, and how precisely, a pair is timed."""
-        return Rules(budget=self.budget, precision=self.precision, seed=self.seed)
+        return TimingConfig(budget=self.budget, precision=self.precision, seed=self.seed)
 
     def told(self) -> dict[str, Any]:
         """What decides the figures: rows measured with other choices cannot be compared."""
@@ -91,7 +91,7 @@ _TAKES = {
 _SAID = ("budget", "precision", "seed", "device", "slots", "threads", "timeout", "engine", "ray_address")
 
 
-def repeating(case: Case, choices: Choices, baseline: str, baseline_mode: Mode) -> str:
+def repeat_command(case: Case, choices: BenchConfig, baseline: str, baseline_mode: Mode) -> str:
     """The command that measures one row again, as a shell takes it."""
     modes = [str(case.mode)] if case.mode == baseline_mode else [str(case.mode), "--baseline-mode", str(baseline_mode)]
     tokens = ["--batch", str(case.batch), "--mode", *modes, "--baseline", baseline]
@@ -99,7 +99,7 @@ def repeating(case: Case, choices: Choices, baseline: str, baseline_mode: Mode) 
         tokens += ["--metrics", ",".join(choices.metrics)]
     for name in _SAID:
         value = getattr(choices, name)
-        if value != getattr(Choices, name):
+        if value != getattr(BenchConfig, name):
             tokens += ["--" + name.replace("_", "-"), f"{value:g}" if isinstance(value, float) else str(value)]
     plugins = [token for plugin in choices.plugins for token in ("--plugin", plugin)]
     line = str(replace(case.plan, seed=None, pretrained=None))

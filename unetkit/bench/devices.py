@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
-from unetkit.errors import BadOption
-from unetkit.utils.system import physical
+from unetkit.errors import OptionError
+from unetkit.utils.system import physical_core
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Slot:
         return f"{self.device}{f' {self.name}' * bool(self.name)},{cores} {threads}"
 
 
-def slots_of(
+def make_slots(
     devices: list[tuple[str, str]], cores: tuple[int, ...], number: int | None, threads: int | None
 ) -> list[Slot]:
     """Divide a machine: a slot a GPU; on a CPU one with all its cores, or `number` that share them.
@@ -48,17 +48,19 @@ def slots_of(
         threads: of each; as many as it has physical cores, if None.
 
     Raises:
-        BadOption: more slots than cores, or several for GPUs.
+        OptionError: more slots than cores, or several for GPUs.
     """
     if number is not None and devices[0][0] != "cpu" and number != len(devices):
-        raise BadOption(f"--slots {number}: a GPU is timed alone, so there are {len(devices)}; --device picks fewer")
+        raise OptionError(f"--slots {number}: a GPU is timed alone, so there are {len(devices)}; --device picks fewer")
     slots = number if number is not None and devices[0][0] == "cpu" else len(devices)
     if slots > len(cores):
-        raise BadOption(f"--slots {slots}: there are {len(cores)} cores")
+        raise OptionError(f"--slots {slots}: there are {len(cores)} cores")
     width = len(cores) // slots
     places = devices * slots if len(devices) == 1 else devices
     return [
-        Slot(device, mine := cores[i * width : (i + 1) * width], threads or len({*map(physical, mine)}), slots, name)
+        Slot(
+            device, mine := cores[i * width : (i + 1) * width], threads or len({*map(physical_core, mine)}), slots, name
+        )
         for i, (device, name) in enumerate(places)
     ]
 
@@ -81,7 +83,7 @@ _BUSY = (0, 1, 2, 5, 6, 7)
 _WORTH_SAYING = 0.05
 
 
-class Others:
+class CpuContention:
     """Counts from when it is made."""
 
     def __init__(self, cores: tuple[int, ...]) -> None:
@@ -97,7 +99,7 @@ class Others:
         return max(0.0, now - busy - (_own() - own)) / max(1e-9, (monotonic() - start) * len(self.cores))
 
 
-def disturbed(share: float) -> bool:
+def contention_warning(share: float) -> bool:
     """Whether other work took more than paired timings bear."""
     return share >= _WORTH_SAYING
 

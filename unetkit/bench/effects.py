@@ -18,12 +18,12 @@ from zlib import crc32
 import numpy
 
 from unetkit.bench.compare import PEAKS
-from unetkit.bench.results import Row, Run
+from unetkit.bench.results import BenchRow, BenchRun
 from unetkit.bench.show import head
 from unetkit.bench.statistics import TAILS, Estimate, Floats, format_interval, log_draws
-from unetkit.errors import UnknownName, nearest
+from unetkit.errors import UnknownNameError, did_you_mean
 from unetkit.registry import MetricInfo
-from unetkit.utils.tables import Cells, Listing
+from unetkit.utils.tables import Listing, TableData
 
 #: What a row is measured under, and no choice.
 CONDITIONS = ("size", "batch")
@@ -52,7 +52,7 @@ class Effect:
     b: str
     metric: str
     estimate: Estimate
-    pairs: tuple[tuple[Row, Row, Estimate], ...]
+    pairs: tuple[tuple[BenchRow, BenchRow, Estimate], ...]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class _Known:
     rounds: int
 
 
-def effects_of(run: Run, metric: str) -> list[Effect]:
+def effects_of(run: BenchRun, metric: str) -> list[Effect]:
     """The effect of every two values of each factor that was chosen, where rows tell it; of many, beside the first.
 
     A factor that a row has not, as a whole model has no fusion, is no match for one that another has. Figures that are
@@ -76,7 +76,7 @@ def effects_of(run: Run, metric: str) -> list[Effect]:
     return [effect for factor in factors for effect in _effects(factor, rows, metric, known)]
 
 
-def _effects(factor: str, rows: list[Row], metric: str, known: dict[str, _Known]) -> Iterator[Effect]:
+def _effects(factor: str, rows: list[BenchRow], metric: str, known: dict[str, _Known]) -> Iterator[Effect]:
     groups = _alike(factor, rows)
     values = dict.fromkeys(row.factors[factor] for row in rows if factor in row.factors)
     both = [*combinations(values, 2)]
@@ -88,9 +88,9 @@ def _effects(factor: str, rows: list[Row], metric: str, known: dict[str, _Known]
             yield Effect(factor, a, b, metric, _estimate(quotients), told)
 
 
-def _alike(factor: str, rows: Iterable[Row]) -> list[dict[str, Row]]:
+def _alike(factor: str, rows: Iterable[BenchRow]) -> list[dict[str, BenchRow]]:
     """Rows that have all but this factor in common, by its value."""
-    groups: dict[frozenset[tuple[str, str]], dict[str, Row]] = {}
+    groups: dict[frozenset[tuple[str, str]], dict[str, BenchRow]] = {}
     for row in rows:
         if factor in row.factors:
             others = frozenset(item for item in row.factors.items() if item[0] != factor)
@@ -98,7 +98,7 @@ def _alike(factor: str, rows: Iterable[Row]) -> list[dict[str, Row]]:
     return [*groups.values()]
 
 
-def _known(row: Row, metric: str) -> _Known | None:
+def _known(row: BenchRow, metric: str) -> _Known | None:
     if metric in row.timings:
         chance = numpy.random.default_rng(crc32(f"{row.id} {metric}".encode()))  # the same whenever it is read
         return _Known(*log_draws(row.timings[metric], chance), len(row.timings[metric].candidate))
@@ -140,24 +140,24 @@ _ENOUGH = 3
 Told = tuple[MetricInfo, Effect]
 
 
-def list_effects(run: Run, names: str | None = None) -> list[Told]:
+def list_effects(run: BenchRun, names: str | None = None) -> list[Told]:
     """The effects on every metric of a run, or on those that "latency,memory" names.
 
     Raises:
-        UnknownName: the run has no such metric.
+        UnknownNameError: the run has no such metric.
     """
     asked = {metric.name: metric for metric in run.header.metrics}
     wanted = [*asked] if names is None else [name.strip() for name in names.split(",")]
     if unknown := [name for name in wanted if name not in asked]:
-        hint = nearest(unknown[0], asked)
-        raise UnknownName(f"--columns: no metric is called {unknown[0]!r}{hint}; there are {', '.join(asked)}")
+        hint = did_you_mean(unknown[0], asked)
+        raise UnknownNameError(f"--columns: no metric is called {unknown[0]!r}{hint}; there are {', '.join(asked)}")
     return [(metric, effect) for metric in map(asked.__getitem__, wanted) for effect in effects_of(run, metric.name)]
 
 
-def format_effects(run: Run, told: list[Told]) -> Listing:
+def format_effects(run: BenchRun, told: list[Told]) -> Listing:
     """A table of them."""
     rows = [_cells(*one) for one in told]
-    cells = Cells(["factor", "change", "metric", "ratio", "verdict", "pairs"], rows)
+    cells = TableData(["factor", "change", "metric", "ratio", "verdict", "pairs"], rows)
     notes = [] if rows else ["no two rows differ in one factor alone: there are no effects to tell"]
     return Listing(head(run), [cells] if rows else [], notes)
 

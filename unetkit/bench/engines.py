@@ -10,15 +10,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from unetkit.bench.config import Choices
+from unetkit.bench.config import BenchConfig
 from unetkit.bench.devices import Slot
-from unetkit.errors import BadOption
-from unetkit.utils.processes import Ended, run_tasks
+from unetkit.errors import OptionError
+from unetkit.utils.processes import TaskResult, run_tasks
 
 Notice = Callable[[str], None]
 
 
-def local(
+def run_locally(
     tasks: Iterable[Any],
     ask: str,
     slots: Sequence[Slot],
@@ -27,27 +27,27 @@ def local(
     preload: Sequence[str],
     notice: Notice,
     timed: bool = True,
-) -> Generator[Ended, None, None]:
+) -> Generator[TaskResult, None, None]:
     """Run tasks in processes of this machine, one a slot at a time, as `unetkit.utils.processes.run` does.
 
     While it lasts, no other benchmark of unetkit's times on these devices: it waits, unless it is not `timed`.
     """
     with (
-        alone([slot.device for slot in slots if timed], notice),
+        device_lock([slot.device for slot in slots if timed], notice),
         closing(run_tasks(tasks, ask, slots, timeout=timeout, preload=preload)) as ended,
     ):
         yield from ended
 
 
-def on_cluster(
-    tasks: Iterable[Any], ask: str, choices: Choices, *, timeout: float, preload: Sequence[str]
-) -> Generator[Ended, None, None]:
+def run_on_cluster(
+    tasks: Iterable[Any], ask: str, choices: BenchConfig, *, timeout: float, preload: Sequence[str]
+) -> Generator[TaskResult, None, None]:
     """Run tasks on the nodes of a Ray cluster. Raises as `unetkit.bench.ray_engine.run` does."""
     from unetkit.bench.ray_engine import run_on_ray
 
     gpus = {"": None, "cpu": 0, "cuda": 1}
     if choices.device not in gpus:
-        raise BadOption(f"--device {choices.device}: on a cluster it is cpu or cuda; Ray finds which")
+        raise OptionError(f"--device {choices.device}: on a cluster it is cpu or cuda; Ray finds which")
     return run_on_ray(
         tasks,
         ask,
@@ -61,7 +61,7 @@ def on_cluster(
 
 
 @contextmanager
-def alone(devices: Iterable[str], notice: Notice) -> Iterator[None]:
+def device_lock(devices: Iterable[str], notice: Notice) -> Iterator[None]:
     """Have devices of this machine to oneself among benchmarks; wait for those that another has, and say so."""
     with ExitStack() as held:
         for device in sorted({*devices}):
@@ -77,10 +77,10 @@ def alone(devices: Iterable[str], notice: Notice) -> Iterator[None]:
         yield
 
 
-def devices_of(asked: str, gpus: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+def select_devices(asked: str, gpus: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """The devices that are meant, each with its name: all GPUs, or the CPU where there is none, if "".
 
-    Raises BadOption for one that there is not.
+    Raises OptionError for one that there is not.
     """
     known = dict(gpus)
     if asked == "cpu" or (not asked and not known):
@@ -89,5 +89,5 @@ def devices_of(asked: str, gpus: Sequence[tuple[str, str]]) -> list[tuple[str, s
     for device in wanted or ["cuda"]:
         if device not in known:
             has = f"there are {', '.join(known)}" if known else "torch finds no GPU; leave it out for the CPU"
-            raise BadOption(f"--device {asked}: there is no {device}; {has}")
+            raise OptionError(f"--device {asked}: there is no {device}; {has}")
     return [(device, known[device]) for device in wanted]

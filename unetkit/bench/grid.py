@@ -15,30 +15,30 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from unetkit.bench.timing import Rules
-from unetkit.errors import BadOption, CannotBuild, UnetkitError, UnknownName, nearest
+from unetkit.bench.timing import TimingConfig
+from unetkit.errors import BuildError, OptionError, UnetkitError, UnknownNameError, did_you_mean
 from unetkit.options import split_items
-from unetkit.plan import WORDS, PartSpec, Plan
-from unetkit.plugins import Host
+from unetkit.plan import PLAN_FIELDS, PartSpec, Plan
+from unetkit.plugins import PluginManager
 from unetkit.registry import KINDS, Parts, Plugin
 from unetkit.resolve import canonical_plan, kind_of, resolve, signature_of
 from unetkit.utils.formatting import Size
 
 
-def id_of(plan: Plan, *condition: object) -> str:
+def row_id(plan: Plan, *condition: object) -> str:
     """A digest of a combination and its condition, the same in every run.
 
-    Raises BadOption for a plan that another process could not be sent.
+    Raises OptionError for a plan that another process could not be sent.
     """
     try:
         factories = [pickle.dumps(spec.factory) for spec in _factories([plan])]
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         where = "a part given as a class or function is defined at the top of a module"
-        raise BadOption(f"a plan cannot be sent to another process, where it is measured: {error}; {where}") from None
+        raise OptionError(f"a plan cannot be sent to another process, where it is measured: {error}; {where}") from None
     return _short("\0".join(map(str, (plan, *condition))).encode(), *factories)
 
 
-def key_of(case: Case, baseline: str, owners: set[str], host: Host) -> str:
+def cache_key(case: Case, baseline: str, owners: set[str], host: PluginManager) -> str:
     """A digest of a row and of all the code that has a part in it but unetkit's: what is edited is measured again.
 
     Args:
@@ -54,7 +54,7 @@ def key_of(case: Case, baseline: str, owners: set[str], host: Host) -> str:
     return _short(json.dumps([case.id, *code, *map(_source, _factories(plans))]).encode())
 
 
-def _owners(plan: Plan, host: Host) -> set[str]:
+def _owners(plan: Plan, host: PluginManager) -> set[str]:
     """Of a plan's parts; none where names are unknown."""
     try:
         whole, _ = resolve(plan, host.parts)
@@ -118,14 +118,14 @@ class Mode:
 
     @classmethod
     def parse(cls, text: str) -> Mode:
-        """Read words joined by plus, in any order. Raises BadOption."""
+        """Read words joined by plus, in any order. Raises OptionError."""
         words = text.split("+")
         for word in words:
             if word not in _WORDS:
-                raise BadOption(f"--mode {text}: no mode is called {word!r}{nearest(word, _WORDS)}; {_HAS}")
+                raise OptionError(f"--mode {text}: no mode is called {word!r}{did_you_mean(word, _WORDS)}; {_HAS}")
         for group in (_RUNS, _DTYPES):
             if len(both := [word for word in words if word in group]) > 1:
-                raise BadOption(
+                raise OptionError(
                     f"--mode {text}: {' and '.join(both)} contradict each other; modes are listed by commas"
                 )
         dtype = next((word for word in words if word in _DTYPES), "float32")
@@ -142,7 +142,7 @@ _HAS = "there are eager and compiled, and after a + channels_last, bfloat16 and 
 #: Words of a plan that are none of a grid's: weights change no cost, and one seed serves all rows.
 NOT_ASKED = ("size", "pretrained", "seed")
 #: The words that a grid takes lists of, in order.
-AXES = tuple(word for word in WORDS if word.name not in NOT_ASKED)
+AXES = tuple(word for word in PLAN_FIELDS if word.name not in NOT_ASKED)
 #: Beside a whole model only these are said.
 _BESIDE_MODEL = ("model", "encoder", "in_channels", "classes")
 #: What a row of parts has as its model, where other rows are whole models.
@@ -169,7 +169,7 @@ class Case:
     @property
     def id(self) -> str:
         """A digest of the combination and its condition, the same in every run."""
-        return id_of(self.plan, self.batch, self.mode)
+        return row_id(self.plan, self.batch, self.mode)
 
 
 def parse_axis(word: str, texts: Iterable[str], parts: Parts) -> list[str]:
@@ -179,8 +179,8 @@ def parse_axis(word: str, texts: Iterable[str], parts: Parts) -> list[str]:
     hold commas themselves, so each list of them is a value.
 
     Raises:
-        UnknownName: a glob that no name matches.
-        BadOption: what is no list.
+        UnknownNameError: a glob that no name matches.
+        OptionError: what is no list.
     """
     each = texts if word == "widths" else split_axis(word, texts)
     found = [*dict.fromkeys(name for item in each for name in _matching(word, item, parts))]
@@ -198,9 +198,9 @@ def _items(word: str, text: str) -> list[str]:
     try:
         found = split_items(text)
     except ValueError as error:
-        raise BadOption(f"--{word.replace('_', '-')} {text}: {error}") from None
+        raise OptionError(f"--{word.replace('_', '-')} {text}: {error}") from None
     if not all(found):
-        raise BadOption(f"--{word.replace('_', '-')} {text}: nothing stands before or after a comma")
+        raise OptionError(f"--{word.replace('_', '-')} {text}: nothing stands before or after a comma")
     return found
 
 
@@ -210,10 +210,10 @@ def _matching(word: str, item: str, parts: Parts) -> list[str]:
         return [item]
     # A bare glob is about names as they are said, not about another library's part of a name that is taken.
     entries = [e for e in parts[kind_of(word)].find(name) if "/" in name or word == "model" or not e.sourced]
-    found = [entry.said + colon + options for entry in entries]
+    found = [entry.qualified_name + colon + options for entry in entries]
     if not found:
         kind = parts[kind_of(word)].kind
-        raise UnknownName(f"--{word} {item}: no {kind.title} matches; `unetkit list {kind.attribute}` lists all")
+        raise UnknownNameError(f"--{word} {item}: no {kind.title} matches; `unetkit list {kind.attribute}` lists all")
     return found
 
 
@@ -221,7 +221,7 @@ def make_plans(words: Mapping[str, Sequence[str]], parts: Parts) -> list[Plan]:
     """Every combination of words as a plan; whole models take what they take, beside the others.
 
     Raises:
-        CannotBuild: nothing says which encoder.
+        BuildError: nothing says which encoder.
         UnetkitError: a value that its word cannot take.
     """
     asked = {word.name: words[word.name] for word in AXES if words.get(word.name)}
@@ -230,9 +230,7 @@ def make_plans(words: Mapping[str, Sequence[str]], parts: Parts) -> list[Plan]:
     if "encoder" in asked or "recipe" in asked:
         found += _product(asked)
     elif not models or asked.keys() - {*_BESIDE_MODEL}:
-        raise CannotBuild(
-            "nothing says which encoders; give --encoder (such as resnet18,resnet34), --recipe or --model"
-        )
+        raise BuildError("nothing says which encoders; give --encoder (such as resnet18,resnet34), --recipe or --model")
     for model in models:
         beside = {name: asked[name] for name in _BESIDE_MODEL if name in asked}
         spec = Plan.of(model=model).model
@@ -261,7 +259,7 @@ def make_cases(
     with_models = any(plan.model is not None for plan in found)
     made: dict[str, Case] = {}
     for plan, size, batch, mode in product(found, sizes or [None], batches, modes):
-        sized = plan if size is None else Plan.of(size=size).over(plan)
+        sized = plan if size is None else Plan.of(size=size).with_defaults(plan)
         case = Case(sized, batch, mode, _factors(sized, batch, mode, with_models=with_models))
         made.setdefault(case.id, case)
     return [*made.values()]
@@ -284,14 +282,14 @@ def exclude_cases(found: Sequence[Case], excepted: Iterable[str]) -> list[Case]:
     """The cases that no line of `excepted` matches: `--encoder resnet50 --batch 8,16` matches both such batches.
 
     Raises:
-        BadOption: a line that is none, or matches no row.
+        OptionError: a line that is none, or matches no row.
     """
     left = [*found]
     for line in excepted:
         wanted = _wanted(line, {name for case in found for name, _ in case.factors})
         kept = [case for case in left if not all(_is(dict(case.factors), *pair) for pair in wanted.items())]
         if len(kept) == len(left):
-            raise BadOption(f"--except {line!r} matches no row that is left; `--dry-run` shows the rows")
+            raise OptionError(f"--except {line!r} matches no row that is left; `--dry-run` shows the rows")
         left = kept
     return left
 
@@ -300,14 +298,14 @@ def _wanted(line: str, known: set[str]) -> dict[str, list[str]]:
     try:
         tokens = shlex.split(line)
     except ValueError as error:
-        raise BadOption(f"--except {line!r}: {error}") from None
+        raise OptionError(f"--except {line!r}: {error}") from None
     flags, given = tokens[::2], tokens[1::2]
     if not tokens or len(flags) != len(given) or not all(flag.startswith("--") for flag in flags):
-        raise BadOption(f"--except {line!r}: takes words as a row has them, such as '--encoder resnet50 --batch 8'")
+        raise OptionError(f"--except {line!r}: takes words as a row has them, such as '--encoder resnet50 --batch 8'")
     names = [flag[2:].replace("-", "_") for flag in flags]
     for name in names:
         if name not in known:
-            raise UnknownName(f"--except {line!r}: no row has a {name!r}{nearest(name, known)}")
+            raise UnknownNameError(f"--except {line!r}: no row has a {name!r}{did_you_mean(name, known)}")
     return {name: _items(name, text) for name, text in zip(names, given, strict=True)}
 
 
@@ -338,5 +336,5 @@ class Trial:
     baseline_mode: Mode
     size: Size | None
     metrics: tuple[str, ...]
-    rules: Rules
+    rules: TimingConfig
     plugins: tuple[str, ...] = ()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from unetkit.errors import BadOption
-from unetkit.plugins import Host
+from unetkit.errors import OptionError
+from unetkit.plugins import PluginManager
 from unetkit.registry import Metric, Metrics
 
 
@@ -15,16 +15,16 @@ def builtin_metrics() -> Metrics:
     return metrics
 
 
-def metrics_of(host: Host) -> Metrics:
+def metrics_of(host: PluginManager) -> Metrics:
     """The built-in ones, and those that plugins add. A plugin whose hook fails, or takes a name, costs a line."""
     metrics = builtin_metrics()
     for plugin in host.loaded():
         with host.isolated(plugin):
             staged = Metrics(plugin.name, dict(metrics.entries))
-            host.hook("unetkit_register_metrics", plugin)(metrics=staged)
+            host.call_one("unetkit_register_metrics", plugin)(metrics=staged)
             for metric in staged:
                 if not isinstance(metric, Metric):
-                    raise BadOption(f"metric {metric!r} is none; add it by metrics.add(name, function)")
+                    raise OptionError(f"metric {metric!r} is none; add it by metrics.add(name, function)")
                 metric.info  # noqa: B018  # what cannot be described would fail every row
             metrics.entries = staged.entries
     return metrics

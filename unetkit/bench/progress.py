@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from unetkit.bench.columns import varied
-from unetkit.bench.results import Row
-from unetkit.bench.runner import Leader
-from unetkit.bench.statistics import format_interval, quantile, ratio_of
+from unetkit.bench.results import BenchRow
+from unetkit.bench.runner import BenchRunner
+from unetkit.bench.statistics import estimate_ratio, format_interval, quantile
 from unetkit.utils.formatting import format_seconds
 
 #: Rows of the table that stay in sight.
@@ -26,10 +26,10 @@ _SEEN = 12
 _PAUSE = 30.0
 
 
-class Watch:
+class BenchProgress:
     """Follows a leader on stderr."""
 
-    def __init__(self, leader: Leader, folder: Path) -> None:
+    def __init__(self, leader: BenchRunner, folder: Path) -> None:
         self.console = Console(stderr=True, highlight=False)
         self.rows: list[tuple[str, ...]] = []
         self._best, self._least = inf, ""
@@ -44,7 +44,7 @@ class Watch:
         self._notice(f"{len(leader.cases)} row{'s' * (len(leader.cases) > 1)}, in {folder}")
         leader.notice, leader.progress, leader.planning = self._notice, self._examined, self._planned
 
-    def follow(self, rows: Iterable[Row]) -> None:
+    def follow(self, rows: Iterable[BenchRow]) -> None:
         """Take every row, and show it."""
         if not self.console.is_terminal:
             for row in rows:
@@ -56,10 +56,10 @@ class Watch:
             for row in rows:
                 self._take(row)
 
-    def _take(self, row: Row) -> None:
+    def _take(self, row: BenchRow) -> None:
         self.rows.append((self._named(row), *self._told(row)))
         timing = row.timings.get(self._timed)
-        ratio = ratio_of(timing).ratio if timing else inf
+        ratio = estimate_ratio(timing).ratio if timing else inf
         if ratio < self._best:
             self._best, self._least = ratio, f"fastest so far, by the ratio: {', '.join(self.rows[-1])}"
         self._bar.advance(self._task)
@@ -83,15 +83,15 @@ class Watch:
         name, *told = self.rows[-1]
         self._notice(f"{len(self.rows)} of {self._bar.tasks[0].total:.0f}: {name}: {', '.join(told)}")
 
-    def _named(self, row: Row) -> str:
+    def _named(self, row: BenchRow) -> str:
         return " ".join(row.factors[name] for name in self._varied if name in row.factors) or row.line
 
-    def _told(self, row: Row) -> list[str]:
+    def _told(self, row: BenchRow) -> list[str]:
         """What became of a row: its time and its ratio to the baseline, or its cause."""
         timing = row.timings.get(self._timed)
         if timing is None:
             return [row.cause or row.failures.get(self._timed, "") or "done"]
-        estimate = ratio_of(timing)
+        estimate = estimate_ratio(timing)
         median = format_seconds(quantile(timing.candidate, 0.5))
         return [median, f"{format_interval(estimate)} {estimate.verdict}"]
 

@@ -20,10 +20,10 @@ from time import monotonic, sleep
 from typing import Any
 
 from unetkit.bench.devices import Slot
-from unetkit.errors import BadOption, UnetkitError
+from unetkit.errors import OptionError, UnetkitError
 from unetkit.utils.isolation import one_line
-from unetkit.utils.processes import Ended, run_tasks
-from unetkit.utils.system import code, cores
+from unetkit.utils.processes import TaskResult, run_tasks
+from unetkit.utils.system import available_cores, code_digest
 
 #: What results depend on beside the code. Another Ray is refused by Ray itself.
 _LIBRARIES = ("torch", "timm", "segmentation-models-pytorch")
@@ -36,7 +36,7 @@ def import_ray() -> Any:
     """Ray itself, told to keep what it reports from the terminal, and not to ask again and again for a cluster.
 
     Raises:
-        BadOption: it is not installed.
+        OptionError: it is not installed.
     """
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "5")
@@ -44,16 +44,16 @@ def import_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise BadOption("--engine ray: Ray is not installed; pip install 'unetkit[ray]'") from error
+        raise OptionError("--engine ray: Ray is not installed; pip install 'unetkit[ray]'") from error
     return ray
 
 
 @contextmanager
-def connected(ray: Any, address: str | None) -> Iterator[str]:
+def connect(ray: Any, address: str | None) -> Iterator[str]:
     """A connection to a cluster, for as long as it takes: gives what to call the cluster.
 
     Raises:
-        BadOption: none answers there.
+        OptionError: none answers there.
     """
     if ray.is_initialized():
         yield "the Ray cluster"
@@ -64,7 +64,7 @@ def connected(ray: Any, address: str | None) -> Iterator[str]:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except (Exception, SystemExit) as error:  # Ray leaves so where what answers is no cluster
         why = one_line(error).partition(". ")[0]
-        raise BadOption(f"--ray-address {address}: Ray cannot join it ({why}); {_START_ONE}") from error
+        raise OptionError(f"--ray-address {address}: Ray cannot join it ({why}); {_START_ONE}") from error
     try:
         yield f"the Ray cluster at {ray.get_runtime_context().gcs_address}"
     finally:
@@ -77,17 +77,17 @@ def _knock(address: str) -> None:
     if address == "auto":
         return
     if not host or not port.isdecimal() or "/" in host:
-        raise BadOption(f"--ray-address {address}: takes HOST:PORT, as `ray start --head` prints it, or auto")
+        raise OptionError(f"--ray-address {address}: takes HOST:PORT, as `ray start --head` prints it, or auto")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER).close()
     except (OSError, OverflowError) as error:
-        raise BadOption(f"--ray-address {address}: no Ray cluster answers there ({error}); {_START_ONE}") from error
+        raise OptionError(f"--ray-address {address}: no Ray cluster answers there ({error}); {_START_ONE}") from error
 
 
 def versions() -> dict[str, str]:
     """What must be the same on every machine of a run, by its name."""
     libraries = {name: version(name) for name in ("unetkit", *_LIBRARIES)}
-    return {"Python": platform.python_version(), **libraries, "unetkit's code": code("bench", "jobs")}
+    return {"Python": platform.python_version(), **libraries, "unetkit's code": code_digest("bench", "jobs")}
 
 
 #: Seconds that a node may take to start a worker.
@@ -96,7 +96,7 @@ _KINDS = ("CPU", "GPU")
 
 
 @dataclass(frozen=True)
-class Place:
+class NodeSlot:
     """A share of a node.
 
     Attributes:
@@ -127,7 +127,7 @@ class Place:
         return {"scheduling_strategy": NodeAffinitySchedulingStrategy(self.node, soft=False)}
 
 
-class Nodes:
+class ClusterNodes:
     """The nodes of the cluster that this process is connected to.
 
     Args:
@@ -142,11 +142,11 @@ class Nodes:
         self.gpus = gpus if gpus is not None else float(any(_count(node, "GPU") for node in self._alive()))
         self.equal = set[str]()
 
-    def free(self, taken: Collection[Place]) -> list[Place]:
+    def free(self, taken: Collection[NodeSlot]) -> list[NodeSlot]:
         """The places that are not taken, of nodes that are alive now.
 
         Raises:
-            BadOption: there is no place at all, taken or free.
+            OptionError: there is no place at all, taken or free.
             UnetkitError: a node has other versions.
         """
         nodes = self._alive()
@@ -154,23 +154,23 @@ class Nodes:
         if not places and not taken:
             wanted = f"{self.gpus:g} GPU" if self.gpus else f"{self.slots or 1} CPU"
             most = " and ".join(f"{max((_count(node, what) for node in nodes), default=0)} {what}" for what in _KINDS)
-            raise BadOption(f"--engine ray: no node of {self.called} has {wanted} for a trial; the most are {most}")
+            raise OptionError(f"--engine ray: no node of {self.called} has {wanted} for a trial; the most are {most}")
         self._compare({place.node: place for place in places if place.node not in self.equal})
         return [place for place in places if place.node in self.equal and place not in taken]
 
     def _alive(self) -> list[dict[str, Any]]:
         return [node for node in self.ray.nodes() if node["Alive"]]
 
-    def _places(self, node: dict[str, Any]) -> list[Place]:
+    def _places(self, node: dict[str, Any]) -> list[NodeSlot]:
         cpus = _count(node, "CPU")
         room = int(_count(node, "GPU") // self.gpus) if self.gpus else cpus
         share = min(room, self.slots or room) if self.gpus else (self.slots or 1)
         if not 0 < share <= room:
             return []
         named = (node["NodeID"], _name(node), _kind(node) if self.gpus else "")
-        return [Place(*named, number, share, (cpus // share, cpus), self.gpus) for number in range(share)]
+        return [NodeSlot(*named, number, share, (cpus // share, cpus), self.gpus) for number in range(share)]
 
-    def _compare(self, places: dict[str, Place]) -> None:
+    def _compare(self, places: dict[str, NodeSlot]) -> None:
         """Raise where a node is not like this machine; one that is lost meanwhile is left out."""
         look = self.ray.remote(max_calls=1, max_retries=0, num_cpus=0)(versions)
         asked = {node: look.options(**place.there()).remote() for node, place in places.items()}
@@ -230,7 +230,7 @@ class _Order:
 class _Running:
     task: Any
     tries: int
-    place: Place
+    place: NodeSlot
     start: float
 
 
@@ -244,7 +244,7 @@ def run_on_ray(
     threads: int | None = None,
     timeout: float,
     preload: Sequence[str] = (),
-) -> Generator[Ended, None, None]:
+) -> Generator[TaskResult, None, None]:
     """Do every task on a cluster that runs already; give each as it ends. It says "where" at least: the node's name.
 
     A node takes one task at a time, or `slots`; nodes that join later do too. A task that loses its worker or its node
@@ -263,17 +263,17 @@ def run_on_ray(
         preload: modules that a child needs.
 
     Raises:
-        BadOption: there is no Ray, no such cluster, or none of its nodes has the GPUs or CPUs.
+        OptionError: there is no Ray, no such cluster, or none of its nodes has the GPUs or CPUs.
         UnetkitError: a node has other versions.
     """
     ray = import_ray()
     environment = {name: value for name, value in os.environ.items() if name.startswith("UNETKIT_")}
     order = _Order(ask, threads, timeout, preload, environment)
-    with connected(ray, address) as called:
-        yield from _run(ray, tasks, order, Nodes(ray, called, gpus, slots))
+    with connect(ray, address) as called:
+        yield from _run(ray, tasks, order, ClusterNodes(ray, called, gpus, slots))
 
 
-def _run(ray: Any, tasks: Iterable[Any], order: _Order, nodes: Nodes) -> Generator[Ended, None, None]:
+def _run(ray: Any, tasks: Iterable[Any], order: _Order, nodes: ClusterNodes) -> Generator[TaskResult, None, None]:
     trial = ray.remote(max_calls=1, max_retries=0)(_trial)
     waiting, running = deque((task, 1) for task in tasks), dict[Any, _Running]()
     with _cancelled(ray, running):
@@ -307,10 +307,10 @@ def _cancelled(ray: Any, running: dict[Any, _Running]) -> Iterator[None]:
             ray.wait([*running], num_returns=len(running), timeout=_LOOK)
 
 
-def _ended(ray: Any, done: Any, job: _Running) -> Ended | None:
+def _ended(ray: Any, done: Any, job: _Running) -> TaskResult | None:
     """What became of a task; None where it must be tried again."""
     try:
-        ended: Ended = ray.get(done)
+        ended: TaskResult = ray.get(done)
     except ray.exceptions.RayTaskError as error:
         cause = one_line(error.cause)
     except ray.exceptions.RayError as error:
@@ -319,7 +319,7 @@ def _ended(ray: Any, done: Any, job: _Running) -> Ended | None:
         cause = f"lost its Ray worker {TRIES} times, at last by {_first_sentence(error)}"
     else:
         return ended
-    return Ended(job.task, {"where": job.place.name}, cause, round(monotonic() - job.start, 2))
+    return TaskResult(job.task, {"where": job.place.name}, cause, round(monotonic() - job.start, 2))
 
 
 def _first_sentence(error: BaseException) -> str:
@@ -327,7 +327,7 @@ def _first_sentence(error: BaseException) -> str:
     return one_line(error).partition(". ")[0]
 
 
-def _trial(task: Any, place: Place, order: _Order) -> Ended:
+def _trial(task: Any, place: NodeSlot, order: _Order) -> TaskResult:
     """What a worker does."""
     os.environ.update(order.environment)
     slots = [_slot(place, order.threads)]
@@ -335,13 +335,13 @@ def _trial(task: Any, place: Place, order: _Order) -> Ended:
     return replace(ended, said={"where": place.name, **ended.said})
 
 
-def _slot(place: Place, threads: int | None) -> Slot:
+def _slot(place: NodeSlot, threads: int | None) -> Slot:
     """The share of its node that a trial has. Ray shows it its own GPUs alone, so that the first is always "cuda:0".
 
     Ray counts CPUs and gives none in particular: which they are is known where it counts as many as there are.
     """
     each, of_all = place.cpus
-    there = cores()
+    there = available_cores()
     mine = there[place.number * each :][:each] if len(there) == of_all else ()
     name = f"{place.kind} of {place.name}".strip()
     return Slot("cuda:0" if place.gpus else "cpu", mine, threads or max(each, 1), place.share, name)

@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from unetkit.errors import BadFile
+from unetkit.errors import FileError
 from unetkit.registry import MetricInfo
-from unetkit.utils.files import Line, Lines, read_lines
+from unetkit.utils.files import JsonLine, JsonLinesWriter, read_json_lines
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """One combination under one condition, and what became of it.
 
     Attributes:
@@ -88,7 +88,7 @@ class Row:
     at: str = ""
 
     @classmethod
-    def of(cls, data: dict[str, Any]) -> Row:
+    def of(cls, data: dict[str, Any]) -> BenchRow:
         """From plain data, as JSON gives it."""
         timings = {name: Timing.of(timing) for name, timing in data.get("timings", {}).items()}
         tuples: dict[str, Any] = {name: tuple(data[name]) for name in ("size", "warnings") if name in data}
@@ -127,7 +127,7 @@ class Header:
 
 
 @dataclass(frozen=True)
-class Run:
+class BenchRun:
     """A folder of results.
 
     Attributes:
@@ -142,7 +142,7 @@ class Run:
 
     folder: Path
     header: Header
-    rows: tuple[Row, ...]
+    rows: tuple[BenchRow, ...]
     planned: int
     missing: int
     command: str
@@ -160,17 +160,17 @@ class ResultsFile:
     def __init__(self, folder: Path) -> None:
         self.header: Header | None = None
         self.began = ""
-        self.start: Line = {"command": "", "planned": []}
-        self.rows: dict[str, Row] = {}
-        read_lines(folder / _NAME, self._take, _WHAT)
+        self.start: JsonLine = {"command": "", "planned": []}
+        self.rows: dict[str, BenchRow] = {}
+        read_json_lines(folder / _NAME, self._take, _WHAT)
 
-    def _take(self, line: Line) -> None:
+    def _take(self, line: JsonLine) -> None:
         if "header" in line:
             self.header, self.began = Header.of(line["header"]), line["at"]
         elif "planned" in line:
             self.start = line
         else:
-            row = Row.of(line["row"])
+            row = BenchRow.of(line["row"])
             self.rows.pop(row.id, None)  # so that a later one stands where it was measured
             self.rows[row.id] = row
 
@@ -180,28 +180,28 @@ class ResultsFile:
         return row is not None and row.key == key and not (again and _weak(row))
 
 
-def _weak(row: Row) -> bool:
+def _weak(row: BenchRow) -> bool:
     """Whether measuring again may tell more."""
     short = any(timing.ended == "budget" for timing in row.timings.values())
     return bool(row.cause or row.failures or short)
 
 
-def read_results(folder: Path) -> Run:
+def read_results(folder: Path) -> BenchRun:
     """A run as it stands, also while it goes on.
 
     Raises:
-        BadFile: there is none, or it is damaged.
+        FileError: there is none, or it is damaged.
     """
     held = ResultsFile(folder)
     if held.header is None:
         made = f"`unetkit bench ... --out {folder}` makes one"
-        raise BadFile(f"{folder} holds no benchmark: there is no {_NAME} with rows in it; {made}")
+        raise FileError(f"{folder} holds no benchmark: there is no {_NAME} with rows in it; {made}")
     ids = dict.fromkeys(held.start["planned"])
     planned = [held.rows[id_] for id_ in ids if id_ in held.rows]
     others = [row for row in held.rows.values() if row.id not in ids]
     number = len(ids)
     missing = number - len(planned)
-    return Run(folder, held.header, (*planned, *others), number, missing, held.start["command"], held.began)
+    return BenchRun(folder, held.header, (*planned, *others), number, missing, held.start["command"], held.began)
 
 
 class ResultsWriter:
@@ -211,15 +211,15 @@ class ResultsWriter:
         """Make it if it is not there.
 
         Raises:
-            BadFile: it cannot be written, is no benchmark's, or another one is writing to it.
+            FileError: it cannot be written, is no benchmark's, or another one is writing to it.
         """
         self.folder = folder
         if folder.exists() and not folder.is_dir():
-            raise BadFile(f"--out {folder}: is a file; give a folder")
-        self._lines = Lines(folder / _NAME, _WHAT)
+            raise FileError(f"--out {folder}: is a file; give a folder")
+        self._lines = JsonLinesWriter(folder / _NAME, _WHAT)
         try:
             held = ResultsFile(folder)
-        except BadFile:
+        except FileError:
             self._lines.close()
             raise
         self.header, self.rows, self.done = held.header, held.rows, held.done
@@ -228,16 +228,16 @@ class ResultsWriter:
         """Say what is planned, by the ids of its rows.
 
         Raises:
-            BadFile: rows stand here under another header.
+            FileError: rows stand here under another header.
         """
         if self.header is None or not self.rows:
             self._lines.append({"header": asdict(header), "at": now()})
-        elif other := differs(self.header, header):
-            raise BadFile(f"{self.folder} was measured with {other}; give another --out, or the same again")
+        elif other := describe_differences(self.header, header):
+            raise FileError(f"{self.folder} was measured with {other}; give another --out, or the same again")
         self.header = header
         self._lines.append({"command": command, "planned": [*planned], "at": now()})
 
-    def append(self, row: Row) -> None:
+    def append(self, row: BenchRow) -> None:
         """Add a row; when this returns, it is on disk."""
         self._lines.append({"row": asdict(row)})
         self.rows[row.id] = row
@@ -254,7 +254,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def differs(one: Header, other: Header) -> str:
+def describe_differences(one: Header, other: Header) -> str:
     """In what two headers differ, in words; "" where in nothing."""
     flat = [_flat(json.loads(json.dumps(asdict(header)))) for header in (one, other)]
     for name in [name for name in {**flat[0], **flat[1]} if name not in _PRECISION]:

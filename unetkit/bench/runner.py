@@ -15,19 +15,19 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unetkit.bench.config import Choices, repeating
-from unetkit.bench.devices import Slot, disturbed, slots_of
-from unetkit.bench.engines import Notice, devices_of, local, on_cluster
-from unetkit.bench.grid import PRELOAD, Case, Mode, Trial, key_of, make_cases
+from unetkit.bench.config import BenchConfig, repeat_command
+from unetkit.bench.devices import Slot, contention_warning, make_slots
+from unetkit.bench.engines import Notice, run_locally, run_on_cluster, select_devices
+from unetkit.bench.grid import PRELOAD, Case, Mode, Trial, cache_key, make_cases
 from unetkit.bench.metrics import ANALYTIC, metrics_of
-from unetkit.bench.results import Header, ResultsFile, ResultsWriter, Row, Run, Timing, now, read_results
-from unetkit.bench.statistics import warnings_of
-from unetkit.errors import BadOption, CannotBuild
+from unetkit.bench.results import BenchRow, BenchRun, Header, ResultsFile, ResultsWriter, Timing, now, read_results
+from unetkit.bench.statistics import timing_warnings
+from unetkit.errors import BuildError, OptionError
 from unetkit.plan import Plan
-from unetkit.plugins import Host, load_host
+from unetkit.plugins import PluginManager, load_manager
 from unetkit.registry import Metric
-from unetkit.utils.processes import Ended, run_tasks
-from unetkit.utils.system import cores
+from unetkit.utils.processes import TaskResult, run_tasks
+from unetkit.utils.system import available_cores
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -41,7 +41,7 @@ _PATIENCE = 300.0
 
 
 @dataclass
-class Leader:
+class BenchRunner:
     """A run under way.
 
     Attributes:
@@ -56,8 +56,8 @@ class Leader:
     """
 
     cases: Sequence[Case]
-    choices: Choices
-    host: Host
+    choices: BenchConfig
+    host: PluginManager
     notice: Notice = lambda line: print(f"unetkit: {line}", file=sys.stderr)
     progress: Callable[[int, int], None] = lambda done, total: None
     planning: Callable[[int, int], None] = lambda left, total: None
@@ -77,23 +77,23 @@ class Leader:
         """The machine, the versions and the GPUs."""
         [ended] = self.children([None], SURVEY, [None])
         if ended.cause:
-            raise CannotBuild(f"a process that asks what this machine has does not run: {ended.cause}")
+            raise BuildError(f"a process that asks what this machine has does not run: {ended.cause}")
         return ended.said
 
-    def rows(self, ledger: ResultsWriter, command: str) -> Generator[Row, None, None]:
+    def rows(self, ledger: ResultsWriter, command: str) -> Generator[BenchRow, None, None]:
         """Measure what a folder does not hold yet, and give each row when it is on disk.
 
         Raises:
-            CannotBuild: the baseline cannot be built.
-            BadFile: the folder holds rows that cannot be compared with these.
+            BuildError: the baseline cannot be built.
+            FileError: the folder holds rows that cannot be compared with these.
         """
         left = [case for case in self.cases if not ledger.done(case.id, self.key(case), again=self.choices.again)]
         machine = self.survey()
         slots = self.slots(machine["gpus"])
-        failed = self.examine(left)
+        failed = self.dry_build(left)
         if left and not self.examined and not ledger.rows:
-            raise CannotBuild(f"no row can be built; the first: {failed[0].cause}")
-        self.settle(ledger.header)
+            raise BuildError(f"no row can be built; the first: {failed[0].cause}")
+        self.choose_baseline(ledger.header)
         ledger.start(self.header(machine, slots), command, [case.id for case in self.cases])
         self.planning(len(left), len(self.cases))
         with closing(self.measure(left, slots)) as measured:
@@ -104,17 +104,19 @@ class Leader:
     def slots(self, gpus: Sequence[tuple[str, str]]) -> list[Slot]:
         """Where rows are measured on this machine; none, where that is a cluster.
 
-        Raises BadOption for devices and numbers of slots that there are not.
+        Raises OptionError for devices and numbers of slots that there are not.
         """
         if self.choices.engine == "ray":
             return []
-        devices = devices_of(self.choices.device, gpus)
-        return slots_of(devices, cores(), self.choices.slots, self.choices.threads)
+        devices = select_devices(self.choices.device, gpus)
+        return make_slots(devices, available_cores(), self.choices.slots, self.choices.threads)
 
-    def examine(self, left: Sequence[Case]) -> list[Ended]:
+    def dry_build(self, left: Sequence[Case]) -> list[TaskResult]:
         """Build each case on meta tensors and pass its input; gives those that fail, with their cause."""
         failed = []
-        for number, ended in enumerate(self.children(map(self.trial, left), EXAMINE, [None] * len(cores())), 1):
+        for number, ended in enumerate(
+            self.children(map(self.trial, left), EXAMINE, [None] * len(available_cores())), 1
+        ):
             if ended.cause:
                 failed.append(ended)
             else:
@@ -122,7 +124,7 @@ class Leader:
             self.progress(number, len(left))
         return failed
 
-    def settle(self, header: Header | None) -> None:
+    def choose_baseline(self, header: Header | None) -> None:
         """Take the baseline: as chosen, else that of the rows that are there, else the first case that builds."""
         chosen, mode = (header.baseline, header.baseline_mode) if header else ("", "")
         chosen, mode = self.choices.baseline or chosen, self.choices.baseline_mode or mode
@@ -134,12 +136,12 @@ class Leader:
             self.baseline = replace(first.plan, size=None)
 
     def _proved(self, plan: Plan) -> Plan:
-        """A baseline that builds. Raises CannotBuild with the cause."""
+        """A baseline that builds. Raises BuildError with the cause."""
         size = next((found["size"] for found in self.examined.values()), None)
         case = Case(replace(plan, size=size), self.cases[0].batch, self.baseline_mode, ())
         for ended in self.children([self.trial(case)] if self.examined else [], EXAMINE, [None]):
             if ended.cause:
-                raise CannotBuild(f"--baseline {plan}: {ended.cause}")
+                raise BuildError(f"--baseline {plan}: {ended.cause}")
         return plan
 
     def header(self, machine: dict[str, Any], slots: Sequence[Slot]) -> Header:
@@ -149,23 +151,23 @@ class Leader:
         told = (settings, machine["machine"], machine["versions"])
         return Header(str(self.baseline), str(self.baseline_mode), metrics, *told)
 
-    def measure(self, left: Iterable[Case], slots: Sequence[Slot]) -> Generator[Row, None, None]:
+    def measure(self, left: Iterable[Case], slots: Sequence[Slot]) -> Generator[BenchRow, None, None]:
         """A row for each case that was examined, as each is done."""
         trials = [self.trial(case) for case in left if case.id in self.examined]
         options: dict[str, Any] = {"timeout": self.timeout, "preload": self._preload()}
         if self.choices.engine == "ray":
-            engine = on_cluster(trials, MEASURE, self.choices, **options)
+            engine = run_on_cluster(trials, MEASURE, self.choices, **options)
         else:
             timed = any(metric.timed for metric in self.metrics)
-            engine = local(trials, MEASURE, slots, notice=self.notice, timed=timed, **options)
+            engine = run_locally(trials, MEASURE, slots, notice=self.notice, timed=timed, **options)
         with closing(engine) as measured:
             yield from map(self._row, measured)
 
     def key(self, case: Case) -> str:
         """A digest of all that is measured: the case, and the code of the plugins that have a part in it."""
-        return key_of(case, self.choices.baseline, {metric.owner for metric in self.metrics}, self.host)
+        return cache_key(case, self.choices.baseline, {metric.owner for metric in self.metrics}, self.host)
 
-    def children(self, tasks: Iterable[Any], ask: str, slots: Sequence[Any]) -> Generator[Ended, None, None]:
+    def children(self, tasks: Iterable[Any], ask: str, slots: Sequence[Any]) -> Generator[TaskResult, None, None]:
         """Tasks in processes of their own, one a slot at a time."""
         return run_tasks(tasks, ask, slots, timeout=max(self.timeout, _PATIENCE), preload=self._preload())
 
@@ -180,7 +182,7 @@ class Leader:
         plugins = tuple(os.path.abspath(p) if os.path.exists(p) else p for p in self.choices.plugins)
         return Trial(case, self.baseline, self.baseline_mode, size, names, self.choices.rules, plugins)
 
-    def _row(self, ended: Ended) -> Row:
+    def _row(self, ended: TaskResult) -> BenchRow:
         """What is known of a case: what its planning, its examination and its child said."""
         case: Case = ended.task.case
         facts = {**self.examined.get(case.id, {}), **ended.said}
@@ -188,14 +190,14 @@ class Leader:
         for (kind, name), value in [(told, value) for told, value in facts.items() if isinstance(told, tuple)]:
             found[kind][name] = value
         timings = {name: Timing.of(timing) for name, timing in found["timings"].items()}
-        judged = [line for name, timing in timings.items() for line in warnings_of(timing, name)]
+        judged = [line for name, timing in timings.items() for line in timing_warnings(timing, name)]
         others = facts.get("others", 0.0)
         busy = (
             f"other work took {others:.0%} of its cores: raw times are too long, ratios less certain; --threads 1 helps"
         )
-        warnings = [*([busy] if timings and disturbed(others) else []), *judged]
+        warnings = [*([busy] if timings and contention_warning(others) else []), *judged]
         cause = self._spread(ended, found)
-        return Row(
+        return BenchRow(
             id=case.id,
             key=self.key(case),
             factors=dict(case.factors),
@@ -209,13 +211,13 @@ class Leader:
             failures=found["failures"],
             warnings=tuple(warnings),
             others=others,
-            command=repeating(case, self.choices, str(self.baseline), self.baseline_mode),
+            command=repeat_command(case, self.choices, str(self.baseline), self.baseline_mode),
             where=facts.get("where", ""),
             seconds=ended.seconds,
             at=now(),
         )
 
-    def _spread(self, ended: Ended, found: dict[str, dict[str, Any]]) -> str:
+    def _spread(self, ended: TaskResult, found: dict[str, dict[str, Any]]) -> str:
         """The cause of a row without figures. Where it has some, what its child died of is a metric's failure."""
         doing = ended.said.get("doing")
         if not ended.cause or not doing:
@@ -235,7 +237,7 @@ _BESIDE, _CALLS = 4.0, 4
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class DryRun:
     """What a command would do.
 
     Attributes:
@@ -253,19 +255,19 @@ class Rehearsal:
     seconds: float
 
 
-def rehearse(leader: Leader, folder: Path | None) -> Rehearsal:
+def dry_run(leader: BenchRunner, folder: Path | None) -> DryRun:
     """Examine every row that is not done, and time one pass of the baseline.
 
-    Raises CannotBuild where the baseline cannot be built.
+    Raises BuildError where the baseline cannot be built.
     """
     held = _held(leader, folder)
     left = [case for case in leader.cases if case.id not in held[1]]
     machine = leader.survey()
-    failed = leader.examine(left)
-    leader.settle(held[0])
+    failed = leader.dry_build(left)
+    leader.choose_baseline(held[0])
     able = [case for case in left if case.id in leader.examined]
-    slots = leader.slots(machine["gpus"]) or [Slot("cpu", (), len(cores()))]
-    return Rehearsal(
+    slots = leader.slots(machine["gpus"]) or [Slot("cpu", (), len(available_cores()))]
+    return DryRun(
         left=tuple((case, leader.examined[case.id]) for case in able),
         failed=tuple((ended.task.case, ended.cause) for ended in failed),
         done=len(leader.cases) - len(left),
@@ -274,7 +276,7 @@ def rehearse(leader: Leader, folder: Path | None) -> Rehearsal:
     )
 
 
-def _held(leader: Leader, folder: Path | None) -> tuple[Header | None, set[str]]:
+def _held(leader: BenchRunner, folder: Path | None) -> tuple[Header | None, set[str]]:
     """The header of a folder, and which cases it has already."""
     if folder is None or not folder.exists():
         return None, set()
@@ -282,7 +284,7 @@ def _held(leader: Leader, folder: Path | None) -> tuple[Header | None, set[str]]
     return held.header, {case.id for case in leader.cases if held.done(case.id, leader.key(case), again=again)}
 
 
-def _seconds(leader: Leader, able: list[Case], slot: Slot) -> float:
+def _seconds(leader: BenchRunner, able: list[Case], slot: Slot) -> float:
     """For all rows one after another, by the MACs of each and a call of the baseline."""
     timed = [metric.name for metric in leader.metrics if metric.timed]
     if not able:
@@ -300,20 +302,20 @@ def _seconds(leader: Leader, able: list[Case], slot: Slot) -> float:
     return about
 
 
-def _images(leader: Leader, case: Case) -> int:
+def _images(leader: BenchRunner, case: Case) -> int:
     """Pixels of an input."""
     height, width = leader.examined[case.id]["size"]
     return int(case.batch * height * width)
 
 
-class Rows(list[Row]):
+class BenchRows(list[BenchRow]):
     """Rows, in the order of their plans.
 
     Attributes:
         run: with what stands for all rows: baseline, metrics, machine.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: BenchRun) -> None:
         super().__init__(run.rows)
         self.run = run
 
@@ -324,9 +326,9 @@ class Rows(list[Row]):
         return rows_to_dataframe(self.run)
 
 
-def read(folder: str | Path) -> Rows:
-    """The rows of a folder that `unetkit bench` or `run` wrote, also while it goes on. Raises BadFile."""
-    return Rows(read_results(Path(folder)))
+def read(folder: str | Path) -> BenchRows:
+    """The rows of a folder that `unetkit bench` or `run` wrote, also while it goes on. Raises FileError."""
+    return BenchRows(read_results(Path(folder)))
 
 
 def run(
@@ -336,9 +338,9 @@ def run(
     batches: Sequence[int] = (1,),
     modes: Sequence[str] = ("eager",),
     out: str | Path | None = None,
-    on_row: Callable[[Row], object] = lambda row: None,
+    on_row: Callable[[BenchRow], object] = lambda row: None,
     **choices: Any,
-) -> Rows:
+) -> BenchRows:
     """Measure every plan under every condition, each in a process of its own, beside a baseline.
 
     In a script, call it under `if __name__ == "__main__":`, since a child imports the script that started it.
@@ -359,29 +361,29 @@ def run(
         UnetkitError: a line, a choice or a folder that it cannot take.
     """
     if isinstance(plans, str | Plan):
-        raise BadOption(f"bench.run: takes a list of plans; give [{str(plans)!r}]")
+        raise OptionError(f"bench.run: takes a list of plans; give [{str(plans)!r}]")
     chosen = _choices(choices)
     found = [plan if isinstance(plan, Plan) else Plan.parse(plan) for plan in plans]
     planned = make_cases(found, sizes, batches, [Mode.parse(mode) for mode in modes])
     if not planned:
-        raise BadOption("no plan is given; give lines such as '--encoder resnet34 --fuse add'")
+        raise OptionError("no plan is given; give lines such as '--encoder resnet34 --fuse add'")
     with ExitStack() as stack:
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         held = ResultsWriter(folder)
         stack.callback(held.close)
-        for row in Leader(planned, chosen, load_host(chosen.plugins)).rows(held, ""):
+        for row in BenchRunner(planned, chosen, load_manager(chosen.plugins)).rows(held, ""):
             on_row(row)
         whole = read_results(folder)
-        return Rows(replace(whole, rows=whole.rows[: len(planned)]))
+        return BenchRows(replace(whole, rows=whole.rows[: len(planned)]))
 
 
-def _choices(given: dict[str, Any]) -> Choices:
+def _choices(given: dict[str, Any]) -> BenchConfig:
     """Lists become tuples, and paths text, as they are sent to children."""
     for name in ("metrics", "plugins"):
         if name in given:
             value = [given[name]] if isinstance(given[name], str | Path) else given[name]
             given[name] = tuple(map(str, value))
     try:
-        return Choices(**given)
+        return BenchConfig(**given)
     except TypeError as error:
-        raise BadOption(f"bench.run: {str(error).removeprefix('Choices.__init__() ')}") from None
+        raise OptionError(f"bench.run: {str(error).removeprefix('Choices.__init__() ')}") from None

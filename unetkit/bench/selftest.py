@@ -15,16 +15,16 @@ import numpy
 
 from unetkit.bench.devices import Slot
 from unetkit.bench.effects import student
-from unetkit.bench.engines import Notice, local
+from unetkit.bench.engines import Notice, run_locally
 from unetkit.bench.grid import PRELOAD, Mode
 from unetkit.bench.results import Timing
-from unetkit.bench.statistics import Estimate, Verdict, ratio_of
-from unetkit.bench.timing import Rules, time_pair
-from unetkit.errors import CannotBuild
+from unetkit.bench.statistics import Estimate, Verdict, estimate_ratio
+from unetkit.bench.timing import TimingConfig, time_pair
+from unetkit.errors import BuildError
 from unetkit.plan import Plan
-from unetkit.plugins import load_host
-from unetkit.utils.processes import Say
-from unetkit.utils.tables import Cells, Listing
+from unetkit.plugins import load_manager
+from unetkit.utils.processes import Emit
+from unetkit.utils.tables import Listing, TableData
 
 #: Calls in a sample of the baseline, and how many more the candidate's has.
 CALLS, EXTRA = 20, (0, 1, 4)
@@ -32,17 +32,17 @@ VERDICTS: tuple[Verdict, ...] = ("slower", "faster", "same", "inconclusive")
 
 
 @dataclass(frozen=True)
-class Task:
+class SelftestTask:
     """One run: which network, with its size; how many calls more; the rules, with a seed of its own."""
 
     plan: Plan
     extra: int
-    rules: Rules
+    rules: TimingConfig
     plugins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Result:
+class SelftestResult:
     """What became of a task, and the seconds that it took, its process and building included."""
 
     extra: int
@@ -56,7 +56,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Tally:
+class SelftestSummary:
     """What a method said of runs of one truth.
 
     Attributes:
@@ -80,36 +80,38 @@ class Tally:
     seconds: float
 
 
-def make_tasks(plan: Plan, rules: Rules, runs: int, plugins: tuple[str, ...] = ()) -> list[Task]:
+def make_tasks(plan: Plan, rules: TimingConfig, runs: int, plugins: tuple[str, ...] = ()) -> list[SelftestTask]:
     """So many runs of each truth, in random order: what the machine does meanwhile falls on all alike."""
     planned = [
-        Task(plan, extra, replace(rules, seed=rules.seed + run), plugins) for run in range(runs) for extra in EXTRA
+        SelftestTask(plan, extra, replace(rules, seed=rules.seed + run), plugins)
+        for run in range(runs)
+        for extra in EXTRA
     ]
     Random(rules.seed).shuffle(planned)  # noqa: S311 - no secret
     return planned
 
 
-def measure_tasks(planned: Sequence[Task], slot: Slot, notice: Notice) -> Generator[Result, None, None]:
+def measure_tasks(planned: Sequence[SelftestTask], slot: Slot, notice: Notice) -> Generator[SelftestResult, None, None]:
     """Do them one after the other, each in a process of its own, as `unetkit bench` does rows.
 
     Raises:
-        CannotBuild: a process failed, with its cause.
+        BuildError: a process failed, with its cause.
     """
     timeout = 300 + 4 * max(task.rules.budget for task in planned)
     ask = f"{__name__}:time_one"
-    for ended in local(planned, ask, [slot], timeout=timeout, preload=PRELOAD, notice=notice):
+    for ended in run_locally(planned, ask, [slot], timeout=timeout, preload=PRELOAD, notice=notice):
         if ended.cause:
-            raise CannotBuild(f"{ended.task.plan} cannot be timed: {ended.cause}")
-        yield Result(ended.task.extra, Timing.of(ended.said), ended.seconds)
+            raise BuildError(f"{ended.task.plan} cannot be timed: {ended.cause}")
+        yield SelftestResult(ended.task.extra, Timing.of(ended.said), ended.seconds)
 
 
-def time_one(task: Task, slot: Slot, say: Say) -> None:
+def time_one(task: SelftestTask, slot: Slot, say: Emit) -> None:
     """The child: two copies of the network, built apart, and one of them called more often."""
-    from unetkit.bench.builtin_metrics import Subject, latency
-    from unetkit.bench.worker import settle
+    from unetkit.bench.builtin_metrics import BenchModel, latency
+    from unetkit.bench.worker import prepare_process
 
-    device, parts = settle(slot, task.rules.seed), load_host(task.plugins).parts
-    one, other = (Subject(task.plan, 1, Mode(), device, parts) for _ in range(2))
+    device, parts = prepare_process(slot, task.rules.seed), load_manager(task.plugins).parts
+    one, other = (BenchModel(task.plan, 1, Mode(), device, parts) for _ in range(2))
     for subject in Random(task.rules.seed).sample((one, other), 2):  # noqa: S311
         _ = subject.x
     candidate, baseline = _repeated(latency(one), CALLS + task.extra), _repeated(latency(other), CALLS)
@@ -124,9 +126,9 @@ def _repeated(call: Callable[[], object], times: int) -> Callable[[], None]:
     return repeated
 
 
-def tally_results(found: Sequence[Result]) -> list[Tally]:
+def tally_results(found: Sequence[SelftestResult]) -> list[SelftestSummary]:
     """For each truth, what the paired rounds said, and what sequential means say of the same samples."""
-    methods = {"paired rounds": ratio_of, "sequential means": sequential}
+    methods = {"paired rounds": estimate_ratio, "sequential means": sequential}
     truths = sorted({result.truth for result in found})
     return [
         _tally([result for result in found if result.truth == truth], method, estimate)
@@ -135,12 +137,12 @@ def tally_results(found: Sequence[Result]) -> list[Tally]:
     ]
 
 
-def _tally(found: Sequence[Result], method: str, estimate: Callable[[Timing], Estimate]) -> Tally:
+def _tally(found: Sequence[SelftestResult], method: str, estimate: Callable[[Timing], Estimate]) -> SelftestSummary:
     truth = found[0].truth
     said = [estimate(result.timing) for result in found]
     verdicts = [one.verdict for one in said]
     errors = [abs(one.ratio / truth - 1) for one in said]
-    return Tally(
+    return SelftestSummary(
         truth=truth,
         method=method,
         runs=len(said),
@@ -171,16 +173,16 @@ def sequential(timing: Timing) -> Estimate:
 FALSE_ALARMS, FOUND = 0.05, 0.8
 
 
-def passed(found: Sequence[Tally]) -> bool:
+def passed(found: Sequence[SelftestSummary]) -> bool:
     """Whether paired rounds reach both aims."""
     return _false_alarms(found[0]) <= FALSE_ALARMS and found[2].verdicts["slower"] >= FOUND
 
 
-def _false_alarms(tally: Tally) -> float:
+def _false_alarms(tally: SelftestSummary) -> float:
     return tally.verdicts["slower"] + tally.verdicts["faster"]
 
 
-def format_selftest(found: Sequence[Tally], plan: Plan, slot: Slot) -> Listing:
+def format_selftest(found: Sequence[SelftestSummary], plan: Plan, slot: Slot) -> Listing:
     """The table, and whether the aims are reached."""
     rows = [_cells(tally) for tally in found]
     heads = ["extra work", "method", "runs", *VERDICTS, "off by", "at worst", "interval holds it", "rounds", "seconds"]
@@ -189,10 +191,10 @@ def format_selftest(found: Sequence[Tally], plan: Plan, slot: Slot) -> Listing:
         f"called different though the same: {_false_alarms(same):.0%} (aim: at most {FALSE_ALARMS:.0%})",
         f"called slower with 5% more work: {more.verdicts['slower']:.0%} (aim: at least {FOUND:.0%})",
     ]
-    return Listing([f"{plan}, batch 1, on {slot}"], [Cells(heads, rows)], notes)
+    return Listing([f"{plan}, batch 1, on {slot}"], [TableData(heads, rows)], notes)
 
 
-def _cells(tally: Tally) -> list[str]:
+def _cells(tally: SelftestSummary) -> list[str]:
     shares = [f"{tally.verdicts[verdict]:.0%}" for verdict in VERDICTS]
     errors = [f"{tally.error:.1%}", f"{tally.worst:.1%}", f"{tally.holds:.0%}"]
     extra = f"{tally.truth - 1:.0%}"

@@ -11,16 +11,16 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from unetkit.bench.columns import HIDDEN, Column, columns_of, constants, varying
-from unetkit.bench.results import Header, Row, Run
+from unetkit.bench.results import BenchRow, BenchRun, Header
 from unetkit.errors import UnetkitError
 from unetkit.utils.formatting import format_bytes
-from unetkit.utils.tables import Cells, Listing
+from unetkit.utils.tables import Listing, TableData
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-def format_run(run: Run, rows: Sequence[Row], columns: Sequence[Column], width: int | None = None) -> Listing:
+def format_run(run: BenchRun, rows: Sequence[BenchRow], columns: Sequence[Column], width: int | None = None) -> Listing:
     """Rows of a run, in the order given.
 
     Args:
@@ -37,7 +37,7 @@ def format_run(run: Run, rows: Sequence[Row], columns: Sequence[Column], width: 
     return Listing([*head(run), *said], [cells for cells in (table, failed) if cells.rows], notes)
 
 
-def head(run: Run) -> list[str]:
+def head(run: BenchRun) -> list[str]:
     """What stands for all rows: baseline, machine, versions, the factors that do not vary, how many rows there are."""
     shared = ", ".join(f"{name} {value}" for name, value in constants(run).items())
     failed = sum(not row.measured for row in run.rows)
@@ -49,7 +49,7 @@ def head(run: Run) -> list[str]:
     ]
 
 
-def machine(header: Header, rows: Iterable[Row] = ()) -> str:
+def machine(header: Header, rows: Iterable[BenchRow] = ()) -> str:
     """The machine and the versions in a line; where rows ran, if that is one place."""
     known = header.machine
     places = {row.where for row in rows if row.where}
@@ -62,7 +62,7 @@ def machine(header: Header, rows: Iterable[Row] = ()) -> str:
     )
 
 
-def missing(run: Run) -> list[str]:
+def missing(run: BenchRun) -> list[str]:
     """How to go on, where rows are missing."""
     left = f"{run.missing} of {run.planned} rows are still to do"
     return [f"{left}; this goes on: {run.command}"] if run.missing else []
@@ -75,14 +75,14 @@ def _told(name: str, value: Any) -> str:
 
 
 def _fitting(
-    rows: Sequence[Row], columns: Sequence[Column], numbers: dict[str, str], width: int | None
-) -> tuple[Cells, list[Column]]:
+    rows: Sequence[BenchRow], columns: Sequence[Column], numbers: dict[str, str], width: int | None
+) -> tuple[TableData, list[Column]]:
     """The table of those columns that fit, and the columns that do not."""
     kept, dropped = list(columns), list[Column]()
     texts = {column.name: [column.text(row) for row in rows] for column in columns}
     while True:
         lines = zip([numbers[row.id] for row in rows], *(texts[column.name] for column in kept), strict=True)
-        table = Cells(["#", *(column.title for column in kept)], [list(line) for line in lines])
+        table = TableData(["#", *(column.title for column in kept)], [list(line) for line in lines])
         least = max((column.rank for column in kept), default=0)
         if width is None or not least or table.width() <= width:
             return table, dropped
@@ -90,13 +90,13 @@ def _fitting(
         dropped.insert(0, kept.pop(last))
 
 
-def _failed(run: Run, rows: Sequence[Row], numbers: dict[str, str]) -> Cells:
+def _failed(run: BenchRun, rows: Sequence[BenchRow], numbers: dict[str, str]) -> TableData:
     names = varying(run)
     lines = [[numbers[row.id], *(row.factors.get(name, "") for name in names), row.cause] for row in rows]
-    return Cells(["#", *names, "cause"], lines, f"without figures: {len(rows)}")
+    return TableData(["#", *names, "cause"], lines, f"without figures: {len(rows)}")
 
 
-def _notes(rows: Iterable[Row], numbers: dict[str, str]) -> list[str]:
+def _notes(rows: Iterable[BenchRow], numbers: dict[str, str]) -> list[str]:
     """What failed or is to be known of single rows, by their numbers."""
     said = ((row, [*(f"no {name}: {why}" for name, why in row.failures.items()), *row.warnings]) for row in rows)
     return [f"row {numbers[row.id]}: {note}" for row, notes in said for note in notes]
@@ -107,13 +107,13 @@ def _dropped(columns: Sequence[Column]) -> list[str]:
     return [f"left out for want of room: {names}; --columns shows what it names"] if names else []
 
 
-def row_to_record(row: Row, columns: Sequence[Column]) -> dict[str, Any]:
+def row_to_record(row: BenchRow, columns: Sequence[Column]) -> dict[str, Any]:
     """One row by the names of the columns, with its id, its line, and why it has no figures."""
     values = {column.name: column.value(row) for column in columns}
     return {"id": row.id, **values, "line": row.line, "cause": row.cause}
 
 
-def rows_to_csv(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+def rows_to_csv(rows: Sequence[BenchRow], columns: Sequence[Column]) -> str:
     """A line a row under a line of headings, which give units in brackets: `latency [s]`."""
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -124,7 +124,7 @@ def rows_to_csv(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     return out.getvalue()
 
 
-def rows_to_json(run: Run, rows: Sequence[Row], columns: Sequence[Column]) -> str:
+def rows_to_json(run: BenchRun, rows: Sequence[BenchRow], columns: Sequence[Column]) -> str:
     """The run's header, the columns with their units, and the rows."""
     told = ("name", "title", "unit", "better", "summary")
     more = ("failures", "warnings", "command", "where")
@@ -145,7 +145,7 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
     return {key: None if isinstance(value, float) and not isfinite(value) else value for key, value in values.items()}
 
 
-def rows_to_dataframe(run: Run) -> DataFrame:
+def rows_to_dataframe(run: BenchRun) -> DataFrame:
     """A DataFrame with a row a combination: `id`, every column of `columns_of`, `line` and `cause`.
 
     Numbers are raw, in each column's unit (s, B); what a row has not is NaN or None. `attrs["units"]` says the units.

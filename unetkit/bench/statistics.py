@@ -132,7 +132,7 @@ class Estimate:
         return max(2 * NormalDist().cdf(-beyond / error), min(least, 1.0))
 
 
-def ratio_of(timing: Timing) -> Estimate:
+def estimate_ratio(timing: Timing) -> Estimate:
     """Candidate over baseline."""
     logs = _log_ratios(timing)
     low, high = interval_of(logs)
@@ -151,7 +151,7 @@ def log_draws(timing: Timing, chance: numpy.random.Generator) -> tuple[float, Fl
     return float(numpy.median(logs)), draws_of(logs, chance)
 
 
-def compare(estimates: Sequence[Estimate]) -> list[Verdict]:
+def judge_together(estimates: Sequence[Estimate]) -> list[Verdict]:
     """The verdicts of a whole table: a difference is called one only where it is, by Holm, among so many.
 
     Of 20 networks that are alike one would look different by chance at 95%; here no more than one table in 20 has any
@@ -178,7 +178,7 @@ def quantile(samples: Sequence[float], share: float) -> float:
     return float(numpy.quantile(samples, share))
 
 
-def warnings_of(timing: Timing, name: str) -> list[str]:
+def timing_warnings(timing: Timing, name: str) -> list[str]:
     """What a reader should know of a timed metric's samples, in one line; none where all is well."""
     found = []
     moved = max(fluctuation(timing.candidate), fluctuation(timing.baseline))
@@ -188,7 +188,7 @@ def warnings_of(timing: Timing, name: str) -> list[str]:
     if (rounds := len(timing.candidate)) < 2 * LEAST:
         found.append(f"only {rounds} rounds")
     if timing.ended == "budget":
-        width = ratio_of(timing).half_width
+        width = estimate_ratio(timing).half_width
         found.append(f"the budget ended at ±{width:.1%}; --again with a larger --budget tells more")
     return [f"{name}: {', '.join(found)}"] if found else []
 

@@ -29,7 +29,7 @@ _GROWTH = 1.5
 
 
 @dataclass(frozen=True)
-class Rules:
+class TimingConfig:
     """How long to time, and how well.
 
     Attributes:
@@ -59,7 +59,7 @@ class Rules:
 def time_pair(
     candidate: Call,
     baseline: Call,
-    rules: Rules,
+    rules: TimingConfig,
     *,
     wait: Call = lambda: None,
     clock: Callable[[], float] = perf_counter,
@@ -106,7 +106,7 @@ class _Pair:
     """Candidate and baseline, and the samples so far, in that order."""
 
     both: tuple[Call, Call]
-    rules: Rules
+    rules: TimingConfig
     wait: Call
     clock: Callable[[], float]
     calls: int = 1
@@ -165,10 +165,12 @@ class _Pair:
         return "precise" if self._precise() else "budget"
 
     def _precise(self) -> bool:
-        from unetkit.bench.statistics import ratio_of  # imports numpy, which who only chooses rules has no need of
+        from unetkit.bench.statistics import (
+            estimate_ratio,  # imports numpy, which who only chooses rules has no need of
+        )
 
         timing = Timing(tuple(self.samples[0]), tuple(self.samples[1]), 1, 0, "")
-        return ratio_of(timing).half_width <= self.rules.precision
+        return estimate_ratio(timing).half_width <= self.rules.precision
 
 
 def _steady(seconds: list[float]) -> bool:

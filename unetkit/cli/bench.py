@@ -15,20 +15,27 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from unetkit.bench.config import Choices
+from unetkit.bench.config import BenchConfig
 from unetkit.bench.grid import AXES, Case, Mode, exclude_cases, make_cases, make_plans, parse_axis, split_axis
 from unetkit.bench.metrics import metrics_of
 from unetkit.bench.results import ResultsWriter
-from unetkit.bench.runner import Leader
-from unetkit.cli.options import complete_part, host_of, parts_of
-from unetkit.errors import BadOption
-from unetkit.plan import Word
+from unetkit.bench.runner import BenchRunner
+from unetkit.cli.options import complete_part, manager_of, parts_of
+from unetkit.errors import OptionError
+from unetkit.plan import PlanField
 from unetkit.registry import KINDS, Parts
 from unetkit.resolve import kind_of
-from unetkit.utils.tables import put, width
+from unetkit.utils.tables import output_width, print_listing
 
 F = TypeVar("F", bound=Callable[..., Any])
-_UNDER = ("show", "report", "diff", "metrics", "selftest")
+#: The commands under `unetkit bench`, and the module of each.
+_SUBCOMMANDS = {
+    "show": "unetkit.cli.bench_results",
+    "report": "unetkit.cli.bench_results",
+    "diff": "unetkit.cli.bench_results",
+    "metrics": "unetkit.cli.bench",
+    "selftest": "unetkit.cli.bench_selftest",
+}
 _KINDS = {kind.word for kind in KINDS}
 
 
@@ -36,12 +43,12 @@ class _Group(click.Group):
     """A group that imports a command when it is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*_UNDER]
+        return [*_SUBCOMMANDS]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in _UNDER:
+        if name not in _SUBCOMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"unetkit.cli.bench.{name}"), name)
+        command: click.Command = getattr(import_module(_SUBCOMMANDS[name]), name)
         return command
 
 
@@ -50,7 +57,7 @@ def _axes(command: F) -> F:
     return reduce(lambda wrapped, word: _axis(word)(wrapped), reversed(AXES), command)
 
 
-def _axis(word: Word) -> Callable[[F], F]:
+def _axis(word: PlanField) -> Callable[[F], F]:
     kind = kind_of(word.name)
     complete: dict[str, Any] = {"shell_complete": _completer(kind)} if kind in _KINDS else {}
     listed = word.metavar if word.name == "widths" else f"{word.metavar},..."
@@ -108,7 +115,7 @@ def bench(ctx: click.Context, /, **asked: Any) -> None:
         run(ctx, given)
     elif given:
         first = next(param for param in ctx.command.params if param.name in given)
-        raise BadOption(f"{first.opts[0]} is for measuring; leave it out, or leave out {ctx.invoked_subcommand}")
+        raise OptionError(f"{first.opts[0]} is for measuring; leave it out, or leave out {ctx.invoked_subcommand}")
 
 
 _CHOSEN = (
@@ -121,14 +128,14 @@ _NO_OTHER_ROWS = ("again", "timeout", "ray_address")
 
 def run(ctx: click.Context, given: dict[str, Any]) -> None:
     """Plan, and measure or tell. `given` holds the options that stand on the command line."""
-    host = host_of(ctx)
+    host = manager_of(ctx)
     plugins = tuple(map(str, ctx.find_root().params.get("plugins") or ()))
     metrics = tuple(split_axis("metrics", [given["metrics"]] if "metrics" in given else []))
     if str(given.get("out", "x")) in ("", "."):
-        raise BadOption("--out: takes a folder of its own, such as runs/first")
+        raise OptionError("--out: takes a folder of its own, such as runs/first")
     chosen = {name: given[name] for name in _CHOSEN if name in given}
-    choices = Choices(metrics=metrics, plugins=plugins, **chosen)
-    leader = Leader(planned(given, host.parts), choices, host)
+    choices = BenchConfig(metrics=metrics, plugins=plugins, **chosen)
+    leader = BenchRunner(planned(given, host.parts), choices, host)
     if given.get("dry_run"):
         _rehearse(leader, given.get("out"))
     else:
@@ -143,13 +150,13 @@ def planned(given: dict[str, Any], parts: Parts) -> list[Case]:
     found = make_cases(make_plans(words, parts), split_axis("size", given.get("sizes", ())), batches, modes)
     left = exclude_cases(found, given.get("excepted", ()))[: given.get("limit")]
     if not left:
-        raise BadOption("--except leaves no row; leave out less")
+        raise OptionError("--except leaves no row; leave out less")
     return left
 
 
 def _batch(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise BadOption(f"--batch {text}: takes numbers of images, such as 1,8")
+        raise OptionError(f"--batch {text}: takes numbers of images, such as 1,8")
     return int(text)
 
 
@@ -159,12 +166,12 @@ def _name(given: dict[str, Any]) -> str:
     return hashlib.sha256(repr(told).encode()).hexdigest()[:8]
 
 
-def _measure(leader: Leader, folder: Path) -> None:
-    from unetkit.bench.progress import Watch
+def _measure(leader: BenchRunner, folder: Path) -> None:
+    from unetkit.bench.progress import BenchProgress
 
     command = shlex.join(["unetkit", *sys.argv[1:]])
     ledger = ResultsWriter(folder)
-    watch = Watch(leader, folder)
+    watch = BenchProgress(leader, folder)
     try:
         with closing(leader.rows(ledger, command)) as rows:
             watch.follow(rows)
@@ -177,22 +184,22 @@ def _measure(leader: Leader, folder: Path) -> None:
     _show(folder)
 
 
-def _rehearse(leader: Leader, folder: Path | None) -> None:
+def _rehearse(leader: BenchRunner, folder: Path | None) -> None:
     """The rows that would be measured, and how long that would take."""
     from unetkit.bench.columns import varied
-    from unetkit.bench.runner import rehearse
+    from unetkit.bench.runner import dry_run
     from unetkit.utils.formatting import format_count
-    from unetkit.utils.tables import Cells, Listing
+    from unetkit.utils.tables import Listing, TableData
 
-    found = rehearse(leader, folder)
+    found = dry_run(leader, folder)
     names = varied([dict(case.factors) for case in leader.cases])
     lines = [[*_factors(case, names), format_count(said["macs"])] for case, said in found.left]
     failed = [[*_factors(case, names), cause] for case, cause in found.failed]
-    tables = [Cells([*names, "macs"], lines), Cells([*names, "cause"], failed, "cannot be built or passed:")]
+    tables = [TableData([*names, "macs"], lines), TableData([*names, "cause"], failed, "cannot be built or passed:")]
     about = _duration(found.seconds)
     told = f"{len(lines)} rows would be measured against {found.baseline}, in about {about}"
     done = [f"{found.done} rows are measured already"] if found.done else []
-    put(Listing([], [cells for cells in tables if cells.rows], [*done, told]), None)
+    print_listing(Listing([], [cells for cells in tables if cells.rows], [*done, told]), None)
 
 
 def _duration(seconds: float) -> str:
@@ -210,7 +217,7 @@ def _show(folder: Path) -> None:
     from unetkit.bench.show import format_run
 
     found = read_results(folder)
-    put(format_run(found, found.rows, select_columns(columns_of(found), None), width()), None)
+    print_listing(format_run(found, found.rows, select_columns(columns_of(found), None), output_width()), None)
     click.echo(f"`unetkit bench show {folder}` shows more; `unetkit bench report {folder}` draws it")
 
 
@@ -218,10 +225,10 @@ def _show(folder: Path) -> None:
 @click.pass_context
 def metrics(ctx: click.Context) -> None:
     """List what can be measured: name, unit, and how."""
-    from unetkit.utils.tables import Cells, Listing, put
+    from unetkit.utils.tables import Listing, TableData, print_listing
 
     rows = []
-    for metric in metrics_of(host_of(ctx)):
+    for metric in metrics_of(manager_of(ctx)):
         owner = f" (of {metric.owner})" if metric.owner != "unetkit" else ""
         rows.append([metric.name, metric.info.unit, metric.info.summary + owner])
-    put(Listing([], [Cells(["metric", "unit", "meaning"], rows)], []), None)
+    print_listing(Listing([], [TableData(["metric", "unit", "meaning"], rows)], []), None)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from unetkit.errors import BadOption
+from unetkit.errors import OptionError
 
 if TYPE_CHECKING:
     from unetkit.bench.columns import Column
-    from unetkit.bench.results import Row, Run
+    from unetkit.bench.results import BenchRow, BenchRun
 
 
 @click.command()
@@ -54,7 +54,7 @@ def show(
     known = columns_of(found)
     rows = filter_rows(found.rows, known, filters)
     if effects and (sort or top):
-        raise BadOption(f"--effects: is a table of its own; leave out {'--sort' if sort else '--top'}")
+        raise OptionError(f"--effects: is a table of its own; leave out {'--sort' if sort else '--top'}")
     if effects:
         _effects(replace(found, rows=tuple(rows)), columns, form)
         return
@@ -63,22 +63,22 @@ def show(
     _rows(found, sort_rows(rows, known, sort)[:top], picked, form, fits=columns is None)
 
 
-def _rows(run: Run, rows: list[Row], columns: list[Column], form: str | None, fits: bool) -> None:
+def _rows(run: BenchRun, rows: list[BenchRow], columns: list[Column], form: str | None, fits: bool) -> None:
     """Print rows; `fits`: without the columns that a terminal has no room for."""
     from unetkit.bench.show import format_run, rows_to_csv, rows_to_json
-    from unetkit.utils.tables import put, width
+    from unetkit.utils.tables import output_width, print_listing
 
     if form == "csv":
         click.echo(rows_to_csv(rows, columns), nl=False)
     elif form == "json":
         click.echo(rows_to_json(run, rows, columns))
     else:
-        put(format_run(run, rows, columns, width() if fits and form is None else None), form)
+        print_listing(format_run(run, rows, columns, output_width() if fits and form is None else None), form)
 
 
-def _effects(run: Run, names: str | None, form: str | None) -> None:
+def _effects(run: BenchRun, names: str | None, form: str | None) -> None:
     from unetkit.bench.effects import effects_to_csv, effects_to_records, format_effects, list_effects
-    from unetkit.utils.tables import put
+    from unetkit.utils.tables import print_listing
 
     told = list_effects(run, names)
     if form == "csv":
@@ -86,7 +86,7 @@ def _effects(run: Run, names: str | None, form: str | None) -> None:
     elif form == "json":
         click.echo(json.dumps(effects_to_records(told), indent=2))
     else:
-        put(format_effects(run, told), form)
+        print_listing(format_effects(run, told), form)
 
 
 @click.command()
@@ -104,7 +104,7 @@ def report(run: Path, out: Path | None) -> None:
     unetkit bench report runs/first --out first.html
     """
     if out and out.suffix != ".html":
-        raise BadOption(f"--out {out}: writes HTML; give a name that ends in .html")
+        raise OptionError(f"--out {out}: writes HTML; give a name that ends in .html")
 
     from unetkit.bench.report.page import write
     from unetkit.bench.results import read_results
@@ -139,11 +139,11 @@ def diff(
     """
     from unetkit.bench.compare import MARGIN, diff_runs, diff_to_dict, format_diff
     from unetkit.bench.results import read_results
-    from unetkit.utils.tables import put
+    from unetkit.utils.tables import print_listing
 
     found = diff_runs(read_results(a), read_results(b), margin=MARGIN if margin is None else margin, unpaired=unpaired)
     if form == "json":
         click.echo(json.dumps(diff_to_dict(found), indent=2))
     else:
-        put(format_diff(found, everything=everything), form)
+        print_listing(format_diff(found, everything=everything), form)
     ctx.exit(1 if found.worse else 0)

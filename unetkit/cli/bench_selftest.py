@@ -16,7 +16,7 @@ import click
 from unetkit.cli.options import parts_of
 
 if TYPE_CHECKING:
-    from unetkit.bench.selftest import Result
+    from unetkit.bench.selftest import SelftestResult
     from unetkit.plan import Plan
     from unetkit.registry import Parts
 
@@ -71,21 +71,21 @@ def selftest(
     """
     from unetkit.bench.devices import Slot
     from unetkit.bench.selftest import format_selftest, make_tasks, measure_tasks, passed, tally_results
-    from unetkit.bench.timing import Rules
-    from unetkit.utils.system import cores
-    from unetkit.utils.tables import put
+    from unetkit.bench.timing import TimingConfig
+    from unetkit.utils.system import available_cores
+    from unetkit.utils.tables import print_listing
 
     plan = _plan(network, size, parts_of(ctx))
     plugins = tuple(ctx.find_root().params.get("plugins") or ())
-    planned = make_tasks(plan, Rules(budget, precision, seed), runs, plugins)
-    slot = Slot(device, cores(), threads or len(cores()))
+    planned = make_tasks(plan, TimingConfig(budget, precision, seed), runs, plugins)
+    slot = Slot(device, available_cores(), threads or len(available_cores()))
     with closing(measure_tasks(planned, slot, lambda line: click.echo(line, err=True))) as measured:
         found = [*_told(_kept(measured, out), len(planned))]
     tallies = tally_results(found)
     if form == "json":
         click.echo(json.dumps([asdict(tally) for tally in tallies], indent=2))
     else:
-        put(format_selftest(tallies, plan, slot), form)
+        print_listing(format_selftest(tallies, plan, slot), form)
     ctx.exit(0 if passed(tallies) else 1)
 
 
@@ -100,20 +100,20 @@ def _plan(network: str, size: str | None, parts: Parts) -> Plan:
     return plan
 
 
-def _kept(found: Iterable[Result], out: Path | None) -> Iterator[Result]:
+def _kept(found: Iterable[SelftestResult], out: Path | None) -> Iterator[SelftestResult]:
     """The same, each on disk first, where that is asked."""
-    from unetkit.utils.files import Lines
+    from unetkit.utils.files import JsonLinesWriter
 
     if out is None:
         yield from found
         return
-    with closing(Lines(out, "selftest")) as lines:
+    with closing(JsonLinesWriter(out, "selftest")) as lines:
         for result in found:
             lines.append(asdict(result))
             yield result
 
 
-def _told(found: Iterable[Result], total: int) -> Iterator[Result]:
+def _told(found: Iterable[SelftestResult], total: int) -> Iterator[SelftestResult]:
     """The same, while a line tells on stderr how far they are: over and over on a terminal, else now and then."""
     start = said = monotonic()
     terminal = sys.stderr.isatty()

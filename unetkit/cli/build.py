@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unetkit.cli.options import parts_of, plan_options
-from unetkit.errors import BadOption
+from unetkit.errors import OptionError
 from unetkit.plan import Plan
 from unetkit.resolve import resolve
-from unetkit.utils.isolation import quiet
+from unetkit.utils.isolation import stdout_to_stderr
 
 if TYPE_CHECKING:
     from unetkit.summary.report import Trace
@@ -40,27 +40,27 @@ def build(
     unetkit build --encoder timm/vgg16 --up transposed:init=bilinear --classes 21
     """
     if picture and picture.suffix != ".svg":
-        raise BadOption(f"--picture {picture}: draws SVG; give a name that ends in .svg")
+        raise OptionError(f"--picture {picture}: draws SVG; give a name that ends in .svg")
     if save and save.suffix != ".safetensors":
-        raise BadOption(f"--save {save}: writes safetensors; give a name that ends in .safetensors")
+        raise OptionError(f"--save {save}: writes safetensors; give a name that ends in .safetensors")
     plan = Plan.of(**words)
     parts = parts_of(ctx)
     resolve(plan, parts)  # refuses a wrong name or option before torch is imported
 
     from unetkit.builder import build_plan
-    from unetkit.summary.sanity_check import run_check
+    from unetkit.summary.sanity_check import run_sanity_check
     from unetkit.summary.trace import trace
 
     real = bool(save or check or plan.pretrained)
-    with quiet():  # what a part prints in its pass is not what this prints
+    with stdout_to_stderr():  # what a part prints in its pass is not what this prints
         model = build_plan(plan, parts, device=None if real else "meta")
         traced = trace(model)
-    report = {"trace": traced.as_dict()}
+    report = {"trace": traced.to_dict()}
     done = []
     if check:
-        with quiet():
-            checked = run_check(model)
-        report["check"] = checked.as_dict()
+        with stdout_to_stderr():
+            checked = run_sanity_check(model)
+        report["check"] = checked.to_dict()
         done.append(str(checked))
     if picture:
         _draw(traced, picture)

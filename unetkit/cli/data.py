@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from unetkit.errors import BadOption
+from unetkit.errors import OptionError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from unetkit.data.validate import Report
+    from unetkit.data.validate import DatasetReport
     from unetkit.utils.tables import Listing
 
 #: Samples on a sheet.
@@ -58,11 +58,11 @@ def check(
     unetkit data check voc:root=/data
     """
     if overlay and overlay.suffix != ".png":
-        raise BadOption(f"--overlay {overlay}: draws PNG; give a name that ends in .png")
-    from unetkit.data.splits import Rules
+        raise OptionError(f"--overlay {overlay}: draws PNG; give a name that ends in .png")
+    from unetkit.data.splits import SplitConfig
     from unetkit.data.validate import pick_samples, validate_folder
 
-    report, splits, target = validate_folder(folder, Rules(seed, val, group), ignore, _progress())
+    report, splits, target = validate_folder(folder, SplitConfig(seed, val, group), ignore, _progress())
     done = []
     if overlay and target:
         from unetkit.data.visualize import contact_sheet
@@ -71,7 +71,7 @@ def check(
         _write(contact_sheet(samples, target), overlay)
         done.append(f"{len(samples)} samples drawn to {overlay}")
     if as_json:
-        click.echo(json.dumps(report.as_dict(), indent=2))
+        click.echo(json.dumps(report.to_dict(), indent=2))
     else:
         _show(report, done)
     ctx.exit(1 if report.problems else 0)
@@ -87,9 +87,9 @@ def write(name: str, out: Path) -> None:
     unetkit data write cells:count=50,size=256 --out cells50
     """
     from unetkit.data.datasets import open_data
-    from unetkit.data.export import write_set
+    from unetkit.data.export import write_dataset
 
-    count = write_set(open_data(name), out, _progress())
+    count = write_dataset(open_data(name), out, _progress())
     click.echo(f"{count} samples written to {out}; `unetkit data check {out}` shows them")
 
 
@@ -111,30 +111,30 @@ def _write(picture: Image, path: Path) -> None:
         picture.save(temporary, "PNG")
 
 
-def _show(report: Report, done: list[str]) -> None:
-    from unetkit.utils.tables import put
+def _show(report: DatasetReport, done: list[str]) -> None:
+    from unetkit.utils.tables import print_listing
 
-    put(_listing(report, done), None)
+    print_listing(_listing(report, done), None)
 
 
-def _listing(report: Report, done: list[str]) -> Listing:
-    from unetkit.data.folder import many
-    from unetkit.utils.tables import Cells, Listing
+def _listing(report: DatasetReport, done: list[str]) -> Listing:
+    from unetkit.data.folder import count_of
+    from unetkit.utils.tables import Listing, TableData
 
-    how = f", told apart by {report.told_apart}" if report.told_apart else ""
+    how = f", told apart by {report.class_encoding}" if report.class_encoding else ""
     head = [f"{report.said}: {report.kind}{how}" if report.kind else f"{report.said}: no mask can be read"]
     rows = [
         [one.name, "#{:02x}{:02x}{:02x}".format(*one.colour), f"{one.share:.1%}", str(one.images)]
         for one in report.classes
     ]
-    tables = [Cells(["class", "colour", "share", "images"], rows)] if rows else []
+    tables = [TableData(["class", "colour", "share", "images"], rows)] if rows else []
     notes = [*_facts(report), *(f"note: {note}" for note in report.notes)]
     notes += [f"problem: {problem}" for problem in report.problems]
-    verdict = many(len(report.problems), "problem") if report.problems else "no problems"
+    verdict = count_of(len(report.problems), "problem") if report.problems else "no problems"
     return Listing(head, tables, [*notes, *done, verdict])
 
 
-def _facts(report: Report) -> list[str]:
+def _facts(report: DatasetReport) -> list[str]:
     smallest, largest = report.sizes or [(0, 0), (0, 0)]
     sizes = f"{smallest[0]}x{smallest[1]}" + (f" to {largest[0]}x{largest[1]}" if smallest != largest else "")
     told = {

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetkit.cli.options import trained
-from unetkit.errors import BadOption
+from unetkit.cli.options import load_trained
+from unetkit.errors import OptionError
 from unetkit.train.metrics import RATES, known, known_mean
-from unetkit.utils.isolation import quiet
-from unetkit.utils.tables import Cells, Listing
+from unetkit.utils.isolation import stdout_to_stderr
+from unetkit.utils.tables import Listing, TableData
 
 if TYPE_CHECKING:
-    from unetkit.train.metrics import Evaluation, Scores, Seen
+    from unetkit.train.metrics import Evaluation, ImageScores, Scores
 
 
 @click.command("eval")
@@ -57,17 +57,17 @@ def eval_run(
     unetkit eval runs/a --split val --worst 20 --weights last
     """
     if picture and picture.suffix != ".png":
-        raise BadOption(f"--picture {picture}: draws PNG; give a name that ends in .png")
+        raise OptionError(f"--picture {picture}: draws PNG; give a name that ends in .png")
     if boundary is not None and not 0 <= boundary < float("inf"):
-        raise BadOption(f"--boundary {boundary:g}: must be 0 or more")
+        raise OptionError(f"--boundary {boundary:g}: must be 0 or more")
 
-    from unetkit.predict.evaluate import chosen, evaluate, opened, own, report
+    from unetkit.predict.evaluate import chosen, evaluate, open_evaluation, own, report
     from unetkit.train.checkpoint import read_run
 
     found = read_run(run)
-    with quiet():  # what a part prints in its pass is not what this prints
-        network = trained(ctx, found, weights, device)
-        against = opened(found, data)
+    with stdout_to_stderr():  # what a part prints in its pass is not what this prints
+        network = load_trained(ctx, found, weights, device)
+        against = open_evaluation(found, data)
         name, images = chosen(found, against, split)
         with _bar() as tell:
             scored = evaluate(found, network, images, tolerance=boundary, tell=tell)
@@ -107,9 +107,9 @@ def _write(path: Path, text: str) -> None:
 
 
 def _show(scored: Evaluation, head: list[str], worst: int) -> None:
-    from unetkit.utils.tables import put
+    from unetkit.utils.tables import print_listing
 
-    put(format_scores(scored, head, worst), None)
+    print_listing(format_scores(scored, head, worst), None)
 
 
 @contextmanager
@@ -144,7 +144,7 @@ def format_scores(found: Evaluation, head: list[str], worst: int) -> Listing:
     return Listing(head, tables, _notes(found, micro))
 
 
-def _classes(scores: Scores, title: str, shares: list[float] | None = None) -> Cells:
+def _classes(scores: Scores, title: str, shares: list[float] | None = None) -> TableData:
     rates = [rate for rate in RATES if getattr(scores, rate)]
     rows = [[name, *(_said(getattr(scores, rate)[at]) for rate in rates)] for at, name in enumerate(scores.names)]
     rows.append(["mean", *(_said(known_mean(getattr(scores, rate))) for rate in rates)])
@@ -152,13 +152,13 @@ def _classes(scores: Scores, title: str, shares: list[float] | None = None) -> C
     if shares:
         heads.append("of pixels")
         rows = [[*row, share] for row, share in zip(rows, [*(f"{share:.1%}" for share in shares), ""], strict=True)]
-    return Cells(heads, rows, title)
+    return TableData(heads, rows, title)
 
 
-def _images(images: list[Seen], title: str) -> Cells:
+def _images(images: list[ImageScores], title: str) -> TableData:
     names = images[0].classes if len(images[0].classes) <= _COLUMNS else ()
     rows = [[image.name, *map(_said, (image.scores.miou, *image.scores.iou[: len(names)]))] for image in images]
-    return Cells(["image", "mean", *names], rows, title)
+    return TableData(["image", "mean", *names], rows, title)
 
 
 def _shares(found: Evaluation) -> list[float]:

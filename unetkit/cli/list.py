@@ -9,10 +9,10 @@ import click
 from click.shell_completion import CompletionItem
 
 from unetkit.cli.options import complete_part, parts_of, summary
-from unetkit.errors import UnknownName
+from unetkit.errors import UnknownNameError
 from unetkit.options import describe_type, format_value
 from unetkit.registry import KINDS, Entry, Parts, Registry
-from unetkit.utils.tables import page, table
+from unetkit.utils.tables import make_console, make_table
 
 if TYPE_CHECKING:  # what `unetkit --help` loads with this command has no need of rich
     from rich.console import Console
@@ -42,7 +42,7 @@ def list_parts(ctx: click.Context, kind: str | None, name: str | None) -> None:
     unetkit list fuse add
     """
     parts = parts_of(ctx)
-    console = page()
+    console = make_console()
     if kind is None:
         console.print(_kinds(parts))
     elif name is None:
@@ -61,7 +61,7 @@ def add_row(listed: Table, *cells: str) -> None:
 
 
 def _kinds(parts: Parts) -> Table:
-    listed = table("kind", "word", "how many", "names")
+    listed = make_table("kind", "word", "how many", "names")
     for registry in parts:
         names = registry.names()
         shown = ", ".join(names[:7]) + (" ..." if len(names) > 7 else "")
@@ -73,17 +73,17 @@ def _names(console: Console, registry: Registry, pattern: str) -> None:
     """Our own and plugins' parts with their summaries, then each library's names in columns."""
     found = registry.find(pattern)
     if not found:
-        raise UnknownName(
+        raise UnknownNameError(
             f"no {registry.kind.title} matches {pattern!r}; `unetkit list {registry.kind.attribute}` lists all"
         )
     own = [entry for entry in found if entry.source is None]
     if own:
-        listed = table("name", "what it is", "from")
+        listed = make_table("name", "what it is", "from")
         for entry in own:
             add_row(listed, entry.name, summary(entry), entry.owner)
         console.print(listed)
-    for source in registry.sources:
-        names = [entry.said for entry in found if entry.source == source]
+    for source in registry.libraries:
+        names = [entry.qualified_name for entry in found if entry.source == source]
         if names and console.is_terminal:
             console.print(f"{len(names)} from {source}:")
             from rich.columns import Columns
@@ -98,13 +98,13 @@ def _detail(console: Console, entry: Entry) -> None:
 
     known = entry.signature
     source = f" for all of {entry.source}" if entry.source else ""
-    console.print(Text.assemble((entry.said, "bold"), f": {known.summary}"))
-    listed = table("option", "takes", "default", "what it does")
+    console.print(Text.assemble((entry.qualified_name, "bold"), f": {known.summary}"))
+    listed = make_table("option", "takes", "default", "what it does")
     for option in known.options:
         default = "must be given" if option.required else format_value(option.default, option.type)
         add_row(listed, option.name, describe_type(option.type), default, option.help)
     console.print(listed if known.options else "It has no options.")
-    if known.rest:
+    if known.var_keyword:
         theirs = (
             f"Other options go to {entry.source}'s own constructor of {entry.name}; what it would ignore is refused."
         )

@@ -11,50 +11,50 @@ from click.shell_completion import CompletionItem
 
 from unetkit.commands import PluginCommand, plugin_commands
 from unetkit.errors import UnetkitError
-from unetkit.plan import WORDS, Word
-from unetkit.plugins import Host, default_host, load_host
+from unetkit.plan import PLAN_FIELDS, PlanField
+from unetkit.plugins import PluginManager, default_manager, load_manager
 from unetkit.registry import KINDS, Entry, Parts, Registry
 from unetkit.resolve import kind_of
 
 if TYPE_CHECKING:
     from unetkit.network import Network
-    from unetkit.train.checkpoint import Run
+    from unetkit.train.checkpoint import TrainRun
 
 
 F = TypeVar("F", bound=Callable[..., Any])
 _WORDS = {kind.word for kind in KINDS}
 
 
-def host_of(ctx: click.Context) -> Host:
+def manager_of(ctx: click.Context) -> PluginManager:
     """What is installed, and the plugins named before the command; loaded once a command line."""
     root = ctx.find_root()
     plugins = root.params.get("plugins") or ()
     if "unetkit.host" not in root.meta:
-        root.meta["unetkit.host"] = load_host(plugins) if plugins else default_host()
-    host: Host = root.meta["unetkit.host"]
+        root.meta["unetkit.host"] = load_manager(plugins) if plugins else default_manager()
+    host: PluginManager = root.meta["unetkit.host"]
     return host
 
 
 def parts_of(ctx: click.Context) -> Parts:
     """The parts with those of the plugins named before the command."""
-    return host_of(ctx).parts
+    return manager_of(ctx).parts
 
 
 def commands_of(ctx: click.Context) -> dict[str, PluginCommand]:
     """The commands that plugins add, by name; registered once a command line."""
     root = ctx.find_root()
     if "unetkit.commands" not in root.meta:
-        root.meta["unetkit.commands"] = plugin_commands(host_of(ctx))
+        root.meta["unetkit.commands"] = plugin_commands(manager_of(ctx))
     commands: dict[str, PluginCommand] = root.meta["unetkit.commands"]
     return commands
 
 
 def plan_options(command: F) -> F:
     """Give a command an option for each word of a plan, in order."""
-    return reduce(lambda wrapped, word: _option(word)(wrapped), reversed(WORDS), command)
+    return reduce(lambda wrapped, word: _option(word)(wrapped), reversed(PLAN_FIELDS), command)
 
 
-def _option(word: Word) -> Callable[[F], F]:
+def _option(word: PlanField) -> Callable[[F], F]:
     extra: dict[str, Any] = {}
     if word.name == "pretrained":  # unprocessed, or click would make the text "True" of it
         extra = {"is_flag": False, "flag_value": True, "type": click.UNPROCESSED}
@@ -90,7 +90,7 @@ def complete_part(registry: Registry, incomplete: str) -> list[CompletionItem]:
         source, _, bare = name.rpartition("/")
         found = [entry for entry in registry.find(f"{bare}*") if source in ("", entry.source)]
         helps = [summary(entry) if len(found) < 50 else None for entry in found]
-        names = [f"{source}/{entry.name}" if source else entry.said for entry in found]
+        names = [f"{source}/{entry.name}" if source else entry.qualified_name for entry in found]
         return [CompletionItem(before + name, help=help_) for name, help_ in zip(names, helps, strict=True)]
     given, comma, key = options.rpartition(",")
     head = f"{before}{name}:{given}{comma}"
@@ -101,19 +101,19 @@ def complete_part(registry: Registry, incomplete: str) -> list[CompletionItem]:
     return [CompletionItem(f"{head}{o.name}=", help=o.help) for o in known if o.name.startswith(key)]
 
 
-def trained(ctx: click.Context, run: Run, weights: str, device: str | None) -> Network:
+def load_trained(ctx: click.Context, run: TrainRun, weights: str, device: str | None) -> Network:
     """The network of a run with its "best" or "last" weights."""
     from unetkit.train.checkpoint import BEST, LAST
-    from unetkit.utils.modules import usual_device
+    from unetkit.utils.modules import default_device
 
-    return run.network(usual_device(device), _parts(ctx, run.plugins), BEST if weights == "best" else LAST)
+    return run.network(default_device(device), _parts(ctx, run.plugins), BEST if weights == "best" else LAST)
 
 
 def _parts(ctx: click.Context, plugins: tuple[str, ...]) -> Parts:
     """What is installed, the plugins named before the command, and those that the run was trained with."""
-    from unetkit.plugins import load_host
+    from unetkit.plugins import load_manager
 
     given = tuple(map(str, ctx.find_root().params.get("plugins") or ()))
     if set(plugins) <= set(given):
         return parts_of(ctx)
-    return load_host(tuple(dict.fromkeys((*plugins, *given)))).parts
+    return load_manager(tuple(dict.fromkeys((*plugins, *given)))).parts

@@ -11,17 +11,17 @@ from click.shell_completion import CompletionItem
 
 from unetkit.bench.metrics import metrics_of
 from unetkit.cli.list import add_row
-from unetkit.cli.options import commands_of, host_of
-from unetkit.plugins import Host
+from unetkit.cli.options import commands_of, manager_of
+from unetkit.plugins import PluginManager
 from unetkit.registry import Plugin
 from unetkit.scaffold import TITLES, new_plugin
-from unetkit.utils.tables import page, table
+from unetkit.utils.tables import make_console, make_table
 
 if TYPE_CHECKING:  # what `unetkit --help` loads with this command has no need of rich
     from rich.table import Table
 
-    from unetkit.testing import Result
-    from unetkit.testing.runner import Job
+    from unetkit.testing import CheckResult
+    from unetkit.testing.runner import CheckJob
 
 
 @click.group(invoke_without_command=True)
@@ -40,13 +40,13 @@ def plugins(ctx: click.Context, verbose: bool) -> None:
 
 
 def _show(ctx: click.Context, verbose: bool) -> None:
-    host, commands = host_of(ctx), commands_of(ctx)
+    host, commands = manager_of(ctx), commands_of(ctx)
     metrics = metrics_of(host)
     found = sorted((p for p in host.plugins if p.name != "unetkit"), key=lambda plugin: plugin.name)
     if not found:
         click.echo("no plugins are installed; `unetkit plugins new my-gate --kind fusion` starts one")
         return
-    console, listed = page(), table("name", "version", "distribution", "adds", "state")
+    console, listed = make_console(), make_table("name", "version", "distribution", "adds", "state")
     for plugin in found:
         adds = [*_adds(host, plugin), *(f"command {n}" for n, c in commands.items() if c.owner == plugin.name)]
         adds += [f"metric {metric.name}" for metric in metrics if metric.owner == plugin.name]
@@ -61,7 +61,7 @@ def _show(ctx: click.Context, verbose: bool) -> None:
             click.echo(plugin.traceback)
 
 
-def _adds(host: Host, plugin: Plugin) -> list[str]:
+def _adds(host: PluginManager, plugin: Plugin) -> list[str]:
     if not plugin.loaded:
         return []
     wraps = ["wraps models"] if host.implements("unetkit_wrap_model", plugin) else []
@@ -77,7 +77,7 @@ def _remarks(plugin: Plugin) -> Iterator[str]:
 
 def _complete_target(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The names of plugins, and files."""
-    names = [plugin.name for plugin in host_of(ctx).loaded() if plugin.name.startswith(incomplete)]
+    names = [plugin.name for plugin in manager_of(ctx).loaded() if plugin.name.startswith(incomplete)]
     return [*map(CompletionItem, names)] or [CompletionItem(incomplete, type="file")]
 
 
@@ -116,7 +116,7 @@ def check(ctx: click.Context, target: str) -> None:
 
     jobs = jobs_of_plugin(target)
     results = [job.run() for job in _watched(jobs)]
-    console = page()
+    console = make_console()
     for matrix in _matrices(jobs, results, console.width):
         console.print(matrix)
     told = [result for result in results if result.message and not result.follows]
@@ -133,7 +133,7 @@ def check(ctx: click.Context, target: str) -> None:
 _CELLS = {"passed": ("ok", "green"), "failed": ("FAIL", "bold red"), "skipped": ("skip", "dim")}
 
 
-def _watched(jobs: list[Job]) -> Iterator[Job]:
+def _watched(jobs: list[CheckJob]) -> Iterator[CheckJob]:
     from rich.console import Console
     from rich.progress import track
 
@@ -141,7 +141,7 @@ def _watched(jobs: list[Job]) -> Iterator[Job]:
     yield from track(jobs, "checking", console=watching, transient=True, disable=not watching.is_terminal)
 
 
-def _matrices(jobs: list[Job], results: list[Result], width: int) -> Iterator[Table]:
+def _matrices(jobs: list[CheckJob], results: list[CheckResult], width: int) -> Iterator[Table]:
     """A row a check, a column a part; as many columns a table as fit."""
     from rich.text import Text
 
@@ -152,7 +152,7 @@ def _matrices(jobs: list[Job], results: list[Result], width: int) -> Iterator[Ta
         shown = [parts.pop(0)]
         while parts and sum(len(part) + 2 for part in [*shown, parts[0]]) < width // 2:
             shown.append(parts.pop(0))
-        matrix = table("check", "promise", *shown)
+        matrix = make_table("check", "promise", *shown)
         for column in matrix.columns[2:]:
             column.no_wrap = True
         for name, promise in promises.items():

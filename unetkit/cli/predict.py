@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from unetkit.cli.options import trained
-from unetkit.errors import BadOption
-from unetkit.utils.isolation import quiet
+from unetkit.cli.options import load_trained
+from unetkit.errors import OptionError
+from unetkit.utils.isolation import stdout_to_stderr
 
 if TYPE_CHECKING:
     pass
@@ -59,16 +59,16 @@ def predict(
     """
     size = _size(tile)
 
-    from unetkit.predict.predictor import How, Predictor, planned, predict_all
-    from unetkit.predict.progress import Shown
+    from unetkit.predict.predictor import PredictConfig, Predictor, plan_outputs, predict_all
+    from unetkit.predict.progress import PredictProgress
     from unetkit.train.checkpoint import read_run
 
-    found, passed = read_run(run), How(size, **how)
-    jobs = planned(images, out, found.target, probabilities=probabilities, overlays=overlay)
-    with quiet():  # what a part prints is not what this prints
-        network = trained(ctx, found, weights, device)
+    found, passed = read_run(run), PredictConfig(size, **how)
+    jobs = plan_outputs(images, out, found.target, probabilities=probabilities, overlays=overlay)
+    with stdout_to_stderr():  # what a part prints is not what this prints
+        network = load_trained(ctx, found, weights, device)
         predictor = Predictor(found, network, passed)
-        shown = Shown(len(jobs))
+        shown = PredictProgress(len(jobs))
         try:
             failed = predict_all(predictor.predict, jobs, shown)
         except KeyboardInterrupt:
@@ -88,5 +88,5 @@ def _size(said: str | None) -> tuple[int, int] | None:
         return None
     sides = re.fullmatch(r"(\d+)(?:x(\d+))?", said)
     if not sides:
-        raise BadOption(f"--tile {said}: takes height by width, such as 512x768, or one number for both")
+        raise OptionError(f"--tile {said}: takes height by width, such as 512x768, or one number for both")
     return int(sides[1]), int(sides[2] or sides[1])

@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from unetkit.cli.options import parts_of, plan_options
-from unetkit.errors import BadOption
-from unetkit.plan import WORDS, Plan
+from unetkit.errors import OptionError
+from unetkit.plan import PLAN_FIELDS, Plan
 from unetkit.resolve import resolve
 
 _DEFAULT = "cells"
@@ -59,18 +59,18 @@ def train(ctx: click.Context, /, out: Path | None, resume: Path | None, **asked:
         _resume(ctx, resume, out, given)
         return
     if out is None:
-        raise BadOption("--out: say where the run goes, such as --out runs/a")
-    words = {word.name: given.pop(word.name) for word in WORDS if word.name in given}
+        raise OptionError("--out: say where the run goes, such as --out runs/a")
+    words = {word.name: given.pop(word.name) for word in PLAN_FIELDS if word.name in given}
     plan, parts = Plan.of(**words), parts_of(ctx)
     resolve(plan, parts)  # refuses a wrong name or option before torch is imported
     given["freeze"] = _freeze(given.get("freeze", "0"))
 
-    from unetkit.train.progress import Shown
+    from unetkit.train.progress import TrainProgress
     from unetkit.train.run import run
 
     plugins = tuple(map(str, ctx.find_root().params.get("plugins") or ()))
     command = shlex.join(["unetkit", *sys.argv[1:]])
-    watch = Shown()
+    watch = TrainProgress()
     try:
         run(plan, out, parts=parts, plugins=plugins, command=command, watch=watch, **given)
     except KeyboardInterrupt:
@@ -81,14 +81,14 @@ def train(ctx: click.Context, /, out: Path | None, resume: Path | None, **asked:
 
 
 def _resume(ctx: click.Context, folder: Path, out: Path | None, given: dict[str, Any]) -> None:
-    from unetkit.train.progress import Shown
+    from unetkit.train.progress import TrainProgress
     from unetkit.train.run import resume
 
     device, data = given.pop("device", None), given.pop("data", None)
     if out is not None or given:
         name = "out" if out is not None else next(iter(given))
-        raise BadOption(f"--{name.replace('_', '-')} with --resume: a run goes on as it began; leave it out")
-    watch = Shown()
+        raise OptionError(f"--{name.replace('_', '-')} with --resume: a run goes on as it began; leave it out")
+    watch = TrainProgress()
     try:
         resume(folder, data=data, device=device, watch=watch)
     except KeyboardInterrupt:
@@ -109,5 +109,5 @@ def _freeze(said: str) -> int:
     if said == "all":
         return -1
     if not said.isdecimal():
-        raise BadOption(f"--freeze {said}: takes a number of epochs, or all")
+        raise OptionError(f"--freeze {said}: takes a number of epochs, or all")
     return int(said)

@@ -19,17 +19,17 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 
 from unetkit.data.types import IGNORE, Sample
-from unetkit.errors import BadOption
+from unetkit.errors import OptionError
 from unetkit.options import split_items
 from unetkit.plan import PartSpec
 from unetkit.resolve import Menu
-from unetkit.utils.spatial import mirrored
+from unetkit.utils.spatial import mirror_indices
 
 #: A map as a tv_tensor, and how to read between its pixels -> the map, moved, with 0 where it has none.
 Warp = Callable[[Tensor, InterpolationMode], Tensor]
 
 
-class Pixels(NamedTuple):
+class SampleTensors(NamedTuple):
     """An image (C, H, W) float32, its mask (H, W) or (L, H, W) int64, and a weight map (H, W) float32 or None."""
 
     image: Tensor
@@ -41,7 +41,7 @@ class Pixels(NamedTuple):
         return self.image.shape[-2], self.image.shape[-1]
 
 
-def warped(pixels: Pixels, warp: Warp) -> Pixels:
+def warp_sample(pixels: SampleTensors, warp: Warp) -> SampleTensors:
     """All maps moved alike, the image read between pixels, the others at the nearest.
 
     What comes from beyond the image is the image's mean, IGNORE in the mask, and 0 in the weight map.
@@ -52,7 +52,7 @@ def warped(pixels: Pixels, warp: Warp) -> Pixels:
     image = _plain(warp(tv_tensors.Image(pixels.image - mean), InterpolationMode.BILINEAR)) + mean
     mask = _plain(warp(tv_tensors.Mask(pixels.mask - IGNORE), nearest)) + IGNORE
     weight = pixels.weight
-    return Pixels(image, mask, None if weight is None else _plain(warp(tv_tensors.Mask(weight), nearest)))
+    return SampleTensors(image, mask, None if weight is None else _plain(warp(tv_tensors.Mask(weight), nearest)))
 
 
 def means(image: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.as_subclass(Tensor)
 
 
-def cropped(pixels: Pixels, crop: tuple[int, int], draw: Generator) -> Pixels:
+def crop_sample(pixels: SampleTensors, crop: tuple[int, int], draw: Generator) -> SampleTensors:
     """A window of that height and width, anywhere in the image.
 
     Where the image is smaller, it lies anywhere in the window, with its mirror image about it; there the mask is
@@ -76,10 +76,10 @@ def cropped(pixels: Pixels, crop: tuple[int, int], draw: Generator) -> Pixels:
     rows, columns = (_window(length, wanted, draw) for length, wanted in zip(pixels.size, crop, strict=True))
     height, width = pixels.size
     beyond = ((rows < 0) | (rows >= height))[:, None] | ((columns < 0) | (columns >= width))
-    rows, columns = mirrored(rows, height)[:, None], mirrored(columns, width)
+    rows, columns = mirror_indices(rows, height)[:, None], mirror_indices(columns, width)
     image, mask = (each[..., rows, columns] for each in pixels[:2])
     weight = None if pixels.weight is None else pixels.weight[rows, columns].masked_fill(beyond, 0)
-    return Pixels(image, mask.masked_fill(beyond, IGNORE), weight)
+    return SampleTensors(image, mask.masked_fill(beyond, IGNORE), weight)
 
 
 def _window(length: int, wanted: int, draw: Generator) -> Tensor:
@@ -95,38 +95,38 @@ def uniform(low: float, high: float, draw: Generator) -> float:
 
 
 def check_range(name: str, value: float, low: float, high: float = inf) -> None:
-    """Raise BadOption unless `low` <= value <= `high`, and it is a finite number."""
+    """Raise OptionError unless `low` <= value <= `high`, and it is a finite number."""
     if not (low <= value <= high and value < inf):
         upto = "" if high == inf else f", up to {high:g}"
-        raise BadOption(f"{name} takes numbers from {low:g}{upto}; got {value:g}")
+        raise OptionError(f"{name} takes numbers from {low:g}{upto}; got {value:g}")
 
 
 class HFlip:
     """Left and right exchanged, every second time."""
 
-    def __call__(self, pixels: Pixels, draw: Generator) -> Pixels:
+    def __call__(self, pixels: SampleTensors, draw: Generator) -> SampleTensors:
         return _turned(pixels, [-1], 0) if uniform(0, 1, draw) < 0.5 else pixels
 
 
 class VFlip:
     """Top and bottom exchanged, every second time."""
 
-    def __call__(self, pixels: Pixels, draw: Generator) -> Pixels:
+    def __call__(self, pixels: SampleTensors, draw: Generator) -> SampleTensors:
         return _turned(pixels, [-2], 0) if uniform(0, 1, draw) < 0.5 else pixels
 
 
-class Turn:
+class Rotate90:
     """Turned by 0, 90, 180 or 270 degrees."""
 
-    def __call__(self, pixels: Pixels, draw: Generator) -> Pixels:
+    def __call__(self, pixels: SampleTensors, draw: Generator) -> SampleTensors:
         return _turned(pixels, [], int(torch.randint(4, (), generator=draw)))
 
 
-def _turned(pixels: Pixels, flips: list[int], quarters: int) -> Pixels:
+def _turned(pixels: SampleTensors, flips: list[int], quarters: int) -> SampleTensors:
     # Exact: nothing is read between pixels, and nothing comes from beyond the image.
     image, mask = (each.flip(flips).rot90(quarters, (-2, -1)) for each in pixels[:2])
     weight = pixels.weight
-    return Pixels(image, mask, None if weight is None else weight.flip(flips).rot90(quarters, (-2, -1)))
+    return SampleTensors(image, mask, None if weight is None else weight.flip(flips).rot90(quarters, (-2, -1)))
 
 
 class Rotate:
@@ -141,7 +141,7 @@ class Rotate:
         check_range("degrees", degrees, 0, 180)
         self.degrees = degrees
 
-    def __call__(self, pixels: Pixels, draw: Generator) -> Pixels:
+    def __call__(self, pixels: SampleTensors, draw: Generator) -> SampleTensors:
         return _affine(pixels, uniform(-self.degrees, self.degrees, draw), 1)
 
 
@@ -159,16 +159,16 @@ class Scale:
         check_range("high", high, low, 20)
         self.low, self.high = log(low), log(high)
 
-    def __call__(self, pixels: Pixels, draw: Generator) -> Pixels:
+    def __call__(self, pixels: SampleTensors, draw: Generator) -> SampleTensors:
         return _affine(pixels, 0, exp(uniform(self.low, self.high, draw)))
 
 
-def _affine(pixels: Pixels, angle: float, scale: float) -> Pixels:
+def _affine(pixels: SampleTensors, angle: float, scale: float) -> SampleTensors:
     def warp(tensor: Tensor, mode: v2.InterpolationMode) -> Tensor:
         moved: Tensor = v2.functional.affine(tensor, angle, [0, 0], scale, [0, 0], interpolation=mode)
         return moved
 
-    return warped(pixels, warp)
+    return warp_sample(pixels, warp)
 
 
 class Elastic:
@@ -185,7 +185,7 @@ class Elastic:
         check_range("std", std, 0)
         self.grid, self.std = grid, std
 
-    def __call__(self, pixels: Pixels, draw: Generator) -> Pixels:
+    def __call__(self, pixels: SampleTensors, draw: Generator) -> SampleTensors:
         height, width = pixels.size
         field = self.field(height, width, draw)[None] * 2 / torch.tensor([width, height])
 
@@ -193,7 +193,7 @@ class Elastic:
             moved: Tensor = v2.functional.elastic(tensor, field, interpolation=mode)
             return moved
 
-        return warped(pixels, warp)
+        return warp_sample(pixels, warp)
 
     def field(self, height: int, width: int, draw: Generator) -> Tensor:
         """How far, to the right and down, each pixel looks for its value: (H, W, 2) pixels."""
@@ -201,7 +201,7 @@ class Elastic:
         return F.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)[0].permute(1, 2, 0)
 
 
-def span_of(image: Tensor) -> tuple[float, float]:
+def value_range(image: Tensor) -> tuple[float, float]:
     """The lowest value of the image's range, and its width."""
     low, high = float(image.min()), float(image.max())
     return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high - low or 1.0)
@@ -223,8 +223,8 @@ class Light:
         check_range("gamma", gamma, 0, 3)
         self.brightness, self.contrast, self.gamma = brightness, contrast, gamma
 
-    def __call__(self, pixels: Pixels, draw: Generator) -> Pixels:
-        low, span = span_of(pixels.image)
+    def __call__(self, pixels: SampleTensors, draw: Generator) -> SampleTensors:
+        low, span = value_range(pixels.image)
         image = ((pixels.image - low) / span) ** exp(uniform(-self.gamma, self.gamma, draw))
         mean = means(image).mean()
         image = (image - mean) * exp(uniform(-self.contrast, self.contrast, draw)) + mean
@@ -244,8 +244,8 @@ class Noise:
         check_range("std", std, 0)
         self.std = std
 
-    def __call__(self, pixels: Pixels, draw: Generator) -> Pixels:
-        strength = uniform(0, self.std, draw) * span_of(pixels.image)[1]
+    def __call__(self, pixels: SampleTensors, draw: Generator) -> SampleTensors:
+        strength = uniform(0, self.std, draw) * value_range(pixels.image)[1]
         return pixels._replace(image=pixels.image + strength * torch.randn(pixels.image.shape, generator=draw))
 
 
@@ -261,16 +261,16 @@ class Blur:
         check_range("sigma", sigma, 0.1, 20)
         self.sigma = sigma
 
-    def __call__(self, pixels: Pixels, draw: Generator) -> Pixels:
+    def __call__(self, pixels: SampleTensors, draw: Generator) -> SampleTensors:
         sigma = uniform(0.1, self.sigma, draw)
         # The image is mirrored at its border, which takes that many pixels of it and one more.
         reach = min(ceil(3 * sigma), min(pixels.size) - 1)
         return pixels._replace(image=v2.functional.gaussian_blur(pixels.image, [2 * reach + 1] * 2, [sigma] * 2))
 
 
-Step = Callable[[Pixels, Generator], Pixels]
+Step = Callable[[SampleTensors, Generator], SampleTensors]
 
-_MOVES = {"hflip": HFlip, "vflip": VFlip, "turn": Turn, "rotate": Rotate, "scale": Scale, "elastic": Elastic}
+_MOVES = {"hflip": HFlip, "vflip": VFlip, "turn": Rotate90, "rotate": Rotate, "scale": Scale, "elastic": Elastic}
 STEPS = Menu(
     "augment", "augmentation", "docs/augmentation.md", {**_MOVES, "light": Light, "noise": Noise, "blur": Blur}
 )
@@ -297,13 +297,13 @@ class Augment:
         All that is random comes from the seed: neither torch's random state nor any other is read or changed.
         """
         draw = torch.Generator().manual_seed(seed)
-        pixels = Pixels(sample.image, sample.mask, weight)
+        pixels = SampleTensors(sample.image, sample.mask, weight)
         height, width = (min(length, 2 * wanted) for length, wanted in zip(pixels.size, self.crop, strict=True))
         # Of a large image no more is moved than the crop can come from.
-        pixels = cropped(pixels, (height, width), draw)
+        pixels = crop_sample(pixels, (height, width), draw)
         for step in self.steps:
             pixels = step(pixels, draw)
-        image, mask, weight = cropped(pixels, self.crop, draw)
+        image, mask, weight = crop_sample(pixels, self.crop, draw)
         return Sample(sample.name, image, mask), weight
 
 
@@ -316,32 +316,32 @@ def make_augment(text: str, crop: tuple[int, int]) -> Augment:
             image where it is smaller, with IGNORE in the mask.
 
     Raises:
-        UnknownName: there is no such step.
-        BadOption: an option is wrong.
+        UnknownNameError: there is no such step.
+        OptionError: an option is wrong.
     """
     if min(crop) < 1:
-        raise BadOption(f"--crop {crop[0]}x{crop[1]}: must be at least 1x1")
-    texts = [] if text in ("", NONE) else items(text)
+        raise OptionError(f"--crop {crop[0]}x{crop[1]}: must be at least 1x1")
+    texts = [] if text in ("", NONE) else split_steps(text)
     if NONE in texts:
-        raise BadOption(f"--augment {text}: none stands alone")
+        raise OptionError(f"--augment {text}: none stands alone")
     steps = tuple(map(_step, texts))
     return Augment(",".join(map(STEPS.said, texts)) or NONE, steps, crop)
 
 
-def items(text: str) -> Sequence[str]:
+def split_steps(text: str) -> Sequence[str]:
     """The steps of a text, apart: `elastic:grid=3,std=10,light` are two, since what has no name is an option."""
     try:
         return split_items(text)
     except ValueError as error:
-        raise BadOption(f"--augment {text}: {error}") from error
+        raise OptionError(f"--augment {text}: {error}") from error
 
 
 def _step(text: str) -> Step:
     if PartSpec.parse(text).then:
-        raise BadOption(f"--augment {text}: commas stand between steps, not +")
+        raise OptionError(f"--augment {text}: commas stand between steps, not +")
     try:
         step: Step = STEPS.make(text)
-    except BadOption as error:
+    except OptionError as error:
         said = str(error)
-        raise BadOption(said if said.startswith("--") else f"--augment {text}: {said}") from error
+        raise OptionError(said if said.startswith("--") else f"--augment {text}: {said}") from error
     return step

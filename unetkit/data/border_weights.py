@@ -22,19 +22,19 @@ from scipy import ndimage
 from torch import Tensor
 
 from unetkit.data.types import Sample
-from unetkit.errors import BadFile, BadOption
-from unetkit.utils.files import written_whole
+from unetkit.errors import FileError, OptionError
+from unetkit.utils.files import atomic_write
 
 Ints = NDArray[np.int64]
 
 
-def numbered(instances: NDArray[Any]) -> Ints:
+def relabel(instances: NDArray[Any]) -> Ints:
     """The same objects (H, W), numbered from 1 without gaps; 0 stays the background."""
     _, numbers = np.unique(np.append(instances.ravel(), 0), return_inverse=True)
     return np.asarray(numbers[:-1].reshape(instances.shape), np.int64)
 
 
-def pieces(classes: NDArray[Any]) -> Ints:
+def connected_components(classes: NDArray[Any]) -> Ints:
     """The connected pieces of each class above 0 (H, W), numbered from 1.
 
     Pixels are connected by their sides, not their corners, so that a line of background, however thin, keeps two
@@ -51,11 +51,11 @@ def instances_of(mask: Tensor) -> Tensor:
     """What stands for objects (H, W) where the data do not tell them apart: `pieces`. What is IGNORE is background.
 
     Raises:
-        BadOption: the masks are multi-label, in which objects may lie over one another.
+        OptionError: the masks are multi-label, in which objects may lie over one another.
     """
     if mask.ndim == 3:
-        raise BadOption("border weights need one class a pixel, and these masks are multi-label; take another loss")
-    return torch.from_numpy(pieces(mask.cpu().numpy()))
+        raise OptionError("border weights need one class a pixel, and these masks are multi-label; take another loss")
+    return torch.from_numpy(connected_components(mask.cpu().numpy()))
 
 
 #: What a weight may differ by from the formula's, as a share of w0: lower ones are 0.
@@ -75,7 +75,7 @@ def border_weights(instances: Tensor, *, w0: float = 10, sigma: float = 5) -> Te
         sigma: how fast it falls, in pixels.
 
     Raises:
-        BadOption: w0 is below 0, or sigma not above it.
+        OptionError: w0 is below 0, or sigma not above it.
     """
     check_border(w0, sigma)
     owner = instances.cpu().numpy()
@@ -86,15 +86,15 @@ def border_weights(instances: Tensor, *, w0: float = 10, sigma: float = 5) -> Te
 
 
 def check_border(w0: float, sigma: float) -> None:
-    """Raise BadOption where there can be no such map."""
+    """Raise OptionError where there can be no such map."""
     if not (0 <= w0 < inf and 0 < sigma < inf):
-        raise BadOption(f"w0 must be 0 or more and sigma above 0; got {w0:g} and {sigma:g}")
+        raise OptionError(f"w0 must be 0 or more and sigma above 0; got {w0:g} and {sigma:g}")
 
 
 def _two_distances(owner: NDArray[np.int64], reach: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Distances to the nearest and second nearest cell, infinite where they are beyond `reach`."""
     first, second = (np.full(owner.shape, np.inf, np.float32) for _ in range(2))
-    numbers = numbered(owner)
+    numbers = relabel(owner)
     margin = int(reach) + 1
     for number, box in enumerate(ndimage.find_objects(numbers), 1):
         window = tuple(slice(max(0, side.start - margin), side.stop + margin) for side in box)
@@ -123,8 +123,8 @@ class BorderMaps:
         """The map (H, W) float32 of a sample as the data set gives it. It is shared: do not change it in place.
 
         Raises:
-            BadOption: its masks are multi-label.
-            BadFile: the folder cannot be written to.
+            OptionError: its masks are multi-label.
+            FileError: the folder cannot be written to.
         """
         instances = instances_of(sample.mask) if sample.instances is None else sample.instances
         key = self._key(sample.name, instances)
@@ -153,10 +153,10 @@ class BorderMaps:
 
 def _write(path: Path, made: Tensor) -> None:
     try:
-        with written_whole(path) as temporary, temporary.open("wb") as file:
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.save(file, made.numpy())
     except OSError as error:
-        raise BadFile(f"{path} cannot be written: {error.strerror or error}; make room") from error
+        raise FileError(f"{path} cannot be written: {error.strerror or error}; make room") from error
 
 
 def _read(path: Path, shape: tuple[int, ...]) -> Tensor | None:

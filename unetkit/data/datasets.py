@@ -8,9 +8,9 @@ from pathlib import Path
 
 from unetkit.data.folder import open_folder
 from unetkit.data.mask_encoding import Progress
-from unetkit.data.splits import Rules
-from unetkit.data.types import Data, Target
-from unetkit.errors import BadFile, BadOption, UnknownName, nearest
+from unetkit.data.splits import SplitConfig
+from unetkit.data.types import DatasetSplits, Target
+from unetkit.errors import FileError, OptionError, UnknownNameError, did_you_mean
 from unetkit.options import format_value
 from unetkit.plan import PartSpec
 from unetkit.resolve import Menu
@@ -38,7 +38,7 @@ def open_data(
     ignore: int | None = None,
     target: Target | None = None,
     progress: Progress | None = None,
-) -> Data:
+) -> DatasetSplits:
     """Open a data set.
 
     A folder whose name is also that of a set is written ./cells.
@@ -56,7 +56,7 @@ def open_data(
     Raises:
         UnetkitError: there is no such set or option, or its files are not whole.
     """
-    rules = Rules(seed, val, group)
+    rules = SplitConfig(seed, val, group)
     return _made(text, rules, ignore) if named(text) else open_folder(text, rules, ignore, target, progress)
 
 
@@ -71,25 +71,27 @@ def absolute(text: str) -> str:
 
 
 def named(text: str) -> bool:
-    """Whether a text names a set, and not a folder. Raises UnknownName, BadFile where it is neither."""
+    """Whether a text names a set, and not a folder. Raises UnknownNameError, FileError where it is neither."""
     name, colon, _ = text.partition(":")
     names = SOURCES.factories
     if name in names or Path(text).is_dir():
         return name in names
     if colon:
         known = ", ".join(names)
-        raise UnknownName(f"{text}: there is no set {name!r}{nearest(name, names) or f'; there are {known}'}")
+        raise UnknownNameError(f"{text}: there is no set {name!r}{did_you_mean(name, names) or f'; there are {known}'}")
     what = "is no folder" if Path(text).exists() else "there is no such folder"
-    raise BadFile(f"{text}: {what}; give one, or a set by name: {', '.join(names)}")
+    raise FileError(f"{text}: {what}; give one, or a set by name: {', '.join(names)}")
 
 
-def _made(text: str, rules: Rules, ignore: int | None) -> Data:
+def _made(text: str, rules: SplitConfig, ignore: int | None) -> DatasetSplits:
     spec = PartSpec.parse(text)
     if spec.then:
-        raise BadOption(f"--data {text}: a + would start another part; put a path that holds one in double quotes")
-    splits = bool(SOURCES.signature(spec).wiring)
+        raise OptionError(f"--data {text}: a + would start another part; put a path that holds one in double quotes")
+    splits = bool(SOURCES.signature(spec).positional)
     if ignore is not None or (rules.group and not splits):
         flag = "--ignore" if ignore is not None else "--group"
-        raise BadOption(f"{flag}: is for folders; {spec.name} says itself {'what counts' if ignore else 'its splits'}")
-    data: Data = SOURCES.make(spec, *([rules] if splits else []))
+        raise OptionError(
+            f"{flag}: is for folders; {spec.name} says itself {'what counts' if ignore else 'its splits'}"
+        )
+    data: DatasetSplits = SOURCES.make(spec, *([rules] if splits else []))
     return replace(data, said=text)

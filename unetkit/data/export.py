@@ -12,13 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from unetkit.data.folder import CLASSES
-from unetkit.data.types import Data, Sample, Target
+from unetkit.data.types import DatasetSplits, Sample, Target
 from unetkit.data.visualize import write_mask
-from unetkit.errors import BadFile, BadOption
-from unetkit.utils.files import written_whole
+from unetkit.errors import FileError, OptionError
+from unetkit.utils.files import atomic_write
 
 
-def write_set(data: Data, folder: Path, progress: Callable[[int, int], None] | None = None) -> int:
+def write_dataset(data: DatasetSplits, folder: Path, progress: Callable[[int, int], None] | None = None) -> int:
     """Write every sample of a set: `SPLIT/images`, `masks`, and `instances` where they are known, and `classes.txt`.
 
     Images of one channel are PNGs of 16 bits, of three channels of 8, others TIFFs of floats; masks are indexed PNGs.
@@ -32,23 +32,23 @@ def write_set(data: Data, folder: Path, progress: Callable[[int, int], None] | N
         How many samples.
 
     Raises:
-        BadOption: the folder holds something.
-        BadFile: it cannot be written.
+        OptionError: the folder holds something.
+        FileError: it cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BadOption(f"--out {folder}: holds something already; give a folder that is not there yet")
+        raise OptionError(f"--out {folder}: holds something already; give a folder that is not there yet")
     jobs = [(split, index) for split, images in data.splits.items() for index in range(len(images))]
     try:
         for done, (split, index) in enumerate(jobs):
             if progress:
                 progress(done, len(jobs))
             _write(folder / split, data.splits[split][index], data.target)
-        with written_whole(folder / CLASSES) as temporary:
+        with atomic_write(folder / CLASSES) as temporary:
             colours = [" ".join(map(str, colour)) for colour in data.target.colours]
             lines = [f"{name} {colour}\n" for name, colour in zip(data.target.names, colours, strict=True)]
             temporary.write_text("".join(lines), encoding="utf-8")
     except OSError as error:
-        raise BadFile(f"--out {folder} cannot be written: {error.strerror or error}") from error
+        raise FileError(f"--out {folder} cannot be written: {error.strerror or error}") from error
     return len(jobs)
 
 
@@ -68,7 +68,7 @@ def _instances(path: Path, values: np.ndarray) -> None:
     if values.max(initial=0) <= 65535:
         _png(path.with_name(f"{path.name}.png"), values.astype(np.uint16))
     else:
-        with written_whole(path.with_name(f"{path.name}.tif")) as temporary:
+        with atomic_write(path.with_name(f"{path.name}.tif")) as temporary:
             tifffile.imwrite(temporary, values.astype(np.uint32))
 
 
@@ -79,10 +79,10 @@ def _image(path: Path, image: Tensor) -> None:
     elif len(values) == 3:
         _png(path.with_name(f"{path.name}.png"), np.moveaxis((values.clip(0, 1) * 255).round().astype(np.uint8), 0, 2))
     else:
-        with written_whole(path.with_name(f"{path.name}.tif")) as temporary:
+        with atomic_write(path.with_name(f"{path.name}.tif")) as temporary:
             tifffile.imwrite(temporary, values, photometric="minisblack", planarconfig="separate")
 
 
 def _png(path: Path, values: np.ndarray) -> None:
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         Image.fromarray(values).save(temporary, "PNG")

@@ -15,23 +15,32 @@ import torch
 from torch import Tensor
 
 from unetkit.data.io import ENDINGS, read_image, read_mask
-from unetkit.data.mask_encoding import MOST, Classes, Meaning, Progress, Scan, Told, meaning_of, scan_all
-from unetkit.data.splits import Rules, split
-from unetkit.data.types import Data, Sample, Target
-from unetkit.errors import BadFile, UnetkitError
+from unetkit.data.mask_encoding import (
+    MOST,
+    Classes,
+    MaskEncoding,
+    MaskHints,
+    MaskScan,
+    Progress,
+    infer_encoding,
+    scan_all,
+)
+from unetkit.data.splits import SplitConfig, split_names
+from unetkit.data.types import DatasetSplits, Sample, Target
+from unetkit.errors import FileError, UnetkitError
 
 SPLITS = ("train", "val", "test")
 #: The name of a split that is not made yet.
-HEAP = ""
+UNSPLIT = ""
 #: Files by their path below a folder, without the ending.
 Files = dict[str, Path]
 
 
-def places(folder: Path) -> dict[str, dict[str, Path]]:
+def find_folders(folder: Path) -> dict[str, dict[str, Path]]:
     """Where each split's images, masks and instances are."""
     kinds = ("images", "masks", "instances")
     if not folder.is_dir():
-        raise BadFile(f"{folder}: there is no such folder")
+        raise FileError(f"{folder}: there is no such folder")
     inside = {name: {kind: folder / name / kind for kind in kinds} for name in SPLITS}
     below = {name: {kind: folder / kind / name for kind in kinds} for name in SPLITS}
     if found := {name: place for name, place in inside.items() if place["images"].is_dir()}:
@@ -39,14 +48,14 @@ def places(folder: Path) -> dict[str, dict[str, Path]]:
     if any(place["images"].is_dir() and place["masks"].is_dir() for place in below.values()):
         return {name: place for name, place in below.items() if place["images"].is_dir()}
     if not ((folder / "images").is_dir() and (folder / "masks").is_dir()):
-        raise BadFile(
+        raise FileError(
             f"{folder}: holds no images/ and masks/, itself or in train/, val/ and test/; put images into the one and"
             f" masks of the same names into the other"
         )
-    return {HEAP: {kind: folder / kind for kind in kinds}}
+    return {UNSPLIT: {kind: folder / kind for kind in kinds}}
 
 
-def files(folder: Path, problems: list[str], notes: list[str]) -> Files:
+def list_files(folder: Path, problems: list[str], notes: list[str]) -> Files:
     """The files in a folder and below it that may be read, by their path without the ending."""
     found: Files = {}
     others = []
@@ -62,11 +71,11 @@ def files(folder: Path, problems: list[str], notes: list[str]) -> Files:
             problems.append(f"{path}: {found[stem].name} has the same name; keep one of them")
         found.setdefault(stem, path)
     if others:
-        notes.append(f"{folder}: {many(len(others), 'file')} of other kinds left out, the first {others[0].name}")
+        notes.append(f"{folder}: {count_of(len(others), 'file')} of other kinds left out, the first {others[0].name}")
     return found
 
 
-def many(count: int, what: str) -> str:
+def count_of(count: int, what: str) -> str:
     """1 image, 2 images."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
@@ -85,7 +94,7 @@ class Entry:
 
 
 @dataclass
-class Layout:
+class FolderLayout:
     """What belongs together. `labels` are the folders' names in masks/ of a multi-label set, in order."""
 
     splits: dict[str, list[Entry]] = field(default_factory=dict)
@@ -94,29 +103,29 @@ class Layout:
     notes: list[str] = field(default_factory=list)
 
 
-def find(folder: Path, order: tuple[str, ...] = ()) -> Layout:
+def find_layout(folder: Path, order: tuple[str, ...] = ()) -> FolderLayout:
     """Match images, masks and instances by stem. `order` is that of the labels, if these are they.
 
     Raises:
-        BadFile: there is no folder, or no images and masks in it.
+        FileError: there is no folder, or no images and masks in it.
     """
-    layout = Layout()
-    found = {name: _kinds(place, layout) for name, place in places(folder).items()}
+    layout = FolderLayout()
+    found = {name: _kinds(place, layout) for name, place in find_folders(folder).items()}
     if not any(images for images, _, _ in found.values()):
-        raise BadFile(f"{folder}: no images are in it; {' '.join(ENDINGS)} are read")
+        raise FileError(f"{folder}: no images are in it; {' '.join(ENDINGS)} are read")
     labels = _labels([(images, masks) for images, masks, _ in found.values()])
     layout.labels = order if {*order} == {*labels} else labels
     for name, (images, masks, instances) in found.items():
-        if masks or name in ("train", HEAP):
+        if masks or name in ("train", UNSPLIT):
             layout.splits[name] = _matched(layout, images, masks, instances)
         elif images:
             layout.notes.append(f"{name}: left out, for it has images and no masks")
     return layout
 
 
-def _kinds(place: dict[str, Path], layout: Layout) -> tuple[Files, Files, Files]:
+def _kinds(place: dict[str, Path], layout: FolderLayout) -> tuple[Files, Files, Files]:
     images, masks, instances = (
-        files(place[kind], layout.problems, layout.notes) for kind in ("images", "masks", "instances")
+        list_files(place[kind], layout.problems, layout.notes) for kind in ("images", "masks", "instances")
     )
     return images, masks, instances
 
@@ -129,7 +138,7 @@ def _labels(splits: list[tuple[Files, Files]]) -> tuple[str, ...]:
     return tuple(sorted(pairs))
 
 
-def _matched(layout: Layout, images: Files, masks: Files, instances: Files) -> list[Entry]:
+def _matched(layout: FolderLayout, images: Files, masks: Files, instances: Files) -> list[Entry]:
     """Images with all their masks; what lacks something is a problem."""
     entries = []
     left = {**masks}
@@ -151,7 +160,7 @@ def _matched(layout: Layout, images: Files, masks: Files, instances: Files) -> l
     return entries
 
 
-def _end(stem: str, layout: Layout) -> str:
+def _end(stem: str, layout: FolderLayout) -> str:
     return stem.partition("/")[2] if layout.labels and "/" in stem else stem
 
 
@@ -159,7 +168,7 @@ def read_classes(folder: Path) -> Classes | None:
     """What `classes.txt` says: a line a class, `name` or `name R G B`; None where there is none.
 
     Raises:
-        BadFile: it cannot be read, some lines alone give a colour, or a name or colour stands twice.
+        FileError: it cannot be read, some lines alone give a colour, or a name or colour stands twice.
     """
     path = folder / CLASSES
     if not path.is_file():
@@ -167,20 +176,20 @@ def read_classes(folder: Path) -> Classes | None:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
-        raise BadFile(f"{path}: cannot be read as UTF-8 text: {error}") from error
+        raise FileError(f"{path}: cannot be read as UTF-8 text: {error}") from error
     said = [re.fullmatch(r"(.*?)(?:\s+(\d+)[ ,]+(\d+)[ ,]+(\d+))?", line.strip()) for line in lines]
     found = [match.groups() for match in said if match and match.group(1) and not match.group(1).startswith("#")]
     names = tuple(name for name, *_ in found)
     colours = tuple((int(red), int(green), int(blue)) for _, red, green, blue in found if red)
     if colours and len(colours) != len(names):
-        raise BadFile(
+        raise FileError(
             f"{path}: {len(colours)} of {len(names)} lines give a colour; give each line one (R G B), or none"
         )
     if any(max(colour) > 255 for colour in colours):
-        raise BadFile(f"{path}: a colour is three numbers from 0 to 255")
+        raise FileError(f"{path}: a colour is three numbers from 0 to 255")
     for what, items in (("name", names), ("colour", colours)):
         if twice := [item for item in items if items.count(item) > 1]:
-            raise BadFile(f"{path}: the {what} {twice[0]} stands twice")
+            raise FileError(f"{path}: the {what} {twice[0]} stands twice")
     return Classes(names, colours) if names else None
 
 
@@ -189,11 +198,11 @@ AUGMENT = "hflip,scale,light"
 
 
 @dataclass(frozen=True)
-class Folder:
+class FolderDataset:
     """One split: images and masks, read when they are asked for."""
 
     entries: Sequence[Entry]
-    meaning: Meaning
+    meaning: MaskEncoding
     channels: int
 
     @property
@@ -208,96 +217,102 @@ class Folder:
         entry = self.entries[index]
         image = read_image(entry.image)
         if len(image) != self.channels:
-            raise BadFile(f"{entry.image}: has {many(len(image), 'channel')}, but the first image has {self.channels}")
-        planes = [fitting(self.meaning.read(path), path, image, entry) for path in entry.masks]
+            raise FileError(
+                f"{entry.image}: has {count_of(len(image), 'channel')}, but the first image has {self.channels}"
+            )
+        planes = [check_mask_size(self.meaning.read(path), path, image, entry) for path in entry.masks]
         mask = np.stack(planes) if self.meaning.target.kind == "multilabel" else planes[0]
         instances = None if entry.instances is None else read_instances(entry.instances)
         if instances is not None:
-            fitting(instances, entry.instances, image, entry)
+            check_mask_size(instances, entry.instances, image, entry)
         return Sample(
             entry.name, image, torch.from_numpy(mask), None if instances is None else torch.from_numpy(instances)
         )
 
 
 @dataclass
-class Found:
+class FolderIndex:
     """What was understood of a folder, and what is wrong with it. `meaning` is None where no mask could be read."""
 
-    layout: Layout
+    layout: FolderLayout
     splits: dict[str, list[Entry]]
-    scans: list[Scan]
-    meaning: Meaning | None
+    scans: list[MaskScan]
+    meaning: MaskEncoding | None
     problems: list[str] = field(default_factory=list)
 
 
 def open_folder(
-    text: str, rules: Rules, ignore: int | None = None, target: Target | None = None, progress: Progress | None = None
-) -> Data:
-    """A folder as a data set.
-
-    Raises:
-        BadFile: files do not belong together, or cannot be read as masks.
-        BadOption: it cannot be split so.
-    """
-    found = look(Path(text), rules, ignore, target, progress)
-    if found.problems or found.meaning is None:
-        more = f" ({many(len(found.problems) - 1, 'more problem')})" if len(found.problems) > 1 else ""
-        raise BadFile(f"{found.problems[0]}{more}; `unetkit data check {text}` lists all")
-    channels = len(read_image(next(iter(found.splits.values()))[0].image))
-    splits = {name: Folder((*entries,), found.meaning, channels) for name, entries in found.splits.items()}
-    return Data(text, found.meaning.target, channels, splits, AUGMENT)
-
-
-def look(
-    folder: Path,
-    rules: Rules,
+    text: str,
+    rules: SplitConfig,
     ignore: int | None = None,
     target: Target | None = None,
     progress: Progress | None = None,
-) -> Found:
+) -> DatasetSplits:
+    """A folder as a data set.
+
+    Raises:
+        FileError: files do not belong together, or cannot be read as masks.
+        OptionError: it cannot be split so.
+    """
+    found = index_folder(Path(text), rules, ignore, target, progress)
+    if found.problems or found.meaning is None:
+        more = f" ({count_of(len(found.problems) - 1, 'more problem')})" if len(found.problems) > 1 else ""
+        raise FileError(f"{found.problems[0]}{more}; `unetkit data check {text}` lists all")
+    channels = len(read_image(next(iter(found.splits.values()))[0].image))
+    splits = {name: FolderDataset((*entries,), found.meaning, channels) for name, entries in found.splits.items()}
+    return DatasetSplits(text, found.meaning.target, channels, splits, AUGMENT)
+
+
+def index_folder(
+    folder: Path,
+    rules: SplitConfig,
+    ignore: int | None = None,
+    target: Target | None = None,
+    progress: Progress | None = None,
+) -> FolderIndex:
     """Find, scan and split; what is wrong is told, not raised. `target` says what the masks mean where that is known.
 
     Raises:
-        BadFile: there is nothing to understand.
+        FileError: there is nothing to understand.
     """
     classes = Classes(target.names, target.colours) if target else read_classes(folder)
-    layout = find(folder, classes.names if classes else ())
-    told = Told(_fitting_labels(classes, layout), ignore, layout.labels, rest=target is not None)
+    layout = find_layout(folder, classes.names if classes else ())
+    told = MaskHints(_fitting_labels(classes, layout), ignore, layout.labels, rest=target is not None)
     paths = [path for entries in layout.splits.values() for entry in entries for path in entry.masks]
     results = scan_all(paths, progress, max(MOST, len(classes.names) + 1 if classes else 0))
-    scans = [result for result in results if isinstance(result, Scan)]
+    scans = [result for result in results if isinstance(result, MaskScan)]
     problems = [*layout.problems, *(str(result) for result in results if isinstance(result, UnetkitError))]
     meaning = None
     if scans:
-        meaning, wrong = meaning_of(scans, told)
+        meaning, wrong = infer_encoding(scans, told)
         problems += wrong
-    found = Found(layout, {name: [*entries] for name, entries in layout.splits.items()}, scans, meaning, problems)
+    found = FolderIndex(layout, {name: [*entries] for name, entries in layout.splits.items()}, scans, meaning, problems)
     _split(found, rules, folder)
     return found
 
 
-def _fitting_labels(classes: Classes | None, layout: Layout) -> Classes | None:
+def _fitting_labels(classes: Classes | None, layout: FolderLayout) -> Classes | None:
     """Classes that are known, if they may be these masks'; they order the labels of a multi-label set."""
     if classes and layout.labels and {*classes.names} != {*layout.labels}:
         said = f"the classes are {', '.join(classes.names)}, but masks/ has folders {', '.join(layout.labels)}"
-        raise BadFile(f"{said}; name each label as its folder")
+        raise FileError(f"{said}; name each label as its folder")
     return classes
 
 
-def _split(found: Found, rules: Rules, folder: Path) -> None:
+def _split(found: FolderIndex, rules: SplitConfig, folder: Path) -> None:
     """Make the splits that the folders do not say."""
     if rules.val is None:
         found.splits = {name or "all": entries for name, entries in found.splits.items() if entries}
         if not found.splits:
             found.problems.append(f"{folder}: there is no image with a mask")
         return
-    whole = HEAP if HEAP in found.splits else "train"
+    whole = UNSPLIT if UNSPLIT in found.splits else "train"
     heap = found.splits.get(whole, [])
     if not heap:
         found.problems.append(f"{folder}: no image with a mask is left to train on")
     elif "val" not in found.splits:
         try:
-            train, val = split([entry.name for entry in heap], rules)
+            train, val = split_names([entry.name for entry in heap], rules)
         except UnetkitError as error:
             found.problems.append(str(error))
             return
@@ -307,17 +322,17 @@ def _split(found: Found, rules: Rules, folder: Path) -> None:
 
 
 def read_instances(path: Path) -> np.ndarray:
-    """Labels of objects (H, W) int64, 0 the background. Raises BadFile."""
+    """Labels of objects (H, W) int64, 0 the background. Raises FileError."""
     values = read_mask(path).values
     if values.ndim != 2:
-        raise BadFile(f"{path}: holds colours; instances are a plane of integers, 0 the background")
+        raise FileError(f"{path}: holds colours; instances are a plane of integers, 0 the background")
     return values.astype(np.int64)
 
 
-def fitting(plane: np.ndarray, path: Path | None, image: Tensor, entry: Entry) -> np.ndarray:
-    """A mask that has its image's height and width. Raises BadFile."""
+def check_mask_size(plane: np.ndarray, path: Path | None, image: Tensor, entry: Entry) -> np.ndarray:
+    """A mask that has its image's height and width. Raises FileError."""
     if plane.shape != image.shape[1:]:
-        raise BadFile(f"{path}: {_size(plane.shape)}, but its image {entry.image.name} is {_size(image.shape[1:])}")
+        raise FileError(f"{path}: {_size(plane.shape)}, but its image {entry.image.name} is {_size(image.shape[1:])}")
     return plane
 
 

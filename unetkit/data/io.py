@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from unetkit.errors import BadFile
+from unetkit.errors import FileError
 from unetkit.utils.isolation import one_line
 
 #: What tifffile calls an extra channel that is alpha: associated or not.
@@ -30,27 +30,27 @@ def read_tiff(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
     Channels stand where the file says (OME, ImageJ, samples of a pixel), or else along the shortest side.
 
     Raises:
-        BadFile: it cannot be read, or holds a stack or a film.
+        FileError: it cannot be read, or holds a stack or a film.
     """
     try:
-        with quiet(), tifffile.TiffFile(path) as file:
+        with silence_tifffile(), tifffile.TiffFile(path) as file:
             check_holds(file, path)
             series, page = file.series[0], file.pages.first
             values, axes = series.asarray(), series.axes
             extra = page.extrasamples if "S" in axes else ()
             colours = page.colormap if page.photometric == tifffile.PHOTOMETRIC.PALETTE else None
         values = _channels_last(values, axes, path)
-    except BadFile:
+    except FileError:
         raise
     except Exception as error:  # tifffile and its codecs raise whatever they meet
-        raise BadFile(f"{path}: {why(error)}") from error
+        raise FileError(f"{path}: {describe_error(error)}") from error
     palette = None if colours is None else (colours.T >> 8).astype(np.uint8)
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
     return _without_alpha(values, extra), palette
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_tifffile() -> Iterator[None]:
     """Within, tifffile logs nothing: what it finds in a damaged file is said in our own line."""
     log = logging.getLogger("tifffile")
     was, log.disabled = log.disabled, True
@@ -61,19 +61,19 @@ def quiet() -> Iterator[None]:
 
 
 def check_holds(file: tifffile.TiffFile, path: str | Path) -> None:
-    """Raise BadFile where a file holds no image."""
+    """Raise FileError where a file holds no image."""
     if not len(file.series):
-        raise BadFile(f"{path}: cannot be read as TIFF: it holds no image")
+        raise FileError(f"{path}: cannot be read as TIFF: it holds no image")
 
 
-def why(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Why a file cannot be read, by what tifffile or a codec raised."""
     if isinstance(error, ImportError) or "imagecodecs" in str(error):
         return "its compression needs the package imagecodecs; pip install 'unetkit[tiff]'"
     return f"cannot be read as TIFF: {one_line(error)}"
 
 
-def squeezed(shape: tuple[int, ...], axes: str) -> tuple[tuple[int, ...], str]:
+def squeeze_axes(shape: tuple[int, ...], axes: str) -> tuple[tuple[int, ...], str]:
     """Sides and axes without those of length 1 beside the image's own."""
     kept = [(side, axis) for side, axis in zip(shape, axes, strict=True) if side > 1 or axis in "YX"]
     return tuple(side for side, _ in kept), "".join(axis for _, axis in kept)
@@ -101,11 +101,11 @@ def without_alpha(count: int, extra: tuple[int, ...]) -> list[int]:
 
 
 def _channels_last(values: np.ndarray, axes: str, path: str | Path) -> np.ndarray:
-    shape, axes = squeezed(values.shape, axes)
+    shape, axes = squeeze_axes(values.shape, axes)
     try:
         place = channels_along(shape, axes)
     except ValueError as error:
-        raise BadFile(f"{path}: {error}") from error
+        raise FileError(f"{path}: {error}") from error
     values = values.reshape(shape)
     return values if place is None else np.moveaxis(values, place, -1)
 
@@ -126,7 +126,7 @@ _TIFF = (".tif", ".tiff")
 _AS_IT_IS = ("1", "L", "I;16", "I;16B", "I", "F", "RGB")
 
 
-class Pixels(NamedTuple):
+class PixelArray(NamedTuple):
     """A file's numbers: (H, W) or (H, W, C) in their own type, and the colours (N, 3) they stand for, if indexed."""
 
     values: np.ndarray
@@ -139,18 +139,18 @@ def read_image(path: str | Path) -> Tensor:
     Alpha is left out; indexed colours become RGB; the orientation that a camera noted (EXIF) is applied.
 
     Raises:
-        BadFile: it cannot be read.
+        FileError: it cannot be read.
     """
     return scaled(in_colours(read_pixels(path)))
 
 
-def read_mask(path: str | Path) -> Pixels:
+def read_mask(path: str | Path) -> PixelArray:
     """A mask's numbers, (H, W) integers or (H, W, 3) uint8 colours, and its palette if it is indexed.
 
     One bit is read as 0 and 255.
 
     Raises:
-        BadFile: it cannot be read, or holds neither integers nor colours.
+        FileError: it cannot be read, or holds neither integers nor colours.
     """
     values, palette = read_pixels(path)
     if values.dtype.kind == "f" and np.array_equal(values, values.round()):
@@ -161,44 +161,44 @@ def read_mask(path: str | Path) -> Pixels:
         or (values.ndim == 3 and values.itemsize > 1)
     ):
         what = f"{'x'.join(map(str, values.shape))} {values.dtype}"
-        raise BadFile(f"{path}: is no mask: it holds {what}; a mask has one plane of integers, or 8-bit RGB colours")
-    return Pixels(values.astype(np.uint8) * 255 if values.dtype.kind == "b" else values, palette)
+        raise FileError(f"{path}: is no mask: it holds {what}; a mask has one plane of integers, or 8-bit RGB colours")
+    return PixelArray(values.astype(np.uint8) * 255 if values.dtype.kind == "b" else values, palette)
 
 
-def read_pixels(path: str | Path) -> Pixels:
-    """A file's numbers as they are stored, without alpha; of one bit as bool. Raises BadFile."""
+def read_pixels(path: str | Path) -> PixelArray:
+    """A file's numbers as they are stored, without alpha; of one bit as bool. Raises FileError."""
     path = Path(path)
     if not path.is_file():
-        raise BadFile(f"{path}: there is no such file")
+        raise FileError(f"{path}: there is no such file")
     if path.suffix.lower() in _TIFF:
-        return Pixels(*read_tiff(path))
+        return PixelArray(*read_tiff(path))
     try:
         if _png_bits(path) == (16, True):
-            return Pixels(_deep_colour(path))
+            return PixelArray(_deep_colour(path))
         with Image.open(path) as image:
             return of_picture(image)
-    except BadFile:
+    except FileError:
         raise
     except Image.DecompressionBombError as error:
-        raise BadFile(f"{path}: has more pixels than Pillow reads (178,956,970); save it as TIFF") from error
+        raise FileError(f"{path}: has more pixels than Pillow reads (178,956,970); save it as TIFF") from error
     except UnidentifiedImageError as error:
-        raise BadFile(f"{path}: is no image that can be read; PNG, JPEG and TIFF are") from error
+        raise FileError(f"{path}: is no image that can be read; PNG, JPEG and TIFF are") from error
     except Exception as error:  # Pillow and its decoders raise whatever they meet
-        raise BadFile(f"{path}: cannot be read as an image: {one_line(error)}") from error
+        raise FileError(f"{path}: cannot be read as an image: {one_line(error)}") from error
 
 
-def of_picture(image: Image.Image) -> Pixels:
+def of_picture(image: Image.Image) -> PixelArray:
     """The numbers of a Pillow image."""
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "P":
-        return Pixels(np.array(image), np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3))
+        return PixelArray(np.array(image), np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3))
     if image.mode == "LA":
         image = image.getchannel(0)
     values = np.array(image if image.mode in _AS_IT_IS else image.convert("RGB"))
-    return Pixels(values.astype(values.dtype.newbyteorder("="), copy=False))
+    return PixelArray(values.astype(values.dtype.newbyteorder("="), copy=False))
 
 
-def in_colours(pixels: Pixels) -> np.ndarray:
+def in_colours(pixels: PixelArray) -> np.ndarray:
     """The numbers of an image, (H, W) or (H, W, C): an indexed one's colours."""
     if pixels.palette is None:
         return pixels.values
@@ -229,7 +229,7 @@ def _deep_colour(path: Path) -> np.ndarray:
         from imagecodecs import png_decode
     except ImportError as error:
         what = "is a PNG of 16 bits and several channels, which needs the package imagecodecs"
-        raise BadFile(f"{path}: {what}; pip install 'unetkit[tiff]', or save it as TIFF") from error
+        raise FileError(f"{path}: {what}; pip install 'unetkit[tiff]', or save it as TIFF") from error
     values = np.asarray(png_decode(path.read_bytes()))
     colours = values[..., : {2: 1, 4: 3}.get(values.shape[-1])]  # without alpha
     return colours[..., 0] if colours.shape[-1] == 1 else colours

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from unetkit.data.io import Pixels, read_mask
+from unetkit.data.io import PixelArray, read_mask
 from unetkit.data.types import IGNORE, Colour, Target
-from unetkit.errors import BadFile, UnetkitError
+from unetkit.errors import FileError, UnetkitError
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Scan:
+class MaskScan:
     """What a mask file holds.
 
     Attributes:
@@ -61,9 +61,11 @@ class Scan:
         return counts
 
 
-def scan_all(paths: Sequence[Path], progress: Progress | None = None, most: int = MOST) -> list[Scan | UnetkitError]:
+def scan_all(
+    paths: Sequence[Path], progress: Progress | None = None, most: int = MOST
+) -> list[MaskScan | UnetkitError]:
     """Each file's scan, or why there is none, in order."""
-    found: list[Scan | UnetkitError] = []
+    found: list[MaskScan | UnetkitError] = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for result in pool.map(lambda path: _scan_or_error(path, most), paths):
             found.append(result)
@@ -72,15 +74,15 @@ def scan_all(paths: Sequence[Path], progress: Progress | None = None, most: int 
     return found
 
 
-def _scan_or_error(path: Path, most: int) -> Scan | UnetkitError:
+def _scan_or_error(path: Path, most: int) -> MaskScan | UnetkitError:
     try:
         return scan(path, most)
     except UnetkitError as error:
         return error
 
 
-def scan(path: Path, most: int = MOST) -> Scan:
-    """Count what a mask file holds. Raises BadFile where it cannot be read, or holds more than `most` classes."""
+def scan(path: Path, most: int = MOST) -> MaskScan:
+    """Count what a mask file holds. Raises FileError where it cannot be read, or holds more than `most` classes."""
     pixels = read_mask(path)
     rgb = pixels.values.ndim == 3
     numbers, counts = _counted(packed(pixels.values) if rgb else pixels.values)
@@ -88,12 +90,12 @@ def scan(path: Path, most: int = MOST) -> Scan:
         why = "a mask that was saved as JPEG, or resized smoothly, has lost its classes"
         objects = "" if rgb else "; numbers of objects belong into instances/"
         what = "colours" if rgb else "different numbers"
-        raise BadFile(f"{path}: holds {len(numbers)} {what}, more than {most}; {why}{objects}")
+        raise FileError(f"{path}: holds {len(numbers)} {what}, more than {most}; {why}{objects}")
     table = pixels.palette
     palette = {} if table is None else {n: _colour(table, n) for n in map(int, numbers)}
     height, width = pixels.values.shape[:2]
     found = dict(zip(map(int, numbers), map(int, counts), strict=True))
-    return Scan(path, (height, width), found, rgb, palette)
+    return MaskScan(path, (height, width), found, rgb, palette)
 
 
 def _counted(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -125,7 +127,7 @@ def unpack(code: int) -> Colour:
     return code >> 16, code >> 8 & 255, code & 255
 
 
-def codes_of(pixels: Pixels, by_colour: bool) -> np.ndarray:
+def codes_of(pixels: PixelArray, by_colour: bool) -> np.ndarray:
     """A mask's numbers (H, W), or its packed colours."""
     values, palette = pixels
     if not by_colour:
@@ -144,7 +146,7 @@ VOID = 255
 
 
 @dataclass(frozen=True)
-class Told:
+class MaskHints:
     """What is known of a set beside its files.
 
     Attributes:
@@ -160,7 +162,7 @@ class Told:
     rest: bool = False
 
 
-def needs_colour(scans: Sequence[Scan]) -> bool:
+def needs_colour(scans: Sequence[MaskScan]) -> bool:
     """Whether masks differ by colour: RGB that is not all grey, or palettes that give one number two colours."""
     if any(len({*unpack(code)}) > 1 for scan in scans if scan.rgb for code in scan.counts):
         return True
@@ -168,14 +170,14 @@ def needs_colour(scans: Sequence[Scan]) -> bool:
     return any(seen.setdefault(number, colour) != colour for scan in scans for number, colour in scan.palette.items())
 
 
-def codes_in(scan: Scan, by_colour: bool) -> dict[int, int]:
+def codes_in(scan: MaskScan, by_colour: bool) -> dict[int, int]:
     """Pixels of each code in a file."""
     if by_colour:
         return scan.by_colour()
     return {code & 255: count for code, count in scan.counts.items()} if scan.rgb else scan.counts
 
 
-def present_in(scans: Sequence[Scan], by_colour: bool) -> dict[int, Path]:
+def present_in(scans: Sequence[MaskScan], by_colour: bool) -> dict[int, Path]:
     """Every code, and the first file that holds it."""
     found: dict[int, Path] = {}
     for scan in scans:
@@ -187,7 +189,7 @@ def present_in(scans: Sequence[Scan], by_colour: bool) -> dict[int, Path]:
 Codes = tuple[tuple[int, ...], tuple[int, ...], list[str]]
 
 
-def of_colours(present: dict[int, Path], told: Told) -> Codes:
+def of_colours(present: dict[int, Path], told: MaskHints) -> Codes:
     """The packed colours of classes, black first; those that count nowhere; and what is wrong."""
     known = told.classes
     codes = [*present]
@@ -202,7 +204,7 @@ def of_colours(present: dict[int, Path], told: Told) -> Codes:
     return tuple(code for code in codes if code not in ignored), ignored, []
 
 
-def of_numbers(present: dict[int, Path], told: Told) -> Codes:
+def of_numbers(present: dict[int, Path], told: MaskHints) -> Codes:
     """The numbers of classes; those that count nowhere; and what is wrong."""
     count = 2 if told.labels else len(told.classes.names) if told.classes else 0
     ignored = set() if told.ignore is None else {told.ignore}
@@ -220,7 +222,7 @@ def of_numbers(present: dict[int, Path], told: Told) -> Codes:
     return (*codes,), (*sorted(ignored),), []
 
 
-def mixed(scans: Sequence[Scan], codes: Sequence[int]) -> list[str]:
+def mixed(scans: Sequence[MaskScan], codes: Sequence[int]) -> list[str]:
     """Masks of 0 and 1 among masks of 0 and 255, which would count nowhere."""
     ones, voids = (
         [s.path for s in scans if code in s.counts and other not in s.counts] for code, other in ((1, 255), (255, 1))
@@ -246,7 +248,7 @@ def code_said(code: int, by_colour: bool) -> str:
 
 
 @dataclass(frozen=True)
-class Meaning:
+class MaskEncoding:
     """How a set's mask files are read.
 
     Attributes:
@@ -262,13 +264,13 @@ class Meaning:
     ignored: tuple[int, ...] = ()
 
     def read(self, path: Path) -> np.ndarray:
-        """A mask file as classes (H, W) int64, IGNORE among them. Raises BadFile."""
+        """A mask file as classes (H, W) int64, IGNORE among them. Raises FileError."""
         found = codes_of(read_mask(path), self.by_colour)
         table = np.array([*self.codes, *self.ignored])
         classes = np.array([*range(len(self.codes)), *(IGNORE for _ in self.ignored)])
         mask = _looked_up(found, table, classes) if found.dtype == np.uint8 else _searched(found, table, classes)
         if (strange := mask == _STRANGE).any():
-            raise BadFile(f"{path}: {self.unexpected([int(found[strange][0])])}")
+            raise FileError(f"{path}: {self.unexpected([int(found[strange][0])])}")
         return mask
 
     def unexpected(self, codes: Sequence[int]) -> str:
@@ -297,7 +299,7 @@ def _searched(found: np.ndarray, table: np.ndarray, classes: np.ndarray) -> np.n
     return np.where(table[place] == found, classes[place], _STRANGE)
 
 
-def meaning_of(scans: Sequence[Scan], told: Told) -> tuple[Meaning, list[str]]:
+def infer_encoding(scans: Sequence[MaskScan], told: MaskHints) -> tuple[MaskEncoding, list[str]]:
     """What masks mean, and what is wrong with them, a line a file."""
     by_colour = not told.labels and needs_colour(scans)
     present = present_in(scans, by_colour)
@@ -306,7 +308,7 @@ def meaning_of(scans: Sequence[Scan], told: Told) -> tuple[Meaning, list[str]]:
     else:
         codes, ignored, problems = of_numbers(present, told)
         problems += mixed(scans, codes) if told.ignore is None else []
-    meaning = Meaning(_target(scans, codes, told, by_colour), by_colour, codes, ignored)
+    meaning = MaskEncoding(_target(scans, codes, told, by_colour), by_colour, codes, ignored)
     if len(codes) < 2 and not problems:
         problems = [
             f"{scans[0].path}: the masks hold one class only, {meaning.target.names[0]}; the background is one too"
@@ -318,7 +320,7 @@ def meaning_of(scans: Sequence[Scan], told: Told) -> tuple[Meaning, list[str]]:
     return meaning, problems
 
 
-def _target(scans: Sequence[Scan], codes: Sequence[int], told: Told, by_colour: bool) -> Target:
+def _target(scans: Sequence[MaskScan], codes: Sequence[int], told: MaskHints, by_colour: bool) -> Target:
     known = told.classes
     if told.labels:
         return Target("multilabel", told.labels, known.colours if known else ())
@@ -338,7 +340,7 @@ def _names(codes: Sequence[int], by_colour: bool) -> list[str]:
     return ["background" if code == 0 else name for code, name in zip(codes, names, strict=True)]
 
 
-def _colours(scans: Sequence[Scan], codes: Sequence[int], by_colour: bool) -> list[Colour]:
+def _colours(scans: Sequence[MaskScan], codes: Sequence[int], by_colour: bool) -> list[Colour]:
     """The masks' own colours; none where an indexed PNG's palette does not tell all of them apart."""
     if by_colour:
         return [unpack(code) for code in codes]

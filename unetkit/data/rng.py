@@ -12,17 +12,17 @@ import numpy as np
 import torch
 
 
-def seed_of(seed: int, *names: str | int) -> int:
+def derive_seed(seed: int, *names: str | int) -> int:
     """A number of 63 bits from a seed and the names of a stream, such as ("augment", epoch, index)."""
     said = "\0".join(map(str, (seed, *names))).encode()
     return int.from_bytes(hashlib.sha256(said).digest()[:8]) >> 1
 
 
-def numbers(seed: int, *names: str | int) -> np.random.Generator:
+def numpy_rng(seed: int, *names: str | int) -> np.random.Generator:
     """NumPy's generator for a stream."""
-    return np.random.default_rng(seed_of(seed, *names))
+    return np.random.default_rng(derive_seed(seed, *names))
 
 
-def tensors(seed: int, *names: str | int) -> torch.Generator:
+def torch_rng(seed: int, *names: str | int) -> torch.Generator:
     """Torch's generator for a stream, on the CPU."""
-    return torch.Generator().manual_seed(seed_of(seed, *names))
+    return torch.Generator().manual_seed(derive_seed(seed, *names))

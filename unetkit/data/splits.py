@@ -7,15 +7,15 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from unetkit.data.rng import seed_of
-from unetkit.errors import BadOption
+from unetkit.data.rng import derive_seed
+from unetkit.errors import OptionError
 
 #: The share that validates.
 _USUAL = 0.2
 
 
 @dataclass(frozen=True)
-class Rules:
+class SplitConfig:
     """How a heap is split.
 
     Attributes:
@@ -31,25 +31,25 @@ class Rules:
     group: str = ""
 
 
-def split(names: Sequence[str], rules: Rules) -> tuple[list[int], list[int]]:
+def split_names(names: Sequence[str], rules: SplitConfig) -> tuple[list[int], list[int]]:
     """The indices of names that train, and of those that validate, each in order.
 
     A group goes to validation as a whole. Groups are asked in an order of their own (a hash of seed and key), so a
     name that is added moves at most one other group of single files.
 
     Raises:
-        BadOption: fewer than two groups, or a name that `group` does not match.
+        OptionError: fewer than two groups, or a name that `group` does not match.
     """
     val = _USUAL if rules.val is None else rules.val
     if not 0 <= val < 1:
-        raise BadOption(f"--val {val:g}: takes a share from 0 to below 1")
+        raise OptionError(f"--val {val:g}: takes a share from 0 to below 1")
     groups: dict[str, list[int]] = defaultdict(list)
-    for index, key in enumerate(keys(names, rules.group)):
+    for index, key in enumerate(group_keys(names, rules.group)):
         groups[key].append(index)
     if len(groups) < 2:
         what = f"--group {rules.group} finds one group only" if rules.group else f"there is {len(names)} image only"
-        raise BadOption(f"{what}: none is left to validate on; add images, or give a folder val/")
-    ordered = sorted(groups, key=lambda key: (seed_of(rules.seed, "split", key), key))
+        raise OptionError(f"{what}: none is left to validate on; add images, or give a folder val/")
+    ordered = sorted(groups, key=lambda key: (derive_seed(rules.seed, "split", key), key))
     held = sorted(index for key in _held(ordered, groups, round(val * len(names))) for index in groups[key])
     return sorted({*range(len(names))} - {*held}), held
 
@@ -66,18 +66,18 @@ def _held(ordered: list[str], groups: dict[str, list[int]], wanted: int) -> list
     return held or [min(ordered, key=lambda key: len(groups[key]))]
 
 
-def keys(names: Sequence[str], group: str) -> list[str]:
-    """The group of each name. Raises BadOption where one has none."""
+def group_keys(names: Sequence[str], group: str) -> list[str]:
+    """The group of each name. Raises OptionError where one has none."""
     if not group:
         return list(names)
     try:
         pattern = re.compile(group)
     except re.error as error:
-        raise BadOption(f"--group {group}: is no regular expression: {error}") from error
+        raise OptionError(f"--group {group}: is no regular expression: {error}") from error
     found = [pattern.search(name) for name in names]
     lacking = [name for name, match in zip(names, found, strict=True) if match is None]
     if lacking:
-        raise BadOption(f"--group {group}: matches nothing in {lacking[0]!r}; every name must be of a group")
+        raise OptionError(f"--group {group}: matches nothing in {lacking[0]!r}; every name must be of a group")
     return [_key(match) for match in found if match]
 
 

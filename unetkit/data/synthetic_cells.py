@@ -17,15 +17,15 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from unetkit.data.rng import numbers
-from unetkit.data.types import Data, Sample, Target
-from unetkit.errors import BadOption
+from unetkit.data.rng import numpy_rng
+from unetkit.data.types import DatasetSplits, Sample, Target
+from unetkit.errors import OptionError
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 
-class Kind(NamedTuple):
+class CellKind(NamedTuple):
     """What cells of a kind have in common.
 
     Attributes:
@@ -44,15 +44,15 @@ class Kind(NamedTuple):
 
 
 KINDS = (
-    Kind("round cell", 1.0, 1.15, (0.05, 0.04, 0.02), "nucleus"),
-    Kind("spindle cell", 1.0, 2.4, (0.05, 0.08, 0.03), "streaks"),
-    Kind("grainy cell", 0.9, 1.3, (0.06, 0.05, 0.04, 0.03), "grains"),
-    Kind("lobed cell", 1.2, 1.2, (0.05, 0.18, 0.14, 0.05), "vacuoles"),
-    Kind("striped cell", 0.8, 1.6, (0.12, 0.04, 0.02), "stripes"),
+    CellKind("round cell", 1.0, 1.15, (0.05, 0.04, 0.02), "nucleus"),
+    CellKind("spindle cell", 1.0, 2.4, (0.05, 0.08, 0.03), "streaks"),
+    CellKind("grainy cell", 0.9, 1.3, (0.06, 0.05, 0.04, 0.03), "grains"),
+    CellKind("lobed cell", 1.2, 1.2, (0.05, 0.18, 0.14, 0.05), "vacuoles"),
+    CellKind("striped cell", 0.8, 1.6, (0.12, 0.04, 0.02), "stripes"),
 )
 
 
-class Placed(NamedTuple):
+class CellPlacement(NamedTuple):
     """N cells before they press on one another: centres, radii and angles (N,), kinds (N,), waves (N, K) complex."""
 
     y: Floats
@@ -64,7 +64,7 @@ class Placed(NamedTuple):
     waves: NDArray[np.complex64]
 
 
-def placed(rng: np.random.Generator, size: int, radius: float, crowding: float, kinds: int) -> Placed:
+def place_cells(rng: np.random.Generator, size: int, radius: float, crowding: float, kinds: int) -> CellPlacement:
     """Cells of the first `kinds` KINDS, in clusters, until they would cover the share `crowding` of the image."""
     spots = np.array(_spots(rng, size, radius, crowding))
     n = len(spots)
@@ -75,7 +75,7 @@ def placed(rng: np.random.Generator, size: int, radius: float, crowding: float, 
     scale = np.array([k.size for k in KINDS])[kind]
     y, x, r = spots.T.astype(np.float32)
     angle = rng.uniform(0, 2 * np.pi, n)
-    return Placed(y, x, r * _f(scale), _f(length), _f(angle), kind, waves.astype(np.complex64))
+    return CellPlacement(y, x, r * _f(scale), _f(length), _f(angle), kind, waves.astype(np.complex64))
 
 
 def _f(values: Any) -> Floats:
@@ -123,7 +123,7 @@ def _presses(one: Spot, other: Spot) -> bool:
     return (one[0] - other[0]) ** 2 + (one[1] - other[1]) ** 2 < (_NEAREST * (one[2] + other[2])) ** 2
 
 
-class Regions(NamedTuple):
+class CellRegions(NamedTuple):
     """Cells as they lie in the image, each map (H, W).
 
     Attributes:
@@ -138,23 +138,23 @@ class Regions(NamedTuple):
     across: Floats
 
 
-def regions(cells: Placed, size: int) -> Regions:
+def draw_regions(cells: CellPlacement, size: int) -> CellRegions:
     """Who owns each pixel: of the cells that reach it, the one in whose middle it lies most.
 
     So neighbours share a border where they meet, as cells that press on one another do.
     """
-    maps = Regions(np.zeros((size, size), np.int64), *(np.ones((size, size), np.float32) for _ in range(3)))
+    maps = CellRegions(np.zeros((size, size), np.int64), *(np.ones((size, size), np.float32) for _ in range(3)))
     for index, cell in enumerate(zip(*cells, strict=True)):
         y, x, radius, length = map(float, cell[:4])
         # Waves lift an outline to half as far again, but for the rarest.
         reach = radius * length**0.5 * 1.5
         rows, columns = (slice(max(0, int(c - reach)), max(0, min(size, int(c + reach) + 2))) for c in (y, x))
         if rows.start < rows.stop and columns.start < columns.stop:
-            _paint(maps, index + 1, rows, columns, Placed(*cell))
+            _paint(maps, index + 1, rows, columns, CellPlacement(*cell))
     return maps
 
 
-def _paint(maps: Regions, number: int, rows: slice, columns: slice, cell: Placed) -> None:
+def _paint(maps: CellRegions, number: int, rows: slice, columns: slice, cell: CellPlacement) -> None:
     y = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] - cell.y
     x = np.arange(columns.start, columns.stop, dtype=np.float32)[None] - cell.x
     c, s, stretch = np.cos(cell.angle), np.sin(cell.angle), np.sqrt(cell.length)
@@ -172,7 +172,7 @@ def _paint(maps: Regions, number: int, rows: slice, columns: slice, cell: Placed
         field[rows, columns][nearer] = values[nearer]
 
 
-def apart(owner: Ints, least: int) -> Ints:
+def separate_cells(owner: Ints, least: int) -> Ints:
     """Who owns each pixel once a line of background, 2 pixels wide, keeps touching cells apart.
 
     Each cell is one connected piece (of its pieces, the largest) of at least that many pixels, or is gone.
@@ -190,7 +190,7 @@ def apart(owner: Ints, least: int) -> Ints:
     return np.where(stays[pieces], kept, 0)
 
 
-def smooth(rng: np.random.Generator, size: int, spacing: float) -> Floats:
+def smooth_noise(rng: np.random.Generator, size: int, spacing: float) -> Floats:
     """Random hills (H, W), about 1 high and deep, that far apart: a grid of normal numbers under a cubic B-spline."""
     places = np.arange(size, dtype=np.float32) / spacing + np.float32(rng.uniform())
     whole = places.astype(int)
@@ -223,37 +223,43 @@ class Optics(NamedTuple):
     halo: float
 
 
-def optics(rng: np.random.Generator) -> Optics:
+def draw_optics(rng: np.random.Generator) -> Optics:
     """One setting in which cells are seen, if not by their brightness alone."""
     halo = rng.uniform(0.18, 0.36) * rng.choice([-1, -1, 1])
     return Optics(rng.uniform(-0.06, 0.1), rng.uniform(0.35, 0.7), rng.uniform(0, 2 * np.pi), halo)
 
 
-def looks(rng: np.random.Generator, cells: Placed, maps: Regions, owner: Ints, radius: float, noise: float) -> Floats:
+def render_image(
+    rng: np.random.Generator, cells: CellPlacement, maps: CellRegions, owner: Ints, radius: float, noise: float
+) -> Floats:
     """The image (H, W) of cells that lie so, over others out of focus and among debris."""
     size = len(owner)
-    set_to = optics(rng)
-    image = 0.5 + 0.05 * smooth(rng, size, radius)
-    image += out_of_focus(rng, set_to, size, radius)
-    image += bodies(rng, set_to, cells, maps, owner)
-    image += rng.uniform(-0.15, 0.15) * np.clip(4 * smooth(rng, size, 0.5 * radius) - 5, 0, 1)  # debris: flat and sharp
+    set_to = draw_optics(rng)
+    image = 0.5 + 0.05 * smooth_noise(rng, size, radius)
+    image += render_out_of_focus(rng, set_to, size, radius)
+    image += render_cells(rng, set_to, cells, maps, owner)
+    image += rng.uniform(-0.15, 0.15) * np.clip(
+        4 * smooth_noise(rng, size, 0.5 * radius) - 5, 0, 1
+    )  # debris: flat and sharp
     image = ndimage.gaussian_filter(image, rng.uniform(0.5, 1.0), truncate=3)
-    image *= 1 + 0.25 * smooth(rng, size, size / 1.5)
+    image *= 1 + 0.25 * smooth_noise(rng, size, size / 1.5)
     image += noise * rng.uniform(0.02, 0.045) * rng.standard_normal(image.shape, dtype=np.float32)
     return np.asarray(np.clip(image, 0, 1), np.float32)
 
 
-def out_of_focus(rng: np.random.Generator, set_to: Optics, size: int, radius: float) -> Floats:
+def render_out_of_focus(rng: np.random.Generator, set_to: Optics, size: int, radius: float) -> Floats:
     """What cells of another depth, which count as background, add to the image (H, W)."""
     half = (size + 1) // 2  # they are blurred, so they need not be drawn finer
-    cells = placed(rng, half, radius / 2, 0.2, len(KINDS))
-    maps = regions(cells, half)
-    seen = 0.9 * bodies(rng, set_to, cells, maps, maps.owner)
+    cells = place_cells(rng, half, radius / 2, 0.2, len(KINDS))
+    maps = draw_regions(cells, half)
+    seen = 0.9 * render_cells(rng, set_to, cells, maps, maps.owner)
     seen = seen.repeat(2, 0).repeat(2, 1)[:size, :size]
     return np.asarray(ndimage.gaussian_filter(seen, 0.2 * radius, truncate=2.5))
 
 
-def bodies(rng: np.random.Generator, set_to: Optics, cells: Placed, maps: Regions, owner: Ints) -> Floats:
+def render_cells(
+    rng: np.random.Generator, set_to: Optics, cells: CellPlacement, maps: CellRegions, owner: Ints
+) -> Floats:
     """What cells add to the brightness of the ground (H, W): glow, texture, relief and halo."""
     inside = (owner > 0).astype(np.float32)
     bright = rng.normal(set_to.glow, 0.05, len(cells.y) + 1).astype(np.float32)[maps.owner]
@@ -265,7 +271,7 @@ def bodies(rng: np.random.Generator, set_to: Optics, cells: Placed, maps: Region
     return np.asarray(shade + halo + inside * (bright * dome + texture(rng, cells, maps)), np.float32)
 
 
-def texture(rng: np.random.Generator, cells: Placed, maps: Regions) -> Floats:
+def texture(rng: np.random.Generator, cells: CellPlacement, maps: CellRegions) -> Floats:
     """What is seen inside the cells (H, W), by their kinds."""
     seen, kind = np.zeros_like(maps.out), np.concatenate([[-1], cells.kind])[maps.owner]
     phase = rng.uniform(0, 2 * np.pi, len(cells.y) + 1).astype(np.float32)[maps.owner]
@@ -287,7 +293,7 @@ TEXTURES: dict[str, Callable[[Floats, Floats, Floats, Floats], NDArray[Any]]] = 
 
 
 @dataclass(frozen=True)
-class Cells:
+class CellsDataset:
     """A split of it: each sample depends on what stands here and on its index alone. See `cells`."""
 
     split: str
@@ -305,12 +311,12 @@ class Cells:
     def __getitem__(self, index: int, /) -> Sample:
         if not 0 <= index < self.count:
             raise IndexError(f"{self.split} has samples 0 to {self.count - 1}; got {index}")
-        rng = numbers(self.seed, "cells", self.split, index)
+        rng = numpy_rng(self.seed, "cells", self.split, index)
         kinds = self.classes - 1 if self.classes > 2 else len(KINDS)
-        lying = placed(rng, self.size, self.radius, self.crowding, kinds)
-        maps = regions(lying, self.size)
-        owner = apart(maps.owner, least=round(0.5 * self.radius**2))
-        image = torch.from_numpy(looks(rng, lying, maps, owner, self.radius, self.noise))[None]
+        lying = place_cells(rng, self.size, self.radius, self.crowding, kinds)
+        maps = draw_regions(lying, self.size)
+        owner = separate_cells(maps.owner, least=round(0.5 * self.radius**2))
+        image = torch.from_numpy(render_image(rng, lying, maps, owner, self.radius, self.noise))[None]
         kind = lying.kind + 1 if self.classes > 2 else np.ones_like(lying.kind)
         mask = torch.from_numpy(np.concatenate([[0], kind])[owner])
         return Sample(f"{self.split}-{index:05d}", image, mask, torch.from_numpy(owner))
@@ -327,7 +333,7 @@ def cells(
     radius: float = 10,
     crowding: float = 0.6,
     noise: float = 1,
-) -> Data:
+) -> DatasetSplits:
     """Synthetic microscopy with touching cells, made on the fly.
 
     Args:
@@ -343,20 +349,20 @@ def cells(
         noise: how much of it, 1 being usual.
 
     Raises:
-        BadOption: a number out of its range.
+        OptionError: a number out of its range.
     """
     least: dict[str, float] = {"count": 1, "val": 1, "test": 0, "size": 16, "seed": 0, "radius": 4, "noise": 0}
     given = locals()
     for name, value in least.items():
         if not given[name] >= value:
-            raise BadOption(f"cells: {name} must be at least {value:g}; got {given[name]:g}")
+            raise OptionError(f"cells: {name} must be at least {value:g}; got {given[name]:g}")
     if not 2 <= classes <= len(KINDS) + 1:
-        raise BadOption(f"cells: classes takes 2 to {len(KINDS) + 1}; got {classes}")
+        raise OptionError(f"cells: classes takes 2 to {len(KINDS) + 1}; got {classes}")
     if not 0 < crowding <= 1.5:
-        raise BadOption(f"cells: crowding takes a share above 0, to 1.5; got {crowding:g}")
+        raise OptionError(f"cells: crowding takes a share above 0, to 1.5; got {crowding:g}")
     options = (size, classes, seed, radius, crowding, noise)
     counts = {"train": count, "val": val, **({"test": test} if test else {})}
-    splits = {name: Cells(name, number, *options) for name, number in counts.items()}
+    splits = {name: CellsDataset(name, number, *options) for name, number in counts.items()}
     names = ("background", "cell") if classes == 2 else ("background", *(kind.name for kind in KINDS[: classes - 1]))
     target = Target("binary" if classes == 2 else "multiclass", names)
-    return Data("cells", target, 1, splits, augment="hflip,turn,elastic:std=5,light")
+    return DatasetSplits("cells", target, 1, splits, augment="hflip,turn,elastic:std=5,light")

@@ -16,9 +16,9 @@ import torch
 
 from unetkit.data.folder import AUGMENT
 from unetkit.data.io import of_picture, scaled
-from unetkit.data.splits import Rules, split
-from unetkit.data.types import IGNORE, Data, Images, Sample, Target, palette
-from unetkit.errors import BadFile
+from unetkit.data.splits import SplitConfig, split_names
+from unetkit.data.types import IGNORE, Dataset, DatasetSplits, Sample, Target, palette
+from unetkit.errors import FileError
 from unetkit.utils.isolation import one_line
 
 _VOC = (
@@ -30,7 +30,7 @@ _VOID = 255
 
 
 @dataclass(frozen=True)
-class FromTorchvision:
+class TorchvisionDataset:
     """Some images of one of torchvision's sets.
 
     Attributes:
@@ -62,7 +62,7 @@ class FromTorchvision:
         return Sample(name, scaled(of_picture(image).values), torch.from_numpy(classes))
 
 
-def voc(*, root: str, year: Literal[2007, 2008, 2009, 2010, 2011, 2012] = 2012) -> Data:
+def voc(*, root: str, year: Literal[2007, 2008, 2009, 2010, 2011, 2012] = 2012) -> DatasetSplits:
     """Pascal VOC: 20 classes and a background; borders, 255 in its masks, count nowhere. Its own train and val.
 
     Args:
@@ -73,15 +73,15 @@ def voc(*, root: str, year: Literal[2007, 2008, 2009, 2010, 2011, 2012] = 2012) 
 
     layout = f"{root}/VOCdevkit/VOC{year} with JPEGImages, SegmentationClass and ImageSets/Segmentation"
     table = _table({number: number for number in range(len(_VOC))})
-    splits: dict[str, Images] = {}
+    splits: dict[str, Dataset] = {}
     for name in ("train", "val"):
         with _told("voc", layout):
             dataset = VOCSegmentation(root, year=str(year), image_set=name)
         splits[name] = _all(dataset, [Path(path).stem for path in dataset.images], table)
-    return Data(f"voc:root={root}", Target("multiclass", _VOC, palette(len(_VOC))), 3, splits, AUGMENT)
+    return DatasetSplits(f"voc:root={root}", Target("multiclass", _VOC, palette(len(_VOC))), 3, splits, AUGMENT)
 
 
-def pet(rules: Rules, *, root: str, border: Literal["ignore", "pet", "class"] = "ignore") -> Data:
+def pet(rules: SplitConfig, *, root: str, border: Literal["ignore", "pet", "class"] = "ignore") -> DatasetSplits:
     """Oxford-IIIT Pet: an animal before its background, by its trimaps. trainval is split by seed; test is its own.
 
     Args:
@@ -99,12 +99,14 @@ def pet(rules: Rules, *, root: str, border: Literal["ignore", "pet", "class"] = 
             dataset = OxfordIIITPet(root, split=name, target_types="segmentation")
         sets[name] = _all(dataset, [Path(path).stem for path in dataset._images], table)
     heap = sets["trainval"]
-    train, val = (FromTorchvision(heap.dataset, heap.names, kept, table) for kept in split(heap.names, rules))
+    train, val = (TorchvisionDataset(heap.dataset, heap.names, kept, table) for kept in split_names(heap.names, rules))
     kind: Literal["binary", "multiclass"] = "binary" if len(names) == 2 else "multiclass"
-    return Data(f"pet:root={root}", Target(kind, names), 3, {"train": train, "val": val, "test": sets["test"]}, AUGMENT)
+    return DatasetSplits(
+        f"pet:root={root}", Target(kind, names), 3, {"train": train, "val": val, "test": sets["test"]}, AUGMENT
+    )
 
 
-def cityscapes(*, root: str) -> Data:
+def cityscapes(*, root: str) -> DatasetSplits:
     """Cityscapes, its fine annotations: the 19 classes that are scored, all else counts nowhere. Its own train and val.
 
     Args:
@@ -115,20 +117,20 @@ def cityscapes(*, root: str) -> Data:
     layout = f"{root}/leftImg8bit and {root}/gtFine, each with train and val"
     scored = sorted((kind for kind in Cityscapes.classes if 0 <= kind.train_id < _VOID), key=lambda kind: kind.train_id)
     table = _table({kind.id: kind.train_id for kind in scored})
-    splits: dict[str, Images] = {}
+    splits: dict[str, Dataset] = {}
     for name in ("train", "val"):
         with _told("cityscapes", layout):
             dataset = Cityscapes(root, split=name, mode="fine", target_type="semantic")
         stems = [Path(path).stem.removesuffix("_leftImg8bit") for path in dataset.images]
         splits[name] = _all(dataset, stems, table)
     target = Target("multiclass", tuple(kind.name for kind in scored), tuple(kind.color for kind in scored))
-    return Data(f"cityscapes:root={root}", target, 3, splits, AUGMENT)
+    return DatasetSplits(f"cityscapes:root={root}", target, 3, splits, AUGMENT)
 
 
-def _all(dataset: Any, names: Sequence[str], table: np.ndarray) -> FromTorchvision:
+def _all(dataset: Any, names: Sequence[str], table: np.ndarray) -> TorchvisionDataset:
     if not len(dataset):
-        raise BadFile(f"{dataset.root}: torchvision's {type(dataset).__name__} finds no images there")
-    return FromTorchvision(dataset, names, range(len(names)), table)
+        raise FileError(f"{dataset.root}: torchvision's {type(dataset).__name__} finds no images there")
+    return TorchvisionDataset(dataset, names, range(len(names)), table)
 
 
 def _table(classes: dict[int, int]) -> np.ndarray:
@@ -140,9 +142,9 @@ def _table(classes: dict[int, int]) -> np.ndarray:
 
 @contextmanager
 def _told(what: str, layout: str = "") -> Iterator[None]:
-    """What torchvision raises within becomes a BadFile that says which files are looked for."""
+    """What torchvision raises within becomes a FileError that says which files are looked for."""
     try:
         yield
     except Exception as error:
         said = f"; it looks for {layout}; what is missing is not downloaded" if layout else ""
-        raise BadFile(f"{what}: cannot be read: {one_line(error)}{said}") from error
+        raise FileError(f"{what}: cannot be read: {one_line(error)}{said}") from error

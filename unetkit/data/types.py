@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from unetkit.errors import BadOption
+from unetkit.errors import OptionError
 
 #: In a mask: this pixel counts neither in a loss nor in a metric.
 IGNORE = -1
@@ -51,7 +51,7 @@ class Target:
         """What makes probabilities of that many channels of logits.
 
         Raises:
-            BadOption: as many do not fit these masks.
+            OptionError: as many do not fit these masks.
         """
         if self.kind == "multilabel" and outputs == len(self.names):
             return "sigmoid"
@@ -60,7 +60,7 @@ class Target:
         if self.kind != "multilabel" and outputs == len(self.names):
             return "softmax"
         fit = "1 (sigmoid) or 2 (softmax)" if self.kind == "binary" else str(len(self.names))
-        raise BadOption(
+        raise OptionError(
             f"--classes {outputs}: the masks are {self.kind} ({_listed(self.names)}); leave it out, or give {fit}"
         )
 
@@ -71,7 +71,7 @@ class Target:
         chances = logits.sigmoid()
         return torch.cat([1 - chances, chances], 1) if self.kind == "binary" else chances
 
-    def decided(self, probabilities: Tensor) -> Tensor:
+    def to_mask(self, probabilities: Tensor) -> Tensor:
         """Probabilities (B, L, H, W) -> masks: classes (B, H, W), or labels above a half (B, L, H, W).
 
         A class is the likeliest, of several alike the first.
@@ -121,15 +121,15 @@ class Sample(NamedTuple):
     instances: Tensor | None = None
 
 
-class Images(Protocol):
-    """Samples by number, the same each time they are asked for. Raises BadFile where a file cannot be read."""
+class Dataset(Protocol):
+    """Samples by number, the same each time they are asked for. Raises FileError where a file cannot be read."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Sample: ...
 
 
-def known_by(images: Images) -> str:
+def fingerprint(images: Dataset) -> str:
     """What tells these images from others: how many, and a digest of their names where they have names (`held`)."""
     held = getattr(images, "held", None)
     names = "" if held is None else hashlib.sha256("\0".join(held).encode()).hexdigest()[:12]
@@ -137,7 +137,7 @@ def known_by(images: Images) -> str:
 
 
 @dataclass(frozen=True)
-class Data:
+class DatasetSplits:
     """A data set, opened.
 
     Attributes:
@@ -151,5 +151,5 @@ class Data:
     said: str
     target: Target
     channels: int
-    splits: Mapping[str, Images]
+    splits: Mapping[str, Dataset]
     augment: str

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 
 from unetkit.data.datasets import named, open_data
-from unetkit.data.folder import Entry, Folder, Found, look, many, read_instances
+from unetkit.data.folder import Entry, FolderDataset, FolderIndex, count_of, index_folder, read_instances
 from unetkit.data.io import in_colours, read_pixels
-from unetkit.data.mask_encoding import Meaning, Progress, Scan, codes_in
-from unetkit.data.splits import Rules, keys
-from unetkit.data.types import IGNORE, Colour, Data, Images, Sample, Target
+from unetkit.data.mask_encoding import MaskEncoding, MaskScan, Progress, codes_in
+from unetkit.data.splits import SplitConfig, group_keys
+from unetkit.data.types import IGNORE, Colour, Dataset, DatasetSplits, Sample, Target
 from unetkit.errors import UnetkitError
 
 
 @dataclass
-class Seen:
+class ImageReport:
     """One image with its mask.
 
     Attributes:
@@ -53,11 +53,11 @@ class Seen:
     problems: list[str] = field(default_factory=list)
 
 
-def in_folder(found: Found, progress: Progress | None = None) -> list[Seen]:
+def report_folder(found: FolderIndex, progress: Progress | None = None) -> list[ImageReport]:
     """Every image of a folder, read once more, in threads."""
     scans = {scan.path: scan for scan in found.scans}
     jobs = [(split, entry, scans, found) for split, entries in found.splits.items() for entry in entries]
-    seen: list[Seen] = []
+    seen: list[ImageReport] = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for one in pool.map(_of_entry, jobs):
             seen.append(one)
@@ -66,9 +66,9 @@ def in_folder(found: Found, progress: Progress | None = None) -> list[Seen]:
     return seen
 
 
-def _of_entry(job: tuple[str, Entry, dict[Path, Scan], Found]) -> Seen:
+def _of_entry(job: tuple[str, Entry, dict[Path, MaskScan], FolderIndex]) -> ImageReport:
     split, entry, scans, found = job
-    seen = Seen(str(entry.image), split)
+    seen = ImageReport(str(entry.image), split)
     try:
         _look(seen, in_colours(read_pixels(entry.image)))
     except UnetkitError as error:
@@ -89,7 +89,7 @@ def _of_entry(job: tuple[str, Entry, dict[Path, Scan], Found]) -> Seen:
     return seen
 
 
-def _look(seen: Seen, values: np.ndarray) -> None:
+def _look(seen: ImageReport, values: np.ndarray) -> None:
     seen.size, seen.channels = (values.shape[0], values.shape[1]), values.shape[2] if values.ndim == 3 else 1
     seen.numbers = str(values.dtype)
     digest = hashlib.sha256(repr(values.shape).encode())
@@ -99,14 +99,14 @@ def _look(seen: Seen, values: np.ndarray) -> None:
         seen.problems.append(f"{seen.file}: holds NaN or infinity; training on it would end in NaN")
 
 
-def _compare(seen: Seen, scans: Sequence[Scan]) -> None:
+def _compare(seen: ImageReport, scans: Sequence[MaskScan]) -> None:
     for scan in scans:
         if seen.size and scan.size != seen.size:
             sizes = f"{scan.size[0]}x{scan.size[1]}, but its image {seen.file} is {seen.size[0]}x{seen.size[1]}"
             seen.problems.append(f"{scan.path}: is {sizes}")
 
 
-def _count(seen: Seen, path: Path) -> None:
+def _count(seen: ImageReport, path: Path) -> None:
     try:
         labels = read_instances(path)
     except UnetkitError as error:
@@ -117,7 +117,7 @@ def _count(seen: Seen, path: Path) -> None:
         seen.problems.append(f"{path}: is {labels.shape[0]}x{labels.shape[1]}, but its image {seen.file} is not")
 
 
-def in_data(data: Data, progress: Progress | None = None) -> Iterator[Seen]:
+def report_dataset(data: DatasetSplits, progress: Progress | None = None) -> Iterator[ImageReport]:
     """Every sample of a set that has no folder of its own."""
     total, done = sum(map(len, data.splits.values())), 0
     for split, images in data.splits.items():
@@ -128,8 +128,8 @@ def in_data(data: Data, progress: Progress | None = None) -> Iterator[Seen]:
                 progress(done, total)
 
 
-def _of_sample(sample: Sample, split: str, target: Target) -> Seen:
-    seen = Seen(sample.name, split)
+def _of_sample(sample: Sample, split: str, target: Target) -> ImageReport:
+    seen = ImageReport(sample.name, split)
     _look(seen, np.moveaxis(sample.image.numpy(), 0, -1))
     mask = sample.mask.numpy()
     planes = mask if target.kind == "multilabel" else [mask == index for index in range(len(target.names))]
@@ -144,7 +144,7 @@ def _objects(labels: np.ndarray) -> int:
     return len(np.unique(labels[labels != 0]))
 
 
-def twins(seen: Sequence[Seen]) -> list[str]:
+def duplicates(seen: Sequence[ImageReport]) -> list[str]:
     """Images that stand in two splits."""
     alike: dict[str, dict[str, str]] = defaultdict(dict)
     for one in seen:
@@ -154,14 +154,14 @@ def twins(seen: Sequence[Seen]) -> list[str]:
     return [f"{second}: is the same image as {first}, in another split: a leak" for first, second, *_ in leaks]
 
 
-def torn_groups(found: Found, rules: Rules) -> list[str]:
+def groups_in_several_splits(found: FolderIndex, rules: SplitConfig) -> list[str]:
     """Groups that the folders' own splits tear apart."""
     if not rules.group:
         return []
     sides: dict[str, set[str]] = defaultdict(set)
     try:
         for split, entries in found.splits.items():
-            for key in keys([entry.name for entry in entries], rules.group):
+            for key in group_keys([entry.name for entry in entries], rules.group):
                 sides[key].add(split)
     except UnetkitError as error:
         return [str(error)] if str(error) not in found.problems else []
@@ -174,7 +174,7 @@ _DEPTHS = {"bool": "1 bit", "uint8": "8 bit", "uint16": "16 bit"}
 
 
 @dataclass(frozen=True)
-class Class:
+class ClassReport:
     """A class or label: the share of the pixels that count which it has, and in how many images it occurs."""
 
     name: str
@@ -184,13 +184,13 @@ class Class:
 
 
 @dataclass
-class Report:
+class DatasetReport:
     """What was understood, and what is wrong; `notes` are worth knowing and no mistakes."""
 
     said: str
     kind: str = ""
-    told_apart: str = ""
-    classes: list[Class] = field(default_factory=list)
+    class_encoding: str = ""
+    classes: list[ClassReport] = field(default_factory=list)
     ignored: float = 0.0
     splits: dict[str, int] = field(default_factory=dict)
     sizes: list[tuple[int, int]] = field(default_factory=list)
@@ -201,41 +201,41 @@ class Report:
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
         return asdict(self)
 
 
 def validate_folder(
-    text: str, rules: Rules, ignore: int | None = None, progress: Progress | None = None
-) -> tuple[Report, list[Images], Target | None]:
+    text: str, rules: SplitConfig, ignore: int | None = None, progress: Progress | None = None
+) -> tuple[DatasetReport, list[Dataset], Target | None]:
     """A report on a folder or a named set, and what of it can be looked at.
 
     Raises:
         UnetkitError: there is nothing to understand.
     """
-    report = Report(text)
+    report = DatasetReport(text)
     if named(text):
         data = open_data(text, seed=rules.seed, val=rules.val, group=rules.group, ignore=ignore)
-        _fill(report, [*in_data(data, progress)], data.target)
+        _fill(report, [*report_dataset(data, progress)], data.target)
         return report, [*data.splits.values()], data.target
-    found = look(Path(text), rules, ignore, None, progress)
+    found = index_folder(Path(text), rules, ignore, None, progress)
     report.problems, report.notes = found.problems, found.layout.notes
-    seen = in_folder(found, progress)
+    seen = report_folder(found, progress)
     target = found.meaning.target if found.meaning else None
     _fill(report, seen, target)
-    report.told_apart = _told_apart(found)
+    report.class_encoding = _class_encoding(found)
     report.files = dict(Counter(Path(one.file).suffix.lower().removeprefix(".") for one in seen))
-    report.problems += twins(seen) + torn_groups(found, rules)
+    report.problems += duplicates(seen) + groups_in_several_splits(found, rules)
     return report, _images(found, report), target
 
 
-def _images(found: Found, report: Report) -> list[Images]:
+def _images(found: FolderIndex, report: DatasetReport) -> list[Dataset]:
     channels = int(next(iter(report.channels), "1"))
-    return [Folder(entries, found.meaning, channels) for entries in found.splits.values() if found.meaning]
+    return [FolderDataset(entries, found.meaning, channels) for entries in found.splits.values() if found.meaning]
 
 
-def _told_apart(found: Found) -> str:
+def _class_encoding(found: FolderIndex) -> str:
     if found.meaning is None:
         return ""
     if found.meaning.target.kind == "multilabel":
@@ -243,14 +243,14 @@ def _told_apart(found: Found) -> str:
     return "colours" if found.meaning.by_colour else f"numbers {_numbers(found.meaning)}"
 
 
-def _numbers(meaning: Meaning) -> str:
+def _numbers(meaning: MaskEncoding) -> str:
     codes = meaning.codes
     said = f"{codes[0]} to {codes[-1]}" if len(codes) > 2 else " and ".join(map(str, codes))
     ignored = ", ".join(map(str, meaning.ignored))
     return f"{said}; {ignored} counts nowhere" if ignored else said
 
 
-def _fill(report: Report, seen: Sequence[Seen], target: Target | None) -> None:
+def _fill(report: DatasetReport, seen: Sequence[ImageReport], target: Target | None) -> None:
     report.splits = dict(Counter(one.split for one in seen))
     whole = [one for one in seen if one.size]
     sizes = sorted({one.size for one in whole if one.size}, key=lambda size: (size[0] * size[1], size))
@@ -265,26 +265,26 @@ def _fill(report: Report, seen: Sequence[Seen], target: Target | None) -> None:
     report.problems += [problem for one in seen for problem in one.problems]
     usual = int(next(iter(report.channels), "0"))
     odd = [one for one in whole if one.channels != usual]
-    report.problems += [f"{one.file}: has {many(one.channels, 'channel')}, but most have {usual}" for one in odd]
+    report.problems += [f"{one.file}: has {count_of(one.channels, 'channel')}, but most have {usual}" for one in odd]
     if len(report.depths) > 1:
         report.notes.append(f"images of {' and '.join(report.depths)} are mixed")
 
 
-def _classes(report: Report, seen: Sequence[Seen], target: Target) -> None:
+def _classes(report: DatasetReport, seen: Sequence[ImageReport], target: Target) -> None:
     counted, ignored = sum(one.counted for one in seen), sum(one.ignored for one in seen)
     for index, (name, colour) in enumerate(zip(target.names, target.colours, strict=True)):
         pixels = [one.counts[index] for one in seen]
-        report.classes.append(Class(name, colour, sum(pixels) / max(counted, 1), sum(map(bool, pixels))))
+        report.classes.append(ClassReport(name, colour, sum(pixels) / max(counted, 1), sum(map(bool, pixels))))
     report.ignored = ignored / max(counted + ignored, 1)
     first = 0 if target.kind == "multilabel" else 1
     empty = [one.file for one in seen if not any(one.counts[first:])]
     if empty:
         what = "no label" if first == 0 else f"nothing but {target.names[0]}"
-        report.notes.append(f"{many(len(empty), 'mask')} of {len(seen)} with {what}, the first that of {empty[0]}")
+        report.notes.append(f"{count_of(len(empty), 'mask')} of {len(seen)} with {what}, the first that of {empty[0]}")
     report.notes += [f"class {one.name} occurs nowhere" for one in report.classes if not one.images]
 
 
-def pick_samples(splits: Sequence[Images], most: int) -> list[Sample]:
+def pick_samples(splits: Sequence[Dataset], most: int) -> list[Sample]:
     """Up to so many samples that can be read, from all splits, evenly."""
     places = [(images, index) for images in splits for index in range(len(images))]
     kept: list[Sample] = []

@@ -14,14 +14,14 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from unetkit.data.types import IGNORE, Sample, Target
-from unetkit.errors import BadFile, BadOption
-from unetkit.utils.files import written_whole
+from unetkit.errors import FileError, OptionError
+from unetkit.utils.files import atomic_write
 
 #: The index in mask files that stands for IGNORE, and its colour (Pascal VOC's).
 VOID, VOID_COLOUR = 255, (224, 224, 192)
 
 
-def stretched(image: Tensor) -> np.ndarray:
+def to_rgb(image: Tensor) -> np.ndarray:
     """An image (C, H, W) as (H, W, 3) of 8 bit, black at its 1st percentile and white at its 99th.
 
     Grey from its one channel, the first of two, and else the first three.
@@ -40,7 +40,7 @@ def overlay(image: Tensor, mask: Tensor, target: Target, strength: float = 0.5) 
 
     The background stays as it is, and so does what is IGNORE. Where labels overlap their colours are mixed.
     """
-    picture = stretched(image).astype(np.float32)
+    picture = to_rgb(image).astype(np.float32)
     planes = mask.detach().cpu().numpy()
     first = 0 if planes.ndim == 3 else 1  # labels have no background
     colour, count = np.zeros_like(picture), np.zeros(picture.shape[:2], np.float32)
@@ -74,8 +74,8 @@ def write_mask(path: str | Path, mask: Tensor, target: Target) -> list[Path]:
     A multi-label mask (L, H, W) becomes one PNG a label, of 0 and 255, at NAME-LABEL.png beside `path`.
 
     Raises:
-        BadFile: it cannot be written.
-        BadOption: more than 255 classes, which no palette holds.
+        FileError: it cannot be written.
+        OptionError: more than 255 classes, which no palette holds.
     """
     path, values = Path(path), mask.detach().cpu().numpy()
     if values.ndim == 3:
@@ -84,7 +84,7 @@ def write_mask(path: str | Path, mask: Tensor, target: Target) -> list[Path]:
             _save(Image.fromarray((plane == 1).astype(np.uint8) * 255), where)
         return paths
     if len(target.names) > VOID:
-        raise BadOption(f"{path}: {len(target.names)} classes do not fit the palette of a PNG, which holds {VOID}")
+        raise OptionError(f"{path}: {len(target.names)} classes do not fit the palette of a PNG, which holds {VOID}")
     picture = Image.fromarray(np.where(values == IGNORE, VOID, values).astype(np.uint8))
     picture.putpalette(palette_bytes(target))
     _save(picture, path)
@@ -99,10 +99,10 @@ def label_paths(path: Path, target: Target) -> list[Path]:
 
 def _save(picture: Image.Image, path: Path) -> None:
     try:
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             picture.save(temporary, "PNG")
     except OSError as error:
-        raise BadFile(f"{path} cannot be written: {error.strerror or error}") from error
+        raise FileError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 _SIDE, _GAP, _LINE = 240, 12, 20
@@ -136,7 +136,7 @@ def _pair(sample: Sample, target: Target, font: Font) -> Image.Image:
     """A sample's name, and under it the image and its overlay."""
     step = max(1, max(sample.image.shape[1:]) // (2 * _SIDE))  # a large image takes long to draw, to be made small
     image, mask = sample.image[:, ::step, ::step], sample.mask[..., ::step, ::step]
-    plain = _small(Image.fromarray(stretched(image)))
+    plain = _small(Image.fromarray(to_rgb(image)))
     laid = _small(overlay(image, mask, target))
     pair = Image.new("RGB", (2 * _SIDE + _GAP, _LINE + plain.height), _PAPER)
     ImageDraw.Draw(pair).text((0, 0), _fitting(sample.name, pair.width, font), _INK, font)

@@ -12,10 +12,10 @@ _HERE = "unetkit.parts"
 def unetkit_register(parts: Parts) -> None:
     """Register every built-in part by "module:attr"."""
     parts.encoders.add("plain", f"{_HERE}.encoders.plain:Plain")
-    parts.encoders.add_source(
+    parts.encoders.add_library(
         "timm", f"{_HERE}.encoders.timm_catalog:timm_model_names", f"{_HERE}.encoders.timm:TimmEncoder"
     )
-    parts.encoders.add_source("smp", "unetkit.smp.catalog:smp_encoder_names", "unetkit.smp.encoders:SmpEncoder")
+    parts.encoders.add_library("smp", "unetkit.smp.catalog:smp_encoder_names", "unetkit.smp.encoders:SmpEncoder")
     for name, attr in {
         "bilinear": "Bilinear",
         "nearest": "Nearest",
@@ -47,7 +47,7 @@ def unetkit_register(parts: Parts) -> None:
     ):
         parts.recipes.add(name, f"{_HERE}.recipes:{name.replace('-', '_')}")
     smp = "unetkit.smp.catalog"
-    parts.models.add_source(
+    parts.models.add_library(
         "smp",
         f"{smp}:smp_architecture_names",
         "unetkit.smp.models:smp_model",

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unetkit.utils.formatting import Size
-from unetkit.utils.spatial import crop_center, pad_center, same_size, size_of
+from unetkit.utils.spatial import crop_center, is_same_size, pad_center, size_of
 
 
 class Crop(nn.Module):
     """Cut the skip to the map, from the centre (Ronneberger 2015)."""
 
-    def wanted(self, scaled: Size, skip: Size) -> Size:
+    def target_size(self, scaled: Size, skip: Size) -> Size:
         """The map is brought to its size times the scale."""
         return scaled
 
@@ -30,7 +30,7 @@ class Crop(nn.Module):
 class Pad(nn.Module):
     """Surround the map with zeros up to the skip's size: floor half before, the rest after."""
 
-    def wanted(self, scaled: Size, skip: Size) -> Size:
+    def target_size(self, scaled: Size, skip: Size) -> Size:
         """The map is brought to its size times the scale."""
         return scaled
 
@@ -50,11 +50,11 @@ class Resize(nn.Module):
         super().__init__()
         self.mode = mode
 
-    def wanted(self, scaled: Size, skip: Size) -> Size:
+    def target_size(self, scaled: Size, skip: Size) -> Size:
         """The map is brought to the skip's size."""
         return skip
 
     def forward(self, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
         """The map resampled to the skip's size where it is not there yet, and the skip as it is."""
         size = size_of(skip)
-        return (x if same_size(size_of(x), size) else F.interpolate(x, size, mode=self.mode)), skip
+        return (x if is_same_size(size_of(x), size) else F.interpolate(x, size, mode=self.mode)), skip

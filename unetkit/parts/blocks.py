@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from unetkit.parts.conv_unit import UnitStyle, make_act
+from unetkit.parts.conv_unit import ConvUnit, make_act
 from unetkit.utils.spatial import crop_center, size_of
 
 
@@ -35,7 +35,7 @@ class Double(nn.Sequential):
         padding: Literal[0, 1] = 1,
         bias: bool | None = None,
     ) -> None:
-        style = UnitStyle(order, norm, act, dropout, padding, bias)
+        style = ConvUnit(order, norm, act, dropout, padding, bias)
         super().__init__(style.unit(in_channels, out_channels), style.unit(out_channels, out_channels))
         self.valid = padding == 0
 
@@ -68,7 +68,7 @@ class Basic(nn.Module):
         bias: bool | None = None,
     ) -> None:
         super().__init__()
-        style = UnitStyle(order, norm, act, dropout, padding, bias)
+        style = ConvUnit(order, norm, act, dropout, padding, bias)
         after = order == "conv-norm-act"
         self.units = self.make_units(style, in_channels, out_channels, last_act=not after)
         self.shortcut = _shortcut(style, in_channels, out_channels)
@@ -76,7 +76,7 @@ class Basic(nn.Module):
         self.valid = padding == 0
 
     @staticmethod
-    def make_units(style: UnitStyle, in_channels: int, out_channels: int, *, last_act: bool) -> nn.Sequential:
+    def make_units(style: ConvUnit, in_channels: int, out_channels: int, *, last_act: bool) -> nn.Sequential:
         """The residual path; the last unit has an activation of its own only where none follows the sum."""
         return nn.Sequential(
             style.unit(in_channels, out_channels),
@@ -106,7 +106,7 @@ class Bottleneck(Basic):
     """
 
     @staticmethod
-    def make_units(style: UnitStyle, in_channels: int, out_channels: int, *, last_act: bool) -> nn.Sequential:
+    def make_units(style: ConvUnit, in_channels: int, out_channels: int, *, last_act: bool) -> nn.Sequential:
         """The residual path, as wide inside as a quarter of the output (at least 1)."""
         inside = max(1, out_channels // 4)
         return nn.Sequential(
@@ -152,7 +152,7 @@ class PreActivation(Basic):
         )
 
 
-def _shortcut(style: UnitStyle, in_channels: int, out_channels: int) -> nn.Module:
+def _shortcut(style: ConvUnit, in_channels: int, out_channels: int) -> nn.Module:
     if in_channels == out_channels:
         return nn.Identity()
     if style.order == "conv-norm-act":

@@ -10,7 +10,7 @@ from typing import Literal
 from timm.layers import create_act, create_act_layer, create_norm_layer
 from torch import nn
 
-from unetkit.errors import BadOption, nearest
+from unetkit.errors import OptionError, did_you_mean
 
 Order = Literal["conv-norm-act", "conv-act-norm", "norm-act-conv"]
 Norm = Literal["batch", "group", "instance", "layer", "none"]
@@ -35,19 +35,21 @@ def make_norm(norm: Norm, channels: int) -> nn.Module:
 
 
 def make_act(act: str, *, inplace: bool = True) -> nn.Module:
-    """Timm's layer for an activation's name. Raises BadOption for a name that timm has not."""
+    """Timm's layer for an activation's name. Raises OptionError for a name that timm has not."""
     try:
         layer: nn.Module | None = create_act_layer(act, inplace=inplace)
     except KeyError:
         layer = None
     if layer is None:  # timm's answer to an empty name
         known = create_act._ACT_LAYER_DEFAULT
-        raise BadOption(f"act={act}: timm has no such activation{nearest(act, known)}; it has {', '.join(known)}")
+        raise OptionError(
+            f"act={act}: timm has no such activation{did_you_mean(act, known)}; it has {', '.join(known)}"
+        )
     return layer
 
 
 @dataclass(frozen=True)
-class UnitStyle:
+class ConvUnit:
     """How every unit of a block is made: the order of its layers, which they are, and whether it is padded.
 
     `bias` None gives the convolution a bias unless a norm follows it, in its own unit or (norm-act-conv) the next.
@@ -62,7 +64,7 @@ class UnitStyle:
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
-            raise BadOption(f"dropout={self.dropout}: takes a share from 0 to below 1")
+            raise OptionError(f"dropout={self.dropout}: takes a share from 0 to below 1")
 
     def unit(self, in_channels: int, out_channels: int, kernel: int = 3, *, act: bool = True) -> nn.Sequential:
         """One convolution with its norm and activation, in order; modules are named conv, norm, act, dropout.

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import nn
 
-from unetkit.errors import BadOption
+from unetkit.errors import OptionError
 from unetkit.parts.conv_unit import make_act, make_norm
 
 
@@ -46,5 +46,5 @@ class ConvActNorm(nn.Sequential):
 
 def _conv(in_channels: int, classes: int, kernel: int) -> nn.Conv2d:
     if kernel < 1 or kernel % 2 == 0:
-        raise BadOption(f"kernel={kernel}: takes an odd number, so that the size stays")
+        raise OptionError(f"kernel={kernel}: takes an odd number, so that the size stays")
     return nn.Conv2d(in_channels, classes, kernel, padding=kernel // 2)

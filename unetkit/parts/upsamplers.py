@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unetkit.errors import BadOption, CannotBuild
+from unetkit.errors import BuildError, OptionError
 from unetkit.utils.formatting import Size
 
 
@@ -80,15 +80,15 @@ class Transposed(nn.ConvTranspose2d):
         p = padding if padding is not None else max(0, (k - n + 1) // 2)
         op = output_padding if output_padding is not None else max(0, 2 * p - (k - n))
         if k < 1 or n < 1 or p < 0 or not 0 <= op < n:
-            raise BadOption(f"transposed cannot have kernel={k}, stride={n}, padding={p}, output_padding={op}")
+            raise OptionError(f"transposed cannot have kernel={k}, stride={n}, padding={p}, output_padding={op}")
         if init == "bilinear" and (k, 2 * p, op) != (exact, exact - n, 0):
-            raise BadOption(
+            raise OptionError(
                 f"kernel={k}, padding={p}, output_padding={op} cannot be bilinear interpolation by {n}: "
                 f"kernel={exact}, padding={(exact - n) // 2}, output_padding=0 is (leave them out)"
             )
         out_channels = in_channels if channels == "keep" else in_channels // 2
         if out_channels < 1 or groups < 1 or in_channels % groups or out_channels % groups:
-            raise CannotBuild(f"transposed with groups={groups} cannot join {in_channels} to {out_channels} channels")
+            raise BuildError(f"transposed with groups={groups} cannot join {in_channels} to {out_channels} channels")
         self.init = init
         super().__init__(in_channels, out_channels, k, stride=n, padding=p, output_padding=op, groups=groups, bias=bias)
 
@@ -156,10 +156,10 @@ class PixelShuffle(nn.Module):
     ) -> None:
         n = whole_scale(scale, "pixelshuffle")
         if kernel < 1 or kernel % 2 == 0:
-            raise BadOption(f"kernel={kernel}: takes an odd number, so that the size stays")
+            raise OptionError(f"kernel={kernel}: takes an odd number, so that the size stays")
         out_channels = in_channels if channels == "keep" else in_channels // 2
         if out_channels < 1:
-            raise CannotBuild(f"pixelshuffle cannot halve {in_channels} channels")
+            raise BuildError(f"pixelshuffle cannot halve {in_channels} channels")
         super().__init__()
         self.out_channels = out_channels
         self.conv = nn.Conv2d(in_channels, out_channels * n * n, kernel, padding=kernel // 2)
@@ -172,7 +172,7 @@ class PixelShuffle(nn.Module):
 
 
 def whole_scale(scale: float, name: str) -> int:
-    """The scale as an integer. Raises CannotBuild where it is none."""
+    """The scale as an integer. Raises BuildError where it is none."""
     if scale != int(scale):
-        raise CannotBuild(f"{name} cannot upsample by {scale:g}, which is no whole number; take bilinear or nearest")
+        raise BuildError(f"{name} cannot upsample by {scale:g}, which is no whole number; take bilinear or nearest")
     return int(scale)

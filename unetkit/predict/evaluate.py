@@ -13,12 +13,12 @@ from torch import Tensor
 
 from unetkit.data.datasets import named, open_data
 from unetkit.data.folder import read_classes
-from unetkit.data.types import Data, Images, Sample, Target, known_by
-from unetkit.errors import BadFile, BadOption
+from unetkit.data.types import Dataset, DatasetSplits, Sample, Target, fingerprint
+from unetkit.errors import FileError, OptionError
 from unetkit.network import Network
 from unetkit.tiling.sliding_window import tiled
-from unetkit.train.checkpoint import Run
-from unetkit.train.metrics import Evaluation, Seen, touching_said
+from unetkit.train.checkpoint import TrainRun
+from unetkit.train.metrics import Evaluation, ImageScores, describe_separation
 
 #: All splits together.
 ALL = "all"
@@ -27,7 +27,7 @@ ALL = "all"
 class Together:
     """Several splits as one."""
 
-    def __init__(self, splits: Sequence[Images]) -> None:
+    def __init__(self, splits: Sequence[Dataset]) -> None:
         self.splits = splits
 
     def __len__(self) -> int:
@@ -41,13 +41,13 @@ class Together:
         raise IndexError(index)
 
 
-def opened(run: Run, text: str | None = None) -> Data:
+def open_evaluation(run: TrainRun, text: str | None = None) -> DatasetSplits:
     """The data set to score a run on: its own, split as it was, or another with the same classes.
 
     The masks of a folder that names no classes are read by those of the run, so that none need occur in them.
 
     Raises:
-        BadOption: it has other classes or channels than the run.
+        OptionError: it has other classes or channels than the run.
     """
     choices = run.choices
     text = text or choices.data
@@ -56,35 +56,37 @@ def opened(run: Run, text: str | None = None) -> Data:
     group, ignore = choices.group if val is not None else "", choices.ignore
     data = open_data(text, seed=choices.seed, val=val, group=group, ignore=ignore, target=target)
     if _meaning(data.target) != _meaning(run.target):
-        raise BadOption(f"--data {text}: has {_said(data.target)}, and {run.folder} was trained on {_said(run.target)}")
+        raise OptionError(
+            f"--data {text}: has {_said(data.target)}, and {run.folder} was trained on {_said(run.target)}"
+        )
     if data.channels != run.channels:
         channels = f"images of {data.channels} channel(s), and {run.folder} takes {run.channels}"
-        raise BadOption(f"--data {text}: has {channels}")
+        raise OptionError(f"--data {text}: has {channels}")
     return data
 
 
-def chosen(run: Run, data: Data, split: str | None = None) -> tuple[str, Images]:
+def chosen(run: TrainRun, data: DatasetSplits, split: str | None = None) -> tuple[str, Dataset]:
     """The images of a split, and its name: "test" where there is one, "val" of the run's own data, else "all".
 
     Raises:
-        BadOption: there is no such split, or it is empty.
+        OptionError: there is no such split, or it is empty.
     """
     name = split or ("test" if "test" in data.splits else "val" if own(run, data) else ALL)
     if name != ALL and name not in data.splits:
-        raise BadOption(f"--split {name}: {data.said} has {', '.join(data.splits)}; give one of them, or {ALL}")
+        raise OptionError(f"--split {name}: {data.said} has {', '.join(data.splits)}; give one of them, or {ALL}")
     was = dict(run.splits).get(name)
-    if own(run, data) and was and was != known_by(data.splits[name]):
-        raise BadOption(
+    if own(run, data) and was and was != fingerprint(data.splits[name]):
+        raise OptionError(
             f"--split {name}: {data.said} holds other images than when {run.folder} was trained, which may have seen "
             f"some of these; put them back, or give --split {ALL}"
         )
     images = Together([*data.splits.values()]) if name == ALL else data.splits[name]
     if not len(images):
-        raise BadOption(f"--split {name}: {data.said} has no image in it")
+        raise OptionError(f"--split {name}: {data.said} has no image in it")
     return name, images
 
 
-def own(run: Run, data: Data) -> bool:
+def own(run: TrainRun, data: DatasetSplits) -> bool:
     """Whether it is what the run was trained on."""
     return same_place(data.said, run.choices.data)
 
@@ -95,9 +97,9 @@ def same_place(said: str, trained: str) -> bool:
 
 
 def evaluate(
-    run: Run,
+    run: TrainRun,
     network: Network,
-    images: Images,
+    images: Dataset,
     *,
     tolerance: float | None = None,
     tell: Callable[[int, int], None] = lambda done, count: None,
@@ -112,20 +114,20 @@ def evaluate(
         tell: told how many images of how many are done.
 
     Raises:
-        BadFile: an image cannot be read.
+        FileError: an image cannot be read.
     """
     found = Evaluation(run.target, outlines=True, tolerance=tolerance, apart=True)
     for index in range(len(images)):
         tell(index, len(images))
         sample = images[index]
         if len(sample.image) != run.channels:
-            raise BadFile(f"{sample.name}: has {len(sample.image)} channels, and {run.folder} takes {run.channels}")
+            raise FileError(f"{sample.name}: has {len(sample.image)} channels, and {run.folder} takes {run.channels}")
         found.add(sample.name, probabilities(run, network, sample.image), sample)
     tell(len(images), len(images))
     return found
 
 
-def probabilities(run: Run, network: Network, image: Tensor) -> Tensor:
+def probabilities(run: TrainRun, network: Network, image: Tensor) -> Tensor:
     """Of an image (C, H, W) as it was read, (L, H, W) on the CPU; what `unetkit predict` gives of it."""
     return tiled(network, run.normalised(image), then=run.target.probabilities)
 
@@ -136,9 +138,9 @@ def report(found: Evaluation) -> dict[str, Any]:
     return classes | found.summary() | {"confusion": found.matrix.tolist(), "each": [*map(_each, found.worst())]}
 
 
-def _each(image: Seen) -> dict[str, Any]:
-    touching = {"touching": touching_said(image.apart)} if image.apart else {}
-    return {"name": image.name, **image.scores.as_dict(), "confusion": image.matrix.tolist(), **touching}
+def _each(image: ImageScores) -> dict[str, Any]:
+    touching = {"touching": describe_separation(image.apart)} if image.apart else {}
+    return {"name": image.name, **image.scores.to_dict(), "confusion": image.matrix.tolist(), **touching}
 
 
 def _meaning(target: Target) -> tuple[str, tuple[str, ...]]:

@@ -14,17 +14,26 @@ import numpy as np
 import tifffile
 from torch import Tensor
 
-from unetkit.data.io import channels_along, check_holds, quiet, read_image, scaled, squeezed, why, without_alpha
-from unetkit.errors import BadFile
-from unetkit.tiling.sliding_window import Held
+from unetkit.data.io import (
+    channels_along,
+    check_holds,
+    describe_error,
+    read_image,
+    scaled,
+    silence_tifffile,
+    squeeze_axes,
+    without_alpha,
+)
+from unetkit.errors import FileError
+from unetkit.tiling.sliding_window import InMemoryImage
 from unetkit.utils.formatting import Size, format_bytes
 
 
-class Unusual(Exception):
+class UnsupportedTiff(Exception):
     """A file that windows are not read of."""
 
 
-class Segments:
+class TiffWindows:
     """The first image of a file.
 
     Attributes:
@@ -36,13 +45,13 @@ class Segments:
     def __init__(self, file: tifffile.TiffFile) -> None:
         """Raises Unusual, or ValueError of a stack, where only the whole image can be read, if that."""
         series, page = file.series[0], file.series[0].keyframe
-        shape, axes = squeezed(series.shape, series.axes)
+        shape, axes = squeeze_axes(series.shape, series.axes)
         place = channels_along(shape, axes)
         # Channels are planes before the image's axes, or samples behind them.
         if axes not in ("YX", "YXS") and not (place == 0 and axes[1:] == "YX"):
-            raise Unusual(axes)
+            raise UnsupportedTiff(axes)
         if page.photometric == tifffile.PHOTOMETRIC.PALETTE or page.imagedepth != 1:
-            raise Unusual("palette")
+            raise UnsupportedTiff("palette")
         self._file, self._series, self._page, self._first = file, series, page, place == 0
         self.size: Size = (shape[axes.index("Y")], shape[axes.index("X")])
         self._count = 1 if place is None else shape[place]
@@ -106,7 +115,7 @@ class Segments:
 _LARGE = 512 << 20
 
 
-class Picture(Protocol):
+class ImageReader(Protocol):
     """An image file that is open.
 
     Attributes:
@@ -123,7 +132,7 @@ class Picture(Protocol):
     def read(self, rows: slice, columns: slice) -> Tensor: ...
 
 
-class _Whole(Held):
+class _Whole(InMemoryImage):
     """A file that was read whole."""
 
     def __init__(self, path: Path) -> None:
@@ -139,14 +148,14 @@ class _Windows:
     """A TIFF that is read by windows, with the same numbers as `read_image` gives."""
 
     def __init__(self, path: Path, file: tifffile.TiffFile) -> None:
-        self._path, self._stored = path, Segments(file)
+        self._path, self._stored = path, TiffWindows(file)
         self.size: Size = self._stored.size
         self.channels = len(self._stored.channels)
-        at_once = self._stored.least
+        segment_bytes = self._stored.least
         advice = "write it in tiles of 256x256, which are read by windows"
         self.note = (
-            f"has strips or tiles of {format_bytes(at_once)}, which are read whole; {advice}"
-            if at_once > _LARGE
+            f"has strips or tiles of {format_bytes(segment_bytes)}, which are read whole; {advice}"
+            if segment_bytes > _LARGE
             else ""
         )
 
@@ -154,29 +163,29 @@ class _Windows:
         try:
             return scaled(self._stored.read(rows, columns))
         except Exception as error:  # tifffile and its codecs raise whatever they meet
-            raise BadFile(f"{self._path}: {why(error)}") from error
+            raise FileError(f"{self._path}: {describe_error(error)}") from error
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Picture]:
+def open_image(path: Path) -> Iterator[ImageReader]:
     """An image file.
 
     Raises:
-        BadFile: it cannot be read, also later, when a window is.
+        FileError: it cannot be read, also later, when a window is.
     """
     if path.suffix.lower() not in (".tif", ".tiff") or not path.is_file():
         yield _Whole(path)
         return
-    with quiet(), ExitStack() as stack:
+    with silence_tifffile(), ExitStack() as stack:
         try:
             file = stack.enter_context(tifffile.TiffFile(path))
             check_holds(file, path)
-        except BadFile:
+        except FileError:
             raise
         except Exception as error:
-            raise BadFile(f"{path}: {why(error)}") from error
+            raise FileError(f"{path}: {describe_error(error)}") from error
         try:
-            picture: Picture = _Windows(path, file)
+            picture: ImageReader = _Windows(path, file)
         except Exception:  # laid out in a way that no windows are read of
             picture = _Whole(path)
         yield picture

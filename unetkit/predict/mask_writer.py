@@ -19,15 +19,15 @@ from torch import Tensor
 
 from unetkit.data.types import Target
 from unetkit.data.visualize import overlay, palette_bytes
-from unetkit.predict.image_reader import Picture
+from unetkit.predict.image_reader import ImageReader
 from unetkit.tiling.sliding_window import Window
-from unetkit.utils.files import written_whole
+from unetkit.utils.files import atomic_write
 from unetkit.utils.formatting import Size
 
 _GREY, _INDEXED = 0, 3
 
 
-class PngRows:
+class PngWriter:
     """A PNG of one 8-bit number a pixel, without interlace or filters (W3C, PNG specification, third edition).
 
     Args:
@@ -71,7 +71,7 @@ OVERLAY, TILE = 2048, 256
 _ROWS = 256
 
 
-class Bands:
+class RowBands:
     """Windows of the same rows, put side by side."""
 
     def __init__(self, width: int) -> None:
@@ -86,7 +86,7 @@ class Bands:
         return self._band if window.columns.stop == self._width else None
 
 
-class Masks:
+class MaskWriter:
     """The mask of an image as indexed PNG; of several labels one PNG each, of 0 and 255.
 
     Args:
@@ -97,10 +97,10 @@ class Masks:
     """
 
     def __init__(self, stack: ExitStack, paths: tuple[Path, ...], size: Size, target: Target) -> None:
-        files = [stack.enter_context(stack.enter_context(written_whole(path)).open("wb")) for path in paths]
+        files = [stack.enter_context(stack.enter_context(atomic_write(path)).open("wb")) for path in paths]
         self._labels = target.kind == "multilabel"
-        self._rows = [PngRows(file, size, b"" if self._labels else palette_bytes(target)) for file in files]
-        self._bands = Bands(size[1])
+        self._rows = [PngWriter(file, size, b"" if self._labels else palette_bytes(target)) for file in files]
+        self._bands = RowBands(size[1])
 
     def add(self, window: Window, decided: Tensor) -> None:
         """What was decided of a window: classes (h, w), or labels (L, h, w)."""
@@ -115,7 +115,7 @@ class Masks:
             rows.end()
 
 
-class Overlay:
+class OverlayWriter:
     """The decided pixels of an image, every so manieth, so that an overlay has no side above OVERLAY."""
 
     def __init__(self, size: Size, target: Target) -> None:
@@ -131,13 +131,13 @@ class Overlay:
         row, column = (window.rows.start + top) // self.step, (window.columns.start + left) // self.step
         self._mask[..., row : row + some.shape[-2], column : column + some.shape[-1]] = some
 
-    def write(self, path: Path, picture: Picture) -> None:
+    def write(self, path: Path, picture: ImageReader) -> None:
         """Lay it over the picture, which is read again for it."""
         drawn = overlay(self._thinned(picture), self._mask, self.target)
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             drawn.save(temporary, "PNG")
 
-    def _thinned(self, picture: Picture) -> Tensor:
+    def _thinned(self, picture: ImageReader) -> Tensor:
         height, width = picture.size
         rows = self.step * max(1, _ROWS // self.step)
         starts = range(0, height, rows)
@@ -164,7 +164,7 @@ def write_probabilities(path: Path, windows: Iterator[Window], size: Size, plane
 
 def _tiles(windows: Iterator[Window], size: Size, planes: int) -> Iterator[np.ndarray]:
     """Tiles (TILE, TILE, L) row by row, those at the end filled up with zeros."""
-    bands, waiting, done = Bands(size[1]), np.empty((planes, 0, size[1]), np.float32), 0
+    bands, waiting, done = RowBands(size[1]), np.empty((planes, 0, size[1]), np.float32), 0
     for window in windows:
         band = bands.add(window, window.values.numpy())
         if band is None:

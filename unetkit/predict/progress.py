@@ -6,13 +6,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from unetkit.predict.image_reader import Picture
-from unetkit.predict.predictor import Job, Tell
-from unetkit.tiling.layout import Layout
+from unetkit.predict.image_reader import ImageReader
+from unetkit.predict.predictor import PredictCallback, PredictionJob
+from unetkit.tiling.layout import TileLayout
 from unetkit.utils.formatting import format_size
 
 
-class Shown(Tell):
+class PredictProgress(PredictCallback):
     """Shows images on stderr.
 
     Args:
@@ -28,7 +28,7 @@ class Shown(Tell):
         if self.console.is_terminal:
             self._bar.start()
 
-    def begins(self, job: Job, picture: Picture, layout: Layout) -> None:
+    def begins(self, job: PredictionJob, picture: ImageReader, layout: TileLayout) -> None:
         """Say how it is passed, where that is not as it was with the one before."""
         if layout.why != self._why:
             self._why = layout.why
@@ -41,13 +41,13 @@ class Shown(Tell):
     def passed(self, done: int, tiles: int) -> None:
         self._bar.update(self._task, completed=self._tried + done / tiles)
 
-    def ends(self, job: Job, checked: str) -> None:
+    def ends(self, job: PredictionJob, checked: str) -> None:
         self._next()
         self.done += 1
         files = ", ".join(map(str, job.files))
         self._say(f"{self._named}: {files}" + (f"; {checked}" if checked else ""))
 
-    def fails(self, job: Job, why: str) -> None:
+    def fails(self, job: PredictionJob, why: str) -> None:
         self._next()
         self._say(f"{self._tried} of {self._count}: failed: {why}")
 

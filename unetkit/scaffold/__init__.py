@@ -21,8 +21,8 @@ from string import Template
 
 from unetkit.bench.metrics import metrics_of
 from unetkit.commands import COMMANDS, plugin_commands
-from unetkit.errors import BadFile, BadOption, PluginError, UnknownName, nearest
-from unetkit.plugins import default_host, default_parts
+from unetkit.errors import FileError, OptionError, PluginError, UnknownNameError, did_you_mean
+from unetkit.plugins import default_manager, default_parts
 from unetkit.registry import KINDS, Kind
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
@@ -33,7 +33,7 @@ _FOLDERS = ("tests", "dist")
 
 
 @dataclass(frozen=True)
-class Names:
+class PluginNames:
     """The names of a new plugin.
 
     Attributes:
@@ -50,13 +50,13 @@ class Names:
     cls: str
 
     @classmethod
-    def of(cls, name: str) -> Names:
-        """The names that a distribution's name makes. Raises BadOption where it is no such name."""
+    def of(cls, name: str) -> PluginNames:
+        """The names that a distribution's name makes. Raises OptionError where it is no such name."""
         if not _NAME.fullmatch(name):
             rule = "take letters and digits, with '-', '_' or '.' between them"
-            raise BadOption(f"{name!r} is not a name for a distribution: {rule}, such as my-gate")
+            raise OptionError(f"{name!r} is not a name for a distribution: {rule}, such as my-gate")
         if name.lower().endswith(".py"):
-            raise BadOption(f"{name!r} is a file's name, and this makes a folder; leave out .py")
+            raise OptionError(f"{name!r} is a file's name, and this makes a folder; leave out .py")
         part = re.sub(r"^unetkit[-_.]+", "", name, flags=re.IGNORECASE)
         words = _SEPARATOR.split(part)
         return cls(
@@ -91,18 +91,18 @@ class Names:
         registry = default_parts()[kind]
         try:
             entry = registry.get(self.part)
-        except UnknownName:
+        except UnknownNameError:
             return
         self.refuse(f"would make the {registry.kind.title} {self.part!r}, and {entry.source or entry.owner} has one")
 
     def check_command(self) -> None:
         """Refuse the name of a command that there is."""
-        if self.part in COMMANDS or self.part in plugin_commands(default_host()):
+        if self.part in COMMANDS or self.part in plugin_commands(default_manager()):
             self.refuse(f"would make the command {self.part!r}, and there is one")
 
     def check_metrics(self) -> None:
         """Refuse the names of metrics that there are, or of what a grid chooses."""
-        metrics = metrics_of(default_host())
+        metrics = metrics_of(default_manager())
         for name in (self.part, f"{self.part}-time"):
             try:
                 metrics.add(name, "")
@@ -110,8 +110,8 @@ class Names:
                 self.refuse(f"would make the metric {name!r}, and that name is taken")
 
     def refuse(self, why: str) -> None:
-        """Raise BadOption with what to do instead."""
-        raise BadOption(f"{self.name!r} {why}; choose another name, such as my-{self.part}")
+        """Raise OptionError with what to do instead."""
+        raise OptionError(f"{self.name!r} {why}; choose another name, such as my-{self.part}")
 
 
 def _importable(package: str) -> bool:
@@ -151,8 +151,8 @@ _WIDTH = 88
 
 
 def plugin_files(name: str, kind: str) -> dict[str, str]:
-    """The text of every file of a new plugin, by its path in the plugin's folder. Raises BadOption."""
-    made, names = _kind(kind).title, Names.of(name)
+    """The text of every file of a new plugin, by its path in the plugin's folder. Raises OptionError."""
+    made, names = _kind(kind).title, PluginNames.of(name)
     symbol = _symbol(names, made)
     names.check(symbol)
     names.check_free(made)
@@ -172,7 +172,7 @@ def plugin_files(name: str, kind: str) -> dict[str, str]:
     }
 
 
-def _symbol(names: Names, made: str) -> str:
+def _symbol(names: PluginNames, made: str) -> str:
     """What the example is called in Python."""
     return {"recipe": names.function, "metric": names.function, "command": "command"}.get(made, names.cls)
 
@@ -181,10 +181,10 @@ def _kind(word: str) -> Kind:
     for kind in _MADE:
         if word in (kind.word, kind.title, kind.attribute):
             return kind
-    raise BadOption(f"no plugin is made of {word!r}{nearest(word, TITLES)}; there are {', '.join(TITLES)}")
+    raise OptionError(f"no plugin is made of {word!r}{did_you_mean(word, TITLES)}; there are {', '.join(TITLES)}")
 
 
-def _fields(names: Names, made: str) -> dict[str, str]:
+def _fields(names: PluginNames, made: str) -> dict[str, str]:
     """What the templates leave open."""
     kind = _kind("head" if made == "wrap" else made)
     use = f"unetkit build --encoder resnet18 --{kind.word} {names.part}"
@@ -209,7 +209,7 @@ def _fields(names: Names, made: str) -> dict[str, str]:
     }
 
 
-def _help(names: Names, kind: Kind) -> str:
+def _help(names: PluginNames, kind: Kind) -> str:
     """Where more is said of the example."""
     if kind.title == "metric":
         return "`unetkit bench metrics` lists what can be measured."
@@ -252,21 +252,21 @@ def new_plugin(name: str, kind: str, folder: Path) -> Path:
         The plugin's folder.
 
     Raises:
-        BadOption: a name that cannot be a package's, a class's or a part's, or is taken; a kind that there is not;
+        OptionError: a name that cannot be a package's, a class's or a part's, or is taken; a kind that there is not;
             a folder that is not there, or holds something of this name.
-        BadFile: the files cannot be written.
+        FileError: the files cannot be written.
     """
     texts = plugin_files(name, kind)
     if not folder.is_dir():
-        raise BadOption(f"there is no folder {folder}; make it first, or name another")
+        raise OptionError(f"there is no folder {folder}; make it first, or name another")
     target = folder / name
     try:
         if target.is_symlink() or (target.exists() and not (target.is_dir() and not any(target.iterdir()))):
-            raise BadOption(f"{target} is there already, and stays as it is; choose another name or folder")
+            raise OptionError(f"{target} is there already, and stays as it is; choose another name or folder")
         with _made_whole(target) as temporary:
             _write(texts, temporary)
     except OSError as error:
-        raise BadFile(f"{target} cannot be written: {error.strerror or error}") from error
+        raise FileError(f"{target} cannot be written: {error.strerror or error}") from error
     return target
 
 

@@ -16,17 +16,17 @@ from safetensors import SafetensorError
 from segmentation_models_pytorch.encoders import TimmUniversalEncoder
 from torch import Tensor, nn
 
-from unetkit.builder import build_plan, parts_here
-from unetkit.errors import BadFile, CannotBuild, UnetkitError
-from unetkit.network import Whole
+from unetkit.builder import build_plan, current_parts
+from unetkit.errors import BuildError, FileError, UnetkitError
+from unetkit.network import WholeModel
 from unetkit.parts.encoders.timm_catalog import timm_model_names as timm_names
 from unetkit.plan import PartSpec, Plan
 from unetkit.smp.catalog import smp_architecture_names, smp_architecture_options, smp_encoder_names
 from unetkit.smp.encoders import NumbersOnCpu
 from unetkit.unet import UNet
 from unetkit.utils.isolation import one_line
-from unetkit.utils.lazy_init import set_aside
-from unetkit.utils.modules import mode_kept
+from unetkit.utils.lazy_init import preserve_rng
+from unetkit.utils.modules import preserve_mode
 
 #: Encoders of smp's that timm has with the same layers and maps: how their names begin here and there.
 _TWINS = {
@@ -122,14 +122,14 @@ def _encoders(model: Any) -> list[PartSpec]:
     if isinstance(encoder, TimmUniversalEncoder):
         return [PartSpec.of(f"timm/{encoder.name}", options | levels)]
     if options:
-        raise CannotBuild(f"smp's own encoders take no {min(options)}; build the smp model without")
+        raise BuildError(f"smp's own encoders take no {min(options)}; build the smp model without")
     name = said["encoder_name"]
     twins = [there + name.removeprefix(here) for here, there in _TWINS.items() if name.startswith(here)]
     return [PartSpec.of(full, levels) for full in [*(f"timm/{t}" for t in twins if t in timm_names()), f"smp/{name}"]]
 
 
 def counterparts(theirs: Any, ours: Any) -> dict[str, str]:
-    """Each tensor of ours, and the one of theirs that is in its place. Raises CannotBuild for another encoder."""
+    """Each tensor of ours, and the one of theirs that is in its place. Raises BuildError for another encoder."""
     there = theirs.state_dict()
     paths = {
         f"stages.{i}.block.{j}.{layer}": f"decoder.blocks.{i}.conv{j + 1}.{k}"
@@ -148,7 +148,7 @@ def _of_encoders(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str
     named = {f"model.{name.removeprefix('model.')}": name for name in theirs}
     if not ours.keys() <= named.keys():
         if [tensor.shape for tensor in ours.values()] != [tensor.shape for tensor in theirs.values()]:
-            raise CannotBuild("its encoder has other tensors than ours of that name")
+            raise BuildError("its encoder has other tensors than ours of that name")
         named = dict(zip(ours, theirs, strict=True))
     return {f"encoder.{name}": f"encoder.{named[name]}" for name in ours}
 
@@ -182,7 +182,7 @@ def from_smp(model: nn.Module) -> UNet:
         The network; `str(network.plan)` is the line that rebuilds it.
 
     Raises:
-        CannotBuild: it is no `smp.Unet`, was changed after it was built, or has what we cannot say, all of which is
+        BuildError: it is no `smp.Unet`, was changed after it was built, or has what we cannot say, all of which is
             named; or it gives the same at every pixel, by which nothing is proved.
     """
     theirs = _theirs(model)
@@ -192,20 +192,20 @@ def from_smp(model: nn.Module) -> UNet:
             return _moved(theirs, plan)
         except UnetkitError as error:
             why = error
-    raise CannotBuild(f"this smp.Unet cannot be carried over: {why}") from why
+    raise BuildError(f"this smp.Unet cannot be carried over: {why}") from why
 
 
 def _theirs(model: nn.Module) -> Any:
     """The U-Net of smp in what was given, if all of it can be carried."""
     model = getattr(model, "_orig_mod", model)  # as torch.compile wraps it
-    model = model.model if isinstance(model, Whole) else model
+    model = model.model if isinstance(model, WholeModel) else model
     if type(model) is not smp.Unet:
-        raise CannotBuild(f"a {type(model).__name__} is no smp.Unet; unetkit.from_smp takes what smp.Unet(...) gives")
+        raise BuildError(f"a {type(model).__name__} is no smp.Unet; unetkit.from_smp takes what smp.Unet(...) gives")
     if any(tensor.is_meta for tensor in model.state_dict().values()):
-        raise CannotBuild("this smp.Unet is on the meta device and has no weights; build it on the cpu or a gpu")
+        raise BuildError("this smp.Unet is on the meta device and has no weights; build it on the cpu or a gpu")
     names = lost(model) or [f"{name}, which was changed after it was built" for name in changed(model)]
     if names:
-        raise CannotBuild(f"this smp.Unet cannot be carried over; we have no word for {'; '.join(names)}")
+        raise BuildError(f"this smp.Unet cannot be carried over; we have no word for {'; '.join(names)}")
     return model
 
 
@@ -213,13 +213,13 @@ def _moved(theirs: Any, plan: Plan) -> UNet:
     """The network of a plan with their weights, proved."""
     first = next(theirs.parameters())
     # Random weights that nobody sees should not change what is drawn next.
-    with set_aside(*[first.device] if first.is_cuda else []):
-        ours = cast(UNet, build_plan(plan, parts_here(), first.device))
+    with preserve_rng(*[first.device] if first.is_cuda else []):
+        ours = cast(UNet, build_plan(plan, current_parts(), first.device))
     names = counterparts(theirs, ours)
     try:
         ours.to(first.dtype).load_state_dict(tensors_for(ours, theirs, names), assign=True)
     except RuntimeError as error:
-        raise CannotBuild(f"{plan} has other tensors: {' '.join(str(error).split())[:300]}") from error
+        raise BuildError(f"{plan} has other tensors: {' '.join(str(error).split())[:300]}") from error
     _prove(theirs, ours, plan)
     _as_trained(theirs, ours, names)
     vars(ours.encoder)["weights_from"] = "an smp.Unet"
@@ -245,8 +245,8 @@ def _prove(theirs: Any, ours: UNet, plan: Plan) -> None:
         difference, most = (_run(other, x) - there).abs().max().item(), there.abs().max().item()
         if difference <= _APART * most:
             return
-        raise CannotBuild(f"{plan} gives outputs that differ by {difference:.3g}, where the largest is {most:.3g}")
-    raise CannotBuild(f"{plan} cannot be compared: {why[:300]}")
+        raise BuildError(f"{plan} gives outputs that differ by {difference:.3g}, where the largest is {most:.3g}")
+    raise BuildError(f"{plan} cannot be compared: {why[:300]}")
 
 
 def _sizes(theirs: Any, ours: UNet) -> Iterator[tuple[int, int]]:
@@ -264,7 +264,7 @@ def _runnable(model: Any) -> Any:
 
 
 def _run(model: Any, x: Tensor) -> Tensor:
-    with mode_kept(model), torch.no_grad():
+    with preserve_mode(model), torch.no_grad():
         for module in model.modules():  # smp's eval() passes over a frozen encoder
             module.training = False
         out: Tensor = model(x)
@@ -301,13 +301,13 @@ def read_folder(folder: Path) -> tuple[Plan, dict[str, Tensor]]:
     """The plan and the tensors of what `save_pretrained` wrote; nothing is unpickled or downloaded.
 
     Raises:
-        BadFile: it is no such folder, or its model has what no plan can say.
+        FileError: it is no such folder, or its model has what no plan can say.
     """
     config = _config(folder)
     try:
         tensors = safetensors.torch.load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
-        raise BadFile(f"{folder / WEIGHTS} cannot be read ({' '.join(str(error).split())[:200]})") from error
+        raise FileError(f"{folder / WEIGHTS} cannot be read ({' '.join(str(error).split())[:200]})") from error
     return _plan(folder, config), {f"model.{name}": tensor for name, tensor in tensors.items()}
 
 
@@ -315,13 +315,13 @@ def _config(folder: Path) -> dict[str, Any]:
     absent = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if absent:
         what = f"is a folder without {' and '.join(absent)}"
-        raise BadFile(f"{folder} {what}; give a file that unetkit.save wrote, or a folder of smp's save_pretrained")
+        raise FileError(f"{folder} {what}; give a file that unetkit.save wrote, or a folder of smp's save_pretrained")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BadFile(f"{folder / CONFIG} cannot be read ({error})") from error
+        raise FileError(f"{folder / CONFIG} cannot be read ({error})") from error
     if not isinstance(config, dict) or str(config.get("_model_class")).lower() not in smp_architecture_names():
-        raise BadFile(f"{folder / CONFIG} names no architecture of smp; take the folder of smp's save_pretrained")
+        raise FileError(f"{folder / CONFIG} names no architecture of smp; take the folder of smp's save_pretrained")
     return config
 
 
@@ -333,13 +333,13 @@ def _plan(folder: Path, config: dict[str, Any]) -> Plan:
     for name, without in _UNSAID.items():
         if rest.pop(name, None) not in without:
             has = f"its model has {name}={config[name]}, and a network of ours gives logits alone"
-            raise BadFile(f"{folder}: {has}; open it with smp, take that off, and give it to unetkit.from_smp")
+            raise FileError(f"{folder}: {has}; open it with smp, take that off, and give it to unetkit.from_smp")
     encoder, _ = str(rest.pop("encoder_name", "resnet34")), rest.pop("encoder_weights", None)
     if (old := rest.pop("decoder_use_batchnorm", None)) is not None:  # until smp 0.4
         rest["decoder_use_norm"] = old
     said = {key: value for key, value in rest.items() if value is not None}
     if unsayable := [key for key, value in said.items() if isinstance(value, dict)]:
-        raise BadFile(f"{folder}: no line can say its {unsayable[0]}={said[unsayable[0]]}; open it with smp itself")
+        raise FileError(f"{folder}: no line can say its {unsayable[0]}={said[unsayable[0]]}; open it with smp itself")
     return Plan.of(
         model=PartSpec.of(f"smp/{architecture}", {key: value for key, value in said.items() if key in known}),
         encoder=PartSpec.of(_ours(encoder), {key: value for key, value in said.items() if key not in known}),

@@ -14,8 +14,8 @@ from segmentation_models_pytorch.encoders import encoders as known
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from unetkit.errors import CannotBuild
-from unetkit.parts.encoders.input_sizes import bears
+from unetkit.errors import BuildError
+from unetkit.parts.encoders.input_sizes import probe_sizes
 from unetkit.parts.encoders.normalization import Statistics, of_config
 from unetkit.utils.isolation import one_line
 from unetkit.utils.modules import meta_copy
@@ -24,7 +24,7 @@ from unetkit.utils.modules import meta_copy
 _SIDE = 64
 
 
-class Map(NamedTuple):
+class FeatureMap(NamedTuple):
     """A map that an encoder gives: which of its outputs it is, and the module that it comes from, "" for none."""
 
     output: int
@@ -33,7 +33,7 @@ class Map(NamedTuple):
     module: str
 
 
-def look(model: nn.Module, in_channels: int) -> tuple[list[Map], list[str]]:
+def inspect_feature_maps(model: nn.Module, in_channels: int) -> tuple[list[FeatureMap], list[str]]:
     """The maps of an encoder, and the outermost of its modules whose weights reach none of them.
 
     Left out are the input itself and maps without channels; of several maps of one stride the deepest is given.
@@ -52,11 +52,11 @@ def look(model: nn.Module, in_channels: int) -> tuple[list[Map], list[str]]:
         maps = ghost(x)
         torch.autograd.backward([each.sum() for each in maps if each.requires_grad and each is not x])
     sources = {id(out): path for path, out in ran}
-    found: dict[int, Map] = {}
+    found: dict[int, FeatureMap] = {}
     for output, each in enumerate(maps):
         if each is not x and each.shape[1]:
             stride = _SIDE // each.shape[-1]
-            found[stride] = Map(output, each.shape[1], stride, sources.get(id(each), ""))
+            found[stride] = FeatureMap(output, each.shape[1], stride, sources.get(id(each), ""))
     return [*found.values()], _idle(ghost)
 
 
@@ -75,7 +75,7 @@ _FILE = "model.safetensors"
 _CONFIG = "config.json"
 
 
-class Weights(NamedTuple):
+class SmpWeights(NamedTuple):
     """Weights that there are: what they are called, and their file, or the repository and revision of the hub's."""
 
     name: str
@@ -92,7 +92,7 @@ class Weights(NamedTuple):
         None of a local file that has none beside it.
 
         Raises:
-            CannotBuild: the hub's cannot be had.
+            BuildError: the hub's cannot be had.
         """
         beside = Path(self.name).with_name(_CONFIG)
         if self.hub is None and not beside.is_file():
@@ -101,7 +101,7 @@ class Weights(NamedTuple):
             text = Path(_downloaded(*self.hub, _CONFIG) if self.hub else beside).read_text(encoding="utf-8")
             return of_config(json.loads(text))
         except Exception as error:  # whatever the hub's client or a file's reader raises
-            raise CannotBuild(
+            raise BuildError(
                 f"the mean and standard deviation that {self.name} was trained with cannot be had: config.json beside "
                 f"the weights cannot be read ({one_line(error)[:200]}); try again where the hub can be reached"
             ) from error
@@ -116,24 +116,24 @@ def _downloaded(repo: str, revision: str, file: str) -> str:
     return hf_hub_download(repo, file, revision=revision)
 
 
-def find_smp_weights(architecture: str, tag: str | None, pretrained: bool | str) -> Weights | None:
+def find_smp_weights(architecture: str, tag: str | None, pretrained: bool | str) -> SmpWeights | None:
     """The weights that are asked for, if any; with neither tag nor file smp's usual ones.
 
     Raises:
-        CannotBuild: smp has no weights of this tag, or there is no such file.
+        BuildError: smp has no weights of this tag, or there is no such file.
     """
     # A plus would join parts on the line, as in smp's imagenet+5k.
     tags = {tag.replace("+", "_"): at for tag, at in known[architecture]["pretrained_settings"].items()}
     if tag is not None and tag not in tags:
-        raise CannotBuild(f"smp has no weights tagged {tag!r} for {architecture}; it has {', '.join(tags)}")
+        raise BuildError(f"smp has no weights tagged {tag!r} for {architecture}; it has {', '.join(tags)}")
     if isinstance(pretrained, str):
         if not Path(pretrained).is_file():
             takes = f"a .safetensors file of smp/{architecture}'s tensors"
-            raise CannotBuild(f"there is no weights file {pretrained}; --pretrained takes {takes}")
-        return Weights(pretrained, f"read from {pretrained}")
+            raise BuildError(f"there is no weights file {pretrained}; --pretrained takes {takes}")
+        return SmpWeights(pretrained, f"read from {pretrained}")
     tag = tag or ("imagenet" if "imagenet" in tags else next(iter(tags)))
     hub = tags[tag]["repo_id"], tags[tag]["revision"]
-    return Weights(f"smp {architecture}.{tag}", "had from smp's hub", hub) if pretrained else None
+    return SmpWeights(f"smp {architecture}.{tag}", "had from smp's hub", hub) if pretrained else None
 
 
 #: How often smp's encoders halve the input, unless told to stop before.
@@ -168,7 +168,7 @@ class SmpEncoder(nn.Module):
         depth = _DEPTH if levels is None else _depth(name, levels, output_stride)
         self.model = _create(name, in_channels, depth, output_stride, weights)
         self.weights_from = weights.name if weights else "random"
-        maps, idle = look(self.model, in_channels)
+        maps, idle = inspect_feature_maps(self.model, in_channels)
         for path in idle:
             self.model.set_submodule(path, _Passed())  # not deleted: some count the modules that they hold
         self.take = [found.output for found in maps]
@@ -176,7 +176,7 @@ class SmpEncoder(nn.Module):
         self.channels = tuple(found.channels for found in maps)
         self.source = tuple(f"smp {found.module or name}, reduction {found.stride}" for found in maps)
         key = "smp", name, depth, output_stride
-        self.min_size, self.multiple = bears(key, self.model, in_channels, self.strides[-1])
+        self.min_size, self.multiple = probe_sizes(key, self.model, in_channels, self.strides[-1])
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, C, H, W) -> maps of (B, channels[i], H / strides[i], W / strides[i]), rounded as the encoder does."""
@@ -191,13 +191,13 @@ class SmpEncoder(nn.Module):
 def _depth(name: str, levels: int, output_stride: int) -> int:
     """The depth that smp calls so many maps: each of its maps but the input is one deeper."""
     with torch.device("meta"):
-        maps, _ = look(_create(name, 3, _DEPTH, output_stride, None), 3)
+        maps, _ = inspect_feature_maps(_create(name, 3, _DEPTH, output_stride, None), 3)
     if not 2 <= levels <= len(maps):
-        raise CannotBuild(f"smp/{name} gives {len(maps)} maps; levels={levels} must be from 2 to that")
+        raise BuildError(f"smp/{name} gives {len(maps)} maps; levels={levels} must be from 2 to that")
     return maps[levels - 1].output
 
 
-def _create(name: str, in_channels: int, depth: int, output_stride: int, weights: Weights | None) -> Any:
+def _create(name: str, in_channels: int, depth: int, output_stride: int, weights: SmpWeights | None) -> Any:
     """The encoder as smp's `get_encoder` makes it, which warns of half of its names and takes no files."""
     options = copy.deepcopy(known[name]["params"])
     with NumbersOnCpu():
@@ -210,16 +210,16 @@ def _create(name: str, in_channels: int, depth: int, output_stride: int, weights
             model.make_dilated(output_stride)
     except Exception as error:
         why = f"does not take output_stride={output_stride} ({one_line(error)}); leave it out, or take a ResNet"
-        raise CannotBuild(f"smp/{name} {why}") from error
+        raise BuildError(f"smp/{name} {why}") from error
     # A first convolution for other than three channels is made on the cpu, wherever the rest is.
     return model.to(torch.get_default_device())
 
 
-def _load(name: str, model: Any, weights: Weights) -> None:
+def _load(name: str, model: Any, weights: SmpWeights) -> None:
     try:
         model.load_state_dict(weights.read())
     except Exception as error:  # whatever the hub's client, a file's reader or torch raises
-        raise CannotBuild(
+        raise BuildError(
             f"the pretrained weights of smp/{name} cannot be {weights.where} ({one_line(error)[:300]}); give a "
             ".safetensors file of its tensors with `--pretrained FILE`, or leave --pretrained out for random weights"
         ) from error

@@ -13,12 +13,12 @@ import timm
 import torch
 from torch import nn
 
-from unetkit.errors import BadOption, CannotBuild, UnetkitError
+from unetkit.errors import BuildError, OptionError, UnetkitError
 from unetkit.options import guess_value
-from unetkit.parts.encoders.input_sizes import bears, holding, round_up, takes
+from unetkit.parts.encoders.input_sizes import accepts, enclosing_sizes, probe_sizes, round_up
 from unetkit.parts.encoders.normalization import Statistics, of_config
-from unetkit.parts.encoders.timm_features import Request
-from unetkit.parts.encoders.timm_options import checked
+from unetkit.parts.encoders.timm_features import TimmSpec
+from unetkit.parts.encoders.timm_options import check_timm_options
 from unetkit.parts.encoders.timm_weights import find_timm_weights
 from unetkit.plan import PartSpec
 from unetkit.smp.catalog import smp_architecture_options as own_options
@@ -53,16 +53,16 @@ def smp_model(
         options: of the architecture's constructor, as smp calls them.
 
     Raises:
-        CannotBuild: smp refuses them; says with which words.
-        BadOption: the encoder has an option that smp says as an option of the architecture.
+        BuildError: smp refuses them; says with which words.
+        OptionError: the encoder has an option that smp says as an option of the architecture.
     """
     spec = PartSpec.parse(encoder)
     size = (img_size, img_size) if isinstance(img_size, int) else img_size
     source, _, bare = spec.name.partition("/")
     if source not in ("timm", "smp"):
-        raise CannotBuild(f"smp/{name} takes encoders of timm and of smp only; {spec.name} is neither")
+        raise BuildError(f"smp/{name} takes encoders of timm and of smp only; {spec.name} is neither")
     if not isinstance(pretrained, bool):
-        raise CannotBuild(f"--pretrained {pretrained}: smp/{name} takes no file, only the library's own weights")
+        raise BuildError(f"--pretrained {pretrained}: smp/{name} takes no file, only the library's own weights")
     said = _said(spec, name, source, in_channels)
     theirs, weights = (_of_timm if source == "timm" else _of_smp)(bare, pretrained)
     words = {"encoder_name": theirs, "in_channels": in_channels, "classes": classes, **options, **said}
@@ -83,30 +83,30 @@ def _said(spec: PartSpec, name: str, source: str, in_channels: int) -> dict[str,
     given = {key: guess_value(text) for key, text in spec.options}
     if "levels" in given:
         told = f"how many maps of {spec.name} are used is said by --model smp/{name}:encoder_depth=..."
-        raise BadOption(f"{told}; leave levels out")
+        raise OptionError(f"{told}; leave levels out")
     if "output_stride" in given and "encoder_output_stride" in {option.name for option in own_options(name)}:
-        raise BadOption(f"output_stride is said by --model smp/{name}:encoder_output_stride=...; leave it out there")
+        raise OptionError(f"output_stride is said by --model smp/{name}:encoder_output_stride=...; leave it out there")
     if source == "smp" and (ignored := given.keys() - {"output_stride"}):
-        raise BadOption(f"smp would ignore {min(ignored)} of --encoder {spec}; leave it out")
+        raise OptionError(f"smp would ignore {min(ignored)} of --encoder {spec}; leave it out")
     if source == "timm":
         rest = {key: value for key, value in given.items() if key not in ("output_stride", "img_size")}
-        checked(Request(spec.name.partition("/")[2], in_channels), rest)
+        check_timm_options(TimmSpec(spec.name.partition("/")[2], in_channels), rest)
     return given
 
 
 def _for_size(name: str, words: dict[str, Any], in_channels: int, own: Size, img_size: Size | None) -> dict[str, Any]:
     """What a timm model is asked for beside that, so that it takes many sizes, or else the one that is said."""
     for extra in ({"dynamic_img_size": True}, {}):
-        with suppress(CannotBuild), torch.device("meta"):
+        with suppress(BuildError), torch.device("meta"):
             ghost = _made(name, {**words, **extra, "encoder_weights": None}).eval()
             stride = int(ghost.encoder.output_stride)
             far = round_up(2 * max(own) + 1, 2 * stride)
-            if takes(ghost, in_channels, far, far) or img_size is None or img_size == own:
+            if accepts(ghost, in_channels, far, far) or img_size is None or img_size == own:
                 return extra
-    for size in holding(img_size or own, (*_STEPS, max(own))):
-        with suppress(CannotBuild), torch.device("meta"):
+    for size in enclosing_sizes(img_size or own, (*_STEPS, max(own))):
+        with suppress(BuildError), torch.device("meta"):
             ghost = _made(name, {**words, "img_size": size, "encoder_weights": None}).eval()
-            if takes(ghost, in_channels, *size):
+            if accepts(ghost, in_channels, *size):
                 return {"img_size": size}
     return {}
 
@@ -129,7 +129,7 @@ def _hub(encoder: str) -> Iterator[None]:
     except Exception as error:
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         told = f"the pretrained weights of {encoder} cannot be had from its hub ({why})"
-        raise CannotBuild(f"{told}; leave --pretrained out for random weights") from error
+        raise BuildError(f"{told}; leave --pretrained out for random weights") from error
 
 
 def _of_smp(name: str, pretrained: bool) -> tuple[str, Any]:
@@ -162,7 +162,7 @@ def _made(name: str, words: dict[str, Any]) -> Any:
     except Exception as error:  # whatever smp, timm or a hub's client raises
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         told = f"smp/{name} cannot be built with encoder {words['encoder_name']} and its options ({why})"
-        raise CannotBuild(f"{told}; `unetkit list model smp/{name}` describes them") from error
+        raise BuildError(f"{told}; `unetkit list model smp/{name}` describes them") from error
 
 
 def _sources(encoder: Any) -> tuple[str, ...]:
@@ -193,8 +193,8 @@ def _declare_sizes(model: Any, name: str, words: dict[str, Any], in_channels: in
     stride = int(model.encoder.output_stride)
     if fixed is not None and "dynamic_img_size" not in words:
         ghost = meta_copy(model).eval()
-        if takes(ghost, in_channels, *fixed) and not takes(ghost, in_channels, fixed[0] + 2 * stride, fixed[1]):
+        if accepts(ghost, in_channels, *fixed) and not accepts(ghost, in_channels, fixed[0] + 2 * stride, fixed[1]):
             vars(model)["size"] = fixed
             return
     key = "smp", name, str(sorted(words.items())), stride
-    vars(model)["min_size"], vars(model)["multiple"] = bears(key, model, in_channels, stride)
+    vars(model)["min_size"], vars(model)["multiple"] = probe_sizes(key, model, in_channels, stride)

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unetkit.errors import CannotPass, UnetkitError
+from unetkit.errors import InputSizeError, UnetkitError
 from unetkit.network import Network
 from unetkit.plan import Plan
 from unetkit.utils.formatting import Size
 
 
 @dataclass(eq=False)
-class Call:
+class ModuleCall:
     """One call of a module: its name in the state_dict, what went in, what came out, and when (`clock`)."""
 
     name: str
@@ -36,7 +36,7 @@ class Observation:
     beside it.
     """
 
-    calls: list[Call] = field(default_factory=list)
+    calls: list[ModuleCall] = field(default_factory=list)
     output: Tensor | None = None
     others: int = 0
     error: Exception | None = None
@@ -54,11 +54,11 @@ class Observation:
             return f"{last.name}, a {type(last.module).__name__} of kernel {kernel}, gets {shapes}"
         return f"{last.name or 'the network'} gets {shapes} ({reason(self.error)})"
 
-    def calls_within(self, module: nn.Module) -> list[Call]:
+    def calls_within(self, module: nn.Module) -> list[ModuleCall]:
         """The calls that began during a module's first call and ended well."""
         whole = next((call for call in self.calls if call.module is module), None)
         if whole is None:
-            raise CannotPass(f"the forward pass never calls its {type(module).__name__}, so it cannot be traced")
+            raise InputSizeError(f"the forward pass never calls its {type(module).__name__}, so it cannot be traced")
         start = self.calls.index(whole)
         return [call for call in self.calls[start + 1 :] if call.start <= whole.end and call.end >= 0]
 
@@ -77,7 +77,7 @@ def reason(error: Exception | None) -> str:
     return text if isinstance(error, UnetkitError) else f"{type(error).__name__}: {text[:200]}"
 
 
-def observe(model: nn.Module, x: Tensor, clock: Callable[[], int] = lambda: 0) -> Observation:
+def record_forward(model: nn.Module, x: Tensor, clock: Callable[[], int] = lambda: 0) -> Observation:
     """Pass a meta tensor through a model on meta. An error is part of what is observed, not raised."""
     seen = Observation()
     try:
@@ -93,10 +93,10 @@ def observe(model: nn.Module, x: Tensor, clock: Callable[[], int] = lambda: 0) -
 @contextmanager
 def _watching(model: nn.Module, seen: Observation, clock: Callable[[], int]) -> Iterator[None]:
     names = {module: name for name, module in model.named_modules()}
-    inside: list[Call] = []
+    inside: list[ModuleCall] = []
 
     def before(module: nn.Module, args: Any) -> None:
-        call = Call(names[module], module, tensors_of(args), clock())
+        call = ModuleCall(names[module], module, tensors_of(args), clock())
         inside.append(call)
         seen.calls.append(call)
 
@@ -143,9 +143,11 @@ def network_of(model: nn.Module) -> Network:
 def meta_input(network: Network, size: Size, batch: int = 1) -> Tensor:
     """An input of a size, (batch, in_channels, *size), on meta and with grad."""
     dtype = next(network.parameters()).dtype
-    return torch.empty(batch, network.whole.in_channels or 3, *size, dtype=dtype, device="meta", requires_grad=True)
+    return torch.empty(
+        batch, network.resolved_plan.in_channels or 3, *size, dtype=dtype, device="meta", requires_grad=True
+    )
 
 
-def size_for(network: Network, size: int | Size | None) -> Size:
+def input_size_for(network: Network, size: int | Size | None) -> Size:
     """The size asked for, else the plan's own, else the one that the encoder is fixed to, else 256."""
-    return Plan.of(size=size).size or network.whole.size or network.size or (256, 256)
+    return Plan.of(size=size).size or network.resolved_plan.size or network.size or (256, 256)

@@ -11,10 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unetkit.errors import CannotBuild, CannotPass, UnetkitError
+from unetkit.errors import BuildError, InputSizeError, UnetkitError
 from unetkit.network import Network
 from unetkit.plan import spec_at
-from unetkit.summary.forward_hooks import Call, Observation, meta_input, network_of, observe, size_for
+from unetkit.summary.forward_hooks import (
+    ModuleCall,
+    Observation,
+    input_size_for,
+    meta_input,
+    network_of,
+    record_forward,
+)
 from unetkit.unet import Stage, UNet
 from unetkit.utils.formatting import Size, format_size
 from unetkit.utils.modules import meta_copy
@@ -38,7 +45,7 @@ class _Promise:
     kind: str = ""
 
 
-def misdeclared(network: Network, seen: Observation) -> str:
+def contract_violation(network: Network, seen: Observation) -> str:
     """Which part gave something else than it promises, in words; "" where none did."""
     if not isinstance(network, UNet):
         return _shrunk(network, seen)
@@ -47,7 +54,7 @@ def misdeclared(network: Network, seen: Observation) -> str:
         if call.end < 0:
             continue
         if call.module is network.encoder and (fault := _encoder(network, call, seen)):
-            return f"the encoder (--encoder {network.whole.encoder}) {fault}"
+            return f"the encoder (--encoder {network.resolved_plan.encoder}) {fault}"
         promise = promises.get(call.module)
         if promise and (fault := _fault(promise, call)):
             return f"{call.name} ({promise.said}) {fault}"
@@ -63,21 +70,21 @@ def _shrunk(network: Network, seen: Observation) -> str:
     if given == gave:
         return ""
     sizes = f"{format_size(gave)} for {format_size(given)}"
-    return f"--model {network.whole.model} gives {sizes}; logits have the size of the input"
+    return f"--model {network.resolved_plan.model} gives {sizes}; logits have the size of the input"
 
 
-def culprit(network: Network, seen: Observation) -> str:
+def failing_part(network: Network, seen: Observation) -> str:
     """The word and spec of the part in which a pass ended: "--fuse gate: "; "" where it ended in none."""
     if not isinstance(network, UNet):
-        return f"--model {network.whole.model}: "
+        return f"--model {network.resolved_plan.model}: "
     said = {module: promise.said for module, promise in _promises(network).items()}
-    said[network.encoder] = f"--encoder {network.whole.encoder}"
+    said[network.encoder] = f"--encoder {network.resolved_plan.encoder}"
     inside = [said[call.module] for call in seen.calls if call.end < 0 and call.module in said]
     return f"{inside[-1]}: " if inside else ""
 
 
 def _promises(network: UNet) -> dict[nn.Module, _Promise]:
-    whole = network.whole
+    whole = network.resolved_plan
     found: dict[nn.Module, _Promise] = {}
     for index, stage in enumerate(network.stages):
         assert isinstance(stage, Stage)  # noqa: S101
@@ -96,7 +103,7 @@ def _declared(word: str, spec: str, part: Any, kind: str = "") -> _Promise:
     return _Promise(f"--{word} {spec}", part.out_channels, f"declares out_channels={part.out_channels}", kind)
 
 
-def _fault(promise: _Promise, call: Call) -> str:
+def _fault(promise: _Promise, call: ModuleCall) -> str:
     if len(call.gave) != 1 or call.gave[0].ndim != 4:
         shape = (
             "a tensor of shape " + "x".join(map(str, call.gave[0].shape))
@@ -118,7 +125,7 @@ def _nhwc(gave: list[Tensor], channels: tuple[int, ...]) -> str:
     return "; its maps look NHWC: permute them to NCHW" if last == channels else ""
 
 
-def _encoder(network: UNet, call: Call, seen: Observation) -> str:
+def _encoder(network: UNet, call: ModuleCall, seen: Observation) -> str:
     if not call.gave or any(tensor.ndim != 4 for tensor in call.gave):
         return "gives no maps of (B, C, H, W) in a list"
     gave = tuple(tensor.shape[1] for tensor in call.gave)
@@ -138,22 +145,22 @@ def _encoder(network: UNet, call: Call, seen: Observation) -> str:
 _LARGEST = 2048
 
 
-def smallest(ghost: nn.Module) -> int | None:
+def smallest_input(ghost: nn.Module) -> int | None:
     """The smallest height and width that a model on meta takes; None where it takes none up to 2048."""
-    least = 1 + bisect_left(range(1, _LARGEST + 1), x=True, key=lambda side: passes(ghost, (side, side)))
+    least = 1 + bisect_left(range(1, _LARGEST + 1), x=True, key=lambda side: accepts_size(ghost, (side, side)))
     return least if least <= _LARGEST else None
 
 
-def passes(ghost: nn.Module, size: Size, *, whole: bool = False) -> bool:
+def accepts_size(ghost: nn.Module, size: Size, *, whole: bool = False) -> bool:
     """Whether a model on meta takes a size; `whole` also asks that no pool leaves out a row or column."""
     with torch.no_grad():
-        seen = observe(ghost, meta_input(network_of(ghost), size))
+        seen = record_forward(ghost, meta_input(network_of(ghost), size))
     return seen.error is None and not (whole and seen.dropped())
 
 
 def nearest_sizes(ghost: nn.Module, size: Size) -> tuple[Size, ...]:
     """The two sizes nearest to one that pass and leave nothing out, smaller first; fewer where there are not two."""
-    least = smallest(ghost) if network_of(ghost).valid else 1
+    least = smallest_input(ghost) if network_of(ghost).valid else 1
     if least is None:
         return ()
     heights, widths = (_nearest(ghost, side, least) for side in size)
@@ -171,23 +178,23 @@ def _nearest(ghost: nn.Module, side: int, least: int) -> list[int]:
 
 
 def _first(ghost: nn.Module, sides: Iterable[int]) -> list[int]:
-    return next(([side] for side in sides if passes(ghost, (side, side), whole=True)), [])
+    return next(([side] for side in sides if accepts_size(ghost, (side, side), whole=True)), [])
 
 
-def refusal(ghost: nn.Module, size: Size, seen: Observation) -> CannotPass:
+def size_error(ghost: nn.Module, size: Size, seen: Observation) -> InputSizeError:
     """What to raise for a pass that failed: where it broke, on what, and the sizes that pass."""
     failure = seen.failure()
-    if isinstance(seen.error, CannotPass) and network_of(ghost).size:
+    if isinstance(seen.error, InputSizeError) and network_of(ghost).size:
         return seen.error  # says what is too large for the encoder
     if sizes := nearest_sizes(ghost, size):
         nearest = " and ".join(map(format_size, sizes))
-        return CannotPass(
+        return InputSizeError(
             f"size {format_size(size)} does not pass: {failure}; the nearest sizes that pass are {nearest}"
         )
-    return CannotPass(f"no size passes: at {format_size(size)}, {failure}")
+    return InputSizeError(f"no size passes: at {format_size(size)}, {failure}")
 
 
-def prove(model: nn.Module, *, any_size: bool) -> None:
+def verify(model: nn.Module, *, any_size: bool) -> None:
     """Pass the size that a network is meant for through it, on meta.
 
     Args:
@@ -195,25 +202,25 @@ def prove(model: nn.Module, *, any_size: bool) -> None:
         any_size: whether it is enough that some size passes.
 
     Raises:
-        CannotPass: it breaks; says where and on what shapes.
-        CannotBuild: a part gives something else than it promises, or fails in a way that no size mends.
+        InputSizeError: it breaks; says where and on what shapes.
+        BuildError: a part gives something else than it promises, or fails in a way that no size mends.
     """
     ghost = meta_copy(model).eval()
     network = network_of(ghost)
-    size = size_for(network, None)
+    size = input_size_for(network, None)
     with torch.no_grad():
-        seen = observe(ghost, meta_input(network, size))
+        seen = record_forward(ghost, meta_input(network, size))
     if re.search(r"\bmeta tensor|\bon meta\b|'Meta' backend|meta device", str(seen.error)):
         return  # a part that looks at values cannot be followed without them
-    if wrong := misdeclared(network, seen):
-        raise CannotBuild(wrong) from seen.error
+    if wrong := contract_violation(network, seen):
+        raise BuildError(wrong) from seen.error
     if isinstance(seen.error, NotImplementedError):  # no size mends that
-        raise CannotBuild(f"{culprit(network, seen)}{seen.failure()}") from seen.error
+        raise BuildError(f"{failing_part(network, seen)}{seen.failure()}") from seen.error
     if seen.error is not None and not (any_size and nearest_sizes(ghost, size)):
         if not isinstance(seen.error, RuntimeError | ValueError | UnetkitError):  # a mistake in the code of a part
-            raise CannotBuild(f"{culprit(network, seen)}{seen.failure()}") from seen.error
-        raise refusal(ghost, size, seen) from seen.error
+            raise BuildError(f"{failing_part(network, seen)}{seen.failure()}") from seen.error
+        raise size_error(ghost, size, seen) from seen.error
     if seen.error is None and not isinstance(seen.output, Tensor):
         return  # a plugin's wrapper may give several outputs
-    if seen.output is not None and seen.output.shape[1] != network.whole.classes:
-        raise CannotBuild(f"the logits have {seen.output.shape[1]} channels for {network.whole.classes} classes")
+    if seen.output is not None and seen.output.shape[1] != network.resolved_plan.classes:
+        raise BuildError(f"the logits have {seen.output.shape[1]} channels for {network.resolved_plan.classes} classes")

@@ -18,7 +18,7 @@ Side = Literal["down", "up"]
 
 
 @dataclass(frozen=True)
-class Row:
+class TraceRow:
     """One step of the forward pass.
 
     Attributes:
@@ -51,7 +51,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Trace:
-    """Every step of one forward pass, with totals. `print` shows the table; `as_dict` is plain data.
+    """Every step of one forward pass, with totals. `print` shows the table; `to_dict` is plain data.
 
     Attributes:
         line: the line that builds the network.
@@ -69,7 +69,7 @@ class Trace:
 
     line: str
     batch: int
-    rows: tuple[Row, ...]
+    rows: tuple[TraceRow, ...]
     skips: tuple[str | None, ...]
     weights: str
     receptive_field: ReceptiveField
@@ -92,7 +92,7 @@ class Trace:
         """What autograd keeps for the backward pass of the batch, in float32."""
         return sum(row.activation_bytes for row in self.rows)
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain data, as `unetkit build --json` prints it."""
         totals = {"parameters": self.parameters, "macs": self.macs, "activation_bytes": self.activation_bytes}
         field = {"size": self.receptive_field.size, "because": self.receptive_field.because}
@@ -150,7 +150,7 @@ def _table(trace: Trace, width: int) -> Table:
     return table
 
 
-def _figures(row: Row, roomy: bool) -> tuple[str, ...]:
+def _figures(row: TraceRow, roomy: bool) -> tuple[str, ...]:
     stride = (f"{row.stride:g}",) if roomy else ()
     costs = _costs(row.parameters, row.macs, row.activation_bytes, roomy)
     return str(row.channels), f"{row.height}x{row.width}", *stride, *costs
@@ -184,5 +184,5 @@ def _least(trace: Trace) -> str:
     return (f"smallest input {least}x{least}" if least else "no size passes") + largest
 
 
-def _shape(row: Row) -> str:
+def _shape(row: TraceRow) -> str:
     return f"{row.channels}x{row.height}x{row.width}"

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from unetkit.errors import CannotPass
-from unetkit.summary.forward_hooks import network_of, size_for, tensors_of
+from unetkit.errors import InputSizeError
+from unetkit.summary.forward_hooks import input_size_for, network_of, tensors_of
 from unetkit.utils.formatting import Size
-from unetkit.utils.modules import mode_kept
+from unetkit.utils.modules import preserve_mode
 
 
 @dataclass(frozen=True)
-class Check:
+class SanityCheck:
     """What a pass of a batch of two random images showed.
 
     Attributes:
@@ -36,7 +36,7 @@ class Check:
         """Whether all is finite and every parameter is reached."""
         return self.finite and not self.unreached
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         return {**asdict(self), "passed": self.passed}
 
@@ -48,7 +48,7 @@ class Check:
         return f"check {'passed' if self.passed else 'FAILED'}: {shapes}, {finite}, gradients {reached}"
 
 
-def run_check(model: nn.Module, size: int | Size | None = None) -> Check:
+def run_sanity_check(model: nn.Module, size: int | Size | None = None) -> SanityCheck:
     """Pass two random images forward and back, in training mode.
 
     The model keeps its mode and buffers; gradients are left at None.
@@ -58,22 +58,22 @@ def run_check(model: nn.Module, size: int | Size | None = None) -> Check:
         size: height and width; the plan's own, the encoder's fixed one, or 256, if None.
 
     Raises:
-        CannotPass: the pass itself failed.
+        InputSizeError: the pass itself failed.
     """
     network = network_of(model)
-    wanted = size_for(network, size)
+    wanted = input_size_for(network, size)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     device = next(model.parameters()).device
-    shape, dtype = (2, network.whole.in_channels or 3, *wanted), next(model.parameters()).dtype
+    shape, dtype = (2, network.resolved_plan.in_channels or 3, *wanted), next(model.parameters()).dtype
     try:
-        with mode_kept(model), torch.inference_mode(False), torch.enable_grad():
+        with preserve_mode(model), torch.inference_mode(False), torch.enable_grad():
             x = torch.randn(shape, device=device, dtype=dtype)
             out = model.train()(x)
             outs = tensors_of(out)
             torch.autograd.backward([each.float().pow(2).mean() for each in outs])
             return _judge(model, x, outs)
     except (RuntimeError, ValueError) as error:
-        raise CannotPass(f"--check: a real pass failed at {shape}: {str(error).splitlines()[0]}") from error
+        raise InputSizeError(f"--check: a real pass failed at {shape}: {str(error).splitlines()[0]}") from error
     finally:
         model.zero_grad(set_to_none=True)
         with torch.no_grad():
@@ -81,9 +81,9 @@ def run_check(model: nn.Module, size: int | Size | None = None) -> Check:
                 buffer.copy_(buffers[name])
 
 
-def _judge(model: nn.Module, x: torch.Tensor, outs: list[torch.Tensor]) -> Check:
+def _judge(model: nn.Module, x: torch.Tensor, outs: list[torch.Tensor]) -> SanityCheck:
     parameters = dict(model.named_parameters())
     gradients = [p.grad for p in parameters.values() if p.grad is not None]
     finite = all(bool(t.isfinite().all()) for t in (*outs, *gradients))
     unreached = tuple(name for name, p in parameters.items() if p.requires_grad and p.grad is None)
-    return Check(tuple(x.shape), tuple(outs[0].shape), finite, len(parameters), unreached)
+    return SanityCheck(tuple(x.shape), tuple(outs[0].shape), finite, len(parameters), unreached)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from xml.etree import ElementTree as ET
 
-from unetkit.summary.report import Row, Trace
+from unetkit.summary.report import Trace, TraceRow
 from unetkit.utils.formatting import format_count
 
 #: The largest box; the others follow the square root of channels and height, so that 3 and 2048 can both be read.
@@ -38,7 +38,7 @@ LEGEND = (
 
 
 @dataclass(frozen=True)
-class Text:
+class Label:
     """One line, after a bold and coloured lead if it has one; y is of its baseline."""
 
     text: str
@@ -63,7 +63,7 @@ class Text:
 class Box:
     """A map; x and y are of its centre."""
 
-    row: Row
+    row: TraceRow
     kind: str
     x: float
     y: float
@@ -93,11 +93,11 @@ class Box:
         return self.top - CAPTION * (2 if self.tag else 1)
 
     @property
-    def texts(self) -> tuple[Text, ...]:
+    def texts(self) -> tuple[Label, ...]:
         channels, size = _caption(self.row)
         colour = COLOURS[self.kind][1]
-        caption = Text(size, self.x, self.top - 7, size=TEXT, lead=channels, lead_fill=colour)
-        tag = Text("", self.x, self.top - 7 - CAPTION, size=TEXT, lead=self.tag, lead_fill=colour)
+        caption = Label(size, self.x, self.top - 7, size=TEXT, lead=channels, lead_fill=colour)
+        tag = Label("", self.x, self.top - 7 - CAPTION, size=TEXT, lead=self.tag, lead_fill=colour)
         return (caption, tag) if self.tag else (caption,)
 
 
@@ -107,16 +107,16 @@ class Arrow:
 
     kind: str
     points: tuple[tuple[float, float], ...]
-    texts: tuple[Text, ...]
+    texts: tuple[Label, ...]
 
 
 @dataclass(frozen=True)
-class Figure:
+class Drawing:
     """All that is drawn, and the rectangle that it fills."""
 
     boxes: tuple[Box, ...]
     arrows: tuple[Arrow, ...]
-    texts: tuple[Text, ...]
+    texts: tuple[Label, ...]
     left: float
     top: float
     width: float
@@ -130,19 +130,19 @@ class _Scale:
     channels: int
     height: int
 
-    def box(self, row: Row) -> tuple[float, float]:
+    def box(self, row: TraceRow) -> tuple[float, float]:
         """The width and height of a map's box."""
         return WIDEST * (row.channels / self.channels) ** 0.5, TALLEST * (row.height / self.height) ** 0.5
 
-    def reach(self, row: Row) -> float:
+    def reach(self, row: TraceRow) -> float:
         """From its centre to the end of its box or of its caption, whichever is wider."""
         return max(self.box(row)[0], _width("".join(_caption(row)), TEXT)) / 2
 
-    def apart(self, a: Row, b: Row, labels: Iterable[str] = ()) -> float:
+    def apart(self, a: TraceRow, b: TraceRow, labels: Iterable[str] = ()) -> float:
         """Between the centres of two maps on one line, with room for an arrow and its labels."""
         return self.reach(a) + max([ARM, *(_width(label) + 24 for label in labels)]) + self.reach(b)
 
-    def lines(self, rows: Iterable[Row]) -> dict[float, float]:
+    def lines(self, rows: Iterable[TraceRow]) -> dict[float, float]:
         """Where the centres of the maps of each stride stand."""
         tallest: dict[float, float] = {}
         for row in sorted(rows, key=lambda row: row.stride):
@@ -154,7 +154,7 @@ class _Scale:
         return lines
 
 
-def layout(trace: Trace) -> Figure:
+def layout(trace: Trace) -> Drawing:
     """The picture of a trace."""
     boxes = _boxes(trace)
     arrows = tuple(_arrows(trace, boxes))
@@ -165,9 +165,9 @@ def layout(trace: Trace) -> Figure:
     heading = _heading(trace, middle, min(box.roof for box in boxes.values()) - 26, width)
     floor = max(box.bottom for box in boxes.values()) + 44
     top = heading[0].y - TITLE - 20
-    texts = (*heading, Text(LEGEND, middle, floor))
+    texts = (*heading, Label(LEGEND, middle, floor))
     edge = middle - width / 2 - MARGIN
-    return Figure(tuple(boxes.values()), arrows, texts, edge, top, width + 2 * MARGIN, floor + 22 - top)
+    return Drawing(tuple(boxes.values()), arrows, texts, edge, top, width + 2 * MARGIN, floor + 22 - top)
 
 
 def _boxes(trace: Trace) -> dict[str, Box]:
@@ -187,7 +187,7 @@ def _boxes(trace: Trace) -> dict[str, Box]:
     }
 
 
-def _columns(trace: Trace, rows: dict[str, Row], scale: _Scale) -> dict[str, float]:
+def _columns(trace: Trace, rows: dict[str, TraceRow], scale: _Scale) -> dict[str, float]:
     """The x of every map: the encoder's at 0, the stages' in a column to the right, the deepest between them."""
     maps, ups = _sides(rows)
     stages = [level for level in ups if _kind(level, ups) == "stages"]
@@ -211,7 +211,7 @@ def _arrows(trace: Trace, boxes: dict[str, Box]) -> Iterator[Arrow]:
     for stage, skip in _skips(trace):
         a, b = boxes[skip], boxes[stage]
         (how, gives), middle = _joined(trace, stage, skip), (a.right + b.left) / 2
-        texts = Text(how, middle, a.y - 7, fill=INK), Text(gives, middle, a.y + 16)
+        texts = Label(how, middle, a.y - 7, fill=INK), Label(gives, middle, a.y + 16)
         yield Arrow("skip", ((a.right + 5, a.y), (b.left - 5, b.y)), texts)
 
 
@@ -232,19 +232,19 @@ def _flow(a: Box, b: Box, label: list[str]) -> Arrow:
     return Arrow("flow", tuple(points), texts)
 
 
-def _along(a: Box, b: Box, label: list[str]) -> tuple[Text, ...]:
+def _along(a: Box, b: Box, label: list[str]) -> tuple[Label, ...]:
     """A label over a level arrow. The one to the first map goes unsaid: it stands for a level, not a way."""
     if b.kind == "encoder":
         return ()
     return _stack(label, (a.right + b.left) / 2, a.y - 11 - (len(label) - 1) * 7.5, "middle")
 
 
-def _stack(lines: list[str], x: float, middle: float, anchor: str) -> tuple[Text, ...]:
+def _stack(lines: list[str], x: float, middle: float, anchor: str) -> tuple[Label, ...]:
     start = middle + 4 - (len(lines) - 1) * 7.5
-    return tuple(Text(line, x, start + 15 * index, anchor) for index, line in enumerate(lines))
+    return tuple(Label(line, x, start + 15 * index, anchor) for index, line in enumerate(lines))
 
 
-def _heading(trace: Trace, x: float, bottom: float, width: float) -> list[Text]:
+def _heading(trace: Trace, x: float, bottom: float, width: float) -> list[Label]:
     """The line, cut to three, and the totals under it."""
     room = int(width / (TITLE * MONO_SHARE))
     # A value stays on the line of its flag where the two fit on one.
@@ -254,9 +254,9 @@ def _heading(trace: Trace, x: float, bottom: float, width: float) -> list[Text]:
     totals = [f"{parameters:,} parameters"] * bool(parameters) + [f"{format_count(macs)} MACs"] * bool(macs)
     top = bottom - 24 - 20 * (len(title) - 1)
     lines = [
-        Text(line.replace(STAY, " "), x, top + 20 * i, size=TITLE, fill=INK, font=MONO) for i, line in enumerate(title)
+        Label(line.replace(STAY, " "), x, top + 20 * i, size=TITLE, fill=INK, font=MONO) for i, line in enumerate(title)
     ]
-    return [*lines, Text("  ·  ".join(totals), x, bottom, size=TEXT)]
+    return [*lines, Label("  ·  ".join(totals), x, bottom, size=TEXT)]
 
 
 def description(trace: Trace) -> str:
@@ -268,7 +268,7 @@ def description(trace: Trace) -> str:
     return f"Channels x height x width along the U: {maps}.{skips}"
 
 
-def _sides(rows: dict[str, Row]) -> tuple[list[str], list[str]]:
+def _sides(rows: dict[str, TraceRow]) -> tuple[list[str], list[str]]:
     """The levels of the contracting path, and those after it."""
     down = [level for level, row in rows.items() if row.side == "down" and level != "input"]
     return down, [level for level, row in rows.items() if row.side == "up"]
@@ -285,7 +285,7 @@ def _skips(trace: Trace) -> list[tuple[str, str]]:
     return [(f"stages.{index}", skip) for index, skip in enumerate(trace.skips) if skip is not None]
 
 
-def _step(trace: Trace, level: str, step: str) -> Row:
+def _step(trace: Trace, level: str, step: str) -> TraceRow:
     return next(row for row in trace.rows if (row.level, row.step) == (level, step))
 
 
@@ -300,7 +300,7 @@ def _joined(trace: Trace, stage: str, skip: str) -> tuple[str, str]:
     return _cut(how, 40), f"{'projected to ' * ('project' in fuse.what)}{fuse.channels} channels"
 
 
-def _caption(row: Row) -> tuple[str, str]:
+def _caption(row: TraceRow) -> tuple[str, str]:
     return str(row.channels), f"\N{EN SPACE}{row.height}{TIMES}{row.width}"
 
 
@@ -317,7 +317,7 @@ def _wrap(text: str) -> list[str]:
     return [short for line in signed for short in textwrap.wrap(line, 26, max_lines=2, placeholder=" …")][:3]
 
 
-def _way(a: Row, b: Row, trace: Trace) -> str:
+def _way(a: TraceRow, b: TraceRow, trace: Trace) -> str:
     """What leads from a map to the next."""
     if b.side == "up" and not trace.skips:
         return b.level
@@ -399,7 +399,7 @@ def _points(points: Iterable[tuple[float, float]]) -> str:
     return " ".join(f"{_number(x)},{_number(y)}" for x, y in points)
 
 
-def _draw_text(parent: ET.Element, text: Text) -> None:
+def _draw_text(parent: ET.Element, text: Label) -> None:
     style = {"text-anchor": text.anchor, "font-size": _number(text.size), "fill": text.fill, "font-family": text.font}
     element = ET.SubElement(parent, "text", {"x": _number(text.x), "y": _number(text.y), **style})
     if not text.lead:

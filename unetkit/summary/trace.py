@@ -9,23 +9,23 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from unetkit.errors import BadOption, CannotPass
+from unetkit.errors import InputSizeError, OptionError
 from unetkit.network import Network
 from unetkit.plan import spec_at
-from unetkit.summary.forward_hooks import Call, meta_input, network_of, observe, size_for
-from unetkit.summary.input_sizes import nearest_sizes, refusal, smallest
+from unetkit.summary.forward_hooks import ModuleCall, input_size_for, meta_input, network_of, record_forward
+from unetkit.summary.input_sizes import nearest_sizes, size_error, smallest_input
 from unetkit.summary.receptive_field import receptive_field
-from unetkit.summary.report import Row, Side, Trace
+from unetkit.summary.report import Side, Trace, TraceRow
 from unetkit.unet import Stage, UNet
-from unetkit.utils.flops import Meter, storage
+from unetkit.utils.flops import CostMeter, storage
 from unetkit.utils.formatting import Size, format_size
-from unetkit.utils.modules import meta_copy, mode_kept
+from unetkit.utils.modules import meta_copy, preserve_mode
 from unetkit.utils.spatial import size_of
 
 STEPS = ("up", "align", "fuse", "block")
 
 
-class Run:
+class MeteredPass:
     """A metered pass over a model on meta."""
 
     def __init__(self, ghost: nn.Module, size: Size, batch: int, *, follow: bool) -> None:
@@ -33,19 +33,19 @@ class Run:
         self.model = ghost
         self.network = network_of(ghost)
         self.x = meta_input(self.network, size, batch).requires_grad_(follow)
-        self.meter = Meter([self.x], [*ghost.parameters(), *ghost.buffers()])
+        self.meter = CostMeter([self.x], [*ghost.parameters(), *ghost.buffers()])
         with self.meter:
-            self.seen = observe(ghost, self.x, clock=lambda: self.meter.operations)
+            self.seen = record_forward(ghost, self.x, clock=lambda: self.meter.operations)
         self.parameters = sum(p.numel() for p in ghost.parameters())
 
 
-class Rows:
+class RowBuilder:
     """Cuts a metered pass into rows: each has the operations since the row before, so that nothing is lost."""
 
     #: What the last row is for, in words.
     left_over = "what stands outside the network's parts"
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: MeteredPass) -> None:
         self.run = run
         self.network = run.network
         self.calls = run.seen.calls_within(run.network)
@@ -70,7 +70,7 @@ class Rows:
                 owned.append((ends[around[-1]], sum(p.numel() for p in own)))
         return owned
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[TraceRow]:
         """The input, the parts, and what is left over."""
         yield self.row("input", "", "down", "", self.run.x, 1, 0)
         yield from self.parts()
@@ -83,11 +83,11 @@ class Rows:
         if rest or row.macs or row.activation_bytes or row.parameters:
             yield replace(row, parameters=row.parameters + rest)
 
-    def parts(self) -> Iterator[Row]:
+    def parts(self) -> Iterator[TraceRow]:
         """The rows of the network's own parts, in order."""
         raise NotImplementedError
 
-    def maps(self, encoder: Call) -> Iterator[tuple[Tensor, int]]:
+    def maps(self, encoder: ModuleCall) -> Iterator[tuple[Tensor, int]]:
         """The encoder's maps, and when each was done: when the module that gave it alone was, or the operation was."""
         done, given = self.done, {storage(tensor) for tensor in encoder.given}
         for tensor in encoder.gave:
@@ -100,7 +100,7 @@ class Rows:
             done = max(done, end) if tensor is not encoder.gave[-1] else encoder.end
             yield tensor, done
 
-    def find(self, module: nn.Module | None) -> Call | None:
+    def find(self, module: nn.Module | None) -> ModuleCall | None:
         """The next call of a part, in order, since two levels may share one."""
         for index, call in enumerate(self.calls):
             if call.module is module:
@@ -108,15 +108,17 @@ class Rows:
                 return call
         return None
 
-    def call(self, module: nn.Module) -> Call:
+    def call(self, module: nn.Module) -> ModuleCall:
         if call := self.find(module):
             return call
-        raise CannotPass(f"the forward pass never calls the network's {type(module).__name__}, so it cannot be traced")
+        raise InputSizeError(
+            f"the forward pass never calls the network's {type(module).__name__}, so it cannot be traced"
+        )
 
-    def row(self, level: str, step: str, side: Side, what: str, x: Tensor, stride: float, end: int) -> Row:
+    def row(self, level: str, step: str, side: Side, what: str, x: Tensor, stride: float, end: int) -> TraceRow:
         start, self.done = self.done, max(self.done, end)
         meter = self.run.meter
-        return Row(
+        return TraceRow(
             level,
             step,
             side,
@@ -131,15 +133,15 @@ class Rows:
         )
 
 
-def rows_of(run: Run) -> Iterator[Row]:
+def rows_of(run: MeteredPass) -> Iterator[TraceRow]:
     """The rows of a pass, from input to output."""
-    return (UNetRows if isinstance(run.network, UNet) else WholeRows)(run).rows()
+    return (UNetRowBuilder if isinstance(run.network, UNet) else WholeModelRowBuilder)(run).rows()
 
 
-class UNetRows(Rows):
+class UNetRowBuilder(RowBuilder):
     """Of a U-Net of ours: what each of its parts does."""
 
-    def parts(self) -> Iterator[Row]:
+    def parts(self) -> Iterator[TraceRow]:
         encoder = self.call(self.network.encoder)
         sources = getattr(self.network.encoder, "source", None) or ("",) * len(encoder.gave)
         for index, (tensor, end) in enumerate(self.maps(encoder)):
@@ -148,13 +150,13 @@ class UNetRows(Rows):
             yield from self._stage(f"stages.{index}", index, cast(Stage, stage))
         stride = cast(Stage, self.network.stages[-1]).stride
         head = self.call(self.network.head)
-        yield self.row("head", "", "up", str(self.network.whole.head), head.gave[0], stride, head.end)
+        yield self.row("head", "", "up", str(self.network.resolved_plan.head), head.gave[0], stride, head.end)
         if logits := self.find(self.network.logits):
-            what = f"{self.network.whole.logits} {_change(logits.given[0], logits.gave[0])}"
+            what = f"{self.network.resolved_plan.logits} {_change(logits.given[0], logits.gave[0])}"
             yield self.row("logits", "", "up", what, logits.gave[0], 1, logits.end)
 
-    def _stage(self, level: str, index: int, stage: Stage) -> Iterator[Row]:
-        whole = self.network.whole
+    def _stage(self, level: str, index: int, stage: Stage) -> Iterator[TraceRow]:
+        whole = self.network.resolved_plan
         words = {step: spec_at(getattr(whole, step), index) for step in STEPS}
         for step in STEPS:
             if call := self.find(getattr(stage, step)):
@@ -162,19 +164,19 @@ class UNetRows(Rows):
                 yield self.row(level, step, "up", what, call.gave[0], stage.stride, call.end)
 
 
-class WholeRows(Rows):
+class WholeModelRowBuilder(RowBuilder):
     """Of a whole model: the maps of the part that gives several, and the steps of those that give one."""
 
     left_over = "what no step above does or uses"
 
-    def parts(self) -> Iterator[Row]:
+    def parts(self) -> Iterator[TraceRow]:
         rows = [*self._parts()]
         if all(row.side == "up" for row in rows):  # no part tells where it turns: at the coarsest map
             turn = max(range(len(rows)), key=lambda index: rows[index].stride)
             rows = [replace(row, side="down") if index <= turn else row for index, row in enumerate(rows)]
         yield from rows
 
-    def _parts(self) -> Iterator[Row]:
+    def _parts(self) -> Iterator[TraceRow]:
         model = self.call(self.network.model)
         inside = self.run.seen.calls_within(self.network.model)
         for call in _outermost(inside, model):
@@ -185,14 +187,14 @@ class WholeRows(Rows):
             else:
                 yield from self._steps(level, call, inside)
 
-    def _several(self, level: str, call: Call) -> Iterator[Row]:
+    def _several(self, level: str, call: ModuleCall) -> Iterator[TraceRow]:
         own = [(tensor, end) for tensor, end in self.maps(call) if tensor.ndim == 4]
         sources = getattr(self.network.model, "source", ())
         said = sources if len(sources) == len(own) else ("",) * len(own)
         for index, ((tensor, end), source) in enumerate(zip(own, said, strict=True)):
             yield self.row(f"{level}.{index}", "", "down", source, tensor, self._stride(tensor), end)
 
-    def _steps(self, level: str, call: Call, inside: list[Call]) -> Iterator[Row]:
+    def _steps(self, level: str, call: ModuleCall, inside: list[ModuleCall]) -> Iterator[TraceRow]:
         steps = [step for step in _outermost(inside, call) if _gives_a_map(step)]
         for step in steps:
             name = step.name.removeprefix(f"{call.name}.")
@@ -200,7 +202,7 @@ class WholeRows(Rows):
         if not steps or self.done < call.end:
             yield self._step(level, "", call)
 
-    def _step(self, level: str, name: str, call: Call) -> Row:
+    def _step(self, level: str, name: str, call: ModuleCall) -> TraceRow:
         tensor = next((t for t in call.gave if t.ndim == 4), cast(Tensor, self.run.seen.output))
         what = type(call.module).__name__
         return self.row(level, name, "up", what, tensor, self._stride(tensor), call.end)
@@ -210,7 +212,7 @@ class WholeRows(Rows):
         return round(self.network.padded_size(size_of(self.run.x))[0] / tensor.shape[-2], 2)
 
 
-def _outermost(calls: list[Call], within: Call) -> Iterator[Call]:
+def _outermost(calls: list[ModuleCall], within: ModuleCall) -> Iterator[ModuleCall]:
     """The calls of the modules of one that are in no other module of it."""
     last = ""
     for call in calls:
@@ -219,7 +221,7 @@ def _outermost(calls: list[Call], within: Call) -> Iterator[Call]:
             yield call
 
 
-def _gives_a_map(call: Call) -> bool:
+def _gives_a_map(call: ModuleCall) -> bool:
     """Whether it makes one map; what passes its input on, as an nn.Identity does, makes none."""
     return len(call.gave) == 1 and call.gave[0].ndim == 4 and call.gave[0].numel() > 0 and call.end > call.start
 
@@ -228,7 +230,7 @@ def _change(before: Tensor, after: Tensor) -> str:
     return f"{format_size(size_of(before))} to {format_size(size_of(after))}"
 
 
-def _what(step: str, word: str, stage: Stage, call: Call) -> str:
+def _what(step: str, word: str, stage: Stage, call: ModuleCall) -> str:
     match step:
         case "up":
             return f"{word} x{stage.scale:g}"
@@ -239,7 +241,7 @@ def _what(step: str, word: str, stage: Stage, call: Call) -> str:
     return word
 
 
-def _align(word: str, call: Call) -> str:
+def _align(word: str, call: ModuleCall) -> str:
     (x, skip), (x_after, skip_after) = call.given, call.gave
     changes = [
         f"{what} {_change(before, after)}"
@@ -249,7 +251,7 @@ def _align(word: str, call: Call) -> str:
     return f"{word}: {', '.join(changes) or 'sizes agree'}"
 
 
-def _fuse(word: str, call: Call) -> str:
+def _fuse(word: str, call: ModuleCall) -> str:
     x, skip = call.given
     projections = [
         f"; {name} {m.kernel_size[0]}x{m.kernel_size[1]} conv {m.in_channels} to {m.out_channels}"
@@ -268,19 +270,19 @@ def trace(model: nn.Module, size: int | Size | None = None, *, batch: int = 1) -
         batch: images in the pass.
 
     Raises:
-        BadOption: a batch or size below 1.
-        CannotPass: the network cannot take this size; names the level and the two nearest sizes that it takes.
+        OptionError: a batch or size below 1.
+        InputSizeError: the network cannot take this size; names the level and the two nearest sizes that it takes.
     """
     if batch < 1:
-        raise BadOption(f"batch={batch}: takes at least 1")
+        raise OptionError(f"batch={batch}: takes at least 1")
     network = network_of(model)
-    wanted = size_for(network, size)
+    wanted = input_size_for(network, size)
     with torch.inference_mode(False), torch.enable_grad():
         ghost = model if next(model.parameters()).device.type == "meta" else meta_copy(model)
-        with mode_kept(ghost):
+        with preserve_mode(ghost):
             run, notes = _run(ghost, wanted, batch)
-            least = smallest(ghost) if network.valid else 1
-            graph = run if run.x.requires_grad else Run(ghost, wanted, batch, follow=True)
+            least = smallest_input(ghost) if network.valid else 1
+            graph = run if run.x.requires_grad else MeteredPass(ghost, wanted, batch, follow=True)
             field = receptive_field(cast(Tensor, graph.seen.output), graph.x)
     return Trace(
         line=str(network.plan),
@@ -301,19 +303,19 @@ def _skips(network: Network) -> tuple[str | None, ...]:
     return tuple(f"encoder.{i}" for i in network.skips) + (None,) * (len(network.stages) - len(network.skips))
 
 
-def _run(ghost: nn.Module, size: Size, batch: int) -> tuple[Run, list[str]]:
+def _run(ghost: nn.Module, size: Size, batch: int) -> tuple[MeteredPass, list[str]]:
     """A pass in training mode, or in eval mode where that fails, and what to say of it."""
     network, notes = network_of(ghost), []
     follow = all(p.requires_grad for p in ghost.parameters())
-    run = Run(ghost.train(), size, batch, follow=follow)
+    run = MeteredPass(ghost.train(), size, batch, follow=follow)
     if "more than 1 value per channel" in str(run.seen.error):
         notes.append("a norm is left with one value a channel: to train at this size takes a batch of 2 or more")
-        run = Run(ghost.eval(), size, batch, follow=follow)
+        run = MeteredPass(ghost.eval(), size, batch, follow=follow)
     ghost.eval()
     if run.seen.error is not None:
-        raise refusal(ghost, size, run.seen) from run.seen.error
+        raise size_error(ghost, size, run.seen) from run.seen.error
     if not isinstance(run.seen.output, Tensor):
-        raise CannotPass(f"a plugin's wrapper gives a {type(run.seen.output).__name__}; a trace follows one tensor")
+        raise InputSizeError(f"a plugin's wrapper gives a {type(run.seen.output).__name__}; a trace follows one tensor")
     if network.valid and (dropped := run.seen.dropped()):
         sizes = " and ".join(format_size(s) for s in nearest_sizes(ghost, size))
         notes.append(f"{dropped[0]}, which leaves out a row or column; {sizes} leave none out")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unetkit.testing.catalog import CHECKS as CHECKS
+    from unetkit.testing.catalog import CheckResult as CheckResult
     from unetkit.testing.catalog import Nonconformity as Nonconformity
-    from unetkit.testing.catalog import Result as Result
     from unetkit.testing.runner import assert_conforms as assert_conforms
     from unetkit.testing.runner import check_part as check_part
     from unetkit.testing.runner import check_plugin as check_plugin

@@ -38,38 +38,40 @@ _WHOLE = ("forward", "channels", "size", "gradients", "inputs", "state", "state_
 _BUILT = (*_WHOLE, "deepcopy", "meta")
 
 CHECKS = (
-    Check("signature", "the wiring is positional, options keyword-only", "words:wiring", EVERY, ()),
-    Check("option types", "the grammar reads every option and its default", "words:types_", EVERY, ()),
-    Check("documented", "a summary, and a line of help for every option", "words:documented", EVERY, ()),
-    Check("made", "the builder's wiring makes a module that declares itself", "shapes:made", needs=("signature",)),
-    Check("unknown option", "an option that there is not is refused", "words:unknown", EVERY, ("signature", "made")),
-    Check("forward", "odd sizes, 1x1, one sample and several pass in train and eval", "shapes:forward"),
-    Check("channels", "the channels are those declared or asked for", "shapes:channels"),
-    Check("size", "height and width are what the kind promises", "shapes:size", needs=("made", "channels")),
-    Check("logits", "logits come out, not probabilities", "shapes:logits", ("head", "model")),
-    Check("inputs", "inputs are left as they were", "passes:inputs"),
-    Check("state", "in eval a pass leaves nothing behind and draws nothing", "passes:state"),
-    Check("gradients", "finite gradients reach every parameter, and pass through", "passes:gradients", needs=_STEADY),
-    Check("batch", "in eval the samples of a batch do not mix", "passes:batch", needs=(*_STEADY, "channels")),
-    Check("seed", "a seed fixes weights and passes", "copies:seed", needs=(*_STEADY, "gradients")),
-    Check("state_dict", "the state_dict carries all that matters", "copies:state_dict", needs=_STEADY),
-    Check("deepcopy", "a deep copy is equal and shares nothing", "copies:deep_copy", needs=(*_STEADY, "state_dict")),
-    Check("dtype", "in float64 it computes in float64", "forms:dtype", needs=(*_STEADY, "state_dict")),
-    Check("meta", "it is made and passed on the meta device, without values", "forms:meta", needs=_STEADY),
+    Check("signature", "the wiring is positional, options keyword-only", "signature:wiring", EVERY, ()),
+    Check("option types", "the grammar reads every option and its default", "signature:types_", EVERY, ()),
+    Check("documented", "a summary, and a line of help for every option", "signature:documented", EVERY, ()),
+    Check("made", "the builder's wiring makes a module that declares itself", "forward:made", needs=("signature",)),
     Check(
-        "export", "torch.export gives one program for every size", "forms:export", needs=("forward", "state", "meta")
+        "unknown option", "an option that there is not is refused", "signature:unknown", EVERY, ("signature", "made")
     ),
-    Check("channels_last", "channels_last memory gives equal outputs", "forms:channels_last", needs=_STEADY),
-    Check("options", "every choice of an option keeps the promises too", "shapes:options", needs=_WHOLE),
-    Check("network", "a network with it trains, keeps its size, is saved and loaded", "networks:network", needs=_BUILT),
-    Check("plan", "a plan that names no other recipe and reads back", "networks:plan", ("recipe",), ("signature",)),
-    Check("own size", "its network passes its own size on meta", "networks:own_size", ("recipe",), ("plan",)),
-    Check("loads", "the plugin loads, registers and adds something", "plugins:loads", PLUGIN, ()),
-    Check("light", "importing and registering it imports no torch", "plugins:light", PLUGIN, ("loads",)),
-    Check("sources", "the libraries that it adds list their names", "plugins:sources", PLUGIN, ("loads",)),
-    Check("commands", "its commands have help and names of their own", "plugins:commands", PLUGIN, ("loads",)),
-    Check("metrics", "its metrics are described, and measure a small network", "metrics:metrics", PLUGIN, ("loads",)),
-    Check("wraps", "models that it wraps predict, train, are saved and copied", "plugins:wraps", PLUGIN, ("loads",)),
+    Check("forward", "odd sizes, 1x1, one sample and several pass in train and eval", "forward:forward"),
+    Check("channels", "the channels are those declared or asked for", "forward:channels"),
+    Check("size", "height and width are what the kind promises", "forward:size", needs=("made", "channels")),
+    Check("logits", "logits come out, not probabilities", "forward:logits", ("head", "model")),
+    Check("inputs", "inputs are left as they were", "autograd:inputs"),
+    Check("state", "in eval a pass leaves nothing behind and draws nothing", "autograd:state"),
+    Check("gradients", "finite gradients reach every parameter, and pass through", "autograd:gradients", needs=_STEADY),
+    Check("batch", "in eval the samples of a batch do not mix", "autograd:batch", needs=(*_STEADY, "channels")),
+    Check("seed", "a seed fixes weights and passes", "state:seed", needs=(*_STEADY, "gradients")),
+    Check("state_dict", "the state_dict carries all that matters", "state:state_dict", needs=_STEADY),
+    Check("deepcopy", "a deep copy is equal and shares nothing", "state:deep_copy", needs=(*_STEADY, "state_dict")),
+    Check("dtype", "in float64 it computes in float64", "export:dtype", needs=(*_STEADY, "state_dict")),
+    Check("meta", "it is made and passed on the meta device, without values", "export:meta", needs=_STEADY),
+    Check(
+        "export", "torch.export gives one program for every size", "export:export", needs=("forward", "state", "meta")
+    ),
+    Check("channels_last", "channels_last memory gives equal outputs", "export:channels_last", needs=_STEADY),
+    Check("options", "every choice of an option keeps the promises too", "forward:options", needs=_WHOLE),
+    Check("network", "a network with it trains, keeps its size, is saved and loaded", "network:network", needs=_BUILT),
+    Check("plan", "a plan that names no other recipe and reads back", "network:plan", ("recipe",), ("signature",)),
+    Check("own size", "its network passes its own size on meta", "network:own_size", ("recipe",), ("plan",)),
+    Check("loads", "the plugin loads, registers and adds something", "plugin:loads", PLUGIN, ()),
+    Check("light", "importing and registering it imports no torch", "plugin:light", PLUGIN, ("loads",)),
+    Check("sources", "the libraries that it adds list their names", "plugin:sources", PLUGIN, ("loads",)),
+    Check("commands", "its commands have help and names of their own", "plugin:commands", PLUGIN, ("loads",)),
+    Check("metrics", "its metrics are described, and measure a small network", "plugin:metrics", PLUGIN, ("loads",)),
+    Check("wraps", "models that it wraps predict, train, are saved and copied", "plugin:wraps", PLUGIN, ("loads",)),
 )
 
 
@@ -78,7 +80,7 @@ BUILDS_ON = "it builds on "
 
 
 @dataclass(frozen=True)
-class Result:
+class CheckResult:
     """What one check found of one part, or of a plugin itself.
 
     Attributes:
@@ -106,7 +108,7 @@ class Nonconformity(AssertionError):
     """A promise of its kind that a part does not keep, in one line: with what, what was promised, what came."""
 
 
-class NothingToCheck(Exception):
+class SkipCheck(Exception):
     """A check that does not apply, and why."""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unetkit.testing.catalog import Nonconformity, NothingToCheck
+from unetkit.testing.catalog import Nonconformity, SkipCheck
 from unetkit.utils.formatting import Size
 from unetkit.utils.spatial import size_of
 
@@ -24,7 +24,7 @@ VALID_SHAPES: tuple[Shape, ...] = ((3, 13, 15), (1, 16, 16))
 
 
 @dataclass(frozen=True)
-class Input:
+class PartInput:
     """What a part is called with.
 
     Attributes:
@@ -35,11 +35,11 @@ class Input:
     tensors: tuple[Tensor, ...]
     asked: Size | None = None
 
-    def map(self, change: Callable[[Tensor], Any]) -> Input:
+    def map(self, change: Callable[[Tensor], Any]) -> PartInput:
         """The same input with each tensor changed."""
-        return Input(tuple(change(tensor) for tensor in self.tensors), self.asked)
+        return PartInput(tuple(change(tensor) for tensor in self.tensors), self.asked)
 
-    def fresh(self) -> Input:
+    def fresh(self) -> PartInput:
         """A copy that a part may spoil."""
         return self.map(torch.clone)
 
@@ -94,35 +94,35 @@ class Contract:
         """What is wrong with what a part says of itself; "" where nothing is."""
         return ""
 
-    def inputs(self, part: Any, wiring: Wiring) -> list[Input]:
+    def inputs(self, part: Any, wiring: Wiring) -> list[PartInput]:
         """What to pass, the usual one first. Batch norm in training refuses one value a channel: see `trains`."""
         shapes = VALID_SHAPES if getattr(part, "valid", False) else SHAPES
         return [self.given(wiring, shape) for shape in shapes]
 
-    def few(self, inputs: list[Input]) -> list[Input]:
+    def few(self, inputs: list[PartInput]) -> list[PartInput]:
         """Of these, the ones that suffice to try an option or a gradient with."""
         return inputs
 
-    def given(self, wiring: Wiring, shape: Shape) -> Input:
+    def given(self, wiring: Wiring, shape: Shape) -> PartInput:
         """The input of a shape."""
         batch, *size = shape
-        return Input((drawn(batch, wiring[0], *size),))
+        return PartInput((drawn(batch, wiring[0], *size),))
 
-    def asking(self, given: Input, wiring: Wiring) -> Input:
+    def asking(self, given: PartInput, wiring: Wiring) -> PartInput:
         """The same input, with the size that a stage would ask for where the kind is asked for one."""
         return given
 
-    def exported(self, part: Any, wiring: Wiring) -> tuple[int, list[Input]]:
+    def exported(self, part: Any, wiring: Wiring) -> tuple[int, list[PartInput]]:
         """For torch.export: the smallest side, and inputs, of which the first is the example."""
         taken = 10 if getattr(part, "valid", False) else 0
         shapes = [(2, height + taken, width + taken) for height, width in ((16, 12), (9, 11), (7, 6))]
         return 4 + taken, [self.asking(self.given(wiring, shape), wiring) for shape in shapes]
 
-    def call(self, part: Any, given: Input) -> Any:
+    def call(self, part: Any, given: PartInput) -> Any:
         """The call that a network makes."""
         return part(*given.tensors)
 
-    def outputs(self, part: Any, given: Input) -> Outputs:
+    def outputs(self, part: Any, given: PartInput) -> Outputs:
         """What comes back, as tensors. Raises Nonconformity where it is something else."""
         out = self.call(part, given)
         count = self.count(part)
@@ -150,7 +150,7 @@ class Contract:
         """The same in words."""
         return f"is asked for {self.names[1]}={wiring[1]}"
 
-    def channel_fault(self, part: Any, wiring: Wiring, given: Input, outputs: Outputs) -> str:
+    def channel_fault(self, part: Any, wiring: Wiring, given: PartInput, outputs: Outputs) -> str:
         """What is wrong with batch and channels; "" where nothing is."""
         if wrong := [len(out) for out in outputs if len(out) != given.batch]:
             return f"gives a batch of {wrong[0]}; promised is one of {given.batch}"
@@ -161,11 +161,11 @@ class Contract:
         hint = "; its maps look NHWC: permute them to NCHW" if last == promised else ""
         return f"{self.promise(part, wiring)}, but gives {_plain(gave)} channels{hint}"
 
-    def size_fault(self, part: Any, wiring: Wiring, given: Input, outputs: Outputs) -> str:
+    def size_fault(self, part: Any, wiring: Wiring, given: PartInput, outputs: Outputs) -> str:
         """What is wrong with heights and widths; "" where nothing is."""
         return self.sizes(part, wiring, given, [size_of(out) for out in outputs])
 
-    def sizes(self, part: Any, wiring: Wiring, given: Input, gave: list[Size]) -> str:
+    def sizes(self, part: Any, wiring: Wiring, given: PartInput, gave: list[Size]) -> str:
         """The same, from the sizes alone."""
         if gave[0] == given.size:
             return ""
@@ -199,16 +199,16 @@ class EncoderContract(Contract):
             return f"declares {len(widths)} widths for {len(channels)} maps"
         return ""
 
-    def inputs(self, part: Any, wiring: Wiring) -> list[Input]:
+    def inputs(self, part: Any, wiring: Wiring) -> list[PartInput]:
         shapes = encoder_shapes(part)  # encoders are large: of other channels than three, the smallest input
         return [self.given(wiring, shape) for shape in (shapes if wiring == self.wirings[0] else shapes[1:2])]
 
-    def few(self, inputs: list[Input]) -> list[Input]:
+    def few(self, inputs: list[PartInput]) -> list[PartInput]:
         return inputs[1:2] or inputs
 
-    def exported(self, part: Any, wiring: Wiring) -> tuple[int, list[Input]]:
+    def exported(self, part: Any, wiring: Wiring) -> tuple[int, list[PartInput]]:
         if fixed := getattr(part, "size", None):
-            raise NothingToCheck(f"it takes {by(fixed)} alone")
+            raise SkipCheck(f"it takes {by(fixed)} alone")
         (_, height, width), (_, least, _) = encoder_shapes(part)[:2]
         # Below twice the deepest stride a map may be of one pixel, which torch.export takes for a fixed size.
         least = least if getattr(part, "valid", False) else max(least, 2 * part.strides[-1])
@@ -225,7 +225,7 @@ class EncoderContract(Contract):
     def promise(self, part: Any, wiring: Wiring) -> str:
         return f"declares channels={part.channels}"
 
-    def sizes(self, part: Any, wiring: Wiring, given: Input, gave: list[Size]) -> str:
+    def sizes(self, part: Any, wiring: Wiring, given: PartInput, gave: list[Size]) -> str:
         for index, (stride, size) in enumerate(zip(part.strides, gave, strict=True)):
             for side, whole in zip(size, given.size, strict=True):
                 share = whole / stride
@@ -271,16 +271,16 @@ class ModelContract(Contract):
             return f"declares size={size!r}; promised is (height, width), or None"
         return ""
 
-    def inputs(self, part: Any, wiring: Wiring) -> list[Input]:
+    def inputs(self, part: Any, wiring: Wiring) -> list[PartInput]:
         shapes = model_shapes(part)  # models are large: of other channels, the smallest input
         return [self.given(wiring, shape) for shape in (shapes if wiring == self.wirings[0] else shapes[1:2])]
 
-    def few(self, inputs: list[Input]) -> list[Input]:
+    def few(self, inputs: list[PartInput]) -> list[PartInput]:
         return inputs[1:2] or inputs
 
-    def exported(self, part: Any, wiring: Wiring) -> tuple[int, list[Input]]:
+    def exported(self, part: Any, wiring: Wiring) -> tuple[int, list[PartInput]]:
         if fixed := getattr(part, "size", None):
-            raise NothingToCheck(f"it takes {by(fixed)} alone")
+            raise SkipCheck(f"it takes {by(fixed)} alone")
         least, multiple = _least(part), getattr(part, "multiple", 1)
         # Large enough that no map within is of one pixel, which torch.export takes for a fixed size.
         side, near, far = (_up(part, 2 * max(least, 32) + more) for more in (0, 1, multiple + 2))
@@ -337,9 +337,9 @@ class FusionContract(_Declaring):
     names = ("x_channels", "skip_channels")
     wirings = ((12, 5), (5, 12), (8, 8), (1, 1))
 
-    def given(self, wiring: Wiring, shape: Shape) -> Input:
+    def given(self, wiring: Wiring, shape: Shape) -> PartInput:
         batch, *size = shape
-        return Input((drawn(batch, wiring[0], *size), drawn(batch, wiring[1], *size) - 0.5))
+        return PartInput((drawn(batch, wiring[0], *size), drawn(batch, wiring[1], *size) - 0.5))
 
 
 class BlockContract(Contract):
@@ -349,7 +349,7 @@ class BlockContract(Contract):
     names = ("in_channels", "out_channels")
     wirings = ((12, 5), (5, 12), (8, 8), (1, 1))
 
-    def sizes(self, part: Any, wiring: Wiring, given: Input, gave: list[Size]) -> str:
+    def sizes(self, part: Any, wiring: Wiring, given: PartInput, gave: list[Size]) -> str:
         if gave[0] == given.size:
             return ""
         if not getattr(part, "valid", False):
@@ -373,24 +373,24 @@ class UpsamplerContract(_Declaring):
     names = ("channels", "scale")
     wirings = ((8, 2.0), (8, 4), (6, 1.5), (5, 2.0), (8, 1.0), (1, 2.0))
 
-    def inputs(self, part: Any, wiring: Wiring) -> list[Input]:
+    def inputs(self, part: Any, wiring: Wiring) -> list[PartInput]:
         found = super().inputs(part, wiring)
         x, (height, width) = found[0].tensors, self._scaled(found[0], wiring)
         # An odd skip is one pixel short of twice the map below it; logits may be wanted one pixel larger.
-        near = [Input(x, (height + d, width + e)) for d, e in ((-1, -1), (0, -1), (1, 1))]
+        near = [PartInput(x, (height + d, width + e)) for d, e in ((-1, -1), (0, -1), (1, 1))]
         return [self.asking(given, wiring) for given in found] + near
 
-    def asking(self, given: Input, wiring: Wiring) -> Input:
-        return Input(given.tensors, self._scaled(given, wiring))
+    def asking(self, given: PartInput, wiring: Wiring) -> PartInput:
+        return PartInput(given.tensors, self._scaled(given, wiring))
 
-    def _scaled(self, given: Input, wiring: Wiring) -> Size:
+    def _scaled(self, given: PartInput, wiring: Wiring) -> Size:
         height, width = given.size
         return round(height * wiring[1]), round(width * wiring[1])
 
-    def call(self, part: Any, given: Input) -> Any:
+    def call(self, part: Any, given: PartInput) -> Any:
         return part(*given.tensors, given.asked)
 
-    def sizes(self, part: Any, wiring: Wiring, given: Input, gave: list[Size]) -> str:
+    def sizes(self, part: Any, wiring: Wiring, given: PartInput, gave: list[Size]) -> str:
         exact = self._scaled(given, wiring)
         if given.asked == exact:
             return "" if gave[0] == exact else f"gives {by(gave[0])}; the scale times the input is {by(exact)}"
@@ -406,14 +406,14 @@ class AlignContract(Contract):
     #: Of the map and the skip: equal, an odd skip, a skip that was larger or much larger, single pixels.
     PAIRS = (((10, 14), (9, 13)), ((10, 14), (10, 14)), ((8, 8), (9, 9)), ((6, 4), (12, 11)), ((2, 2), (1, 1)))
 
-    def inputs(self, part: Any, wiring: Wiring) -> list[Input]:
+    def inputs(self, part: Any, wiring: Wiring) -> list[PartInput]:
         batches = (3, 1, 2, 1, 2)
         pairs = zip(batches, self.PAIRS, strict=True)
-        return [Input((drawn(batch, 4, *x), drawn(batch, 6, *skip))) for batch, (x, skip) in pairs]
+        return [PartInput((drawn(batch, 4, *x), drawn(batch, 6, *skip))) for batch, (x, skip) in pairs]
 
-    def exported(self, part: Any, wiring: Wiring) -> tuple[int, list[Input]]:
+    def exported(self, part: Any, wiring: Wiring) -> tuple[int, list[PartInput]]:
         pairs = (((16, 12), (30, 26)), ((9, 11), (17, 22)), ((14, 12), (14, 12)), ((8, 8), (7, 7)))
-        return 4, [Input((drawn(2, 4, *x), drawn(2, 6, *skip))) for x, skip in pairs]
+        return 4, [PartInput((drawn(2, 4, *x), drawn(2, 6, *skip))) for x, skip in pairs]
 
     def declares(self, part: Any) -> str:
         if not callable(wanted := getattr(part, "wanted", None)):
@@ -432,7 +432,7 @@ class AlignContract(Contract):
     def promise(self, part: Any, wiring: Wiring) -> str:
         return "is given a map of 4 channels and a skip of 6"
 
-    def sizes(self, part: Any, wiring: Wiring, given: Input, gave: list[Size]) -> str:
+    def sizes(self, part: Any, wiring: Wiring, given: PartInput, gave: list[Size]) -> str:
         if gave[0] != gave[1]:
             return f"gives {by(gave[0])} and {by(gave[1])}; both must come out with one size"
         sides = zip(gave[0], *(size_of(tensor) for tensor in given.tensors), strict=True)

@@ -26,7 +26,7 @@ _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 
 
 @contextmanager
-def world_kept() -> Iterator[None]:
+def preserve_process_state() -> Iterator[None]:
     """Leave settings and random states as they were. Raises Nonconformity where a setting was changed within.
 
     Within, torch computes in float32 whatever its user has set.

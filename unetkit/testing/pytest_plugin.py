@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from unetkit.testing.runner import Job
+    from unetkit.testing.runner import CheckJob
 
 _HELP = "unetkit(target): one test for each check that unetkit.testing makes of a plugin, through `unetkit_check`"
 
@@ -42,7 +42,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def unetkit_check(request: pytest.FixtureRequest) -> Callable[[], None]:
     """Call it to make the check; it fails or skips the test with one line."""
-    job: Job | None = getattr(request, "param", None)
+    job: CheckJob | None = getattr(request, "param", None)
     if job is None:
         raise pytest.UsageError(f"{request.node.nodeid}: mark the test with @pytest.mark.unetkit(target)")
 

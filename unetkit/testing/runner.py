@@ -11,13 +11,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from unetkit.errors import BadOption, UnetkitError, UnknownName
+from unetkit.errors import OptionError, UnetkitError, UnknownNameError
 from unetkit.options import load_target
 from unetkit.plan import PartSpec
-from unetkit.plugins import Host, default_parts, load_host
+from unetkit.plugins import PluginManager, default_parts, load_manager
 from unetkit.registry import Parts, Plugin
-from unetkit.resolve import typed_options
-from unetkit.testing.catalog import BUILDS_ON, CHECKS, Check, Nonconformity, NothingToCheck, Result, one_line
+from unetkit.resolve import parse_options
+from unetkit.testing.catalog import BUILDS_ON, CHECKS, Check, CheckResult, Nonconformity, SkipCheck, one_line
 
 _BY_NAME = {check.name: check for check in CHECKS}
 
@@ -29,7 +29,7 @@ class _Examined:
     title: str
     kind: str
     find: Callable[[], Any]
-    found: dict[str, Result] = field(default_factory=dict)
+    found: dict[str, CheckResult] = field(default_factory=dict)
 
     @cached_property
     def subject(self) -> Any:
@@ -38,27 +38,27 @@ class _Examined:
     def checks(self) -> list[Check]:
         return [check for check in CHECKS if self.kind in check.kinds]
 
-    def result(self, name: str) -> Result:
+    def result(self, name: str) -> CheckResult:
         if name not in self.found:
             self.found[name] = self._asked(_BY_NAME[name])
         return self.found[name]
 
-    def _asked(self, check: Check) -> Result:
+    def _asked(self, check: Check) -> CheckResult:
         for need in check.needs:
             if self.kind in _BY_NAME[need].kinds and self.result(need).outcome != "passed":
-                return Result(self.title, check.name, "skipped", f"{BUILDS_ON}{need}, which did not pass")
+                return CheckResult(self.title, check.name, "skipped", f"{BUILDS_ON}{need}, which did not pass")
         try:
             self._ask(load_target(f"unetkit.testing.checks.{check.home}"))
-        except NothingToCheck as reason:
-            return Result(self.title, check.name, "skipped", str(reason))
+        except SkipCheck as reason:
+            return CheckResult(self.title, check.name, "skipped", str(reason))
         except Nonconformity as fault:
-            return Result(self.title, check.name, "failed", " ".join(str(fault).split()))
+            return CheckResult(self.title, check.name, "failed", " ".join(str(fault).split()))
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:  # a part may call sys.exit
             why = str(error) if isinstance(error, UnetkitError) else one_line(error)
-            return Result(self.title, check.name, "failed", why)
-        return Result(self.title, check.name, "passed")
+            return CheckResult(self.title, check.name, "failed", why)
+        return CheckResult(self.title, check.name, "passed")
 
     def _ask(self, check: Callable[[Any], None]) -> None:
         if self.kind == "plugin":
@@ -66,14 +66,14 @@ class _Examined:
             return
         import torch
 
-        from unetkit.testing.process_state import world_kept
+        from unetkit.testing.process_state import preserve_process_state
 
-        with torch.inference_mode(False), torch.enable_grad(), world_kept():
+        with torch.inference_mode(False), torch.enable_grad(), preserve_process_state():
             check(self.subject)
 
 
 @dataclass(frozen=True)
-class Job:
+class CheckJob:
     """One check that is still to be made. Calling `run` makes it, and what it builds on.
 
     Attributes:
@@ -86,46 +86,46 @@ class Job:
     part: str
     check: str
     title: str
-    run: Callable[[], Result]
+    run: Callable[[], CheckResult]
 
 
-def _jobs(examined: _Examined) -> list[Job]:
+def _jobs(examined: _Examined) -> list[CheckJob]:
     return [
-        Job(examined.title, check.name, check.title, partial(examined.result, check.name))
+        CheckJob(examined.title, check.name, check.title, partial(examined.result, check.name))
         for check in examined.checks()
     ]
 
 
-def jobs_of_part(kind: str, part: Any, *, parts: Parts | None = None) -> list[Job]:
+def jobs_of_part(kind: str, part: Any, *, parts: Parts | None = None) -> list[CheckJob]:
     """The checks of one part, not yet made: for showing progress. See `check_part`."""
     parts = default_parts() if parts is None else parts
     title, spec = parts[kind].kind.title, PartSpec.of(part)
     if spec.then:
-        raise BadOption(f"{spec}: blocks that follow one another are checked each by itself")
+        raise OptionError(f"{spec}: blocks that follow one another are checked each by itself")
     if spec.factory is None and spec.options:
-        typed_options(parts[kind].kind.word, spec, parts[kind].get(spec.name).signature)
+        parse_options(parts[kind].kind.word, spec, parts[kind].get(spec.name).signature)
     elif spec.factory is None:
         parts[kind].get(spec.name)
 
     def find() -> Any:
-        from unetkit.testing.subject import Subject
+        from unetkit.testing.subject import PartSubject
 
-        return Subject(kind, spec, parts)
+        return PartSubject(kind, spec, parts)
 
     name = spec.name.rpartition(".")[2] if spec.factory is not None else str(spec)
     return _jobs(_Examined(f"{title} {name}", title, find))
 
 
-def jobs_of_plugin(target: str | Path | ModuleType) -> list[Job]:
+def jobs_of_plugin(target: str | Path | ModuleType) -> list[CheckJob]:
     """The checks of a plugin and of every part that it adds, not yet made. See `check_plugin`."""
     ours = target == "unetkit"
     with redirect_stderr(StringIO()):  # what goes wrong is told by a check
-        host = load_host([] if ours else [target], isolated=True)
+        host = load_manager([] if ours else [target], isolated=True)
     if host.plugins[-1].missing:
-        raise UnknownName(host.plugins[-1].error)
+        raise UnknownNameError(host.plugins[-1].error)
     found = host.plugins if ours else host.plugins[1:]  # a distribution may have several
     told = "" if ours else target.__name__ if isinstance(target, ModuleType) else str(target)
-    jobs: list[Job] = []
+    jobs: list[CheckJob] = []
     for plugin in found:
         title = "plugin" if len(found) == 1 else f"plugin {plugin.name}"
         asked = _jobs(_Examined(title, "plugin", partial(_guest, host, plugin, told)))
@@ -136,15 +136,15 @@ def jobs_of_plugin(target: str | Path | ModuleType) -> list[Job]:
     return jobs
 
 
-def _guest(host: Host, plugin: Plugin, target: str) -> Any:
-    from unetkit.testing.checks.plugin import Guest
+def _guest(host: PluginManager, plugin: Plugin, target: str) -> Any:
+    from unetkit.testing.checks.plugin import PluginSubject
 
-    return Guest(host, plugin, target)
+    return PluginSubject(host, plugin, target)
 
 
-def _of_plugin(host: Host, plugin: Plugin) -> set[str]:
+def _of_plugin(host: PluginManager, plugin: Plugin) -> set[str]:
     """The checks of a plugin itself for which it has something to look at."""
-    libraries = [source.owner for registry in host.parts for source in registry.sources.values()]
+    libraries = [source.owner for registry in host.parts for source in registry.libraries.values()]
     adds = {
         "sources": plugin.name in libraries,
         "commands": host.implements("unetkit_register_commands", plugin),
@@ -154,7 +154,7 @@ def _of_plugin(host: Host, plugin: Plugin) -> set[str]:
     return {"loads", "light"} | {name for name, has in adds.items() if has}
 
 
-def check_part(kind: str, part: Any, *, parts: Parts | None = None) -> list[Result]:
+def check_part(kind: str, part: Any, *, parts: Parts | None = None) -> list[CheckResult]:
     """Ask one part everything that its kind promises.
 
     Args:
@@ -166,7 +166,7 @@ def check_part(kind: str, part: Any, *, parts: Parts | None = None) -> list[Resu
         One Result for each check, in order.
 
     Raises:
-        UnknownName: no part has that name.
+        UnknownNameError: no part has that name.
     """
     return [job.run() for job in jobs_of_part(kind, part, parts=parts)]
 
@@ -178,10 +178,10 @@ def assert_conforms(kind: str, part: Any, *, parts: Parts | None = None) -> None
         raise Nonconformity("\n".join(f"{result.part}: {result.check}: {result.message}" for result in failed))
 
 
-def check_plugin(target: str | Path | ModuleType) -> list[Result]:
+def check_plugin(target: str | Path | ModuleType) -> list[CheckResult]:
     """Ask a plugin, and every part that it registers by name, everything that is promised.
 
-    Of a library of parts (`add_source`) the listing is checked; its parts are for `check_part`, by a few names.
+    Of a library of parts (`add_library`) the listing is checked; its parts are for `check_part`, by a few names.
 
     Args:
         target: the name of an installed plugin, a module or its name, or a Python file; "unetkit" for unetkit's own.
@@ -190,7 +190,7 @@ def check_plugin(target: str | Path | ModuleType) -> list[Result]:
         One Result for each check, the plugin's own first. A plugin that does not load has one that failed.
 
     Raises:
-        UnknownName: there is no such plugin, module or file.
+        UnknownNameError: there is no such plugin, module or file.
 
     Raises:
         PluginError: it does not load, and UNETKIT_STRICT is 1.
@@ -198,6 +198,6 @@ def check_plugin(target: str | Path | ModuleType) -> list[Result]:
     return list(_each(target))
 
 
-def _each(target: str | Path | ModuleType) -> Iterator[Result]:
+def _each(target: str | Path | ModuleType) -> Iterator[CheckResult]:
     for job in jobs_of_plugin(target):
         yield job.run()

@@ -16,24 +16,24 @@ from unetkit.options import Signature, load_target
 from unetkit.plan import PartSpec
 from unetkit.plugins import default_parts
 from unetkit.registry import Entry, Factory, Kind, Parts
-from unetkit.resolve import signature_of, typed_options
-from unetkit.testing.catalog import Nonconformity, NothingToCheck, one_line
-from unetkit.testing.contracts import CONTRACTS, Contract, Input, Outputs, Wiring
+from unetkit.resolve import parse_options, signature_of
+from unetkit.testing.catalog import Nonconformity, SkipCheck, one_line
+from unetkit.testing.contracts import CONTRACTS, Contract, Outputs, PartInput, Wiring
 
 
 @dataclass(frozen=True)
-class Run:
+class PartRun:
     """One forward pass of a part made for it alone, and what is wrong with it; "" where nothing is."""
 
     wiring: Wiring
-    given: Input
+    given: PartInput
     training: bool
     error: str = ""
     channels: str = ""
     size: str = ""
 
 
-class Subject:
+class PartSubject:
     """A part, by its kind and what was said of it: a line, a PartSpec, a class or a callable.
 
     Attributes:
@@ -49,7 +49,7 @@ class Subject:
         self.kind: Kind = self.parts[kind].kind
         self.contract: Contract = CONTRACTS.get(self.kind.title, Contract())
         #: What each wiring is tried on.
-        self.inputs: dict[Wiring, list[Input]] = {}
+        self.inputs: dict[Wiring, list[PartInput]] = {}
 
     @cached_property
     def entry(self) -> Entry | None:
@@ -76,7 +76,7 @@ class Subject:
     @cached_property
     def options(self) -> dict[str, Any]:
         """What its line sets."""
-        return typed_options(self.kind.word, self.spec, self.signature)
+        return parse_options(self.kind.word, self.spec, self.signature)
 
     def make(self, wiring: Wiring, *, seed: int = 0, **options: Any) -> Any:
         """A new part whose weights are drawn from a seed."""
@@ -100,7 +100,7 @@ class Subject:
             except Exception as error:
                 raise Nonconformity(
                     f"{self.where(wiring)}making it fails with {one_line(error)}; "
-                    "what it cannot have it refuses with an UnetkitError, such as CannotBuild"
+                    "what it cannot have it refuses with an UnetkitError, such as BuildError"
                 ) from error
             else:
                 self.declared(part, wiring)
@@ -120,11 +120,11 @@ class Subject:
             raise Nonconformity(f"{self.where(wiring)}{fault}")
 
     @cached_property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[PartRun]:
         """A pass of every wiring, input and mode, each through a part of its own."""
         return [run for wiring in self.wirings for run in self.runs_of(wiring, self.inputs[wiring])]
 
-    def runs_of(self, wiring: Wiring, inputs: list[Input], **options: Any) -> Iterator[Run]:
+    def runs_of(self, wiring: Wiring, inputs: list[PartInput], **options: Any) -> Iterator[PartRun]:
         """Every input in eval and training."""
         for training in (False, True):
             for given in inputs:
@@ -132,47 +132,47 @@ class Subject:
                 if not (training and given.batch == 1 and given.size == (1, 1)):
                     yield self._run(wiring, given, training, options)
 
-    def _run(self, wiring: Wiring, given: Input, training: bool, options: dict[str, Any]) -> Run:
+    def _run(self, wiring: Wiring, given: PartInput, training: bool, options: dict[str, Any]) -> PartRun:
         part = self.make(wiring, **options).train(training)
         try:
             with torch.set_grad_enabled(training):
                 out = self.contract.outputs(part, given.fresh())
         except Nonconformity as fault:
-            return Run(wiring, given, training, error=str(fault))
+            return PartRun(wiring, given, training, error=str(fault))
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:  # sys.exit, too
             # Norms over a map refuse a single pixel likewise, in eval too.
             if given.size == (1, 1) and "Expected more than 1" in str(error):
-                return Run(wiring, given, training, error="torch")
-            return Run(wiring, given, training, error=f"fails with {one_line(error)}")
+                return PartRun(wiring, given, training, error="torch")
+            return PartRun(wiring, given, training, error=f"fails with {one_line(error)}")
         if not all(tensor.isfinite().all() for tensor in out):
-            return Run(wiring, given, training, error="gives numbers that are not finite")
+            return PartRun(wiring, given, training, error="gives numbers that are not finite")
         channels = self.contract.channel_fault(part, wiring, given, out)
-        return Run(wiring, given, training, "", channels, self.contract.size_fault(part, wiring, given, out))
+        return PartRun(wiring, given, training, "", channels, self.contract.size_fault(part, wiring, given, out))
 
-    def samples(self, *, training: bool = False, every: bool = False) -> list[tuple[Wiring, Input]]:
+    def samples(self, *, training: bool = False, every: bool = False) -> list[tuple[Wiring, PartInput]]:
         """The first input that passes of each wiring; of the first wiring alone for images, unless every is asked."""
-        found: dict[Wiring, Input] = {}
+        found: dict[Wiring, PartInput] = {}
         for run in self.runs:
             if run.training == training and not run.error:
                 found.setdefault(run.wiring, run.given)
         if not found:
-            raise NothingToCheck("nothing passes through it; see forward")
+            raise SkipCheck("nothing passes through it; see forward")
         pairs = list(found.items())
         return pairs[:1] if self.contract.takes_images and not every else pairs
 
-    def passing(self, wiring: Wiring, *, training: bool) -> list[Input]:
+    def passing(self, wiring: Wiring, *, training: bool) -> list[PartInput]:
         """Every input of a wiring that passes."""
         return [r.given for r in self.runs if r.wiring == wiring and r.training == training and not r.error]
 
-    def run(self, part: Any, given: Input, *, seed: int = 1) -> Outputs:
+    def run(self, part: Any, given: PartInput, *, seed: int = 1) -> Outputs:
         """One pass without gradients, in the part's own mode."""
         torch.default_generator.manual_seed(seed)
         with torch.no_grad():
             return self.contract.outputs(part, given.fresh())
 
-    def where(self, wiring: Wiring, given: Input | None = None, training: bool | None = None) -> str:
+    def where(self, wiring: Wiring, given: PartInput | None = None, training: bool | None = None) -> str:
         """Where a message stands: "with x_channels=12, skip_channels=5, a batch of 3 of 5x7 in training: "."""
         pairs = [f"{name}={value:g}" for name, value in zip(self.contract.names, wiring, strict=False)]
         said = (["with " + ", ".join(pairs)] if pairs else []) + ([f"a batch of {given}"] if given else [])

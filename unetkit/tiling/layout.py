@@ -9,7 +9,7 @@ from typing import cast
 
 import numpy as np
 
-from unetkit.errors import BadOption
+from unetkit.errors import OptionError
 from unetkit.utils.formatting import Size, format_size
 
 #: Of a Gaussian's sigma, to a tile's side: nnU-Net's.
@@ -17,7 +17,7 @@ _SIGMA = 1 / 8
 
 
 @dataclass(frozen=True)
-class Axis:
+class TileAxis:
     """Tiles along the rows or the columns of an image.
 
     Attributes:
@@ -66,7 +66,7 @@ class Axis:
         return total
 
 
-def exact(
+def exact_axis(
     side: int,
     tile: int,
     period: int,
@@ -74,7 +74,7 @@ def exact(
     least: int = 1,
     margin: tuple[int, int] = (0, 0),
     edge: tuple[int, int] = (0, 0),
-) -> Axis:
+) -> TileAxis:
     """Tiles from which every pixel is taken once, from where the tile's end does not reach it.
 
     Args:
@@ -90,16 +90,16 @@ def exact(
     step = max(period, (tile - sum(edge)) // period * period)
     starts = _starts(whole, tile, step)
     cuts = tuple((after + edge[0] + before + tile - edge[1]) // 2 for before, after in pairwise(starts))
-    return Axis(side, tile, starts, margin, cuts)
+    return TileAxis(side, tile, starts, margin, cuts)
 
 
-def blended(
+def blended_axis(
     side: int, tile: int, period: int, overlap: int, *, least: int = 1, margin: tuple[int, int] = (0, 0)
-) -> Axis:
+) -> TileAxis:
     """Tiles that share `overlap` pixels or more, weighted by a Gaussian. Arguments as those of `exact`."""
     whole, tile = _extended(side, tile, period, least)
     step = max(period if period < tile else 1, (tile - overlap) // period * period)
-    return Axis(side, tile, _starts(whole, tile, min(step, tile)), margin)
+    return TileAxis(side, tile, _starts(whole, tile, min(step, tile)), margin)
 
 
 def _extended(side: int, tile: int, period: int, least: int) -> tuple[int, int]:
@@ -122,7 +122,7 @@ TILE, AT_ONCE = 512, 1024
 
 
 @dataclass(frozen=True)
-class Layout:
+class TileLayout:
     """How an image is cut into tiles.
 
     Attributes:
@@ -130,8 +130,8 @@ class Layout:
         why: which way and why, for people.
     """
 
-    rows: Axis
-    columns: Axis
+    rows: TileAxis
+    columns: TileAxis
     why: str
 
     @property
@@ -141,7 +141,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Fit:
+class TileRequirements:
     """What a network asks of tiles. Heights and widths in pixels of the input.
 
     Attributes:
@@ -163,7 +163,7 @@ class Fit:
 
     def layout(
         self, image: Size, tile: Size | None = None, overlap: int | None = None, *, flips: bool = False
-    ) -> Layout:
+    ) -> TileLayout:
         """Tiles for an image: exact where they can be.
 
         Args:
@@ -173,43 +173,44 @@ class Fit:
             flips: whether tiles are passed mirrored too, which exchanges their ends.
 
         Raises:
-            BadOption: an overlap as large as the tile, or a tile other than the one size that the network takes.
+            OptionError: an overlap as large as the tile, or a tile other than the one size that the network takes.
         """
         if flips and self.edge:
             widest = max(self.edge[0][0], self.edge[1][0]), max(self.edge[0][1], self.edge[1][1])
             return replace(self, edge=(widest, widest)).layout(image, tile, overlap)
         given = self._given(image, tile)
-        at_once = self._axes(given, image, (0, 0), (0, 0))
-        if all(len(axis.starts) == 1 for axis in at_once):
-            return Layout(*at_once, "in one tile: exactly what one pass over the whole image gives")
+        single_tile = self._axes(given, image, (0, 0), (0, 0))
+        if all(len(axis.starts) == 1 for axis in single_tile):
+            return TileLayout(*single_tile, "in one tile: exactly what one pass over the whole image gives")
         if overlap is None and self.edge and all(self._room(given, axis) for axis in (0, 1)):
             overlaps = format_size(cast(Size, tuple(before + after for before, after in zip(*self.edge, strict=True))))
             reason = f"{_said(given)} that overlap by {overlaps}: exactly what one pass over the whole image gives"
-            return Layout(*self._axes(given, image, *self.edge), reason)
+            return TileLayout(*self._axes(given, image, *self.edge), reason)
         return self._blended(given, image, overlap)
 
-    def at_once(self, image: Size) -> Layout:
-        """The whole image as one tile. Raises BadOption where the network takes only what is smaller."""
+    def single_tile(self, image: Size) -> TileLayout:
+        """The whole image as one tile. Raises OptionError where the network takes only what is smaller."""
         if self.fixed and (image[0] > self.fixed[0] or image[1] > self.fixed[1]):
-            raise BadOption(
+            raise OptionError(
                 f"--check: the network takes {format_size(self.fixed)} alone, so no one pass sees {format_size(image)}"
             )
         return self.layout(image, self.fixed or self._over(image))
 
-    def _blended(self, given: Size, image: Size, overlap: int | None) -> Layout:
+    def _blended(self, given: Size, image: Size, overlap: int | None) -> TileLayout:
         outputs = [given[axis] - self.shrinks[axis] for axis in (0, 1)]
         shared = [side // 4 for side in outputs] if overlap is None else [overlap, overlap]
         if overlap is not None and overlap >= min(outputs):
-            raise BadOption(
+            raise OptionError(
                 f"--overlap {overlap}: must be below what a tile gives, {format_size((outputs[0], outputs[1]))}"
             )
         reason = "as --overlap asks" if overlap is not None else f"since {self._reason()}"
         margins = [_halves(shrink) for shrink in self.shrinks]
         leasts = [self.least[axis] - self.shrinks[axis] for axis in (0, 1)]
         rows, columns = (
-            blended(image[i], outputs[i], self.period, shared[i], least=leasts[i], margin=margins[i]) for i in (0, 1)
+            blended_axis(image[i], outputs[i], self.period, shared[i], least=leasts[i], margin=margins[i])
+            for i in (0, 1)
         )
-        return Layout(
+        return TileLayout(
             rows, columns, f"{_said(given)} that overlap by {format_size((shared[0], shared[1]))}, blended, {reason}"
         )
 
@@ -229,7 +230,7 @@ class Fit:
         """The input of a tile: what was asked for, brought down to a size that passes."""
         if self.fixed:
             if tile not in (None, self.fixed):
-                raise BadOption(
+                raise OptionError(
                     f"--tile {format_size(tile)}: the network takes {format_size(self.fixed)} alone; leave it out"
                 )
             return self.fixed
@@ -242,9 +243,9 @@ class Fit:
         """An input whose output covers an image."""
         return image[0] + self.shrinks[0] + self.period, image[1] + self.shrinks[1] + self.period
 
-    def _axes(self, given: Size, image: Size, before: Size, after: Size) -> tuple[Axis, Axis]:
+    def _axes(self, given: Size, image: Size, before: Size, after: Size) -> tuple[TileAxis, TileAxis]:
         rows, columns = (
-            exact(
+            exact_axis(
                 image[axis],
                 given[axis] - self.shrinks[axis],
                 self.period,

@@ -11,12 +11,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from unetkit.errors import CannotPass
+from unetkit.errors import InputSizeError
 from unetkit.network import Network
-from unetkit.summary.forward_hooks import meta_input, network_of, observe, tensors_of
-from unetkit.summary.input_sizes import nearest_sizes, refusal, smallest
+from unetkit.summary.forward_hooks import meta_input, network_of, record_forward, tensors_of
+from unetkit.summary.input_sizes import nearest_sizes, size_error, smallest_input
 from unetkit.summary.receptive_field import receptive_field
-from unetkit.tiling.layout import TILE, Fit
+from unetkit.tiling.layout import TILE, TileRequirements
 from unetkit.unet import UNet
 from unetkit.utils.formatting import Size
 from unetkit.utils.modules import meta_copy
@@ -40,53 +40,55 @@ class _Full(nn.Module):
 
 
 #: Found once a network: its layers do not change, whatever their weights do.
-_known: WeakKeyDictionary[nn.Module, Fit] = WeakKeyDictionary()
+_known: WeakKeyDictionary[nn.Module, TileRequirements] = WeakKeyDictionary()
 
 
-def fit(model: nn.Module) -> Fit:
+def find_tile_requirements(model: nn.Module) -> TileRequirements:
     """What a network asks of tiles.
 
     Args:
         model: as `unetkit.build` or `load` gives it; it is left as it was.
 
     Raises:
-        CannotPass: no size passes.
+        InputSizeError: no size passes.
     """
     if model not in _known:
         _known[model] = _fit(model)
     return _known[model]
 
 
-def _fit(model: nn.Module) -> Fit:
+def _fit(model: nn.Module) -> TileRequirements:
     network = network_of(model)
     period = lcm(network.period, network.multiple, *(network.strides if isinstance(network, UNet) else ()))
     with torch.inference_mode(False), torch.enable_grad():
         ghost = _Full(meta_copy(model).eval()).eval()
         if network.size:
-            return Fit(period, network.size, network.size, why=f"the network takes {network.size[0]}x{network.size[1]}")
+            return TileRequirements(
+                period, network.size, network.size, why=f"the network takes {network.size[0]}x{network.size[1]}"
+            )
         least = _least(ghost, network, period)
         out, x = _passed(ghost, (least, least))
         shrinks = x.shape[-2] - out.shape[-2], x.shape[-1] - out.shape[-1]
         edge, why = _edge(ghost, least, period)
-    return Fit(period, None, (least, least), shrinks, edge, why)
+    return TileRequirements(period, None, (least, least), shrinks, edge, why)
 
 
 def _least(ghost: nn.Module, network: Network, period: int) -> int:
     """The smallest side that passes, of those that differ by periods and leave no row or column out."""
     if not network.valid:
         return -(-max(1, network.min_size) // period) * period
-    least, sizes = smallest(ghost), nearest_sizes(ghost, (TILE, TILE))
+    least, sizes = smallest_input(ghost), nearest_sizes(ghost, (TILE, TILE))
     if least is None or not sizes:
-        raise CannotPass(f"no size up to 2048 passes through {network.plan}")
+        raise InputSizeError(f"no size up to 2048 passes through {network.plan}")
     return least + (sizes[0][0] - least) % period
 
 
 def _passed(ghost: nn.Module, size: Size) -> tuple[Tensor, Tensor]:
     """The output of a pass, and its input."""
     x = meta_input(network_of(ghost), size)
-    seen = observe(ghost, x)
+    seen = record_forward(ghost, x)
     if seen.output is None:
-        raise refusal(ghost, size, seen) from seen.error
+        raise size_error(ghost, size, seen) from seen.error
     return seen.output, x
 
 

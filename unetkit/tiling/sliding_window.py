@@ -12,13 +12,13 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from unetkit.errors import CannotPass
-from unetkit.tiling.layout import Layout
-from unetkit.tiling.requirements import fit, full_size
+from unetkit.errors import InputSizeError
+from unetkit.tiling.layout import TileLayout
+from unetkit.tiling.requirements import find_tile_requirements, full_size
 from unetkit.utils.formatting import Size
-from unetkit.utils.modules import mode_kept
-from unetkit.utils.spatial import mirrored
-from unetkit.utils.system import exhausted
+from unetkit.utils.modules import preserve_mode
+from unetkit.utils.spatial import mirror_indices
+from unetkit.utils.system import is_oom
 
 #: What a batch of tiles (B, C, h, w) is passed through: (B, L, h', w').
 Pass = Callable[[Tensor], Tensor]
@@ -35,7 +35,7 @@ class Source(Protocol):
         ...
 
 
-class Held:
+class InMemoryImage:
     """An image (C, H, W) that is in memory already."""
 
     def __init__(self, image: Tensor) -> None:
@@ -54,7 +54,7 @@ class Window(NamedTuple):
     values: Tensor
 
 
-def windows(passed: Pass, source: Source, layout: Layout, batch: int = 1) -> Iterator[Window]:
+def windows(passed: Pass, source: Source, layout: TileLayout, batch: int = 1) -> Iterator[Window]:
     """The result, window by window: row by row from the top left, a window a tile. Together they cover the image.
 
     Args:
@@ -75,7 +75,7 @@ def windows(passed: Pass, source: Source, layout: Layout, batch: int = 1) -> Ite
 class _Kept:
     """A row of tiles as it is put together: what is not yet whole is kept, for the next tile or the next row."""
 
-    def __init__(self, layout: Layout, row: int, above: Tensor | None) -> None:
+    def __init__(self, layout: TileLayout, row: int, above: Tensor | None) -> None:
         self.rows, self.columns, self.row, self.above = layout.rows, layout.columns, row, above
         self.top, self.done = self.rows.starts[row], self.rows.ends[row]
         self.share = torch.from_numpy(self.rows.share(row))[:, None]
@@ -100,7 +100,7 @@ class _Kept:
         return Window(slice(self.top, bottom), slice(left, end), whole[:, : bottom - self.top, : end - left])
 
 
-def _outputs(passed: Pass, source: Source, layout: Layout, batch: int) -> Iterator[Tensor]:
+def _outputs(passed: Pass, source: Source, layout: TileLayout, batch: int) -> Iterator[Tensor]:
     """What a pass makes of each tile, (L, h, w), row by row."""
     places = ((row, column) for row in range(len(layout.rows.starts)) for column in range(len(layout.columns.starts)))
     while some := list(islice(places, batch)):
@@ -111,7 +111,7 @@ def _outputs(passed: Pass, source: Source, layout: Layout, batch: int) -> Iterat
 def mirrored_window(source: Source, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
     """A window (C, h, w) of an image that is mirrored beyond its ends."""
     down, across = (
-        mirrored(torch.arange(*span), side) for span, side in zip((rows, columns), source.size, strict=True)
+        mirror_indices(torch.arange(*span), side) for span, side in zip((rows, columns), source.size, strict=True)
     )
     top, left = int(down.min()), int(across.min())
     window = source.read(slice(top, int(down.max()) + 1), slice(left, int(across.max()) + 1))
@@ -149,15 +149,15 @@ def tiled(
         The logits, or what `then` makes of them, (L, H, W), on the CPU.
 
     Raises:
-        CannotPass: no size passes, or memory does not suffice for a tile.
-        BadOption: a tile or overlap that the network does not take.
+        InputSizeError: no size passes, or memory does not suffice for a tile.
+        OptionError: a tile or overlap that the network does not take.
     """
-    source = Held(image)
-    layout = fit(network).layout(source.size, tile, overlap, flips=flips)
+    source = InMemoryImage(image)
+    layout = find_tile_requirements(network).layout(source.size, tile, overlap, flips=flips)
     first = next(network.parameters())
-    with mode_kept(network), torch.inference_mode():
+    with preserve_mode(network), torch.inference_mode():
         network.eval()
-        through = passing(network, first.device, first.dtype, then, flips=flips)
+        through = make_forward(network, first.device, first.dtype, then, flips=flips)
         result = torch.empty(0)
         for window in windows(through, source, layout, batch):
             if not result.numel():
@@ -166,7 +166,7 @@ def tiled(
     return result.clone()  # made outside, it may be used in autograd
 
 
-def passing(
+def make_forward(
     network: nn.Module,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
@@ -186,10 +186,10 @@ def passing(
                 x = x.to(device, dtype)
                 return _mean(once, x) if flips else once(x)
         except (RuntimeError, MemoryError) as error:
-            if not exhausted(error):
+            if not is_oom(error):
                 raise
             what = f"{x.shape[0]} of {x.shape[-2]}x{x.shape[-1]}"
-            raise CannotPass(
+            raise InputSizeError(
                 f"memory does not suffice for a pass of {what}; give a smaller --tile or --batch"
             ) from error
 

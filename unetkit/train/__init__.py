@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unetkit.train.checkpoint import Run
+    from unetkit.train.checkpoint import TrainRun
     from unetkit.train.checkpoint import read_run as read
     from unetkit.train.run import resume, run
 
@@ -19,7 +19,7 @@ _WHERE = {
     "resume": ("unetkit.train.run", "resume"),
     "run": ("unetkit.train.run", "run"),
 }
-__all__ = ["Run", "read", "resume", "run"]
+__all__ = ["TrainRun", "read", "resume", "run"]
 
 
 def __getattr__(name: str) -> Any:

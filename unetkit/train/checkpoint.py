@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from unetkit.data.types import Target
-from unetkit.errors import BadFile
+from unetkit.errors import FileError
 from unetkit.network import Network
 from unetkit.plan import Plan
 from unetkit.registry import Parts
 from unetkit.serialization import load
-from unetkit.train.config import Choices
-from unetkit.utils.files import written_whole
+from unetkit.train.config import TrainConfig
+from unetkit.utils.files import atomic_write
 
 
 @dataclass
-class State:
+class TrainState:
     """Where a run is.
 
     Attributes:
@@ -50,30 +50,30 @@ class State:
         """Write what `read_state` reads.
 
         Raises:
-            BadFile: it cannot be written; what was there stands.
+            FileError: it cannot be written; what was there stands.
         """
         held = {name: getattr(self, name) for name in self.__dataclass_fields__}
         try:
-            with written_whole(path) as temporary:
+            with atomic_write(path) as temporary:
                 torch.save(held, temporary)
         except (OSError, RuntimeError) as error:  # torch's writer raises the latter where a disk is full
-            raise BadFile(
+            raise FileError(
                 f"{path} cannot be written ({error}); what it held stands: make room, and --resume"
             ) from error
 
 
-def read_state(path: Path) -> State:
+def read_state(path: Path) -> TrainState:
     """What `write` wrote, on the CPU. Nothing in it is run.
 
     Raises:
-        BadFile: it is damaged.
+        FileError: it is damaged.
     """
     try:
-        return State(**torch.load(path, map_location="cpu", weights_only=True))
+        return TrainState(**torch.load(path, map_location="cpu", weights_only=True))
     except TypeError as error:
-        raise BadFile(f"{path} is of another version of unetkit; finish the run with that, or train anew") from error
+        raise FileError(f"{path} is of another version of unetkit; finish the run with that, or train anew") from error
     except Exception as error:  # pickle and torch raise any
-        raise BadFile(
+        raise FileError(
             f"{path} is damaged ({type(error).__name__}); the weights beside it may still be whole"
         ) from error
 
@@ -83,7 +83,7 @@ HEADER, LOG, STATE, BEST, LAST = "run.json", "log.jsonl", "state.pt", "best.safe
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainRun:
     """What a training run was told, and what it found in its data before it began.
 
     Attributes:
@@ -93,7 +93,7 @@ class Run:
         target: what its masks mean.
         channels: of its images.
         mean, std: of each channel of its images, which they are brought to 0 and 1 by.
-        splits: what tells the images of each from others; see `known_by`.
+        splits: what tells the images of each from others; see `fingerprint`.
         plugins: files and modules that were named with --plugin.
         versions: of unetkit and what results depend on.
         command: what was typed.
@@ -101,7 +101,7 @@ class Run:
 
     folder: Path
     plan: Plan
-    choices: Choices
+    choices: TrainConfig
     target: Target
     channels: int
     mean: tuple[float, ...]
@@ -120,40 +120,40 @@ class Run:
         """The network with its best (or `LAST`) weights, in eval mode.
 
         Raises:
-            BadFile: the run has none yet, or they are no longer whole.
+            FileError: the run has none yet, or they are no longer whole.
         """
         if not (self.folder / weights).exists():
-            raise BadFile(f"{self.folder} has no {weights}: its first epoch did not end; go on with --resume")
+            raise FileError(f"{self.folder} has no {weights}: its first epoch did not end; go on with --resume")
         return load(self.folder / weights, parts=parts, device=device).eval()
 
     def write(self) -> None:
         """Write what `read_run` reads."""
         target = {"kind": self.target.kind, "names": self.target.names, "colours": self.target.colours}
-        said = {**vars(self), "plan": str(self.plan), "choices": self.choices.as_dict(), "target": target}
+        said = {**vars(self), "plan": str(self.plan), "choices": self.choices.to_dict(), "target": target}
         said |= {"versions": dict(self.versions), "splits": dict(self.splits)}
         del said["folder"]
-        with written_whole(self.folder / HEADER) as temporary:
+        with atomic_write(self.folder / HEADER) as temporary:
             temporary.write_text(json.dumps(said, indent=2), encoding="utf-8")
 
 
-def read_run(folder: str | Path) -> Run:
+def read_run(folder: str | Path) -> TrainRun:
     """A run by its folder.
 
     Raises:
-        BadFile: there is none, or its header is damaged.
+        FileError: there is none, or its header is damaged.
     """
     folder = Path(folder)
     path = folder / HEADER
     if not path.is_file():
-        raise BadFile(f"{folder} is no training run: it has no {HEADER}; give the folder that `unetkit train` wrote")
+        raise FileError(f"{folder} is no training run: it has no {HEADER}; give the folder that `unetkit train` wrote")
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
         names = tuple(said["target"]["names"])
         colours = tuple(tuple(colour) for colour in said["target"]["colours"])
         said["target"] = Target(said["target"]["kind"], names, colours)
-        said |= {"plan": Plan.parse(said["plan"]), "choices": Choices.of(said["choices"])}
+        said |= {"plan": Plan.parse(said["plan"]), "choices": TrainConfig.of(said["choices"])}
         said |= {name: tuple(said[name]) for name in ("mean", "std", "plugins")}
         said |= {name: tuple(said[name].items()) for name in ("versions", "splits")}
-        return Run(folder, **said)
+        return TrainRun(folder, **said)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadFile(f"{path} is damaged: {error}; the weights beside it may still be whole") from error
+        raise FileError(f"{path} is damaged: {error}; the weights beside it may still be whole") from error

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from unetkit.errors import BadOption, nearest
+from unetkit.errors import OptionError, did_you_mean
 
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
-class Choices:
+class TrainConfig:
     """How to train.
 
     Attributes:
@@ -63,18 +63,20 @@ class Choices:
         for name, value in least.items():
             given = getattr(self, name)
             if given is not None and given < value:
-                raise BadOption(f"--{name} {given}: must be at least {value}")
-        if self.precision not in PRECISIONS:
-            known = ", ".join(PRECISIONS)
-            raise BadOption(f"--precision {self.precision}: takes one of {known}{nearest(self.precision, PRECISIONS)}")
+                raise OptionError(f"--{name} {given}: must be at least {value}")
+        if self.precision not in DTYPES:
+            known = ", ".join(DTYPES)
+            raise OptionError(
+                f"--precision {self.precision}: takes one of {known}{did_you_mean(self.precision, DTYPES)}"
+            )
         if not 0 < self.lr < float("inf"):
-            raise BadOption(f"--lr {self.lr:g}: must be above 0")
+            raise OptionError(f"--lr {self.lr:g}: must be above 0")
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
         return asdict(self)
 
     @classmethod
-    def of(cls, said: dict[str, Any]) -> Choices:
-        """What `as_dict` gave, back."""
+    def of(cls, said: dict[str, Any]) -> TrainConfig:
+        """What `to_dict` gave, back."""
         return cls(**{**said, "crop": said["crop"] and tuple(said["crop"])})

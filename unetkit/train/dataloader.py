@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
-from unetkit.data.rng import numbers, seed_of
-from unetkit.data.types import Images, Sample
-from unetkit.errors import BadFile
+from unetkit.data.rng import derive_seed, numpy_rng
+from unetkit.data.types import Dataset, Sample
+from unetkit.errors import FileError
 
 #: A sample, its weight map where the loss wants one, and a seed -> both, augmented.
 Augment = Callable[[Sample, Tensor | None, int], tuple[Sample, Tensor | None]]
@@ -45,12 +46,12 @@ class Batch(NamedTuple):
         return Batch(self.names, images, self.masks.to(device, non_blocking=True), weights)
 
 
-class Augmented(Dataset[tuple[Sample, Tensor | None]]):
+class AugmentedDataset(TorchDataset[tuple[Sample, Tensor | None]]):
     """Training images by (epoch, turn, index), augmented by a stream of their own."""
 
     def __init__(
         self,
-        images: Images,
+        images: Dataset,
         augment: Augment,
         weigh: Weigh | None,
         normalise: Callable[[Tensor], Tensor],
@@ -63,20 +64,22 @@ class Augmented(Dataset[tuple[Sample, Tensor | None]]):
 
     def __getitem__(self, key: Key) -> tuple[Sample, Tensor | None]:
         epoch, turn, index = key
-        sample = finite(self.images[index])
+        sample = check_finite(self.images[index])
         weights = self.weigh(sample) if self.weigh else None
-        sample, weights = self.augment(sample, weights, seed_of(self.seed, "augment", epoch, turn, index))
+        sample, weights = self.augment(sample, weights, derive_seed(self.seed, "augment", epoch, turn, index))
         return sample._replace(image=self.normalise(sample.image)), weights
 
 
-def finite(sample: Sample) -> Sample:
-    """A sample. Raises BadFile where its image holds what is no number, which would end in every weight."""
+def check_finite(sample: Sample) -> Sample:
+    """A sample. Raises FileError where its image holds what is no number, which would end in every weight."""
     if not torch.isfinite(sample.image).all():
-        raise BadFile(f"{sample.name}: its image holds values that are no numbers; `unetkit data check` names all such")
+        raise FileError(
+            f"{sample.name}: its image holds values that are no numbers; `unetkit data check` names all such"
+        )
     return sample
 
 
-def collated(items: list[tuple[Sample, Tensor | None]]) -> Batch:
+def collate(items: list[tuple[Sample, Tensor | None]]) -> Batch:
     """Samples of one size as a batch."""
     weights = [weight for _, weight in items if weight is not None]
     return Batch(
@@ -87,14 +90,14 @@ def collated(items: list[tuple[Sample, Tensor | None]]) -> Batch:
     )
 
 
-def steps_of(seed: int, epoch: int, count: int, batch: int) -> list[list[Key]]:
+def epoch_batches(seed: int, epoch: int, count: int, batch: int) -> list[list[Key]]:
     """The images of each step of an epoch, full batches alone: which are left over, the order of the epoch says.
 
     Fewer images than a batch takes come several times in the one step, each turn augmented otherwise.
     """
     order: list[Key] = []
     for turn in range(-(-batch // count)):
-        drawn = numbers(seed, "order", epoch, turn).permutation(count).tolist()
+        drawn = numpy_rng(seed, "order", epoch, turn).permutation(count).tolist()
         order += [(epoch, turn, index) for index in drawn]
     return [order[start : start + batch] for start in range(0, max(len(order) - batch, 0) + 1, batch)]
 
@@ -102,7 +105,9 @@ def steps_of(seed: int, epoch: int, count: int, batch: int) -> list[list[Key]]:
 class Loader:
     """The batches of an epoch, from any step on, for one of several processes that share each step."""
 
-    def __init__(self, data: Augmented, batch: int, workers: int, rank: int, world: int, *, pin: bool = False) -> None:
+    def __init__(
+        self, data: AugmentedDataset, batch: int, workers: int, rank: int, world: int, *, pin: bool = False
+    ) -> None:
         self.data, self.batch, self.workers, self.rank, self.world = data, batch, workers, rank, world
         self.pin = pin
 
@@ -119,11 +124,11 @@ class Loader:
             DataLoader(
                 self.data,
                 batch_sampler=keys,
-                collate_fn=collated,
+                collate_fn=collate,
                 num_workers=self.workers,
                 pin_memory=self.pin,
             )
         )
 
     def _steps(self, epoch: int) -> list[list[Key]]:
-        return steps_of(self.data.seed, epoch, len(self.data), self.batch * self.world)
+        return epoch_batches(self.data.seed, epoch, len(self.data), self.batch * self.world)

@@ -13,15 +13,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from unetkit.errors import BadOption
-from unetkit.utils.modules import usual_device
+from unetkit.errors import OptionError
+from unetkit.utils.modules import default_device
 
 #: How long one process may wait for another: the first validates its share, draws and writes between two steps.
 _PATIENCE = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
-class World:
+class ProcessGroup:
     """Which process this is, of how many, and the device that it trains on."""
 
     rank: int
@@ -33,7 +33,7 @@ class World:
         """Whether it is the one that writes."""
         return self.rank == 0
 
-    def gathered(self, said: Any) -> list[Any]:
+    def all_gather(self, said: Any) -> list[Any]:
         """What each process said, in order; all of them must come here."""
         if self.size == 1:
             return [said]
@@ -48,7 +48,7 @@ class World:
             dist.all_reduce(value)
         return float(value) / self.size
 
-    def agree(self, network: nn.Module) -> None:
+    def sync_buffers(self, network: nn.Module) -> None:
         """Give all the statistics of norms, and other buffers, that the first has."""
         if self.size > 1:
             for buffer in network.buffers():
@@ -56,25 +56,25 @@ class World:
 
 
 @contextmanager
-def joined(device: str | None) -> Iterator[World]:
+def init_processes(device: str | None) -> Iterator[ProcessGroup]:
     """Join the processes that torchrun started with this one, and leave them.
 
     Raises:
-        BadOption: a device was named for several processes that is not one for each.
+        OptionError: a device was named for several processes that is not one for each.
     """
     size, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
-    there = torch.device(usual_device(device))
+    there = torch.device(default_device(device))
     if size > 1 and there.index is not None:
-        raise BadOption(f"--device {device}: each of {size} processes has a GPU of its own; give cuda, or cpu")
+        raise OptionError(f"--device {device}: each of {size} processes has a GPU of its own; give cuda, or cpu")
     if size > 1 and there.type == "cuda":
         there = torch.device("cuda", local)
     if there.type == "cuda":
         torch.cuda.set_device(there)
     if size == 1 or dist.is_initialized():
-        yield World(dist.get_rank() if dist.is_initialized() else 0, size, there)
+        yield ProcessGroup(dist.get_rank() if dist.is_initialized() else 0, size, there)
         return
     dist.init_process_group("nccl" if there.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
-        yield World(dist.get_rank(), size, there)
+        yield ProcessGroup(dist.get_rank(), size, there)
     finally:
         dist.destroy_process_group()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unetkit.data.border_weights import check_border
 from unetkit.data.types import IGNORE, Activation, Target
-from unetkit.errors import BadOption
+from unetkit.errors import OptionError
 from unetkit.plan import PartSpec
 from unetkit.resolve import Menu
 
@@ -23,7 +23,7 @@ from unetkit.resolve import Menu
 Weights = tuple[float, ...] | Literal["balanced"] | None
 
 
-def surprise(logits: Tensor, masks: Tensor, activation: Activation) -> Tensor:
+def nll(logits: Tensor, masks: Tensor, activation: Activation) -> Tensor:
     """-log p of what is true at each pixel, of the shape of the masks; of no meaning where they are IGNORE."""
     if activation == "softmax":
         return F.cross_entropy(logits, masks, ignore_index=IGNORE, reduction="none")
@@ -31,7 +31,7 @@ def surprise(logits: Tensor, masks: Tensor, activation: Activation) -> Tensor:
     return F.binary_cross_entropy_with_logits(planes, masks.clamp_min(0).to(logits.dtype), reduction="none")
 
 
-def mean_of_each(values: Tensor, masks: Tensor) -> Tensor:
+def mean_per_image(values: Tensor, masks: Tensor) -> Tensor:
     """The mean over the pixels of each image that count, (B,); 0 where none does."""
     counts = masks != IGNORE
     return torch.where(counts, values, 0).flatten(1).sum(1) / counts.flatten(1).sum(1).clamp_min(1)
@@ -64,25 +64,27 @@ def weights_of(weights: Weights, masks: Tensor, like: Tensor, classes: int) -> T
 
 
 def check_weights(weights: Weights, target: Target) -> None:
-    """Raise BadOption for weights that are not one a class."""
+    """Raise OptionError for weights that are not one a class."""
     if weights is None:
         return
     if target.kind == "multilabel":
-        raise BadOption("weights are of classes, of which a pixel has one; these masks are labels that may overlap")
+        raise OptionError("weights are of classes, of which a pixel has one; these masks are labels that may overlap")
     if weights != "balanced" and len(weights) != len(target.names):
         names = ", ".join(target.names[:6]) + (" ..." if len(target.names) > 6 else "")
-        raise BadOption(f"weights has {len(weights)} numbers for {len(target.names)} classes ({names}); give one each")
+        raise OptionError(
+            f"weights has {len(weights)} numbers for {len(target.names)} classes ({names}); give one each"
+        )
     if weights != "balanced":
         check_numbers("weights", weights)
 
 
 def check_numbers(name: str, numbers: tuple[float, ...]) -> None:
-    """Raise BadOption for numbers that are below 0, infinite, or all 0."""
+    """Raise OptionError for numbers that are below 0, infinite, or all 0."""
     if not all(0 <= number < float("inf") for number in numbers) or not any(numbers):
-        raise BadOption(f"{name} takes numbers from 0 on, not all of them 0")
+        raise OptionError(f"{name} takes numbers from 0 on, not all of them 0")
 
 
-class Term:
+class LossTerm:
     """What all terms have.
 
     Attributes:
@@ -97,7 +99,7 @@ class Term:
     def __init__(self, target: Target, activation: Activation, *, share: float = 1.0) -> None:
         self.target, self.activation, self.share = target, activation, share
         if not 0 < share < inf:
-            raise BadOption(f"share must be above 0; got {share:g}")
+            raise OptionError(f"share must be above 0; got {share:g}")
 
     def __call__(self, logits: Tensor, masks: Tensor, borders: Tensor | None) -> Tensor:
         """The value for each image (B,), without the share; 0 where no pixel counts.
@@ -110,13 +112,13 @@ class Term:
         raise NotImplementedError
 
     def _surprise(self, logits: Tensor, masks: Tensor) -> Tensor:
-        return surprise(logits, masks, self.activation)
+        return nll(logits, masks, self.activation)
 
     def _weights(self, weights: Weights, masks: Tensor, logits: Tensor) -> Tensor:
         return weights_of(weights, masks, logits, len(self.target.names))
 
 
-class CE(Term):
+class CE(LossTerm):
     """Cross-entropy of classes by log-softmax, the mean over an image's pixels.
 
     Args:
@@ -128,17 +130,17 @@ class CE(Term):
         super().__init__(target, activation, share=share)
         if activation == "sigmoid":
             instead = "write bce, or give the network --classes 2" if target.kind == "binary" else "write bce"
-            raise BadOption(
+            raise OptionError(
                 f"ce is for softmax, and {target.kind} masks on {target.outputs} output(s) for sigmoid; {instead}"
             )
         check_weights(weights, target)
         self.weights = weights
 
     def __call__(self, logits: Tensor, masks: Tensor, borders: Tensor | None) -> Tensor:
-        return mean_of_each(self._surprise(logits, masks) * self._weights(self.weights, masks, logits), masks)
+        return mean_per_image(self._surprise(logits, masks) * self._weights(self.weights, masks, logits), masks)
 
 
-class BCE(Term):
+class BCE(LossTerm):
     """Cross-entropy of each output alone by log-sigmoid, the mean over an image's pixels, of all labels.
 
     Args:
@@ -152,19 +154,19 @@ class BCE(Term):
         super().__init__(target, activation, share=share)
         if activation == "softmax":
             instead = "write ce, or leave out --classes" if target.kind == "binary" else "write ce"
-            raise BadOption(f"bce is for sigmoid, and {len(target.names)} classes a pixel for softmax; {instead}")
+            raise OptionError(f"bce is for sigmoid, and {len(target.names)} classes a pixel for softmax; {instead}")
         self.positive = positive if isinstance(positive, tuple) else (positive,)
         if len(self.positive) not in (1, target.outputs):
             wanted = f"one, or one for each of {target.outputs} labels" if target.outputs > 1 else "one"
-            raise BadOption(f"positive has {len(self.positive)} numbers; give {wanted}")
+            raise OptionError(f"positive has {len(self.positive)} numbers; give {wanted}")
         check_numbers("positive", self.positive)
 
     def __call__(self, logits: Tensor, masks: Tensor, borders: Tensor | None) -> Tensor:
         weights = torch.where(masks == 1, logits.new_tensor(self.positive)[:, None, None], 1)
-        return mean_of_each(self._surprise(logits, masks) * weights, masks)
+        return mean_per_image(self._surprise(logits, masks) * weights, masks)
 
 
-class Dice(Term):
+class Dice(LossTerm):
     """1 - Dice of probabilities (Milletari 2016), the mean over the classes or labels that the image's truth has.
 
     Args:
@@ -180,7 +182,7 @@ class Dice(Term):
         return lost.sum(1) / (true > 0).sum(1).clamp_min(1)
 
 
-class Focal(Term):
+class Focal(LossTerm):
     """Cross-entropy in which what is right counts little, (1 - p)^gamma (-log p) (Lin 2017), the mean over pixels.
 
     Args:
@@ -194,17 +196,17 @@ class Focal(Term):
     ) -> None:
         super().__init__(target, activation, share=share)
         if not (gamma == 0 or 1 <= gamma < inf):  # between, the gradient has no bound where p is 1
-            raise BadOption(f"gamma takes 0, or 1 and above; got {gamma:g}")
+            raise OptionError(f"gamma takes 0, or 1 and above; got {gamma:g}")
         check_weights(weights, target)
         self.gamma, self.weights = gamma, weights
 
     def __call__(self, logits: Tensor, masks: Tensor, borders: Tensor | None) -> Tensor:
         surprised = self._surprise(logits, masks)
         wrong = -torch.expm1(-surprised)  # 1 - p, to the last digit where p is nearly 1
-        return mean_of_each(wrong**self.gamma * surprised * self._weights(self.weights, masks, logits), masks)
+        return mean_per_image(wrong**self.gamma * surprised * self._weights(self.weights, masks, logits), masks)
 
 
-class Border(Term):
+class Border(LossTerm):
     """Cross-entropy with each pixel's weight w_c + w0 exp(-(d1 + d2)^2 / (2 sigma^2)) (Ronneberger 2015).
 
     The paper's energy is a sum over pixels; this is its mean, divided by their number and not by their weights.
@@ -228,16 +230,18 @@ class Border(Term):
     ) -> None:
         super().__init__(target, activation, share=share)
         if target.kind == "multilabel":
-            raise BadOption("border is for classes, of which a pixel has one; labels may overlap: write bce")
+            raise OptionError("border is for classes, of which a pixel has one; labels may overlap: write bce")
         check_border(w0, sigma)
         check_weights(weights, target)
         self.border, self.weights = (w0, sigma), weights
 
     def __call__(self, logits: Tensor, masks: Tensor, borders: Tensor | None) -> Tensor:
         if borders is None:
-            raise BadOption("--loss border: needs a border map with each mask; unetkit.data.border_weights makes them")
+            raise OptionError(
+                "--loss border: needs a border map with each mask; unetkit.data.border_weights makes them"
+            )
         weight = self._weights(self.weights, masks, logits) + borders
-        return mean_of_each(weight * self._surprise(logits, masks), masks)
+        return mean_per_image(weight * self._surprise(logits, masks), masks)
 
 
 TERMS = Menu("loss", "loss", "docs/losses.md", {"ce": CE, "bce": BCE, "dice": Dice, "focal": Focal, "border": Border})
@@ -253,7 +257,7 @@ class Loss:
         border: w0 and sigma of the border maps that it wants, or None.
     """
 
-    def __init__(self, terms: Sequence[Term], said: str) -> None:
+    def __init__(self, terms: Sequence[LossTerm], said: str) -> None:
         self.terms, self.said = terms, said
         self.border = next((term.border for term in terms if term.border), None)
 
@@ -280,21 +284,21 @@ def make_loss(text: str, target: Target, outputs: int) -> Loss:
         outputs: K.
 
     Raises:
-        UnknownName: there is no such term.
-        BadOption: an option is wrong, or the loss contradicts the data.
+        UnknownNameError: there is no such term.
+        OptionError: an option is wrong, or the loss contradicts the data.
     """
     activation = target.activation(outputs)
     specs = PartSpec.parse(text or DEFAULTS[activation]).links
     terms = [_term(spec, target, activation) for spec in specs]
     if sum(term.border is not None for term in terms) > 1:
-        raise BadOption(f"--loss {text}: border stands twice, and an image has one border map; leave one out")
+        raise OptionError(f"--loss {text}: border stands twice, and an image has one border map; leave one out")
     return Loss(terms, "+".join(map(TERMS.said, specs)))
 
 
-def _term(spec: PartSpec, target: Target, activation: Activation) -> Term:
+def _term(spec: PartSpec, target: Target, activation: Activation) -> LossTerm:
     try:
-        term: Term = TERMS.make(spec, target, activation)
-    except BadOption as error:
+        term: LossTerm = TERMS.make(spec, target, activation)
+    except OptionError as error:
         said = str(error)
-        raise BadOption(said if said.startswith("--") else f"--loss {spec}: {said}") from error
+        raise OptionError(said if said.startswith("--") else f"--loss {spec}: {said}") from error
     return term

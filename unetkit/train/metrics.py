@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from unetkit.data.border_weights import numbered, pieces
+from unetkit.data.border_weights import connected_components, relabel
 from unetkit.data.types import IGNORE, Sample, Target
 
 #: The scores that each class has.
 RATES = ("iou", "dice", "precision", "recall", "boundary")
 
 
-def confusion(prediction: Tensor, truth: Tensor, classes: int) -> Tensor:
+def confusion_matrix(prediction: Tensor, truth: Tensor, classes: int) -> Tensor:
     """How many pixels of each class were taken for which: rows truth, columns prediction.
 
     Args:
@@ -37,7 +37,7 @@ def confusion(prediction: Tensor, truth: Tensor, classes: int) -> Tensor:
         (K, K) int64; of labels one such table each, (L, 2, 2).
     """
     if truth.ndim == 3:
-        return torch.stack([confusion(*label, 2) for label in zip(prediction, truth, strict=True)])
+        return torch.stack([confusion_matrix(*label, 2) for label in zip(prediction, truth, strict=True)])
     counts = truth != IGNORE
     pairs = truth[counts] * classes + prediction[counts]
     return torch.bincount(pairs, minlength=classes**2).reshape(classes, classes)
@@ -75,7 +75,7 @@ class Scores:
         """The mean Dice over the same."""
         return known_mean(self.dice)
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it: means, and each rate by class; None where there is nothing to count."""
         means = {"miou": self.miou, "mdice": self.mdice, "accuracy": self.accuracy}
         if self.boundary:
@@ -195,7 +195,7 @@ def _met(outline: np.ndarray, other: np.ndarray, tolerance: float) -> int:
 GROWN = 2
 
 
-def told_apart(predicted: Tensor | NDArray[Any], instances: Tensor | NDArray[Any]) -> tuple[int, int]:
+def separated_instances(predicted: Tensor | NDArray[Any], instances: Tensor | NDArray[Any]) -> tuple[int, int]:
     """How many of the cells that touch others are found as pieces of their own, and how many touch.
 
     A cell touches another where the two, grown by GROWN pixels (a square about each), would meet. It is told apart if
@@ -209,7 +209,7 @@ def told_apart(predicted: Tensor | NDArray[Any], instances: Tensor | NDArray[Any
     Returns:
         cells told apart, and cells that touch, those told apart among them.
     """
-    cells, found = numbered(_array(instances)), pieces(_array(predicted))
+    cells, found = relabel(_array(instances)), connected_components(_array(predicted))
     shape = int(cells.max(initial=0)) + 1, int(found.max(initial=0)) + 1
     shared = np.bincount((cells * shape[1] + found).ravel(), minlength=shape[0] * shape[1]).reshape(shape)
     union = shared.sum(1, keepdims=True) + shared.sum(0, keepdims=True) - shared
@@ -236,7 +236,7 @@ def _array(values: Tensor | NDArray[Any]) -> NDArray[Any]:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ImageScores:
     """What is kept of an image.
 
     Attributes:
@@ -258,7 +258,7 @@ class Seen:
         """Of this image alone."""
         return scores(self.matrix, self.classes, () if self.outlines is None else boundary_scores(self.outlines))
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """What `Evaluation.merge` takes."""
         outlines = None if self.outlines is None else self.outlines.tolist()
         return {"name": self.name, "confusion": self.matrix.tolist(), "outlines": outlines, "apart": self.apart}
@@ -282,7 +282,7 @@ class Evaluation:
             apart: whether touching objects are to be told apart, in samples that know their instances.
         """
         self.target, self.outlines, self.tolerance, self.apart = target, outlines, tolerance, apart
-        self.images: list[Seen] = []
+        self.images: list[ImageScores] = []
 
     def add(self, name: str, probabilities: Tensor, sample: Sample) -> None:
         """Take an image.
@@ -292,24 +292,24 @@ class Evaluation:
             probabilities: (L, H, W), as `Target.probabilities` gives them.
             sample: the truth.
         """
-        decided, truth = self.target.decided(probabilities[None])[0].cpu(), sample.mask.cpu()
+        decided, truth = self.target.to_mask(probabilities[None])[0].cpu(), sample.mask.cpu()
         classes, names = len(self.target.names), self.target.names
         outlines = boundary_counts(decided, truth, classes, self.tolerance) if self.outlines else None
         apart = _apart(decided, sample) if self.apart else None
-        self.images.append(Seen(name, names, confusion(decided, truth, classes), outlines, apart))
+        self.images.append(ImageScores(name, names, confusion_matrix(decided, truth, classes), outlines, apart))
 
     def merge(self, said: dict[str, Any]) -> None:
-        """Take the images of another by what its `as_dict` says."""
+        """Take the images of another by what its `to_dict` says."""
         for image in said["images"]:
             outlines = None if image["outlines"] is None else torch.tensor(image["outlines"])
             apart = image["apart"] and tuple(image["apart"])
             self.images.append(
-                Seen(image["name"], self.target.names, torch.tensor(image["confusion"]), outlines, apart)
+                ImageScores(image["name"], self.target.names, torch.tensor(image["confusion"]), outlines, apart)
             )
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """All that is kept, in plain lists."""
-        return {"images": [image.as_dict() for image in self.images]}
+        return {"images": [image.to_dict() for image in self.images]}
 
     @property
     def matrix(self) -> Tensor:
@@ -333,22 +333,22 @@ class Evaluation:
         found = [image.apart for image in self.images if image.apart is not None]
         return (sum(told for told, _ in found), sum(count for _, count in found)) if found else None
 
-    def worst(self) -> list[Seen]:
+    def worst(self) -> list[ImageScores]:
         """The images by their mean IoU, worst first; those in which nothing counts last."""
         return sorted(self.images, key=lambda image: (math.isnan(image.scores.miou), image.scores.miou))
 
     def summary(self) -> dict[str, Any]:
         """How many images, the micro scores, the macro ones by "macro", and the touching objects where known."""
-        told = {"touching": touching_said(found)} if (found := self.touching()) else {}
-        return {"images": len(self.images), **self.micro().as_dict(), "macro": self.macro().as_dict(), **told}
+        told = {"touching": describe_separation(found)} if (found := self.touching()) else {}
+        return {"images": len(self.images), **self.micro().to_dict(), "macro": self.macro().to_dict(), **told}
 
 
-def touching_said(apart: tuple[int, int]) -> dict[str, int]:
-    """The two numbers of `told_apart` by name."""
-    return {"told_apart": apart[0], "of": apart[1]}
+def describe_separation(apart: tuple[int, int]) -> dict[str, int]:
+    """The two numbers of `separated_instances` by name."""
+    return {"separated_instances": apart[0], "of": apart[1]}
 
 
 def _apart(decided: Tensor, sample: Sample) -> tuple[int, int] | None:
     if sample.instances is None or decided.ndim == 3:
         return None
-    return told_apart(decided.numpy(), sample.instances.cpu().numpy())
+    return separated_instances(decided.numpy(), sample.instances.cpu().numpy())

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import AdamW
 
-from unetkit.errors import BadOption
+from unetkit.errors import OptionError
 from unetkit.resolve import Menu
 from unetkit.summary.forward_hooks import network_of
 
@@ -18,7 +18,7 @@ _PRETRAINED = 0.1
 
 
 @dataclass(frozen=True)
-class Descent:
+class OptimizerConfig:
     """How the weights follow the gradient; see `adamw`."""
 
     encoder_lr: float | None
@@ -60,7 +60,7 @@ class Descent:
 
 def adamw(
     *, encoder_lr: float | None = None, weight_decay: float = 0.01, warmup: float = 0.05, clip: float = 1.0
-) -> Descent:
+) -> OptimizerConfig:
     """AdamW (Loshchilov 2019) with a linear warm-up and half a cosine down to 0.
 
     Args:
@@ -70,12 +70,12 @@ def adamw(
         clip: the largest norm of all gradients together; 0 clips none.
     """
     if encoder_lr is not None and not 0 <= encoder_lr < inf:
-        raise BadOption(f"--optimizer adamw: encoder_lr must be at least 0; got {encoder_lr:g}")
+        raise OptionError(f"--optimizer adamw: encoder_lr must be at least 0; got {encoder_lr:g}")
     if not 0 <= warmup < 1:
-        raise BadOption(f"--optimizer adamw: warmup takes a share from 0 to below 1; got {warmup:g}")
+        raise OptionError(f"--optimizer adamw: warmup takes a share from 0 to below 1; got {warmup:g}")
     if not (weight_decay >= 0 and clip >= 0):
-        raise BadOption("--optimizer adamw: weight_decay and clip must be at least 0")
-    return Descent(encoder_lr, weight_decay, warmup, clip)
+        raise OptionError("--optimizer adamw: weight_decay and clip must be at least 0")
+    return OptimizerConfig(encoder_lr, weight_decay, warmup, clip)
 
 
 OPTIMIZERS = Menu("optimizer", "optimizer", "docs/training.md", {"adamw": adamw})

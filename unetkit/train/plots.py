@@ -12,10 +12,10 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from unetkit.data.types import Target
-from unetkit.data.visualize import lettering, overlay, stretched
-from unetkit.errors import BadFile
-from unetkit.train.trainer import Shown
-from unetkit.utils.files import written_whole
+from unetkit.data.visualize import lettering, overlay, to_rgb
+from unetkit.errors import FileError
+from unetkit.train.trainer import Preview
+from unetkit.utils.files import atomic_write
 
 #: Height and width that an image of a contact sheet is brought to, and what is left between two.
 _SIDE, _GAP = 224, 8
@@ -50,7 +50,7 @@ def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 
 
@@ -58,7 +58,7 @@ def _number(value: float | None, else_: float = float("nan")) -> float:
     return else_ if value is None else value
 
 
-def draw_samples(shown: list[Shown], target: Target, path: Path) -> None:
+def draw_samples(shown: list[Preview], target: Target, path: Path) -> None:
     """Images, their masks and what was predicted, side by side, as PNG; what no picture shows whole is scaled."""
     width, height = 3 * _SIDE + 4 * _GAP, _HEAD + len(shown) * (_SIDE + _GAP)
     sheet = Image.new("RGB", (width, height), "white")
@@ -68,10 +68,10 @@ def draw_samples(shown: list[Shown], target: Target, path: Path) -> None:
     for row, one in enumerate(shown):
         image = one.sample.image
         masks = one.sample.mask, one.predicted
-        tiles = Image.fromarray(stretched(image)), *(overlay(image, mask, target) for mask in masks)
+        tiles = Image.fromarray(to_rgb(image)), *(overlay(image, mask, target) for mask in masks)
         for column, tile in enumerate(tiles):
             sheet.paste(_scaled(tile), (_GAP + column * (_SIDE + _GAP), _HEAD + row * (_SIDE + _GAP)))
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         sheet.save(temporary, "PNG")
 
 
@@ -100,14 +100,14 @@ def draw_confusion(matrix: Tensor, names: tuple[str, ...], path: Path) -> None:
         path: of the picture.
 
     Raises:
-        BadFile: it cannot be written.
+        FileError: it cannot be written.
     """
     figure = _of_labels(matrix, names) if matrix.ndim == 3 else _of_classes(matrix, names)
     try:
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
     except OSError as error:
-        raise BadFile(f"{path} cannot be written: {error.strerror or error}") from error
+        raise FileError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def _of_classes(matrix: Tensor, names: tuple[str, ...]) -> Figure:

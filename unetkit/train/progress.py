@@ -15,8 +15,8 @@ from rich.table import Table
 from unetkit.summary.forward_hooks import network_of
 from unetkit.train.checkpoint import LOG
 from unetkit.train.plots import draw_curves, draw_samples
-from unetkit.train.trainer import Trainer, Validated, Watch
-from unetkit.utils.files import read_lines
+from unetkit.train.trainer import TrainCallback, Trainer, ValidationResult
+from unetkit.utils.files import read_json_lines
 
 #: Epochs of the table that stay in sight.
 _SEEN = 12
@@ -25,7 +25,7 @@ _PAUSE = 20.0
 CURVES, SAMPLES, BOARD = "curves.png", "samples", "tensorboard"
 
 
-class Shown(Watch):
+class TrainProgress(TrainCallback):
     """Shows a run on stderr, and draws it."""
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Shown(Watch):
         self.trainer = trainer
         self.steps = trainer.loader.steps
         self.epochs = trainer.run.choices.epochs
-        read_lines(trainer.run.folder / LOG, self._lines.append, "training run")
+        read_json_lines(trainer.run.folder / LOG, self._lines.append, "training run")
         for line in about(trainer):
             self.console.print(line, soft_wrap=True)
         done = trainer.state.epoch * self.steps + trainer.state.step
@@ -67,7 +67,7 @@ class Shown(Watch):
         said = f"epoch {self.trainer.state.epoch + 1} of {self.epochs}, validating image {done + 1} of {count}"
         self._bar.update(self._task, description=said)
 
-    def epoch(self, line: dict[str, Any], found: Validated) -> None:
+    def epoch(self, line: dict[str, Any], found: ValidationResult) -> None:
         """Add a line to the table, and draw."""
         self._lines.append(line)
         folder, every = self.trainer.run.folder, self.trainer.run.choices.samples

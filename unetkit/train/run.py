@@ -14,8 +14,8 @@ import numpy as np
 from unetkit.builder import build_plan
 from unetkit.data.augment import make_augment
 from unetkit.data.datasets import absolute, open_data
-from unetkit.data.types import Data, Images, known_by
-from unetkit.errors import BadFile, BadOption
+from unetkit.data.types import Dataset, DatasetSplits, fingerprint
+from unetkit.errors import FileError, OptionError
 from unetkit.network import Network
 from unetkit.parts.encoders.normalization import Statistics, statistics_of
 from unetkit.plan import Plan
@@ -24,14 +24,14 @@ from unetkit.registry import Parts
 from unetkit.serialization import load
 from unetkit.summary.forward_hooks import network_of
 from unetkit.summary.trace import trace
-from unetkit.train.checkpoint import BEST, HEADER, LAST, STATE, Run, State, read_run, read_state
-from unetkit.train.config import Choices
-from unetkit.train.dataloader import finite
-from unetkit.train.distributed import World, joined
+from unetkit.train.checkpoint import BEST, HEADER, LAST, STATE, TrainRun, TrainState, read_run, read_state
+from unetkit.train.config import TrainConfig
+from unetkit.train.dataloader import check_finite
+from unetkit.train.distributed import ProcessGroup, init_processes
 from unetkit.train.losses import make_loss
 from unetkit.train.optim import OPTIMIZERS
-from unetkit.train.trainer import Trainer, Watch
-from unetkit.utils.isolation import quiet
+from unetkit.train.trainer import TrainCallback, Trainer
+from unetkit.utils.isolation import stdout_to_stderr
 from unetkit.utils.modules import check_device
 from unetkit.utils.spatial import size_of
 
@@ -44,27 +44,27 @@ _CROP = 256
 _VERSIONS = ("unetkit", "torch", "torchvision", "timm", "segmentation-models-pytorch")
 
 
-def opened(choices: Choices, progress: Callable[[int, int], None] | None = None) -> Data:
+def open_splits(choices: TrainConfig, progress: Callable[[int, int], None] | None = None) -> DatasetSplits:
     """The data set of a run. `progress` is told how many of its masks, of how many, are scanned."""
     rules: dict[str, Any] = {name: getattr(choices, name) for name in ("seed", "val", "group", "ignore")}
     return open_data(choices.data, **rules, progress=progress)
 
 
-def fitted(plan: Plan, data: Data) -> Plan:
+def plan_for_data(plan: Plan, data: DatasetSplits) -> Plan:
     """The plan with the classes and channels of the data.
 
     Raises:
-        BadOption: it says others.
+        OptionError: it says others.
     """
     if plan.in_channels not in (None, data.channels):
         what = f"--in-channels {plan.in_channels}: the images of {data.said} have {data.channels}"
-        raise BadOption(f"{what}; leave it out, or give that")
+        raise OptionError(f"{what}; leave it out, or give that")
     if plan.classes is not None:
         data.target.activation(plan.classes)
     return replace(plan, in_channels=data.channels, classes=plan.classes or data.target.outputs)
 
 
-def completed(choices: Choices, plan: Plan, data: Data) -> Choices:
+def fill_defaults(choices: TrainConfig, plan: Plan, data: DatasetSplits) -> TrainConfig:
     """The choices with nothing left open that the data decide."""
     loss = make_loss(choices.loss, data.target, plan.classes or data.target.outputs).said
     crop = choices.crop or plan.size
@@ -75,12 +75,14 @@ def completed(choices: Choices, plan: Plan, data: Data) -> Choices:
     return replace(choices, loss=loss, crop=crop, augment=augment, optimizer=optimizer)
 
 
-def run_of(folder: Path, network: Network, choices: Choices, data: Data, plugins: tuple[str, ...], command: str) -> Run:
+def make_run(
+    folder: Path, network: Network, choices: TrainConfig, data: DatasetSplits, plugins: tuple[str, ...], command: str
+) -> TrainRun:
     """What is known of a run before its first step."""
-    mean, std = normalisation(network_of(network), data)
+    mean, std = choose_normalization(network_of(network), data)
     versions = tuple((name, version(name)) for name in _VERSIONS)
     plan = network_of(network).plan
-    return Run(
+    return TrainRun(
         folder,
         plan,
         choices,
@@ -88,29 +90,29 @@ def run_of(folder: Path, network: Network, choices: Choices, data: Data, plugins
         channels=data.channels,
         mean=mean,
         std=std,
-        splits=identities(data),
+        splits=check_fingerprints(data),
         plugins=plugins,
         versions=versions,
         command=command,
     )
 
 
-def identities(data: Data) -> tuple[tuple[str, str], ...]:
+def check_fingerprints(data: DatasetSplits) -> tuple[tuple[str, str], ...]:
     """What tells the images of each split from others."""
-    return tuple((name, known_by(images)) for name, images in data.splits.items())
+    return tuple((name, fingerprint(images)) for name, images in data.splits.items())
 
 
-def normalisation(network: Network, data: Data) -> Statistics:
+def choose_normalization(network: Network, data: DatasetSplits) -> Statistics:
     """Mean and standard deviation of each channel: those that pretrained weights were made with, or of the data."""
     known = statistics_of(network.encoder) if network.plan.pretrained and data.channels == _COLOURS else None
-    return known or measured(data.splits["train"])
+    return known or measure_normalization(data.splits["train"])
 
 
-def measured(images: Images) -> Statistics:
+def measure_normalization(images: Dataset) -> Statistics:
     """Of each channel, over all pixels of up to 200 images, evenly taken; by NumPy, whatever the threads."""
     step, moments = -(-len(images) // _MEASURED), []
     for index in range(0, len(images), step):
-        pixels = finite(images[index]).image.flatten(1).numpy().astype(np.float64)
+        pixels = check_finite(images[index]).image.flatten(1).numpy().astype(np.float64)
         count = np.full(len(pixels), pixels.shape[1])
         moments.append(np.stack([pixels.sum(1), np.square(pixels).sum(1), count]))
     total, squares, number = np.sum(moments, 0)
@@ -128,14 +130,14 @@ def run(
     plan: Plan | str,
     out: str | Path,
     *,
-    data: Data | str = "cells",
+    data: DatasetSplits | str = "cells",
     parts: Parts | None = None,
     plugins: Sequence[str] = (),
     command: str = "",
-    watch: Watch | None = None,
+    watch: TrainCallback | None = None,
     save_every: float = SAVE_EVERY,
     **choices: Any,
-) -> Run:
+) -> TrainRun:
     """Train a network, and leave a folder that `unetkit eval` and `unetkit predict` take.
 
     Args:
@@ -153,40 +155,40 @@ def run(
         The run; `.network()` gives the network with its best weights.
 
     Raises:
-        BadOption: data, loss and network do not fit together, or the folder holds a run.
-        BadFile: an image cannot be read, or the folder cannot be written.
+        OptionError: data, loss and network do not fit together, or the folder holds a run.
+        FileError: an image cannot be read, or the folder cannot be written.
         UnetkitError: the loss became infinite or no number.
     """
     folder, plan = Path(out), Plan.parse(plan) if isinstance(plan, str) else plan
     if (folder / HEADER).exists():
-        raise BadOption(f"--out {folder} holds a run; go on with it by --resume {folder}, or give another folder")
+        raise OptionError(f"--out {folder} holds a run; go on with it by --resume {folder}, or give another folder")
     name = absolute(data) if isinstance(data, str) else data.said
-    asked = Choices(**{**choices, "data": name, "seed": plan.seed or 0})
+    asked = TrainConfig(**{**choices, "data": name, "seed": plan.seed or 0})
     check_device(asked.device)
     if asked.tensorboard and not find_spec("tensorboard"):
-        raise BadOption("--tensorboard: it is not installed; pip install 'unetkit[tensorboard]'")
+        raise OptionError("--tensorboard: it is not installed; pip install 'unetkit[tensorboard]'")
     parts = parts or (load_parts(plugins) if plugins else default_parts())
-    told = watch or Watch()
-    with joined(asked.device) as world:
-        found: Data = opened(asked, told.scan) if isinstance(data, str) else data
-        plan = replace(fitted(plan, found), seed=asked.seed)
-        asked = completed(asked, plan, found)
-        with quiet():
+    told = watch or TrainCallback()
+    with init_processes(asked.device) as world:
+        found: DatasetSplits = open_splits(asked, told.scan) if isinstance(data, str) else data
+        plan = replace(plan_for_data(plan, found), seed=asked.seed)
+        asked = fill_defaults(asked, plan, found)
+        with stdout_to_stderr():
             network = _in_turn(world, lambda: build_plan(plan, parts))
             trace(network, asked.crop)  # refuses crops that do not pass
-        begun = run_of(folder, network, asked, found, tuple(plugins), command)
-        return _train(begun, found, network, world, State(), told, save_every)
+        begun = make_run(folder, network, asked, found, tuple(plugins), command)
+        return _train(begun, found, network, world, TrainState(), told, save_every)
 
 
 def resume(
     folder: str | Path,
     *,
-    data: Data | str | None = None,
+    data: DatasetSplits | str | None = None,
     parts: Parts | None = None,
     device: str | None = None,
-    watch: Watch | None = None,
+    watch: TrainCallback | None = None,
     save_every: float = SAVE_EVERY,
-) -> Run:
+) -> TrainRun:
     """Go on with a run that was stopped in any way, to the end that it would have come to.
 
     Args:
@@ -196,45 +198,53 @@ def resume(
         parts, watch, save_every: as for `run`.
 
     Raises:
-        BadFile: there is no run, or its files are damaged.
+        FileError: there is no run, or its files are damaged.
     """
     begun = read_run(folder)
     device = device or begun.choices.device
     check_device(device)
     parts = parts or (load_parts(begun.plugins) if begun.plugins else default_parts())
-    told = watch or Watch()
-    with joined(device) as world:
+    told = watch or TrainCallback()
+    with init_processes(device) as world:
         if isinstance(data, str):
             begun = replace(begun, choices=replace(begun.choices, data=absolute(data)))
-        found = data if isinstance(data, Data) else opened(begun.choices, told.scan)
-        if (found.target, identities(found)) != (begun.target, begun.splits):
-            raise BadOption(f"{found.said} is no longer what {folder} began with (classes or images); train anew")
+        found = data if isinstance(data, DatasetSplits) else open_splits(begun.choices, told.scan)
+        if (found.target, check_fingerprints(found)) != (begun.target, begun.splits):
+            raise OptionError(f"{found.said} is no longer what {folder} began with (classes or images); train anew")
         state = _state_of(begun.folder)
-        with quiet():
+        with stdout_to_stderr():
             # A file knows the weights that pretraining gave; the plan would have them downloaded again.
             saved = state.model and (begun.folder / LAST).exists()
             network = load(begun.folder / LAST, parts=parts) if saved else build_plan(begun.plan, parts)
         return _train(begun, found, network, world, state, told, save_every)
 
 
-def _state_of(folder: Path) -> State:
+def _state_of(folder: Path) -> TrainState:
     if (folder / STATE).exists():
         return read_state(folder / STATE)
     if (folder / BEST).exists():
-        raise BadFile(f"{folder} has weights and no {STATE} to go on from; train anew into another folder")
-    return State()
+        raise FileError(f"{folder} has weights and no {STATE} to go on from; train anew into another folder")
+    return TrainState()
 
 
-def _train(begun: Run, data: Data, network: Any, world: World, state: State, watch: Watch, save_every: float) -> Run:
-    trainer = Trainer(begun, data, network, world, state, watch if world.first else Watch(), save_every)
+def _train(
+    begun: TrainRun,
+    data: DatasetSplits,
+    network: Any,
+    world: ProcessGroup,
+    state: TrainState,
+    watch: TrainCallback,
+    save_every: float,
+) -> TrainRun:
+    trainer = Trainer(begun, data, network, world, state, watch if world.first else TrainCallback(), save_every)
     trainer.train()
     return begun
 
 
-def _in_turn(world: World, make: Any) -> Any:
+def _in_turn(world: ProcessGroup, make: Any) -> Any:
     """What `make` gives, the first process before the others: what it downloads, they find in the cache."""
     if world.size == 1:
         return make()
     made = make() if world.first else None
-    world.gathered(None)
+    world.all_gather(None)
     return made if world.first else make()

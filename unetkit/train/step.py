@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from unetkit.data.rng import seed_of
-from unetkit.errors import BadOption
+from unetkit.data.rng import derive_seed
+from unetkit.errors import OptionError
 from unetkit.network import Network
 from unetkit.summary.forward_hooks import network_of
-from unetkit.train.checkpoint import State
-from unetkit.train.config import Choices
+from unetkit.train.checkpoint import TrainState
+from unetkit.train.config import TrainConfig
 from unetkit.train.dataloader import Batch
-from unetkit.train.distributed import World
+from unetkit.train.distributed import ProcessGroup
 from unetkit.train.losses import Loss
-from unetkit.train.optim import OPTIMIZERS, Descent
-from unetkit.utils.spatial import at_full_size, crop_center, cut_end, size_of
+from unetkit.train.optim import OPTIMIZERS, OptimizerConfig
+from unetkit.utils.spatial import at_full_size, crop_center, crop_end, size_of
 
 
 def loss_of(outputs: Tensor | Sequence[Tensor], batch: Batch, loss: Loss, network: Network) -> Tensor:
@@ -46,14 +46,14 @@ def loss_of(outputs: Tensor | Sequence[Tensor], batch: Batch, loss: Loss, networ
 def _one(logits: Tensor, batch: Batch, loss: Loss, network: Network) -> Tensor:
     masks, weights = batch.masks, batch.weights
     if network.output_stride > 1:
-        logits = cut_end(at_full_size(logits, network.output_stride), size_of(masks))
+        logits = crop_end(at_full_size(logits, network.output_stride), size_of(masks))
     if network.valid:
         masks = crop_center(masks, size_of(logits))
         weights = None if weights is None else crop_center(weights, size_of(logits))
     return loss(logits, masks, weights)
 
 
-class NoNumber(Exception):
+class NonFiniteError(Exception):
     """A loss or gradient that is infinite or not a number; says which."""
 
 
@@ -66,7 +66,7 @@ class Stepper:
         epochs, steps: how many there are, and of an epoch.
     """
 
-    def __init__(self, network: nn.Module, choices: Choices, loss: Loss, world: World, steps: int) -> None:
+    def __init__(self, network: nn.Module, choices: TrainConfig, loss: Loss, world: ProcessGroup, steps: int) -> None:
         """Put a network on the device of a process, with an optimiser of its own.
 
         Args:
@@ -79,7 +79,7 @@ class Stepper:
         self.choices, self.loss, self.world, self.steps = choices, loss, world, steps
         memory = torch.channels_last if world.device.type == "cuda" else torch.contiguous_format
         self.network: nn.Module = network.to(world.device, memory_format=memory)  # type: ignore[call-overload]
-        self.descent: Descent = OPTIMIZERS.make(choices.optimizer)
+        self.descent: OptimizerConfig = OPTIMIZERS.make(choices.optimizer)
         self.optimiser = self.descent.optimiser(self.network, choices.lr)
         self.dtype = autocast_type(choices.precision, world.device)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.dtype == torch.float16)
@@ -106,13 +106,13 @@ class Stepper:
         if frozen:
             encoder.eval()
 
-    def take(self, batch: Batch, at: int) -> float:
+    def step(self, batch: Batch, at: int) -> float:
         """Take a step, the `at`-th of all; give the loss, of all processes' images.
 
         Raises:
-            NoNumber: before anything is changed but the statistics of norms.
+            NonFiniteError: before anything is changed but the statistics of norms.
         """
-        torch.manual_seed(seed_of(self.choices.seed, "step", at, self.world.rank))
+        torch.manual_seed(derive_seed(self.choices.seed, "step", at, self.world.rank))
         batch = batch.to(self.world.device, self._memory)
         with self.precision():
             outputs = self._parallel()(batch.images)
@@ -130,20 +130,20 @@ class Stepper:
         self.optimiser.zero_grad()
         return value
 
-    def store(self, state: State) -> State:
+    def store(self, state: TrainState) -> TrainState:
         """Put all that is needed to go on into a state."""
         state.model, state.optimiser = self.network.state_dict(), self.optimiser.state_dict()
         state.scaler, state.world = self.scaler.state_dict(), self.world.size
         return state
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: TrainState) -> None:
         """Go on from a state.
 
         Raises:
-            BadOption: it was saved within an epoch, by another number of processes.
+            OptionError: it was saved within an epoch, by another number of processes.
         """
         if state.step and state.world != self.world.size:
-            raise BadOption(
+            raise OptionError(
                 f"the run was stopped within an epoch of {state.world} processes, which {self.world.size} would share "
                 f"otherwise; --resume it with {state.world}"
             )
@@ -169,7 +169,7 @@ class Stepper:
 
 def _check(value: float, what: str) -> None:
     if not math.isfinite(value):
-        raise NoNumber(f"the {what} is {value}")
+        raise NonFiniteError(f"the {what} is {value}")
 
 
 def autocast_type(said: str, device: torch.device) -> torch.dtype:

@@ -16,46 +16,48 @@ from torch import Tensor, nn
 
 from unetkit.data.augment import make_augment
 from unetkit.data.border_weights import BorderMaps
-from unetkit.data.types import Data, Images, Sample
-from unetkit.errors import BadOption, UnetkitError
+from unetkit.data.types import Dataset, DatasetSplits, Sample
+from unetkit.errors import OptionError, UnetkitError
 from unetkit.serialization import save
 from unetkit.summary.forward_hooks import network_of
 from unetkit.tiling.sliding_window import tiled
-from unetkit.train.checkpoint import BEST, HEADER, LAST, LOG, STATE, Run, State
-from unetkit.train.dataloader import Augmented, Batch, Loader, Weigh
-from unetkit.train.distributed import World
+from unetkit.train.checkpoint import BEST, HEADER, LAST, LOG, STATE, TrainRun, TrainState
+from unetkit.train.dataloader import AugmentedDataset, Batch, Loader, Weigh
+from unetkit.train.distributed import ProcessGroup
 from unetkit.train.losses import Loss, make_loss
 from unetkit.train.metrics import Evaluation
-from unetkit.train.step import NoNumber, Stepper
-from unetkit.utils.files import Lines
-from unetkit.utils.system import exhausted
+from unetkit.train.step import NonFiniteError, Stepper
+from unetkit.utils.files import JsonLinesWriter
+from unetkit.utils.system import is_oom
 
 #: Images whose predictions are drawn.
 SHOWN = 4
 
 
-class Shown(NamedTuple):
+class Preview(NamedTuple):
     """What is drawn of an image: it, its mask, and what was predicted."""
 
     sample: Sample
     predicted: Tensor
 
 
-class Validated(NamedTuple):
+class ValidationResult(NamedTuple):
     """What came of it: means over images, and the predictions of the first."""
 
     loss: float
     summary: dict[str, Any]
-    shown: list[Shown]
+    shown: list[Preview]
 
 
 class Validation:
     """The validation images and how they are looked at."""
 
-    def __init__(self, images: Images, run: Run, loss: Loss, weigh: Weigh | None, world: World) -> None:
+    def __init__(self, images: Dataset, run: TrainRun, loss: Loss, weigh: Weigh | None, world: ProcessGroup) -> None:
         self.images, self.run, self.loss, self.weigh, self.world = images, run, loss, weigh, world
 
-    def __call__(self, network: nn.Module, precision: Callable[[], Any], tell: Callable[[int, int], None]) -> Validated:
+    def __call__(
+        self, network: nn.Module, precision: Callable[[], Any], tell: Callable[[int, int], None]
+    ) -> ValidationResult:
         """Pass every image; all processes must come here.
 
         Args:
@@ -73,16 +75,18 @@ class Validation:
             losses.append(float(self._loss(logits, sample)))
             score.add(sample.name, chances, sample)
             if index < SHOWN:
-                shown.append(Shown(sample, self.run.target.decided(chances[None])[0]))
+                shown.append(Preview(sample, self.run.target.to_mask(chances[None])[0]))
         return self._together(score, losses, shown)
 
-    def _together(self, score: Evaluation, losses: list[float], shown: list[Shown]) -> Validated:
-        parts = self.world.gathered((score.as_dict(), losses, shown))
+    def _together(self, score: Evaluation, losses: list[float], shown: list[Preview]) -> ValidationResult:
+        parts = self.world.all_gather((score.to_dict(), losses, shown))
         together = Evaluation(self.run.target)
         for said, _, _ in parts:
             together.merge(said)
         every = [loss for _, found, _ in parts for loss in found]
-        return Validated(sum(every) / len(every), together.summary(), [one for _, _, found in parts for one in found])
+        return ValidationResult(
+            sum(every) / len(every), together.summary(), [one for _, _, found in parts for one in found]
+        )
 
     def _passed(self, network: nn.Module, sample: Sample, precision: Callable[[], Any]) -> tuple[Tensor, Tensor]:
         """Logits (K, H, W) and probabilities (L, H, W), both as `unetkit eval` puts them together."""
@@ -106,7 +110,7 @@ class Validation:
 STOPPED = "stopped.pt"
 
 
-class Watch:
+class TrainCallback:
     """Is told how a run goes; this one says nothing."""
 
     def scan(self, done: int, count: int) -> None:
@@ -121,7 +125,7 @@ class Watch:
     def image(self, done: int, count: int) -> None:
         """Before each validation image."""
 
-    def epoch(self, line: dict[str, Any], found: Validated) -> None:
+    def epoch(self, line: dict[str, Any], found: ValidationResult) -> None:
         """After each epoch: its line of the log."""
 
     def end(self, why: str) -> None:
@@ -139,7 +143,14 @@ class Trainer:
     """
 
     def __init__(
-        self, run: Run, data: Data, network: nn.Module, world: World, state: State, watch: Watch, save_every: float
+        self,
+        run: TrainRun,
+        data: DatasetSplits,
+        network: nn.Module,
+        world: ProcessGroup,
+        state: TrainState,
+        watch: TrainCallback,
+        save_every: float,
     ) -> None:
         """Make what the loop needs, and put it where the state is.
 
@@ -155,10 +166,10 @@ class Trainer:
         choices = run.choices
         self.run, self.data, self.world, self.state, self.watch = run, data, world, state, watch
         self.save_every, self._saved = save_every, monotonic()
-        self.loss = make_loss(choices.loss, data.target, network_of(network).whole.classes or 2)
+        self.loss = make_loss(choices.loss, data.target, network_of(network).resolved_plan.classes or 2)
         weigh = BorderMaps(*self.loss.border, run.folder / "borders") if self.loss.border else None
         augment = make_augment(choices.augment, choices.crop or (256, 256))
-        train = Augmented(data.splits["train"], augment, weigh, run.normalised, choices.seed)
+        train = AugmentedDataset(data.splits["train"], augment, weigh, run.normalised, choices.seed)
         workers, pin = _workers(choices.workers, world.device), world.device.type == "cuda"
         self.loader = Loader(train, choices.batch, workers, world.rank, world.size, pin=pin)
         self.validation = Validation(data.splits["val"], run, self.loss, weigh, world)
@@ -172,7 +183,7 @@ class Trainer:
         Raises:
             UnetkitError: the loss or its gradient became infinite or no number.
         """
-        lines = Lines(self.run.folder / LOG, "training run") if self.world.first else None
+        lines = JsonLinesWriter(self.run.folder / LOG, "training run") if self.world.first else None
         try:
             if lines:
                 self._tidy(lines)
@@ -187,7 +198,7 @@ class Trainer:
         self.watch.end(self.state.ended)
         return self.state.ended
 
-    def _epoch(self, lines: Lines | None) -> None:
+    def _epoch(self, lines: JsonLinesWriter | None) -> None:
         start, state = monotonic(), self.state
         self.stepper.begin(state.epoch)
         for batch in self.loader.epoch(state.epoch, state.step):
@@ -197,15 +208,15 @@ class Trainer:
             if self.world.first and monotonic() - self._saved > self.save_every:
                 self._save()
         trained = monotonic() - start
-        self.world.agree(self.stepper.network)
+        self.world.sync_buffers(self.stepper.network)
         found = self.validation(self.stepper.network, self.stepper.precision, self.watch.image)
         about = {"lr": self.stepper.rate(state.epoch), "seconds": trained, "all_seconds": monotonic() - start}
         self._ended(lines, found, about)
 
     def _step(self, batch: Batch) -> float:
         try:
-            return self.stepper.take(batch, self.loader.steps * self.state.epoch + self.state.step)
-        except NoNumber as error:
+            return self.stepper.step(batch, self.loader.steps * self.state.epoch + self.state.step)
+        except NonFiniteError as error:
             if self.world.first:
                 self.stepper.store(self.state).write(self.run.folder / STOPPED)
             where = f"step {self.state.step + 1} of epoch {self.state.epoch + 1} (images {', '.join(batch.names[:8])})"
@@ -215,16 +226,16 @@ class Trainer:
             ) from error
         except (RuntimeError, ValueError, MemoryError) as error:
             shape = "x".join(map(str, batch.images.shape))
-            if exhausted(error):
+            if is_oom(error):
                 raise UnetkitError(f"memory does not suffice for a step of {shape}; lower --batch or --size") from error
             if "more than 1 value per channel" in str(error):  # torch's batch norm
-                raise BadOption(
+                raise OptionError(
                     f"a step of {shape} leaves a batch norm one value a channel, of which no variance can be taken; "
                     "give a larger --batch or --size"
                 ) from error
             raise
 
-    def _ended(self, lines: Lines | None, found: Validated, about: dict[str, float]) -> None:
+    def _ended(self, lines: JsonLinesWriter | None, found: ValidationResult, about: dict[str, float]) -> None:
         state, choices = self.state, self.run.choices
         loss = sum(state.losses) / len(state.losses)
         state.epoch, state.step, state.losses = state.epoch + 1, 0, []
@@ -244,7 +255,7 @@ class Trainer:
             self._files()
         self.watch.epoch(line, found)
 
-    def _tidy(self, lines: Lines) -> None:
+    def _tidy(self, lines: JsonLinesWriter) -> None:
         """Leave what the state knows of; the lock is held."""
         if not (self.run.folder / HEADER).exists():
             self.run.write()

@@ -13,11 +13,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from unetkit.errors import BadFile
+from unetkit.errors import FileError
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path` to write to; it takes `path`'s place only if nothing went wrong.
 
     Raises:
@@ -44,52 +44,54 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def written_as_asked(path: Path, asked: str) -> Iterator[Path]:
-    """`written_whole` for a file that a command was asked for.
+    """`atomic_write` for a file that a command was asked for.
 
     Raises:
-        BadFile: it cannot be written; `asked` is the option that named it.
+        FileError: it cannot be written; `asked` is the option that named it.
     """
     try:
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             yield temporary
     except OSError as error:
-        raise BadFile(f"{asked} {path} cannot be written: {error.strerror or error}") from error
+        raise FileError(f"{asked} {path} cannot be written: {error.strerror or error}") from error
 
 
-Line = dict[str, Any]
+JsonLine = dict[str, Any]
 
 
-def read_lines(path: Path, take: Callable[[Line], None], what: str) -> None:
+def read_json_lines(path: Path, take: Callable[[JsonLine], None], what: str) -> None:
     """Give every whole line of a file to `take`; a file that is not there has none.
 
     Raises:
-        BadFile: it cannot be read, or `take` raises ValueError, KeyError or TypeError of a line. `what` says whose
+        FileError: it cannot be read, or `take` raises ValueError, KeyError or TypeError of a line. `what` says whose
             lines are expected: "sweep".
     """
     try:
         lines = path.read_bytes().split(b"\n") if path.exists() else []
     except OSError as error:
-        raise BadFile(f"{path} cannot be read: {error.strerror or error}") from error
+        raise FileError(f"{path} cannot be read: {error.strerror or error}") from error
     for number, line in enumerate(lines[:-1], 1):
         try:
             take(json.loads(line))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BadFile(f"{path}, line {number}, is no line of a {what}'s; give another file, or mend it") from error
+            raise FileError(
+                f"{path}, line {number}, is no line of a {what}'s; give another file, or mend it"
+            ) from error
 
 
-def line_of(line: Line) -> bytes:
+def encode_json_line(line: JsonLine) -> bytes:
     """As it stands in the file."""
     return json.dumps(line, separators=(",", ":")).encode() + b"\n"
 
 
-class Lines:
+class JsonLinesWriter:
     """A file that this process alone adds lines to, until `close`."""
 
     def __init__(self, path: Path, what: str) -> None:
         """Make it if it is not there, and cut off a torn last line.
 
         Raises:
-            BadFile: it cannot be written, or another process is writing to it.
+            FileError: it cannot be written, or another process is writing to it.
         """
         self.path = path
         try:
@@ -101,18 +103,18 @@ class Lines:
         except Timeout:
             self._file.close()
             other = f"{path} is being written by another {what}"
-            raise BadFile(f"{other}; wait for it, or give another --out") from None
+            raise FileError(f"{other}; wait for it, or give another --out") from None
         except OSError as error:
-            raise BadFile(f"{path} cannot be written: {error.strerror or error}; give another --out") from error
+            raise FileError(f"{path} cannot be written: {error.strerror or error}; give another --out") from error
 
-    def append(self, line: Line) -> None:
-        """Add a line; when this returns, it is on disk. Raises BadFile where it cannot be."""
+    def append(self, line: JsonLine) -> None:
+        """Add a line; when this returns, it is on disk. Raises FileError where it cannot be."""
         try:
-            self._file.write(line_of(line))
+            self._file.write(encode_json_line(line))
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise BadFile(
+            raise FileError(
                 f"{self.path} cannot be written on: {error.strerror or error}; what it holds stands"
             ) from error
 

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
 
-class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class CostMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts operations in the order in which they run; `operations` so far is the position of the next one."""
 
     def __init__(self, given: Iterable[Tensor], left_out: Iterable[Tensor]) -> None:
@@ -42,7 +42,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """How many operations have run."""
         return len(self.macs)
 
-    def __enter__(self) -> Meter:
+    def __enter__(self) -> CostMeter:
         self._hooks.__enter__()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self

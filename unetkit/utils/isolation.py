@@ -18,13 +18,13 @@ def one_line(error: BaseException) -> str:
 
 
 @contextmanager
-def contained(what: str) -> Iterator[None]:
+def wrap_errors(what: str) -> Iterator[None]:
     """Run others' code within. Whatever it raises, sys.exit included, becomes a PluginError that begins with `what`.
 
     What is an UnetkitError already stays as it is; the keyboard passes through.
     """
     try:
-        with quiet():
+        with stdout_to_stderr():
             yield
     except (KeyboardInterrupt, GeneratorExit, UnetkitError):
         raise
@@ -40,7 +40,7 @@ _turned: TextIO | None = None
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def stdout_to_stderr() -> Iterator[None]:
     """Within, what is printed goes to stderr: it must not mix with what a command prints.
 
     The stream belongs to the whole process. The first of several threads turns it, the last turns it back.

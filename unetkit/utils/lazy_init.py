@@ -1,7 +1,7 @@
 """Random weights drawn once: a fill that another fill overwrites before anybody looks is never carried out.
 
 Layers draw default weights when they are made, and models then draw their own over them; for a ResNet that is half of
-the time that building takes. Under `drawn_once` a random fill waits until something reads the tensor, or the end.
+the time that building takes. Under `defer_init` a random fill waits until something reads the tensor, or the end.
 Values have the same distributions; for a given seed they are always the same, but not those of an eager build.
 """
 
@@ -28,7 +28,7 @@ _ASIDE = RLock()
 
 
 @contextmanager
-def set_aside(*gpus: torch.device) -> Iterator[None]:
+def preserve_rng(*gpus: torch.device) -> Iterator[None]:
     """Leave the random state of the cpu, and of the gpus that are drawn on, as it was.
 
     It belongs to the whole process: what several threads draw in here comes one after another.
@@ -84,7 +84,7 @@ def _fill(fill: tuple[Any, Any, Any], seed: int) -> None:
 
 
 @contextmanager
-def drawn_once() -> Iterator[None]:
+def defer_init() -> Iterator[None]:
     """Build a model in here: its random weights are drawn once, at the latest on leaving.
 
     What reads a weight through torch sees what an eager build would show it; another thread, or numpy on the same

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from unetkit.errors import BadOption
+from unetkit.errors import OptionError
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -26,7 +26,7 @@ def meta_copy(model: M) -> M:
 
 
 @contextmanager
-def mode_kept(model: nn.Module) -> Iterator[None]:
+def preserve_mode(model: nn.Module) -> Iterator[None]:
     """Put training and eval mode back as they were, module by module."""
     was = [(module, module.training) for module in model.modules()]
     try:
@@ -36,15 +36,15 @@ def mode_kept(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def usual_device(said: str | None) -> str:
+def default_device(said: str | None) -> str:
     """A device that was named, or the GPU where there is one."""
     return said or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def check_device(device: Any) -> None:
-    """Raise BadOption for a device that torch does not know or this machine has not."""
+    """Raise OptionError for a device that torch does not know or this machine has not."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         why = str(error).strip().split("\n")[0][:200]
-        raise BadOption(f"device={device} cannot be used here ({why}); give another, such as cpu") from error
+        raise OptionError(f"device={device} cannot be used here ({why}); give another, such as cpu") from error

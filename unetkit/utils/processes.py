@@ -15,15 +15,15 @@ from threading import Thread, current_thread, main_thread
 from time import monotonic
 from typing import Any
 
-from unetkit.errors import CannotBuild
+from unetkit.errors import BuildError
 from unetkit.utils.isolation import one_line
 
 #: How a child tells facts: they are merged, and none is lost with the process.
-Say = Callable[[dict[Any, Any]], None]
+Emit = Callable[[dict[Any, Any]], None]
 
 
 @dataclass(frozen=True)
-class Ended:
+class TaskResult:
     """A task that came to its end.
 
     Attributes:
@@ -41,7 +41,7 @@ class Ended:
 
 def run_tasks(
     tasks: Iterable[Any], ask: str, slots: Sequence[Any], *, timeout: float, preload: Sequence[str] = ()
-) -> Generator[Ended, None, None]:
+) -> Generator[TaskResult, None, None]:
     """Do every task; give each as it ends, whatever became of it.
 
     Children are forked from a server that has `preload` imported already, or are spawned where a system cannot fork.
@@ -140,8 +140,8 @@ class _Child:
             with suppress(OSError):
                 os.killpg(self.process.pid, signal.SIGKILL)
 
-    def result(self) -> Ended:
-        return Ended(self.task, self.facts, self.cause, self.seconds)
+    def result(self) -> TaskResult:
+        return TaskResult(self.task, self.facts, self.cause, self.seconds)
 
     def _finish(self, cause: str) -> None:
         """A child that said that it is done may end as it likes; one that could tell why it failed knows best."""
@@ -159,7 +159,7 @@ def _started(start: Callable[[], object]) -> None:
         start()
     except (OSError, EOFError) as error:
         why = f"no process can be started: {one_line(error)}"
-        raise CannotBuild(f"{why}; `python -c 'import torch, timm'` must work, and TMPDIR be a short path") from error
+        raise BuildError(f"{why}; `python -c 'import torch, timm'` must work, and TMPDIR be a short path") from error
 
 
 def _cause_of_death(code: int | None) -> str:

@@ -16,7 +16,7 @@ def size_of(x: Tensor) -> Size:
     return x.shape[-2], x.shape[-1]
 
 
-def same_size(a: Size, b: Size) -> bool:
+def is_same_size(a: Size, b: Size) -> bool:
     """Whether two sizes are equal; while a graph is captured, whether they are known to be.
 
     Asking a symbolic size whether it equals another would fix it to the example's, so there the answer may be False
@@ -29,7 +29,7 @@ def same_size(a: Size, b: Size) -> bool:
     return a == b
 
 
-def cut_end(x: Tensor, size: Size) -> Tensor:
+def crop_end(x: Tensor, size: Size) -> Tensor:
     """Cut what of (B, C, H, W) goes over a size, below and to the right; what is short stays so."""
     if not torch.compiler.is_compiling():
         return x[..., : size[0], : size[1]]
@@ -56,7 +56,7 @@ def at_full_size(logits: Tensor, stride: int) -> Tensor:
     return F.interpolate(exact, scale_factor=float(stride), mode="bilinear")
 
 
-def mirrored(places: Tensor, length: int) -> Tensor:
+def mirror_indices(places: Tensor, length: int) -> Tensor:
     """Places along an axis, those beyond it mirrored at its ends, which are not repeated; as often as need be."""
     period = max(2 * (length - 1), 1)
     folded = places.remainder(period)
@@ -67,7 +67,7 @@ def crop_center(x: Tensor, size: Size) -> Tensor:
     """Cut (B, C, H, W) to a size no larger than its own; of an odd surplus the smaller half goes before."""
     height, width = x.shape[-2] - size[0], x.shape[-1] - size[1]
     top, left = height // 2, width // 2
-    if torch.compiler.is_compiling():  # no view, as in cut_end
+    if torch.compiler.is_compiling():  # no view, as in crop_end
         return F.pad(x, [-left, left - width, -top, top - height])
     return x.narrow(-2, top, size[0]).narrow(-1, left, size[1])
 
@@ -77,7 +77,7 @@ def pad_center(x: Tensor, size: Size) -> Tensor:
 
     Where it is larger than that it is cut, by the same rule.
     """
-    if same_size(size_of(x), size):
+    if is_same_size(size_of(x), size):
         return x
     height, width = size[0] - x.shape[-2], size[1] - x.shape[-1]
     top, left = _half(height), _half(width)

@@ -15,7 +15,7 @@ _NO_PART = ("data", "jobs", "train", "predict", "bench", "sweep", "testing", "sc
 
 
 @cache
-def code(*also: str, source: Path = _SOURCE) -> str:
+def code_digest(*also: str, source: Path = _SOURCE) -> str:
     """A short digest of the source of unetkit that networks are made by, and of other rooms of it that are named.
 
     A changed checkout has another.
@@ -28,7 +28,7 @@ def code(*also: str, source: Path = _SOURCE) -> str:
     return digest.hexdigest()[:12]
 
 
-def cpu() -> str:
+def cpu_name() -> str:
     """The processor's name."""
     try:
         found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
@@ -37,14 +37,14 @@ def cpu() -> str:
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
-def cores() -> tuple[int, ...]:
+def available_cores() -> tuple[int, ...]:
     """The cores that this process may use, those that share a physical one side by side."""
     known = hasattr(os, "sched_getaffinity")
     found = os.sched_getaffinity(0) if known else range(os.cpu_count() or 1)
-    return tuple(sorted(found, key=lambda core: (physical(core), core)))
+    return tuple(sorted(found, key=lambda core: (physical_core(core), core)))
 
 
-def physical(core: int) -> int:
+def physical_core(core: int) -> int:
     """What the cores that share one physical core have in common: the first of them."""
     try:
         told = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list").read_text(encoding="utf-8")
@@ -63,7 +63,7 @@ _EXHAUSTED = re.compile(
 )
 
 
-def free() -> int:
+def free_memory() -> int:
     """What this machine, or the container that it runs in, has left."""
     found = [_first(Path("/proc/meminfo"), r"MemAvailable:\s+(\d+)", 1024)]
     limit, used = (_first(_GROUP / name, r"(\d+)") for name in ("memory.max", "memory.current"))
@@ -74,7 +74,7 @@ def free() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def hold(share: int) -> None:
+def limit_memory(share: int) -> None:
     """Let this process take so much more and no more: then an allocation fails, and nothing else is killed for it.
 
     Where the system does not say what a process has (it is not Linux), nothing is held.
@@ -87,7 +87,7 @@ def hold(share: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (has + share, hard))
 
 
-def exhausted(error: BaseException) -> bool:
+def is_oom(error: BaseException) -> bool:
     """Whether an error is, or tells in the words of another, that memory could not be had."""
     return isinstance(error, MemoryError) or bool(_EXHAUSTED.search(str(error)))
 

@@ -30,7 +30,7 @@ _STYLES = {"faster": "green", "better": "green", "slower": "red", "worse": "red"
 
 
 @dataclass(frozen=True)
-class Cells:
+class TableData:
     """A table of texts: headings, rows of as many cells, and what is said above it."""
 
     heads: list[str]
@@ -54,11 +54,11 @@ class Listing:
     """What is printed: lines, tables, and lines again."""
 
     head: list[str]
-    tables: list[Cells]
+    tables: list[TableData]
     notes: list[str]
 
 
-def draw(listing: Listing, console: Console) -> None:
+def render_listing(listing: Listing, console: Console) -> None:
     """Print it, cells folded where the console is too narrow."""
     for line in listing.head:
         console.print(_plain(line), soft_wrap=True)
@@ -77,7 +77,7 @@ def _plain(text: str) -> Text:
     return Text(text, style=_STYLES.get(text.rpartition(" ")[2], ""))
 
 
-def _table(cells: Cells) -> Table:
+def _table(cells: TableData) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -91,7 +91,7 @@ def _table(cells: Cells) -> Table:
     return table
 
 
-def markdown(listing: Listing) -> str:
+def to_markdown(listing: Listing) -> str:
     """The same as GitHub's Markdown."""
     blocks = [_paragraph(listing.head), *map(_markdown_table, listing.tables), _paragraph(listing.notes)]
     return "\n\n".join(block for block in blocks if block)
@@ -101,7 +101,7 @@ def _paragraph(lines: list[str]) -> str:
     return "\n".join(f"- {_escaped(line)}" for line in lines)
 
 
-def _markdown_table(cells: Cells) -> str:
+def _markdown_table(cells: TableData) -> str:
     rules = ["---:" if cells.right(index) else "---" for index in range(len(cells.heads))]
     lines = "\n".join(_markdown_lines([cells.heads, rules, *cells.rows]))
     return f"{_escaped(cells.title)}\n\n{lines}" if cells.title else lines
@@ -117,20 +117,20 @@ def _escaped(text: str) -> str:
     return re.sub(r"([|<*`\[\]_])", r"\\\1", " ".join(text.split()))
 
 
-def width() -> int:
+def output_width() -> int:
     """Of the terminal, or of a page where there is none."""
-    return page().width
+    return make_console().width
 
 
-def put(listing: Listing, form: str | None) -> None:
+def print_listing(listing: Listing, form: str | None) -> None:
     """Print a listing, as Markdown if `form` says so."""
     if form == "markdown":
-        click.echo(markdown(listing))
+        click.echo(to_markdown(listing))
     else:
-        draw(listing, page())
+        render_listing(listing, make_console())
 
 
-def page() -> Console:
+def make_console() -> Console:
     """Where tables are printed: as wide as the terminal, or 160 where there is none."""
     from rich.console import Console
 
@@ -140,7 +140,7 @@ def page() -> Console:
     return console
 
 
-def table(*columns: str) -> Table:
+def make_table(*columns: str) -> Table:
     """An empty table whose cells fold."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from unetkit_attention_gate.gate import AttentionGate
 
 import unetkit
-from unetkit.errors import BadOption
+from unetkit.errors import OptionError
 
 
 @pytest.mark.unetkit("attention-gate")
@@ -103,9 +103,9 @@ def test_after_bilinear_upsampling_the_gating_signal_is_the_papers_resampled() -
 
 
 def test_an_inner_width_below_one_is_refused() -> None:
-    with pytest.raises(BadOption, match="inner=0: takes at least 1"):
+    with pytest.raises(OptionError, match="inner=0: takes at least 1"):
         AttentionGate(3, 4, inner=0)
-    with pytest.raises(BadOption, match=r"--fuse attention-gate:inner=0 at stages\.0 .*inner=0: takes at least 1"):
+    with pytest.raises(OptionError, match=r"--fuse attention-gate:inner=0 at stages\.0 .*inner=0: takes at least 1"):
         unetkit.build("plain:widths=[4,8]", fuse="attention-gate:inner=0")
 
 

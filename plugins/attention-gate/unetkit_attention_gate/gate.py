@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from unetkit.errors import BadOption
+from unetkit.errors import OptionError
 
 #: Where the last bias starts: sigmoid(3) is 0.95, so that a new gate lets the skip pass and still has a slope.
 _OPEN = 3.0
@@ -40,7 +40,7 @@ class AttentionGate(nn.Module):
     ) -> None:
         width = max(1, skip_channels // 2) if inner is None else inner
         if width < 1:
-            raise BadOption(f"inner={inner}: takes at least 1")
+            raise OptionError(f"inner={inner}: takes at least 1")
         super().__init__()
         self.out_channels = skip_channels + x_channels
         self.from_skip = _linear(skip_channels, width, norm, bias=False)

@@ -14,7 +14,7 @@ from unetkit_block_attention.cbam import CBAM
 from unetkit_block_attention.scse import SCSE
 
 import unetkit
-from unetkit.errors import BadOption, CannotBuild
+from unetkit.errors import BuildError, OptionError
 
 BLOCKS: dict[str, Callable[..., Any]] = {"scse": SCSE, "cbam": CBAM}
 
@@ -106,9 +106,9 @@ def test_the_map_is_not_changed_in_place(block: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(("name", "block"), BLOCKS.items())
 def test_other_channels_are_refused_with_what_to_say_instead(name: str, block: Callable[..., Any]) -> None:
     message = f"{name} keeps the channels, and cannot join 8 to 4; put it after a block that does: double\\+{name}"
-    with pytest.raises(CannotBuild, match=message):
+    with pytest.raises(BuildError, match=message):
         block(8, 4)
-    with pytest.raises(CannotBuild, match=rf"--block {name} at stages\.0 .*double\+{name}"):
+    with pytest.raises(BuildError, match=rf"--block {name} at stages\.0 .*double\+{name}"):
         unetkit.build("plain:widths=[4,8]", block=name)
 
 
@@ -124,7 +124,7 @@ def test_other_channels_are_refused_with_what_to_say_instead(name: str, block: C
 def test_options_that_make_no_sense_are_refused(
     block: Callable[..., Any], options: dict[str, int], message: str
 ) -> None:
-    with pytest.raises(BadOption, match=message):
+    with pytest.raises(OptionError, match=message):
         block(4, 4, **options)
 
 

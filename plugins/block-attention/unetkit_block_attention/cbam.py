@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from unetkit.errors import BadOption
+from unetkit.errors import OptionError
 from unetkit_block_attention.squeeze import same_channels, squeeze
 
 
@@ -25,7 +25,7 @@ class CBAM(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, *, reduction: int = 16, kernel: int = 7) -> None:
         if kernel < 1 or kernel % 2 == 0:
-            raise BadOption(f"kernel={kernel}: takes an odd number, so that the size stays")
+            raise OptionError(f"kernel={kernel}: takes an odd number, so that the size stays")
         super().__init__()
         # A ReLU of one or two units is often dead from the start, and then never learns.
         self.channels = squeeze(same_channels("cbam", in_channels, out_channels), reduction, least=4)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import nn
 
-from unetkit.errors import BadOption, CannotBuild
+from unetkit.errors import BuildError, OptionError
 
 
 def same_channels(name: str, in_channels: int, out_channels: int) -> int:
-    """The channels of a block that keeps them. Raises CannotBuild where it is asked to change them."""
+    """The channels of a block that keeps them. Raises BuildError where it is asked to change them."""
     if in_channels != out_channels:
-        raise CannotBuild(
+        raise BuildError(
             f"{name} keeps the channels, and cannot join {in_channels} to {out_channels}; "
             f"put it after a block that does: double+{name}"
         )
@@ -26,10 +26,10 @@ def squeeze(channels: int, reduction: int, *, least: int = 1) -> nn.Sequential:
         least: channels that there are between them at any rate, where there are as many.
 
     Raises:
-        BadOption: a reduction below 1.
+        OptionError: a reduction below 1.
     """
     if reduction < 1:
-        raise BadOption(f"reduction={reduction}: takes at least 1")
+        raise OptionError(f"reduction={reduction}: takes at least 1")
     inner = max(min(least, channels), channels // reduction)
     return nn.Sequential(
         nn.Conv2d(channels, inner, 1, bias=False),

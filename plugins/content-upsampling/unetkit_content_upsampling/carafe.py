@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unetkit.errors import BadOption
+from unetkit.errors import OptionError
 from unetkit.parts.upsamplers import whole_scale
 from unetkit.utils.formatting import Size
 
@@ -40,9 +40,9 @@ class CARAFE(nn.Module):
         n = whole_scale(scale, "carafe")
         for name, side in (("kernel", kernel), ("encoder_kernel", encoder_kernel)):
             if side < 1 or side % 2 == 0:
-                raise BadOption(f"{name}={side}: takes an odd number, so that there is a middle")
+                raise OptionError(f"{name}={side}: takes an odd number, so that there is a middle")
         if compressed < 1:
-            raise BadOption(f"compressed={compressed}: takes at least 1")
+            raise OptionError(f"compressed={compressed}: takes at least 1")
         super().__init__()
         self.out_channels = in_channels
         self.scale, self.kernel = n, kernel

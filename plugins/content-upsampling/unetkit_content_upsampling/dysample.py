@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unetkit.errors import BadOption, CannotBuild
+from unetkit.errors import BuildError, OptionError
 from unetkit.parts.upsamplers import whole_scale
 from unetkit.utils.formatting import Size
 
@@ -45,9 +45,9 @@ class DySample(nn.Module):
     ) -> None:
         n = whole_scale(scale, "dysample")
         if groups < 1:
-            raise BadOption(f"groups={groups}: takes at least 1")
+            raise OptionError(f"groups={groups}: takes at least 1")
         if style == "pl" and in_channels % n**2:
-            raise CannotBuild(f"style=pl makes {n}x{n} pixels of channels, and cannot of {in_channels}; take style=lp")
+            raise BuildError(f"style=pl makes {n}x{n} pixels of channels, and cannot of {in_channels}; take style=lp")
         super().__init__()
         self.out_channels = in_channels
         self.scale, self.style, self.groups = n, style, gcd(groups, in_channels)

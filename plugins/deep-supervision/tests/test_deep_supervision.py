@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import unetkit
-from unetkit.errors import BadOption, CannotBuild, UnetkitError
-from unetkit.summary.sanity_check import run_check
+from unetkit.errors import BuildError, OptionError, UnetkitError
+from unetkit.summary.sanity_check import run_sanity_check
 
 PARTS = unetkit.load_parts(["deep-supervision"], isolated=True)
 SMALL = "plain:widths=[4,8,12,16,20]"  # four stages, of 16, 12, 8 and 4 channels
@@ -111,12 +111,16 @@ def test_heads_stand_on_the_stages_before_the_last(words: dict[str, Any], widths
 @pytest.mark.parametrize(
     ("words", "error", "message"),
     [
-        ({"head": "deep-supervision:levels=4"}, CannotBuild, "levels=4: of the stages .* there are only 3; take lev"),
-        ({"encoder": "plain:depth=1"}, CannotBuild, "which it supervises, there are none; decode one level more"),
-        ({"decode_to": 8}, CannotBuild, "there are none; decode one level more"),
-        ({"head": "deep-supervision:levels=0"}, BadOption, "takes at least 1; for no deep supervision take --head con"),
-        ({"encoder": "plain:padding=0", "align": "crop"}, CannotBuild, "takes no valid convolutions, .* take padding"),
-        ({"block": "double:padding=0", "align": "crop"}, CannotBuild, "takes no valid convolutions"),
+        ({"head": "deep-supervision:levels=4"}, BuildError, "levels=4: of the stages .* there are only 3; take lev"),
+        ({"encoder": "plain:depth=1"}, BuildError, "which it supervises, there are none; decode one level more"),
+        ({"decode_to": 8}, BuildError, "there are none; decode one level more"),
+        (
+            {"head": "deep-supervision:levels=0"},
+            OptionError,
+            "takes at least 1; for no deep supervision take --head con",
+        ),
+        ({"encoder": "plain:padding=0", "align": "crop"}, BuildError, "takes no valid convolutions, .* take padding"),
+        ({"block": "double:padding=0", "align": "crop"}, BuildError, "takes no valid convolutions"),
     ],
 )
 def test_refuses_in_one_line(words: dict[str, Any], error: type[UnetkitError], message: str) -> None:
@@ -134,7 +138,7 @@ def test_refuses_a_model_that_is_wrapped_already() -> None:
     early = ModuleType("an_earlier_one")
     vars(early)["unetkit_wrap_model"] = unetkit.hookimpl(lambda plan: Other)
     parts = unetkit.load_parts([early, "deep-supervision"], isolated=True)
-    with pytest.raises(CannotBuild, match="needs the U-Net itself, not a Other around it"):
+    with pytest.raises(BuildError, match="needs the U-Net itself, not a Other around it"):
         build(parts=parts)
 
 
@@ -165,7 +169,7 @@ def test_an_auxiliary_loss_reaches_its_stage_and_what_is_below() -> None:
 
 def test_check_and_trace_take_it() -> None:
     model = build()
-    check = run_check(model, 32)
+    check = run_sanity_check(model, 32)
     assert check.passed, check
     assert check.output == (2, 3, 32, 32)
     seen = unetkit.trace(model, 32)

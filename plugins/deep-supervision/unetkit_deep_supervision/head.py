@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from unetkit.errors import BadOption
+from unetkit.errors import OptionError
 
 
 class DeepSupervision(nn.Sequential):
@@ -21,6 +21,6 @@ class DeepSupervision(nn.Sequential):
 
     def __init__(self, in_channels: int, classes: int, *, levels: int | None = None) -> None:
         if levels is not None and levels < 1:
-            raise BadOption(f"levels={levels}: takes at least 1; for no deep supervision take --head conv")
+            raise OptionError(f"levels={levels}: takes at least 1; for no deep supervision take --head conv")
         super().__init__(OrderedDict(conv=nn.Conv2d(in_channels, classes, 1)))
         self.levels = levels

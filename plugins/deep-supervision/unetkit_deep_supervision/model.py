@@ -7,9 +7,9 @@ from typing import Any, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unetkit.errors import CannotBuild
+from unetkit.errors import BuildError
 from unetkit.unet import UNet
-from unetkit.utils.spatial import cut_end, size_of
+from unetkit.utils.spatial import crop_end, size_of
 
 
 class DeeplySupervised(nn.Module):
@@ -26,14 +26,14 @@ class DeeplySupervised(nn.Module):
         """Add the heads that the model's own head asks for.
 
         Raises:
-            CannotBuild: the U-Net is wrapped already, has valid convolutions, or not so many stages.
+            BuildError: the U-Net is wrapped already, has valid convolutions, or not so many stages.
         """
         super().__init__()
         if not isinstance(model, UNet):
-            raise CannotBuild(f"--head deep-supervision needs the U-Net itself, not a {type(model).__name__} around it")
-        *widths, _ = cast(tuple[int, ...], model.whole.widths)
+            raise BuildError(f"--head deep-supervision needs the U-Net itself, not a {type(model).__name__} around it")
+        *widths, _ = cast(tuple[int, ...], model.resolved_plan.widths)
         levels = _levels(model, len(widths))
-        classes = cast(int, model.whole.classes)
+        classes = cast(int, model.resolved_plan.classes)
         self.network = model
         self.auxiliary = nn.ModuleList(nn.Conv2d(width, classes, 1) for width in widths[::-1][:levels])
 
@@ -44,12 +44,12 @@ class DeeplySupervised(nn.Module):
         """
         if not self.training:
             return cast(Tensor, self.network(x))
-        logits, maps = self.network.with_maps(x)
+        logits, maps = self.network.forward_features(x)
         # What was padded is cut back as the U-Net cuts its own logits: after they are resized.
         padded = size_of(maps[-1]) if self.network.logits is None else self.network.padded_size(size_of(x))
         size = size_of(logits)
         earlier = zip(self.auxiliary, maps[-2::-1], strict=False)
-        return logits, *(cut_end(F.interpolate(head(m), padded, mode="bilinear"), size) for head, m in earlier)
+        return logits, *(crop_end(F.interpolate(head(m), padded, mode="bilinear"), size) for head, m in earlier)
 
     def __getattr__(self, name: str) -> Any:
         """What this module lacks is the U-Net's."""
@@ -61,11 +61,11 @@ class DeeplySupervised(nn.Module):
 
 def _levels(network: UNet, earlier: int) -> int:
     """How many stages are supervised, of those before the last."""
-    head = network.whole.head
+    head = network.resolved_plan.head
     if network.valid:
-        raise CannotBuild(f"--head {head} takes no valid convolutions, whose maps cover less and less; take padding=1")
+        raise BuildError(f"--head {head} takes no valid convolutions, whose maps cover less and less; take padding=1")
     levels = cast("int | None", network.head.levels)
     if earlier < (levels or 1):
         few = f"only {earlier}; take levels={earlier} or less" if earlier else "none; decode one level more"
-        raise CannotBuild(f"--head {head}: of the stages before the last, which it supervises, there are {few}")
+        raise BuildError(f"--head {head}: of the stages before the last, which it supervises, there are {few}")
     return levels or max(1, earlier - 1)

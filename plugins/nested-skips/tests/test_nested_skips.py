@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import unetkit
-from unetkit.errors import BadOption, CannotBuild, UnknownName
-from unetkit.summary.sanity_check import run_check
+from unetkit.errors import BuildError, OptionError, UnknownNameError
+from unetkit.summary.sanity_check import run_sanity_check
 
 PARTS = unetkit.load_parts(["nested-skips"], isolated=True)
 SMALL = {
@@ -185,13 +185,13 @@ def test_two_levels_have_no_nodes_between() -> None:
 @pytest.mark.parametrize(
     ("encoder", "error", "message"),
     [
-        ('nested:of="plain:padding=0"', CannotBuild, "shortens its maps, and nodes join whole ones; take padding=1"),
-        ('nested:block="double:padding=0"', CannotBuild, "shortens the maps, and a node is as large as its level"),
-        ("nested:of=rasnet34", UnknownName, "did you mean"),
-        ("nested:up=bilinaer", UnknownName, "did you mean"),
-        ('nested:of="resnet18:pretrained=true"', BadOption, "weights are said beside it, with --pretrained"),
-        ('nested:of="plain:widht=3"', BadOption, "plain has no option 'widht'"),
-        ("nested:pretrained=true", BadOption, "plain has no option 'pretrained'"),
+        ('nested:of="plain:padding=0"', BuildError, "shortens its maps, and nodes join whole ones; take padding=1"),
+        ('nested:block="double:padding=0"', BuildError, "shortens the maps, and a node is as large as its level"),
+        ("nested:of=rasnet34", UnknownNameError, "did you mean"),
+        ("nested:up=bilinaer", UnknownNameError, "did you mean"),
+        ('nested:of="resnet18:pretrained=true"', OptionError, "weights are said beside it, with --pretrained"),
+        ('nested:of="plain:widht=3"', OptionError, "plain has no option 'widht'"),
+        ("nested:pretrained=true", OptionError, "plain has no option 'pretrained'"),
     ],
 )
 def test_refuses_in_one_line(encoder: str, error: type[Exception], message: str) -> None:
@@ -249,6 +249,6 @@ def test_compiles_and_exports_for_every_size() -> None:
 
 
 def test_gradients_reach_every_node() -> None:
-    check = run_check(build('nested:of="plain:widths=[4,8,16,32]"'), 32)
+    check = run_sanity_check(build('nested:of="plain:widths=[4,8,16,32]"'), 32)
     assert check.passed, check
     assert check.parameters == 2 * 3 * 4 + 3 * (2 + 6) + 3 * 6 + 2

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import unetkit
-from unetkit.errors import BadOption, CannotBuild
+from unetkit.errors import BuildError, OptionError
 from unetkit.options import format_value
 from unetkit.protocols import Align, Block, Encoder, Upsampler
 from unetkit.utils.spatial import size_of
@@ -85,7 +85,7 @@ class Node(nn.Module):
         joined = before * width + cast(Upsampler, self.up).out_channels
         self.block = unetkit.make_part("block", block, joined, width)
         if getattr(self.block, "valid", False):
-            raise CannotBuild(f"block={block} shortens the maps, and a node is as large as its level; take padding=1")
+            raise BuildError(f"block={block} shortens the maps, and a node is as large as its level; take padding=1")
 
     def forward(self, before: list[Tensor], below: Tensor) -> Tensor:
         """(B, width, H, W) each and (B, below, h, w) -> (B, width, H, W)."""
@@ -98,12 +98,12 @@ class Node(nn.Module):
 def _make_encoder(of: str, in_channels: int, pretrained: bool | str) -> nn.Module:
     spec = unetkit.PartSpec.parse(of)
     if "pretrained" in dict(spec.options):
-        raise BadOption(f"of={of}: weights are said beside it, with --pretrained")
+        raise OptionError(f"of={of}: weights are said beside it, with --pretrained")
     if pretrained:
         spec = spec.with_options({"pretrained": format_value(pretrained)})
     encoder = unetkit.make_part("encoder", spec, in_channels)
     if getattr(encoder, "valid", False):
-        raise CannotBuild(f"of={of} shortens its maps, and nodes join whole ones; take padding=1")
+        raise BuildError(f"of={of} shortens its maps, and nodes join whole ones; take padding=1")
     return encoder
 
 

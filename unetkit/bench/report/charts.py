@@ -9,12 +9,12 @@ from typing import Any
 
 from unetkit.bench.columns import HIDDEN, Column, estimate_of, varying
 from unetkit.bench.effects import CONDITIONS, Told, verdict
-from unetkit.bench.results import Row, Run
-from unetkit.bench.statistics import Estimate, compare, format_interval
+from unetkit.bench.results import BenchRow, BenchRun
+from unetkit.bench.statistics import Estimate, format_interval, judge_together
 from unetkit.utils.formatting import format_ratio, format_size
 
 
-def front(points: Sequence[tuple[float, float]]) -> list[int]:
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Which points no other beats, where less is better of both numbers (negate one of which more is better).
 
     A point is beaten by another that is no worse in both and better in one; equal points stand or fall together.
@@ -38,32 +38,32 @@ COLOURS = 8
 _SCALES = {"s": (1e3, "ms"), "B": (2.0**-20, "MiB")}
 
 
-def conditions_of(run: Run) -> list[str]:
+def conditions_of(run: BenchRun) -> list[str]:
     """The sizes and batches of a run: only rows under the same can be compared by their costs."""
     return list(dict.fromkeys(map(condition_of, run.rows)))
 
 
-def condition_of(row: Row) -> str:
+def condition_of(row: BenchRow) -> str:
     """256x256, batch 8."""
     return f"{format_size(row.size)}, batch {row.batch}"
 
 
-def naming(run: Run) -> Callable[[Row], str]:
+def naming(run: BenchRun) -> Callable[[BenchRow], str]:
     """What tells a row from others under the same condition: resnet34 · transposed · add."""
     told = [factor for factor in varying(run) if factor not in CONDITIONS]
 
-    def name(row: Row) -> str:
+    def name(row: BenchRow) -> str:
         return " · ".join(row.factors[factor] for factor in told if factor in row.factors) or row.line
 
     return name
 
 
-def under(run: Run, condition: str) -> list[int]:
+def under(run: BenchRun, condition: str) -> list[int]:
     """Which rows stand under a condition."""
     return [index for index, row in enumerate(run.rows) if condition_of(row) == condition]
 
 
-def costs_of(run: Run, columns: Sequence[Column]) -> dict[str, Any]:
+def costs_of(run: BenchRun, columns: Sequence[Column]) -> dict[str, Any]:
     """Points for every pair of columns that can be an axis, and the front of every pair under every condition."""
     conditions, name = conditions_of(run), naming(run)
     axes = [column for column in columns if _is_axis(column, run)]
@@ -88,12 +88,12 @@ def costs_of(run: Run, columns: Sequence[Column]) -> dict[str, Any]:
     }
 
 
-def _few(factor: str, run: Run) -> bool:
+def _few(factor: str, run: BenchRun) -> bool:
     """Whether the eye can tell its values apart."""
     return len({row.factors.get(factor) for row in run.rows}) <= COLOURS
 
 
-def _is_axis(column: Column, run: Run) -> bool:
+def _is_axis(column: Column, run: BenchRun) -> bool:
     factors = {factor for row in run.rows for factor in row.factors}
     shown = column.rank < HIDDEN and column.name not in factors
     return shown and any(_number(column.value(row)) is not None for row in run.rows)
@@ -124,14 +124,14 @@ def _front(axes: Sequence[Column], values: list[list[float | None]], under: list
     signs = [1 if axes[axis].better == "less" else -1 for axis in (x, y)]
     both = [(row, values[row][x], values[row][y]) for row in under]
     known = [(row, signs[0] * a, signs[1] * b) for row, a, b in both if a is not None and b is not None]
-    return [known[index][0] for index in front([(a, b) for _, a, b in known])]
+    return [known[index][0] for index in pareto_front([(a, b) for _, a, b in known])]
 
 
 #: Rows whose rounds are drawn, for each metric and condition; and dots that are drawn of one row or effect.
 ROWS, DOTS = 100, 60
 
 
-def effects_data(told: Sequence[Told], run: Run) -> dict[str, list[dict[str, Any]]]:
+def effects_data(told: Sequence[Told], run: BenchRun) -> dict[str, list[dict[str, Any]]]:
     """What is drawn of each metric's effects."""
     name = naming(run)
     drawn: dict[str, list[dict[str, Any]]] = {}
@@ -140,7 +140,7 @@ def effects_data(told: Sequence[Told], run: Run) -> dict[str, list[dict[str, Any
     return drawn
 
 
-def rounds_data(run: Run) -> dict[str, list[list[dict[str, Any]]]]:
+def rounds_data(run: BenchRun) -> dict[str, list[list[dict[str, Any]]]]:
     """For each timed metric and condition, the ratios of the rounds of at most ROWS rows."""
     name = naming(run)
     return {
@@ -152,12 +152,12 @@ def rounds_data(run: Run) -> dict[str, list[list[dict[str, Any]]]]:
     }
 
 
-def timed_metrics(run: Run) -> list[str]:
+def timed_metrics(run: BenchRun) -> list[str]:
     """The names of the timed metrics of which there are samples."""
     return [metric.name for metric in run.header.metrics if any(metric.name in row.timings for row in run.rows)]
 
 
-def is_complete(run: Run) -> bool:
+def is_complete(run: BenchRun) -> bool:
     """Whether every round of every row is drawn."""
     many = any(len(timing.candidate) > DOTS for row in run.rows for timing in row.timings.values())
     return not many and all(
@@ -167,23 +167,23 @@ def is_complete(run: Run) -> bool:
     )
 
 
-def doubtful_rows(run: Run) -> dict[str, list[int]]:
+def doubtful_rows(run: BenchRun) -> dict[str, list[int]]:
     """By metric, the numbers of the rows whose difference does not stand among so many comparisons."""
     found = {}
     for metric in timed_metrics(run):
         rows = [(at, row.timings[metric]) for at, row in enumerate(run.rows, 1) if metric in row.timings]
         estimates = [estimate_of(timing) for _, timing in rows]
-        judged = zip(rows, estimates, compare(estimates), strict=True)
+        judged = zip(rows, estimates, judge_together(estimates), strict=True)
         found[metric] = [at for (at, _), estimate, among in judged if among != estimate.verdict]
     return {metric: numbers for metric, numbers in found.items() if numbers}
 
 
-def _rows_timed(run: Run, metric: str, condition: str) -> list[Row]:
+def _rows_timed(run: BenchRun, metric: str, condition: str) -> list[BenchRow]:
     rows = [run.rows[index] for index in under(run, condition)]
     return [row for row in rows if metric in row.timings]
 
 
-def _effect(told: Told, name: Callable[[Row], str]) -> dict[str, Any]:
+def _effect(told: Told, name: Callable[[BenchRow], str]) -> dict[str, Any]:
     _, effect = told
     dots = [
         [estimate.ratio, f"{name(b)} over {name(a)}, {condition_of(b)}: {format_ratio(estimate.ratio)}"]
@@ -192,7 +192,7 @@ def _effect(told: Told, name: Callable[[Row], str]) -> dict[str, Any]:
     return _item(f"{effect.factor}: {effect.a} → {effect.b}", effect.estimate, verdict(*told), dots)
 
 
-def _rounds(row: Row, metric: str, name: Callable[[Row], str]) -> dict[str, Any]:
+def _rounds(row: BenchRow, metric: str, name: Callable[[BenchRow], str]) -> dict[str, Any]:
     timing, estimate = row.timings[metric], estimate_of(row.timings[metric])
     ratios = [ours / base for ours, base in zip(timing.candidate, timing.baseline, strict=True)]
     dots = [[float(f"{ratio:.4g}"), ""] for ratio in _thinned(ratios)]

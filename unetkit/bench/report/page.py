@@ -25,10 +25,10 @@ from unetkit.bench.report.charts import (
     rounds_data,
     timed_metrics,
 )
-from unetkit.bench.results import Run
+from unetkit.bench.results import BenchRun
 from unetkit.bench.show import missing
-from unetkit.errors import BadFile, UnetkitError
-from unetkit.utils.files import written_whole
+from unetkit.errors import FileError, UnetkitError
+from unetkit.utils.files import atomic_write
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -37,22 +37,22 @@ if TYPE_CHECKING:
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
-def write(run: Run, path: Path) -> None:
+def write(run: BenchRun, path: Path) -> None:
     """Write the report of a run: whole, or not at all.
 
     Raises:
         UnetkitError: plotly is not installed.
-        BadFile: it cannot be written there.
+        FileError: it cannot be written there.
     """
     html = page_of(run)
     try:
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(html, encoding="utf-8")
     except OSError as error:
-        raise BadFile(f"{path} cannot be written: {error.strerror or error}") from error
+        raise FileError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def page_of(run: Run) -> str:
+def page_of(run: BenchRun) -> str:
     """The report of a run: one HTML document that holds all it shows, and asks nothing of the network.
 
     Names come from users and plugins, so whatever is not ours is escaped; and by the page's own policy a browser loads
@@ -82,7 +82,7 @@ def page_of(run: Run) -> str:
     )
 
 
-def _said(run: Run, columns: Sequence[Column], effects: Sequence[Told]) -> dict[str, Any]:
+def _said(run: BenchRun, columns: Sequence[Column], effects: Sequence[Told]) -> dict[str, Any]:
     """What the template says in words."""
     return {
         "run": run,

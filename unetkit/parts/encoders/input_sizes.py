@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from unetkit.utils.flops import Meter
+from unetkit.utils.flops import CostMeter
 from unetkit.utils.modules import meta_copy
 
 #: How many multiples of the deepest stride are tried; windows of 16 pixels there are the widest known.
@@ -18,7 +18,7 @@ TRIES = 16
 _BORNE: dict[Hashable, tuple[int, int]] = {}
 
 
-def bears(key: Hashable, model: nn.Module, in_channels: int, stride: int) -> tuple[int, int]:
+def probe_sizes(key: Hashable, model: nn.Module, in_channels: int, stride: int) -> tuple[int, int]:
     """The smallest side that a model takes, and what larger sides must be multiples of; tried once a process.
 
     Args:
@@ -29,7 +29,7 @@ def bears(key: Hashable, model: nn.Module, in_channels: int, stride: int) -> tup
     """
     if key not in _BORNE:
         ghost = meta_copy(model).eval()
-        found = search(lambda *size: takes(ghost, in_channels, *size), stride)
+        found = search(lambda *size: accepts(ghost, in_channels, *size), stride)
         if found is None:  # as a broken option makes it, which the key need not tell
             return stride, stride
         _BORNE[key] = found
@@ -67,7 +67,7 @@ def search(
     return None
 
 
-def holding(size: tuple[int, int], steps: Iterable[int]) -> list[tuple[int, int]]:
+def enclosing_sizes(size: tuple[int, int], steps: Iterable[int]) -> list[tuple[int, int]]:
     """Sizes that hold one, and squares that do, each a multiple of one of the steps; the smallest first."""
     rounded = {(round_up(size[0], step), round_up(size[1], step)) for step in steps}
     squares = {(max(each), max(each)) for each in rounded}
@@ -79,11 +79,11 @@ def round_up(side: int, multiple: int) -> int:
     return -(-side // multiple) * multiple
 
 
-def takes(ghost: nn.Module, *shape: int, fit: Callable[[Any], bool] = lambda _: True) -> bool:
+def accepts(ghost: nn.Module, *shape: int, fit: Callable[[Any], bool] = lambda _: True) -> bool:
     """Whether a model on meta passes an input of (channels, height, width), with an output that fits."""
     x = torch.empty(1, *shape, dtype=next(ghost.parameters()).dtype, device="meta")
     try:
-        with torch.no_grad(), torch.device("meta"), Meter([], []):
+        with torch.no_grad(), torch.device("meta"), CostMeter([], []):
             return fit(ghost(x))
     except MemoryError:
         raise

@@ -21,7 +21,7 @@ def statistics_of(encoder: nn.Module) -> Statistics | None:
         encoder: as a network has it in `encoder`; one of a plugin says them by a method `statistics()`.
 
     Raises:
-        CannotBuild: they stand in a file of smp's hub, which cannot be had.
+        BuildError: they stand in a file of smp's hub, which cannot be had.
     """
     told = getattr(encoder, "statistics", None)
     return cast("Statistics | None", told()) if callable(told) else None

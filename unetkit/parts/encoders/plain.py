@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from unetkit.errors import BadOption
+from unetkit.errors import OptionError
 from unetkit.parts.blocks import Double
 
 
@@ -62,11 +62,11 @@ class Plain(nn.Module):
 
 def _widths(depth: int | None, widths: tuple[int, ...] | None) -> tuple[int, ...]:
     if depth is not None and depth < 1:
-        raise BadOption(f"depth={depth}: takes at least 1, a U of two levels")
+        raise OptionError(f"depth={depth}: takes at least 1, a U of two levels")
     if widths is None:
         return tuple(64 * 2**i for i in range((depth or 4) + 1))
     if len(widths) < 2 or min(widths) < 1:
-        raise BadOption(f"widths={list(widths)}: takes at least two widths of at least 1, shallow to deep")
+        raise OptionError(f"widths={list(widths)}: takes at least two widths of at least 1, shallow to deep")
     if depth is not None and len(widths) != depth + 1:
-        raise BadOption(f"depth={depth} has {depth + 1} levels, but widths={list(widths)} gives {len(widths)}")
+        raise OptionError(f"depth={depth} has {depth + 1} levels, but widths={list(widths)} gives {len(widths)}")
     return tuple(widths)

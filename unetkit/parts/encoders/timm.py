@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from unetkit.parts.encoders.feature_pyramid import Pyramid
 from unetkit.parts.encoders.normalization import Statistics, of_config
-from unetkit.parts.encoders.timm_features import Maps, Request, flatten, nchw
-from unetkit.parts.encoders.timm_input_sizes import learn
-from unetkit.parts.encoders.timm_options import checked
+from unetkit.parts.encoders.timm_features import FeatureMaps, TimmSpec, flatten, nchw
+from unetkit.parts.encoders.timm_input_sizes import probe
+from unetkit.parts.encoders.timm_options import check_timm_options
 from unetkit.utils.spatial import size_of
 
 
@@ -43,8 +43,8 @@ class TimmEncoder(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        request = checked(Request(name, in_channels, output_stride), options)
-        facts = learn(request, levels, (img_size, img_size) if isinstance(img_size, int) else img_size)
+        request = check_timm_options(TimmSpec(name, in_channels, output_stride), options)
+        facts = probe(request, levels, (img_size, img_size) if isinstance(img_size, int) else img_size)
         self.model = request.create(pretrained, **facts.extra)
         if facts.flat:
             flatten(self.model)
@@ -66,7 +66,7 @@ class TimmEncoder(nn.Module):
         return of_config(self.model.pretrained_cfg) if self.pretrained else None
 
 
-def _pyramid(maps: Maps, levels: int | None) -> Pyramid | None:
+def _pyramid(maps: FeatureMaps, levels: int | None) -> Pyramid | None:
     return Pyramid(maps.channels[0], maps.strides[0], levels=levels) if maps.pyramid else None
 
 

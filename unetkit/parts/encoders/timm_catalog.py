@@ -11,7 +11,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from unetkit.utils.files import written_whole
+from unetkit.utils.files import atomic_write
 
 _REGISTERED = re.compile(r"^@register_model\s*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
 
@@ -28,7 +28,7 @@ def timm_model_names() -> list[str]:
         return cached
     found = scan_timm_source()
     try:
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(found), encoding="utf-8")
     except OSError:
         pass  # a read-only home costs a tenth of a second a run, no more

@@ -11,12 +11,12 @@ import torch
 from timm.layers import Format
 from torch import Tensor
 
-from unetkit.errors import CannotBuild, UnetkitError
+from unetkit.errors import BuildError, UnetkitError
 from unetkit.parts.encoders.feature_pyramid import MADE_BY, scales_of
-from unetkit.parts.encoders.timm_weights import find_timm_weights, refuse_foreign, watched
+from unetkit.parts.encoders.timm_weights import capture_load, check_keys, find_timm_weights
 
 
-class Request(NamedTuple):
+class TimmSpec(NamedTuple):
     """What is asked of timm: a name, channels of the input, the stride to dilate from, and timm's own options."""
 
     name: str
@@ -32,30 +32,30 @@ class Request(NamedTuple):
             extra: more of timm's options; those that were asked for go before them.
 
         Raises:
-            CannotBuild: timm does not make it so, or has no such weights.
+            BuildError: timm does not make it so, or has no such weights.
         """
         options = {**extra, **dict(self.options)}
         if self.output_stride != 32:
             options["output_stride"] = self.output_stride
         if isinstance(weights, str):
             if not Path(weights).is_file():
-                raise CannotBuild(f"there is no weights file {weights}; --pretrained takes a file in timm's format")
+                raise BuildError(f"there is no weights file {weights}; --pretrained takes a file in timm's format")
             options["pretrained_cfg_overlay"] = {"file": weights}
         loads = bool(weights) and torch.get_default_device().type != "meta"
         try:
             find_timm_weights(self.name, pretrained=weights is True, loads=loads)
-            with watched(loads) as loadings:
+            with capture_load(loads) as loadings:
                 model = timm.create_model(
                     self.name, features_only=True, in_chans=self.in_channels, pretrained=loads, **options
                 )
-            refuse_foreign(self.name, model, loadings)
+            check_keys(self.name, model, loadings)
         except MemoryError:
             raise
         except Exception as error:  # whatever timm, its hub client or a file's reader raises
-            raise CannotBuild(self._reason(error, weights)) from error
+            raise BuildError(self._reason(error, weights)) from error
         return model
 
-    def ghost(self, **extra: Any) -> Any:
+    def meta_model(self, **extra: Any) -> Any:
         """Its feature network on meta, in eval mode."""
         with torch.device("meta"):
             return self.create(**extra).eval()
@@ -80,7 +80,7 @@ class Request(NamedTuple):
         return f"timm/{self.name} gives no feature maps ({why})"
 
 
-class Maps(NamedTuple):
+class FeatureMaps(NamedTuple):
     """The maps of an encoder, shallow to deep.
 
     Attributes:
@@ -117,15 +117,15 @@ class Maps(NamedTuple):
         return max(self.strides + self.pyramid)
 
 
-def read(request: Request, network: Any, levels: int | None) -> Maps:
-    """The maps of a feature network, the first `levels` of them; raises CannotBuild where it has not so many.
+def read_feature_maps(request: TimmSpec, network: Any, levels: int | None) -> FeatureMaps:
+    """The maps of a feature network, the first `levels` of them; raises BuildError where it has not so many.
 
     Where several maps have one stride, the deepest of them is given; where all have, a pyramid is made of the last.
     """
     info = network.feature_info
     strides, channels, modules = info.reduction(), info.channels(), info.module_name()
     if request.output_stride != 32 and strides[-1] > request.output_stride:
-        raise CannotBuild(
+        raise BuildError(
             f"timm/{request.name} does not take output_stride={request.output_stride}: its deepest map stays at stride "
             f"{strides[-1]}; leave it out, or take a ResNet"
         )
@@ -134,16 +134,16 @@ def read(request: Request, network: Any, levels: int | None) -> Maps:
     source = [f"timm {modules[i]}, reduction {strides[i]}" for i in take]
     scales = scales_of(strides[last]) if len(take) == 1 else []
     if levels is not None and not 2 <= levels <= len(scales or take):
-        raise CannotBuild(
+        raise BuildError(
             f"timm/{request.name} gives {len(scales or take)} maps; levels={levels} must be from 2 to that"
         )
     if scales:
         pyramid = tuple(int(strides[last] / scale) for scale in scales[:levels])
         made = tuple(source[0] + MADE_BY[scale] for scale in scales[:levels])
-        return Maps((info.out_indices[last],), (0,), (strides[last],), (channels[last],), made, pyramid)
+        return FeatureMaps((info.out_indices[last],), (0,), (strides[last],), (channels[last],), made, pyramid)
     chosen = take[:levels]
     only = None if levels is None else tuple(info.out_indices[i] for i in chosen)
-    return Maps(
+    return FeatureMaps(
         only,
         tuple(range(len(chosen)) if only else chosen),
         tuple(strides[i] for i in chosen),
@@ -157,7 +157,7 @@ def flatten(network: Any) -> None:
     network.output_fmt = Format.NLC
 
 
-def nchw(given: list[Tensor], network: Any, maps: Maps, size: Sequence[int]) -> list[Tensor]:
+def nchw(given: list[Tensor], network: Any, maps: FeatureMaps, size: Sequence[int]) -> list[Tensor]:
     """Those of the maps that a network gives for an input of (H, W) that are used, each as (B, C, h, w)."""
     layout = getattr(network, "output_fmt", Format.NCHW)
     taken = [given[i] for i in maps.take]

@@ -13,46 +13,46 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from unetkit.errors import BadOption, CannotBuild, nearest
+from unetkit.errors import BuildError, OptionError, did_you_mean
 from unetkit.options import describe_type, format_value
-from unetkit.parts.encoders.timm_features import Request, flatten
-from unetkit.parts.encoders.timm_input_sizes import Facts, learn
-from unetkit.utils.flops import Meter
-from unetkit.utils.lazy_init import set_aside
+from unetkit.parts.encoders.timm_features import TimmSpec, flatten
+from unetkit.parts.encoders.timm_input_sizes import SizeLimits, probe
+from unetkit.utils.flops import CostMeter
+from unetkit.utils.lazy_init import preserve_rng
 
 
 @cache
-def refuse_useless(asked: Request, name: str, value: Any) -> None:
+def refuse_useless(asked: TimmSpec, name: str, value: Any) -> None:
     """Refuse an option without which the maps would be the same, but for which random weights are drawn."""
     without = asked._replace(options=tuple(option for option in asked.options if option[0] != name))
     try:
-        plain = learn(without, None, None)
-    except CannotBuild:
+        plain = probe(without, None, None)
+    except BuildError:
         return  # others need it
     try:
-        facts = learn(asked, None, None)
-    except CannotBuild as error:
-        raise BadOption(str(error)) from error
+        facts = probe(asked, None, None)
+    except BuildError as error:
+        raise OptionError(str(error)) from error
     if facts != plain or _structure(asked, facts) != _structure(without, facts):
         return
-    with set_aside(), _disable_current_modes(), torch.device("cpu"):
+    with preserve_rng(), _disable_current_modes(), torch.device("cpu"):
         same = _same(asked, without, facts)
     if same:
-        raise BadOption(
+        raise OptionError(
             f"timm/{asked.name}: {name}={format_value(value)} changes nothing in its feature maps; leave it out"
         )
 
 
-def _structure(request: Request, facts: Facts) -> list[Any]:
+def _structure(request: TimmSpec, facts: SizeLimits) -> list[Any]:
     """Of each module that takes part in a training pass: its type, plain attributes and shapes of parameters."""
-    network = _made(request.ghost(**facts.extra), facts).train()
+    network = _made(request.meta_model(**facts.extra), facts).train()
     # What is at the root is what the constructor was told, used or not.
     roots = (network, getattr(network, "model", None), getattr(network, "body", None))
     seen: list[Any] = []
     for module in network.modules():
         if module not in roots:
             module.register_forward_hook(lambda module, *_: seen.append(_described(module)))
-    with torch.no_grad(), torch.device("meta"), Meter([], []):
+    with torch.no_grad(), torch.device("meta"), CostMeter([], []):
         network(torch.empty(_input(request, facts)))
     return seen
 
@@ -62,7 +62,7 @@ def _described(module: nn.Module) -> Any:
     return type(module), plain, [(name, tuple(p.shape)) for name, p in module.named_parameters(recurse=False)]
 
 
-def _same(asked: Request, without: Request, facts: Facts) -> bool:
+def _same(asked: TimmSpec, without: TimmSpec, facts: SizeLimits) -> bool:
     """Whether the maps are the same, with one's weights in the other where both draw them alike."""
     one, other = _drawn(asked, facts), _drawn(without, facts)
     shapes, others = ({name: x.shape for name, x in network.state_dict().items()} for network in (one, other))
@@ -83,7 +83,7 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     return bool(here[0] and there[0]) and all(abs(a - b) <= near * b for a, b in zip(here, there, strict=True))
 
 
-def _drawn(request: Request, facts: Facts) -> nn.Module:
+def _drawn(request: TimmSpec, facts: SizeLimits) -> nn.Module:
     torch.default_generator.manual_seed(0)  # torch.manual_seed would seed gpus too, which nobody sets aside
     return _made(request.create(**facts.extra), facts).train()
 
@@ -96,13 +96,13 @@ def _maps(network: nn.Module, size: tuple[int, ...]) -> list[Tensor]:
     return given
 
 
-def _made(network: nn.Module, facts: Facts) -> nn.Module:
+def _made(network: nn.Module, facts: SizeLimits) -> nn.Module:
     if facts.flat:
         flatten(network)
     return network
 
 
-def _input(request: Request, facts: Facts) -> tuple[int, ...]:
+def _input(request: TimmSpec, facts: SizeLimits) -> tuple[int, ...]:
     # Two images: a norm refuses to take the mean of one value.
     return 2, request.in_channels, *(facts.size or facts.padded((1, 1)))
 
@@ -121,11 +121,11 @@ SAID = {
 }
 
 
-def checked(request: Request, options: dict[str, Any]) -> Request:
+def check_timm_options(request: TimmSpec, options: dict[str, Any]) -> TimmSpec:
     """The request with more of timm's options.
 
     Raises:
-        BadOption: the model's constructor has no such option, or not of this type; other words say it; timm cannot
+        OptionError: the model's constructor has no such option, or not of this type; other words say it; timm cannot
             make the model with it; or it changes nothing in the maps.
     """
     if not options:
@@ -140,25 +140,25 @@ def checked(request: Request, options: dict[str, Any]) -> Request:
     return asked
 
 
-def _refuse_name(request: Request, name: str, value: Any, known: dict[str, Any], *, more: bool) -> None:
+def _refuse_name(request: TimmSpec, name: str, value: Any, known: dict[str, Any], *, more: bool) -> None:
     if name in SAID:
-        raise BadOption(f"timm/{request.name} takes no {name}: {SAID[name]}; leave it out")
+        raise OptionError(f"timm/{request.name} takes no {name}: {SAID[name]}; leave it out")
     if name not in known and not more:
         others = [other for other in known if other not in SAID]
-        raise BadOption(
-            f"timm/{request.name} has no option {name!r}{nearest(name, others) or '; it has ' + ', '.join(others)}"
+        raise OptionError(
+            f"timm/{request.name} has no option {name!r}{did_you_mean(name, others) or '; it has ' + ', '.join(others)}"
         )
     if name in known and not _fits(value, kind := known[name].annotation):
-        raise BadOption(f"timm/{request.name}: {name} takes {describe_type(kind)}; got {format_value(value)}")
+        raise OptionError(f"timm/{request.name}: {name} takes {describe_type(kind)}; got {format_value(value)}")
 
 
 @cache
-def _constructor(request: Request) -> tuple[dict[str, inspect.Parameter], bool]:
+def _constructor(request: TimmSpec) -> tuple[dict[str, inspect.Parameter], bool]:
     """The options of a model's constructor, with their types, and whether it hands others on, to a configuration.
 
     A type that is neither annotated nor told by the default is Any.
     """
-    made = request.ghost()
+    made = request.meta_model()
     if type(made).__module__ == "timm.models._features":  # timm's own wrapping of a model, which may be cut to pieces
         with torch.device("meta"):
             made = getattr(made, "model", None) or timm.create_model(request.name)

@@ -15,7 +15,7 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_c
 from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 
-from unetkit.errors import CannotBuild
+from unetkit.errors import BuildError
 
 _WATCHING = Lock()
 
@@ -25,12 +25,12 @@ def find_timm_weights(name: str, *, pretrained: bool, loads: bool) -> None:
     architecture, _, tag = name.partition(".")
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
-        raise CannotBuild(f"timm has no weights tagged {tag!r} for {architecture}; it has {', '.join(tags) or 'none'}")
+        raise BuildError(f"timm has no weights tagged {tag!r} for {architecture}; it has {', '.join(tags) or 'none'}")
     if not pretrained:
         return
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
-        raise CannotBuild(f"timm has no weights for {name}")
+        raise BuildError(f"timm has no weights for {name}")
     if loads and config.hf_hub_id:
         _reach(config.hf_hub_id, config.hf_hub_filename)
 
@@ -46,7 +46,7 @@ def _reach(hub_id: str, file: str | None) -> None:
 
 
 @contextmanager
-def watched(loads: bool) -> Iterator[list[tuple[nn.Module, Any]]]:
+def capture_load(loads: bool) -> Iterator[list[tuple[nn.Module, Any]]]:
     """This thread's load_state_dicts within: the module, and its missing and unexpected keys, which timm only logs."""
     seen: list[tuple[nn.Module, Any]] = []
     if not loads:
@@ -76,15 +76,15 @@ def _silent(_: logging.LogRecord) -> bool:
     return False  # every key by its name, on stderr, also where all is well
 
 
-def refuse_foreign(name: str, model: nn.Module, loadings: list[tuple[nn.Module, Any]]) -> None:
+def check_keys(name: str, model: nn.Module, loadings: list[tuple[nn.Module, Any]]) -> None:
     """Refuse weights of another network. A classifier's, which the encoder has not, may be missing or superfluous."""
     kept = {id(tensor) for tensor in chain(model.parameters(), model.buffers())}
     for module, keys in loadings:
         tensors = dict(chain(module.named_parameters(), module.named_buffers()))
         if missing := [key for key in keys.missing_keys if id(tensors.get(key)) in kept]:
-            raise CannotBuild(f"they lack {len(missing)} of {name}'s tensors, such as {missing[0]}")
+            raise BuildError(f"they lack {len(missing)} of {name}'s tensors, such as {missing[0]}")
         if keys.unexpected_keys:
             with torch.device("meta"):
                 whole = timm.create_model(name).state_dict()
             if foreign := [key for key in keys.unexpected_keys if key not in whole]:
-                raise CannotBuild(f"they have {len(foreign)} tensors that {name} has not, such as {foreign[0]}")
+                raise BuildError(f"they have {len(foreign)} tensors that {name} has not, such as {foreign[0]}")

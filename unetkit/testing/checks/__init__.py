@@ -1,1 +1,1 @@
-"""The checks, each a function of a subject that raises Nonconformity or NothingToCheck."""
+"""The checks, each a function of a subject that raises Nonconformity or SkipCheck."""

@@ -8,20 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from unetkit.testing.catalog import Nonconformity, one_line
-from unetkit.testing.contracts import Input, Outputs, Wiring, drawn
-from unetkit.testing.subject import Subject, apart, weights
+from unetkit.testing.contracts import Outputs, PartInput, Wiring, drawn
+from unetkit.testing.subject import PartSubject, apart, weights
 
 #: Sums in another order differ by less than this, other numbers by more.
 CLOSE = 1e-4
 
 
-def gradients(subject: Subject) -> None:
+def gradients(subject: PartSubject) -> None:
     """In training, over all inputs, a finite gradient reaches every parameter, and one comes out at the other end."""
     for wiring, _ in subject.samples(training=True):
         reached(subject, wiring, subject.contract.few(subject.passing(wiring, training=True)), {})
 
 
-def reached(subject: Subject, wiring: Wiring, inputs: list[Input], options: dict[str, Any]) -> None:
+def reached(subject: PartSubject, wiring: Wiring, inputs: list[PartInput], options: dict[str, Any]) -> None:
     """The same for one wiring. Raises Nonconformity with the names of the parameters that none reaches."""
     part = subject.make(wiring, **options).train()
     where = subject.where(wiring)
@@ -45,7 +45,7 @@ def reached(subject: Subject, wiring: Wiring, inputs: list[Input], options: dict
         _let_through(subject, part.eval(), inputs, leaves, where)
 
 
-def _let_through(subject: Subject, part: Any, inputs: list[Input], leaves: list[Any], where: str) -> None:
+def _let_through(subject: PartSubject, part: Any, inputs: list[PartInput], leaves: list[Any], where: str) -> None:
     """A gradient reaches every input that an output depends on."""
     names = ("its input",) if len(leaves[0]) == 1 else ("the map", "the skip")
     stopped = [i for i in range(len(names)) if not any(each[i].grad is not None for each in leaves)]
@@ -54,7 +54,7 @@ def _let_through(subject: Subject, part: Any, inputs: list[Input], leaves: list[
     for index in stopped:
         given = inputs[0]
         tensors = tuple(x + 1 if i == index else x for i, x in enumerate(given.tensors))
-        if apart(subject.run(part, Input(tensors, given.asked)), subject.run(part, given)) > CLOSE:
+        if apart(subject.run(part, PartInput(tensors, given.asked)), subject.run(part, given)) > CLOSE:
             raise Nonconformity(f"{where}its output depends on {names[index]}, but no gradient reaches it")
 
 
@@ -70,7 +70,7 @@ def _list(names: list[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def inputs(subject: Subject) -> None:
+def inputs(subject: PartSubject) -> None:
     """No input is written on, in eval or training."""
     for training in (False, True):
         for wiring, given in subject.samples(training=training):
@@ -89,7 +89,7 @@ def inputs(subject: Subject) -> None:
                 )
 
 
-def state(subject: Subject) -> None:
+def state(subject: PartSubject) -> None:
     """In eval an output depends on the input alone; buffers and the names in the state_dict stay."""
     for wiring, given in subject.samples():
         part = subject.make(wiring).eval()
@@ -112,7 +112,7 @@ def _kept(part: nn.Module, before: dict[str, Tensor], buffers: dict[str, Tensor]
         raise Nonconformity(f"{where}a pass in eval changes {_list(moved)}")
 
 
-def _after_another(subject: Subject, part: Any, wiring: Wiring, given: Input, first: Outputs) -> None:
+def _after_another(subject: PartSubject, part: Any, wiring: Wiring, given: PartInput, first: Outputs) -> None:
     """After a pass of one input, others come out of the part as they do of a new one."""
     where = subject.where(wiring)
     for other in subject.contract.few(subject.passing(wiring, training=False)):
@@ -139,7 +139,7 @@ def _alike(part: nn.Module, other: nn.Module) -> bool:
     return mine.keys() == theirs.keys() and not any(apart((mine[name],), (theirs[name],)) for name in mine)
 
 
-def _draws_nothing(subject: Subject, part: Any, wiring: Wiring, given: Input, first: Outputs) -> None:
+def _draws_nothing(subject: PartSubject, part: Any, wiring: Wiring, given: PartInput, first: Outputs) -> None:
     where = subject.where(wiring)
     if difference := apart(subject.run(part, given), first):
         raise Nonconformity(
@@ -153,7 +153,7 @@ def _draws_nothing(subject: Subject, part: Any, wiring: Wiring, given: Input, fi
         )
 
 
-def batch(subject: Subject) -> None:
+def batch(subject: PartSubject) -> None:
     """In eval each sample of a batch comes out as it does alone."""
     for wiring, given in subject.samples():
         part = subject.make(wiring).eval()

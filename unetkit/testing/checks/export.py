@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unetkit.testing.catalog import Nonconformity, NothingToCheck, one_line
+from unetkit.testing.catalog import Nonconformity, SkipCheck, one_line
 from unetkit.testing.checks.autograd import CLOSE
-from unetkit.testing.contracts import Contract, Input, Wiring, by
-from unetkit.testing.subject import Subject, apart
+from unetkit.testing.contracts import Contract, PartInput, Wiring, by
+from unetkit.testing.subject import PartSubject, apart
 
 
 @contextmanager
@@ -22,13 +22,13 @@ def _telling(where: str) -> Iterator[None]:
     """What a part raises, as a nonconformity."""
     try:
         yield
-    except (Nonconformity, NothingToCheck):
+    except (Nonconformity, SkipCheck):
         raise
     except Exception as error:
         raise Nonconformity(f"{where}fails with {one_line(error)}") from error
 
 
-def dtype(subject: Subject) -> None:
+def dtype(subject: PartSubject) -> None:
     """A part in float64 takes float64 and gives it back."""
     for wiring, given in subject.samples():
         part = subject.make(wiring).eval().double()
@@ -39,7 +39,7 @@ def dtype(subject: Subject) -> None:
             raise Nonconformity(f"{where}gives {wrong[0]}; make tensors with the dtype of what it is given")
 
 
-def meta(subject: Subject) -> None:
+def meta(subject: PartSubject) -> None:
     """Made under torch.device("meta") it holds no values, and needs none to pass."""
     for wiring, given in subject.samples():
         where = subject.where(wiring)
@@ -69,11 +69,11 @@ class _Probe(nn.Module):
         self.wiring = wiring
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Any:
-        given = Input((x,) if skip is None else (x, skip))
+        given = PartInput((x,) if skip is None else (x, skip))
         return self.contract.call(self.part, self.contract.asking(given, self.wiring))
 
 
-def export(subject: Subject) -> None:
+def export(subject: PartSubject) -> None:
     """A program that is exported at one size gives the part's own outputs at others."""
     wiring = subject.samples()[0][0]
     part = subject.make(wiring).eval()
@@ -99,14 +99,14 @@ def export(subject: Subject) -> None:
             )
 
 
-def _exported(probe: _Probe, given: Input, least: int) -> Any:
+def _exported(probe: _Probe, given: PartInput, least: int) -> Any:
     any_size = {i: torch.export.Dim.AUTO(min=least) for i in (2, 3)}
     with torch.no_grad():
         program = torch.export.export(probe, given.tensors, dynamic_shapes=tuple(any_size for _ in given.tensors))
     return program.module()
 
 
-def channels_last(subject: Subject) -> None:
+def channels_last(subject: PartSubject) -> None:
     """In channels_last memory, part and inputs, it gives equal outputs."""
     for wiring, given in subject.samples():
         part = subject.make(wiring).eval()

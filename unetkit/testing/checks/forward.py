@@ -11,35 +11,35 @@ from torch import Tensor
 
 from unetkit.errors import UnetkitError
 from unetkit.options import format_value
-from unetkit.testing.catalog import Nonconformity, NothingToCheck, one_line
+from unetkit.testing.catalog import Nonconformity, SkipCheck, one_line
 from unetkit.testing.checks.autograd import reached
-from unetkit.testing.contracts import Input, Wiring
-from unetkit.testing.subject import Run, Subject
+from unetkit.testing.contracts import PartInput, Wiring
+from unetkit.testing.subject import PartRun, PartSubject
 
 
-def made(subject: Subject) -> None:
+def made(subject: PartSubject) -> None:
     """It is a torch module, made from at least one wiring, and declares what its kind asks for."""
     _ = subject.wirings
 
 
-def forward(subject: Subject) -> None:
+def forward(subject: PartSubject) -> None:
     """Every input passes in eval and in training."""
     for run in subject.runs:
         if run.error not in ("", "torch"):
             raise Nonconformity(subject.where(run.wiring, run.given, run.training) + run.error)
 
 
-def channels(subject: Subject) -> None:
+def channels(subject: PartSubject) -> None:
     """The channels and the batch of every output are those promised."""
     _first_fault(subject, "channels")
 
 
-def size(subject: Subject) -> None:
+def size(subject: PartSubject) -> None:
     """Height and width of every output are those promised."""
     _first_fault(subject, "size")
 
 
-def _first_fault(subject: Subject, what: Literal["channels", "size"]) -> None:
+def _first_fault(subject: PartSubject, what: Literal["channels", "size"]) -> None:
     subject.samples()
     for run in subject.runs:
         if fault := getattr(run, what):
@@ -50,7 +50,7 @@ def _first_fault(subject: Subject, what: Literal["channels", "size"]) -> None:
 _LOUDER = (1, 1, 1, 2, 4, 8, 16)
 
 
-def logits(subject: Subject) -> None:
+def logits(subject: PartSubject) -> None:
     """Large inputs and weights bring an output beyond what probabilities, their logarithms and tanh keep to."""
     for wiring, given in subject.samples(every=True):
         if bounds := _kept_to(subject, wiring, given):
@@ -60,7 +60,7 @@ def logits(subject: Subject) -> None:
             )
 
 
-def _kept_to(subject: Subject, wiring: Wiring, given: Input) -> str:
+def _kept_to(subject: PartSubject, wiring: Wiring, given: PartInput) -> str:
     """What all outputs of every draw keep to, in words; "" where one goes beyond."""
     kept = ""
     for seed, times in enumerate(_LOUDER):
@@ -73,7 +73,7 @@ def _kept_to(subject: Subject, wiring: Wiring, given: Input) -> str:
     return kept
 
 
-def _loud(subject: Subject, wiring: Wiring, given: Input, seed: int, times: int) -> Tensor:
+def _loud(subject: PartSubject, wiring: Wiring, given: PartInput, seed: int, times: int) -> Tensor:
     part = subject.make(wiring, seed=seed).eval()
     with torch.no_grad():
         for parameter in part.parameters():
@@ -89,11 +89,11 @@ def _bounds(low: float, high: float) -> str:
     return "is at most 0, as log-softmax gives" if high <= 0 else ""
 
 
-def options(subject: Subject) -> None:
+def options(subject: PartSubject) -> None:
     """Each choice of a bool or a Literal makes a part that keeps its promises; it may refuse one by an UnetkitError."""
     choices = list(_choices(subject))
     if not choices:
-        raise NothingToCheck("it has no option of few choices")
+        raise SkipCheck("it has no option of few choices")
     for name, value, kind in choices:
         said = f"with {name}={format_value(value, kind)}, "
         try:
@@ -102,7 +102,7 @@ def options(subject: Subject) -> None:
             raise Nonconformity(said + str(fault).removeprefix("with ")) from fault
 
 
-def _choices(subject: Subject) -> Iterator[tuple[str, Any, Any]]:
+def _choices(subject: PartSubject) -> Iterator[tuple[str, Any, Any]]:
     for option in subject.signature.options:
         if option.name == "pretrained":
             continue  # the builder's own word: it would go and fetch weights
@@ -123,7 +123,7 @@ def _finite(kind: Any) -> tuple[Any, ...]:
     return (None,) if kind in (None, type(None)) else ()
 
 
-def _keeps(subject: Subject, option: dict[str, Any]) -> None:
+def _keeps(subject: PartSubject, option: dict[str, Any]) -> None:
     for wiring in subject.wirings[: 1 if subject.contract.takes_images else 2]:
         try:
             part = subject.make(wiring, **option)
@@ -139,5 +139,5 @@ def _keeps(subject: Subject, option: dict[str, Any]) -> None:
         reached(subject, wiring, [run.given for run in runs if run.training and not run.error], option)
 
 
-def _fault(run: Run) -> str:
+def _fault(run: PartRun) -> str:
     return ("" if run.error == "torch" else run.error) or run.channels or run.size

@@ -16,11 +16,11 @@ from unetkit.network import Network
 from unetkit.plan import PartSpec, Plan
 from unetkit.registry import Parts
 from unetkit.serialization import load, save
-from unetkit.summary.forward_hooks import network_of, size_for, tensors_of
+from unetkit.summary.forward_hooks import input_size_for, network_of, tensors_of
 from unetkit.summary.trace import trace
 from unetkit.testing.catalog import Nonconformity, one_line
 from unetkit.testing.contracts import by, drawn, encoder_shapes
-from unetkit.testing.subject import Subject, apart
+from unetkit.testing.subject import PartSubject, apart
 from unetkit.utils.formatting import Size
 
 #: The name by which the part stands in its network, so that a file can name one that has no name yet.
@@ -34,7 +34,7 @@ _ROUND = (
 )
 
 
-def network(subject: Subject) -> None:
+def network(subject: PartSubject) -> None:
     """A network with it takes a batch of an odd size, sends gradients to it, and comes back equal from a file."""
     parts, spec = _named(subject)
     model, said = _first_built(subject, parts, spec)
@@ -47,7 +47,7 @@ def network(subject: Subject) -> None:
         raise Nonconformity(f"{said}{error}") from error
 
 
-def _named(subject: Subject) -> tuple[Parts, PartSpec]:
+def _named(subject: PartSubject) -> tuple[Parts, PartSpec]:
     """Where the part is looked up, and its spec; a Python object is given a name there."""
     if subject.spec.factory is None:
         return subject.parts, subject.spec
@@ -56,7 +56,7 @@ def _named(subject: Subject) -> tuple[Parts, PartSpec]:
     return parts, PartSpec(_NAME, subject.spec.options)
 
 
-def _first_built(subject: Subject, parts: Parts, spec: PartSpec) -> tuple[Network, str]:
+def _first_built(subject: PartSubject, parts: Parts, spec: PartSpec) -> tuple[Network, str]:
     refusals = []
     for words in _words(subject):
         line = str(Plan.of(**{**words, subject.kind.word: subject.spec}))
@@ -71,7 +71,7 @@ def _first_built(subject: Subject, parts: Parts, spec: PartSpec) -> tuple[Networ
     raise Nonconformity(refusals[0])
 
 
-def _words(subject: Subject) -> Iterator[dict[str, Any]]:
+def _words(subject: PartSubject) -> Iterator[dict[str, Any]]:
     if subject.kind.title == "model":
         yield {}
         return
@@ -82,7 +82,7 @@ def _words(subject: Subject) -> Iterator[dict[str, Any]]:
     yield {"widths": (8,) * (len(encoder.strides) - 1), "decode_to": encoder.strides[0]}
 
 
-def _size_of(subject: Subject, model: Network) -> Size:
+def _size_of(subject: PartSubject, model: Network) -> Size:
     if subject.kind.title == "encoder":
         return encoder_shapes(model.encoder)[0][1:]
     return model.size or ((61, 69) if model.valid else (21, 27))
@@ -108,7 +108,7 @@ def predicts(model: nn.Module, x: Tensor, said: str) -> None:
         out = model.eval()(x)
     if not isinstance(out, Tensor):
         raise Nonconformity(f"{said}in eval it gives a {type(out).__name__}; promised is one tensor of logits")
-    wanted = (len(x), network_of(model).whole.classes, *x.shape[-2:])
+    wanted = (len(x), network_of(model).resolved_plan.classes, *x.shape[-2:])
     wrong = out.shape[:2] != wanted[:2] if network_of(model).valid else out.shape != wanted
     if wrong:
         raise Nonconformity(f"{said}an input of {by(x.shape)} comes out as {by(out.shape)}; promised is {by(wanted)}")
@@ -126,7 +126,7 @@ def comes_back(model: Any, x: Tensor, parts: Parts, said: str) -> None:
         raise Nonconformity(f"{said}saved and loaded, it gives outputs that differ by up to {difference:.2g}")
 
 
-def plan(subject: Subject) -> None:
+def plan(subject: PartSubject) -> None:
     """The recipe returns a Plan that names no other recipe, and whose line reads back."""
     made = _made(subject)
     if not isinstance(made, Plan):
@@ -141,20 +141,20 @@ def plan(subject: Subject) -> None:
         raise Nonconformity(f"its line `{made}` reads back as another plan, `{back}`; make it by Plan.of")
 
 
-def _made(subject: Subject) -> Any:
+def _made(subject: PartSubject) -> Any:
     try:
         return subject.factory(**subject.options)
     except Exception as error:
         raise Nonconformity(f"making its plan fails with {one_line(error)}") from error
 
 
-def own_size(subject: Subject) -> None:
+def own_size(subject: PartSubject) -> None:
     """Its network is built on the meta device and a pass of its own size is followed."""
     try:
         model = build(recipe=subject.spec, parts=subject.parts, device="meta")
     except UnetkitError as error:
         raise Nonconformity(f"it does not build: {error}") from error
-    size = size_for(network_of(model), None)
+    size = input_size_for(network_of(model), None)
     try:
         last = trace(model, size).rows[-1]
     except UnetkitError as error:

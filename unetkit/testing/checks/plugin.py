@@ -18,24 +18,24 @@ from unetkit.commands import COMMANDS
 from unetkit.errors import UnetkitError
 from unetkit.options import read_signature
 from unetkit.plan import Plan
-from unetkit.plugins import Host
+from unetkit.plugins import PluginManager
 from unetkit.registry import Metric, Metrics, Plugin
-from unetkit.testing.catalog import Nonconformity, NothingToCheck, one_line
+from unetkit.testing.catalog import Nonconformity, SkipCheck, one_line
 
 #: Run apart, since here torch is imported already.
 _LOADED = """
 import json, sys
 target, sys.path[:] = json.loads(sys.argv[1])
-from unetkit.plugins import load_host
+from unetkit.plugins import load_manager
 from unetkit.commands import plugin_commands
-host = load_host([target] if target else [], isolated=True)
+host = load_manager([target] if target else [], isolated=True)
 plugin_commands(host)
 print(json.dumps({p.name: [not p.loaded and p.error, p.heavy] for p in host.plugins}))
 """
 
 
 @dataclass(frozen=True)
-class Guest:
+class PluginSubject:
     """A plugin that is checked.
 
     Attributes:
@@ -44,12 +44,12 @@ class Guest:
         target: what it was loaded by; "" for unetkit's own parts.
     """
 
-    host: Host
+    host: PluginManager
     plugin: Plugin
     target: str
 
 
-def loads(guest: Guest) -> None:
+def loads(guest: PluginSubject) -> None:
     """It is loaded, and adds a part, a library of parts, a wrap of models, a command or a metric."""
     if not guest.plugin.loaded:
         raise Nonconformity(f"it does not load: {guest.plugin.error}")
@@ -61,7 +61,7 @@ def loads(guest: Guest) -> None:
         )
 
 
-def light(guest: Guest) -> None:
+def light(guest: PluginSubject) -> None:
     """Loading it in a process of its own imports nothing that takes long."""
     said = json.dumps([guest.target, sys.path])
     done = subprocess.run([sys.executable, "-c", _LOADED, said], capture_output=True, text=True, check=False)  # noqa: S603
@@ -72,7 +72,7 @@ def light(guest: Guest) -> None:
     if error:
         raise Nonconformity(f"in a process of its own it does not load: {error}")
     if heavy and guest.target.endswith(".py"):
-        raise NothingToCheck(f"imports {' and '.join(heavy)}, but is a file, which only slows a command that names it")
+        raise SkipCheck(f"imports {' and '.join(heavy)}, but is a file, which only slows a command that names it")
     if heavy:
         raise Nonconformity(
             f"imports {' and '.join(heavy)} when it registers, which slows every unetkit command; "
@@ -80,12 +80,12 @@ def light(guest: Guest) -> None:
         )
 
 
-def _sources(guest: Guest) -> list[Any]:
+def _sources(guest: PluginSubject) -> list[Any]:
     name = guest.plugin.name
-    return [source for registry in guest.host.parts for source in registry.sources.values() if source.owner == name]
+    return [source for registry in guest.host.parts for source in registry.libraries.values() if source.owner == name]
 
 
-def sources(guest: Guest) -> None:
+def sources(guest: PluginSubject) -> None:
     """Each library of parts lists at least one name, as text, none twice, and has a factory with a docstring."""
     for source in _sources(guest):
         names = _listed(source)
@@ -104,11 +104,11 @@ def _listed(source: Any) -> list[Any]:
         raise Nonconformity(f"source {source.name}: {source.names} fails with {one_line(error)}") from error
 
 
-def commands(guest: Guest) -> None:
+def commands(guest: PluginSubject) -> None:
     """Each command has help; what fails here would fail every `unetkit --help`."""
     group = click.Group("unetkit")
     try:
-        guest.host.hook("unetkit_register_commands", guest.plugin)(cli=group)
+        guest.host.call_one("unetkit_register_commands", guest.plugin)(cli=group)
     except Exception as error:
         raise Nonconformity(f"unetkit_register_commands fails with {one_line(error)}") from error
     if not group.commands:
@@ -125,7 +125,7 @@ def commands(guest: Guest) -> None:
                 raise Nonconformity(f"command {name!r}: {parameter.opts[0]} has no help")
 
 
-def wraps(guest: Guest) -> None:
+def wraps(guest: PluginSubject) -> None:
     """A plain network, and one with each part that it adds, stays a model whose line says what it is."""
     from unetkit.builder import build
     from unetkit.summary.forward_hooks import network_of
@@ -156,7 +156,7 @@ def wraps(guest: Guest) -> None:
 _PASSED_ON = ("encoder", "stages", "head", "whole", "plugins")
 
 
-def _networks(guest: Guest) -> Iterator[dict[str, Any]]:
+def _networks(guest: PluginSubject) -> Iterator[dict[str, Any]]:
     base = {"encoder": "plain:widths=[4,8,16]"}
     yield base
     for entry in guest.host.parts.of(guest.plugin.name):
@@ -164,20 +164,20 @@ def _networks(guest: Guest) -> Iterator[dict[str, Any]]:
             yield {**({} if entry.kind.word == "model" else base), entry.kind.word: entry.name}
 
 
-def metrics(guest: Guest) -> None:
+def metrics(guest: PluginSubject) -> None:
     """Each has a docstring, and gives what it should of a small network on the CPU.
 
-    Raises NothingToCheck where one refuses that network with an UnetkitError, as for want of a GPU.
+    Raises SkipCheck where one refuses that network with an UnetkitError, as for want of a GPU.
     """
     refusals = [refusal for metric in _added(guest) if (refusal := _tried(metric, guest))]
     if refusals:
-        raise NothingToCheck("; ".join(refusals))
+        raise SkipCheck("; ".join(refusals))
 
 
-def _added(guest: Guest) -> list[Metric]:
+def _added(guest: PluginSubject) -> list[Metric]:
     staged = Metrics(guest.plugin.name, builtin_metrics().entries)
     try:
-        guest.host.hook("unetkit_register_metrics", guest.plugin)(metrics=staged)
+        guest.host.call_one("unetkit_register_metrics", guest.plugin)(metrics=staged)
     except Exception as error:
         raise Nonconformity(f"unetkit_register_metrics fails with {one_line(error)}") from error
     added = [metric for metric in staged if metric.owner == guest.plugin.name]
@@ -186,15 +186,15 @@ def _added(guest: Guest) -> list[Metric]:
     return added
 
 
-def _tried(metric: Metric, guest: Guest) -> str:
+def _tried(metric: Metric, guest: PluginSubject) -> str:
     """Why it refuses a small network; "" where it measures it. Raises Nonconformity."""
-    from unetkit.testing.process_state import world_kept
+    from unetkit.testing.process_state import preserve_process_state
 
     said = f"metric {metric.name!r}"
     if not metric.info.summary:
         raise Nonconformity(f"{said} has no description; give its function a docstring")
     function = metric.load()
-    with world_kept():
+    with preserve_process_state():
         try:
             fault = _fault(metric, function(_subject(guest)))
         except UnetkitError as error:
@@ -221,13 +221,13 @@ def _fault(metric: Metric, found: Any) -> str:
         return f"{gave}; promised is a number, and a callable only with timed=True"
 
 
-def _subject(guest: Guest) -> Any:
+def _subject(guest: PluginSubject) -> Any:
     """A network that each metric is given anew, since it may change it."""
     import torch
 
-    from unetkit.bench.builtin_metrics import Subject
+    from unetkit.bench.builtin_metrics import BenchModel
     from unetkit.bench.grid import Mode
     from unetkit.plan import Plan
 
     plan = Plan.of(encoder="plain:widths=[4,8]", size=32)
-    return Subject(plan, 1, Mode(), torch.device("cpu"), guest.host.parts)
+    return BenchModel(plan, 1, Mode(), torch.device("cpu"), guest.host.parts)

@@ -9,18 +9,18 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from torch import nn
 
-from unetkit.errors import BadOption, UnetkitError
+from unetkit.errors import OptionError, UnetkitError
 from unetkit.options import Option, Signature, format_value, parse_value, read_signature
-from unetkit.resolve import typed_options
+from unetkit.resolve import parse_options
 from unetkit.testing.catalog import Nonconformity, one_line
-from unetkit.testing.subject import Subject
+from unetkit.testing.subject import PartSubject
 
 _READABLE = (int, float, str, bool, None, type(None))
 #: An option that no part has.
 _UNHEARD = "unheard_of"
 
 
-def _parameters(subject: Subject) -> list[Parameter]:
+def _parameters(subject: PartSubject) -> list[Parameter]:
     if getattr(subject.written, "__init__", None) is nn.Module.__init__:
         return []  # it is written with *args and **kwargs, and refuses both
     try:
@@ -29,7 +29,7 @@ def _parameters(subject: Subject) -> list[Parameter]:
         raise Nonconformity(f"{subject.written!r} has no signature to read; wrap it in a function") from None
 
 
-def wiring(subject: Subject) -> None:
+def wiring(subject: PartSubject) -> None:
     """Positional parameters are the wiring that the builder supplies, everything else is keyword-only."""
     parameters = _parameters(subject)
     of_source = subject.entry is not None and subject.entry.source is not None
@@ -51,7 +51,7 @@ def wiring(subject: Subject) -> None:
         raise Nonconformity(f"option {bare[0]!r} has no default, so its name alone does not make the part; give it one")
 
 
-def types_(subject: Subject) -> None:
+def types_(subject: PartSubject) -> None:
     """Every option is of a type that the grammar reads, and its default survives being written and read."""
     known = read_signature(subject.written)
     for parameter in _parameters(subject):
@@ -95,7 +95,7 @@ def _written(annotation: Any) -> str:
     return annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
 
-def _one_source(subject: Subject, imported: Signature) -> None:
+def _one_source(subject: PartSubject, imported: Signature) -> None:
     """What is read from the source text, without importing, is what the imported factory says."""
     if subject.entry is None or not isinstance(subject.entry.factory, str):
         return
@@ -108,7 +108,7 @@ def _one_source(subject: Subject, imported: Signature) -> None:
         )
 
 
-def documented(subject: Subject) -> None:
+def documented(subject: PartSubject) -> None:
     """A summary, and help for every option."""
     if not subject.signature.summary:
         raise Nonconformity("has no docstring; its first line is what `unetkit list` shows")
@@ -117,7 +117,7 @@ def documented(subject: Subject) -> None:
         raise Nonconformity(f"option {bare[0]!r} has no help; write a line `{line}` under Args: in the docstring")
 
 
-def unknown(subject: Subject) -> None:
+def unknown(subject: PartSubject) -> None:
     """An option that there is not is refused by the factory and by the grammar."""
     wirings = subject.contract.wirings if subject.kind.title == "recipe" else subject.wirings
     try:
@@ -130,10 +130,10 @@ def unknown(subject: Subject) -> None:
         ) from error
     else:
         raise Nonconformity(f"takes an option that it has not ({_UNHEARD}=1) in silence")
-    if subject.signature.rest:
+    if subject.signature.var_keyword:
         return  # the grammar leaves it to the factory
     try:
-        typed_options(subject.kind.word, subject.spec.with_options({_UNHEARD: "1"}), subject.signature)
-    except BadOption:
+        parse_options(subject.kind.word, subject.spec.with_options({_UNHEARD: "1"}), subject.signature)
+    except OptionError:
         return
     raise Nonconformity(f"its signature has {_UNHEARD}")  # pragma: no cover

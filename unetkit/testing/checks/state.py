@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from unetkit.testing.catalog import Nonconformity, one_line
-from unetkit.testing.contracts import Input, Wiring, drawn
-from unetkit.testing.subject import Subject, apart, weights
+from unetkit.testing.contracts import PartInput, Wiring, drawn
+from unetkit.testing.subject import PartSubject, apart, weights
 
 
-def seed(subject: Subject) -> None:
+def seed(subject: PartSubject) -> None:
     """The seed of torch fixes the weights and a pass in training, and is left to whoever set it."""
     for wiring, given in subject.samples(training=True):
         where = subject.where(wiring)
@@ -45,7 +45,7 @@ def seed(subject: Subject) -> None:
             )
 
 
-def _again(subject: Subject, part: Any, given: Input, where: str) -> None:
+def _again(subject: PartSubject, part: Any, given: PartInput, where: str) -> None:
     """In training, too, an output depends on the input and the buffers alone."""
     before = {name: value.clone() for name, value in part.named_buffers()}
     first, second = subject.run(part, given), subject.run(part, given)
@@ -57,7 +57,7 @@ def _again(subject: Subject, part: Any, given: Input, where: str) -> None:
         )
 
 
-def state_dict(subject: Subject) -> None:
+def state_dict(subject: PartSubject) -> None:
     """Loaded strictly into a part made from another seed, it gives outputs that are equal to the bit."""
     for wiring, given in subject.samples():
         where = subject.where(wiring)
@@ -71,7 +71,7 @@ def state_dict(subject: Subject) -> None:
             )
 
 
-def _trained(subject: Subject, wiring: Wiring) -> Any:
+def _trained(subject: PartSubject, wiring: Wiring) -> Any:
     """A part in eval whose buffers have moved by a pass in training."""
     part = subject.make(wiring).train()
     for given in subject.passing(wiring, training=True)[:1]:
@@ -108,7 +108,7 @@ def _within(value: Any) -> Iterator[Any]:
         yield value
 
 
-def deep_copy(subject: Subject) -> None:
+def deep_copy(subject: PartSubject) -> None:
     """A copy gives equal outputs; its weights are its own, and they are the ones that it uses."""
     for wiring, given in subject.samples():
         where = subject.where(wiring)
@@ -139,7 +139,7 @@ def _shake(part: nn.Module) -> None:
             parameter.add_(drawn(*parameter.shape))
 
 
-def _uses_its_own(subject: Subject, wiring: Wiring, given: Input, twin: Any) -> None:
+def _uses_its_own(subject: PartSubject, wiring: Wiring, given: PartInput, twin: Any) -> None:
     other = subject.make(wiring, seed=3).eval()
     other.load_state_dict(twin.state_dict())
     if apart(subject.run(twin, given), subject.run(other, given)):
