@@ -63,13 +63,13 @@ def made_run(
         baseline=BASELINE,
         baseline_mode="eager",
         metrics=METRICS,
-        settings={"budget": 20.0, "precision": 0.02, "seed": 0, "threads": 2},
+        settings={"budget": 20.0, "target_ci": 0.02, "seed": 0, "threads": 2},
         machine={"cpu": "Example CPU 2.0 GHz", "cores": 8, "memory": 16 * 2**30, "gpus": [], "system": "Linux 6.1"},
         versions={"unetkit": "0.1.0", "torch": "2.9.0", "timm": "1.0.22", "python": "3.11.9"},
     )
     command = (
         "unetkit bench --encoder resnet18,resnet34 --up bilinear,nearest,transposed --fuse concat,add "
-        f"--model smp/unet,smp/fpn --size 256 --batch 1,8 --out {folder}"
+        f"--model smp/unet,smp/fpn --size 256 --batch-size 1,8 --out {folder}"
     )
     return BenchRun(folder, header, rows, planned=len(rows), missing=0, command=command, began="2026-11-22T08:00:00Z")
 
@@ -100,7 +100,7 @@ def _row(
         batch=batch,
         mode="eager",
         cause=_CAUSES.get((line, batch), ""),
-        command=f"unetkit bench {line} --size 256 --batch {batch} --baseline '{BASELINE}'",
+        command=f"unetkit bench {line} --size 256 --batch-size {batch} --baseline '{BASELINE}'",
         where="cpu 0-1, 2 threads",
         seconds=41.0,
         at="2026-11-22T08:12:00Z",
@@ -127,13 +127,16 @@ def _row(
     failures: dict[str, str] = {}
     if (line, batch) == ("--encoder resnet34 --up nearest", 8):
         del figures["training-memory"]
-        failures = {"training-memory": "the child was killed at 12 GiB; give --batch 4"}
+        failures = {"training-memory": "the child was killed at 12 GiB; give --batch-size 4"}
     warnings = ("latency: the rounds fluctuate by 34% (IQR/median): unreliable",) if fluctuating else ()
     return replace(row, figures=figures, timings=timings, failures=failures, warnings=warnings)
 
 
 _CAUSES = {
-    ("--encoder resnet34 --up transposed", 8): "out of memory: 14.2 GiB asked, 12 GiB free; give a smaller --batch",
+    (
+        "--encoder resnet34 --up transposed",
+        8,
+    ): "out of memory: 14.2 GiB asked, 12 GiB free; give a smaller --batch-size",
     ("--model smp/fpn --encoder resnet18", 8): "cannot be built: smp/fpn refused 256x256 <made up for the tests>",
 }
 

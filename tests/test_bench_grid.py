@@ -141,8 +141,8 @@ def test_two_names_of_one_part_stay_two_rows() -> None:
 
 def test_what_is_excepted_is_left_out() -> None:
     found = rows(grid(encoder="resnet18,resnet34", fuse="concat,add"), batch=["1", "8"])
-    assert len(exclude_cases(found, ["--encoder resnet34 --batch 8"])) == 6
-    assert len(exclude_cases(found, ["--encoder 'resnet1*,x' --fuse add", "--batch 8"])) == 3
+    assert len(exclude_cases(found, ["--encoder resnet34 --batch-size 8"])) == 6
+    assert len(exclude_cases(found, ["--encoder 'resnet1*,x' --fuse add", "--batch-size 8"])) == 3
     assert exclude_cases(found, []) == found
 
 
@@ -151,12 +151,12 @@ def test_what_is_excepted_is_left_out() -> None:
     [
         (
             "--encoder resnet50",
-            r"^--except '--encoder resnet50' matches no row that is left; `--dry-run` shows the rows$",
+            r"^--exclude '--encoder resnet50' matches no row that is left; `--dry-run` shows the rows$",
         ),
-        ("--fusion add", r"^--except '--fusion add': no row has a 'fusion'; did you mean fuse\?$"),
-        ("resnet18", r"^--except 'resnet18': takes words as a row has them, such as "),
-        ("--fuse 'add", r"^--except \"--fuse 'add\": No closing quotation$"),
-        ("", r"^--except '': takes words as a row has them"),
+        ("--fusion add", r"^--exclude '--fusion add': no row has a 'fusion'; did you mean fuse\?$"),
+        ("resnet18", r"^--exclude 'resnet18': takes words as a row has them, such as "),
+        ("--fuse 'add", r"^--exclude \"--fuse 'add\": No closing quotation$"),
+        ("", r"^--exclude '': takes words as a row has them"),
     ],
 )
 def test_an_exception_that_is_none_is_refused(line: str, message: str) -> None:
@@ -186,7 +186,7 @@ def test_a_command_repeats_a_row() -> None:
     [case] = rows(grid(encoder="resnet18", up="transposed:kernel=4"), size=["64"], mode=["compiled"])
     choices = BenchConfig(metrics=("macs",), plugins=("mine.py",), budget=2.5, threads=1)
     assert repeat_command(case, choices, "--encoder resnet18", Mode()) == (
-        "unetkit --plugin mine.py bench --encoder resnet18 --up transposed:kernel=4 --size 64 --batch 1 "
+        "unetkit --plugin mine.py bench --encoder resnet18 --up transposed:kernel=4 --size 64 --batch-size 1 "
         "--mode compiled --baseline-mode eager --baseline '--encoder resnet18' --metrics macs --budget 2.5 --threads 1"
     )
 
@@ -196,8 +196,8 @@ def test_a_command_repeats_a_row() -> None:
     [
         ({"budget": 0.0}, "--budget 0.0: takes seconds, more than 0, at most a week's"),
         ({"timeout": float("inf")}, "--timeout inf: takes seconds, more than 0, at most a week's"),
-        ({"precision": 2.0}, "--precision 2.0: takes a share such as 0.02"),
-        ({"slots": 0}, "--slots 0: takes at least 1"),
+        ({"target_ci": 2.0}, "--target-ci 2.0: takes a share such as 0.02"),
+        ({"jobs": 0}, "--jobs 0: takes at least 1"),
         ({"engine": "rey"}, "--engine rey: takes local or ray"),
         ({"ray_address": "auto"}, "--ray-address auto: is for --engine ray"),
     ],

@@ -263,7 +263,7 @@ def test_a_size_that_a_plan_says_is_that_of_the_row() -> None:
             "--metrics: no metric is called 'latencies'; did you mean latency?",
         ),
         ({"device": "cuda:7"}, OptionError, "--device cuda:7: there is no cuda:7; "),
-        ({"slots": 1000}, OptionError, "--slots 1000: there are "),
+        ({"jobs": 1000}, OptionError, "--jobs 1000: there are "),
         ({"budgets": 1}, OptionError, "bench.run: got an unexpected keyword argument 'budgets'"),
         ({"modes": ["fast"]}, OptionError, "--mode fast: no mode is called 'fast'"),
     ],

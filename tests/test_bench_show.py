@@ -267,7 +267,7 @@ def test_show_says_baseline_machine_failures_and_warnings(folder: str) -> None:
         "28 rows, 2 of them without figures; in all of them size 256, mode eager",
         "without figures: 2",
         "out of memory: 14.2 GiB asked",
-        ": no training-memory: the child was killed at 12 GiB; give --batch 4",
+        ": no training-memory: the child was killed at 12 GiB; give --batch-size 4",
         "the rounds fluctuate by 34%",
     ):
         assert text in result.output, text

@@ -135,7 +135,7 @@ def test_a_reader_is_warned_of_samples_that_fluctuate_are_few_or_not_precise() -
     assert "unreliable" in line
     few = Timing((1.0, 1.2) * 3, (1.0,) * 6, 1, 1, "budget")
     [line] = timing_warnings(few, "training")
-    assert line.endswith(", only 6 rounds, the budget ended at ±9.1%; --again with a larger --budget tells more")
+    assert line.endswith(", only 6 rounds, the budget ended at ±9.1%; --retry-failed with a larger --budget tells more")
 
 
 def effect(run: BenchRun, metric: str, factor: str, b: str) -> Effect:

@@ -38,7 +38,7 @@ class Machine:
 def test_a_drift_alike_for_both_leaves_the_ratio_right_where_means_in_sequence_are_far_off() -> None:
     machine = Machine(speed=lambda now: 1 + now / 10)
     timing = time_pair(
-        machine.work("c", 0.011), machine.work("b", 0.010), TimingConfig(precision=0.0), clock=machine.clock
+        machine.work("c", 0.011), machine.work("b", 0.010), TimingConfig(target_ci=0.0), clock=machine.clock
     )
     half = len(timing.candidate) // 2
     assert abs(estimate_ratio(timing).ratio / 1.1 - 1) < 0.005
@@ -57,7 +57,7 @@ def test_a_machine_that_is_not_quiet_is_timed_until_the_budget_is_spent() -> Non
     jumps = iter(range(10**6))
     machine = Machine(speed=lambda now: 1 + (next(jumps) * 7919 % 13) / 13)
     timing = time_pair(
-        machine.work("c", 0.1), machine.work("b", 0.1), TimingConfig(budget=5, precision=0.001), clock=machine.clock
+        machine.work("c", 0.1), machine.work("b", 0.1), TimingConfig(budget=5, target_ci=0.001), clock=machine.clock
     )
     assert timing.ended == "budget"
     assert 5 < machine.now < 6

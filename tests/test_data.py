@@ -264,17 +264,18 @@ def test_255_counts_nowhere_beside_other_indices(tmp_path: Path) -> None:
 
 def test_another_number_is_ignored_where_that_is_said(tmp_path: Path) -> None:
     folder = made(tmp_path, {"a": stripes(0, 1, 2), "b": stripes(0, 2)})
-    assert masks(open_data(str(folder), ignore=2)) == [IGNORE, 0, 1]
-    data = open_data(str(folder), ignore=0)  # what is left has no gap: classes 1 and 2
+    assert masks(open_data(str(folder), ignore_index=2)) == [IGNORE, 0, 1]
+    data = open_data(str(folder), ignore_index=0)  # what is left has no gap: classes 1 and 2
     assert (len(data.target.names), masks(data)) == (2, [IGNORE, 0, 1])
     assert (
-        open_data(str(made(tmp_path / "y", {"a": stripes(0, 128, 255), "b": stripes(0, 0)})), ignore=128).channels == 1
+        open_data(str(made(tmp_path / "y", {"a": stripes(0, 128, 255), "b": stripes(0, 0)})), ignore_index=128).channels
+        == 1
     )
 
 
 def test_a_negative_number_can_be_the_one_that_is_ignored(tmp_path: Path) -> None:
     folder = made(tmp_path, {"a": stripes(0, 1, -1, dtype=np.int16), "b": stripes(0, 1, dtype=np.int16)}, ending="tif")
-    assert masks(open_data(str(folder), ignore=-1)) == [IGNORE, 0, 1]
+    assert masks(open_data(str(folder), ignore_index=-1)) == [IGNORE, 0, 1]
     with pytest.raises(FileError, match=r"a\.tif: holds -1, but classes are 0, 1"):
         open_data(str(folder))
 
@@ -424,7 +425,7 @@ def test_splits_that_folders_say_are_kept(tmp_path: Path, inside: bool) -> None:
 
 def test_training_images_without_val_are_split(tmp_path: Path) -> None:
     made(tmp_path / "train", {str(number): stripes(0, 1) for number in range(10)})
-    data = open_data(str(tmp_path), val=0.3)
+    data = open_data(str(tmp_path), val_fraction=0.3)
     assert {name: len(images) for name, images in data.splits.items()} == {"train": 7, "val": 3}
 
 
@@ -440,8 +441,8 @@ def test_a_target_that_is_known_reads_a_folder_that_lacks_classes(tmp_path: Path
 @pytest.mark.parametrize("by_colour", [False, True])
 def test_a_known_target_and_an_ignored_number_read_what_was_trained_on(tmp_path: Path, by_colour: bool) -> None:
     made(tmp_path, {name: colours(mask) if by_colour else mask for name, mask in INDICES.items()})
-    trained = open_data(str(tmp_path), ignore=0)
-    again = open_data(str(tmp_path), ignore=0, target=trained.target)
+    trained = open_data(str(tmp_path), ignore_index=0)
+    again = open_data(str(tmp_path), ignore_index=0, target=trained.target)
     assert again.splits == trained.splits
     assert masks(again) == [IGNORE, 0, 1]
 
@@ -506,10 +507,10 @@ def test_a_name_that_is_added_moves_at_most_one_other(
 @pytest.mark.parametrize(
     ("rules", "why"),
     [
-        (SplitConfig(group="("), r"--group \(: is no regular expression"),
-        (SplitConfig(group="^x"), "--group .*: matches nothing in 'a'; every name must be of a group"),
-        (SplitConfig(group=".*(z)?"), "finds one group only"),
-        (SplitConfig(val=1), "--val 1: takes a share from 0 to below 1"),
+        (SplitConfig(group_by="("), r"--group-by \(: is no regular expression"),
+        (SplitConfig(group_by="^x"), "--group-by .*: matches nothing in 'a'; every name must be of a group"),
+        (SplitConfig(group_by=".*(z)?"), "finds one group only"),
+        (SplitConfig(val_fraction=1), "--val-fraction 1: takes a share from 0 to below 1"),
     ],
 )
 def test_a_split_that_cannot_be_made_is_refused(rules: SplitConfig, why: str) -> None:
@@ -539,7 +540,7 @@ def test_a_set_that_cannot_be_opened_is_refused_in_one_line(text: str, kind: typ
 
 
 def test_options_of_folders_are_refused_for_sets_that_have_their_own() -> None:
-    for words in ({"group": "x"}, {"ignore": 0}):
+    for words in ({"group_by": "x"}, {"ignore_index": 0}):
         with pytest.raises(OptionError, match=f"--{next(iter(words))}: is for folders; cells says itself"):
             open_data("cells", **words)
 
@@ -592,7 +593,7 @@ def test_pet_is_read_by_torchvision_and_split_by_seed(tmp_path: Path) -> None:
     )
     assert held(data.splits["test"][0].mask) == [IGNORE, 0, 1]
     assert held(open_data(f"pet:root={tmp_path},border=pet").splits["test"][0].mask) == [0, 1]
-    three = open_data(f"pet:root={tmp_path},border=class", group="^[A-Z]")
+    three = open_data(f"pet:root={tmp_path},border=class", group_by="^[A-Z]")
     assert (three.target.names, held(three.splits["test"][0].mask)) == (
         ("background", "pet", "border"),
         [0, 1, 2],

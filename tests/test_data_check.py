@@ -41,7 +41,7 @@ MASKS = {f"p{i // 2}-{i}": stripes(0, 1, 2, 2) if i else stripes(0, 1) for i in 
 
 
 def test_a_folder_without_problems_is_told_and_exits_with_0(tmp_path: Path) -> None:
-    report = told(made(tmp_path, MASKS, SPREAD), "--val", 0.3)
+    report = told(made(tmp_path, MASKS, SPREAD), "--val-fraction", 0.3)
     assert report["classes"] == [
         {"name": "background", "colour": [0, 0, 0], "share": pytest.approx(0.275), "images": 10},
         {"name": "class 1", "colour": [*RED], "share": pytest.approx(0.275), "images": 10},
@@ -124,12 +124,14 @@ def test_groups_that_folders_tear_apart_are_a_leak(tmp_path: Path) -> None:
     for seed, (split, name) in enumerate([("train", "p1-1"), ("train", "p2-1"), ("val", "p1-2")]):
         put(tmp_path / split / "images" / f"{name}.png", noise(H, W, seed=seed))
         put(tmp_path / split / "masks" / f"{name}.png", stripes(0, 1))
-    assert problems(tmp_path, "--group", r"^(p\d)") == ["group 'p1': is in train and val: a leak"]
-    assert problems(tmp_path, "--group", "x") == ["--group x: matches nothing in 'p1-1'; every name must be of a group"]
+    assert problems(tmp_path, "--group-by", r"^(p\d)") == ["group 'p1': is in train and val: a leak"]
+    assert problems(tmp_path, "--group-by", "x") == [
+        "--group-by x: matches nothing in 'p1-1'; every name must be of a group"
+    ]
 
 
 def test_a_group_stays_on_one_side(tmp_path: Path) -> None:
-    report = told(made(tmp_path, MASKS), "--group", r"^(p\d)", "--val", 0.2)
+    report = told(made(tmp_path, MASKS), "--group-by", r"^(p\d)", "--val-fraction", 0.2)
     assert report["splits"] == {"train": 8, "val": 2}
 
 

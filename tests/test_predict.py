@@ -181,7 +181,7 @@ def chances(run: TrainRun, path: Path) -> Tensor:
 def test_a_file_becomes_a_mask_with_the_runs_palette(run: TrainRun, tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, pixels(600, 300), tile=(64, 64), compression="lzw")
-    result = called(run.folder, path, "--out", tmp_path / "out", "--tile", "128x96", "--batch", 3, "--check")
+    result = called(run.folder, path, "--out", tmp_path / "out", "--tile", "128x96", "--batch-size", 3, "--check")
     assert result.exit_code == 0, result.output
     assert "in tiles of 128x96 that overlap by 18x18: exactly what one pass over the whole image gives" in result.output
     assert "0 of 180,000 pixels are decided otherwise" in result.output
@@ -237,7 +237,7 @@ def test_a_binary_run_and_its_overlay_drawn_small(tmp_path: Path) -> None:
 def test_check_tells_how_far_blended_tiles_are_off(tmp_path: Path) -> None:
     run = trained(tmp_path / "run", Target("multiclass", ("a", "b", "c")), encoder="test_efficientnet")
     Image.fromarray(pixels(200, 150)).save(tmp_path / "a.png")
-    result = called(run.folder, tmp_path / "a.png", "--out", tmp_path / "out", "--tile", 96, "--check", "--flips")
+    result = called(run.folder, tmp_path / "a.png", "--out", tmp_path / "out", "--tile", 96, "--check", "--tta")
     assert result.exit_code == 0, result.output
     assert (
         "in tiles of 96x96 that overlap by 24x24, blended, since what a pixel depends on is the whole" in result.output
@@ -308,7 +308,7 @@ def test_an_image_that_memory_does_not_hold_costs_a_line_and_a_wrong_option_ends
     network.head = nn.Sequential(network.head, Hungry())
     jobs = plan_outputs(images, tmp_path / "out", run.target)
     assert predict_all(Predictor(run, network, PredictConfig()).predict, jobs, Told()) == 1
-    lacks = "memory does not suffice for a pass of 1 of 100x100; give a smaller --tile or --batch"
+    lacks = "memory does not suffice for a pass of 1 of 100x100; give a smaller --tile or --batch-size"
     assert told == [f"{images[0]}: {lacks}"]
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["b.png"]
     with pytest.raises(OptionError, match="--overlap 64: must be below what a tile gives, 64x64"):
@@ -386,7 +386,7 @@ def test_what_is_asked_wrongly_is_refused(run: TrainRun, tmp_path: Path) -> None
     assert refused(tmp_path, *asked[1:]).startswith(f"{tmp_path} is no training run")
     assert refused(*asked, "--tile", "12by12").startswith("--tile 12by12: takes height by width")
     assert refused(*asked, "--tile", "0x12") == "--tile 0x12: must be at least 1x1"
-    assert refused(*asked, "--batch", 0) == "--batch 0: must be at least 1"
+    assert refused(*asked, "--batch-size", 0) == "--batch-size 0: must be at least 1"
     assert refused(*asked, "--overlap", -1) == "--overlap -1: must be at least 0"
     assert "device=nowhere cannot be used here" in refused(*asked, "--device", "nowhere")
     assert "has no last.safetensors" in refused(*asked, "--weights", "last")

@@ -134,7 +134,7 @@ def test_tiles_are_what_one_pass_gives(words: dict[str, Any], tile: tuple[int, i
     layout = asks.layout(size, tile)
     assert layout.tiles > 1
     assert "exactly" in layout.why
-    found, whole = stitched(model, x, layout, batch=3), stitched(model, x, asks.single_tile(size))
+    found, whole = stitched(model, x, layout, batch_size=3), stitched(model, x, asks.single_tile(size))
     # Convolutions of other sizes may be summed in another order: no more than rounding in float64.
     assert float((found - whole).abs().max()) <= 1e-10 * float(whole.abs().max())
 
@@ -212,8 +212,8 @@ def test_an_image_of_modest_size_is_passed_at_once() -> None:
 @pytest.mark.parametrize("words", [EXACT[0][0], EXACT[4][0]], ids=str)
 def test_flips_of_tiles_are_flips_of_the_whole(words: dict[str, Any]) -> None:
     model, x = made(words), image(130, 171)
-    found = tiled(model, x, tile=(252, 236) if "recipe" in words else (128, 96), flips=True)
-    assert float((found - tiled(model, x, tile=(480, 480), flips=True)).abs().max()) < 1e-10
+    found = tiled(model, x, tile=(252, 236) if "recipe" in words else (128, 96), tta=True)
+    assert float((found - tiled(model, x, tile=(480, 480), tta=True)).abs().max()) < 1e-10
     assert float((found - tiled(model, x)).abs().max()) > 1e-6
 
 
@@ -230,7 +230,7 @@ def test_logits_at_a_stride_are_resized_in_float32_at_least() -> None:
 def test_tiled_makes_what_then_makes_and_leaves_the_network_as_it_was() -> None:
     model = made({"encoder": "plain:widths=[4,8]"}).train()
     x = image(70, 33)
-    found = tiled(model, x, tile=(48, 48), batch=4, then=lambda logits: logits.softmax(1))
+    found = tiled(model, x, tile=(48, 48), batch_size=4, then=lambda logits: logits.softmax(1))
     torch.testing.assert_close(found.sum(0), torch.ones(70, 33, dtype=torch.float64))
     assert model.training
     assert isinstance(model, UNet)

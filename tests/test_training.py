@@ -37,7 +37,7 @@ from unetkit.train.progress import CURVES, SAMPLES
 from unetkit.train.trainer import STOPPED, TrainCallback
 
 TINY = "--encoder plain:widths=[4,8]"
-QUICK: dict[str, Any] = {"epochs": 2, "batch": 4, "samples": 0, "device": "cpu"}
+QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 4, "preview_every": 0, "device": "cpu"}
 
 
 def state_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -245,7 +245,7 @@ def test_networks_of_every_kind_are_trained_and_come_back(line: str, target: Tar
 def test_a_frozen_encoder_stays_as_it_is_with_its_norms_and_is_let_go(tmp_path: Path) -> None:
     line = "--encoder test_resnet --seed 3"
     for name, freeze in (("one", 1), ("all", -1)):
-        train.run(line, tmp_path / name, data=squares(8), freeze=freeze, **QUICK)
+        train.run(line, tmp_path / name, data=squares(8), freeze_encoder=freeze, **QUICK)
     begun = unetkit.build("test_resnet", seed=3, in_channels=1, classes=1).encoder.state_dict()
     one, all_ = (train.read(tmp_path / name).network(weights=LAST).encoder.state_dict() for name in ("one", "all"))
     assert same(begun, all_)
@@ -290,8 +290,8 @@ def test_what_does_not_fit_the_data_is_refused(tmp_path: Path) -> None:
         train.run(TINY, tmp_path / "a", data=squares(), optimizer="adamw:clp=1", **QUICK)
     with pytest.raises(OptionError, match=r"--epochs 0: must be at least 1"):
         train.run(TINY, tmp_path / "a", data=squares(), epochs=0)
-    with pytest.raises(OptionError, match=r"--precision bf16: takes one of auto, .*; did you mean bfloat16"):
-        train.run(TINY, tmp_path / "a", data=squares(), precision="bf16")
+    with pytest.raises(OptionError, match=r"--dtype bf16: takes one of auto, .*; did you mean bfloat16"):
+        train.run(TINY, tmp_path / "a", data=squares(), dtype="bf16")
     with pytest.raises(UnknownNameError, match=r"no step is called|hflp"):
         train.run(TINY, tmp_path / "a", data=squares(), augment="hflp", **QUICK)
     with pytest.raises(InputSizeError, match=r"size 32x32 does not pass: .* nearest sizes that pass are"):
@@ -303,13 +303,13 @@ def test_what_does_not_fit_the_data_is_refused(tmp_path: Path) -> None:
 
 def test_a_batch_norm_that_sees_one_value_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"a step of 1x1x32x32 leaves a batch norm one value a channel"):
-        train.run("--encoder resnet18 --widths 8,8,8,8,8", tmp_path / "a", data=squares(), **{**QUICK, "batch": 1})
+        train.run("--encoder resnet18 --widths 8,8,8,8,8", tmp_path / "a", data=squares(), **{**QUICK, "batch_size": 1})
 
 
 def test_half_precision_trains_on_a_cpu(tmp_path: Path) -> None:
     for precision in ("bfloat16", "float16"):
         folder = tmp_path / precision
-        train.run(TINY, folder, data=squares(), precision=precision, lr=0.01, **{**QUICK, "epochs": 4})
+        train.run(TINY, folder, data=squares(), dtype=precision, lr=0.01, **{**QUICK, "epochs": 4})
         assert log_of(folder)[-1]["loss"] < log_of(folder)[0]["loss"]
 
 
@@ -358,7 +358,7 @@ def test_data_that_moved_are_gone_on_with_and_changed_data_are_refused(tmp_path:
     for split in ("val", "test"):
         shutil.rmtree(tmp_path / "here" / split)
     with pytest.raises(KeyboardInterrupt):
-        train.run(TINY, tmp_path / "a", data=str(tmp_path / "here"), watch=Seen(1), **{**QUICK, "batch": 1})
+        train.run(TINY, tmp_path / "a", data=str(tmp_path / "here"), watch=Seen(1), **{**QUICK, "batch_size": 1})
     (tmp_path / "here").rename(tmp_path / "there")
     with pytest.raises(FileError, match=r"here: there is no such folder"):
         train.resume(tmp_path / "a")
@@ -386,7 +386,7 @@ CELLS = ["--data", "cells:count=8,val=2,test=1,size=32", "--encoder", "plain:wid
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run by the command line."""
     folder = tmp_path_factory.mktemp("runs") / "a"
-    more = ["--batch", "4", "--epochs", "2", "--block", "double:norm=none", "--device", "cpu"]
+    more = ["--batch-size", "4", "--epochs", "2", "--block", "double:norm=none", "--device", "cpu"]
     done = command("train", *CELLS, *more, "--tensorboard", "--out", str(folder))
     assert done.returncode == 0, done.stderr
     assert "epoch 2 of 2: loss" in done.stderr
@@ -407,7 +407,7 @@ def test_a_run_leaves_weights_a_log_curves_and_samples(trained: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_with_the_doubled_batch(trained: Path, tmp_path: Path) -> None:
-    more = ["--batch", "2", "--epochs", "2", "--block", "double:norm=none", "--device", "cpu"]
+    more = ["--batch-size", "2", "--epochs", "2", "--block", "double:norm=none", "--device", "cpu"]
     line = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "unetkit", "train"]
     done = subprocess.run(
         [sys.executable, *line, *CELLS, *more, "--out", str(tmp_path / "two")],
@@ -438,7 +438,7 @@ def one_of_two(rank: int, port: int, folder: str, options: dict[str, Any]) -> No
         if (Path(folder) / HEADER).exists():
             train.resume(folder, data=squares(9), save_every=0.0)
         else:
-            given = {**QUICK, "batch": 2, **options}
+            given = {**QUICK, "batch_size": 2, **options}
             train.run(TINY, folder, data=squares(9), save_every=0.0, watch=watch, **given)
     except (KeyboardInterrupt, UnetkitError) as error:
         sys.exit(3 if "is nan" in str(error) or "is inf" in str(error) else 4)
@@ -464,7 +464,7 @@ def two(folder: Path, **options: Any) -> list[int | None]:
 
 @pytest.mark.slow
 def test_two_processes_with_norms_and_border_weights_stop_and_go_on_to_the_same_weights(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"loss": "border+dice", "freeze": 1, "epochs": 3}
+    options: dict[str, Any] = {"loss": "border+dice", "freeze_encoder": 1, "epochs": 3}
     assert two(tmp_path / "whole", **options) == [0, 0]
     assert two(tmp_path / "cut", **options, stop=4)[0] == 4
     assert 0 < read_state(tmp_path / "cut" / STATE).epoch < 3
@@ -476,7 +476,7 @@ def test_two_processes_with_norms_and_border_weights_stop_and_go_on_to_the_same_
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_loss_that_is_no_number_stops_all_processes(precision: str, tmp_path: Path) -> None:
-    assert two(tmp_path / "a", lr=1e30, precision=precision) == [3, 3]
+    assert two(tmp_path / "a", lr=1e30, dtype=precision) == [3, 3]
 
 
 def test_another_number_of_processes_goes_on_after_an_epoch_and_not_within_one(tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ _ENCODERS = ("resnet18", "mobilenet_v2", "efficientnet-b0", "dpn68", "mobileone_
 def grid(rounds: int) -> Iterator[Ratio]:
     """24 small models of smp's at 64x64: `unetkit bench` against a plain loop that calls each as many times."""
     models, encoders = (",".join(f"smp/{name}" for name in names) for names in (_ARCHITECTURES, _ENCODERS))
-    words = ("bench", "--model", models, "--encoder", encoders, "--except", "--model unet", "--size", "64")
+    words = ("bench", "--model", models, "--encoder", encoders, "--exclude", "--model unet", "--size", "64")
     metrics = ("--metrics", "parameters,macs,latency", "--baseline", "--model smp/unet --encoder resnet18")
     with TemporaryDirectory() as folder:
         first = Path(folder, "first")

@@ -41,7 +41,7 @@ _PATH: click.Path = click.Path(path_type=Path)
 @click.option(
     "--timeout", type=click.FloatRange(1), default=600, show_default=True, metavar="S", help="Seconds for one model."
 )
-@click.option("--again", is_flag=True, help="Measure what failed again.")
+@click.option("--retry-failed", is_flag=True, help="Measure what failed again.")
 @click.option("--table", is_flag=True, help="Measure nothing; write the table of FILES into the page.")
 @click.option("--page", type=_PATH, default=Path("docs/sweep.md"), show_default=True, help="For --table.")
 @click.argument("files", nargs=-1, type=_PATH)

@@ -51,10 +51,10 @@ def make_slots(
         OptionError: more slots than cores, or several for GPUs.
     """
     if number is not None and devices[0][0] != "cpu" and number != len(devices):
-        raise OptionError(f"--slots {number}: a GPU is timed alone, so there are {len(devices)}; --device picks fewer")
+        raise OptionError(f"--jobs {number}: a GPU is timed alone, so there are {len(devices)}; --device picks fewer")
     slots = number if number is not None and devices[0][0] == "cpu" else len(devices)
     if slots > len(cores):
-        raise OptionError(f"--slots {slots}: there are {len(cores)} cores")
+        raise OptionError(f"--jobs {slots}: there are {len(cores)} cores")
     width = len(cores) // slots
     places = devices * slots if len(devices) == 1 else devices
     return [

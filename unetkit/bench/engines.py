@@ -53,7 +53,7 @@ def run_on_cluster(
         ask,
         address=choices.ray_address,
         gpus=gpus[choices.device],
-        slots=choices.slots,
+        slots=choices.jobs,
         threads=choices.threads,
         timeout=timeout,
         preload=preload,

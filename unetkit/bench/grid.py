@@ -279,7 +279,7 @@ def _words(plan: Plan) -> dict[str, str]:
 
 
 def exclude_cases(found: Sequence[Case], excepted: Iterable[str]) -> list[Case]:
-    """The cases that no line of `excepted` matches: `--encoder resnet50 --batch 8,16` matches both such batches.
+    """The cases that no line of `excepted` matches: `--encoder resnet50 --batch-size 8,16` matches both such batches.
 
     Raises:
         OptionError: a line that is none, or matches no row.
@@ -289,7 +289,7 @@ def exclude_cases(found: Sequence[Case], excepted: Iterable[str]) -> list[Case]:
         wanted = _wanted(line, {name for case in found for name, _ in case.factors})
         kept = [case for case in left if not all(_is(dict(case.factors), *pair) for pair in wanted.items())]
         if len(kept) == len(left):
-            raise OptionError(f"--except {line!r} matches no row that is left; `--dry-run` shows the rows")
+            raise OptionError(f"--exclude {line!r} matches no row that is left; `--dry-run` shows the rows")
         left = kept
     return left
 
@@ -298,14 +298,16 @@ def _wanted(line: str, known: set[str]) -> dict[str, list[str]]:
     try:
         tokens = shlex.split(line)
     except ValueError as error:
-        raise OptionError(f"--except {line!r}: {error}") from None
+        raise OptionError(f"--exclude {line!r}: {error}") from None
     flags, given = tokens[::2], tokens[1::2]
     if not tokens or len(flags) != len(given) or not all(flag.startswith("--") for flag in flags):
-        raise OptionError(f"--except {line!r}: takes words as a row has them, such as '--encoder resnet50 --batch 8'")
+        raise OptionError(
+            f"--exclude {line!r}: takes words as a row has them, such as '--encoder resnet50 --batch-size 8'"
+        )
     names = [flag[2:].replace("-", "_") for flag in flags]
     for name in names:
         if name not in known:
-            raise UnknownNameError(f"--except {line!r}: no row has a {name!r}{did_you_mean(name, known)}")
+            raise UnknownNameError(f"--exclude {line!r}: no row has a {name!r}{did_you_mean(name, known)}")
     return {name: _items(name, text) for name, text in zip(names, given, strict=True)}
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 #: What children do.
 SURVEY = "unetkit.bench.worker:survey"
-EXAMINE, MEASURE, PROBE = (f"unetkit.bench.worker:{name}" for name in ("examine", "measure", "probe"))
+DRY_BUILD, MEASURE, PROBE = (f"unetkit.bench.worker:{name}" for name in ("dry_build", "measure", "probe"))
 #: Seconds at least for what is not measured.
 _PATIENCE = 300.0
 
@@ -87,7 +87,9 @@ class BenchRunner:
             BuildError: the baseline cannot be built.
             FileError: the folder holds rows that cannot be compared with these.
         """
-        left = [case for case in self.cases if not ledger.done(case.id, self.key(case), again=self.choices.again)]
+        left = [
+            case for case in self.cases if not ledger.done(case.id, self.key(case), again=self.choices.retry_failed)
+        ]
         machine = self.survey()
         slots = self.slots(machine["gpus"])
         failed = self.dry_build(left)
@@ -109,13 +111,13 @@ class BenchRunner:
         if self.choices.engine == "ray":
             return []
         devices = select_devices(self.choices.device, gpus)
-        return make_slots(devices, available_cores(), self.choices.slots, self.choices.threads)
+        return make_slots(devices, available_cores(), self.choices.jobs, self.choices.threads)
 
     def dry_build(self, left: Sequence[Case]) -> list[TaskResult]:
         """Build each case on meta tensors and pass its input; gives those that fail, with their cause."""
         failed = []
         for number, ended in enumerate(
-            self.children(map(self.trial, left), EXAMINE, [None] * len(available_cores())), 1
+            self.children(map(self.trial, left), DRY_BUILD, [None] * len(available_cores())), 1
         ):
             if ended.cause:
                 failed.append(ended)
@@ -139,7 +141,7 @@ class BenchRunner:
         """A baseline that builds. Raises BuildError with the cause."""
         size = next((found["size"] for found in self.examined.values()), None)
         case = Case(replace(plan, size=size), self.cases[0].batch, self.baseline_mode, ())
-        for ended in self.children([self.trial(case)] if self.examined else [], EXAMINE, [None]):
+        for ended in self.children([self.trial(case)] if self.examined else [], DRY_BUILD, [None]):
             if ended.cause:
                 raise BuildError(f"--baseline {plan}: {ended.cause}")
         return plan
@@ -280,7 +282,7 @@ def _held(leader: BenchRunner, folder: Path | None) -> tuple[Header | None, set[
     """The header of a folder, and which cases it has already."""
     if folder is None or not folder.exists():
         return None, set()
-    held, again = ResultsFile(folder), leader.choices.again
+    held, again = ResultsFile(folder), leader.choices.retry_failed
     return held.header, {case.id for case in leader.cases if held.done(case.id, leader.key(case), again=again)}
 
 

@@ -189,7 +189,7 @@ def timing_warnings(timing: Timing, name: str) -> list[str]:
         found.append(f"only {rounds} rounds")
     if timing.ended == "budget":
         width = estimate_ratio(timing).half_width
-        found.append(f"the budget ended at ±{width:.1%}; --again with a larger --budget tells more")
+        found.append(f"the budget ended at ±{width:.1%}; --retry-failed with a larger --budget tells more")
     return [f"{name}: {', '.join(found)}"] if found else []
 
 

@@ -47,7 +47,7 @@ class TimingConfig:
     """
 
     budget: float = 20.0
-    precision: float = 0.02
+    target_ci: float = 0.02
     seed: int = 0
     sample: float = 1e-3
     refill: float = 0.02
@@ -170,7 +170,7 @@ class _Pair:
         )
 
         timing = Timing(tuple(self.samples[0]), tuple(self.samples[1]), 1, 0, "")
-        return estimate_ratio(timing).half_width <= self.rules.precision
+        return estimate_ratio(timing).half_width <= self.rules.target_ci
 
 
 def _steady(seconds: list[float]) -> bool:

@@ -77,24 +77,24 @@ def _completer(kind: str) -> Callable[[click.Context, click.Parameter, str], lis
 @click.group(cls=_Group, invoke_without_command=True, subcommand_metavar="[COMMAND]")
 @_axes
 @click.option("--size", "sizes", multiple=True, metavar="HxW,...", help="Input sizes; a network's own, or 256.")
-@click.option("--batch", "batches", multiple=True, metavar="N,...", help="Images in an input.  [default: 1]")
+@click.option("--batch-size", "batches", multiple=True, metavar="N,...", help="Images in an input.  [default: 1]")
 @click.option("--mode", "modes", multiple=True, metavar="MODE[+...],...", help="How a network runs: see above.")
-@click.option("--except", "excepted", multiple=True, metavar="LINE", help="Leave out rows that say so.")
+@click.option("--exclude", "exclude", multiple=True, metavar="LINE", help="Leave out rows that say so.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first so many rows.")
 @click.option("--baseline", metavar="LINE", help="What each row is timed against; the first row's network.")
 @click.option("--baseline-mode", metavar="MODE", help="How that runs; as the first row.")
 @click.option("--metrics", metavar="NAME,...", help="What is measured; all that `unetkit bench metrics` lists.")
 @click.option("--budget", type=float, metavar="S", help="Seconds for each timed metric of a row.  [default: 20]")
-@click.option("--precision", type=float, metavar="X", help="Half-width of the interval to stop at.  [default: 0.02]")
+@click.option("--target-ci", type=float, metavar="X", help="Half-width of the interval to stop at.  [default: 0.02]")
 @click.option("--timeout", type=float, metavar="S", help="Seconds that one row may take.  [default: 600 and more]")
 @click.option("--device", metavar="NAME,...", help="cpu, cuda, or some of cuda:0,cuda:1; all GPUs, or the CPU.")
-@click.option("--slots", type=int, metavar="N", help="Rows at a time on a CPU, each with its share of the cores.")
+@click.option("--jobs", type=int, metavar="N", help="Rows at a time on a CPU, each with its share of the cores.")
 @click.option("--threads", type=int, metavar="N", help="Of torch, for each row; as many as it has cores.")
 @click.option("--seed", type=int, metavar="N", help="Fixes weights, input and order.  [default: 0]")
 @click.option("--engine", metavar="local|ray", help="Where rows are measured.  [default: local]")
 @click.option("--ray-address", metavar="ADDRESS", help="Of a Ray cluster: auto, or HOST:PORT.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Where rows go; one in runs/.")
-@click.option("--again", is_flag=True, help="Measure again what failed or ran out of budget.")
+@click.option("--retry-failed", is_flag=True, help="Measure again what failed or ran out of budget.")
 @click.option("--dry-run", is_flag=True, help="Measure nothing; show what would be, and how long it would take.")
 @click.pass_context
 def bench(ctx: click.Context, /, **asked: Any) -> None:
@@ -105,8 +105,8 @@ def bench(ctx: click.Context, /, **asked: Any) -> None:
     after a plus: eager,compiled+channels_last. Stopped in any way, the same command goes on where it was.
 
     \b
-    unetkit bench --encoder resnet18,resnet34 --up bilinear,transposed --fuse concat,add --batch 1,8 --out runs/first
-    unetkit bench --encoder 'resnet*' --except '--encoder resnet152' --metrics parameters,macs,latency --dry-run
+    unetkit bench --encoder resnet18,resnet34 --up bilinear,transposed --fuse concat,add --batch-size 1,8 --out runs/first
+    unetkit bench --encoder 'resnet*' --exclude '--encoder resnet152' --metrics parameters,macs,latency --dry-run
     unetkit bench show runs/first --sort latency
     unetkit bench report runs/first
     """
@@ -119,11 +119,11 @@ def bench(ctx: click.Context, /, **asked: Any) -> None:
 
 
 _CHOSEN = (
-    *("baseline", "baseline_mode", "budget", "precision", "timeout", "device", "slots", "threads", "seed"),
-    *("engine", "ray_address", "again"),
+    *("baseline", "baseline_mode", "budget", "target_ci", "timeout", "device", "jobs", "threads", "seed"),
+    *("engine", "ray_address", "retry_failed"),
 )
 
-_NO_OTHER_ROWS = ("again", "timeout", "ray_address")
+_NO_OTHER_ROWS = ("retry_failed", "timeout", "ray_address")
 
 
 def run(ctx: click.Context, given: dict[str, Any]) -> None:
@@ -148,15 +148,15 @@ def planned(given: dict[str, Any], parts: Parts) -> list[Case]:
     modes = [Mode.parse(mode) for mode in split_axis("mode", given.get("modes", ("eager",)))]
     batches = [_batch(text) for text in split_axis("batch", given.get("batches", ("1",)))]
     found = make_cases(make_plans(words, parts), split_axis("size", given.get("sizes", ())), batches, modes)
-    left = exclude_cases(found, given.get("excepted", ()))[: given.get("limit")]
+    left = exclude_cases(found, given.get("exclude", ()))[: given.get("limit")]
     if not left:
-        raise OptionError("--except leaves no row; leave out less")
+        raise OptionError("--exclude leaves no row; leave out less")
     return left
 
 
 def _batch(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise OptionError(f"--batch {text}: takes numbers of images, such as 1,8")
+        raise OptionError(f"--batch-size {text}: takes numbers of images, such as 1,8")
     return int(text)
 
 

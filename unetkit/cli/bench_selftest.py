@@ -33,7 +33,7 @@ _PAUSE = 30.0
     "--budget", metavar="S", type=click.FloatRange(0, min_open=True), default=20, show_default=True, help="Of a run."
 )
 @click.option(
-    "--precision", metavar="SHARE", type=click.FloatRange(0, 1), default=0.02, show_default=True, help="Ends a run."
+    "--target-ci", metavar="SHARE", type=click.FloatRange(0, 1), default=0.02, show_default=True, help="Ends a run."
 )
 @click.option("--network", metavar="LINE", default=_NETWORK, show_default=True, help="What is timed.")
 @click.option("--size", metavar="N|HxW", help="Of its input.")

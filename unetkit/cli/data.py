@@ -30,10 +30,10 @@ def data() -> None:
 @data.command()
 @click.argument("folder")
 @click.option("--overlay", metavar="FILE.png", type=click.Path(path_type=Path), help="Draw samples under their masks.")
-@click.option("--val", metavar="SHARE", type=float, default=0.2, show_default=True, help="Of a split by seed.")
-@click.option("--group", metavar="REGEX", default="", help="Files in whose names it finds the same stay together.")
+@click.option("--val-fraction", metavar="SHARE", type=float, default=0.2, show_default=True, help="Of a split by seed.")
+@click.option("--group-by", metavar="REGEX", default="", help="Files in whose names it finds the same stay together.")
 @click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="Of the split.")
-@click.option("--ignore", metavar="N", type=int, help="The number in masks that counts nowhere.")
+@click.option("--ignore-index", metavar="N", type=int, help="The number in masks that counts nowhere.")
 @click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
 @click.pass_context
 def check(
@@ -54,7 +54,7 @@ def check(
 
     \b
     unetkit data check scans --overlay scans.png
-    unetkit data check scans --group '^(patient\\d+)' --ignore 255
+    unetkit data check scans --group-by '^(patient\\d+)' --ignore-index 255
     unetkit data check voc:root=/data
     """
     if overlay and overlay.suffix != ".png":

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 @click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Where the files go.")
 @click.option("--probabilities", is_flag=True, help="Write them too: NAME-probabilities.tif, float32.")
 @click.option("--overlay", is_flag=True, help="Lay the mask over the image too: NAME-overlay.png.")
-@click.option("--flips", is_flag=True, help="Take the mean over the image and its three mirror images.")
+@click.option("--tta", is_flag=True, help="Take the mean over the image and its three mirror images.")
 @click.option("--tile", metavar="HxW", help="What is passed at a time; one number for both. [default: 512]")
 @click.option("--overlap", metavar="N", type=int, help="Blend tiles that overlap by N pixels.")
-@click.option("--batch", metavar="N", type=int, default=1, show_default=True, help="Tiles a pass.")
+@click.option("--batch-size", metavar="N", type=int, default=1, show_default=True, help="Tiles a pass.")
 @click.option("--check", is_flag=True, help="Compare with one pass over the whole image.")
 @click.option("--weights", type=click.Choice(["best", "last"]), default="best", show_default=True, help="Of the run.")
 @click.option("--device", metavar="DEVICE", help="cpu, cuda or cuda:1; the GPU where there is one.")
@@ -55,7 +55,7 @@ def predict(
     \b
     unetkit predict runs/a cells.tif --out masks
     unetkit predict runs/a images/ --out masks --overlay --probabilities
-    unetkit predict runs/a slide.tif --out masks --tile 1024 --flips --check
+    unetkit predict runs/a slide.tif --out masks --tile 1024 --tta --check
     """
     size = _size(tile)
 

@@ -20,19 +20,22 @@ _DEFAULT = "cells"
 @click.command()
 @plan_options
 @click.option("--data", metavar="FOLDER|SET", help="Images and masks, or a set: see below.  [default: cells]")
-@click.option("--val", type=float, metavar="X", help="Share set aside where there is no split.  [default: 0.2]")
-@click.option("--group", metavar="REGEX", help="Names that it matches alike stay on one side of that split.")
-@click.option("--ignore", type=int, metavar="N", help="The number in masks that counts nowhere.")
+@click.option(
+    "--val-fraction", type=float, metavar="X", help="Share set aside where there is no split.  [default: 0.2]"
+)
+@click.option("--group-by", metavar="REGEX", help="Names that it matches alike stay on one side of that split.")
+@click.option("--ignore-index", type=int, metavar="N", help="The number in masks that counts nowhere.")
+@click.option("--crop", metavar="HxW", help="Size of the training crops: 256, or 256x320 (height first).")
 @click.option("--loss", metavar="TERM[+...]", help="A sum of ce, bce, dice, focal, border; by the data.")
 @click.option("--augment", metavar="WORD,...", help="hflip, turn, rotate, scale, elastic, light ...; none.")
-@click.option("--batch", type=int, metavar="N", help="Images a step, of each process.  [default: 8]")
+@click.option("--batch-size", type=int, metavar="N", help="Images a step, of each process.  [default: 8]")
 @click.option("--epochs", type=int, metavar="N", help="Passes over the training images.  [default: 20]")
 @click.option("--lr", type=float, metavar="X", help="The highest learning rate.  [default: 0.001]")
 @click.option("--optimizer", metavar="NAME", help="adamw, with options after a colon.  [default: adamw]")
-@click.option("--freeze", metavar="EPOCHS|all", help="Leave the encoder as it is for so long.")
-@click.option("--precision", metavar="TYPE", help="float32, bfloat16 or float16; by the device.")
+@click.option("--freeze-encoder", metavar="EPOCHS|all", help="Leave the encoder as it is for so long.")
+@click.option("--dtype", metavar="TYPE", help="float32, bfloat16 or float16; by the device.")
 @click.option("--patience", type=int, metavar="N", help="Stop after so many epochs without a better mIoU.")
-@click.option("--samples", type=int, metavar="N", help="Draw predictions every so many epochs.  [default: 5]")
+@click.option("--preview-every", type=int, metavar="N", help="Draw predictions every so many epochs.  [default: 5]")
 @click.option("--workers", type=int, metavar="N", help="Processes that read and augment; 0 on a CPU.")
 @click.option("--device", metavar="NAME", help="cpu, cuda or cuda:1; the GPU where there is one.")
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard's event files too.")
@@ -63,7 +66,7 @@ def train(ctx: click.Context, /, out: Path | None, resume: Path | None, **asked:
     words = {word.name: given.pop(word.name) for word in PLAN_FIELDS if word.name in given}
     plan, parts = Plan.of(**words), parts_of(ctx)
     resolve(plan, parts)  # refuses a wrong name or option before torch is imported
-    given["freeze"] = _freeze(given.get("freeze", "0"))
+    given["freeze_encoder"] = _freeze(given.get("freeze_encoder", "0"))
 
     from unetkit.train.progress import TrainProgress
     from unetkit.train.run import run
@@ -109,5 +112,5 @@ def _freeze(said: str) -> int:
     if said == "all":
         return -1
     if not said.isdecimal():
-        raise OptionError(f"--freeze {said}: takes a number of epochs, or all")
+        raise OptionError(f"--freeze-encoder {said}: takes a number of epochs, or all")
     return int(said)

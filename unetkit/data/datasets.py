@@ -33,9 +33,9 @@ def open_data(
     text: str,
     *,
     seed: int = 0,
-    val: float | None = 0.2,
-    group: str = "",
-    ignore: int | None = None,
+    val_fraction: float | None = 0.2,
+    group_by: str = "",
+    ignore_index: int | None = None,
     target: Target | None = None,
     progress: Progress | None = None,
 ) -> DatasetSplits:
@@ -46,18 +46,18 @@ def open_data(
     Args:
         text: a folder's path, or the name of a set with its options.
         seed: of the split, where the data have none.
-        val: the share that is set aside for validation then; None sets nothing aside, as for data that a network is
+        val_fraction: the share that is set aside for validation then; None sets nothing aside, as for data that a network is
             scored on: what has no split is "all" then.
-        group: a regular expression; names in which it finds the same stay on one side.
-        ignore: the number in a folder's masks that counts nowhere, beside what `unetkit.data.mask_encoding` says.
+        group_by: a regular expression; names in which it finds the same stay on one side.
+        ignore_index: the number in a folder's masks that counts nowhere, beside what `unetkit.data.mask_encoding` says.
         target: what a folder's masks mean, where that is known, as from the run that is evaluated.
         progress: told how many masks of how many are scanned.
 
     Raises:
         UnetkitError: there is no such set or option, or its files are not whole.
     """
-    rules = SplitConfig(seed, val, group)
-    return _made(text, rules, ignore) if named(text) else open_folder(text, rules, ignore, target, progress)
+    rules = SplitConfig(seed, val_fraction, group_by)
+    return _made(text, rules, ignore_index) if named(text) else open_folder(text, rules, ignore_index, target, progress)
 
 
 def absolute(text: str) -> str:
@@ -83,15 +83,15 @@ def named(text: str) -> bool:
     raise FileError(f"{text}: {what}; give one, or a set by name: {', '.join(names)}")
 
 
-def _made(text: str, rules: SplitConfig, ignore: int | None) -> DatasetSplits:
+def _made(text: str, rules: SplitConfig, ignore_index: int | None) -> DatasetSplits:
     spec = PartSpec.parse(text)
     if spec.then:
         raise OptionError(f"--data {text}: a + would start another part; put a path that holds one in double quotes")
     splits = bool(SOURCES.signature(spec).positional)
-    if ignore is not None or (rules.group and not splits):
-        flag = "--ignore" if ignore is not None else "--group"
+    if ignore_index is not None or (rules.group_by and not splits):
+        flag = "--ignore-index" if ignore_index is not None else "--group-by"
         raise OptionError(
-            f"{flag}: is for folders; {spec.name} says itself {'what counts' if ignore else 'its splits'}"
+            f"{flag}: is for folders; {spec.name} says itself {'what counts' if ignore_index else 'its splits'}"
         )
     data: DatasetSplits = SOURCES.make(spec, *([rules] if splits else []))
     return replace(data, said=text)

@@ -301,7 +301,7 @@ def _fitting_labels(classes: Classes | None, layout: FolderLayout) -> Classes | 
 
 def _split(found: FolderIndex, rules: SplitConfig, folder: Path) -> None:
     """Make the splits that the folders do not say."""
-    if rules.val is None:
+    if rules.val_fraction is None:
         found.splits = {name or "all": entries for name, entries in found.splits.items() if entries}
         if not found.splits:
             found.problems.append(f"{folder}: there is no image with a mask")

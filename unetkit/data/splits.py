@@ -27,8 +27,8 @@ class SplitConfig:
     """
 
     seed: int = 0
-    val: float | None = _USUAL
-    group: str = ""
+    val_fraction: float | None = _USUAL
+    group_by: str = ""
 
 
 def split_names(names: Sequence[str], rules: SplitConfig) -> tuple[list[int], list[int]]:
@@ -40,14 +40,18 @@ def split_names(names: Sequence[str], rules: SplitConfig) -> tuple[list[int], li
     Raises:
         OptionError: fewer than two groups, or a name that `group` does not match.
     """
-    val = _USUAL if rules.val is None else rules.val
+    val = _USUAL if rules.val_fraction is None else rules.val_fraction
     if not 0 <= val < 1:
-        raise OptionError(f"--val {val:g}: takes a share from 0 to below 1")
+        raise OptionError(f"--val-fraction {val:g}: takes a share from 0 to below 1")
     groups: dict[str, list[int]] = defaultdict(list)
-    for index, key in enumerate(group_keys(names, rules.group)):
+    for index, key in enumerate(group_keys(names, rules.group_by)):
         groups[key].append(index)
     if len(groups) < 2:
-        what = f"--group {rules.group} finds one group only" if rules.group else f"there is {len(names)} image only"
+        what = (
+            f"--group-by {rules.group_by} finds one group only"
+            if rules.group_by
+            else f"there is {len(names)} image only"
+        )
         raise OptionError(f"{what}: none is left to validate on; add images, or give a folder val/")
     ordered = sorted(groups, key=lambda key: (derive_seed(rules.seed, "split", key), key))
     held = sorted(index for key in _held(ordered, groups, round(val * len(names))) for index in groups[key])
@@ -73,11 +77,11 @@ def group_keys(names: Sequence[str], group: str) -> list[str]:
     try:
         pattern = re.compile(group)
     except re.error as error:
-        raise OptionError(f"--group {group}: is no regular expression: {error}") from error
+        raise OptionError(f"--group-by {group}: is no regular expression: {error}") from error
     found = [pattern.search(name) for name in names]
     lacking = [name for name, match in zip(names, found, strict=True) if match is None]
     if lacking:
-        raise OptionError(f"--group {group}: matches nothing in {lacking[0]!r}; every name must be of a group")
+        raise OptionError(f"--group-by {group}: matches nothing in {lacking[0]!r}; every name must be of a group")
     return [_key(match) for match in found if match]
 
 

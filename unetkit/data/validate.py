@@ -156,12 +156,12 @@ def duplicates(seen: Sequence[ImageReport]) -> list[str]:
 
 def groups_in_several_splits(found: FolderIndex, rules: SplitConfig) -> list[str]:
     """Groups that the folders' own splits tear apart."""
-    if not rules.group:
+    if not rules.group_by:
         return []
     sides: dict[str, set[str]] = defaultdict(set)
     try:
         for split, entries in found.splits.items():
-            for key in group_keys([entry.name for entry in entries], rules.group):
+            for key in group_keys([entry.name for entry in entries], rules.group_by):
                 sides[key].add(split)
     except UnetkitError as error:
         return [str(error)] if str(error) not in found.problems else []
@@ -216,7 +216,9 @@ def validate_folder(
     """
     report = DatasetReport(text)
     if named(text):
-        data = open_data(text, seed=rules.seed, val=rules.val, group=rules.group, ignore=ignore)
+        data = open_data(
+            text, seed=rules.seed, val_fraction=rules.val_fraction, group_by=rules.group_by, ignore_index=ignore
+        )
         _fill(report, [*report_dataset(data, progress)], data.target)
         return report, [*data.splits.values()], data.target
     found = index_folder(Path(text), rules, ignore, None, progress)

@@ -52,9 +52,11 @@ def open_evaluation(run: TrainRun, text: str | None = None) -> DatasetSplits:
     choices = run.choices
     text = text or choices.data
     target = run.target if not named(text) and read_classes(Path(text)) is None else None
-    val = choices.val if same_place(text, choices.data) else None  # what it was not trained on is not split either
-    group, ignore = choices.group if val is not None else "", choices.ignore
-    data = open_data(text, seed=choices.seed, val=val, group=group, ignore=ignore, target=target)
+    val = (
+        choices.val_fraction if same_place(text, choices.data) else None
+    )  # what it was not trained on is not split either
+    group, ignore = choices.group_by if val is not None else "", choices.ignore_index
+    data = open_data(text, seed=choices.seed, val_fraction=val, group_by=group, ignore_index=ignore, target=target)
     if _meaning(data.target) != _meaning(run.target):
         raise OptionError(
             f"--data {text}: has {_said(data.target)}, and {run.folder} was trained on {_said(run.target)}"

@@ -145,22 +145,22 @@ class PredictConfig:
     Attributes:
         tile: height and width of what is passed at a time; None lets the network decide.
         overlap: of tiles, which are then blended; None lets the network decide.
-        batch: tiles a pass.
-        flips: whether the mean is taken over the image and its mirror images.
+        batch_size: tiles a pass.
+        tta: whether the mean is taken over the image and its mirror images.
         check: whether the result is compared with one pass over the whole image.
     """
 
     tile: Size | None = None
     overlap: int | None = None
-    batch: int = 1
-    flips: bool = False
+    batch_size: int = 1
+    tta: bool = False
     check: bool = False
 
     def __post_init__(self) -> None:
         if self.tile and min(self.tile) < 1:
             raise OptionError(f"--tile {format_size(self.tile)}: must be at least 1x1")
-        if self.batch < 1 or (self.overlap is not None and self.overlap < 0):
-            name, least = ("batch", 1) if self.batch < 1 else ("overlap", 0)
+        if self.batch_size < 1 or (self.overlap is not None and self.overlap < 0):
+            name, least = ("batch-size", 1) if self.batch_size < 1 else ("overlap", 0)
             raise OptionError(f"--{name} {getattr(self, name)}: must be at least {least}")
 
 
@@ -204,7 +204,7 @@ class Predictor:
         self.run, self.network, self.how = run, network, how
         self.fit = find_tile_requirements(network)
         first = next(network.parameters())
-        self._passed = make_forward(network, first.device, first.dtype, run.target.probabilities, flips=how.flips)
+        self._passed = make_forward(network, first.device, first.dtype, run.target.probabilities, tta=how.tta)
 
     def predict(self, job: PredictionJob, tell: PredictCallback | None = None) -> None:
         """Write the files of an image, all of them or none.
@@ -217,7 +217,7 @@ class Predictor:
             if picture.channels != self.run.channels:
                 takes = f"{picture.channels} channels, and the network of {self.run.folder} takes {self.run.channels}"
                 raise FileError(f"{job.image}: has {takes}; give images such as it was trained on")
-            layout = self.fit.layout(picture.size, self.how.tile, self.how.overlap, flips=self.how.flips)
+            layout = self.fit.layout(picture.size, self.how.tile, self.how.overlap, tta=self.how.tta)
             tell = tell or PredictCallback()
             tell.begins(job, picture, layout)
             source = NormalizedReader(picture, self.run)
@@ -232,7 +232,7 @@ class Predictor:
     def _windows(
         self, source: Source, layout: TileLayout, tell: PredictCallback, check: TilingCheck | None
     ) -> Iterator[Window]:
-        for done, window in enumerate(windows(self._passed, source, layout, self.how.batch), 1):
+        for done, window in enumerate(windows(self._passed, source, layout, self.how.batch_size), 1):
             if check:
                 check.add(window, self.run.target.to_mask)
             yield window

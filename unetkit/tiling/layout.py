@@ -162,7 +162,7 @@ class TileRequirements:
     why: str = ""
 
     def layout(
-        self, image: Size, tile: Size | None = None, overlap: int | None = None, *, flips: bool = False
+        self, image: Size, tile: Size | None = None, overlap: int | None = None, *, tta: bool = False
     ) -> TileLayout:
         """Tiles for an image: exact where they can be.
 
@@ -170,12 +170,12 @@ class TileRequirements:
             image: its height and width.
             tile: height and width of what the network is given at a time, brought down to what it takes.
             overlap: of tiles that are blended, which they then are in any case.
-            flips: whether tiles are passed mirrored too, which exchanges their ends.
+            tta: whether tiles are passed mirrored too, which exchanges their ends.
 
         Raises:
             OptionError: an overlap as large as the tile, or a tile other than the one size that the network takes.
         """
-        if flips and self.edge:
+        if tta and self.edge:
             widest = max(self.edge[0][0], self.edge[1][0]), max(self.edge[0][1], self.edge[1][1])
             return replace(self, edge=(widest, widest)).layout(image, tile, overlap)
         given = self._given(image, tile)

@@ -54,16 +54,16 @@ class Window(NamedTuple):
     values: Tensor
 
 
-def windows(passed: Pass, source: Source, layout: TileLayout, batch: int = 1) -> Iterator[Window]:
+def windows(passed: Pass, source: Source, layout: TileLayout, batch_size: int = 1) -> Iterator[Window]:
     """The result, window by window: row by row from the top left, a window a tile. Together they cover the image.
 
     Args:
         passed: the network and what is made of its logits, in eval mode.
         source: the image.
         layout: as `Fit.layout` gives it.
-        batch: tiles a pass.
+        batch_size: tiles a pass.
     """
-    tiles = _outputs(passed, source, layout, batch)
+    tiles = _outputs(passed, source, layout, batch_size)
     above: Tensor | None = None
     for row in range(len(layout.rows.starts)):
         kept = _Kept(layout, row, above)
@@ -100,10 +100,10 @@ class _Kept:
         return Window(slice(self.top, bottom), slice(left, end), whole[:, : bottom - self.top, : end - left])
 
 
-def _outputs(passed: Pass, source: Source, layout: TileLayout, batch: int) -> Iterator[Tensor]:
+def _outputs(passed: Pass, source: Source, layout: TileLayout, batch_size: int) -> Iterator[Tensor]:
     """What a pass makes of each tile, (L, h, w), row by row."""
     places = ((row, column) for row in range(len(layout.rows.starts)) for column in range(len(layout.columns.starts)))
-    while some := list(islice(places, batch)):
+    while some := list(islice(places, batch_size)):
         tiles = [mirrored_window(source, layout.rows.taken(row), layout.columns.taken(column)) for row, column in some]
         yield from passed(torch.stack(tiles)).cpu()
 
@@ -128,8 +128,8 @@ def tiled(
     *,
     tile: Size | None = None,
     overlap: int | None = None,
-    batch: int = 1,
-    flips: bool = False,
+    batch_size: int = 1,
+    tta: bool = False,
     then: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Pass an image by tiles, mirrored beyond its borders; exactly as in one pass where the network allows it.
@@ -141,8 +141,8 @@ def tiled(
         tile: height and width of what is passed at a time; if None, 512x512, the network's one size, or all of an image
             of no more than 1024x1024.
         overlap: blend tiles that overlap by so many pixels; where None, as `unetkit.tiling.layout` decides.
-        batch: tiles a pass.
-        flips: take the mean over the image and its three mirror images.
+        batch_size: tiles a pass.
+        tta: take the mean over the image and its three mirror images.
         then: makes of logits (B, K, h, w) what is blended and averaged, such as a run's `target.probabilities`.
 
     Returns:
@@ -153,13 +153,13 @@ def tiled(
         OptionError: a tile or overlap that the network does not take.
     """
     source = InMemoryImage(image)
-    layout = find_tile_requirements(network).layout(source.size, tile, overlap, flips=flips)
+    layout = find_tile_requirements(network).layout(source.size, tile, overlap, tta=tta)
     first = next(network.parameters())
     with preserve_mode(network), torch.inference_mode():
         network.eval()
-        through = make_forward(network, first.device, first.dtype, then, flips=flips)
+        through = make_forward(network, first.device, first.dtype, then, tta=tta)
         result = torch.empty(0)
-        for window in windows(through, source, layout, batch):
+        for window in windows(through, source, layout, batch_size):
             if not result.numel():
                 result = window.values.new_empty(window.values.shape[0], *source.size)
             result[:, window.rows, window.columns] = window.values
@@ -172,7 +172,7 @@ def make_forward(
     dtype: torch.dtype = torch.float32,
     then: Callable[[Tensor], Tensor] | None = None,
     *,
-    flips: bool = False,
+    tta: bool = False,
 ) -> Pass:
     """What a batch of tiles is passed through: the network in eval mode, and what is made of its logits."""
 
@@ -184,13 +184,13 @@ def make_forward(
         try:
             with torch.inference_mode():
                 x = x.to(device, dtype)
-                return _mean(once, x) if flips else once(x)
+                return _mean(once, x) if tta else once(x)
         except (RuntimeError, MemoryError) as error:
             if not is_oom(error):
                 raise
             what = f"{x.shape[0]} of {x.shape[-2]}x{x.shape[-1]}"
             raise InputSizeError(
-                f"memory does not suffice for a pass of {what}; give a smaller --tile or --batch"
+                f"memory does not suffice for a pass of {what}; give a smaller --tile or --batch-size"
             ) from error
 
     return passed

@@ -70,7 +70,7 @@ class TrainProgress(TrainCallback):
     def epoch(self, line: dict[str, Any], found: ValidationResult) -> None:
         """Add a line to the table, and draw."""
         self._lines.append(line)
-        folder, every = self.trainer.run.folder, self.trainer.run.choices.samples
+        folder, every = self.trainer.run.folder, self.trainer.run.choices.preview_every
         if not self._live:
             self.console.print(told(line, self.epochs), soft_wrap=True)
         last = bool(self.trainer.state.ended)
@@ -127,7 +127,7 @@ def about(trainer: Trainer) -> list[str]:
         f"network  {run.plan}",
         f"data     {data.said}: {splits}; {data.target.kind} ({', '.join(data.target.names[:8])})",
         f"loss     {trainer.loss.said}; augmentation {run.choices.augment}; crops {crop}",
-        f"steps    {trainer.loader.steps} an epoch of {run.choices.batch * world.size} images, "
+        f"steps    {trainer.loader.steps} an epoch of {run.choices.batch_size * world.size} images, "
         f"{run.choices.epochs} epochs; {world.device}, {str(trainer.stepper.dtype).removeprefix('torch.')}",
     ]
     if world.size > 1:
@@ -135,11 +135,11 @@ def about(trainer: Trainer) -> list[str]:
         kept = (
             norms if any("BatchNorm" in type(module).__name__ for module in trainer.stepper.network.modules()) else ""
         )
-        lines.append(f"world    {world.size} processes of {run.choices.batch} images a step{kept}")
+        lines.append(f"world    {world.size} processes of {run.choices.batch_size} images a step{kept}")
     if trainer.state.epoch or trainer.state.step:
         lines.append(f"resumed  after epoch {trainer.state.epoch}, step {trainer.state.step}")
-    if run.choices.freeze:
-        until = "throughout" if run.choices.freeze < 0 else f"for {run.choices.freeze} epochs"
+    if run.choices.freeze_encoder:
+        until = "throughout" if run.choices.freeze_encoder < 0 else f"for {run.choices.freeze_encoder} epochs"
         lines.append(f"frozen   the encoder {network_of(trainer.stepper.network).plan.encoder}, {until}")
     return lines
 

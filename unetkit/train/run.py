@@ -46,7 +46,9 @@ _VERSIONS = ("unetkit", "torch", "torchvision", "timm", "segmentation-models-pyt
 
 def open_splits(choices: TrainConfig, progress: Callable[[int, int], None] | None = None) -> DatasetSplits:
     """The data set of a run. `progress` is told how many of its masks, of how many, are scanned."""
-    rules: dict[str, Any] = {name: getattr(choices, name) for name in ("seed", "val", "group", "ignore")}
+    rules: dict[str, Any] = {
+        name: getattr(choices, name) for name in ("seed", "val_fraction", "group_by", "ignore_index")
+    }
     return open_data(choices.data, **rules, progress=progress)
 
 

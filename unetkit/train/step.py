@@ -81,7 +81,7 @@ class Stepper:
         self.network: nn.Module = network.to(world.device, memory_format=memory)  # type: ignore[call-overload]
         self.descent: OptimizerConfig = OPTIMIZERS.make(choices.optimizer)
         self.optimiser = self.descent.optimiser(self.network, choices.lr)
-        self.dtype = autocast_type(choices.precision, world.device)
+        self.dtype = autocast_type(choices.dtype, world.device)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.dtype == torch.float16)
         self._memory = memory
         self._shared: tuple[int, nn.Module] | None = None
@@ -98,9 +98,9 @@ class Stepper:
 
     def begin(self, epoch: int) -> None:
         """Put the network into training mode, its encoder at rest where it is frozen in this epoch."""
-        frozen = self.choices.freeze == -1 or epoch < self.choices.freeze
+        frozen = self.choices.freeze_encoder == -1 or epoch < self.choices.freeze_encoder
         encoder = network_of(self.network).encoder
-        if self.choices.freeze:
+        if self.choices.freeze_encoder:
             encoder.requires_grad_(not frozen)
         self.network.train()
         if frozen:

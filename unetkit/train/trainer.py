@@ -171,7 +171,7 @@ class Trainer:
         augment = make_augment(choices.augment, choices.crop or (256, 256))
         train = AugmentedDataset(data.splits["train"], augment, weigh, run.normalised, choices.seed)
         workers, pin = _workers(choices.workers, world.device), world.device.type == "cuda"
-        self.loader = Loader(train, choices.batch, workers, world.rank, world.size, pin=pin)
+        self.loader = Loader(train, choices.batch_size, workers, world.rank, world.size, pin=pin)
         self.validation = Validation(data.splits["val"], run, self.loss, weigh, world)
         self.stepper = Stepper(network, choices, self.loss, world, self.loader.steps)
         if state.model:
@@ -222,16 +222,18 @@ class Trainer:
             where = f"step {self.state.step + 1} of epoch {self.state.epoch + 1} (images {', '.join(batch.names[:8])})"
             raise UnetkitError(
                 f"{error} at {where}; the weights before it are in {self.run.folder / STOPPED}: "
-                "try a lower --lr, or --precision float32"
+                "try a lower --lr, or --dtype float32"
             ) from error
         except (RuntimeError, ValueError, MemoryError) as error:
             shape = "x".join(map(str, batch.images.shape))
             if is_oom(error):
-                raise UnetkitError(f"memory does not suffice for a step of {shape}; lower --batch or --size") from error
+                raise UnetkitError(
+                    f"memory does not suffice for a step of {shape}; lower --batch-size or --size"
+                ) from error
             if "more than 1 value per channel" in str(error):  # torch's batch norm
                 raise OptionError(
                     f"a step of {shape} leaves a batch norm one value a channel, of which no variance can be taken; "
-                    "give a larger --batch or --size"
+                    "give a larger --batch-size or --size"
                 ) from error
             raise
 
