@@ -172,26 +172,24 @@ class PlanField:
 
 
 PLAN_FIELDS = (
-    PlanField("recipe", "NAME", _part, "a named U-Net to start from; words beside it override it"),
-    PlanField("model", "NAME", _part, "a whole model in place of parts, such as smp/unetplusplus"),
+    PlanField("recipe", "NAME", _part, "start from a named U-Net; the other options override what it sets"),
+    PlanField("model", "NAME", _part, "use a whole model of another library, such as smp/unetplusplus"),
+    PlanField("encoder", "PART", _part, "encoder: plain, or any of timm's or smp's, such as resnet101 or smp/mit_b0"),
+    PlanField("up", "PART[/PART...]", _levels, "upsampler that brings a feature map to the size of the next level"),
+    PlanField("fuse", "PART[/PART...]", _levels, "fusion of the upsampled map with the skip connection"),
+    PlanField("align", "PART[/PART...]", _levels, "how both maps are brought to one size before they are fused"),
+    PlanField("block", "PART[+PART][/...]", _levels, "convolution block after each fusion; a + chains several"),
+    PlanField("head", "PART", _part, "head that turns the last feature map into logits"),
+    PlanField("logits", "PART|none", _part, "upsampler that brings the logits to the input size"),
+    PlanField("widths", "N,N,...", _widths, "channels of the decoder's levels, deep to shallow"),
+    PlanField("decode_to", "STRIDE", _whole, "stride at which the decoder ends, such as 1, 2 or 4"),
+    PlanField("in_channels", "N", _whole, "number of input channels"),
+    PlanField("classes", "N", _whole, "number of output channels"),
+    PlanField("size", "HxW", _size, "input size, such as 572 or 480x640 (height first)"),
     PlanField(
-        "encoder", "PART", _part, "the contracting path: plain, or any of timm's or smp's (resnet101, smp/mit_b0)"
+        "pretrained", "[FILE]", _pretrained, "load the encoder's pretrained weights from its library or from FILE"
     ),
-    PlanField("up", "PART[/PART...]", _levels, "how a level is brought to the next one's size"),
-    PlanField("fuse", "PART[/PART...]", _levels, "how the upsampled map and the skip become one"),
-    PlanField("align", "PART[/PART...]", _levels, "how the two are brought to one size before that"),
-    PlanField(
-        "block", "PART[+PART][/...]", _levels, "the convolutions after the fusion; parts with + follow one another"
-    ),
-    PlanField("head", "PART", _part, "what turns the last map into logits"),
-    PlanField("logits", "PART|none", _part, "the upsampler that brings the logits to the input's size"),
-    PlanField("widths", "N,N,...", _widths, "the decoder's channels, deep to shallow"),
-    PlanField("decode_to", "STRIDE", _whole, "the stride to decode to: 1, 2 or 4, say"),
-    PlanField("in_channels", "N", _whole, "channels of the input"),
-    PlanField("classes", "N", _whole, "channels of the output"),
-    PlanField("size", "HxW", _size, "the input size that it is meant for: 572, or 480x640 (height first)"),
-    PlanField("pretrained", "[FILE]", _pretrained, "the library's weights for the encoder, or those of a local file"),
-    PlanField("seed", "N", lambda value: _whole(value, least=0, most=2**64 - 1), "fixes the random weights"),
+    PlanField("seed", "N", lambda value: _whole(value, least=0, most=2**64 - 1), "seed of the random weights"),
 )
 _BY_NAME = {word.name: word for word in PLAN_FIELDS}
 
