@@ -140,7 +140,8 @@ def _widths(value: Any) -> tuple[int, ...]:
     return widths
 
 
-def _size(value: Any) -> Size:
+def parse_size(value: Any) -> Size:
+    """Read an input size, (height, width), from 572, "572", "480x640" or a sequence. Raises OptionError."""
     items = value.lower().split("x") if isinstance(value, str) else value
     items = list(items) if isinstance(items, Iterable) else [items]
     if len(items) not in (1, 2):
@@ -185,7 +186,7 @@ PLAN_FIELDS = (
     PlanField("decode_to", "STRIDE", _whole, "stride at which the decoder ends, such as 1, 2 or 4"),
     PlanField("in_channels", "N", _whole, "number of input channels"),
     PlanField("classes", "N", _whole, "number of output channels"),
-    PlanField("size", "HxW", _size, "input size, such as 572 or 480x640 (height first)"),
+    PlanField("size", "HxW", parse_size, "input size, such as 572 or 480x640 (height first)"),
     PlanField(
         "pretrained", "[FILE]", _pretrained, "load the encoder's pretrained weights from its library or from FILE"
     ),

@@ -1,4 +1,4 @@
-"""The command line. Each command is a file of its own, loaded when it is called."""
+"""The command line. Each command is a module, which is imported when the command is called."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ from typing import NoReturn
 import click
 from click.shell_completion import CompletionItem
 
-from unetkit.cli.options import commands_of
+from unetkit.cli.options import get_plugin_commands
 from unetkit.commands import COMMANDS
 from unetkit.errors import PluginError, UnetkitError
 from unetkit.utils.isolation import one_line
 
 
-class _Lazy(click.Group):
-    """A group that imports a command when it is asked for; what it does not know may be a plugin's."""
+class _LazyGroup(click.Group):
+    """A group that imports a command when it is called; commands that are not built in come from plugins."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*COMMANDS, *sorted(commands_of(ctx))]
+        return [*COMMANDS, *sorted(get_plugin_commands(ctx))]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name in COMMANDS:
             module, _, attr = COMMANDS[name].partition(":")
             command: click.Command = getattr(import_module(module), attr)
             return command
-        found = commands_of(ctx).get(name)
+        found = get_plugin_commands(ctx).get(name)
         return found.command if found else None
 
     def invoke(self, ctx: click.Context) -> None:
-        """Run the command. What it returns is left out: click would make an exit code of it."""
+        """Run the command and drop its return value, which click would take for an exit code."""
         try:
             super().invoke(ctx)
         except (UnetkitError, click.ClickException, click.exceptions.Exit, click.Abort, *_PASS):
             raise
         except BaseException as error:
-            found = commands_of(ctx).get(ctx.invoked_subcommand or "")
+            found = get_plugin_commands(ctx).get(ctx.invoked_subcommand or "")
             if found is None:
                 raise
             name = ctx.invoked_subcommand
             raise PluginError(f"`unetkit {name}` of plugin {found.owner} failed: {one_line(error)}") from error
 
 
-#: What ends a command and is no failure of it.
+#: Exceptions that end a command without being its failure.
 _PASS = (KeyboardInterrupt, SystemExit, BrokenPipeError)
 
 
 # Eager, so that `unetkit --plugin mine.py --help` shows the commands of mine.py.
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--plugin",
     "plugins",
@@ -60,12 +60,12 @@ _PASS = (KeyboardInterrupt, SystemExit, BrokenPipeError)
     is_eager=True,
     metavar="FILE|MODULE",
     shell_complete=lambda ctx, param, incomplete: [CompletionItem(incomplete, type="file")],
-    help="Load a plugin; may be repeated.",
+    help="Load a plugin from a file or a module; may be repeated.",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Show the traceback of an error.")
+@click.option("-v", "--verbose", is_flag=True, help="Show the traceback of errors.")
 @click.version_option(package_name="unetkit")
 def cli(plugins: tuple[str, ...], verbose: bool) -> None:
-    """Any U-Net from one line of registered parts.
+    """Build, train, apply and benchmark any U-Net from one line of parts.
 
     \b
     unetkit build --encoder resnet101 --fuse add
@@ -76,7 +76,7 @@ def cli(plugins: tuple[str, ...], verbose: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line. What is refused is one line on stderr and exit code 2."""
+    """Run the command line. An error is printed as one line on stderr, and the exit code is 2."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no temporary file is left behind
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without arrows shows question marks

@@ -1,4 +1,4 @@
-"""`unetkit bench`: measure every combination of a grid; and the commands under it, which read what was measured."""
+"""`unetkit bench`: measure every combination of a grid; and `unetkit bench metrics`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unetkit.bench.grid import AXES, Case, Mode, exclude_cases, make_cases, make
 from unetkit.bench.metrics import metrics_of
 from unetkit.bench.results import ResultsWriter
 from unetkit.bench.runner import BenchRunner
-from unetkit.cli.options import complete_part, manager_of, parts_of
+from unetkit.cli.options import complete_part, get_manager, get_parts
 from unetkit.errors import OptionError
 from unetkit.plan import PlanField
 from unetkit.registry import KINDS, Parts
@@ -40,7 +40,7 @@ _KINDS = {kind.word for kind in KINDS}
 
 
 class _Group(click.Group):
-    """A group that imports a command when it is asked for."""
+    """A group that imports a subcommand when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*_SUBCOMMANDS]
@@ -52,117 +52,138 @@ class _Group(click.Group):
         return command
 
 
-def _axes(command: F) -> F:
-    """Give a command an option for each word of a plan that a grid takes lists of, in order."""
-    return reduce(lambda wrapped, word: _axis(word)(wrapped), reversed(AXES), command)
+def grid_options(command: F) -> F:
+    """Add the options that describe a model to a command; each takes a list, and the lists span the grid."""
+    return reduce(lambda wrapped, word: _make_grid_option(word)(wrapped), reversed(AXES), command)
 
 
-def _axis(word: PlanField) -> Callable[[F], F]:
+def _make_grid_option(word: PlanField) -> Callable[[F], F]:
     kind = kind_of(word.name)
-    complete: dict[str, Any] = {"shell_complete": _completer(kind)} if kind in _KINDS else {}
+    complete: dict[str, Any] = {"shell_complete": _make_list_completer(kind)} if kind in _KINDS else {}
     listed = word.metavar if word.name == "widths" else f"{word.metavar},..."
     said = f"{word.help[0].upper()}{word.help[1:]}."
     return click.option(word.flag, word.name, metavar=listed, multiple=True, help=said, **complete)
 
 
-def _completer(kind: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
+def _make_list_completer(kind: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
     def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         before, comma, last = incomplete.rpartition(",")
-        found = complete_part(parts_of(ctx)[kind], last)
+        found = complete_part(get_parts(ctx)[kind], last)
         return [CompletionItem(before + comma + item.value, help=item.help) for item in found]
 
     return complete
 
 
 @click.group(cls=_Group, invoke_without_command=True, subcommand_metavar="[COMMAND]")
-@_axes
-@click.option("--size", "sizes", multiple=True, metavar="HxW,...", help="Input sizes; a network's own, or 256.")
-@click.option("--batch-size", "batches", multiple=True, metavar="N,...", help="Images in an input.  [default: 1]")
-@click.option("--mode", "modes", multiple=True, metavar="MODE[+...],...", help="How a network runs: see above.")
-@click.option("--exclude", "exclude", multiple=True, metavar="LINE", help="Leave out rows that say so.")
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first so many rows.")
-@click.option("--baseline", metavar="LINE", help="What each row is timed against; the first row's network.")
-@click.option("--baseline-mode", metavar="MODE", help="How that runs; as the first row.")
-@click.option("--metrics", metavar="NAME,...", help="What is measured; all that `unetkit bench metrics` lists.")
-@click.option("--budget", type=float, metavar="S", help="Seconds for each timed metric of a row.  [default: 20]")
-@click.option("--target-ci", type=float, metavar="X", help="Half-width of the interval to stop at.  [default: 0.02]")
-@click.option("--timeout", type=float, metavar="S", help="Seconds that one row may take.  [default: 600 and more]")
-@click.option("--device", metavar="NAME,...", help="cpu, cuda, or some of cuda:0,cuda:1; all GPUs, or the CPU.")
-@click.option("--jobs", type=int, metavar="N", help="Rows at a time on a CPU, each with its share of the cores.")
-@click.option("--threads", type=int, metavar="N", help="Of torch, for each row; as many as it has cores.")
-@click.option("--seed", type=int, metavar="N", help="Fixes weights, input and order.  [default: 0]")
-@click.option("--engine", metavar="local|ray", help="Where rows are measured.  [default: local]")
-@click.option("--ray-address", metavar="ADDRESS", help="Of a Ray cluster: auto, or HOST:PORT.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Where rows go; one in runs/.")
-@click.option("--retry-failed", is_flag=True, help="Measure again what failed or ran out of budget.")
-@click.option("--dry-run", is_flag=True, help="Measure nothing; show what would be, and how long it would take.")
+@grid_options
+@click.option(
+    "--size", "sizes", multiple=True, metavar="HxW,...", help="Input sizes.  [default: the network's own, or 256]"
+)
+@click.option("--batch-size", "batches", multiple=True, metavar="N,...", help="Batch sizes.  [default: 1]")
+@click.option(
+    "--mode", "modes", multiple=True, metavar="MODE[+...],...", help="Execution modes, see above.  [default: eager]"
+)
+@click.option("--exclude", "exclude", multiple=True, metavar="LINE", help="Skip combinations that match LINE.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Measure only the first N combinations.")
+@click.option("--baseline", metavar="LINE", help="Model to time each row against.  [default: the first row's]")
+@click.option("--baseline-mode", metavar="MODE", help="Execution mode of the baseline.  [default: the first row's]")
+@click.option("--metrics", metavar="NAME,...", help="Metrics to measure.  [default: all of `unetkit bench metrics`]")
+@click.option(
+    "--budget", type=float, metavar="S", help="Time limit for each timed metric of a row, in seconds.  [default: 20]"
+)
+@click.option(
+    "--target-ci", type=float, metavar="X", help="Stop timing at this half-width of the 95% interval.  [default: 0.02]"
+)
+@click.option(
+    "--timeout", type=float, metavar="S", help="Time limit for a row, in seconds.  [default: 600, or more by --budget]"
+)
+@click.option("--device", metavar="NAME,...", help="cpu, cuda or cuda:0,cuda:1.  [default: all GPUs, or the CPU]")
+@click.option(
+    "--jobs",
+    type=int,
+    metavar="N",
+    help="Rows to measure at the same time on a CPU; they share its cores.  [default: 1]",
+)
+@click.option("--threads", type=int, metavar="N", help="Number of torch's threads for each row.  [default: its cores]")
+@click.option("--seed", type=int, metavar="N", help="Seed of weights, inputs and order.  [default: 0]")
+@click.option("--engine", metavar="local|ray", help="Measure on this machine or on a Ray cluster.  [default: local]")
+@click.option("--ray-address", metavar="ADDRESS", help="Address of the Ray cluster: auto, or HOST:PORT.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Folder for the results.  [default: a new one in runs/]",
+)
+@click.option("--retry-failed", is_flag=True, help="Measure rows again that failed or ran out of budget.")
+@click.option("--dry-run", is_flag=True, help="Show what would be measured, and about how long it would take.")
 @click.pass_context
 def bench(ctx: click.Context, /, **asked: Any) -> None:
-    """Measure every combination of a grid, each in a process of its own, in turns with a baseline.
+    """Measure every combination of a grid, each in its own process and paired with a baseline.
 
-    Words take lists, globs ('resnet*'), one word a level (add/concat), or stand several times. A --model, such as
-    smp/unet, is a row beside those of parts. Modes are eager and compiled, then channels_last, bfloat16 and float16
-    after a plus: eager,compiled+channels_last. Stopped in any way, the same command goes on where it was.
+    Each option that describes a model takes a comma-separated list, may be repeated, and accepts globs such as
+    'resnet*'; add/concat sets one part for each level. A --model, such as smp/unet, adds one row and does not combine
+    with the parts. A --mode is eager or compiled, optionally followed by +channels_last, +bfloat16 or +float16. If the
+    benchmark is interrupted, the same command continues it.
 
     \b
-    unetkit bench --encoder resnet18,resnet34 --up bilinear,transposed --fuse concat,add --batch-size 1,8 --out runs/first
+    unetkit bench --encoder resnet18,resnet34 --up bilinear,transposed --fuse concat,add --out runs/first
     unetkit bench --encoder 'resnet*' --exclude '--encoder resnet152' --metrics parameters,macs,latency --dry-run
     unetkit bench show runs/first --sort latency
     unetkit bench report runs/first
     """
     given = {name: value for name, value in asked.items() if value is not None and value is not False and value != ()}
     if ctx.invoked_subcommand is None:
-        run(ctx, given)
+        _run(ctx, given)
     elif given:
         first = next(param for param in ctx.command.params if param.name in given)
-        raise OptionError(f"{first.opts[0]} is for measuring; leave it out, or leave out {ctx.invoked_subcommand}")
+        raise OptionError(f"{first.opts[0]} cannot be combined with {ctx.invoked_subcommand}; leave one of them out")
 
 
-_CHOSEN = (
+_CONFIG_OPTIONS = (
     *("baseline", "baseline_mode", "budget", "target_ci", "timeout", "device", "jobs", "threads", "seed"),
     *("engine", "ray_address", "retry_failed"),
 )
 
-_NO_OTHER_ROWS = ("retry_failed", "timeout", "ray_address")
+_NOT_IN_FOLDER_NAME = ("retry_failed", "timeout", "ray_address")
 
 
-def run(ctx: click.Context, given: dict[str, Any]) -> None:
-    """Plan, and measure or tell. `given` holds the options that stand on the command line."""
-    host = manager_of(ctx)
+def _run(ctx: click.Context, given: dict[str, Any]) -> None:
+    """Measure the grid, or describe it for --dry-run. `given` holds the options that were given on the command line."""
+    host = get_manager(ctx)
     plugins = tuple(map(str, ctx.find_root().params.get("plugins") or ()))
     metrics = tuple(split_axis("metrics", [given["metrics"]] if "metrics" in given else []))
     if str(given.get("out", "x")) in ("", "."):
-        raise OptionError("--out: takes a folder of its own, such as runs/first")
-    chosen = {name: given[name] for name in _CHOSEN if name in given}
+        raise OptionError("--out: give a new folder, such as runs/first")
+    chosen = {name: given[name] for name in _CONFIG_OPTIONS if name in given}
     choices = BenchConfig(metrics=metrics, plugins=plugins, **chosen)
-    leader = BenchRunner(planned(given, host.parts), choices, host)
+    leader = BenchRunner(parse_grid(given, host.parts), choices, host)
     if given.get("dry_run"):
-        _rehearse(leader, given.get("out"))
+        _dry_run(leader, given.get("out"))
     else:
-        _measure(leader, given.get("out") or Path("runs", _name({**given, "plugins": plugins})))
+        _measure(leader, given.get("out") or Path("runs", _folder_name({**given, "plugins": plugins})))
 
 
-def planned(given: dict[str, Any], parts: Parts) -> list[Case]:
-    """The rows that a command line asks for, at least one."""
-    words = {word.name: parse_axis(word.name, given.get(word.name, ()), parts) for word in AXES}
+def parse_grid(given: dict[str, Any], parts: Parts) -> list[Case]:
+    """Make the cases of a command line, at least one. Raises OptionError where --exclude leaves none."""
+    fields = {field.name: parse_axis(field.name, given.get(field.name, ()), parts) for field in AXES}
     modes = [Mode.parse(mode) for mode in split_axis("mode", given.get("modes", ("eager",)))]
-    batches = [_batch(text) for text in split_axis("batch", given.get("batches", ("1",)))]
-    found = make_cases(make_plans(words, parts), split_axis("size", given.get("sizes", ())), batches, modes)
+    batches = [_parse_batch_size(text) for text in split_axis("batch", given.get("batches", ("1",)))]
+    found = make_cases(make_plans(fields, parts), split_axis("size", given.get("sizes", ())), batches, modes)
     left = exclude_cases(found, given.get("exclude", ()))[: given.get("limit")]
     if not left:
-        raise OptionError("--exclude leaves no row; leave out less")
+        raise OptionError("--exclude skips every combination; exclude fewer")
     return left
 
 
-def _batch(text: str) -> int:
+def _parse_batch_size(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise OptionError(f"--batch-size {text}: takes numbers of images, such as 1,8")
+        raise OptionError(f"--batch-size {text}: must be a list of positive integers, such as 1,8")
     return int(text)
 
 
-def _name(given: dict[str, Any]) -> str:
-    """A folder's name that the same command finds again."""
-    told = sorted((name, str(value)) for name, value in given.items() if name not in _NO_OTHER_ROWS)
+def _folder_name(given: dict[str, Any]) -> str:
+    """Derive the name of the results folder from the options, so that the same command finds it again."""
+    told = sorted((name, str(value)) for name, value in given.items() if name not in _NOT_IN_FOLDER_NAME)
     return hashlib.sha256(repr(told).encode()).hexdigest()[:8]
 
 
@@ -176,16 +197,16 @@ def _measure(leader: BenchRunner, folder: Path) -> None:
         with closing(leader.rows(ledger, command)) as rows:
             watch.follow(rows)
     except KeyboardInterrupt:
-        held = f"{len(ledger.rows)} rows are in {folder}"
-        click.echo(f"Error: interrupted: {held}; the same command goes on from there: {command}", err=True)
+        held = f"{len(ledger.rows)} rows are stored in {folder}"
+        click.echo(f"Error: interrupted: {held}; continue with the same command: {command}", err=True)
         sys.exit(130)
     finally:
         ledger.close()
-    _show(folder)
+    _print_results(folder)
 
 
-def _rehearse(leader: BenchRunner, folder: Path | None) -> None:
-    """The rows that would be measured, and how long that would take."""
+def _dry_run(leader: BenchRunner, folder: Path | None) -> None:
+    """Print the rows that would be measured, and how long that would take."""
     from unetkit.bench.columns import varied
     from unetkit.bench.runner import dry_run
     from unetkit.utils.formatting import format_count
@@ -193,42 +214,42 @@ def _rehearse(leader: BenchRunner, folder: Path | None) -> None:
 
     found = dry_run(leader, folder)
     names = varied([dict(case.factors) for case in leader.cases])
-    lines = [[*_factors(case, names), format_count(said["macs"])] for case, said in found.left]
-    failed = [[*_factors(case, names), cause] for case, cause in found.failed]
-    tables = [TableData([*names, "macs"], lines), TableData([*names, "cause"], failed, "cannot be built or passed:")]
-    about = _duration(found.seconds)
+    lines = [[*_factor_cells(case, names), format_count(said["macs"])] for case, said in found.left]
+    failed = [[*_factor_cells(case, names), cause] for case, cause in found.failed]
+    tables = [TableData([*names, "macs"], lines), TableData([*names, "cause"], failed, "These cannot be built or run:")]
+    about = _format_duration(found.seconds)
     told = f"{len(lines)} rows would be measured against {found.baseline}, in about {about}"
     done = [f"{found.done} rows are measured already"] if found.done else []
     print_listing(Listing([], [cells for cells in tables if cells.rows], [*done, told]), None)
 
 
-def _duration(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
-def _factors(case: Case, names: list[str]) -> list[str]:
+def _factor_cells(case: Case, names: list[str]) -> list[str]:
     return [dict(case.factors).get(name, "") for name in names]
 
 
-def _show(folder: Path) -> None:
-    """What the rows come to, as `unetkit bench show` prints it."""
+def _print_results(folder: Path) -> None:
+    """Print the results as `unetkit bench show` does."""
     from unetkit.bench.columns import columns_of, select_columns
     from unetkit.bench.results import read_results
     from unetkit.bench.show import format_run
 
     found = read_results(folder)
     print_listing(format_run(found, found.rows, select_columns(columns_of(found), None), output_width()), None)
-    click.echo(f"`unetkit bench show {folder}` shows more; `unetkit bench report {folder}` draws it")
+    click.echo(f"`unetkit bench show {folder}` shows more columns; `unetkit bench report {folder}` writes charts")
 
 
 @click.command()
 @click.pass_context
 def metrics(ctx: click.Context) -> None:
-    """List what can be measured: name, unit, and how."""
+    """List the metrics that can be measured, with unit and meaning."""
     from unetkit.utils.tables import Listing, TableData, print_listing
 
     rows = []
-    for metric in metrics_of(manager_of(ctx)):
+    for metric in metrics_of(get_manager(ctx)):
         owner = f" (of {metric.owner})" if metric.owner != "unetkit" else ""
         rows.append([metric.name, metric.info.unit, metric.info.summary + owner])
     print_listing(Listing([], [TableData(["metric", "unit", "meaning"], rows)], []), None)

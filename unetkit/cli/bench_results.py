@@ -1,33 +1,36 @@
-"""`unetkit bench show`: the rows of a run as a table, or for other programs."""
+"""`unetkit bench show`, `report` and `diff`: read, draw and compare the results of a benchmark."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from unetkit.cli.options import emit_json, json_options
 from unetkit.errors import OptionError
 
 if TYPE_CHECKING:
-    from unetkit.bench.columns import Column
-    from unetkit.bench.results import BenchRow, BenchRun
+    from unetkit.bench.results import BenchRun
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--sort", metavar="COLUMN", help="Least first; -COLUMN: greatest first; or COLUMN,COLUMN.")
+@click.option("--sort", metavar="COLUMN", help="Sort by COLUMN[,COLUMN...], ascending; -COLUMN sorts descending.")
 @click.option(
-    "--filter", "filters", metavar="TEST", multiple=True, help="'latency<50ms', 'encoder=resnet*'; repeatable."
+    "--filter",
+    "filters",
+    metavar="TEST",
+    multiple=True,
+    help="Show rows that pass TEST, such as 'latency<50ms'; may be repeated.",
 )
-@click.option("--top", metavar="N", type=click.IntRange(1), help="The first so many rows alone.")
-@click.option("--columns", metavar="NAMES", help="These columns, with commas between them.")
-@click.option("--effects", is_flag=True, help="What each choice changes, on all metrics or those of --columns.")
-@click.option("--csv", "form", flag_value="csv", help="Raw numbers in s and B, every column.")
-@click.option("--json", "form", flag_value="json", help="The same with all that is known of the run.")
-@click.option("--markdown", "form", flag_value="markdown", help="The table as Markdown.")
+@click.option("--top", metavar="N", type=click.IntRange(1), help="Show only the first N rows.")
+@click.option("--columns", metavar="NAME,...", help="Columns to show.")
+@click.option("--effects", is_flag=True, help="Show how much each choice changes the metrics, or those of --columns.")
+@click.option("--csv", "form", flag_value="csv", help="Print all columns as CSV, in seconds and bytes.")
+@click.option("--markdown", "form", flag_value="markdown", help="Print the table as Markdown.")
+@json_options
 def show(
     run: Path,
     sort: str | None,
@@ -36,11 +39,14 @@ def show(
     columns: str | None,
     effects: bool,
     form: str | None,
+    as_json: bool,
+    json_out: Path | None,
 ) -> None:
-    """Show the rows of a benchmark, in the order of its grid.
+    """Show the results of a benchmark, in the order of its grid.
 
-    RUN is the folder that `unetkit bench ... --out RUN` wrote, also while that still runs. Numbers in a TEST may have
-    a unit; = and != take globs. Rows without figures come last, with their cause.
+    RUN is the folder that `unetkit bench ... --out RUN` wrote; the benchmark may still be running. A TEST compares a
+    column with a number, which may have a unit, or with a name; = and != accept globs. Rows that failed come last,
+    with the error.
 
     \b
     unetkit bench show runs/first --sort latency-ratio --top 5
@@ -49,62 +55,65 @@ def show(
     """
     from unetkit.bench.columns import columns_of, filter_rows, select_columns, sort_rows
     from unetkit.bench.results import read_results
+    from unetkit.bench.show import format_run, rows_to_csv, run_to_dict
+    from unetkit.utils.tables import output_width, print_listing
 
     found = read_results(run)
     known = columns_of(found)
     rows = filter_rows(found.rows, known, filters)
     if effects and (sort or top):
-        raise OptionError(f"--effects: is a table of its own; leave out {'--sort' if sort else '--top'}")
+        raise OptionError(f"--effects cannot be combined with {'--sort' if sort else '--top'}; leave one of them out")
+    if form and (as_json or json_out):
+        raise OptionError(f"--{form} cannot be combined with --json{'' if as_json else '-out'}; leave one of them out")
     if effects:
-        _effects(replace(found, rows=tuple(rows)), columns, form)
+        _print_effects(replace(found, rows=tuple(rows)), columns, form, as_json, json_out)
         return
-    everything = form in ("csv", "json") and columns is None
-    picked = known if everything else select_columns(known, columns)
-    _rows(found, sort_rows(rows, known, sort)[:top], picked, form, fits=columns is None)
-
-
-def _rows(run: BenchRun, rows: list[BenchRow], columns: list[Column], form: str | None, fits: bool) -> None:
-    """Print rows; `fits`: without the columns that a terminal has no room for."""
-    from unetkit.bench.show import format_run, rows_to_csv, rows_to_json
-    from unetkit.utils.tables import output_width, print_listing
-
+    rows = sort_rows(rows, known, sort)[:top]
+    shown = select_columns(known, columns)
+    all_or_shown = known if columns is None else shown
+    if as_json or json_out:
+        written = emit_json(run_to_dict(found, rows, all_or_shown), as_json, json_out)
+        click.echo(written, nl=bool(written), err=True)
     if form == "csv":
-        click.echo(rows_to_csv(rows, columns), nl=False)
-    elif form == "json":
-        click.echo(rows_to_json(run, rows, columns))
-    else:
-        print_listing(format_run(run, rows, columns, output_width() if fits and form is None else None), form)
+        click.echo(rows_to_csv(rows, all_or_shown), nl=False)
+    elif not as_json:
+        fits_terminal = columns is None and form is None
+        print_listing(format_run(found, rows, shown, output_width() if fits_terminal else None), form)
 
 
-def _effects(run: BenchRun, names: str | None, form: str | None) -> None:
+def _print_effects(run: BenchRun, names: str | None, form: str | None, as_json: bool, json_out: Path | None) -> None:
     from unetkit.bench.effects import effects_to_csv, effects_to_records, format_effects, list_effects
     from unetkit.utils.tables import print_listing
 
-    told = list_effects(run, names)
+    effects = list_effects(run, names)
+    if as_json or json_out:
+        written = emit_json(effects_to_records(effects), as_json, json_out)
+        click.echo(written, nl=bool(written), err=True)
     if form == "csv":
-        click.echo(effects_to_csv(told), nl=False)
-    elif form == "json":
-        click.echo(json.dumps(effects_to_records(told), indent=2))
-    else:
-        print_listing(format_effects(run, told), form)
+        click.echo(effects_to_csv(effects), nl=False)
+    elif not as_json:
+        print_listing(format_effects(run, effects), form)
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", metavar="FILE.html", type=click.Path(path_type=Path), help="Default: report.html in RUN.")
+@click.option(
+    "--out", metavar="FILE.html", type=click.Path(path_type=Path), help="File to write.  [default: report.html in RUN]"
+)
 def report(run: Path, out: Path | None) -> None:
-    """Write a benchmark as one HTML file that works offline.
+    """Write the results of a benchmark to one HTML file that works offline.
 
-    RUN is the folder that `unetkit bench ... --out RUN` wrote, also while that still runs. The file holds the sortable
-    table of rows, cost against cost with the Pareto front, the effect of each choice, the rounds, the machine, the
-    warnings, and the command that repeats each row. It takes about 5 MB, most of it the drawing library.
+    RUN is the folder that `unetkit bench ... --out RUN` wrote; the benchmark may still be running. The file contains a
+    sortable table of the rows, charts of one cost against another with the Pareto front, the effect of each choice,
+    all timing rounds, the machine, the warnings, and the command that repeats each row. Its size is about 5 MB, mostly
+    the plotting library.
 
     \b
     unetkit bench report runs/first
     unetkit bench report runs/first --out first.html
     """
     if out and out.suffix != ".html":
-        raise OptionError(f"--out {out}: writes HTML; give a name that ends in .html")
+        raise OptionError(f"--out {out}: only HTML can be written; give a file name that ends in .html")
 
     from unetkit.bench.report.page import write
     from unetkit.bench.results import read_results
@@ -118,21 +127,35 @@ def report(run: Path, out: Path | None) -> None:
 @click.command()
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
-@click.option("--margin", metavar="SHARE", type=click.FloatRange(0, 1), help="Times within this are no change.")
-@click.option("--unpaired", is_flag=True, help="Where baselines differ, show raw medians, without a verdict.")
-@click.option("--all", "everything", is_flag=True, help="Show what did not change, too.")
-@click.option("--json", "form", flag_value="json", help="Every figure as JSON.")
-@click.option("--markdown", "form", flag_value="markdown", help="The same as Markdown.")
+@click.option(
+    "--margin",
+    metavar="SHARE",
+    type=click.FloatRange(0, 1),
+    help="Relative change of a time that counts as no change.  [default: 0.02]",
+)
+@click.option("--unpaired", is_flag=True, help="If the baselines differ, show raw medians without a verdict.")
+@click.option("--all", "everything", is_flag=True, help="Also show what did not change.")
+@click.option("--markdown", "form", flag_value="markdown", help="Print the tables as Markdown.")
+@json_options
 @click.pass_context
 def diff(
-    ctx: click.Context, /, a: Path, b: Path, margin: float | None, unpaired: bool, everything: bool, form: str | None
+    ctx: click.Context,
+    /,
+    a: Path,
+    b: Path,
+    margin: float | None,
+    unpaired: bool,
+    everything: bool,
+    form: str | None,
+    as_json: bool,
+    json_out: Path | None,
 ) -> None:
-    """Compare run B with run A, row by row, the worst first.
+    """Compare run B with run A, row by row, with the worst changes first.
 
-    Exit code 0 says that nothing got worse, 1 that something did, 2 that the two cannot be compared. Times are
-    compared as ratios to the baseline of both runs: worse only where the whole 95% interval of B over A lies beyond
-    --margin (0.02 if unsaid). Counts and sizes must be equal; peak memory may differ by 5% or 16 MiB, as it does
-    between processes that do the same.
+    The exit code is 0 if nothing got worse, 1 if something did, and 2 if the runs cannot be compared. Times are
+    compared as ratios to the baseline that both runs share: a row is worse only if the whole 95% interval of B over A
+    lies beyond --margin. Counts and sizes must be equal. Peak memory may differ by 5% or 16 MiB, as it does between
+    two processes that do the same work.
 
     \b
     unetkit bench diff runs/before runs/after
@@ -142,8 +165,8 @@ def diff(
     from unetkit.utils.tables import print_listing
 
     found = diff_runs(read_results(a), read_results(b), margin=MARGIN if margin is None else margin, unpaired=unpaired)
-    if form == "json":
-        click.echo(json.dumps(diff_to_dict(found), indent=2))
-    else:
+    written = emit_json(diff_to_dict(found), as_json, json_out)
+    if not as_json:
         print_listing(format_diff(found, everything=everything), form)
+        click.echo(written, nl=bool(written))
     ctx.exit(1 if found.worse else 0)

@@ -1,8 +1,7 @@
-"""`unetkit bench selftest`: whether its timings can be believed, on this machine, now."""
+"""`unetkit bench selftest`: check that timings on this machine can be trusted."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from unetkit.cli.options import parts_of
+from unetkit.cli.options import emit_json, get_parts, json_options
 
 if TYPE_CHECKING:
     from unetkit.bench.selftest import SelftestResult
@@ -22,34 +21,49 @@ if TYPE_CHECKING:
 
 _NETWORK = "--encoder plain:widths=[8,16,32] --size 64"
 #: Seconds between two lines of progress where there is no terminal.
-_PAUSE = 30.0
+_SECONDS_BETWEEN_LINES = 30.0
 
 
 @click.command()
 @click.option(
-    "--runs", metavar="N", type=click.IntRange(2), default=20, show_default=True, help="Of each of the three."
+    "--runs",
+    metavar="N",
+    type=click.IntRange(2),
+    default=20,
+    show_default=True,
+    help="Number of runs of each of the three comparisons.",
 )
 @click.option(
-    "--budget", metavar="S", type=click.FloatRange(0, min_open=True), default=20, show_default=True, help="Of a run."
+    "--budget",
+    metavar="S",
+    type=click.FloatRange(0, min_open=True),
+    default=20,
+    show_default=True,
+    help="Time limit for a run, in seconds.",
 )
 @click.option(
-    "--target-ci", metavar="SHARE", type=click.FloatRange(0, 1), default=0.02, show_default=True, help="Ends a run."
+    "--target-ci",
+    metavar="SHARE",
+    type=click.FloatRange(0, 1),
+    default=0.02,
+    show_default=True,
+    help="Stop a run at this half-width of the 95% interval.",
 )
-@click.option("--network", metavar="LINE", default=_NETWORK, show_default=True, help="What is timed.")
-@click.option("--size", metavar="N|HxW", help="Of its input.")
-@click.option("--device", metavar="NAME", default="cpu", show_default=True, help="Such as cuda:0.")
-@click.option("--threads", metavar="N", type=click.IntRange(1), help="Of torch's; as many as there are cores.")
-@click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="Fixes the order of everything.")
-@click.option("--out", metavar="FILE.jsonl", type=click.Path(path_type=Path), help="Add every sample to this file.")
-@click.option("--json", "form", flag_value="json", help="The figures as JSON.")
-@click.option("--markdown", "form", flag_value="markdown", help="The table as Markdown.")
+@click.option("--network", metavar="LINE", default=_NETWORK, show_default=True, help="Model to time.")
+@click.option("--size", metavar="N|HxW", help="Input size.  [default: the model's own]")
+@click.option("--device", metavar="NAME", default="cpu", show_default=True, help="Such as cpu or cuda:0.")
+@click.option("--threads", metavar="N", type=click.IntRange(1), help="Number of torch's threads.  [default: all cores]")
+@click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="Seed of weights, inputs and order.")
+@click.option("--out", metavar="FILE.jsonl", type=click.Path(path_type=Path), help="Append every sample to this file.")
+@click.option("--markdown", "form", flag_value="markdown", help="Print the table as Markdown.")
+@json_options
 @click.pass_context
 def selftest(
     ctx: click.Context,
     /,
     runs: int,
     budget: float,
-    precision: float,
+    target_ci: float,
     network: str,
     size: str | None,
     device: str,
@@ -57,13 +71,15 @@ def selftest(
     seed: int,
     out: Path | None,
     form: str | None,
+    as_json: bool,
+    json_out: Path | None,
 ) -> None:
-    """Time a network against itself, and against 5% and 20% more of itself.
+    """Check that timings on this machine can be trusted, by timing a model against itself.
 
-    Each run builds two copies in a new process and times 20 calls of one against 20, 21 or 24 of the other. The table
-    says how often the verdict is right, and beside it what means of one after the other, as scripts take them, say of
-    the same samples. Exit code 1 where the aims are missed: at most 5% of the runs of the same called different, at
-    least 80% of those of 5% more called slower.
+    Each run builds two copies of a model in a new process, and times 20 calls of one against 20, 21 or 24 calls of the
+    other. The table shows how often the verdict is right; for comparison, it also shows the verdicts of an ordinary
+    script, which times one copy after the other and compares the means. The exit code is 1 if more than 5% of the runs
+    with equal work are called different, or fewer than 80% of the runs with 5% more work are called slower.
 
     \b
     unetkit bench selftest
@@ -75,22 +91,22 @@ def selftest(
     from unetkit.utils.system import available_cores
     from unetkit.utils.tables import print_listing
 
-    plan = _plan(network, size, parts_of(ctx))
+    plan = _parse_network(network, size, get_parts(ctx))
     plugins = tuple(ctx.find_root().params.get("plugins") or ())
-    planned = make_tasks(plan, TimingConfig(budget, precision, seed), runs, plugins)
+    planned = make_tasks(plan, TimingConfig(budget, target_ci, seed), runs, plugins)
     slot = Slot(device, available_cores(), threads or len(available_cores()))
     with closing(measure_tasks(planned, slot, lambda line: click.echo(line, err=True))) as measured:
-        found = [*_told(_kept(measured, out), len(planned))]
+        found = [*_with_progress(_append_to_file(measured, out), len(planned))]
     tallies = tally_results(found)
-    if form == "json":
-        click.echo(json.dumps([asdict(tally) for tally in tallies], indent=2))
-    else:
+    written = emit_json([asdict(tally) for tally in tallies], as_json, json_out)
+    if not as_json:
         print_listing(format_selftest(tallies, plan, slot), form)
+        click.echo(written, nl=bool(written))
     ctx.exit(0 if passed(tallies) else 1)
 
 
-def _plan(network: str, size: str | None, parts: Parts) -> Plan:
-    """What is timed; refused before any process is started."""
+def _parse_network(network: str, size: str | None, parts: Parts) -> Plan:
+    """Read and check the model to time, before any process is started."""
     from unetkit.plan import Plan
     from unetkit.resolve import resolve
 
@@ -100,8 +116,8 @@ def _plan(network: str, size: str | None, parts: Parts) -> Plan:
     return plan
 
 
-def _kept(found: Iterable[SelftestResult], out: Path | None) -> Iterator[SelftestResult]:
-    """The same, each on disk first, where that is asked."""
+def _append_to_file(found: Iterable[SelftestResult], out: Path | None) -> Iterator[SelftestResult]:
+    """Yield each result after it was appended to `out`, if that is given."""
     from unetkit.utils.files import JsonLinesWriter
 
     if out is None:
@@ -113,8 +129,8 @@ def _kept(found: Iterable[SelftestResult], out: Path | None) -> Iterator[Selftes
             yield result
 
 
-def _told(found: Iterable[SelftestResult], total: int) -> Iterator[SelftestResult]:
-    """The same, while a line tells on stderr how far they are: over and over on a terminal, else now and then."""
+def _with_progress(found: Iterable[SelftestResult], total: int) -> Iterator[SelftestResult]:
+    """Yield each result and show progress on stderr: continuously in a terminal, every 30 seconds elsewhere."""
     start = said = monotonic()
     terminal = sys.stderr.isatty()
     for done, result in enumerate(found, 1):
@@ -124,6 +140,6 @@ def _told(found: Iterable[SelftestResult], total: int) -> Iterator[SelftestResul
         line = f"{done} of {total} runs, {left / 60:.0f} min {left % 60:.0f} s left"
         if terminal:
             click.echo(f"\r{line}\x1b[K" if done < total else "\r\x1b[K", nl=False, err=True)
-        elif now - said > _PAUSE or done == total:
+        elif now - said > _SECONDS_BETWEEN_LINES or done == total:
             click.echo(line, err=True)
             said = now

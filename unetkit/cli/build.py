@@ -1,14 +1,13 @@
-"""`unetkit build`: show a network level by level, draw it, check it, save it."""
+"""`unetkit build`: build a network, print it level by level, draw it, check it and save it."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetkit.cli.options import parts_of, plan_options
+from unetkit.cli.options import emit_json, get_parts, json_options, plan_options
 from unetkit.errors import OptionError
 from unetkit.plan import Plan
 from unetkit.resolve import resolve
@@ -20,19 +19,30 @@ if TYPE_CHECKING:
 
 @click.command()
 @plan_options
-@click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
-@click.option("--picture", metavar="FILE.svg", type=click.Path(path_type=Path), help="Draw the U as SVG.")
-@click.option("--check", is_flag=True, help="Run one real forward and backward pass and report on it.")
-@click.option("--save", metavar="FILE.safetensors", type=click.Path(path_type=Path), help="Write weights and plan.")
+@json_options
+@click.option(
+    "--picture", metavar="FILE.svg", type=click.Path(path_type=Path), help="Draw the network as an SVG picture."
+)
+@click.option("--check", is_flag=True, help="Run a forward and a backward pass, and report problems.")
+@click.option(
+    "--save", metavar="FILE.safetensors", type=click.Path(path_type=Path), help="Save the model with its weights."
+)
 @click.pass_context
 def build(
-    ctx: click.Context, /, as_json: bool, picture: Path | None, check: bool, save: Path | None, **words: Any
+    ctx: click.Context,
+    /,
+    as_json: bool,
+    json_out: Path | None,
+    picture: Path | None,
+    check: bool,
+    save: Path | None,
+    **fields: Any,
 ) -> None:
-    """Build a U-Net and show it level by level.
+    """Build a U-Net and print it level by level.
 
-    A PART is a name, with options after a colon: transposed:kernel=4,init=bilinear. Where PART/PART stands, a part
-    may be given for each level, deep to shallow: add/add/concat/concat. `unetkit list` shows all parts and options.
-    Words beside --recipe override it. Without --save, --check or --pretrained no weights are made.
+    A PART is a name, with options after a colon: transposed:kernel=4,init=bilinear. PART[/PART...] takes one part for
+    all levels, or one for each level from deep to shallow: add/add/concat/concat. `unetkit list` shows all parts and
+    their options. Weights are created only with --save, --check or --pretrained.
 
     \b
     unetkit build --encoder resnet101 --fuse add
@@ -40,19 +50,19 @@ def build(
     unetkit build --encoder timm/vgg16 --up transposed:init=bilinear --classes 21
     """
     if picture and picture.suffix != ".svg":
-        raise OptionError(f"--picture {picture}: draws SVG; give a name that ends in .svg")
+        raise OptionError(f"--picture {picture}: only SVG can be drawn; give a file name that ends in .svg")
     if save and save.suffix != ".safetensors":
-        raise OptionError(f"--save {save}: writes safetensors; give a name that ends in .safetensors")
-    plan = Plan.of(**words)
-    parts = parts_of(ctx)
-    resolve(plan, parts)  # refuses a wrong name or option before torch is imported
+        raise OptionError(f"--save {save}: only safetensors can be written; give a file name that ends in .safetensors")
+    plan = Plan.of(**fields)
+    parts = get_parts(ctx)
+    resolve(plan, parts)  # rejects wrong names and options before torch is imported
 
     from unetkit.builder import build_plan
     from unetkit.summary.sanity_check import run_sanity_check
     from unetkit.summary.trace import trace
 
     real = bool(save or check or plan.pretrained)
-    with stdout_to_stderr():  # what a part prints in its pass is not what this prints
+    with stdout_to_stderr():  # keeps what a part prints during its pass out of this command's output
         model = build_plan(plan, parts, device=None if real else "meta")
         traced = trace(model)
     report = {"trace": traced.to_dict()}
@@ -63,32 +73,31 @@ def build(
         report["check"] = checked.to_dict()
         done.append(str(checked))
     if picture:
-        _draw(traced, picture)
+        _write_svg(traced, picture)
         done.append(f"drawn to {picture}")
     if save:
         from unetkit.serialization import save as save_model
 
         save_model(model, save)
         given = ctx.find_root().params.get("plugins") or ()
-        parts_said = f", parts=unetkit.load_parts({[*given]!r})" if given else ""
-        done.append(f"saved to {save}; unetkit.load({str(save)!r}{parts_said}) gives it back")
-    if as_json:
-        click.echo(json.dumps(report, indent=2))
-    else:
-        _show(traced, done)
+        parts_argument = f", parts=unetkit.load_parts({[*given]!r})" if given else ""
+        done.append(f"saved to {save}; unetkit.load({str(save)!r}{parts_argument}) loads it")
+    done.append(emit_json(report, as_json, json_out))
+    if not as_json:
+        _print_trace(traced, [*filter(None, done)])
     if check and not checked.passed:
         ctx.exit(1)
 
 
-def _draw(traced: Trace, picture: Path) -> None:
+def _write_svg(traced: Trace, picture: Path) -> None:
     from unetkit.summary.svg import draw
-    from unetkit.utils.files import written_as_asked
+    from unetkit.utils.files import write_requested_file
 
-    with written_as_asked(picture, "--picture") as temporary:
+    with write_requested_file(picture, "--picture") as temporary:
         temporary.write_text(draw(traced), encoding="utf-8")
 
 
-def _show(traced: Trace, done: list[str]) -> None:
+def _print_trace(traced: Trace, done: list[str]) -> None:
     from rich.console import Console
 
     from unetkit.summary.report import PAGE, render

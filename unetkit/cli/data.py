@@ -1,8 +1,7 @@
-"""`unetkit data`: what a folder of images and masks holds and what is wrong with it, and sets as folders."""
+"""`unetkit data`: check a folder of images and masks, and write data sets as folders."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from unetkit.cli.options import emit_json, json_options
 from unetkit.errors import OptionError
 
 if TYPE_CHECKING:
@@ -19,38 +19,46 @@ if TYPE_CHECKING:
     from unetkit.utils.tables import Listing
 
 #: Samples on a sheet.
-_MOST = 12
+_SAMPLES_ON_SHEET = 12
 
 
 @click.group()
 def data() -> None:
-    """Look at data before a network does."""
+    """Check data before training, and write data sets as folders."""
 
 
 @data.command()
 @click.argument("folder")
-@click.option("--overlay", metavar="FILE.png", type=click.Path(path_type=Path), help="Draw samples under their masks.")
-@click.option("--val-fraction", metavar="SHARE", type=float, default=0.2, show_default=True, help="Of a split by seed.")
-@click.option("--group-by", metavar="REGEX", default="", help="Files in whose names it finds the same stay together.")
-@click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="Of the split.")
-@click.option("--ignore-index", metavar="N", type=int, help="The number in masks that counts nowhere.")
-@click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
+@click.option("--overlay", metavar="FILE.png", type=click.Path(path_type=Path), help="Draw samples with their masks.")
+@click.option(
+    "--val-fraction",
+    metavar="X",
+    type=float,
+    default=0.2,
+    show_default=True,
+    help="Share of the images for validation where the data have no split.",
+)
+@click.option("--group-by", metavar="REGEX", default="", help="Never split files whose names match REGEX alike.")
+@click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="Seed of the split.")
+@click.option("--ignore-index", metavar="N", type=int, help="Mask value to ignore in losses and scores.")
+@json_options
 @click.pass_context
 def check(
     ctx: click.Context,
     /,
     folder: str,
     overlay: Path | None,
-    val: float,
-    group: str,
+    val_fraction: float,
+    group_by: str,
     seed: int,
-    ignore: int | None,
+    ignore_index: int | None,
     as_json: bool,
+    json_out: Path | None,
 ) -> None:
-    """Tell what is understood of images and masks, and every problem with its file name.
+    """Show how a data folder is interpreted, and list every problem with its file name.
 
-    FOLDER holds images/ and masks/, matched by their files' names; or it is a set by name, as --data takes it. Exit
-    code 1 where there are problems.
+    FOLDER contains images/ and masks/, whose files are matched by name, or it is the name of a data set, as for
+    `unetkit train --data`. The exit code is 1 if there are problems.
 
     \b
     unetkit data check scans --overlay scans.png
@@ -58,30 +66,37 @@ def check(
     unetkit data check voc:root=/data
     """
     if overlay and overlay.suffix != ".png":
-        raise OptionError(f"--overlay {overlay}: draws PNG; give a name that ends in .png")
+        raise OptionError(f"--overlay {overlay}: only PNG can be drawn; give a file name that ends in .png")
     from unetkit.data.splits import SplitConfig
     from unetkit.data.validate import pick_samples, validate_folder
 
-    report, splits, target = validate_folder(folder, SplitConfig(seed, val, group), ignore, _progress())
+    report, splits, target = validate_folder(
+        folder, SplitConfig(seed, val_fraction, group_by), ignore_index, _progress_line()
+    )
     done = []
     if overlay and target:
         from unetkit.data.visualize import contact_sheet
 
-        samples = pick_samples(splits, _MOST)
-        _write(contact_sheet(samples, target), overlay)
+        samples = pick_samples(splits, _SAMPLES_ON_SHEET)
+        _write_png(contact_sheet(samples, target), overlay)
         done.append(f"{len(samples)} samples drawn to {overlay}")
-    if as_json:
-        click.echo(json.dumps(report.to_dict(), indent=2))
-    else:
-        _show(report, done)
+    done.append(emit_json(report.to_dict(), as_json, json_out))
+    if not as_json:
+        _print_report(report, [*filter(None, done)])
     ctx.exit(1 if report.problems else 0)
 
 
 @data.command()
 @click.argument("name", metavar="SET")
-@click.option("--out", metavar="FOLDER", type=click.Path(path_type=Path), required=True, help="Made, or empty.")
+@click.option(
+    "--out",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder to write to; it must be new or empty.",
+)
 def write(name: str, out: Path) -> None:
-    """Write a set by name as files: images, masks and instances, as --data reads them back.
+    """Write a data set as a folder of images, masks and instances, which --data can read.
 
     \b
     unetkit data write cells:count=50,size=256 --out cells50
@@ -89,12 +104,12 @@ def write(name: str, out: Path) -> None:
     from unetkit.data.datasets import open_data
     from unetkit.data.export import write_dataset
 
-    count = write_dataset(open_data(name), out, _progress())
+    count = write_dataset(open_data(name), out, _progress_line())
     click.echo(f"{count} samples written to {out}; `unetkit data check {out}` shows them")
 
 
-def _progress() -> Callable[[int, int], None] | None:
-    """A line that is written over, on a terminal."""
+def _progress_line() -> Callable[[int, int], None] | None:
+    """Return a callback that shows progress in one line of a terminal; None without a terminal."""
     if not sys.stderr.isatty():
         return None
 
@@ -104,20 +119,20 @@ def _progress() -> Callable[[int, int], None] | None:
     return tell
 
 
-def _write(picture: Image, path: Path) -> None:
-    from unetkit.utils.files import written_as_asked
+def _write_png(picture: Image, path: Path) -> None:
+    from unetkit.utils.files import write_requested_file
 
-    with written_as_asked(path, "--overlay") as temporary:
+    with write_requested_file(path, "--overlay") as temporary:
         picture.save(temporary, "PNG")
 
 
-def _show(report: DatasetReport, done: list[str]) -> None:
+def _print_report(report: DatasetReport, done: list[str]) -> None:
     from unetkit.utils.tables import print_listing
 
-    print_listing(_listing(report, done), None)
+    print_listing(_format_report(report, done), None)
 
 
-def _listing(report: DatasetReport, done: list[str]) -> Listing:
+def _format_report(report: DatasetReport, done: list[str]) -> Listing:
     from unetkit.data.folder import count_of
     from unetkit.utils.tables import Listing, TableData
 
@@ -128,27 +143,27 @@ def _listing(report: DatasetReport, done: list[str]) -> Listing:
         for one in report.classes
     ]
     tables = [TableData(["class", "colour", "share", "images"], rows)] if rows else []
-    notes = [*_facts(report), *(f"note: {note}" for note in report.notes)]
+    notes = [*_format_facts(report), *(f"note: {note}" for note in report.notes)]
     notes += [f"problem: {problem}" for problem in report.problems]
     verdict = count_of(len(report.problems), "problem") if report.problems else "no problems"
     return Listing(head, tables, [*notes, *done, verdict])
 
 
-def _facts(report: DatasetReport) -> list[str]:
+def _format_facts(report: DatasetReport) -> list[str]:
     smallest, largest = report.sizes or [(0, 0), (0, 0)]
     sizes = f"{smallest[0]}x{smallest[1]}" + (f" to {largest[0]}x{largest[1]}" if smallest != largest else "")
     told = {
         "splits": ", ".join(f"{name} {count}" for name, count in report.splits.items()),
         "sizes": sizes if report.sizes else "",
-        "channels": _counts(report.channels),
-        "numbers": _counts(report.depths),
-        "files": _counts(report.files),
+        "channels": _format_counts(report.channels),
+        "numbers": _format_counts(report.depths),
+        "files": _format_counts(report.files),
         "counts nowhere": f"{report.ignored:.1%} of all pixels" if report.ignored else "",
         "objects": "" if report.objects is None else str(report.objects),
     }
     return [f"{name}: {text}" for name, text in told.items() if text]
 
 
-def _counts(found: dict[str, int]) -> str:
-    """One kind alone, or each with how many there are."""
+def _format_counts(found: dict[str, int]) -> str:
+    """Join the kinds with their counts; a single kind goes without its count."""
     return ", ".join(found if len(found) == 1 else [f"{kind} ({count})" for kind, count in found.items()])

@@ -1,4 +1,4 @@
-"""`unetkit list`: what there is, without importing torch."""
+"""`unetkit list`: list parts and their options, without importing torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import CompletionItem
 
-from unetkit.cli.options import complete_part, parts_of, summary
+from unetkit.cli.options import complete_part, get_parts, summarize_entry
 from unetkit.errors import UnknownNameError
 from unetkit.options import describe_type, format_value
 from unetkit.registry import KINDS, Entry, Parts, Registry
@@ -24,7 +24,7 @@ def _complete_kind(ctx: click.Context, param: click.Parameter, incomplete: str) 
 
 
 def _complete_name(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    return complete_part(parts_of(ctx)[ctx.params.get("kind") or "encoders"], incomplete)
+    return complete_part(get_parts(ctx)[ctx.params.get("kind") or "encoders"], incomplete)
 
 
 @click.command("list")
@@ -32,36 +32,36 @@ def _complete_name(ctx: click.Context, param: click.Parameter, incomplete: str) 
 @click.argument("name", required=False, shell_complete=_complete_name)
 @click.pass_context
 def list_parts(ctx: click.Context, kind: str | None, name: str | None) -> None:
-    """Show the kinds of parts, the parts of a KIND, or one part by NAME with its options.
+    """List the kinds of parts, the parts of a KIND, or the options of the part NAME.
 
-    NAME may be a glob in quotes, or have options after a colon, which are left out.
+    NAME may be a glob in quotes. Options after a colon are ignored.
 
     \b
     unetkit list
     unetkit list encoders 'resnet*'
     unetkit list fuse add
     """
-    parts = parts_of(ctx)
+    parts = get_parts(ctx)
     console = make_console()
     if kind is None:
-        console.print(_kinds(parts))
+        console.print(_kinds_table(parts))
     elif name is None:
-        _names(console, parts[kind], "*")
+        _print_names(console, parts[kind], "*")
     elif any(c in name for c in "*?["):
-        _names(console, parts[kind], name)
+        _print_names(console, parts[kind], name)
     else:
-        _detail(console, parts[kind].get(re.split("[:+]", name)[0]))
+        _print_details(console, parts[kind].get(re.split("[:+]", name)[0]))
 
 
-def add_row(listed: Table, *cells: str) -> None:
-    """Add texts as they are: what a plugin says is no markup."""
+def add_plain_row(listed: Table, *cells: str) -> None:
+    """Add a row of plain texts; rich would read markup in texts of plugins."""
     from rich.text import Text
 
     listed.add_row(*map(Text, cells))
 
 
-def _kinds(parts: Parts) -> Table:
-    listed = make_table("kind", "word", "how many", "names")
+def _kinds_table(parts: Parts) -> Table:
+    listed = make_table("kind", "option", "count", "names")
     for registry in parts:
         names = registry.names()
         shown = ", ".join(names[:7]) + (" ..." if len(names) > 7 else "")
@@ -69,18 +69,18 @@ def _kinds(parts: Parts) -> Table:
     return listed
 
 
-def _names(console: Console, registry: Registry, pattern: str) -> None:
-    """Our own and plugins' parts with their summaries, then each library's names in columns."""
+def _print_names(console: Console, registry: Registry, pattern: str) -> None:
+    """Print built-in and plugins' parts with their summaries, then the names of each library's parts."""
     found = registry.find(pattern)
     if not found:
         raise UnknownNameError(
-            f"no {registry.kind.title} matches {pattern!r}; `unetkit list {registry.kind.attribute}` lists all"
+            f"no {registry.kind.title} matches {pattern!r}; see `unetkit list {registry.kind.attribute}`"
         )
     own = [entry for entry in found if entry.source is None]
     if own:
-        listed = make_table("name", "what it is", "from")
+        listed = make_table("name", "description", "from")
         for entry in own:
-            add_row(listed, entry.name, summary(entry), entry.owner)
+            add_plain_row(listed, entry.name, summarize_entry(entry), entry.owner)
         console.print(listed)
     for source in registry.libraries:
         names = [entry.qualified_name for entry in found if entry.source == source]
@@ -90,23 +90,22 @@ def _names(console: Console, registry: Registry, pattern: str) -> None:
 
             console.print(Columns(names, padding=(0, 2)))
         elif names:
-            console.print("\n".join(names))  # one a line, for grep and the like
+            console.print("\n".join(names))  # one name a line, for grep
 
 
-def _detail(console: Console, entry: Entry) -> None:
+def _print_details(console: Console, entry: Entry) -> None:
     from rich.text import Text
 
     known = entry.signature
     source = f" for all of {entry.source}" if entry.source else ""
     console.print(Text.assemble((entry.qualified_name, "bold"), f": {known.summary}"))
-    listed = make_table("option", "takes", "default", "what it does")
+    listed = make_table("option", "type", "default", "description")
     for option in known.options:
-        default = "must be given" if option.required else format_value(option.default, option.type)
-        add_row(listed, option.name, describe_type(option.type), default, option.help)
-    console.print(listed if known.options else "It has no options.")
+        default = "required" if option.required else format_value(option.default, option.type)
+        add_plain_row(listed, option.name, describe_type(option.type), default, option.help)
+    console.print(listed if known.options else "This part has no options.")
     if known.var_keyword:
-        theirs = (
-            f"Other options go to {entry.source}'s own constructor of {entry.name}; what it would ignore is refused."
-        )
-        console.print(theirs, soft_wrap=True)
+        note = f"Other options are passed to {entry.source}'s constructor of {entry.name}; "
+            "an option that it would ignore is an error."
+        console.print(note, soft_wrap=True)
     console.print(f"registered by {entry.owner}{source}, in {known.file}:{known.line}", soft_wrap=True)

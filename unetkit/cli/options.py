@@ -1,20 +1,24 @@
-"""The words of a plan as options of a command, with completion of part names."""
+"""Options that several commands share, completion of part names, and the network of a training run."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import reduce
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
 from unetkit.commands import PluginCommand, plugin_commands
-from unetkit.errors import UnetkitError
-from unetkit.plan import PLAN_FIELDS, PlanField
+from unetkit.errors import OptionError, UnetkitError
+from unetkit.plan import PLAN_FIELDS, PlanField, parse_size
 from unetkit.plugins import PluginManager, default_manager, load_manager
 from unetkit.registry import KINDS, Entry, Parts, Registry
 from unetkit.resolve import kind_of
+from unetkit.utils.files import write_requested_file
+from unetkit.utils.formatting import Size
 
 if TYPE_CHECKING:
     from unetkit.network import Network
@@ -25,8 +29,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 _WORDS = {kind.word for kind in KINDS}
 
 
-def manager_of(ctx: click.Context) -> PluginManager:
-    """What is installed, and the plugins named before the command; loaded once a command line."""
+def get_manager(ctx: click.Context) -> PluginManager:
+    """Return the manager of the installed plugins and of those given by --plugin; they are loaded once."""
     root = ctx.find_root()
     plugins = root.params.get("plugins") or ()
     if "unetkit.host" not in root.meta:
@@ -35,45 +39,76 @@ def manager_of(ctx: click.Context) -> PluginManager:
     return host
 
 
-def parts_of(ctx: click.Context) -> Parts:
-    """The parts with those of the plugins named before the command."""
-    return manager_of(ctx).parts
+def get_parts(ctx: click.Context) -> Parts:
+    """Return the registered parts, including those of the plugins given by --plugin."""
+    return get_manager(ctx).parts
 
 
-def commands_of(ctx: click.Context) -> dict[str, PluginCommand]:
-    """The commands that plugins add, by name; registered once a command line."""
+def get_plugin_commands(ctx: click.Context) -> dict[str, PluginCommand]:
+    """Return the commands that plugins add, by name; they are registered once."""
     root = ctx.find_root()
     if "unetkit.commands" not in root.meta:
-        root.meta["unetkit.commands"] = plugin_commands(manager_of(ctx))
+        root.meta["unetkit.commands"] = plugin_commands(get_manager(ctx))
     commands: dict[str, PluginCommand] = root.meta["unetkit.commands"]
     return commands
 
 
 def plan_options(command: F) -> F:
-    """Give a command an option for each word of a plan, in order."""
-    return reduce(lambda wrapped, word: _option(word)(wrapped), reversed(PLAN_FIELDS), command)
+    """Add the options that describe a model, such as --encoder and --fuse, to a command."""
+    return reduce(lambda wrapped, word: _make_option(word)(wrapped), reversed(PLAN_FIELDS), command)
 
 
-def _option(word: PlanField) -> Callable[[F], F]:
+def _make_option(word: PlanField) -> Callable[[F], F]:
     extra: dict[str, Any] = {}
     if word.name == "pretrained":  # unprocessed, or click would make the text "True" of it
         extra = {"is_flag": False, "flag_value": True, "type": click.UNPROCESSED}
     if kind_of(word.name) in _WORDS:
-        extra["shell_complete"] = _completer(kind_of(word.name))
+        extra["shell_complete"] = _make_completer(kind_of(word.name))
     return click.option(
         word.flag, word.name, metavar=word.metavar, help=f"{word.help[0].upper()}{word.help[1:]}.", **extra
     )
 
 
-def _completer(kind: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
+def _make_completer(kind: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
     def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return complete_part(parts_of(ctx)[kind], incomplete)
+        return complete_part(get_parts(ctx)[kind], incomplete)
 
     return complete
 
 
-def summary(entry: Entry) -> str:
-    """What a part is; or why that is not known, since a plugin's module that does not load must not hide the others."""
+def size_option(text: str, option: str) -> Size:
+    """Read the value of an option that takes a size, such as 512 or 512x768. Raises OptionError."""
+    try:
+        return parse_size(text)
+    except OptionError as error:
+        raise OptionError(f"{option}: {error}") from None
+
+
+def json_options(command: F) -> F:
+    """Add --json, which prints the result as JSON, and --json-out, which writes it to a file."""
+    command = click.option(
+        "--json-out", metavar="FILE", type=click.Path(path_type=Path), help="Write the result as JSON to FILE."
+    )(command)
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON and nothing else.")(command)
+
+
+def emit_json(data: Any, as_json: bool, json_out: Path | None) -> str:
+    """Print `data` as JSON if `as_json`, and write it to `json_out` if that is given.
+
+    Returns:
+        A line that says what was written; "" where no file was.
+    """
+    text = json.dumps(data, indent=2, allow_nan=False)
+    if json_out is not None:
+        with write_requested_file(json_out, "--json-out") as temporary:
+            temporary.write_text(f"{text}\n", encoding="utf-8")
+    if as_json:
+        click.echo(text)
+    return f"JSON written to {json_out}" if json_out is not None else ""
+
+
+def summarize_entry(entry: Entry) -> str:
+    """Return a part's one-line summary, or the error where its module fails to load: it must not hide other parts."""
     try:
         return entry.signature.summary
     except UnetkitError as error:
@@ -81,7 +116,7 @@ def summary(entry: Entry) -> str:
 
 
 def complete_part(registry: Registry, incomplete: str) -> list[CompletionItem]:
-    """Names that begin so; after a colon, the options of the part; after a slash or plus, names again."""
+    """Complete a part's name, and its options after a colon; after a slash or a plus another part begins."""
     separators = {"encoder": "", "recipe": "", "model": "", "head": "", "block": "/+"}.get(registry.kind.word, "/")
     cut = 1 + max((incomplete.rfind(separator) for separator in separators), default=-1)
     before, last = incomplete[:cut], incomplete[cut:]
@@ -89,7 +124,7 @@ def complete_part(registry: Registry, incomplete: str) -> list[CompletionItem]:
     if not colon:
         source, _, bare = name.rpartition("/")
         found = [entry for entry in registry.find(f"{bare}*") if source in ("", entry.source)]
-        helps = [summary(entry) if len(found) < 50 else None for entry in found]
+        helps = [summarize_entry(entry) if len(found) < 50 else None for entry in found]
         names = [f"{source}/{entry.name}" if source else entry.qualified_name for entry in found]
         return [CompletionItem(before + name, help=help_) for name, help_ in zip(names, helps, strict=True)]
     given, comma, key = options.rpartition(",")
@@ -102,18 +137,18 @@ def complete_part(registry: Registry, incomplete: str) -> list[CompletionItem]:
 
 
 def load_trained(ctx: click.Context, run: TrainRun, weights: str, device: str | None) -> Network:
-    """The network of a run with its "best" or "last" weights."""
+    """Load the network of a training run with its "best" or "last" weights."""
     from unetkit.train.checkpoint import BEST, LAST
     from unetkit.utils.modules import default_device
 
-    return run.network(default_device(device), _parts(ctx, run.plugins), BEST if weights == "best" else LAST)
+    return run.network(default_device(device), _load_run_parts(ctx, run.plugins), BEST if weights == "best" else LAST)
 
 
-def _parts(ctx: click.Context, plugins: tuple[str, ...]) -> Parts:
-    """What is installed, the plugins named before the command, and those that the run was trained with."""
+def _load_run_parts(ctx: click.Context, plugins: tuple[str, ...]) -> Parts:
+    """Load the installed plugins, those given by --plugin, and those that the run was trained with."""
     from unetkit.plugins import load_manager
 
     given = tuple(map(str, ctx.find_root().params.get("plugins") or ()))
     if set(plugins) <= set(given):
-        return parts_of(ctx)
+        return get_parts(ctx)
     return load_manager(tuple(dict.fromkeys((*plugins, *given)))).parts

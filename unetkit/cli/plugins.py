@@ -1,4 +1,4 @@
-"""`unetkit plugins`: what is installed, what became of it, and a start and a check for one of your own."""
+"""`unetkit plugins`: list the plugins, create a new one, and check one with the conformance kit."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from unetkit.bench.metrics import metrics_of
-from unetkit.cli.list import add_row
-from unetkit.cli.options import commands_of, manager_of
+from unetkit.cli.list import add_plain_row
+from unetkit.cli.options import get_manager, get_plugin_commands
 from unetkit.plugins import PluginManager
 from unetkit.registry import Plugin
 from unetkit.scaffold import TITLES, new_plugin
@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # what `unetkit --help` loads with this command has no need o
 @click.option("-v", "--verbose", is_flag=True, help="Show the traceback of each failure.")
 @click.pass_context
 def plugins(ctx: click.Context, verbose: bool) -> None:
-    """Show the plugins that are installed or named, what each adds, and whether it works.
+    """List the installed plugins and those given by --plugin: what each adds, and whether it loaded.
 
     \b
     unetkit plugins
@@ -36,58 +36,61 @@ def plugins(ctx: click.Context, verbose: bool) -> None:
     unetkit plugins check my-gate
     """
     if ctx.invoked_subcommand is None:
-        _show(ctx, verbose or ctx.find_root().params["verbose"])
+        _print_plugins(ctx, verbose or ctx.find_root().params["verbose"])
 
 
-def _show(ctx: click.Context, verbose: bool) -> None:
-    host, commands = manager_of(ctx), commands_of(ctx)
+def _print_plugins(ctx: click.Context, verbose: bool) -> None:
+    host, commands = get_manager(ctx), get_plugin_commands(ctx)
     metrics = metrics_of(host)
     found = sorted((p for p in host.plugins if p.name != "unetkit"), key=lambda plugin: plugin.name)
     if not found:
-        click.echo("no plugins are installed; `unetkit plugins new my-gate --kind fusion` starts one")
+        click.echo("no plugins are installed; `unetkit plugins new my-gate --kind fusion` creates one")
         return
     console, listed = make_console(), make_table("name", "version", "distribution", "adds", "state")
     for plugin in found:
-        adds = [*_adds(host, plugin), *(f"command {n}" for n, c in commands.items() if c.owner == plugin.name)]
+        adds = [
+            *_list_additions(host, plugin),
+            *(f"command {n}" for n, c in commands.items() if c.owner == plugin.name),
+        ]
         adds += [f"metric {metric.name}" for metric in metrics if metric.owner == plugin.name]
         installed = plugin.distribution or Path(plugin.target).name
         state = ("failing" if plugin.error else "loaded") if plugin.loaded else "failed"
-        add_row(listed, plugin.name, plugin.version, installed, "\n".join(adds), state)
+        add_plain_row(listed, plugin.name, plugin.version, installed, "\n".join(adds), state)
     console.print(listed)
     for plugin in found:
-        for line in _remarks(plugin):
+        for line in _list_problems(plugin):
             console.print(f"{plugin.name}: {line}", soft_wrap=True)
         if verbose and plugin.traceback:
             click.echo(plugin.traceback)
 
 
-def _adds(host: PluginManager, plugin: Plugin) -> list[str]:
+def _list_additions(host: PluginManager, plugin: Plugin) -> list[str]:
     if not plugin.loaded:
         return []
     wraps = ["wraps models"] if host.implements("unetkit_wrap_model", plugin) else []
     return [f"{entry.kind.title} {entry.name}" for entry in host.parts.of(plugin.name)] + wraps
 
 
-def _remarks(plugin: Plugin) -> Iterator[str]:
+def _list_problems(plugin: Plugin) -> Iterator[str]:
     if plugin.heavy:
-        yield f"imports {plugin.heavy[0]} to register, which slows every command"
+        yield f"imports {plugin.heavy[0]} when it registers, which slows every command"
     if plugin.error:
         yield plugin.error
 
 
 def _complete_target(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The names of plugins, and files."""
-    names = [plugin.name for plugin in manager_of(ctx).loaded() if plugin.name.startswith(incomplete)]
+    """Complete names of plugins, or files."""
+    names = [plugin.name for plugin in get_manager(ctx).loaded() if plugin.name.startswith(incomplete)]
     return [*map(CompletionItem, names)] or [CompletionItem(incomplete, type="file")]
 
 
 @plugins.command()
 @click.argument("name")
-@click.option("--kind", required=True, type=click.Choice(TITLES), help="What it adds.")
+@click.option("--kind", required=True, type=click.Choice(TITLES), help="What the plugin adds.")
 def new(name: str, kind: str) -> None:
-    """Write a small distribution that adds what --kind says, with tests: a start for a plugin of your own.
+    """Create a new plugin: an installable package with a working example of --kind, and its tests.
 
-    It is written to a folder called NAME, and what it adds is called NAME too ("unetkit-" before it is left out).
+    The package is written to the folder NAME, and what it adds is also called NAME, without the prefix "unetkit-".
 
     \b
     unetkit plugins new my-gate --kind fusion
@@ -96,7 +99,7 @@ def new(name: str, kind: str) -> None:
     """
     folder = new_plugin(name, kind, Path())
     install = f"pip install -e {folder} (or uv pip install -e {folder})"
-    click.echo(f"written to {folder}; next: {install}, then pytest {folder}")
+    click.echo(f"{folder} created; next: {install}, then pytest {folder}")
 
 
 @plugins.command()
@@ -105,8 +108,8 @@ def new(name: str, kind: str) -> None:
 def check(ctx: click.Context, target: str) -> None:
     """Run the conformance kit on a plugin and every part that it adds.
 
-    TARGET is the name of an installed plugin, a module, or a Python file; "unetkit" is unetkit's own parts. The exit
-    code is 1 where a check fails.
+    TARGET is the name of an installed plugin, a module, or a Python file; "unetkit" checks the built-in parts. The
+    exit code is 1 if a check fails.
 
     \b
     unetkit plugins check my-gate
@@ -115,25 +118,25 @@ def check(ctx: click.Context, target: str) -> None:
     from unetkit.testing.runner import jobs_of_plugin
 
     jobs = jobs_of_plugin(target)
-    results = [job.run() for job in _watched(jobs)]
+    results = [job.run() for job in _with_progress(jobs)]
     console = make_console()
     for matrix in _matrices(jobs, results, console.width):
         console.print(matrix)
     told = [result for result in results if result.message and not result.follows]
     for result in sorted(told, key=lambda result: result.outcome, reverse=True):  # failures last, where one looks
         console.print(f"{result.outcome}: {result.part}: {result.check}: {result.message}", soft_wrap=True)
-    counts = [f"{sum(r.outcome == outcome for r in results)} {outcome}" for outcome in _CELLS]
+    counts = [f"{sum(r.outcome == outcome for r in results)} {outcome}" for outcome in _OUTCOMES]
     rest = sum(result.follows for result in results)
-    after = f" ({rest} because they build on one that did not pass)" if rest else ""
+    after = f" ({rest} because a check that they depend on did not pass)" if rest else ""
     console.print(f"{len(results)} checks: {', '.join(counts)}{after}")
     ctx.exit(int(any(result.outcome == "failed" for result in results)))
 
 
 #: What stands for an outcome, and in which style.
-_CELLS = {"passed": ("ok", "green"), "failed": ("FAIL", "bold red"), "skipped": ("skip", "dim")}
+_OUTCOMES = {"passed": ("ok", "green"), "failed": ("FAIL", "bold red"), "skipped": ("skip", "dim")}
 
 
-def _watched(jobs: list[CheckJob]) -> Iterator[CheckJob]:
+def _with_progress(jobs: list[CheckJob]) -> Iterator[CheckJob]:
     from rich.console import Console
     from rich.progress import track
 
@@ -142,17 +145,17 @@ def _watched(jobs: list[CheckJob]) -> Iterator[CheckJob]:
 
 
 def _matrices(jobs: list[CheckJob], results: list[CheckResult], width: int) -> Iterator[Table]:
-    """A row a check, a column a part; as many columns a table as fit."""
+    """Make tables with a row for each check and a column for each part, as many columns as fit."""
     from rich.text import Text
 
-    cells = {(result.part, result.check): Text(*_CELLS[result.outcome]) for result in results}
+    cells = {(result.part, result.check): Text(*_OUTCOMES[result.outcome]) for result in results}
     promises = {job.check: job.title for job in jobs}
     parts = list(dict.fromkeys(result.part for result in results))
     while parts:
         shown = [parts.pop(0)]
         while parts and sum(len(part) + 2 for part in [*shown, parts[0]]) < width // 2:
             shown.append(parts.pop(0))
-        matrix = make_table("check", "promise", *shown)
+        matrix = make_table("check", "what it checks", *shown)
         for column in matrix.columns[2:]:
             column.no_wrap = True
         for name, promise in promises.items():
