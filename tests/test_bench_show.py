@@ -20,7 +20,7 @@ from rich.console import Console
 from tests.bench_runs import made_run
 from unetkit.bench.columns import HIDDEN, Column, columns_of, constants, filter_rows, select_columns, sort_rows
 from unetkit.bench.results import BenchRow, BenchRun, ResultsWriter
-from unetkit.bench.show import format_run, rows_to_dataframe, rows_to_json
+from unetkit.bench.show import format_run, rows_to_dataframe, run_to_dict
 from unetkit.cli.bench_results import show
 from unetkit.errors import OptionError, UnetkitError, UnknownNameError
 from unetkit.registry import MetricInfo
@@ -331,7 +331,7 @@ def test_json_tells_all(folder: str) -> None:
 
 def test_json_has_no_infinity() -> None:
     endless = replace(columns()["latency"], value=lambda row: float("inf"))
-    assert json.loads(rows_to_json(run(), run().rows[:1], [endless]))["rows"][0]["latency"] is None
+    assert run_to_dict(run(), run().rows[:1], [endless])["rows"][0]["latency"] is None
 
 
 def test_markdown_is_a_table(folder: str) -> None:

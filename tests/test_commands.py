@@ -79,7 +79,7 @@ def test_an_exit_code_is_the_commands_own(tmp_path: Path) -> None:
 
 
 def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unetkit.cli.list._kinds", lambda parts: 1 / 0)
+    monkeypatch.setattr("unetkit.cli.list._kinds_table", lambda parts: 1 / 0)
     assert isinstance(run("list").exception, ZeroDivisionError)
 
 

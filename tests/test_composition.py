@@ -38,7 +38,7 @@ def test_each_level_has_its_own_chain_and_each_link_its_canonical_form() -> None
     )
     assert str(model.plan).endswith("--block double+basic/preact")
     assert Plan.parse(str(model.plan)) == model.plan
-    assert [type(stage.block).__name__ for stage in model.stages] == ["Chain", "PreActivation"]
+    assert [type(stage.block).__name__ for stage in model.stages] == ["BlockSequence", "PreActivation"]
 
 
 def test_a_chain_may_hold_python_objects() -> None:
@@ -245,7 +245,7 @@ class Several(nn.Module):
     def __init__(self, network):
         super().__init__()
         self.network = network
-        self.extra = nn.Conv2d(8, network.whole.classes, 1)
+        self.extra = nn.Conv2d(8, network.resolved_plan.classes, 1)
 
     def forward(self, x):
         if not self.training:

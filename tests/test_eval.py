@@ -32,7 +32,7 @@ from unetkit.train.checkpoint import TrainRun, read_run
 from unetkit.train.config import TrainConfig
 from unetkit.train.metrics import confusion_matrix, scores
 from unetkit.train.plots import draw_confusion, short
-from unetkit.train.run import check_fingerprints
+from unetkit.train.runner import check_fingerprints
 
 CELLS = "cells:count=3,val=2,test=4,size=48"
 NAMES = ("sky", "tree", "road")

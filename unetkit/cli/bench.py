@@ -10,22 +10,22 @@ from contextlib import closing
 from functools import reduce
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
-from unetkit.bench.config import BenchConfig
 from unetkit.bench.grid import AXES, Case, Mode, exclude_cases, make_cases, make_plans, parse_axis, split_axis
 from unetkit.bench.metrics import metrics_of
-from unetkit.bench.results import ResultsWriter
-from unetkit.bench.runner import BenchRunner
 from unetkit.cli.options import complete_part, get_manager, get_parts
 from unetkit.errors import OptionError
 from unetkit.plan import PlanField
 from unetkit.registry import KINDS, Parts
 from unetkit.resolve import kind_of
 from unetkit.utils.tables import output_width, print_listing
+
+if TYPE_CHECKING:  # these import numpy, which `unetkit --help` does not need
+    from unetkit.bench.runner import BenchRunner
 
 F = TypeVar("F", bound=Callable[..., Any])
 #: The commands under `unetkit bench`, and the module of each.
@@ -149,6 +149,9 @@ _NOT_IN_FOLDER_NAME = ("retry_failed", "timeout", "ray_address")
 
 def _run(ctx: click.Context, given: dict[str, Any]) -> None:
     """Measure the grid, or describe it for --dry-run. `given` holds the options that were given on the command line."""
+    from unetkit.bench.config import BenchConfig
+    from unetkit.bench.runner import BenchRunner
+
     host = get_manager(ctx)
     plugins = tuple(map(str, ctx.find_root().params.get("plugins") or ()))
     metrics = tuple(split_axis("metrics", [given["metrics"]] if "metrics" in given else []))
@@ -189,6 +192,7 @@ def _folder_name(given: dict[str, Any]) -> str:
 
 def _measure(leader: BenchRunner, folder: Path) -> None:
     from unetkit.bench.progress import BenchProgress
+    from unetkit.bench.results import ResultsWriter
 
     command = shlex.join(["unetkit", *sys.argv[1:]])
     ledger = ResultsWriter(folder)
@@ -246,7 +250,7 @@ def _print_results(folder: Path) -> None:
 @click.pass_context
 def metrics(ctx: click.Context) -> None:
     """List the metrics that can be measured, with unit and meaning."""
-    from unetkit.utils.tables import Listing, TableData, print_listing
+    from unetkit.utils.tables import Listing, TableData
 
     rows = []
     for metric in metrics_of(get_manager(ctx)):

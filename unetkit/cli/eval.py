@@ -11,7 +11,6 @@ import click
 
 from unetkit.cli.options import emit_json, json_options, load_trained
 from unetkit.errors import OptionError
-from unetkit.train.metrics import RATES, known, known_mean
 from unetkit.utils.isolation import stdout_to_stderr
 from unetkit.utils.tables import Listing, TableData
 
@@ -142,6 +141,8 @@ def format_scores(found: Evaluation, head: list[str], worst: int) -> Listing:
 
 
 def _class_table(scores: Scores, title: str, shares: list[float] | None = None) -> TableData:
+    from unetkit.train.metrics import RATES, known_mean
+
     rates = [rate for rate in RATES if getattr(scores, rate)]
     rows = [
         [name, *(_format_score(getattr(scores, rate)[at]) for rate in rates)] for at, name in enumerate(scores.names)
@@ -179,4 +180,6 @@ def _notes(found: Evaluation, micro: Scores) -> list[str]:
 
 def _format_score(value: float) -> str:
     """Format a score with three digits, or as blank where it is undefined."""
+    from unetkit.train.metrics import known
+
     return "" if known(value) is None else f"{value:.3f}"

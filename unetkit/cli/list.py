@@ -105,7 +105,9 @@ def _print_details(console: Console, entry: Entry) -> None:
         add_plain_row(listed, option.name, describe_type(option.type), default, option.help)
     console.print(listed if known.options else "This part has no options.")
     if known.var_keyword:
-        note = f"Other options are passed to {entry.source}'s constructor of {entry.name}; "
-            "an option that it would ignore is an error."
-        console.print(note, soft_wrap=True)
+        console.print(
+            f"Other options are passed to {entry.source}'s constructor of {entry.name}; "
+            "an option that it would ignore is an error.",
+            soft_wrap=True,
+        )
     console.print(f"registered by {entry.owner}{source}, in {known.file}:{known.line}", soft_wrap=True)

@@ -79,7 +79,7 @@ def train(ctx: click.Context, /, out: Path | None, resume: Path | None, **asked:
     given["freeze_encoder"] = _parse_freeze(given.get("freeze_encoder", "0"))
 
     from unetkit.train.progress import TrainProgress
-    from unetkit.train.run import run
+    from unetkit.train.runner import run
 
     plugins = tuple(map(str, ctx.find_root().params.get("plugins") or ()))
     command = shlex.join(["unetkit", *sys.argv[1:]])
@@ -95,7 +95,7 @@ def train(ctx: click.Context, /, out: Path | None, resume: Path | None, **asked:
 
 def _resume(ctx: click.Context, folder: Path, out: Path | None, given: dict[str, Any]) -> None:
     from unetkit.train.progress import TrainProgress
-    from unetkit.train.run import resume
+    from unetkit.train.runner import resume
 
     device, data = given.pop("device", None), given.pop("data", None)
     if out is not None or given:

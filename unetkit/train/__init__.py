@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unetkit.train.checkpoint import TrainRun
     from unetkit.train.checkpoint import read_run as read
-    from unetkit.train.run import resume, run
+    from unetkit.train.runner import resume, run
 
 _WHERE = {
     "Run": ("unetkit.train.checkpoint", "Run"),
     "read": ("unetkit.train.checkpoint", "read_run"),
-    "resume": ("unetkit.train.run", "resume"),
-    "run": ("unetkit.train.run", "run"),
+    "resume": ("unetkit.train.runner", "resume"),
+    "run": ("unetkit.train.runner", "run"),
 }
 __all__ = ["TrainRun", "read", "resume", "run"]
 
