@@ -176,7 +176,7 @@ def test_list_of_one_part_says_options_types_defaults_owner_and_place() -> None:
     for said in ("kernel", "an integer or none", "one of random, bilinear", "none means the scale", "unetkit"):
         assert said in text, said
     assert "upsamplers.py:" in text
-    assert "It has no options." in run("list", "fuse", "add").output
+    assert "This part has no options." in run("list", "fuse", "add").output
     assert "output_stride" in run("list", "encoders", "resnet50").output
     assert "registered by unetkit for all of timm, in" in run("list", "encoders", "resnet50").output
 
@@ -283,9 +283,9 @@ def test_a_plugin_file_gives_parts_to_the_command_line(tmp_path: Path) -> None:
         (["build", "--plugin", "x.py"], "Write --plugin before the command: unetkit --plugin ... build ..."),
         (
             ["build", *SMALL, "--save", "m.pth"],
-            "--save m.pth: writes safetensors; give a name that ends in .safetensors",
+            "--save m.pth: only safetensors can be written; give a file name that ends in .safetensors",
         ),
-        (["build", *SMALL, "--picture", "u.png"], "--picture u.png: draws SVG; give a name that ends in .svg"),
+        (["build", *SMALL, "--picture", "u.png"], "--picture u.png: only SVG can be drawn; give a file name that ends in .svg"),
         (["build", *SMALL, "--fuse", "add,concat"], "levels are separated by slashes, as in add/concat"),
     ],
 )

@@ -187,14 +187,14 @@ def test_no_plugins() -> None:
         "from unetkit.cli import main\nimport sys\nsys.argv = ['unetkit', 'plugins']\nmain()"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "no plugins are installed; `unetkit plugins new my-gate --kind fusion` starts one\n"
+    assert done.stdout == "no plugins are installed; `unetkit plugins new my-gate --kind fusion` creates one\n"
 
 
 def test_who_slows_every_command_is_told(tmp_path: Path) -> None:
     heavy = written(tmp_path / "heavy.py", source="import torch\n" + COMMAND)
     command = [sys.executable, "-m", "unetkit", "--plugin", heavy, "plugins"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "heavy: imports torch to register, which slows every command" in " ".join(done.stdout.split())
+    assert "heavy: imports torch when it registers, which slows every command" in " ".join(done.stdout.split())
 
 
 def test_help_and_lists_with_first_party_plugins_import_no_torch() -> None:
@@ -232,7 +232,7 @@ def test_check_shows_a_row_a_check_and_a_column_a_part() -> None:
     shown = run("plugins", "check", "attention-gate")
     assert shown.exit_code == 0, shown.output
     rows = [" ".join(line.split()) for line in shown.stdout.splitlines()]
-    assert "check promise plugin fusion attention-gate" in rows
+    assert "check what it checks plugin fusion attention-gate" in rows
     for check in CHECKS:
         absent = check.name in ("sources", "commands", "metrics", "wraps")
         asked = {"plugin", "fusion"} & {*check.kinds} and not absent
@@ -252,7 +252,7 @@ def test_check_fails_where_a_promise_is_broken(tmp_path: Path) -> None:
         row.startswith("failed: block narrow: size: with in_channels=") and "gives 3x5" in row for row in rows
     ), shown.stdout
     assert "skipped: plugin: light: imports torch and numpy, but is a file" in shown.stdout
-    assert "(3 because they build on one that did not pass)" in rows[-1]
+    assert "(3 because a check that they depend on did not pass)" in rows[-1]
 
 
 def test_check_of_what_does_not_load(tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_new_writes_a_plugin_that_is_found(tmp_path: Path, monkeypatch: pytest.M
     shown = run("plugins", "new", "my-gate", "--kind", "fusion")
     assert (shown.exit_code, shown.stdout) == (
         0,
-        "written to my-gate; next: pip install -e my-gate (or uv pip install -e my-gate), then pytest my-gate\n",
+        "my-gate created; next: pip install -e my-gate (or uv pip install -e my-gate), then pytest my-gate\n",
     )
     monkeypatch.syspath_prepend(tmp_path / "my-gate")
     assert "my-gate" in run("--plugin", "my_gate", "list", "fusions").stdout
@@ -365,7 +365,7 @@ def test_a_hook_for_commands_that_imports_torch_is_told(tmp_path: Path) -> None:
     file = written(tmp_path / "heavy.py", body="import torch", source=FAILING)
     command = [sys.executable, "-m", "unetkit", "--plugin", file, "plugins"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "heavy: imports torch to register, which slows every command" in " ".join(done.stdout.split())
+    assert "heavy: imports torch when it registers, which slows every command" in " ".join(done.stdout.split())
 
 
 def test_completion_is_not_spoilt_by_a_plugin_that_fails(tmp_path: Path) -> None:

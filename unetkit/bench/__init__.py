@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from unetkit.registry import MetricInfo
 
 _WHERE = {
-    **dict.fromkeys(("run", "read", "Rows"), "unetkit.bench.runner"),
-    **dict.fromkeys(("Header", "MetricInfo", "Row", "Run", "Timing"), "unetkit.bench.results"),
+    "MetricInfo": "unetkit.registry",
+    **dict.fromkeys(("BenchRows", "read", "run"), "unetkit.bench.runner"),
+    **dict.fromkeys(("BenchRow", "BenchRun", "Header", "Timing"), "unetkit.bench.results"),
 }
 __all__ = ["BenchRow", "BenchRows", "BenchRun", "Header", "MetricInfo", "Timing", "read", "run"]
 

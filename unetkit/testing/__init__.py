@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "CHECKS": "unetkit.testing.catalog",
     "Nonconformity": "unetkit.testing.catalog",
-    "Result": "unetkit.testing.catalog",
+    "CheckResult": "unetkit.testing.catalog",
     "assert_conforms": "unetkit.testing.runner",
     "check_part": "unetkit.testing.runner",
     "check_plugin": "unetkit.testing.runner",

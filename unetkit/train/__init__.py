@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from unetkit.train.runner import resume, run
 
 _WHERE = {
-    "Run": ("unetkit.train.checkpoint", "Run"),
+    "TrainRun": ("unetkit.train.checkpoint", "TrainRun"),
     "read": ("unetkit.train.checkpoint", "read_run"),
     "resume": ("unetkit.train.runner", "resume"),
     "run": ("unetkit.train.runner", "run"),
