@@ -44,8 +44,8 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
 #: Without what is installed here beside unetkit.
 OURS = unetkit.load_parts(isolated=True)
 _DERIVED = {
-    "widths": "as wide as the skip, at most 512; halved where there is none",
-    "logits": "`bilinear`; `none` for nets of valid convolutions",
+    "widths": "the channels of the skip, at most 512; half the previous width without a skip",
+    "logits": "`bilinear`; `none` with valid convolutions",
 }
 _BLOCK = re.compile(r"(<!-- rendered: ([\w -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -102,7 +102,7 @@ def _first_command() -> str:
 
 def _words() -> str:
     return _table(
-        ("word", "value", "what it says", "unsaid"),
+        ("option", "value", "description", "default"),
         *((f"`{word.flag}`", f"`{word.metavar}`", word.help, _unsaid(word.name)) for word in PLAN_FIELDS),
     )
 
