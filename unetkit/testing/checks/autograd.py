@@ -11,8 +11,8 @@ from unetkit.testing.catalog import Nonconformity, one_line
 from unetkit.testing.contracts import Outputs, PartInput, Wiring, drawn
 from unetkit.testing.subject import PartSubject, apart, weights
 
-#: Sums in another order differ by less than this, other numbers by more.
-CLOSE = 1e-4
+#: An output that changes by more than this share depends on the input that was changed.
+DEPENDS = 1e-4
 
 
 def gradients(subject: PartSubject) -> None:
@@ -54,7 +54,7 @@ def _let_through(subject: PartSubject, part: Any, inputs: list[PartInput], leave
     for index in stopped:
         given = inputs[0]
         tensors = tuple(x + 1 if i == index else x for i, x in enumerate(given.tensors))
-        if apart(subject.run(part, PartInput(tensors, given.asked)), subject.run(part, given)) > CLOSE:
+        if apart(subject.run(part, PartInput(tensors, given.asked)), subject.run(part, given)) > DEPENDS:
             raise Nonconformity(f"{where}its output depends on {names[index]}, but no gradient reaches it")
 
 
@@ -157,11 +157,15 @@ def batch(subject: PartSubject) -> None:
     """In eval each sample of a batch comes out as it does alone."""
     for wiring, given in subject.samples():
         part = subject.make(wiring).eval()
-        together = subject.run(part, given)
         for index in range(given.batch):
-            alone = subject.run(part, given.map(lambda x, i=index: x[i : i + 1]))  # type: ignore[misc]
-            difference = apart(tuple(out[index : index + 1] for out in together), alone)
-            if difference > CLOSE:
+
+            def measure(part: Any, dtype: torch.dtype, given: PartInput = given, index: int = index) -> float:
+                samples = given.map(lambda x: x.to(dtype))
+                together = subject.run(part, samples)
+                alone = subject.run(part, samples.map(lambda x: x[index : index + 1]))
+                return apart(tuple(out[index : index + 1] for out in together), alone)
+
+            if difference := subject.difference(part, measure):
                 raise Nonconformity(
                     f"{subject.where(wiring, given, False)}sample {index} comes out otherwise (by up to "
                     f"{difference:.2g}) than alone: samples are mixed"

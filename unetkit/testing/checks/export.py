@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from unetkit.testing.catalog import Nonconformity, SkipCheck, one_line
-from unetkit.testing.checks.autograd import CLOSE
 from unetkit.testing.contracts import Contract, PartInput, Wiring, by
 from unetkit.testing.subject import PartSubject, apart
 
@@ -79,20 +78,25 @@ def export(subject: PartSubject) -> None:
     part = subject.make(wiring).eval()
     least, given = subject.contract.exported(part, wiring)
     where = subject.where(wiring)
-    with warnings.catch_warnings(), _telling(f"{where}torch.export at {given[0]} "):
-        warnings.simplefilter("ignore")  # torch's own; what the part warns of is heard in every other check
-        program = _exported(_Probe(subject.contract, part, wiring), given[0], least)
     for other in given:
-        try:
-            with torch.no_grad():
-                outputs = program(*other.tensors)
-        except Exception as error:
-            raise Nonconformity(
-                f"{where}exported at {given[0]}, it does not take {other} ({one_line(error)}): "
-                "a size was fixed; take sizes from x.shape in the pass, and do not branch on them"
-            ) from error
-        outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
-        if (difference := apart(outputs, subject.run(part, other))) > CLOSE:
+
+        def measure(part: Any, dtype: torch.dtype, other: PartInput = other) -> float:
+            first, other = (one.map(lambda x: x.to(dtype)) for one in (given[0], other))
+            with warnings.catch_warnings(), _telling(f"{where}torch.export at {first} "):
+                warnings.simplefilter("ignore")  # torch's own; what the part warns of is heard in every other check
+                program = _exported(_Probe(subject.contract, part, wiring), first, least)
+            try:
+                with torch.no_grad():
+                    outputs = program(*other.tensors)
+            except Exception as error:
+                raise Nonconformity(
+                    f"{where}exported at {first}, it does not take {other} ({one_line(error)}): "
+                    "a size was fixed; take sizes from x.shape in the pass, and do not branch on them"
+                ) from error
+            outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+            return apart(outputs, subject.run(part, other))
+
+        if difference := subject.difference(part, measure):
             raise Nonconformity(
                 f"{where}exported at {given[0]}, it gives other outputs (by up to {difference:.2g}) at {other}: "
                 "a size was fixed; take sizes from x.shape in the pass"
@@ -109,13 +113,17 @@ def _exported(probe: _Probe, given: PartInput, least: int) -> Any:
 def channels_last(subject: PartSubject) -> None:
     """In channels_last memory, part and inputs, it gives equal outputs."""
     for wiring, given in subject.samples():
-        part = subject.make(wiring).eval()
-        plain = subject.run(part, given)
         where = subject.where(wiring, given)
-        with _telling(f"{where}in channels_last memory it "):
-            part.to(memory_format=torch.channels_last)
-            last = subject.run(part, given.map(lambda x: x.contiguous(memory_format=torch.channels_last)))
-        if (difference := apart(last, plain)) > CLOSE:
+
+        def measure(part: Any, dtype: torch.dtype, given: PartInput = given, where: str = where) -> float:
+            plain = given.map(lambda x: x.to(dtype))
+            expected = subject.run(part.to(memory_format=torch.contiguous_format), plain)
+            with _telling(f"{where}in channels_last memory it "):
+                part.to(memory_format=torch.channels_last)
+                last = subject.run(part, plain.map(lambda x: x.contiguous(memory_format=torch.channels_last)))
+            return apart(last, expected)
+
+        if difference := subject.difference(subject.make(wiring).eval(), measure):
             raise Nonconformity(
                 f"{where}in channels_last memory it gives outputs that differ by up to {difference:.2g}"
             )
