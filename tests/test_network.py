@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.rounding import assert_equal_to_rounding
 from unetkit import build
 from unetkit.errors import BuildError, InputSizeError, OptionError, UnetkitError, UnknownNameError
 from unetkit.network import Network
@@ -58,7 +59,7 @@ def test_compiles_whole_and_for_every_size(encoder: str) -> None:
     model = network(encoder)
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     for size in ((64, 48), (45, 71)):
-        torch.testing.assert_close(run(compiled, image(*size)), run(model, image(*size)), atol=1e-5, rtol=0)
+        assert_equal_to_rounding(run(compiled, image(*size)), run(model, image(*size)), model)
 
 
 def exported(model: Network, least: int) -> nn.Module:
@@ -84,7 +85,7 @@ def test_exports_once_for_every_size(encoder: str, words: dict[str, str]) -> Non
     least = 40
     anywhere = exported(model, least)
     for size in ((64, 80), (40, 40), (45, 71), (97, 52)):
-        torch.testing.assert_close(run(anywhere, image(*size)), run(model, image(*size)), atol=1e-5, rtol=0)
+        assert_equal_to_rounding(run(anywhere, image(*size)), run(model, image(*size)), model)
 
 
 @pytest.mark.parametrize("words", [{"align": "crop"}, {"align": "crop", "block": "double:padding=0"}], ids=str)
@@ -94,7 +95,7 @@ def test_exports_with_named_dimensions(words: dict[str, str]) -> None:
     height, width = torch.export.Dim("height", min=44, max=2048), torch.export.Dim("width", min=44, max=2048)
     program = torch.export.export(model, (image(64, 80),), dynamic_shapes=({2: height, 3: width},))
     for size in ((64, 80), (44, 44), (45, 71), (97, 52)):
-        torch.testing.assert_close(run(program.module(), image(*size)), run(model, image(*size)), atol=1e-5, rtol=0)
+        assert_equal_to_rounding(run(program.module(), image(*size)), run(model, image(*size)), model)
 
 
 @pytest.mark.parametrize("encoder", SMALL)
@@ -103,7 +104,7 @@ def test_channels_last_gives_equal_values(encoder: str) -> None:
     last = copy.deepcopy(model).to(memory_format=torch.channels_last)
     x = image(45, 38)
     out = run(last, x.contiguous(memory_format=torch.channels_last))
-    torch.testing.assert_close(out, run(model, x), atol=1e-5, rtol=0)
+    assert_equal_to_rounding(out, run(model, x), model)
 
 
 def test_state_dict_keys_are_stable() -> None:
@@ -228,7 +229,7 @@ def test_learned_logits_act_compiled_as_they_do_eagerly() -> None:
     torch._dynamo.reset()
     model = network(PLAIN, logits="transposed:channels=keep")
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
-    torch.testing.assert_close(run(compiled, image(32, 48)), run(model, image(32, 48)), atol=1e-5, rtol=0)
+    assert_equal_to_rounding(run(compiled, image(32, 48)), run(model, image(32, 48)), model)
 
 
 @pytest.mark.parametrize("encoder", SMALL)
@@ -465,7 +466,7 @@ def test_a_network_of_one_size_refuses_larger_inputs_exported_too() -> None:
         program = exported(model, 40)
     x = torch.randn(1, 3, 97, 131)
     with torch.no_grad():
-        torch.testing.assert_close(program(x), model(x), rtol=0, atol=1e-5)
+        assert_equal_to_rounding(program(x), model(x), model)
     for run in (program, model):
         with pytest.raises(Exception, match="224"):
             run(torch.randn(1, 3, 300, 400))
