@@ -22,8 +22,8 @@ TRUE = {
     "up=transposed": 1.12,
     "fuse=concat": 1.0,
     "fuse=add": 0.9,
-    "batch=1": 1.0,
-    "batch=8": 7.0,
+    "batch_size=1": 1.0,
+    "batch_size=8": 7.0,
     "model=smp/unet": 1.02,
     "model=smp/fpn": 0.7,
 }
@@ -71,7 +71,9 @@ def made_run(
         "unetkit bench --encoder resnet18,resnet34 --up bilinear,nearest,transposed --fuse concat,add "
         f"--model smp/unet,smp/fpn --size 256 --batch-size 1,8 --out {folder}"
     )
-    return BenchRun(folder, header, rows, planned=len(rows), missing=0, command=command, began="2026-11-22T08:00:00Z")
+    return BenchRun(
+        folder, header, rows, num_planned=len(rows), num_missing=0, command=command, started_at="2026-11-22T08:00:00Z"
+    )
 
 
 def _grid() -> Iterator[dict[str, str]]:
@@ -79,33 +81,33 @@ def _grid() -> Iterator[dict[str, str]]:
     for encoder, up, fuse, batch in product(
         ("resnet18", "resnet34"), ("bilinear", "nearest", "transposed"), ("concat", "add"), ("1", "8")
     ):
-        yield {"encoder": encoder, "up": up, "fuse": fuse, "batch": batch, **condition}
+        yield {"encoder": encoder, "up": up, "fuse": fuse, "batch_size": batch, **condition}
     for model, batch in product(("smp/unet", "smp/fpn"), ("1", "8")):
-        yield {"model": model, "encoder": "resnet18", "batch": batch, **condition}
+        yield {"model": model, "encoder": "resnet18", "batch_size": batch, **condition}
 
 
 def _row(
     factors: dict[str, str], true: Mapping[str, float], draw: random.Random, rounds: int, noise: float
 ) -> BenchRow:
-    batch, encoder = int(factors["batch"]), factors["encoder"]
+    batch, encoder = int(factors["batch_size"]), factors["encoder"]
     line = _line(factors)
-    ours = math.prod(true.get(f"{axis}={value}", 1.0) for axis, value in factors.items() if axis != "batch")
-    base = 0.04 * true[f"batch={batch}"]
+    ours = math.prod(true.get(f"{axis}={value}", 1.0) for axis, value in factors.items() if axis != "batch_size")
+    base = 0.04 * true[f"batch_size={batch}"]
     row = BenchRow(
         id=sha256(str(factors).encode()).hexdigest()[:16],
-        key=sha256(f"{factors} 2.9.0".encode()).hexdigest()[:16],
+        cache_key=sha256(f"{factors} 2.9.0".encode()).hexdigest()[:16],
         factors=factors,
         line=line,
         size=(256, 256),
-        batch=batch,
+        batch_size=batch,
         mode="eager",
-        cause=_CAUSES.get((line, batch), ""),
+        error=_CAUSES.get((line, batch), ""),
         command=f"unetkit bench {line} --size 256 --batch-size {batch} --baseline '{BASELINE}'",
-        where="cpu 0-1, 2 threads",
+        device="cpu 0-1, 2 threads",
         seconds=41.0,
-        at="2026-11-22T08:12:00Z",
+        measured_at="2026-11-22T08:12:00Z",
     )
-    if row.cause:
+    if row.error:
         return row
     fluctuating = (line, batch) == ("--encoder resnet34 --fuse add", 1)
     timings = {
@@ -129,7 +131,7 @@ def _row(
         del figures["training-memory"]
         failures = {"training-memory": "the child was killed at 12 GiB; give --batch-size 4"}
     warnings = ("latency: the rounds fluctuate by 34% (IQR/median): unreliable",) if fluctuating else ()
-    return replace(row, figures=figures, timings=timings, failures=failures, warnings=warnings)
+    return replace(row, values=figures, timings=timings, failures=failures, warnings=warnings)
 
 
 _CAUSES = {

@@ -17,13 +17,13 @@ from torch import nn
 
 import unetkit
 from tests.sweep.page import rendered
-from unetkit.bench.metrics import builtin_metrics
+from unetkit.bench.metrics import register_builtin_metrics
 from unetkit.network import Network
 from unetkit.options import Option, describe_type, format_value
 from unetkit.plan import PLAN_FIELDS
 from unetkit.registry import Entry, Registry
 from unetkit.resolve import DEFAULTS
-from unetkit.summary.forward_hooks import ModuleCall, meta_input, record_forward
+from unetkit.summary.forward_hooks import ModuleCall, make_meta_input, record_forward
 from unetkit.summary.report import Trace
 from unetkit.summary.svg import draw
 from unetkit.testing.catalog import CHECKS, EVERY, MODULES
@@ -62,7 +62,7 @@ def picture(recipe: str) -> str:
 
 def _metrics() -> str:
     lines = ["| metric | unit | what it is |", "| --- | --- | --- |"]
-    told = [metric.info for metric in builtin_metrics()]
+    told = [metric.info for metric in register_builtin_metrics()]
     lines += [f"| `{metric.name}` | {metric.unit} | {metric.summary} |" for metric in told]
     return "\n".join(lines)
 
@@ -201,10 +201,10 @@ def _traced(recipe: str, **words: Any) -> Trace:
 def _sizes() -> str:
     """Every height of unet-2015, a row a level: 572 -> 570 -> 568."""
     model = _built("unet-2015")
-    levels: dict[str, list[str]] = {"encoder.levels.0": [str(_side(meta_input(model, (572, 572))))]}
-    for call in record_forward(model, meta_input(model, (572, 572))).calls:
+    levels: dict[str, list[str]] = {"encoder.levels.0": [str(_side(make_meta_input(model, (572, 572))))]}
+    for call in record_forward(model, make_meta_input(model, (572, 572))).calls:
         if call.name == "encoder.pool":
-            levels[f"encoder.levels.{len(levels)}"] = [f"pool {_side(call.gave[0])}"]
+            levels[f"encoder.levels.{len(levels)}"] = [f"pool {_side(call.outputs[0])}"]
         elif step := _step(call):
             level = ".".join(call.name.split(".")[: 3 if call.name.startswith("encoder") else 2])
             levels.setdefault(level, []).append(step)
@@ -214,14 +214,14 @@ def _sizes() -> str:
 
 
 def _step(call: ModuleCall) -> str:
-    gave = call.gave[0] if call.gave else None
+    gave = call.outputs[0] if call.outputs else None
     if isinstance(call.module, nn.ConvTranspose2d):
         return f"up {_side(gave)}"
     if isinstance(call.module, nn.Conv2d):
         return str(_side(gave))
     if call.name.endswith(".align"):
-        return f"skip {_side(call.given[1])} cropped to {_side(call.gave[1])}"
-    return f"concat {call.gave[0].shape[1]} channels" if call.name.endswith(".fuse") else ""
+        return f"skip {_side(call.inputs[1])} cropped to {_side(call.outputs[1])}"
+    return f"concat {call.outputs[0].shape[1]} channels" if call.name.endswith(".fuse") else ""
 
 
 def _side(x: Any) -> int:

@@ -40,7 +40,7 @@ def with_rows(run: BenchRun, mend: Callable[[BenchRow], BenchRow]) -> BenchRun:
 
 
 def with_figures(run: BenchRun, mend: Callable[[BenchRow], Mapping[str, float]]) -> BenchRun:
-    return with_rows(run, lambda row: replace(row, figures={**row.figures, **mend(row)}) if row.measured else row)
+    return with_rows(run, lambda row: replace(row, values={**row.values, **mend(row)}) if row.is_measured else row)
 
 
 def found(made: Diff, verdict: str, metric: str | None = None) -> list[Change]:
@@ -104,7 +104,7 @@ def test_the_worst_comes_first() -> None:
 
 
 def test_counts_must_be_equal() -> None:
-    more = with_figures(before(), lambda row: {"parameters": row.figures["parameters"] + 1})
+    more = with_figures(before(), lambda row: {"parameters": row.values["parameters"] + 1})
     made = diff_runs(before(), more)
     assert len(found(made, "worse", "parameters")) == 26
     assert len(found(diff_runs(more, before()), "better", "parameters")) == 26
@@ -113,13 +113,13 @@ def test_counts_must_be_equal() -> None:
 
 @pytest.mark.parametrize(("share", "worse"), [(1.02, 0), (1.04, 0), (1.5, 26)])
 def test_peak_memory_may_differ_as_it_does_between_processes(share: float, worse: int) -> None:
-    mend = lambda row: {"memory": row.figures["memory"] * share}  # noqa: E731
-    big = with_figures(before(), lambda row: {"memory": row.figures["memory"] * 20})
+    mend = lambda row: {"memory": row.values["memory"] * share}  # noqa: E731
+    big = with_figures(before(), lambda row: {"memory": row.values["memory"] * 20})
     assert len(found(diff_runs(big, with_figures(big, mend)), "worse", "memory")) == worse
 
 
 def test_a_plugins_figure_is_changed_and_fails_nothing() -> None:
-    made = diff_runs(before(), with_figures(before(), lambda row: {"energy": row.figures["energy"] * 2}))
+    made = diff_runs(before(), with_figures(before(), lambda row: {"energy": row.values["energy"] * 2}))
     assert len(found(made, "changed", "energy")) == 26
     assert not made.worse
 
@@ -133,7 +133,7 @@ def test_seconds_that_are_no_rounds_prove_nothing() -> None:
 
 def test_a_row_that_fails_now_is_worse_and_one_that_is_measured_now_better() -> None:
     gone = before().rows[3].id
-    mend = lambda row: replace(row, cause="out of memory", figures={}, timings={}) if row.id == gone else row  # noqa: E731
+    mend = lambda row: replace(row, error="out of memory", values={}, timings={}) if row.id == gone else row  # noqa: E731
     made = diff_runs(before(), with_rows(before(), mend))
     (change,) = found(made, "worse")
     assert (change.row.id, change.note, change.metric) == (gone, "out of memory", None)
@@ -159,7 +159,7 @@ def test_rows_and_metrics_that_one_run_has_alone_are_listed() -> None:
     assert [row.id for row in made.only_a] == [before().rows[-1].id]
     assert [row.id for row in made.only_b] == [row.id for row in before().rows[:2]]
     assert "measured in A alone: parameters" in made.notes
-    assert any(note.startswith("only in B: --encoder resnet18, batch 1") for note in format_diff(made).notes)
+    assert any(note.startswith("only in B: --encoder resnet18, batch size 1") for note in format_diff(made).notes)
 
 
 def test_what_differs_in_machine_and_versions_is_said_first() -> None:

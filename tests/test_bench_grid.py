@@ -20,7 +20,7 @@ def grid(**words: str) -> list[Plan]:
 
 
 def rows(found: list[Plan], **conditions: list[str]) -> list[Case]:
-    sizes, batches = conditions.get("size", []), [int(text) for text in conditions.get("batch", ["1"])]
+    sizes, batches = conditions.get("size", []), [int(text) for text in conditions.get("batch_size", ["1"])]
     return make_cases(found, sizes, batches, [Mode.parse(text) for text in conditions.get("mode", ["eager"])])
 
 
@@ -76,7 +76,7 @@ def test_what_is_joined_by_commas_is_found_again(names: list[str]) -> None:
             UnknownNameError,
             "--encoder resnexxt*: no encoder matches; `unetkit list encoders` lists",
         ),
-        ("fuse", "add,,concat", OptionError, "--fuse add,,concat: nothing stands before or after a comma"),
+        ("fuse", "add,,concat", OptionError, "--fuse add,,concat: an item of the list is empty; remove a comma"),
         ("fuse", "add,ad/concat", UnknownNameError, "--fuse ad: no fusion is called 'ad'; did you mean add"),
         (
             "up",
@@ -121,16 +121,16 @@ def test_recipes_are_an_axis() -> None:
 
 
 def test_a_grid_without_an_encoder_is_refused() -> None:
-    with pytest.raises(BuildError, match=r"^nothing says which encoders; give --encoder"):
+    with pytest.raises(BuildError, match=r"^no encoder is given; give --encoder"):
         grid(fuse="add,concat")
-    with pytest.raises(BuildError, match=r"^nothing says which encoders"):
+    with pytest.raises(BuildError, match=r"^no encoder is given"):
         grid(fuse="add", model="smp/unet")
 
 
 def test_conditions_multiply_rows_and_are_factors() -> None:
-    found = rows(grid(encoder="resnet18"), size=["64", "96x32"], batch=["1", "8"], mode=["eager", "compiled"])
+    found = rows(grid(encoder="resnet18"), size=["64", "96x32"], batch_size=["1", "8"], mode=["eager", "compiled"])
     assert len({case.id for case in found}) == 8
-    assert dict(found[-1].factors) == {"encoder": "resnet18", "size": "96x32", "batch": "8", "mode": "compiled"}
+    assert dict(found[-1].factors) == {"encoder": "resnet18", "size": "96x32", "batch_size": "8", "mode": "compiled"}
     assert dict(rows(grid(encoder="resnet18"))[0].factors)["size"] == "own"
     assert str(found[-1].plan) == "--encoder resnet18 --size 96x32"
 
@@ -140,7 +140,7 @@ def test_two_names_of_one_part_stay_two_rows() -> None:
 
 
 def test_what_is_excepted_is_left_out() -> None:
-    found = rows(grid(encoder="resnet18,resnet34", fuse="concat,add"), batch=["1", "8"])
+    found = rows(grid(encoder="resnet18,resnet34", fuse="concat,add"), batch_size=["1", "8"])
     assert len(exclude_cases(found, ["--encoder resnet34 --batch-size 8"])) == 6
     assert len(exclude_cases(found, ["--encoder 'resnet1*,x' --fuse add", "--batch-size 8"])) == 3
     assert exclude_cases(found, []) == found
@@ -151,12 +151,12 @@ def test_what_is_excepted_is_left_out() -> None:
     [
         (
             "--encoder resnet50",
-            r"^--exclude '--encoder resnet50' matches no row that is left; `--dry-run` shows the rows$",
+            r"^--exclude '--encoder resnet50' matches none of the remaining rows; `--dry-run` lists the rows$",
         ),
-        ("--fusion add", r"^--exclude '--fusion add': no row has a 'fusion'; did you mean fuse\?$"),
-        ("resnet18", r"^--exclude 'resnet18': takes words as a row has them, such as "),
+        ("--fusion add", r"^--exclude '--fusion add': no row has an option 'fusion'; did you mean fuse\?$"),
+        ("resnet18", r"^--exclude 'resnet18': must consist of options with a value each, such as "),
         ("--fuse 'add", r"^--exclude \"--fuse 'add\": No closing quotation$"),
-        ("", r"^--exclude '': takes words as a row has them"),
+        ("", r"^--exclude '': must consist of options with a value each"),
     ],
 )
 def test_an_exception_that_is_none_is_refused(line: str, message: str) -> None:
@@ -194,12 +194,12 @@ def test_a_command_repeats_a_row() -> None:
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"budget": 0.0}, "--budget 0.0: takes seconds, more than 0, at most a week's"),
-        ({"timeout": float("inf")}, "--timeout inf: takes seconds, more than 0, at most a week's"),
-        ({"target_ci": 2.0}, "--target-ci 2.0: takes a share such as 0.02"),
-        ({"jobs": 0}, "--jobs 0: takes at least 1"),
-        ({"engine": "rey"}, "--engine rey: takes local or ray"),
-        ({"ray_address": "auto"}, "--ray-address auto: is for --engine ray"),
+        ({"budget": 0.0}, "--budget 0.0: must be a number of seconds above 0, and at most a week"),
+        ({"timeout": float("inf")}, "--timeout inf: must be a number of seconds above 0, and at most a week"),
+        ({"target_ci": 2.0}, "--target-ci 2.0: must be between 0 and 1, such as 0.02"),
+        ({"jobs": 0}, "--jobs 0: must be at least 1"),
+        ({"engine": "rey"}, "--engine rey: must be local or ray"),
+        ({"ray_address": "auto"}, "--ray-address auto: can only be used with --engine ray"),
     ],
 )
 def test_a_choice_that_is_none_is_refused(choice: dict[str, object], message: str) -> None:

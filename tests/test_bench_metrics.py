@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from unetkit.bench.metrics import builtin_metrics, metrics_of
+from unetkit.bench.metrics import collect_metrics, register_builtin_metrics
 from unetkit.errors import PluginError, UnknownNameError
 from unetkit.plugins import PluginManager, load_manager
 
@@ -22,7 +22,7 @@ def unetkit_register_metrics(metrics):
     metrics.add("{name}", layers)
     {body}
 '''
-OURS = [metric.name for metric in builtin_metrics()]
+OURS = [metric.name for metric in register_builtin_metrics()]
 
 
 def manager_of(folder: Path, **bodies: str) -> PluginManager:
@@ -35,7 +35,7 @@ def manager_of(folder: Path, **bodies: str) -> PluginManager:
 
 def test_a_plugins_metrics_stand_behind_ours(tmp_path: Path) -> None:
     host = manager_of(tmp_path, a="metrics.add('pass', layers, timed=True, unit='B')", b="pass")
-    metrics = metrics_of(host)
+    metrics = collect_metrics(host)
     assert [metric.name for metric in metrics] == [*OURS, "a", "pass", "b"]
     assert [metric.owner for metric in metrics][-3:] == ["a", "a", "b"]
     infos = [metric.info for metric in metrics][-3:]
@@ -63,7 +63,7 @@ FAILING = {
     "no-name": ("metrics.add('a b', layers)", "'a b' is not a name for a metric: use letters, digits, '.', '_' and"),
     "no-function": ("metrics.add('three', 3)", "metric 'three' of bad is no function of a subject"),
     "not-there": ("metrics.add('x', 'nowhere:x')", "nowhere:x cannot be loaded: there is no module 'nowhere'"),
-    "by-hand": ("metrics.entries['x'] = layers", "is none; add it by metrics.add(name, function)"),
+    "by-hand": ("metrics.entries['x'] = layers", "is not a Metric; add metrics with metrics.add(name, function)"),
     "keyword": ("metrics.add('x', layers, units='J')", "unexpected keyword argument 'units'"),
 }
 
@@ -74,7 +74,7 @@ def test_a_plugin_whose_metrics_fail_costs_one_line(
 ) -> None:
     body, reason = FAILING[case]
     host = manager_of(tmp_path, also="pass", bad=body, good="pass")
-    assert [metric.name for metric in metrics_of(host)] == [*OURS, "also", "good"]
+    assert [metric.name for metric in collect_metrics(host)] == [*OURS, "also", "good"]
     out, err = capsys.readouterr()
     assert (out, len(err.splitlines())) == ("", 1)
     assert err.startswith("unetkit: plugin bad failed in unetkit ")
@@ -87,4 +87,4 @@ def test_strict_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     host = manager_of(tmp_path, bad="1 / 0")
     monkeypatch.setenv("UNETKIT_STRICT", "1")
     with pytest.raises(PluginError, match=r"^plugin bad failed in unetkit .*: ZeroDivisionError: division by zero$"):
-        metrics_of(host)
+        collect_metrics(host)

@@ -23,7 +23,7 @@ import pytest
 
 from unetkit.bench import ray_engine as nodes
 from unetkit.bench.devices import Slot
-from unetkit.bench.ray_engine import TRIES, import_ray, run_on_ray, versions
+from unetkit.bench.ray_engine import MAX_ATTEMPTS, import_ray, library_versions, run_on_ray
 from unetkit.bench.results import read_results
 from unetkit.errors import OptionError, UnetkitError
 
@@ -42,7 +42,7 @@ LONG, SHORT = 120, 8
 def child(task: tuple[str, str], slot: Slot, say: Callable[[dict[str, Any]], None]) -> None:
     """Say where it is, note the attempt in a folder, and end as the task's name says."""
     name, folder = task
-    say({"where": str(slot), "device": slot.device, "share": slot.share})
+    say({"device": str(slot), "torch_device": slot.device, "share": slot.num_slots})
     say({"gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "environment": os.environ.get("UNETKIT_TEST")})
     with Path(folder, name).open("a") as attempts:
         attempts.write(f"{os.getpid()}\n")
@@ -123,7 +123,7 @@ def hold() -> None:
 def drive(asked: list[dict[str, Any]]) -> None:
     """Run tasks and print how each ended, a line each, or why none can run; leave after so many as `leave` says."""
     for one in asked:
-        vars(nodes)["versions"] = strange_versions if one.get("strange") else versions
+        vars(nodes)["library_versions"] = strange_versions if one.get("strange") else library_versions
         try:
             drive_one(one["names"], one["folder"], one.get("leave"), {"timeout": 60, "gpus": 0, **one["options"]})
         except UnetkitError as error:
@@ -144,7 +144,7 @@ NAME = "tests.test_bench_ray"
 
 def strange_versions() -> dict[str, str]:
     """Another torch where this variable says so, as it does here and not on the nodes."""
-    return {**versions(), "torch": os.environ.get("STRANGE_TORCH", versions()["torch"])}
+    return {**library_versions(), "torch": os.environ.get("STRANGE_TORCH", library_versions()["torch"])}
 
 
 def wait_for(fact: Callable[[], bool]) -> None:
@@ -220,7 +220,7 @@ pytestmark = pytest.mark.slow
 def test_nodes_work_at_the_same_time_and_rows_say_which(ended: dict[str, dict[str, Any]]) -> None:
     met = [ended["meet-1"], ended["meet-2"]]
     assert [row["cause"] for row in met] == ["", ""]
-    assert {row["where"] for row in met} == {"cpu of one, 1 thread", "cpu of two, 1 thread"}
+    assert {row["device"] for row in met} == {"cpu of one, 1 thread", "cpu of two, 1 thread"}
 
 
 def test_a_child_has_the_variables_of_its_driver(ended: dict[str, dict[str, Any]]) -> None:
@@ -229,13 +229,13 @@ def test_a_child_has_the_variables_of_its_driver(ended: dict[str, dict[str, Any]
 
 def test_an_error_is_a_result_and_not_tried_again(ended: dict[str, dict[str, Any]], folder: Path) -> None:
     assert ended["fail"]["cause"] == "ZeroDivisionError: no such luck"
-    assert ended["fail"]["device"] == "cpu"
+    assert ended["fail"]["torch_device"] == "cpu"
     assert attempts(folder, "fail") == 1
 
 
 def test_a_trial_that_dies_is_a_result_with_what_it_said(ended: dict[str, dict[str, Any]], folder: Path) -> None:
     assert ended["die"]["cause"] == "its process was ended by SIGSEGV"
-    assert ended["die"]["device"] == "cpu"
+    assert ended["die"]["torch_device"] == "cpu"
     assert attempts(folder, "die") == 1
 
 
@@ -251,10 +251,10 @@ def test_a_worker_that_is_killed_is_replaced(ended: dict[str, dict[str, Any]], f
 
 def test_a_task_that_loses_every_worker_ends_with_a_cause(ended: dict[str, dict[str, Any]], folder: Path) -> None:
     assert ended["lose"]["cause"].startswith(
-        "lost its Ray worker 3 times, at last by WorkerCrashedError: The worker died"
+        "lost its Ray worker 3 times, the last time with WorkerCrashedError: The worker died"
     )
-    assert ended["lose"]["where"] in ("one", "two")
-    assert attempts(folder, "lose") == TRIES
+    assert ended["lose"]["device"] in ("one", "two")
+    assert attempts(folder, "lose") == MAX_ATTEMPTS
 
 
 def test_nothing_is_left_of_what_ended(ended: dict[str, dict[str, Any]], folder: Path) -> None:
@@ -272,15 +272,15 @@ def test_a_benchmark_is_measured_on_the_nodes(address: str, tmp_path: Path) -> N
     done = subprocess.run(line, capture_output=True, text=True, timeout=10 * SOON, check=False)
     assert done.returncode == 0, done.stderr
     rows = read_results(tmp_path / "run").rows
-    assert [(row.cause, len(row.timings)) for row in rows] == [("", 1), ("", 1)]
-    assert {row.where for row in rows} == {"cpu of one, 1 thread", "cpu of two, 1 thread"}
+    assert [(row.error, len(row.timings)) for row in rows] == [("", 1), ("", 1)]
+    assert {row.device for row in rows} == {"cpu of one, 1 thread", "cpu of two, 1 thread"}
 
 
 def test_each_gpu_is_a_place_and_the_first_that_its_trial_sees(address: str, tmp_path: Path) -> None:
     asked = {"names": ["meet-1", "meet-2"], "folder": str(tmp_path), "options": {"address": address, "gpus": None}}
     rows = driven(asked)
     assert {row["gpus"] for row in rows} == {"0", "1"}
-    assert {row["where"] for row in rows} == {"cuda:0 of three, 1 thread"}
+    assert {row["device"] for row in rows} == {"cuda:0 of three, 1 thread"}
     assert [row["share"] for row in rows] == [2, 2]
 
 
@@ -309,14 +309,16 @@ def refused(*options: dict[str, Any], **environment: str) -> list[str]:
 
 def test_what_no_node_has_is_refused(address: str) -> None:
     gpus, slots = refused({"address": address, "gpus": 3}, {"address": address, "slots": 2})
-    none = f"OptionError: --engine ray: no node of the Ray cluster at {address} has"
-    assert gpus == f"{none} 3 GPU for a trial; the most are 1 CPU and 2 GPU"
-    assert slots == f"{none} 2 CPU for a trial; the most are 1 CPU and 2 GPU"
+    most = f"but those of the Ray cluster at {address} have at most 1 CPU and 2 GPU"
+    assert gpus == f"OptionError: --engine ray: rows need nodes with 3 GPU, {most}"
+    assert slots == f"OptionError: --engine ray: rows need nodes with 2 CPU, {most}"
 
 
 def test_a_node_with_other_versions_is_refused(address: str) -> None:
     (why,) = refused({"address": address}, STRANGE_TORCH="0.1")
-    assert f" has torch {versions()['torch']}, and this machine has 0.1: rows could not be compared" in why
+    assert (
+        f" has torch {library_versions()['torch']}, but this machine has 0.1, so that rows could not be compared" in why
+    )
 
 
 def test_an_address_where_no_cluster_is_is_refused_at_once() -> None:
@@ -326,13 +328,17 @@ def test_an_address_where_no_cluster_is_is_refused_at_once() -> None:
     port, host, name, client = refused(*({"address": address} for address in addresses))
     assert port.startswith("OptionError: --ray-address 127.0.0.1:9: no Ray cluster answers there (")
     assert host.startswith("OptionError: --ray-address nohost.invalid:6379: no Ray cluster answers there (")
-    assert name.startswith("OptionError: --ray-address here: takes HOST:PORT, as `ray start --head` prints it, or auto")
-    assert client.startswith("OptionError: --ray-address ray://here:10001: takes HOST:PORT,")
+    assert name.startswith(
+        "OptionError: --ray-address here: must be auto, or HOST:PORT such as `ray start --head` prints it"
+    )
+    assert client.startswith("OptionError: --ray-address ray://here:10001: must be auto, or HOST:PORT")
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(OptionError, match=r"--engine ray: Ray is not installed; pip install 'unetkit\[ray\]'"):
+    with pytest.raises(
+        OptionError, match=r"--engine ray: Ray is not installed; install it with pip install 'unetkit\[ray\]'"
+    ):
         import_ray()
 
 

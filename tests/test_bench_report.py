@@ -43,19 +43,23 @@ def hostile(made: BenchRun) -> BenchRun:
     """The same with names and words that are made to break out."""
 
     def spoilt(row: BenchRow) -> BenchRow:
-        factors = {**row.factors, "encoder": row.factors["encoder"] + EVIL, EVIL: row.factors["batch"]}
-        words = [f"{EVIL} {text}" for text in (row.line, row.command, row.where)]
-        said = replace(row, line=words[0], command=words[1], where=words[2], cause=row.cause and EVIL)
+        factors = {**row.factors, "encoder": row.factors["encoder"] + EVIL, EVIL: row.factors["batch_size"]}
+        words = [f"{EVIL} {text}" for text in (row.line, row.command, row.device)]
+        said = replace(row, line=words[0], command=words[1], device=words[2], error=row.error and EVIL)
         return replace(said, factors=factors, warnings=(EVIL,))
 
     metrics = (*made.header.metrics, MetricInfo(EVIL, EVIL, False, EVIL, EVIL))
     known = {EVIL: EVIL}
     header = replace(made.header, metrics=metrics, machine=known, settings=known, versions=known, baseline=EVIL)
     rows = tuple(
-        replace(spoilt(row), figures={**row.figures, EVIL: 1.0}, failures={EVIL: EVIL}) if row.measured else spoilt(row)
+        replace(spoilt(row), values={**row.values, EVIL: 1.0}, failures={EVIL: EVIL})
+        if row.is_measured
+        else spoilt(row)
         for row in made.rows
     )
-    return replace(made, header=header, rows=rows, command=EVIL, began=EVIL, folder=Path("x") / EVIL.replace("/", "_"))
+    return replace(
+        made, header=header, rows=rows, command=EVIL, started_at=EVIL, folder=Path("x") / EVIL.replace("/", "_")
+    )
 
 
 @cache
@@ -112,7 +116,7 @@ def test_it_says_what_was_run_and_what_became_of_every_row() -> None:
         assert metric.summary.replace("'", "&#39;") in text
     for row in run().rows:
         assert row.command.replace("'", "&#39;") in text
-        assert row.cause.replace("<", "&lt;").replace(">", "&gt;") in text
+        assert row.error.replace("<", "&lt;").replace(">", "&gt;") in text
     assert "training-memory has none: the child was killed at 12 GiB" in text
     assert "; from unetkit-energy" in text
     assert sum(tag == "tr" and "data-search" in attributes for tag, attributes in told.found) == len(run().rows)
@@ -124,14 +128,14 @@ def test_the_charts_have_the_runs_numbers() -> None:
     assert {"latency", "latency-rate", "latency-ratio", "training", "parameters", "memory", "energy"} <= {*names}
     point = drawn["costs"]["points"][2]
     assert (point["name"], point["condition"]) == ("resnet18 · bilinear · add", 0)
-    assert point["values"][names.index("parameters")] == run().rows[2].figures["parameters"]
+    assert point["values"][names.index("parameters")] == run().rows[2].values["parameters"]
     (effect,) = (item for item in drawn["effects"]["latency"] if item["name"] == "fuse: concat → add")
     assert effect["low"] <= effect["ratio"] <= effect["high"] < 1
     assert "faster" in effect["words"]
     assert 0.85 < effect["ratio"] < 0.95  # 0.9 by how the run was made
     (counted,) = (item for item in drawn["effects"]["macs"] if item["name"] == "fuse: concat → add")
     assert counted["words"] == "0.80 less"
-    at = drawn["costs"]["conditions"].index("256x256, batch 1")
+    at = drawn["costs"]["conditions"].index("256x256, batch size 1")
     assert [len(item["dots"]) for item in drawn["rounds"]["latency"][at]] == [24] * 14
 
 
@@ -180,7 +184,7 @@ def test_of_many_values_each_is_compared_with_the_first() -> None:
 def test_it_is_written_of_every_run(rows: str) -> None:
     chosen = {
         "none": (),
-        "failed": tuple(row for row in run().rows if row.cause),
+        "failed": tuple(row for row in run().rows if row.error),
         "one": run().rows[:1],
         "untimed": tuple(replace(row, timings={}) for row in run().rows),
     }[rows]
@@ -330,8 +334,8 @@ def test_a_heading_sorts_by_click_and_by_key(opened: Opened) -> None:
 
 
 def test_numbers_sort_as_numbers_and_names_as_names(opened: Opened) -> None:
-    opened.page.locator("#table-rows thead button", has_text="batch").click()
-    assert opened.column("batch") == ["1"] * 14 + ["8"] * 12
+    opened.page.locator("#table-rows thead button", has_text="batch size").click()
+    assert opened.column("batch size") == ["1"] * 14 + ["8"] * 12
     opened.page.locator("#table-rows thead button", has_text="encoder").click()
     assert opened.column("encoder") == ["resnet18"] * 15 + ["resnet34"] * 11
     assert opened.page.locator("#table-rows thead [aria-sort]").count() == 1

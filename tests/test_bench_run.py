@@ -60,8 +60,8 @@ def test_every_metric_is_measured_of_every_row(measured: bench.BenchRows) -> Non
         "training",
     ]
     for row in (measured[0], measured[1], measured[3]):
-        assert (row.cause, row.failures) == ("", {})
-        assert {*row.figures, *row.timings} == {*names}
+        assert (row.error, row.failures) == ("", {})
+        assert {*row.values, *row.timings} == {*names}
         for timing in row.timings.values():
             assert len(timing.candidate) == len(timing.baseline) >= LEAST
             assert min(timing.candidate + timing.baseline) > 0
@@ -71,20 +71,20 @@ def test_figures_are_those_of_the_network(measured: bench.BenchRows, tmp_path: P
     for row in (measured[0], measured[3]):
         model = unetkit.build(unetkit.Plan.parse(row.line))
         traced = unetkit.trace(model, 64)
-        assert row.figures["parameters"] == traced.parameters == sum(p.numel() for p in model.parameters())
-        assert (row.figures["macs"], row.figures["activations"]) == (traced.macs, traced.activation_bytes)
+        assert row.values["parameters"] == traced.parameters == sum(p.numel() for p in model.parameters())
+        assert (row.values["macs"], row.values["activations"]) == (traced.macs, traced.activation_bytes)
         unetkit.save(model, tmp_path / "model.safetensors")
         written = (tmp_path / "model.safetensors").stat().st_size
-        assert abs(row.figures["disk"] - written) < 64  # the seed stands in its plan
+        assert abs(row.values["disk"] - written) < 64  # the seed stands in its plan
         weights = 4 * traced.parameters
-        assert weights < row.figures["memory"] < row.figures["training-memory"]
-        assert row.figures["training-memory"] > 4 * weights  # weights, gradients and two moments of AdamW
+        assert weights < row.values["memory"] < row.values["training-memory"]
+        assert row.values["training-memory"] > 4 * weights  # weights, gradients and two moments of AdamW
 
 
 def test_what_cannot_be_built_is_a_row_with_its_reason(measured: bench.BenchRows) -> None:
     row = measured[2]
-    assert row.cause == "--fuse nope: no fusion is called 'nope'; `unetkit list fusions` lists all"
-    assert (row.figures, row.timings, row.measured) == ({}, {}, False)
+    assert row.error == "--fuse nope: no fusion is called 'nope'; `unetkit list fusions` lists all"
+    assert (row.values, row.timings, row.is_measured) == ({}, {}, False)
 
 
 def test_rows_say_where_and_how_they_were_measured(measured: bench.BenchRows) -> None:
@@ -95,11 +95,11 @@ def test_rows_say_where_and_how_they_were_measured(measured: bench.BenchRows) ->
         "encoder": "test_resnet",
         "fuse": "add",
         "size": "64",
-        "batch": "1",
+        "batch_size": "1",
         "mode": "eager",
     }
-    assert measured[1].where.startswith("cpu, core")
-    assert measured[1].where.endswith(" 1 thread")
+    assert measured[1].device.startswith("cpu, core")
+    assert measured[1].device.endswith(" 1 thread")
     assert measured.run.header.machine["cores"] == len(os.sched_getaffinity(0))
 
 
@@ -109,7 +109,7 @@ def test_measuring_again_measures_nothing(measured: bench.BenchRows) -> None:
         [row.line.replace(" --size 64", "") for row in measured[:2]],
         out=measured.run.folder,
         on_row=seen.append,
-        **QUICK | {"sizes": [64]},
+        **QUICK | {"sizes": [64], "budget": 0.3, "target_ci": 0.01},  # these decide precision alone
     )
     assert seen == []
     assert again == measured[:2]
@@ -119,14 +119,14 @@ def test_measuring_again_measures_nothing(measured: bench.BenchRows) -> None:
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"seed": 1}, "was measured with seed 0, and this is 1; give another --out, or the same again"),
+        ({"seed": 1}, "were measured with seed 0, but this command uses 1; give another --out, or the same settings"),
         (
             {"metrics": ["macs"]},
-            "was measured with --metrics parameters,macs,activations,build,disk,memory,training-mem",
+            "were measured with --metrics parameters,macs,activations,build,disk,memory,training-mem",
         ),
         (
             {"baseline": "--encoder test_vit"},
-            "was measured with baseline --encoder test_resnet, and this is --encoder t",
+            "were measured with baseline --encoder test_resnet, but this command uses --encoder t",
         ),
     ],
 )
@@ -141,7 +141,7 @@ def test_rows_that_cannot_be_compared_do_not_mix(
 def test_a_frame_has_the_rows(measured: bench.BenchRows) -> None:
     frame = measured.to_pandas()
     assert len(frame) == 4
-    assert frame["parameters"][0] == measured[0].figures["parameters"]
+    assert frame["parameters"][0] == measured[0].values["parameters"]
 
 
 STRANGE = '''
@@ -217,19 +217,19 @@ def test_what_dies_or_hangs_is_a_row_with_its_cause(strange: str, tmp_path: Path
     plans = [f"{TINY} --head strange:way={way}" for way in ways]
     found = bench.run(plans, plugins=[strange], metrics=["macs", "latency"], timeout=6, **QUICK)
     fine, killed, crashes, hangs, leaves, raises, exhausts = found
-    assert (fine.cause, fine.failures) == ("", {})
-    assert killed.cause == "its process was ended by SIGKILL, at latency"
-    assert crashes.cause == "its process was ended by SIGSEGV, at latency"
-    assert hangs.cause == "no answer within 6 s, at latency"
-    assert leaves.cause == "its process ended with exit code 3, at latency"
+    assert (fine.error, fine.failures) == ("", {})
+    assert killed.error == "its process was ended by SIGKILL, while measuring latency"
+    assert crashes.error == "its process was ended by SIGSEGV, while measuring latency"
+    assert hangs.error == "no answer within 6 s, while measuring latency"
+    assert leaves.error == "its process ended with exit code 3, while measuring latency"
     assert raises.failures == {"latency": "ZeroDivisionError: no such luck"}
     assert exhausts.failures["latency"].startswith("ran out of memory: RuntimeError: ")
-    assert all(row.figures["macs"] == fine.figures["macs"] for row in found)
+    assert all(row.values["macs"] == fine.values["macs"] for row in found)
 
 
 def test_plugins_add_metrics(strange: str) -> None:
     [row] = bench.run([TINY], plugins=[strange], metrics=["depth", "twice", "broken"], **QUICK)
-    assert row.figures == {"depth": len([*unetkit.build("plain:widths=[4,8]").modules()])}
+    assert row.values == {"depth": len([*unetkit.build("plain:widths=[4,8]").modules()])}
     assert len(row.timings["twice"].candidate) >= LEAST
     assert row.failures == {"broken": "KeyError: 'nothing here'"}
 
@@ -262,8 +262,8 @@ def test_a_size_that_a_plan_says_is_that_of_the_row() -> None:
             UnknownNameError,
             "--metrics: no metric is called 'latencies'; did you mean latency?",
         ),
-        ({"device": "cuda:7"}, OptionError, "--device cuda:7: there is no cuda:7; "),
-        ({"jobs": 1000}, OptionError, "--jobs 1000: there are "),
+        ({"device": "cuda:7"}, OptionError, "--device cuda:7: cuda:7 does not exist; "),
+        ({"jobs": 1000}, OptionError, "--jobs 1000: must be at most the number of cores, "),
         ({"budgets": 1}, OptionError, "bench.run: got an unexpected keyword argument 'budgets'"),
         ({"modes": ["fast"]}, OptionError, "--mode fast: no mode is called 'fast'"),
     ],
@@ -278,7 +278,7 @@ def test_a_part_that_no_other_process_finds_is_refused() -> None:
     class Local:
         pass
 
-    with pytest.raises(OptionError, match=r"^a plan cannot be sent to another process"):
+    with pytest.raises(OptionError, match=r"^the plan cannot be sent to the process that measures it"):
         bench.run([unetkit.Plan.of(encoder="resnet18", fuse=Local)])
     with pytest.raises(OptionError, match=r"^no plan is given"):
         bench.run([])
@@ -317,7 +317,7 @@ def test_a_run_that_is_killed_twenty_times_has_every_row_once(tmp_path: Path) ->
     assert {*counted.values()} == {1}
     assert len(rows_seen) > 3  # it was killed in the middle
     run = read_results(folder)
-    assert (run.planned, len(run.rows), [row.cause for row in run.rows if row.cause]) == (12, 12, [])
+    assert (run.num_planned, len(run.rows), [row.error for row in run.rows if row.error]) == (12, 12, [])
 
 
 def wait_for_rows(folder: Path, process: subprocess.Popen[Any], number: int) -> None:
@@ -342,8 +342,8 @@ def test_an_interrupt_ends_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "rows are in" in said.splitlines()[-1]
-    assert "the same command goes on from there: unetkit bench --encoder" in said.splitlines()[-1]
+    assert "rows are stored in" in said.splitlines()[-1]
+    assert "continue with the same command: unetkit bench --encoder" in said.splitlines()[-1]
     assert "Traceback" not in said
     assert 0 < len(rows_in(folder)) < 12
 
@@ -362,22 +362,24 @@ def test_a_torn_line_is_no_row(measured: bench.BenchRows, tmp_path: Path) -> Non
 def test_a_row_that_was_measured_again_counts_once(measured: bench.BenchRows, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes((measured.run.folder / "rows.jsonl").read_bytes())
     ledger = ResultsWriter(tmp_path)
-    ledger.append(replace(measured[0], cause="another"))
-    assert ledger.done(measured[0].id, measured[0].key, again=False)
-    assert not ledger.done(measured[0].id, measured[0].key, again=True)
-    assert not ledger.done(measured[0].id, "edited", again=False)
+    ledger.append(replace(measured[0], error="another"))
+    assert ledger.is_done(measured[0].id, measured[0].cache_key, retry_failed=False)
+    assert not ledger.is_done(measured[0].id, measured[0].cache_key, retry_failed=True)
+    assert not ledger.is_done(measured[0].id, "edited", retry_failed=False)
     ledger.close()
-    assert [row.cause for row in read_results(tmp_path).rows].count("another") == 1
+    assert [row.error for row in read_results(tmp_path).rows].count("another") == 1
     assert len(read_results(tmp_path).rows) == 4
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match=r"holds no benchmark: there is no rows\.jsonl with rows in it"):
+    with pytest.raises(
+        FileError, match=r"contains no benchmark results: there are no rows in .*rows\.jsonl; `unetkit bench"
+    ):
         read_results(tmp_path)
     (tmp_path / "rows.jsonl").write_text('{"what": 1}\n')
     with pytest.raises(FileError, match=r"rows\.jsonl, line 1, is no line of a benchmark's; give another file"):
         ResultsWriter(tmp_path)
     JsonLinesWriter(tmp_path / "rows.jsonl", "benchmark").close()  # it is left unlocked
     (tmp_path / "file").write_text("")
-    with pytest.raises(FileError, match=r"^--out .*file: is a file; give a folder$"):
+    with pytest.raises(FileError, match=r"^--out .*file is a file; give a folder$"):
         ResultsWriter(tmp_path / "file")

@@ -94,11 +94,15 @@ def test_every_truth_is_timed_as_often_in_random_order_with_seeds_of_their_own()
 
 def test_a_real_network_called_twice_as_often_is_slower() -> None:
     said: dict[str, Any] = {}
-    time_one(SelftestTask(TINY, CALLS, TimingConfig(budget=1.0, sample=0.0, refill=0.0, settle=0.1)), SLOT, said.update)
-    timing = Timing.of(said)
+    time_one(
+        SelftestTask(TINY, CALLS, TimingConfig(budget=1.0, min_sample_time=0.0, warm_cache_below=0.0, min_time=0.1)),
+        SLOT,
+        said.update,
+    )
+    timing = Timing.from_dict(said)
     assert len(timing.candidate) == len(timing.baseline) >= 6
     assert estimate_ratio(timing).ratio > 1.5
-    assert json.loads(json.dumps(said))["calls"] == 1
+    assert json.loads(json.dumps(said))["calls_per_sample"] == 1
 
 
 def test_the_command_times_in_processes_and_keeps_every_sample(tmp_path: Path) -> None:
@@ -111,7 +115,9 @@ def test_the_command_times_in_processes_and_keeps_every_sample(tmp_path: Path) -
     assert "6 of 6 runs" in done.stderr
     kept = [json.loads(text) for text in out.read_text().splitlines()]
     assert sorted(one["extra"] for one in kept) == [0, 0, 1, 1, 4, 4]
-    again = tally_results([SelftestResult(one["extra"], Timing.of(one["timing"]), one["seconds"]) for one in kept])
+    again = tally_results(
+        [SelftestResult(one["extra"], Timing.from_dict(one["timing"]), one["seconds"]) for one in kept]
+    )
     assert [tally.error for tally in again] == [figure["error"] for figure in figures]
 
 

@@ -75,7 +75,7 @@ def chosen(*filters: str, sort: str | None = None) -> list[BenchRow]:
 
 
 def test_factors_that_vary_come_first_and_those_that_do_not_stand_once() -> None:
-    assert [*columns()][:7] == ["encoder", "up", "fuse", "batch", "model", "size", "mode"]
+    assert [*columns()][:7] == ["encoder", "up", "fuse", "batch_size", "model", "size", "mode"]
     assert [column.rank for column in columns().values()][4:7] == [0, HIDDEN, HIDDEN]
     assert constants(run()) == {"size": "256", "mode": "eager"}
 
@@ -90,16 +90,16 @@ def test_numbers_are_raw_and_texts_have_units() -> None:
     seconds = median(row.timings["latency"].candidate)
     assert columns()["latency"].value(row) == seconds
     assert columns()["latency"].text(row) == f"{format_digits(seconds * 1e3)} ms"
-    assert columns()["latency-rate"].value(row) == row.batch / seconds
+    assert columns()["latency-rate"].value(row) == row.batch_size / seconds
     assert columns()["latency-rate"].better == "more"
     assert columns()["parameters"].text(row) == "14.3 M"
     assert columns()["disk"].text(row).endswith(" MiB")
     assert columns()["energy"].text(row) == "1.70 J"
-    assert columns()["batch"].value(row) == 1
+    assert columns()["batch_size"].value(row) == 1
 
 
 def test_the_ratio_says_its_interval_and_verdict() -> None:
-    row = next(row for row in run().rows if row.line == "--encoder resnet34" and row.batch == 1)
+    row = next(row for row in run().rows if row.line == "--encoder resnet34" and row.batch_size == 1)
     ratio, low, high = (columns()[f"latency-ratio{end}"].value(row) for end in ("", "-low", "-high"))
     assert isinstance(ratio, float)
     assert isinstance(low, float)
@@ -115,7 +115,7 @@ def test_every_column_takes_every_row_and_says_what_failed() -> None:
     for column in columns().values():
         for row in run().rows:
             assert isinstance(column.text(row), str)
-            if not row.measured:
+            if not row.is_measured:
                 assert column.value(row) == (row.factors.get(column.name) and column.value(row))
     alone = next(row for row in run().rows if row.failures)
     assert columns()["training-memory"].text(alone) == "failed"
@@ -153,17 +153,21 @@ def test_figures_have_three_digits(number: float, unit: str, text: str) -> None:
     [
         ("encoder=resnet*", lambda row: True),
         ("encoder!=resnet18", lambda row: row.factors["encoder"] != "resnet18"),
-        ("batch>=8", lambda row: row.batch >= 8),
-        ("batch = 8", lambda row: row.batch == 8),
-        ("batch==8", lambda row: row.batch == 8),
+        ("batch_size>=8", lambda row: row.batch_size >= 8),
+        ("batch-size>=8", lambda row: row.batch_size >= 8),
+        ("batch_size = 8", lambda row: row.batch_size == 8),
+        ("batch_size==8", lambda row: row.batch_size == 8),
         ("up!=bilinear", lambda row: row.factors.get("up") != "bilinear"),
         ("model=smp/*", lambda row: "model" in row.factors),
-        ("latency<50ms", lambda row: row.measured and median(row.timings["latency"].candidate) < 0.05),
-        ("latency<0.05", lambda row: row.measured and median(row.timings["latency"].candidate) < 0.05),
-        ("memory<=100MiB", lambda row: row.measured and row.figures["memory"] <= 100 * 2**20),
-        ("parameters>20M", lambda row: row.measured and row.figures["parameters"] > 20e6),
-        ("energy>2J", lambda row: row.measured and row.figures["energy"] > 2),
-        ("latency-rate>=30", lambda row: row.measured and row.batch / median(row.timings["latency"].candidate) >= 30),
+        ("latency<50ms", lambda row: row.is_measured and median(row.timings["latency"].candidate) < 0.05),
+        ("latency<0.05", lambda row: row.is_measured and median(row.timings["latency"].candidate) < 0.05),
+        ("memory<=100MiB", lambda row: row.is_measured and row.values["memory"] <= 100 * 2**20),
+        ("parameters>20M", lambda row: row.is_measured and row.values["parameters"] > 20e6),
+        ("energy>2J", lambda row: row.is_measured and row.values["energy"] > 2),
+        (
+            "latency-rate>=30",
+            lambda row: row.is_measured and row.batch_size / median(row.timings["latency"].candidate) >= 30,
+        ),
     ],
 )
 def test_filters_keep_the_rows_that_pass(asked: str, passes: object) -> None:
@@ -174,7 +178,7 @@ def test_filters_keep_the_rows_that_pass(asked: str, passes: object) -> None:
 
 
 def test_filters_must_all_pass() -> None:
-    assert {(row.batch, row.factors["up"]) for row in chosen("batch=1", "up=nearest")} == {(1, "nearest")}
+    assert {(row.batch_size, row.factors["up"]) for row in chosen("batch_size=1", "up=nearest")} == {(1, "nearest")}
 
 
 @pytest.mark.parametrize(
@@ -194,15 +198,15 @@ def test_a_bad_filter_is_refused_in_a_line(asked: str, message: str) -> None:
 
 def test_rows_are_sorted_either_way_with_failed_ones_last() -> None:
     up, down = chosen(sort="latency"), chosen(sort="-latency")
-    assert [row.measured for row in up] == [row.measured for row in down] == [True] * 26 + [False] * 2
+    assert [row.is_measured for row in up] == [row.is_measured for row in down] == [True] * 26 + [False] * 2
     values = [columns()["latency"].value(row) for row in up[:26]]
     assert values == sorted(values, key=lambda value: float(str(value)))
     assert [columns()["latency"].value(row) for row in down[:26]] == values[::-1]
 
 
 def test_sorting_goes_by_the_second_column_where_the_first_is_equal() -> None:
-    rows = chosen("latency>0", sort="-batch,encoder")
-    keys = [(-row.batch, row.factors["encoder"]) for row in rows]
+    rows = chosen("latency>0", sort="-batch_size,encoder")
+    keys = [(-row.batch_size, row.factors["encoder"]) for row in rows]
     assert keys == sorted(keys)
 
 
@@ -295,28 +299,30 @@ def test_csv_has_every_row_and_column_in_base_units(folder: str) -> None:
     assert len(rows) == 28
     first = run().rows[0]
     assert float(rows[0]["latency [s]"]) == median(first.timings["latency"].candidate)
-    assert float(rows[0]["disk [B]"]) == first.figures["disk"]
-    assert [row["cause"] != "" for row in rows] == [False] * 26 + [True] * 2
+    assert float(rows[0]["disk [B]"]) == first.values["disk"]
+    assert [row["error"] != "" for row in rows] == [False] * 26 + [True] * 2
     assert rows[0]["line"] == first.line
 
 
 def test_columns_top_and_filter_choose(folder: str) -> None:
     rows = by_csv(
-        folder, "--columns", "fuse,latency-min", "--sort", "-latency-min", "--top", "3", "--filter", "batch=1"
+        folder, "--columns", "fuse,latency-min", "--sort", "-latency-min", "--top", "3", "--filter", "batch_size=1"
     )
     assert [*rows[0]] == [
         "id",
         "encoder",
         "up",
-        "batch",
+        "batch_size",
         "model",
         "fuse",
         "latency-min [s]",
         "line",
-        "cause",
+        "error",
         "warnings",
     ]
-    least = sorted((min(row.timings["latency"].candidate) for row in chosen("batch=1") if row.measured), reverse=True)
+    least = sorted(
+        (min(row.timings["latency"].candidate) for row in chosen("batch_size=1") if row.is_measured), reverse=True
+    )
     assert [float(row["latency-min [s]"]) for row in rows] == least[:3]
 
 
@@ -338,7 +344,7 @@ def test_markdown_is_a_table(folder: str) -> None:
     lines = called(folder, "--markdown", "--columns", "encoder,latency,latency-ratio", "--top", "2").output.splitlines()
     table = [line for line in lines if line.startswith("|")]
     assert table[:2] == [
-        "| # | up | fuse | batch | model | encoder | latency p50 | latency ratio |",
+        "| # | up | fuse | batch size | model | encoder | latency p50 | latency ratio |",
         "| ---: | --- | --- | ---: | ---: | --- | ---: | --- |",
     ]
     assert len(table) == 4
@@ -347,17 +353,17 @@ def test_markdown_is_a_table(folder: str) -> None:
 def test_a_column_that_is_not_there_is_refused_with_the_list(folder: str) -> None:
     message = refused(folder, "--columns", "latensy")
     assert message.startswith("--columns: no column is called 'latensy'; did you mean latency")
-    assert "there are encoder, up, fuse, batch, model, size, mode, parameters" in message
+    assert "there are encoder, up, fuse, batch_size, model, size, mode, parameters" in message
     assert refused(folder, "--sort", "-speed").startswith("--sort: no column is called 'speed'")
 
 
 def test_a_folder_without_a_benchmark_is_refused(tmp_path: Path) -> None:
-    assert "holds no benchmark" in refused(str(tmp_path / "nowhere"))
+    assert "contains no benchmark results" in refused(str(tmp_path / "nowhere"))
 
 
 def test_pandas_has_a_column_for_each_of_ours() -> None:
     table = rows_to_dataframe(run())
-    assert [*table.columns] == ["id", *columns(), "line", "cause"]
+    assert [*table.columns] == ["id", *columns(), "line", "error"]
     assert table["latency"].notna().sum() == 26
     assert table["latency"][0] == median(run().rows[0].timings["latency"].candidate)
     assert table.attrs["units"]["disk"] == "B"
@@ -373,7 +379,7 @@ def test_without_pandas_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_run_of_one_metric_is_read() -> None:
     alone = replace(run().header, metrics=(MetricInfo("training", "s", True, "one step"),))
     names = [column.name for column in columns_of(replace(run(), header=alone)) if column.rank == 0]
-    assert names == ["encoder", "up", "fuse", "batch", "model", "training", "training-ratio"]
+    assert names == ["encoder", "up", "fuse", "batch_size", "model", "training", "training-ratio"]
 
 
 def test_help_needs_neither_torch_nor_rich() -> None:
@@ -401,7 +407,7 @@ def test_effects_say_what_each_choice_changes(folder: str) -> None:
 
 
 def test_effects_are_of_the_rows_and_metrics_that_are_asked_for(folder: str) -> None:
-    told = effects(folder, "--columns", "latency", "--filter", "batch=1", "--filter", "up=bilinear")
+    told = effects(folder, "--columns", "latency", "--filter", "batch_size=1", "--filter", "up=bilinear")
     assert {one["metric"] for one in told} == {"latency"}
     assert {len(one["pairs"]) for one in told if one["factor"] == "fuse"} == {2}
 

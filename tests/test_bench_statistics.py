@@ -171,7 +171,7 @@ def test_size_and_batch_are_conditions_and_have_no_effects(tmp_path: Path) -> No
 def test_a_whole_model_is_matched_with_whole_models_alone(tmp_path: Path) -> None:
     run = made_run(tmp_path)
     found = effect(run, "latency", "model", "smp/fpn")
-    assert [one.batch for one, _, _ in found.pairs] == [1]  # at 8 it cannot be built
+    assert [one.batch_size for one, _, _ in found.pairs] == [1]  # at 8 it cannot be built
     assert found.estimate.ratio == pytest.approx(0.7 / 1.02, rel=0.03)
     models = {row.id for row in run.rows if "model" in row.factors}
     others = [pair for effect in effects_of(run, "latency") if effect.factor != "model" for pair in effect.pairs]
@@ -190,8 +190,8 @@ def test_the_effect_on_a_plain_figure_is_exact_for_each_pair(tmp_path: Path) -> 
 def test_pairs_that_disagree_make_the_interval_wide(tmp_path: Path) -> None:
     run = made_run(tmp_path)
     rows = tuple(
-        replace(row, figures={"macs": row.figures["macs"] * (1.5 if row.factors.get("encoder") == "resnet34" else 1.0)})
-        if row.measured and row.factors.get("fuse") == "add"
+        replace(row, values={"macs": row.values["macs"] * (1.5 if row.factors.get("encoder") == "resnet34" else 1.0)})
+        if row.is_measured and row.factors.get("fuse") == "add"
         else row
         for row in run.rows
     )
@@ -203,7 +203,7 @@ def test_pairs_that_disagree_make_the_interval_wide(tmp_path: Path) -> None:
 
 def test_figures_that_are_not_above_zero_have_no_effect(tmp_path: Path) -> None:
     run = made_run(tmp_path)
-    rows = tuple(replace(row, figures={"energy": 0.0}) for row in run.rows)
+    rows = tuple(replace(row, values={"energy": 0.0}) for row in run.rows)
     assert effects_of(replace(run, rows=rows), "energy") == []
 
 

@@ -48,7 +48,7 @@ def test_a_drift_alike_for_both_leaves_the_ratio_right_where_means_in_sequence_a
 def test_a_quiet_machine_is_timed_until_the_ratio_is_precise() -> None:
     machine = Machine()
     timing = time_pair(machine.work("c", 0.012), machine.work("b", 0.010), TimingConfig(), clock=machine.clock)
-    assert timing.ended == "precise"
+    assert timing.stop_reason == "precise"
     assert isclose(estimate_ratio(timing).ratio, 1.2)
     assert 0.5 <= 2 * (sum(timing.candidate) + sum(timing.baseline)) < 1.1  # each after a call that is not timed
 
@@ -59,7 +59,7 @@ def test_a_machine_that_is_not_quiet_is_timed_until_the_budget_is_spent() -> Non
     timing = time_pair(
         machine.work("c", 0.1), machine.work("b", 0.1), TimingConfig(budget=5, target_ci=0.001), clock=machine.clock
     )
-    assert timing.ended == "budget"
+    assert timing.stop_reason == "budget"
     assert 5 < machine.now < 6
 
 
@@ -67,15 +67,15 @@ def test_six_rounds_are_timed_however_slow_a_call_is() -> None:
     machine = Machine(speed=lambda now: 1 + 0.3 * (int(now) % 3))
     timing = time_pair(machine.work("c", 60.0), machine.work("b", 50.0), TimingConfig(budget=20), clock=machine.clock)
     assert (len(timing.candidate), len(timing.baseline)) == (6, 6)
-    assert (timing.ended, timing.warmup, timing.calls) == ("budget", 1, 1)
+    assert (timing.stop_reason, timing.warmup_rounds, timing.calls_per_sample) == ("budget", 1, 1)
 
 
 def test_a_short_call_is_timed_in_samples_of_a_millisecond_and_told_by_the_call() -> None:
     machine = Machine()
     timing = time_pair(
-        machine.work("c", 20e-6), machine.work("b", 10e-6), TimingConfig(budget=1, settle=0.1), clock=machine.clock
+        machine.work("c", 20e-6), machine.work("b", 10e-6), TimingConfig(budget=1, min_time=0.1), clock=machine.clock
     )
-    assert timing.calls == pytest.approx(100, abs=1)
+    assert timing.calls_per_sample == pytest.approx(100, abs=1)
     assert isclose(median(timing.candidate), 20e-6)
     assert isclose(median(timing.baseline), 10e-6)
 
@@ -83,8 +83,8 @@ def test_a_short_call_is_timed_in_samples_of_a_millisecond_and_told_by_the_call(
 def test_what_is_slow_at_first_is_warmed_up() -> None:
     machine = Machine()
     slow = machine.work("c", 0.01, first=3.0, times=40)
-    timing = time_pair(slow, machine.work("b", 0.01), TimingConfig(warmup=(0.1, 0.5)), clock=machine.clock)
-    assert timing.warmup >= 40
+    timing = time_pair(slow, machine.work("b", 0.01), TimingConfig(warmup_share=(0.1, 0.5)), clock=machine.clock)
+    assert timing.warmup_rounds >= 40
     assert max(timing.candidate) < 0.011
 
 
@@ -103,7 +103,9 @@ def test_a_short_call_follows_one_of_its_own_that_is_not_timed() -> None:
 
     for cost, told in ((0.005, 1.0), (0.1, 2.0)):
         machine = Machine()
-        timing = time_pair(works("c", cost), works("b", cost), TimingConfig(budget=2, settle=0.1), clock=machine.clock)
+        timing = time_pair(
+            works("c", cost), works("b", cost), TimingConfig(budget=2, min_time=0.1), clock=machine.clock
+        )
         assert isclose(max(timing.candidate), told * cost)
 
 
@@ -111,7 +113,7 @@ def test_warm_up_that_never_settles_ends_with_a_quarter_of_the_budget() -> None:
     machine = Machine(speed=lambda now: 1 + now / 5)  # each round is slower than the last
     timing = time_pair(machine.work("c", 0.5), machine.work("b", 0.5), TimingConfig(budget=40), clock=machine.clock)
     taken = sum(timing.candidate) + sum(timing.baseline)
-    assert timing.warmup >= 3
+    assert timing.warmup_rounds >= 3
     assert 10 <= machine.now - taken < 20
 
 
@@ -119,7 +121,10 @@ def test_which_goes_first_is_drawn_by_the_seed() -> None:
     def order(seed: int) -> list[str]:
         machine = Machine()
         time_pair(
-            machine.work("c", 0.01), machine.work("b", 0.01), TimingConfig(seed=seed, refill=0), clock=machine.clock
+            machine.work("c", 0.01),
+            machine.work("b", 0.01),
+            TimingConfig(seed=seed, warm_cache_below=0),
+            clock=machine.clock,
         )
         return machine.ran[2:]
 
@@ -139,7 +144,7 @@ def test_work_that_is_only_queued_by_a_call_is_waited_for() -> None:
         queued.clear()
 
     timing = time_pair(
-        lambda: queued.append(0.03), lambda: queued.append(0.02), TimingConfig(), wait=wait, clock=machine.clock
+        lambda: queued.append(0.03), lambda: queued.append(0.02), TimingConfig(), synchronize=wait, clock=machine.clock
     )
     assert isclose(median(timing.candidate), 0.03)
     assert isclose(median(timing.baseline), 0.02)

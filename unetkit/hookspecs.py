@@ -41,6 +41,6 @@ def unetkit_register_commands(cli: Group) -> None:
 def unetkit_register_metrics(metrics: Metrics) -> None:
     """Add what `unetkit bench` can measure: `metrics.add("energy", "my_package.energy:joules", unit="J")`.
 
-    The function is given a `unetkit.bench.builtin_metrics.Subject` (`.model`, `.x`, `.device`, `.forward()`) and
+    The function is given a `unetkit.bench.builtin_metrics.BenchModel` (`.model`, `.x`, `.device`, `.forward()`) and
     returns a number; with `timed=True` it returns what is timed in turns with the baseline's.
     """

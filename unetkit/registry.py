@@ -349,7 +349,7 @@ MetricFunction = Callable[[Any], Any]
 
 
 #: What rows are told apart by.
-_TAKEN = {"batch", "mode", *(word.name for word in PLAN_FIELDS)}
+_TAKEN = {"batch_size", "batch-size", "mode", "id", "line", "error", *(word.name for word in PLAN_FIELDS)}
 
 
 @dataclass(frozen=True)
@@ -388,7 +388,7 @@ class Metrics:
 
         Args:
             name: letters, digits, dots, dashes and underscores.
-            function: takes a `unetkit.bench.builtin_metrics.Subject`; returns a number, or, if `timed`, a callable
+            function: takes a `unetkit.bench.builtin_metrics.BenchModel`; returns a number, or, if `timed`, a callable
                 without arguments that is timed in turns with the baseline's. The first line of its docstring describes
                 it. "module:attr" is not imported before it is used: prefer that.
             unit: "B" for bytes, "s" for seconds, "" for a count, or any other; a timed metric is in seconds.

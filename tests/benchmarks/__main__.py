@@ -153,7 +153,7 @@ def training(rounds: int) -> Iterator[Ratio]:
 
     yield compare("step of `unetkit train`, smp's resnet18 U-Net / of a plain loop", ours, theirs, rounds)
     for name, step in (("unetkit train", ours), ("a plain loop", theirs)):
-        print(f"{name}: {PeakMemory(torch.device('cpu')).peak(step) / 2**20:.0f} MiB at most in a step", flush=True)
+        print(f"{name}: {PeakMemory(torch.device('cpu')).measure(step) / 2**20:.0f} MiB at most in a step", flush=True)
 
 
 _ARCHITECTURES = ("unet", "linknet", "fpn", "pspnet")
@@ -185,7 +185,7 @@ def _calls(rows: bench.BenchRows) -> Iterator[str]:
     """Architecture, encoder and timed calls of each row, those of its baseline included."""
     for row in rows:
         timing = row.timings["latency"]
-        calls = 2 * len(timing.candidate) * timing.calls
+        calls = 2 * len(timing.candidate) * timing.calls_per_sample
         yield from (row.factors["model"].removeprefix("smp/"), row.factors["encoder"].removeprefix("smp/"), str(calls))
 
 

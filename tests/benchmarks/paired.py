@@ -40,7 +40,12 @@ def compare(name: str, first: Callable[[], Any], second: Callable[[], Any], roun
     """Time two callables in so many rounds, after a call of each that does not count."""
     no_more = 1e-9  # neither seconds nor calls
     return Ratio(
-        name, time_pair(first, second, TimingConfig(budget=no_more, least=rounds, sample=no_more, refill=no_more))
+        name,
+        time_pair(
+            first,
+            second,
+            TimingConfig(budget=no_more, min_rounds=rounds, min_sample_time=no_more, warm_cache_below=no_more),
+        ),
     )
 
 

@@ -1,6 +1,6 @@
-"""Benchmarks of combinations: what each costs, in numbers that can be believed.
+"""Benchmarks: measure what models cost, each in its own process and paired with a baseline.
 
-`run` measures plans and returns rows; `read` opens a folder that `unetkit bench` made.
+`run` measures plans and returns their rows; `read` reads the rows of a folder that `unetkit bench` or `run` wrote.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from unetkit.bench.runner import BenchRows, read, run
     from unetkit.registry import MetricInfo
 
-_WHERE = {
+_MODULES = {
     "MetricInfo": "unetkit.registry",
     **dict.fromkeys(("BenchRows", "read", "run"), "unetkit.bench.runner"),
     **dict.fromkeys(("BenchRow", "BenchRun", "Header", "Timing"), "unetkit.bench.results"),
@@ -22,6 +22,6 @@ __all__ = ["BenchRow", "BenchRows", "BenchRun", "Header", "MetricInfo", "Timing"
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_WHERE[name]), name)
+    return getattr(import_module(_MODULES[name]), name)

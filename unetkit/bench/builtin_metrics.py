@@ -1,4 +1,9 @@
-"""The built-in metrics: functions of a Subject. The first line of each is what docs and reports say of it."""
+"""The built-in metrics, and the BenchModel that they and the metrics of plugins measure.
+
+A metric is a function of a BenchModel. It returns a number or, if it is timed, a callable that is timed in rounds with
+that of the baseline. The first sentence of its docstring is its description in tables, reports and the documentation,
+and so names what is measured.
+"""
 
 from __future__ import annotations
 
@@ -25,240 +30,259 @@ from unetkit.errors import BuildError, InputSizeError
 from unetkit.plan import Plan
 from unetkit.registry import Parts
 from unetkit.serialization import save
-from unetkit.summary.forward_hooks import input_size_for, network_of, tensors_of
+from unetkit.summary.forward_hooks import resolve_input_size, find_network, collect_tensors
 from unetkit.summary.report import Trace
 from unetkit.summary.trace import trace
 from unetkit.utils.formatting import Size
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_PROC_STATUS, _PROC_CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class PeakMemory:
-    """What is held beyond what was held when this was made.
+    """A measurement of the peak memory, in excess of the memory that was in use when this was created.
 
-    On a CPU it is the anonymous memory of the process: that of files (the libraries' own code, which a first pass
-    reads in) is left out. Memory that was freed is given back to the system before it counts.
+    On a GPU, it reads CUDA's counters. On a CPU, it reads the anonymous memory of the process from Linux's high-water
+    mark, which excludes memory that is mapped from files, such as the code of libraries that a first pass loads. Freed
+    memory is returned to the system first.
+
+    Args:
+        device: device whose memory is measured.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        _trim()
-        self._base = torch.cuda.memory_allocated(device) if device.type == "cuda" else _status("RssAnon") or 0
+        _trim_heap()
+        self._base = torch.cuda.memory_allocated(device) if device.type == "cuda" else _find_status("RssAnon") or 0
 
-    def peak(self, run: Callable[[], object]) -> int:
-        """Call `run`; the most bytes that were held while it ran.
+    def measure(self, function: Callable[[], object]) -> int:
+        """Call a function and return the peak memory meanwhile, in bytes.
+
+        Args:
+            function: what is measured; on a GPU it is called twice.
 
         Raises:
-            BuildError: the system does not tell (on a CPU, Linux alone does).
+            BuildError: The device is a CPU, and the system does not report the peak memory; only Linux does.
         """
         if self.device.type == "cuda":
-            return self._on_gpu(run)
-        _trim()
+            return self._measure_on_gpu(function)
+        _trim_heap()
         try:
-            _CLEAR.write_text("5")  # sets the high-water mark back to what is held now
+            _PROC_CLEAR_REFS.write_text("5")  # resets the high-water mark to the current memory
         except OSError as error:
-            raise BuildError(f"the high-water mark of memory cannot be set back here: {error}") from error
-        run()
-        return _told("VmHWM") - _told("RssFile") - self._base
+            raise BuildError(f"the high-water mark of memory cannot be reset on this system: {error}") from error
+        function()
+        return _read_status("VmHWM") - _read_status("RssFile") - self._base
 
-    def _on_gpu(self, run: Callable[[], object]) -> int:
-        run()  # cuDNN tries its algorithms the first time, some with more memory than any pass takes later
+    def _measure_on_gpu(self, function: Callable[[], object]) -> int:
+        function()  # in the first call, cuDNN tries algorithms, some of which need more memory than any later call
         torch.cuda.synchronize(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
-        run()
+        function()
         torch.cuda.synchronize(self.device)
         return torch.cuda.max_memory_allocated(self.device) - self._base
 
 
-def _told(what: str) -> int:
-    found = _status(what)
-    if found is None:
-        raise BuildError("peak memory on a CPU is read from /proc/self/status, which this system has not")
-    return found
+def _read_status(field: str) -> int:
+    """Return a field of /proc/self/status, in bytes. Raises BuildError if there is none."""
+    size = _find_status(field)
+    if size is None:
+        raise BuildError("peak memory on a CPU is read from /proc/self/status, which this system does not have")
+    return size
 
 
-def _status(what: str) -> int | None:
+def _find_status(field: str) -> int | None:
     try:
-        found = re.search(rf"{what}:\s+(\d+) kB", _STATUS.read_text(encoding="utf-8"))
+        match = re.search(rf"{field}:\s+(\d+) kB", _PROC_STATUS.read_text(encoding="utf-8"))
     except OSError:
         return None
-    return 1024 * int(found[1]) if found else None
+    return 1024 * int(match[1]) if match else None
 
 
-def _trim() -> None:
+def _trim_heap() -> None:
+    """Return freed memory to the system."""
     gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError, TypeError):
-        return  # another libc, which keeps less
+        return  # not glibc; other C libraries keep less freed memory
 
 
 @dataclass
 class BenchModel:
-    """What a metric measures. The network and its input are made when they are first asked for.
+    """A model under one condition, as metrics get it. The model and its input are created at the first access.
 
     Attributes:
-        plan: the line of the network.
-        batch: images in the input.
-        mode: how it runs.
-        device: where it runs.
-        parts: where names are looked up.
-        seed: fixes weights and input.
+        plan: plan of the model.
+        batch_size: number of images in the input.
+        mode: execution mode.
+        device: device of the model and the input.
+        parts: parts in which names are looked up.
+        seed: seed of the weights and the input.
     """
 
     plan: Plan
-    batch: int
+    batch_size: int
     mode: Mode
     device: torch.device
     parts: Parts
     seed: int = 0
 
     def build(self) -> nn.Module:
-        """A new network on the device, in eval mode, its memory format as asked; not compiled."""
+        """Build a new model on the device, in eval mode and in the memory format of the mode, but not compiled."""
         plan = replace(self.plan, seed=self.seed, pretrained=None)
         return build_plan(plan, self.parts, self.device).eval().to(memory_format=self.memory_format)
 
     @cached_property
-    def resident(self) -> PeakMemory:
-        """What the process held before this network was made."""
-        build_plan(self.plan, self.parts, "meta")  # what a build imports is none of the network's
+    def peak_memory(self) -> PeakMemory:
+        """The measurement of memory in excess of what the process used before the model was built."""
+        build_plan(self.plan, self.parts, "meta")  # imports the modules that a build needs, which would count otherwise
         return PeakMemory(self.device)
 
     @cached_property
     def model(self) -> nn.Module:
-        """The network as it was built."""
-        _ = self.resident
+        """The model as `build` returns it."""
+        _ = self.peak_memory  # must be created before the model
         return self.build()
 
     @cached_property
-    def runs(self) -> Callable[[Tensor], Any]:
-        """The network as it is run: compiled, where that is asked."""
+    def runnable(self) -> Callable[[Tensor], Any]:
+        """The callable that runs the model in its mode: the compiled model, or the model itself."""
         return torch.compile(self.model) if self.mode.compiled else self.model
 
     @cached_property
     def x(self) -> Tensor:
-        """The input, (batch, in_channels, H, W), of normal noise."""
+        """The input, of shape (batch_size, in_channels, H, W), drawn from a standard normal distribution."""
         _ = self.model
-        network = network_of(self.model)
-        shape = (self.batch, network.resolved_plan.in_channels or 3, *self.size)
-        drawn = torch.randn(shape, generator=torch.Generator().manual_seed(self.seed))
-        return drawn.to(self.device).contiguous(memory_format=self.memory_format)
+        network = find_network(self.model)
+        shape = (self.batch_size, network.resolved_plan.in_channels or 3, *self.size)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(self.seed))
+        return noise.to(self.device).contiguous(memory_format=self.memory_format)
 
     @property
     def size(self) -> Size:
-        """Height and width of the input: as planned, else the network's own."""
-        return input_size_for(network_of(self.model), self.plan.size)
+        """The input size (height, width) in pixels: that of the plan, or else the model's own."""
+        return resolve_input_size(find_network(self.model), self.plan.size)
 
     @property
     def memory_format(self) -> torch.memory_format:
+        """The memory format of weights and input."""
         return torch.channels_last if self.mode.channels_last else torch.contiguous_format
 
     @cached_property
     def trace(self) -> Trace:
-        """What the network is, level by level, on meta tensors."""
-        ghost = build_plan(self.plan, self.parts, "meta")
-        return trace(ghost, self.plan.size, batch=self.batch)
+        """The shapes and costs of the model, level by level, computed on meta tensors."""
+        meta_model = build_plan(self.plan, self.parts, "meta")
+        return trace(meta_model, self.plan.size, batch=self.batch_size)
 
     def forward(self) -> Tensor:
-        """One pass of the input in eval mode, without gradients, under autocast where that is asked: the logits."""
-        runs, x = self.runs, self.x  # made outside, or they could not be trained with later
+        """Run the model on the input under `torch.inference_mode` and the mode's autocast, and return the logits."""
+        runnable, x = self.runnable, self.x  # tensors made in inference mode could not be used in training later
         with torch.inference_mode(), self.autocast():
-            return cast(Tensor, runs(x))
+            return cast(Tensor, runnable(x))
 
-    def outputs(self) -> list[Tensor]:
-        """One pass of the input with gradients, in the mode that the network is in: all outputs, the logits first."""
+    def forward_with_grad(self) -> list[Tensor]:
+        """Run the model on the input with gradients, without changing its training flag.
+
+        Returns:
+            All output tensors, the logits first.
+        """
         with self.autocast():
-            return tensors_of(self.runs(self.x))
+            return collect_tensors(self.runnable(self.x))
 
     def autocast(self) -> AbstractContextManager[Any]:
+        """Return a context in which operations use the dtype of the mode."""
         dtype = getattr(torch, self.mode.dtype)
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not torch.float32)
 
-    def wait(self) -> None:
-        """Until the device has done what it was told."""
+    def synchronize(self) -> None:
+        """Wait until the device has finished all work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
 
-#: A first build imports what is not imported yet, so it is left out.
-_BUILDS = 3
+def parameters(bench_model: BenchModel) -> int:
+    """Number of parameters of the model, counted on meta tensors."""
+    return bench_model.trace.parameters
 
 
-def parameters(subject: BenchModel) -> int:
-    """Parameters of the whole network, counted on meta tensors."""
-    return subject.trace.parameters
-
-
-def macs(subject: BenchModel) -> int:
-    """Multiply-accumulates of one forward pass of the batch: half of what torch's FlopCounterMode counts, on meta
-    tensors. Resizing, norms and activations count nothing.
+def macs(bench_model: BenchModel) -> int:
+    """Multiply-accumulate operations of one forward pass of the batch, counted on meta tensors as half of the FLOPs of
+    torch's FlopCounterMode, which leaves out resizing, norms and activations.
     """
-    return subject.trace.macs
+    return bench_model.trace.macs
 
 
-def activations(subject: BenchModel) -> int:
-    """Bytes that autograd keeps for the backward pass of the batch in float32, parameters left out; on meta tensors."""
-    return subject.trace.activation_bytes
+def activations(bench_model: BenchModel) -> int:
+    """Bytes that autograd stores in float32 for the backward pass of the batch, without parameters, counted on meta
+    tensors.
+    """
+    return bench_model.trace.activation_bytes
 
 
-def build(subject: BenchModel) -> float:
-    """Seconds from the line to a network with random weights on its device, libraries imported: median of 3 builds."""
-    taken = []
-    for _ in range(1 + _BUILDS):
+#: Number of builds that are timed, after a first one that imports modules.
+_NUM_BUILDS = 3
+
+
+def build(bench_model: BenchModel) -> float:
+    """Seconds to build the model with random weights on its device, after all imports: the median of 3 builds."""
+    seconds = []
+    for _ in range(1 + _NUM_BUILDS):
         start = perf_counter()
-        subject.build()
-        subject.wait()
-        taken.append(perf_counter() - start)
+        bench_model.build()
+        bench_model.synchronize()
+        seconds.append(perf_counter() - start)
         gc.collect()
-    return median(taken[1:])
+    return median(seconds[1:])
 
 
-def disk(subject: BenchModel) -> int:
-    """Bytes of the safetensors file that `unetkit build --save` writes, weights in float32."""
+def disk(bench_model: BenchModel) -> int:
+    """Bytes of the safetensors file that `unetkit build --save` writes, with weights in float32."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.safetensors")
-        save(subject.model, path)
+        save(bench_model.model, path)
         return path.stat().st_size
 
 
-def memory(subject: BenchModel) -> int:
-    """Most bytes held in eval mode, weights and input included: CUDA's counters, or the process's high-water mark."""
-    _no_compiler(subject)
-    return subject.resident.peak(lambda: (subject.forward(), subject.forward()))
+def memory(bench_model: BenchModel) -> int:
+    """Peak memory of a forward pass in eval mode, in bytes, including weights and input, from CUDA's counters or the
+    high-water mark of the process.
+    """
+    _refuse_compiled_on_cpu(bench_model)
+    return bench_model.peak_memory.measure(lambda: (bench_model.forward(), bench_model.forward()))
 
 
-def training_memory(subject: BenchModel) -> int:
-    """Most bytes held by training steps, gradients and AdamW's state included: measured as `memory` is."""
-    _no_compiler(subject)
-    step = training(subject)
-    return subject.resident.peak(lambda: (step(), step()))
+def training_memory(bench_model: BenchModel) -> int:
+    """Peak memory of a training step, in bytes, including gradients and AdamW's state, measured like `memory`."""
+    _refuse_compiled_on_cpu(bench_model)
+    step = training(bench_model)
+    return bench_model.peak_memory.measure(lambda: (step(), step()))
 
 
-def _no_compiler(subject: BenchModel) -> None:
-    if subject.mode.compiled and subject.device.type == "cpu":
-        raise InputSizeError("not measured: on a CPU the memory of the compiler itself would count")
+def _refuse_compiled_on_cpu(bench_model: BenchModel) -> None:
+    if bench_model.mode.compiled and bench_model.device.type == "cpu":
+        raise InputSizeError("memory is not measured for compiled models on a CPU, since it would include the compiler")
 
 
-def latency(subject: BenchModel) -> Callable[[], object]:
-    """Seconds for one forward pass of the batch in eval mode, without gradients, input on the device."""
-    subject.model.eval()
-    _ = subject.x
-    return subject.forward
+def latency(bench_model: BenchModel) -> Callable[[], object]:
+    """Seconds for one forward pass of the batch in eval mode, without gradients, with the input on the device."""
+    bench_model.model.eval()
+    _ = bench_model.x
+    return bench_model.forward
 
 
-def training(subject: BenchModel) -> Callable[[], object]:
-    """Seconds for one training step of the batch: forward, cross-entropy, backward, AdamW."""
-    subject.model.train()
-    # A rate of 0 costs the same and leaves the weights as they are: none drifts to numbers that compute more slowly.
-    optimizer = torch.optim.AdamW(subject.model.parameters(), lr=0.0)
-    scaler = torch.amp.GradScaler(subject.device.type, enabled=subject.mode.dtype == "float16")
+def training(bench_model: BenchModel) -> Callable[[], object]:
+    """Seconds for one training step of the batch: forward pass, cross-entropy, backward pass and AdamW."""
+    bench_model.model.train()
+    # A learning rate of 0 costs the same, and keeps weights from drifting to numbers that are slower to compute with.
+    optimizer = torch.optim.AdamW(bench_model.model.parameters(), lr=0.0)
+    scaler = torch.amp.GradScaler(bench_model.device.type, enabled=bench_model.mode.dtype == "float16")
     targets: list[Tensor] = []
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        outputs = subject.outputs()
+        outputs = bench_model.forward_with_grad()
         if not targets:
-            targets.extend(_labels(output, subject) for output in outputs)
+            targets.extend(_random_labels(output, bench_model) for output in outputs)
         loss = sum((_loss(*pair) for pair in zip(outputs, targets, strict=True)), outputs[0].new_zeros(()))
         torch.autograd.backward(scaler.scale(loss))
         scaler.step(optimizer)
@@ -267,19 +291,19 @@ def training(subject: BenchModel) -> Callable[[], object]:
     return step
 
 
-def _labels(output: Tensor, subject: BenchModel) -> Tensor:
-    """A class for each pixel of an output, (batch, H, W), drawn at random."""
+def _random_labels(output: Tensor, bench_model: BenchModel) -> Tensor:
+    """Draw a class for each pixel of an output: (B, C, H, W) -> (B, H, W)."""
     if output.dim() != 4:
         raise InputSizeError(
-            f"in training it gives a tensor of {output.dim()} dimensions, and a loss is taken of (B,C,H,W)"
+            f"in training, the model returns a tensor of {output.dim()} dimensions, but the loss needs (B, C, H, W)"
         )
-    drawn = torch.Generator().manual_seed(subject.seed)
+    generator = torch.Generator().manual_seed(bench_model.seed)
     shape, classes = (len(output), *output.shape[2:]), output.shape[1]
-    return torch.randint(0, max(2, classes), shape, generator=drawn).to(output.device)
+    return torch.randint(0, max(2, classes), shape, generator=generator).to(output.device)
 
 
 def _loss(output: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy: of the classes, or of one logit."""
+    """Return the cross-entropy, which is binary if there is a single logit: (B, C, H, W), (B, H, W) -> ()."""
     if output.shape[1] == 1:
         return F.binary_cross_entropy_with_logits(output[:, 0].float(), labels.float())
     return F.cross_entropy(output, labels)

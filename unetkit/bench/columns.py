@@ -65,7 +65,7 @@ def _p90(timing: Timing) -> float:
 
 
 def _rate(timing: Timing, row: BenchRow) -> float:
-    return row.batch / _p50(timing)
+    return row.batch_size / _p50(timing)
 
 
 def _judged(timing: Timing) -> str:
@@ -193,7 +193,7 @@ def _factor(name: str, rank: int) -> Column:
     def text(row: BenchRow) -> str:
         return row.factors.get(name, "")
 
-    return Column(name, name, "", "", value, text, rank, "chosen by the grid", factor=True)
+    return Column(name, name.replace("_", " "), "", "", value, text, rank, "chosen by the grid", factor=True)
 
 
 def _number(text: str | None) -> Value:
@@ -205,10 +205,10 @@ def _number(text: str | None) -> Value:
 
 def _plain(metric: MetricInfo) -> Column:
     def value(row: BenchRow) -> Value:
-        return row.figures.get(metric.name)
+        return row.values.get(metric.name)
 
     def text(row: BenchRow) -> str:
-        number = row.figures.get(metric.name)
+        number = row.values.get(metric.name)
         return _missing(metric, row) if number is None else format_metric(number, metric.unit)
 
     return Column(metric.name, metric.name, metric.unit, metric.better, value, text, 3, metric.summary)
@@ -253,7 +253,7 @@ _UNITS = {
 def find_column(columns: Sequence[Column], name: str, option: str) -> Column:
     """The column of that name. Raises UnknownNameError, which lists all."""
     for found in columns:
-        if found.name == name:
+        if found.name == name or found.name.replace("_", "-") == name:
             return found
     names = [found.name for found in columns]
     raise UnknownNameError(
@@ -285,11 +285,11 @@ def sort_rows(rows: Sequence[BenchRow], columns: Sequence[Column], names: str | 
         value = find_column(columns, name.strip().removeprefix("-"), "--sort").value
         rows.sort(key=lambda row: _natural(value(row)), reverse=down)
         rows.sort(key=lambda row: value(row) is None)
-    return sorted(rows, key=lambda row: not row.measured)
+    return sorted(rows, key=lambda row: not row.is_measured)
 
 
 def filter_rows(rows: Sequence[BenchRow], columns: Sequence[Column], filters: Sequence[str]) -> list[BenchRow]:
-    """The rows that pass every filter, as `latency<50ms`, `batch>=8`, `encoder=resnet*`. Raises OptionError."""
+    """The rows that pass every filter, as `latency<50ms`, `batch_size>=8`, `encoder=resnet*`. Raises OptionError."""
     asked = [_asked(columns, text) for text in filters]
     return [row for row in rows if all(passes(row) for passes in asked)]
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy
 
 from unetkit.bench.columns import estimate_of
-from unetkit.bench.devices import contention_warning
+from unetkit.bench.devices import is_contended
 from unetkit.bench.results import BenchRow, BenchRun, Header, Timing
 from unetkit.bench.statistics import SAME, Estimate, format_interval, judge_together, log_draws
 from unetkit.errors import OptionError
@@ -70,9 +70,9 @@ def compare_rows(a: BenchRow, b: BenchRow, metrics: tuple[MetricInfo, ...], pair
         metrics: that both measure.
         paired: whether both are timed against one baseline.
     """
-    if a.measured != b.measured:
-        yield Change(b, None, None, None, "worse" if a.measured else "better", note=b.cause or a.cause)
-    if not (a.measured and b.measured):
+    if a.is_measured != b.is_measured:
+        yield Change(b, None, None, None, "worse" if a.is_measured else "better", note=b.error or a.error)
+    if not (a.is_measured and b.is_measured):
         return
     for metric in metrics:
         was, is_ = _number(a, metric), _number(b, metric)
@@ -118,7 +118,7 @@ def _number(row: BenchRow, metric: MetricInfo) -> float | None:
     if metric.timed:
         timing = row.timings.get(metric.name)
         return median(timing.candidate) if timing else None
-    return row.figures.get(metric.name)
+    return row.values.get(metric.name)
 
 
 def _timed(a: BenchRow, b: BenchRow, metric: MetricInfo, paired: bool) -> Change:
@@ -127,8 +127,8 @@ def _timed(a: BenchRow, b: BenchRow, metric: MetricInfo, paired: bool) -> Change
         return Change(b, metric, *medians, "unpaired")
     before, after = (row.timings[metric.name] for row in (a, b))
     ratios = estimate_of(before).ratio, estimate_of(after).ratio
-    noise = max(a.others, b.others)
-    note = f"other work took {noise:.0%} of its cores" if contention_warning(noise) else ""
+    noise = max(a.cpu_contention, b.cpu_contention)
+    note = f"other work took {noise:.0%} of its cores" if is_contended(noise) else ""
     return Change(b, metric, *medians, "", quotient(before, after), ratios, note)
 
 
@@ -317,8 +317,8 @@ def _told(change: Change) -> bool:
 def _namer(diff: Diff) -> Callable[[BenchRow], str]:
     """How a row is called: its line, and those of its conditions that differ between rows."""
     rows = [*(change.row for change in diff.changes), *diff.only_a, *diff.only_b]
-    differ = [name for name in ("size", "batch", "mode") if len({row.factors[name] for row in rows}) > 1]
-    return lambda row: ", ".join([row.line, *(f"{name} {row.factors[name]}" for name in differ)])
+    differ = [name for name in ("size", "batch_size", "mode") if len({row.factors[name] for row in rows}) > 1]
+    return lambda row: ", ".join([row.line, *(f"{name.replace('_', ' ')} {row.factors[name]}" for name in differ)])
 
 
 def _cells(change: Change) -> list[str]:

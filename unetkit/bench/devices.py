@@ -1,4 +1,7 @@
-"""Where trials run: devices, and cores of a CPU. Nothing here imports torch."""
+"""The devices that rows are measured on: how a machine is divided into slots, and how busy its cores are otherwise.
+
+The module imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -14,108 +17,120 @@ from unetkit.utils.system import physical_core
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one trial runs at a time, alone.
+    """A device, and CPU cores, that measure one row at a time.
 
     Attributes:
-        device: "cpu", "cuda:0".
-        cores: of the CPU, that its process is pinned to; none, if empty.
-        threads: of torch's.
-        share: how many slots share the machine's memory.
-        name: of the device, for people: "NVIDIA H100".
+        device: "cpu", or a GPU such as "cuda:0".
+        cores: CPU cores that the process is pinned to; it is not pinned if empty.
+        threads: number of torch's threads.
+        num_slots: number of slots that share the memory of the machine.
+        name: name of the device for display, such as "NVIDIA H100".
     """
 
     device: str
     cores: tuple[int, ...]
     threads: int
-    share: int = 1
+    num_slots: int = 1
     name: str = ""
 
     def __str__(self) -> str:
-        cores = f" cores {_spans(self.cores)}," if self.cores else ""
+        cores = f" cores {_format_cores(self.cores)}," if self.cores else ""
         threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
         return f"{self.device}{f' {self.name}' * bool(self.name)},{cores} {threads}"
 
 
 def make_slots(
-    devices: list[tuple[str, str]], cores: tuple[int, ...], number: int | None, threads: int | None
+    devices: list[tuple[str, str]], cores: tuple[int, ...], jobs: int | None, threads: int | None
 ) -> list[Slot]:
-    """Divide a machine: a slot a GPU; on a CPU one with all its cores, or `number` that share them.
+    """Divide a machine into slots: one for each GPU, or one or several for a CPU, which share its cores equally.
 
     Args:
-        devices: each with its name.
-        cores: that may be used.
-        number: how many slots, where there is one device.
-        threads: of each; as many as it has physical cores, if None.
+        devices: (device, name) pairs, either of GPUs or of the CPU.
+        cores: CPU cores that may be used.
+        jobs: number of slots of a CPU; one if None.
+        threads: number of torch's threads in each slot; the number of its physical cores if None.
 
     Raises:
-        OptionError: more slots than cores, or several for GPUs.
+        OptionError: There are more slots than cores, or `jobs` differs from the number of GPUs.
     """
-    if number is not None and devices[0][0] != "cpu" and number != len(devices):
-        raise OptionError(f"--jobs {number}: a GPU is timed alone, so there are {len(devices)}; --device picks fewer")
-    slots = number if number is not None and devices[0][0] == "cpu" else len(devices)
-    if slots > len(cores):
-        raise OptionError(f"--jobs {slots}: there are {len(cores)} cores")
-    width = len(cores) // slots
-    places = devices * slots if len(devices) == 1 else devices
-    return [
-        Slot(
-            device, mine := cores[i * width : (i + 1) * width], threads or len({*map(physical_core, mine)}), slots, name
-        )
-        for i, (device, name) in enumerate(places)
-    ]
+    is_cpu = devices[0][0] == "cpu"
+    if jobs is not None and not is_cpu and jobs != len(devices):
+        advice = "select GPUs with --device"
+        raise OptionError(f"--jobs {jobs}: each GPU measures one row at a time, and there are {len(devices)}; {advice}")
+    num_slots = jobs if jobs is not None and is_cpu else len(devices)
+    if num_slots > len(cores):
+        raise OptionError(f"--jobs {num_slots}: must be at most the number of cores, {len(cores)}")
+    width = len(cores) // num_slots
+    slot_devices = devices * num_slots if len(devices) == 1 else devices
+    slots = []
+    for index, (device, name) in enumerate(slot_devices):
+        slot_cores = cores[index * width : (index + 1) * width]
+        slot_threads = threads or len({*map(physical_core, slot_cores)})
+        slots.append(Slot(device, slot_cores, slot_threads, num_slots, name))
+    return slots
 
 
-def _spans(cores: tuple[int, ...]) -> str:
-    """0-3,8 for 0, 1, 2, 3, 8."""
-    spans: list[list[int]] = []
+def _format_cores(cores: tuple[int, ...]) -> str:
+    """Format cores as ranges: (0, 1, 2, 3, 8) -> "0-3,8"."""
+    ranges: list[list[int]] = []
     for core in cores:
-        if spans and core == spans[-1][-1] + 1:
-            spans[-1][1:] = [core]
+        if ranges and core == ranges[-1][-1] + 1:
+            ranges[-1][1:] = [core]
         else:
-            spans.append([core])
-    return ",".join("-".join(map(str, span)) for span in spans)
+            ranges.append([core])
+    return ",".join("-".join(map(str, ends)) for ends in ranges)
 
 
-_STAT = Path("/proc/stat")
-#: user, nice, system, irq, softirq, steal: all that a core does but wait.
-_BUSY = (0, 1, 2, 5, 6, 7)
-#: Of the cores; less disturbs no timing that is paired.
-_WORTH_SAYING = 0.05
+_PROC_STAT = Path("/proc/stat")
+#: Columns of /proc/stat in which a core is not idle: user, nice, system, irq, softirq, steal.
+_BUSY_COLUMNS = (0, 1, 2, 5, 6, 7)
+#: Fraction of the time of the cores from which contention is reported; less does not disturb paired timings.
+_CONTENTION_THRESHOLD = 0.05
 
 
 class CpuContention:
-    """Counts from when it is made."""
+    """A measurement of the CPU time that other processes take, from the moment this is created.
+
+    Args:
+        cores: the observed CPU cores.
+    """
 
     def __init__(self, cores: tuple[int, ...]) -> None:
         self.cores = cores
-        self._start = monotonic(), _busy(cores), _own()
+        self._start = monotonic(), _busy_seconds(cores), _own_cpu_seconds()
 
-    def share(self) -> float:
-        """Of the time of these cores, what other processes took; 0 where the system does not tell."""
-        start, busy, own = self._start
-        now = _busy(self.cores)
-        if busy is None or now is None or not self.cores:
+    def fraction(self) -> float:
+        """Return the fraction of the cores' time that other processes used; 0 if the system does not report it."""
+        start, busy_before, own_before = self._start
+        busy = _busy_seconds(self.cores)
+        if busy_before is None or busy is None or not self.cores:
             return 0.0
-        return max(0.0, now - busy - (_own() - own)) / max(1e-9, (monotonic() - start) * len(self.cores))
+        foreign = busy - busy_before - (_own_cpu_seconds() - own_before)
+        return max(0.0, foreign) / max(1e-9, (monotonic() - start) * len(self.cores))
 
 
-def contention_warning(share: float) -> bool:
-    """Whether other work took more than paired timings bear."""
-    return share >= _WORTH_SAYING
+def is_contended(fraction: float) -> bool:
+    """Return whether other processes took more CPU time than paired timings tolerate.
+
+    Args:
+        fraction: as `CpuContention.fraction` returns it.
+    """
+    return fraction >= _CONTENTION_THRESHOLD
 
 
-def _busy(cores: tuple[int, ...]) -> float | None:
-    """Seconds that cores were busy since the system started."""
+def _busy_seconds(cores: tuple[int, ...]) -> float | None:
+    """Return how long the cores were busy since the system started, in seconds, summed; None if it is unknown."""
     try:
-        text = _STAT.read_text(encoding="utf-8")
+        text = _PROC_STAT.read_text(encoding="utf-8")
     except OSError:
         return None
     ticks = {int(core): line.split() for core, line in re.findall(r"^cpu(\d+) (.+)$", text, re.MULTILINE)}
     if not all(core in ticks for core in cores):
         return None
-    return sum(int(ticks[core][i]) for core in cores for i in _BUSY) / os.sysconf("SC_CLK_TCK")
+    return sum(int(ticks[core][column]) for core in cores for column in _BUSY_COLUMNS) / os.sysconf("SC_CLK_TCK")
 
 
-def _own() -> float:
+def _own_cpu_seconds() -> float:
+    """Return the CPU time of this process and its ended children, in seconds."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system

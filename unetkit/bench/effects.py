@@ -26,7 +26,7 @@ from unetkit.registry import MetricInfo
 from unetkit.utils.tables import Listing, TableData
 
 #: What a row is measured under, and no choice.
-CONDITIONS = ("size", "batch")
+CONDITIONS = ("size", "batch_size")
 #: Values of a factor that are all compared with each other; of more, each is compared with the first.
 VALUES = 8
 #: 97.5% of Student's t for 2 to 10 degrees of freedom.
@@ -70,7 +70,7 @@ def effects_of(run: BenchRun, metric: str) -> list[Effect]:
     A factor that a row has not, as a whole model has no fusion, is no match for one that another has. Figures that are
     not above 0 have no ratio, and are left out.
     """
-    known = {row.id: found for row in run.rows if row.measured and (found := _known(row, metric))}
+    known = {row.id: found for row in run.rows if row.is_measured and (found := _known(row, metric))}
     rows = [row for row in run.rows if row.id in known]
     factors = dict.fromkeys(factor for row in rows for factor in row.factors if factor not in CONDITIONS)
     return [effect for factor in factors for effect in _effects(factor, rows, metric, known)]
@@ -102,7 +102,7 @@ def _known(row: BenchRow, metric: str) -> _Known | None:
     if metric in row.timings:
         chance = numpy.random.default_rng(crc32(f"{row.id} {metric}".encode()))  # the same whenever it is read
         return _Known(*log_draws(row.timings[metric], chance), len(row.timings[metric].candidate))
-    figure = row.figures.get(metric, 0.0)
+    figure = row.values.get(metric, 0.0)
     return _Known(log(figure), numpy.array([log(figure)]), 0) if figure > 0 else None
 
 

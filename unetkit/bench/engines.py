@@ -1,4 +1,4 @@
-"""Where trials run: on this machine by its slots, or on a Ray cluster. Nothing here imports torch."""
+"""Where rows are measured: in processes on this machine, or on a Ray cluster. The module imports no torch."""
 
 from __future__ import annotations
 
@@ -15,79 +15,110 @@ from unetkit.bench.devices import Slot
 from unetkit.errors import OptionError
 from unetkit.utils.processes import TaskResult, run_tasks
 
-Notice = Callable[[str], None]
+#: Called with each line that a user should see while a benchmark runs.
+NoticeCallback = Callable[[str], None]
 
 
 def run_locally(
     tasks: Iterable[Any],
-    ask: str,
+    target: str,
     slots: Sequence[Slot],
     *,
     timeout: float,
     preload: Sequence[str],
-    notice: Notice,
+    on_notice: NoticeCallback,
     timed: bool = True,
 ) -> Generator[TaskResult, None, None]:
-    """Run tasks in processes of this machine, one a slot at a time, as `unetkit.utils.processes.run` does.
+    """Run tasks in processes on this machine, one at a time in each slot, and yield each result.
 
-    While it lasts, no other benchmark of unetkit's times on these devices: it waits, unless it is not `timed`.
+    Args:
+        tasks: objects that can be pickled.
+        target: function that a process calls, as `unetkit.utils.processes.run_tasks` takes it.
+        slots: where tasks run.
+        timeout: time limit for a task, in seconds.
+        preload: modules that all processes need.
+        on_notice: called if another benchmark has to be waited for.
+        timed: the tasks time something, so that only one benchmark at a time may use the devices.
     """
     with (
-        device_lock([slot.device for slot in slots if timed], notice),
-        closing(run_tasks(tasks, ask, slots, timeout=timeout, preload=preload)) as ended,
+        device_lock([slot.device for slot in slots if timed], on_notice),
+        closing(run_tasks(tasks, target, slots, timeout=timeout, preload=preload)) as results,
     ):
-        yield from ended
+        yield from results
 
 
 def run_on_cluster(
-    tasks: Iterable[Any], ask: str, choices: BenchConfig, *, timeout: float, preload: Sequence[str]
+    tasks: Iterable[Any], target: str, config: BenchConfig, *, timeout: float, preload: Sequence[str]
 ) -> Generator[TaskResult, None, None]:
-    """Run tasks on the nodes of a Ray cluster. Raises as `unetkit.bench.ray_engine.run` does."""
+    """Run tasks on the nodes of a Ray cluster, and yield each result.
+
+    Args:
+        tasks: objects that can be pickled.
+        target: function that a process calls, as `unetkit.bench.ray_engine.run_on_ray` takes it.
+        config: settings of the benchmark.
+        timeout: time limit for a task, in seconds.
+        preload: modules that all processes need.
+
+    Raises:
+        OptionError: The device cannot be used with Ray, or the cluster cannot be used.
+        UnetkitError: A node has other versions than this machine.
+    """
     from unetkit.bench.ray_engine import run_on_ray
 
     gpus = {"": None, "cpu": 0, "cuda": 1}
-    if choices.device not in gpus:
-        raise OptionError(f"--device {choices.device}: on a cluster it is cpu or cuda; Ray finds which")
+    if config.device not in gpus:
+        raise OptionError(f"--device {config.device}: must be cpu or cuda with --engine ray, which selects the GPUs")
     return run_on_ray(
         tasks,
-        ask,
-        address=choices.ray_address,
-        gpus=gpus[choices.device],
-        slots=choices.jobs,
-        threads=choices.threads,
+        target,
+        address=config.ray_address,
+        gpus=gpus[config.device],
+        slots=config.jobs,
+        threads=config.threads,
         timeout=timeout,
         preload=preload,
     )
 
 
 @contextmanager
-def device_lock(devices: Iterable[str], notice: Notice) -> Iterator[None]:
-    """Have devices of this machine to oneself among benchmarks; wait for those that another has, and say so."""
-    with ExitStack() as held:
+def device_lock(devices: Iterable[str], on_notice: NoticeCallback) -> Iterator[None]:
+    """Keep other benchmarks on this machine off devices; wait first for those that another benchmark uses.
+
+    Args:
+        devices: such as "cpu" or "cuda:0".
+        on_notice: called if a device has to be waited for.
+    """
+    with ExitStack() as stack:
         for device in sorted({*devices}):
             lock = FileLock(Path(tempfile.gettempdir(), f"unetkit-bench-{device.replace(':', '-')}.lock"), mode=0o666)
             try:
                 lock.acquire(timeout=0)
             except Timeout:
-                notice(f"another benchmark is timing on {device} of this machine; waits for its end")
+                on_notice(f"waiting for another benchmark, which is timing on {device} of this machine")
                 lock.acquire()
             except OSError:
-                continue  # another user's lock cannot be opened, and a benchmark need not fail for it
-            held.callback(lock.release)
+                continue  # the lock file belongs to another user and cannot be opened; that must not stop a benchmark
+            stack.callback(lock.release)
         yield
 
 
-def select_devices(asked: str, gpus: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The devices that are meant, each with its name: all GPUs, or the CPU where there is none, if "".
+def select_devices(requested: str, gpus: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the devices that an option means, as (device, name) pairs.
 
-    Raises OptionError for one that there is not.
+    Args:
+        requested: "cpu", "cuda" for all GPUs, or a list such as "cuda:0,cuda:2"; all GPUs if "", or the CPU if there
+            are none.
+        gpus: (device, name) pairs of the GPUs of this machine.
+
+    Raises:
+        OptionError: A device does not exist.
     """
-    known = dict(gpus)
-    if asked == "cpu" or (not asked and not known):
+    names = dict(gpus)
+    if requested == "cpu" or (not requested and not names):
         return [("cpu", "")]
-    wanted = [*known] if asked in ("", "cuda") else asked.split(",")
-    for device in wanted or ["cuda"]:
-        if device not in known:
-            has = f"there are {', '.join(known)}" if known else "torch finds no GPU; leave it out for the CPU"
-            raise OptionError(f"--device {asked}: there is no {device}; {has}")
-    return [(device, known[device]) for device in wanted]
+    devices = [*names] if requested in ("", "cuda") else requested.split(",")
+    for device in devices or ["cuda"]:
+        if device not in names:
+            advice = f"there are {', '.join(names)}" if names else "torch finds no GPU; leave it out to use the CPU"
+            raise OptionError(f"--device {requested}: {device} does not exist; {advice}")
+    return [(device, names[device]) for device in devices]

@@ -1,4 +1,9 @@
-"""From lists of words to the combinations that are measured. Nothing here imports torch."""
+"""The grid of a benchmark: from lists of options to the cases that are measured, and what identifies a case.
+
+`parse_axis` reads the values of one option, `make_plans` combines them into plans, `make_cases` combines plans with
+input sizes, batch sizes and modes, and `exclude_cases` removes cases. `row_id` and `cache_key` are digests of a case.
+The module imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -24,92 +29,20 @@ from unetkit.registry import KINDS, Parts, Plugin
 from unetkit.resolve import canonical_plan, kind_of, resolve, signature_of
 from unetkit.utils.formatting import Size
 
-
-def row_id(plan: Plan, *condition: object) -> str:
-    """A digest of a combination and its condition, the same in every run.
-
-    Raises OptionError for a plan that another process could not be sent.
-    """
-    try:
-        factories = [pickle.dumps(spec.factory) for spec in _factories([plan])]
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        where = "a part given as a class or function is defined at the top of a module"
-        raise OptionError(f"a plan cannot be sent to another process, where it is measured: {error}; {where}") from None
-    return _short("\0".join(map(str, (plan, *condition))).encode(), *factories)
-
-
-def cache_key(case: Case, baseline: str, owners: set[str], host: PluginManager) -> str:
-    """A digest of a row and of all the code that has a part in it but unetkit's: what is edited is measured again.
-
-    Args:
-        case: the row.
-        baseline: the line that it is timed against, where one is chosen.
-        owners: of the metrics.
-        host: the plugins.
-    """
-    plans = [case.plan, *([Plan.parse(baseline)] if baseline else [])]
-    owners = owners.union(*(_owners(plan, host) for plan in plans)) - {"unetkit"}
-    used = [p for p in host.loaded() if p.name in owners or host.implements("unetkit_wrap_model", p)]
-    code = [f"{plugin} {_digest(plugin)}" for plugin in used]
-    return _short(json.dumps([case.id, *code, *map(_source, _factories(plans))]).encode())
-
-
-def _owners(plan: Plan, host: PluginManager) -> set[str]:
-    """Of a plan's parts; none where names are unknown."""
-    try:
-        whole, _ = resolve(plan, host.parts)
-        specs = [(word, spec) for word, spec in whole.specs() if spec.factory is None and str(spec) != "none"]
-        return {host.parts[kind_of(word)].get(spec.name).owner for word, spec in specs}
-    except UnetkitError:
-        return set()
-
-
-def _factories(plans: list[Plan]) -> Iterator[PartSpec]:
-    return (spec for plan in plans for _, spec in plan.specs() if spec.factory is not None)
-
-
-def _source(spec: PartSpec) -> str:
-    try:
-        return inspect.getsource(getattr(spec.factory, "func", spec.factory))  # type: ignore[arg-type]
-    except (OSError, TypeError):
-        return ""
-
-
-def _digest(plugin: Plugin) -> str:
-    """Of every source file of a plugin's module, or of the package that it is."""
-    file = Path(plugin.target).expanduser()
-    if file.is_file():
-        return _short(file.read_bytes())
-    try:
-        spec = find_spec(plugin.target.partition(":")[0])
-    except (ImportError, ValueError):
-        spec = None
-    places = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
-    files = [path for place in places for path in sorted(place.rglob("*.py"))]
-    files += [Path(spec.origin)] if spec and spec.origin and not places else []
-    return _short(*(path.read_bytes() for path in files))
-
-
-def _short(*parts: bytes) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "big") + part)
-    return digest.hexdigest()[:12]
-
-
-_RUNS = ("eager", "compiled")
+_EXECUTIONS = ("eager", "compiled")
 _DTYPES = ("float32", "bfloat16", "float16")
-_WORDS = (*_RUNS, "channels_last", *_DTYPES)
+_MODE_WORDS = (*_EXECUTIONS, "channels_last", *_DTYPES)
+_VALID_MODES = "the modes are eager and compiled, optionally followed by +channels_last, +bfloat16 or +float16"
 
 
 @dataclass(frozen=True)
 class Mode:
-    """`str` writes it shortest: "eager", "compiled+channels_last+bfloat16".
+    """An execution mode. `str` returns its shortest form, such as "eager" or "compiled+channels_last+bfloat16".
 
     Attributes:
-        compiled: whether torch.compile, with its defaults, is used.
-        channels_last: whether weights and input are NHWC in memory.
-        dtype: "bfloat16" or "float16" is run under torch.autocast; weights stay in float32.
+        compiled: use torch.compile with its default settings.
+        channels_last: store weights and input in NHWC memory format.
+        dtype: "float32", or "bfloat16" or "float16" to run under torch.autocast; weights stay in float32.
     """
 
     compiled: bool = False
@@ -118,219 +51,68 @@ class Mode:
 
     @classmethod
     def parse(cls, text: str) -> Mode:
-        """Read words joined by plus, in any order. Raises OptionError."""
+        """Parse words that are joined by plus signs, in any order.
+
+        Args:
+            text: such as "compiled+bfloat16".
+
+        Raises:
+            OptionError: A word is unknown, or two words contradict each other.
+        """
         words = text.split("+")
         for word in words:
-            if word not in _WORDS:
-                raise OptionError(f"--mode {text}: no mode is called {word!r}{did_you_mean(word, _WORDS)}; {_HAS}")
-        for group in (_RUNS, _DTYPES):
+            if word not in _MODE_WORDS:
+                hint = did_you_mean(word, _MODE_WORDS)
+                raise OptionError(f"--mode {text}: no mode is called {word!r}{hint}; {_VALID_MODES}")
+        for group in (_EXECUTIONS, _DTYPES):
             if len(both := [word for word in words if word in group]) > 1:
-                raise OptionError(
-                    f"--mode {text}: {' and '.join(both)} contradict each other; modes are listed by commas"
-                )
+                raise OptionError(f"--mode {text}: {' and '.join(both)} exclude each other; separate modes by commas")
         dtype = next((word for word in words if word in _DTYPES), "float32")
         return cls("compiled" in words, "channels_last" in words, dtype)
 
     def __str__(self) -> str:
         more = ["channels_last"] * self.channels_last + [self.dtype] * (self.dtype != "float32")
-        return "+".join([_RUNS[self.compiled], *more])
-
-
-_HAS = "there are eager and compiled, and after a + channels_last, bfloat16 and float16 (autocast)"
-
-
-#: Words of a plan that are none of a grid's: weights change no cost, and one seed serves all rows.
-NOT_ASKED = ("size", "pretrained", "seed")
-#: The words that a grid takes lists of, in order.
-AXES = tuple(word for word in PLAN_FIELDS if word.name not in NOT_ASKED)
-#: Beside a whole model only these are said.
-_BESIDE_MODEL = ("model", "encoder", "in_channels", "classes")
-#: What a row of parts has as its model, where other rows are whole models.
-OF_PARTS = "unet"
-_KINDS = {kind.word for kind in KINDS}
+        return "+".join([_EXECUTIONS[self.compiled], *more])
 
 
 @dataclass(frozen=True)
 class Case:
-    """One combination under one condition.
+    """A model under one condition, which becomes a row when it is measured.
 
     Attributes:
-        plan: of the network; its size is the input's, where that is asked.
-        batch: images in an input.
-        mode: how it runs.
-        factors: as `unetkit.bench.results.Row` has them.
+        plan: plan of the model; its size is the input size, if one is given.
+        batch_size: number of images in the input.
+        mode: execution mode.
+        factors: (name, value) pairs, as in `unetkit.bench.results.BenchRow.factors`.
     """
 
     plan: Plan
-    batch: int
+    batch_size: int
     mode: Mode
     factors: tuple[tuple[str, str], ...]
 
     @property
     def id(self) -> str:
-        """A digest of the combination and its condition, the same in every run."""
-        return row_id(self.plan, self.batch, self.mode)
+        """A digest of the model and the condition that is equal in all runs."""
+        return row_id(self.plan, self.batch_size, self.mode)
 
 
-def parse_axis(word: str, texts: Iterable[str], parts: Parts) -> list[str]:
-    """The values that an axis is given: lists by commas, globs of names, or the option again.
-
-    A comma within a part's options goes on with them: `bilinear,transposed:kernel=4,init=bilinear` are two. Widths
-    hold commas themselves, so each list of them is a value.
-
-    Raises:
-        UnknownNameError: a glob that no name matches.
-        OptionError: what is no list.
-    """
-    each = texts if word == "widths" else split_axis(word, texts)
-    found = [*dict.fromkeys(name for item in each for name in _matching(word, item, parts))]
-    for name in found:
-        canonical_plan(Plan.of(**{word: name}), parts)  # a wrong name or option is a slip, and no combination
-    return found
-
-
-def split_axis(word: str, texts: Iterable[str]) -> list[str]:
-    """What stands between commas, and between the option and the option again."""
-    return [item for text in texts for item in _items(word, text)]
-
-
-def _items(word: str, text: str) -> list[str]:
-    try:
-        found = split_items(text)
-    except ValueError as error:
-        raise OptionError(f"--{word.replace('_', '-')} {text}: {error}") from None
-    if not all(found):
-        raise OptionError(f"--{word.replace('_', '-')} {text}: nothing stands before or after a comma")
-    return found
-
-
-def _matching(word: str, item: str, parts: Parts) -> list[str]:
-    name, colon, options = item.partition(":")
-    if kind_of(word) not in _KINDS or not any(sign in name for sign in "*?["):
-        return [item]
-    # A bare glob is about names as they are said, not about another library's part of a name that is taken.
-    entries = [e for e in parts[kind_of(word)].find(name) if "/" in name or word == "model" or not e.sourced]
-    found = [entry.qualified_name + colon + options for entry in entries]
-    if not found:
-        kind = parts[kind_of(word)].kind
-        raise UnknownNameError(f"--{word} {item}: no {kind.title} matches; `unetkit list {kind.attribute}` lists all")
-    return found
-
-
-def make_plans(words: Mapping[str, Sequence[str]], parts: Parts) -> list[Plan]:
-    """Every combination of words as a plan; whole models take what they take, beside the others.
-
-    Raises:
-        BuildError: nothing says which encoder.
-        UnetkitError: a value that its word cannot take.
-    """
-    asked = {word.name: words[word.name] for word in AXES if words.get(word.name)}
-    models = asked.pop("model", [])
-    found: list[Plan] = []
-    if "encoder" in asked or "recipe" in asked:
-        found += _product(asked)
-    elif not models or asked.keys() - {*_BESIDE_MODEL}:
-        raise BuildError("nothing says which encoders; give --encoder (such as resnet18,resnet34), --recipe or --model")
-    for model in models:
-        beside = {name: asked[name] for name in _BESIDE_MODEL if name in asked}
-        spec = Plan.of(model=model).model
-        if spec and "encoder" not in {option.name for option in signature_of("model", spec, parts).options}:
-            beside.pop("encoder", None)
-        found += _product({"model": [model], **beside})
-    return [*dict.fromkeys(found)]
-
-
-def _product(asked: Mapping[str, Sequence[str]]) -> Iterator[Plan]:
-    for chosen in product(*asked.values()):
-        yield Plan.of(**dict(zip(asked, chosen, strict=True)))
-
-
-def make_cases(
-    found: Sequence[Plan], sizes: Sequence[Any], batches: Sequence[int], modes: Sequence[Mode]
-) -> list[Case]:
-    """Every plan under every condition, in order.
-
-    Args:
-        found: plans; a size that one says is left where `sizes` is empty.
-        sizes: input sizes, as a plan takes them.
-        batches: images in an input.
-        modes: how networks run.
-    """
-    with_models = any(plan.model is not None for plan in found)
-    made: dict[str, Case] = {}
-    for plan, size, batch, mode in product(found, sizes or [None], batches, modes):
-        sized = plan if size is None else Plan.of(size=size).with_defaults(plan)
-        case = Case(sized, batch, mode, _factors(sized, batch, mode, with_models=with_models))
-        made.setdefault(case.id, case)
-    return [*made.values()]
-
-
-def _factors(plan: Plan, batch: int, mode: Mode, *, with_models: bool) -> tuple[tuple[str, str], ...]:
-    said = _words(replace(plan, size=None, seed=None, pretrained=None))
-    first = {"model": OF_PARTS} if with_models and plan.model is None else {}
-    size = _words(Plan(size=plan.size)).get("size", "own")
-    return tuple({**first, **said, "size": size, "batch": str(batch), "mode": str(mode)}.items())
-
-
-def _words(plan: Plan) -> dict[str, str]:
-    """The words of a plan as text."""
-    tokens = shlex.split(str(plan))
-    return {flag[2:].replace("-", "_"): value for flag, value in zip(tokens[::2], tokens[1::2], strict=True)}
-
-
-def exclude_cases(found: Sequence[Case], excepted: Iterable[str]) -> list[Case]:
-    """The cases that no line of `excepted` matches: `--encoder resnet50 --batch-size 8,16` matches both such batches.
-
-    Raises:
-        OptionError: a line that is none, or matches no row.
-    """
-    left = [*found]
-    for line in excepted:
-        wanted = _wanted(line, {name for case in found for name, _ in case.factors})
-        kept = [case for case in left if not all(_is(dict(case.factors), *pair) for pair in wanted.items())]
-        if len(kept) == len(left):
-            raise OptionError(f"--exclude {line!r} matches no row that is left; `--dry-run` shows the rows")
-        left = kept
-    return left
-
-
-def _wanted(line: str, known: set[str]) -> dict[str, list[str]]:
-    try:
-        tokens = shlex.split(line)
-    except ValueError as error:
-        raise OptionError(f"--exclude {line!r}: {error}") from None
-    flags, given = tokens[::2], tokens[1::2]
-    if not tokens or len(flags) != len(given) or not all(flag.startswith("--") for flag in flags):
-        raise OptionError(
-            f"--exclude {line!r}: takes words as a row has them, such as '--encoder resnet50 --batch-size 8'"
-        )
-    names = [flag[2:].replace("-", "_") for flag in flags]
-    for name in names:
-        if name not in known:
-            raise UnknownNameError(f"--exclude {line!r}: no row has a {name!r}{did_you_mean(name, known)}")
-    return {name: _items(name, text) for name, text in zip(names, given, strict=True)}
-
-
-def _is(factors: Mapping[str, str], name: str, patterns: Sequence[str]) -> bool:
-    return name in factors and any(fnmatchcase(factors[name], pattern) for pattern in patterns)
-
-
-#: What every child imports; smp takes seconds more, and is added where a row asks for it.
+#: Modules that the processes of all rows need. smp takes seconds to import, so it is added only if a row needs it.
 PRELOAD = ("unetkit.bench.worker", "timm")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A case and all that its child needs to know.
+    """A case with everything that the process which measures it has to know.
 
     Attributes:
-        case: what is measured.
-        baseline: the network that it is timed against, under the size and batch of the case.
-        baseline_mode: how that runs.
-        size: of the input, where it is known already.
-        metrics: the names of what is measured.
-        rules: for how long and how precisely.
-        plugins: named beside what is installed.
+        case: the case.
+        baseline: plan of the model that it is timed against, with the input size and batch size of the case.
+        baseline_mode: execution mode of the baseline.
+        size: input size (height, width), if it is known already.
+        metrics: names of the metrics to measure.
+        timing_config: settings of the timings.
+        plugins: files and modules to load in addition to the installed plugins.
     """
 
     case: Case
@@ -338,5 +120,262 @@ class Trial:
     baseline_mode: Mode
     size: Size | None
     metrics: tuple[str, ...]
-    rules: TimingConfig
+    timing_config: TimingConfig
     plugins: tuple[str, ...] = ()
+
+
+#: Fields of a plan that are not part of the grid: weights do not change the cost, and all rows share one seed.
+EXCLUDED_FIELDS = ("size", "pretrained", "seed")
+#: Fields of a plan that the grid takes lists of, in order.
+AXES = tuple(field for field in PLAN_FIELDS if field.name not in EXCLUDED_FIELDS)
+#: Fields that also apply to whole models; all others describe the parts of a U-Net.
+_MODEL_FIELDS = ("model", "encoder", "in_channels", "classes")
+#: Value of the factor "model" of a U-Net that is made of parts, if other rows are whole models.
+UNET_MODEL = "unet"
+_KIND_FIELDS = {kind.word for kind in KINDS}
+
+
+def parse_axis(field: str, texts: Iterable[str], parts: Parts) -> list[str]:
+    """Return the values of one field: the items of comma-separated lists, with globs replaced by the names they match.
+
+    A comma inside the options of a part belongs to them: `bilinear,transposed:kernel=4,init=bilinear` has two items.
+    Widths contain commas themselves, so each text is one value of that field.
+
+    Args:
+        field: name of the field of a plan, such as "encoder".
+        texts: the values of all occurrences of the option.
+        parts: parts in which names are looked up.
+
+    Raises:
+        UnknownNameError: A name does not exist, or a glob matches nothing.
+        OptionError: A list or the options of a part are malformed.
+    """
+    items = texts if field == "widths" else split_axis(field, texts)
+    values = [*dict.fromkeys(value for item in items for value in _expand_glob(field, item, parts))]
+    for value in values:
+        canonical_plan(Plan.of(**{field: value}), parts)  # reports a mistyped name before any row is measured
+    return values
+
+
+def split_axis(field: str, texts: Iterable[str]) -> list[str]:
+    """Split comma-separated lists into their items.
+
+    Args:
+        field: name of the option, for error messages.
+        texts: the values of all occurrences of the option.
+
+    Raises:
+        OptionError: A list is malformed.
+    """
+    return [item for text in texts for item in _split_list(field, text)]
+
+
+def _split_list(field: str, text: str) -> list[str]:
+    option = f"--{field.replace('_', '-')} {text}"
+    try:
+        items = split_items(text)
+    except ValueError as error:
+        raise OptionError(f"{option}: {error}") from None
+    if not all(items):
+        raise OptionError(f"{option}: an item of the list is empty; remove a comma")
+    return items
+
+
+def _expand_glob(field: str, item: str, parts: Parts) -> list[str]:
+    name, colon, options = item.partition(":")
+    if kind_of(field) not in _KIND_FIELDS or not any(sign in name for sign in "*?["):
+        return [item]
+    # Without a library, as in "resnet*", a glob leaves out the names of another library that need its prefix.
+    entries = [e for e in parts[kind_of(field)].find(name) if "/" in name or field == "model" or not e.sourced]
+    names = [entry.qualified_name + colon + options for entry in entries]
+    if not names:
+        kind = parts[kind_of(field)].kind
+        raise UnknownNameError(f"--{field} {item}: no {kind.title} matches; `unetkit list {kind.attribute}` lists all")
+    return names
+
+
+def make_plans(axes: Mapping[str, Sequence[str]], parts: Parts) -> list[Plan]:
+    """Combine the values of all fields into plans.
+
+    Whole models are combined only with the fields that apply to them, and come after the models made of parts.
+
+    Args:
+        axes: the values of each field, by its name.
+        parts: parts in which names are looked up.
+
+    Raises:
+        BuildError: No encoder, recipe or model is given.
+        UnetkitError: A value does not fit its field.
+    """
+    axes = {field.name: axes[field.name] for field in AXES if axes.get(field.name)}
+    models = axes.pop("model", [])
+    plans: list[Plan] = []
+    if "encoder" in axes or "recipe" in axes:
+        plans += _combine(axes)
+    elif not models or axes.keys() - {*_MODEL_FIELDS}:
+        raise BuildError("no encoder is given; give --encoder, such as resnet18,resnet34, or --recipe or --model")
+    for model in models:
+        model_axes = {name: axes[name] for name in _MODEL_FIELDS if name in axes}
+        spec = Plan.of(model=model).model
+        if spec and "encoder" not in {option.name for option in signature_of("model", spec, parts).options}:
+            model_axes.pop("encoder", None)
+        plans += _combine({"model": [model], **model_axes})
+    return [*dict.fromkeys(plans)]
+
+
+def _combine(axes: Mapping[str, Sequence[str]]) -> Iterator[Plan]:
+    for values in product(*axes.values()):
+        yield Plan.of(**dict(zip(axes, values, strict=True)))
+
+
+def make_cases(
+    plans: Sequence[Plan], sizes: Sequence[Any], batch_sizes: Sequence[int], modes: Sequence[Mode]
+) -> list[Case]:
+    """Combine plans with all conditions, in order and without duplicates.
+
+    Args:
+        plans: plans of the models.
+        sizes: input sizes, such as 256 or (480, 640); if empty, the size of each plan.
+        batch_sizes: numbers of images in an input.
+        modes: execution modes.
+    """
+    has_models = any(plan.model is not None for plan in plans)
+    cases: dict[str, Case] = {}
+    for plan, size, batch_size, mode in product(plans, sizes or [None], batch_sizes, modes):
+        sized = plan if size is None else Plan.of(size=size).with_defaults(plan)
+        case = Case(sized, batch_size, mode, _factors(sized, batch_size, mode, has_models=has_models))
+        cases.setdefault(case.id, case)
+    return [*cases.values()]
+
+
+def _factors(plan: Plan, batch_size: int, mode: Mode, *, has_models: bool) -> tuple[tuple[str, str], ...]:
+    fields = _fields_as_text(replace(plan, size=None, seed=None, pretrained=None))
+    first = {"model": UNET_MODEL} if has_models and plan.model is None else {}
+    size = _fields_as_text(Plan(size=plan.size)).get("size", "own")
+    condition = {"size": size, "batch_size": str(batch_size), "mode": str(mode)}
+    return tuple({**first, **fields, **condition}.items())
+
+
+def _fields_as_text(plan: Plan) -> dict[str, str]:
+    """Return the fields that a plan sets, as text."""
+    tokens = shlex.split(str(plan))
+    return {flag[2:].replace("-", "_"): value for flag, value in zip(tokens[::2], tokens[1::2], strict=True)}
+
+
+def exclude_cases(cases: Sequence[Case], exclusions: Iterable[str]) -> list[Case]:
+    """Remove the cases that match a line such as `--encoder resnet50 --batch-size 8,16`.
+
+    Args:
+        cases: the cases of a grid.
+        exclusions: lines of options; each takes a list, which may contain globs. A case matches if it matches them all.
+
+    Raises:
+        OptionError: A line is malformed, or matches no case.
+        UnknownNameError: No case has an option of that name.
+    """
+    remaining = [*cases]
+    for line in exclusions:
+        patterns = _parse_exclusion(line, {name for case in cases for name, _ in case.factors})
+        kept = [case for case in remaining if not all(_matches(dict(case.factors), *pair) for pair in patterns.items())]
+        if len(kept) == len(remaining):
+            raise OptionError(f"--exclude {line!r} matches none of the remaining rows; `--dry-run` lists the rows")
+        remaining = kept
+    return remaining
+
+
+def _parse_exclusion(line: str, known: set[str]) -> dict[str, list[str]]:
+    try:
+        tokens = shlex.split(line)
+    except ValueError as error:
+        raise OptionError(f"--exclude {line!r}: {error}") from None
+    flags, values = tokens[::2], tokens[1::2]
+    if not tokens or len(flags) != len(values) or not all(flag.startswith("--") for flag in flags):
+        example = "'--encoder resnet50 --batch-size 8'"
+        raise OptionError(f"--exclude {line!r}: must consist of options with a value each, such as {example}")
+    names = [flag[2:].replace("-", "_") for flag in flags]
+    for name in names:
+        if name not in known:
+            raise UnknownNameError(f"--exclude {line!r}: no row has an option {name!r}{did_you_mean(name, known)}")
+    return {name: _split_list(name, text) for name, text in zip(names, values, strict=True)}
+
+
+def _matches(factors: Mapping[str, str], name: str, patterns: Sequence[str]) -> bool:
+    return name in factors and any(fnmatchcase(factors[name], pattern) for pattern in patterns)
+
+
+def row_id(plan: Plan, *condition: object) -> str:
+    """Return a digest of a model and its condition that is equal in all runs.
+
+    Args:
+        plan: plan of the model.
+        condition: what else tells rows apart, such as batch size and mode.
+
+    Raises:
+        OptionError: The plan cannot be sent to another process.
+    """
+    try:
+        factories = [pickle.dumps(spec.factory) for spec in _factories([plan])]
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        advice = "define a part that is given as a class or function at the top level of a module"
+        raise OptionError(f"the plan cannot be sent to the process that measures it: {error}; {advice}") from None
+    return _short_digest("\0".join(map(str, (plan, *condition))).encode(), *factories)
+
+
+def cache_key(case: Case, baseline: str, owners: set[str], manager: PluginManager) -> str:
+    """Return a digest of a case and of all code outside unetkit that it uses, so that an edit causes a new measurement.
+
+    Args:
+        case: the case.
+        baseline: line of the baseline, if one is given.
+        owners: names of the plugins that own the metrics.
+        manager: the loaded plugins.
+    """
+    plans = [case.plan, *([Plan.parse(baseline)] if baseline else [])]
+    owners = owners.union(*(_part_owners(plan, manager) for plan in plans)) - {"unetkit"}
+    used = [p for p in manager.loaded() if p.name in owners or manager.implements("unetkit_wrap_model", p)]
+    code = [f"{plugin} {_plugin_digest(plugin)}" for plugin in used]
+    return _short_digest(json.dumps([case.id, *code, *map(_source_code, _factories(plans))]).encode())
+
+
+def _part_owners(plan: Plan, manager: PluginManager) -> set[str]:
+    """Return the names of the plugins that own the parts of a plan; none if the plan has unknown names."""
+    try:
+        resolved, _ = resolve(plan, manager.parts)
+        specs = [(field, spec) for field, spec in resolved.specs() if spec.factory is None and str(spec) != "none"]
+        return {manager.parts[kind_of(field)].get(spec.name).owner for field, spec in specs}
+    except UnetkitError:
+        return set()
+
+
+def _factories(plans: list[Plan]) -> Iterator[PartSpec]:
+    """Yield the parts that are given as a class or function."""
+    return (spec for plan in plans for _, spec in plan.specs() if spec.factory is not None)
+
+
+def _source_code(spec: PartSpec) -> str:
+    try:
+        return inspect.getsource(getattr(spec.factory, "func", spec.factory))  # type: ignore[arg-type]
+    except (OSError, TypeError):
+        return ""
+
+
+def _plugin_digest(plugin: Plugin) -> str:
+    """Return a digest of a plugin's module, or of all source files if it is a package."""
+    file = Path(plugin.target).expanduser()
+    if file.is_file():
+        return _short_digest(file.read_bytes())
+    try:
+        spec = find_spec(plugin.target.partition(":")[0])
+    except (ImportError, ValueError):
+        spec = None
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
+    files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
+    files += [Path(spec.origin)] if spec and spec.origin and not folders else []
+    return _short_digest(*(path.read_bytes() for path in files))
+
+
+def _short_digest(*contents: bytes) -> str:
+    digest = hashlib.sha256()
+    for content in contents:
+        digest.update(len(content).to_bytes(8, "big") + content)
+    return digest.hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""What can be measured: names and the functions behind them, unetkit's own and plugins'. Nothing here imports torch."""
+"""The registered metrics: those of unetkit and those of plugins. The module imports no torch."""
 
 from __future__ import annotations
 
@@ -6,34 +6,10 @@ from unetkit.errors import OptionError
 from unetkit.plugins import PluginManager
 from unetkit.registry import Metric, Metrics
 
-
-def builtin_metrics() -> Metrics:
-    """Register the metrics that unetkit brings."""
-    metrics = Metrics()
-    for name, unit, timed in _BUILTIN:
-        metrics.add(name, f"unetkit.bench.builtin_metrics:{name.replace('-', '_')}", unit=unit, timed=timed)
-    return metrics
-
-
-def metrics_of(host: PluginManager) -> Metrics:
-    """The built-in ones, and those that plugins add. A plugin whose hook fails, or takes a name, costs a line."""
-    metrics = builtin_metrics()
-    for plugin in host.loaded():
-        with host.isolated(plugin):
-            staged = Metrics(plugin.name, dict(metrics.entries))
-            host.call_one("unetkit_register_metrics", plugin)(metrics=staged)
-            for metric in staged:
-                if not isinstance(metric, Metric):
-                    raise OptionError(f"metric {metric!r} is none; add it by metrics.add(name, function)")
-                metric.info  # noqa: B018  # what cannot be described would fail every row
-            metrics.entries = staged.entries
-    return metrics
-
-
-#: What needs no weights: measured of all rows before any is timed.
-ANALYTIC = ("parameters", "macs", "activations")
-#: Name, unit, whether it is timed. What is cheap stands first, and what is measured in an untouched process before
-#: what loads more into it.
+#: Metrics that need no weights; they are computed for all rows before any row is timed.
+ANALYTIC_METRICS = ("parameters", "macs", "activations")
+#: Name, unit, and whether it is timed, in the order of measurement: cheap metrics first, and metrics that need a fresh
+#: process before those that load more into it.
 _BUILTIN = (
     ("parameters", "", False),
     ("macs", "", False),
@@ -45,3 +21,32 @@ _BUILTIN = (
     ("latency", "s", True),
     ("training", "s", True),
 )
+
+
+def register_builtin_metrics() -> Metrics:
+    """Create a registry with the metrics of unetkit."""
+    metrics = Metrics()
+    for name, unit, is_timed in _BUILTIN:
+        metrics.add(name, f"unetkit.bench.builtin_metrics:{name.replace('-', '_')}", unit=unit, timed=is_timed)
+    return metrics
+
+
+def collect_metrics(manager: PluginManager) -> Metrics:
+    """Create a registry with the metrics of unetkit and of plugins.
+
+    If a plugin fails to register its metrics, none of them is added, and one line on stderr reports it.
+
+    Args:
+        manager: the loaded plugins.
+    """
+    metrics = register_builtin_metrics()
+    for plugin in manager.loaded():
+        with manager.isolated(plugin):
+            staged = Metrics(plugin.name, dict(metrics.entries))
+            manager.call_one("unetkit_register_metrics", plugin)(metrics=staged)
+            for metric in staged:
+                if not isinstance(metric, Metric):
+                    raise OptionError(f"{metric!r} is not a Metric; add metrics with metrics.add(name, function)")
+                metric.info  # noqa: B018  # raises here if it cannot be described, rather than in every row
+            metrics.entries = staged.entries
+    return metrics

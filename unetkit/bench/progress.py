@@ -1,4 +1,8 @@
-"""A run as it goes on: a bar, the table as it fills and the best so far on a terminal; a line a row elsewhere."""
+"""The progress display of a benchmark.
+
+In a terminal it shows a progress bar, the table of rows as it grows, and the fastest row so far; elsewhere it prints a
+line for each row.
+"""
 
 from __future__ import annotations
 
@@ -20,87 +24,102 @@ from unetkit.bench.runner import BenchRunner
 from unetkit.bench.statistics import estimate_ratio, format_interval, quantile
 from unetkit.utils.formatting import format_seconds
 
-#: Rows of the table that stay in sight.
-_SEEN = 12
-#: Seconds between two lines about what is examined, where there is no terminal.
-_PAUSE = 30.0
+#: Number of rows that the table shows.
+_VISIBLE_ROWS = 12
+#: Seconds between two lines about rows that are checked, if there is no terminal.
+_SECONDS_BETWEEN_LINES = 30.0
 
 
 class BenchProgress:
-    """Follows a leader on stderr."""
+    """A display of a runner's progress on stderr. It replaces the callbacks of the runner.
 
-    def __init__(self, leader: BenchRunner, folder: Path) -> None:
+    Args:
+        runner: the benchmark.
+        folder: folder of its results.
+    """
+
+    def __init__(self, runner: BenchRunner, folder: Path) -> None:
         self.console = Console(stderr=True, highlight=False)
         self.rows: list[tuple[str, ...]] = []
-        self._best, self._least = inf, ""
-        self._said = monotonic()
+        self._best_ratio, self._best_line = inf, ""
+        self._last_notice_time = monotonic()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._bar = Progress(
-            *columns, TextColumn("gone,"), TimeRemainingColumn(), TextColumn("left"), console=self.console
+            *columns, TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"), console=self.console
         )
-        self._task = self._bar.add_task("examining", total=None)
-        self._timed = next((metric.name for metric in leader.metrics if metric.timed), "")
-        self._varied = varied([dict(case.factors) for case in leader.cases])
-        self._notice(f"{len(leader.cases)} row{'s' * (len(leader.cases) > 1)}, in {folder}")
-        leader.notice, leader.progress, leader.planning = self._notice, self._examined, self._planned
+        self._task = self._bar.add_task("checking", total=None)
+        self._timed_metric = next((metric.name for metric in runner.metrics if metric.timed), "")
+        self._varied = varied([dict(case.factors) for case in runner.cases])
+        self._print_notice(f"{len(runner.cases)} row{'s' * (len(runner.cases) > 1)}, in {folder}")
+        runner.on_notice = self._print_notice
+        runner.on_dry_build = self._update_dry_build
+        runner.on_plan = self._start_measuring
 
     def follow(self, rows: Iterable[BenchRow]) -> None:
-        """Take every row, and show it."""
+        """Take all rows from an iterator, and show each."""
         if not self.console.is_terminal:
             for row in rows:
-                self._take(row)
-                self._line()
+                self._add_row(row)
+                self._print_last_row()
             return
-        with Live(self._shown(), console=self.console, refresh_per_second=4, transient=True) as live:
-            live.get_renderable = self._shown  # type: ignore[method-assign]
+        with Live(self._render(), console=self.console, refresh_per_second=4, transient=True) as live:
+            live.get_renderable = self._render  # type: ignore[method-assign]
             for row in rows:
-                self._take(row)
+                self._add_row(row)
 
-    def _take(self, row: BenchRow) -> None:
-        self.rows.append((self._named(row), *self._told(row)))
-        timing = row.timings.get(self._timed)
+    def _add_row(self, row: BenchRow) -> None:
+        self.rows.append((self._row_name(row), *self._row_result(row)))
+        timing = row.timings.get(self._timed_metric)
         ratio = estimate_ratio(timing).ratio if timing else inf
-        if ratio < self._best:
-            self._best, self._least = ratio, f"fastest so far, by the ratio: {', '.join(self.rows[-1])}"
+        if ratio < self._best_ratio:
+            self._best_ratio, self._best_line = (
+                ratio,
+                f"fastest so far, relative to the baseline: {', '.join(self.rows[-1])}",
+            )
         self._bar.advance(self._task)
 
-    def _notice(self, line: str) -> None:
+    def _print_notice(self, line: str) -> None:
         self.console.print(Text(line), soft_wrap=True)
 
-    def _examined(self, done: int, total: int) -> None:
+    def _update_dry_build(self, done: int, total: int) -> None:
         self._bar.update(self._task, completed=done, total=total)
-        if not self.console.is_terminal and monotonic() - self._said > _PAUSE:
-            self._said = monotonic()
-            self._notice(f"examined {done} of {total}")
+        if not self.console.is_terminal and monotonic() - self._last_notice_time > _SECONDS_BETWEEN_LINES:
+            self._last_notice_time = monotonic()
+            self._print_notice(f"{done} of {total} rows are checked")
 
-    def _planned(self, left: int, total: int) -> None:
-        """All are examined, and so many are left to be measured."""
-        self._bar.reset(self._task, description="measuring", total=left)
-        if left < total:
-            self._notice(f"{total - left} of them were measured before")
+    def _start_measuring(self, pending: int, total: int) -> None:
+        """Restart the bar after all rows are checked.
 
-    def _line(self) -> None:
-        name, *told = self.rows[-1]
-        self._notice(f"{len(self.rows)} of {self._bar.tasks[0].total:.0f}: {name}: {', '.join(told)}")
+        Args:
+            pending: number of rows that have to be measured.
+            total: number of all rows.
+        """
+        self._bar.reset(self._task, description="measuring", total=pending)
+        if pending < total:
+            self._print_notice(f"{total - pending} of them were measured before")
 
-    def _named(self, row: BenchRow) -> str:
+    def _print_last_row(self) -> None:
+        name, *result = self.rows[-1]
+        self._print_notice(f"{len(self.rows)} of {self._bar.tasks[0].total:.0f}: {name}: {', '.join(result)}")
+
+    def _row_name(self, row: BenchRow) -> str:
         return " ".join(row.factors[name] for name in self._varied if name in row.factors) or row.line
 
-    def _told(self, row: BenchRow) -> list[str]:
-        """What became of a row: its time and its ratio to the baseline, or its cause."""
-        timing = row.timings.get(self._timed)
+    def _row_result(self, row: BenchRow) -> list[str]:
+        """Return the time of a row and its ratio to the baseline, or its error."""
+        timing = row.timings.get(self._timed_metric)
         if timing is None:
-            return [row.cause or row.failures.get(self._timed, "") or "done"]
+            return [row.error or row.failures.get(self._timed_metric, "") or "done"]
         estimate = estimate_ratio(timing)
         median = format_seconds(quantile(timing.candidate, 0.5))
         return [median, f"{format_interval(estimate)} {estimate.verdict}"]
 
-    def _shown(self) -> Group:
+    def _render(self) -> Group:
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
         table.add_column("row", overflow="fold")
-        table.add_column(self._timed or "figures", justify="right")
-        table.add_column("to the baseline")
-        for row in self.rows[-_SEEN:]:
+        table.add_column(self._timed_metric or "result", justify="right")
+        table.add_column("ratio to the baseline")
+        for row in self.rows[-_VISIBLE_ROWS:]:
             table.add_row(*map(Text, row))
-        shown = [table] if self.rows else []
-        return Group(*shown, Text(self._least), self._bar)
+        tables = [table] if self.rows else []
+        return Group(*tables, Text(self._best_line), self._bar)

@@ -1,7 +1,11 @@
-"""What a benchmark measured, as plain data: a Run of Rows, each with figures and timings.
+"""The results of a benchmark: the data types, and the file `rows.jsonl` that stores them.
 
-Only what was measured is kept, every raw sample included; ratios, intervals and verdicts are worked out when it is read
-(`unetkit.bench.statistics`), so that better statistics serve old runs too.
+Only what was measured is stored, including every raw timing sample. Ratios, intervals and verdicts are computed when
+the results are read (`unetkit.bench.statistics`), so that improved statistics also apply to old runs.
+
+A folder holds one run, as JSON lines. The first line is the header. Each start of the command appends a line with the
+rows that it planned, and each measured row is appended and synced to disk before the next one is measured. If an id
+occurs twice, the row was measured again, and the later line counts. The module imports neither torch nor numpy.
 """
 
 from __future__ import annotations
@@ -20,97 +24,98 @@ from unetkit.utils.files import JsonLine, JsonLinesWriter, read_json_lines
 
 @dataclass(frozen=True)
 class Timing:
-    """One callable timed against the baseline's, round by round.
+    """Samples of one timed metric of a row, each paired with a sample of the baseline from the same round.
 
     Attributes:
-        candidate, baseline: seconds a call, one sample of each a round, in the order of the rounds. Within a round it
-            was drawn which of the two went first.
-        calls: how many calls a sample is the mean of: more than 1 where one is too short for the clock.
-        warmup: rounds before these, left out.
-        ended: "precise", where the interval was narrow enough, or "budget", where the time was up.
+        candidate, baseline: seconds for each call, one sample for each round, in the order of the rounds. Which of the
+            two is timed first is drawn at random in each round.
+        calls_per_sample: number of calls that a sample is the mean of, which is more than 1 for very short calls.
+        warmup_rounds: number of rounds that were run before these and discarded.
+        stop_reason: "precise" if the confidence interval became narrow enough, "budget" if the time was up.
     """
 
     candidate: tuple[float, ...]
     baseline: tuple[float, ...]
-    calls: int
-    warmup: int
-    ended: str
+    calls_per_sample: int
+    warmup_rounds: int
+    stop_reason: str
 
     @classmethod
-    def of(cls, data: dict[str, Any]) -> Timing:
-        """From plain data, as JSON gives it."""
+    def from_dict(cls, data: dict[str, Any]) -> Timing:
+        """Create a timing from plain data, as JSON stores it."""
         pairs = {name: tuple(data[name]) for name in ("candidate", "baseline")}
         return cls(**{**data, **pairs})
 
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One combination under one condition, and what became of it.
+    """One model under one condition, with its measurements or the error that prevented them.
 
     Attributes:
-        id: a digest of the combination and its condition, the same in every run: what `diff` matches rows by.
-        key: a digest of all that was measured, versions of plugins included: what resuming goes by.
-        factors: what the grid chose for this row, by the axis: {"encoder": "resnet34", "fuse": "add", "size": "256",
-            "batch": "8", "mode": "eager"}. size, batch and mode are always there.
-        line: the shortest line that builds the network, as `unetkit build` takes it; as asked, where it cannot be
+        id: digest of the model and the condition, equal in all runs; `unetkit bench diff` matches rows by it.
+        cache_key: digest of everything that was measured, including the code of plugins. A row is only measured again
+            if it changes.
+        factors: values that the grid chose for this row, by factor: {"encoder": "resnet34", "fuse": "add", "size":
+            "256", "batch_size": "8", "mode": "eager"}. The factors size, batch_size and mode are always present.
+        line: shortest line that builds the model, as `unetkit build` takes it; the requested line if it cannot be
             built.
-        size: height and width of the input, pixels.
-        batch: images in an input.
-        mode: "eager" or "compiled", then what else is on: "compiled+channels_last+bfloat16".
-        cause: why there are no figures, in one line; "" where the row was measured.
-        figures: a metric's name -> its number, in the metric's unit.
-        timings: a timed metric's name -> its samples.
-        failures: a metric's name -> why it alone has none.
-        warnings: what a reader should know of this row, one line each.
-        command: what measures this row again.
-        others: of the time of its cores, what other work took meanwhile; 0 where the system does not tell.
-        where: the device that it ran on, and the cores: "cpu 0-1, 2 threads" or "cuda:0 NVIDIA H100".
-        seconds: that the row took.
-        at: when it was done, ISO 8601, UTC.
+        size: input height and width in pixels.
+        batch_size: number of images in the input.
+        mode: "eager" or "compiled", followed by other settings: "compiled+channels_last+bfloat16".
+        error: why the row could not be measured, in one line; "" if it was measured.
+        values: result of each metric that is not timed, by name, in the metric's unit.
+        timings: samples of each timed metric, by name.
+        failures: error of each metric that failed although the row was measured, by name.
+        warnings: warnings about this row, one line each.
+        cpu_contention: fraction of the CPU time of the row's cores that other processes used; 0 if it is unknown.
+        command: command that measures this row again.
+        device: device that the row was measured on: "cpu, cores 0-1, 2 threads" or "cuda:0 NVIDIA H100, 8 threads".
+        seconds: time that the row took, in seconds.
+        measured_at: time at which the row was finished, ISO 8601, UTC.
     """
 
     id: str
-    key: str
+    cache_key: str
     factors: dict[str, str]
     line: str
     size: tuple[int, int]
-    batch: int
+    batch_size: int
     mode: str
-    cause: str = ""
-    figures: dict[str, float] = field(default_factory=dict)
+    error: str = ""
+    values: dict[str, float] = field(default_factory=dict)
     timings: dict[str, Timing] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    others: float = 0.0
+    cpu_contention: float = 0.0
     command: str = ""
-    where: str = ""
+    device: str = ""
     seconds: float = 0.0
-    at: str = ""
+    measured_at: str = ""
 
     @classmethod
-    def of(cls, data: dict[str, Any]) -> BenchRow:
-        """From plain data, as JSON gives it."""
-        timings = {name: Timing.of(timing) for name, timing in data.get("timings", {}).items()}
+    def from_dict(cls, data: dict[str, Any]) -> BenchRow:
+        """Create a row from plain data, as JSON stores it."""
+        timings = {name: Timing.from_dict(timing) for name, timing in data.get("timings", {}).items()}
         tuples: dict[str, Any] = {name: tuple(data[name]) for name in ("size", "warnings") if name in data}
         return cls(**{**data, **tuples, "timings": timings})
 
     @property
-    def measured(self) -> bool:
-        """Whether there are figures."""
-        return not self.cause
+    def is_measured(self) -> bool:
+        """True unless the row failed as a whole."""
+        return not self.error
 
 
 @dataclass(frozen=True)
 class Header:
-    """What stands once for all rows of a run: rows under another cannot be compared, so a folder has one.
+    """The settings and the environment that all rows of a run share, so that the rows can be compared.
 
     Attributes:
-        baseline: the line of the network that each row is timed against, under the row's own size and batch.
-        baseline_mode: the mode that it runs in.
-        metrics: what is measured.
-        settings: what else the command chose: {"budget": 20.0, "precision": 0.02, "seed": 0, "threads": 2, ...}.
+        baseline: line of the model that each row is timed against, with the row's own input size and batch size.
+        baseline_mode: execution mode of the baseline.
+        metrics: metrics that are measured.
+        settings: other settings of the command: {"budget": 20.0, "target_ci": 0.02, "seed": 0, "threads": 2, ...}.
         machine: {"cpu": ..., "cores": ..., "memory": ..., "gpus": [...], "system": ...}.
-        versions: {"unetkit": ..., "torch": ..., "timm": ..., "python": ...}.
+        versions: {"unetkit": ..., "torch": ..., "timm": ..., "Python": ...}.
     """
 
     baseline: str
@@ -121,158 +126,190 @@ class Header:
     versions: dict[str, str]
 
     @classmethod
-    def of(cls, data: dict[str, Any]) -> Header:
-        """From plain data, as JSON gives it."""
+    def from_dict(cls, data: dict[str, Any]) -> Header:
+        """Create a header from plain data, as JSON stores it."""
         return cls(**{**data, "metrics": tuple(MetricInfo(**metric) for metric in data["metrics"])})
 
 
 @dataclass(frozen=True)
 class BenchRun:
-    """A folder of results.
+    """The contents of a results folder.
 
     Attributes:
-        folder: where it is.
-        header: what stands for all rows.
-        rows: in the order in which they were planned; those that were not planned by the last command come last.
-        planned: how many rows the last command planned.
-        missing: how many of them are not there.
+        folder: path of the folder.
+        header: settings and environment of all rows.
+        rows: the rows that the last command planned, in that order, followed by those of earlier commands.
+        num_planned: number of rows that the last command planned.
+        num_missing: number of planned rows that are not measured yet.
         command: the last command.
-        began: when it was started first, ISO 8601, UTC.
+        started_at: time at which the run was first started, ISO 8601, UTC.
     """
 
     folder: Path
     header: Header
     rows: tuple[BenchRow, ...]
-    planned: int
-    missing: int
+    num_planned: int
+    num_missing: int
     command: str
-    began: str
+    started_at: str
 
 
-#: Of the file in the folder.
-_NAME = "rows.jsonl"
-_WHAT = "benchmark"
+_FILE_NAME = "rows.jsonl"
+#: Kind of file, for error messages about its lines.
+_CONTENT = "benchmark"
 
 
 class ResultsFile:
-    """What a file holds."""
+    """The contents of the results file in a folder, read when this is created; empty if there is no such file.
+
+    Args:
+        folder: folder of the run.
+
+    Raises:
+        FileError: The file cannot be read, or is damaged.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.header: Header | None = None
-        self.began = ""
-        self.start: JsonLine = {"command": "", "planned": []}
+        self.started_at = ""
+        self.last_plan: JsonLine = {"command": "", "planned": []}
         self.rows: dict[str, BenchRow] = {}
-        read_json_lines(folder / _NAME, self._take, _WHAT)
+        read_json_lines(folder / _FILE_NAME, self._read_line, _CONTENT)
 
-    def _take(self, line: JsonLine) -> None:
+    def _read_line(self, line: JsonLine) -> None:
         if "header" in line:
-            self.header, self.began = Header.of(line["header"]), line["at"]
+            self.header, self.started_at = Header.from_dict(line["header"]), line["started_at"]
         elif "planned" in line:
-            self.start = line
+            self.last_plan = line
         else:
-            row = BenchRow.of(line["row"])
-            self.rows.pop(row.id, None)  # so that a later one stands where it was measured
+            row = BenchRow.from_dict(line["row"])
+            self.rows.pop(row.id, None)  # keeps the rows in the order of their last measurement
             self.rows[row.id] = row
 
-    def done(self, id_: str, key: str, *, again: bool) -> bool:
-        """Whether a row needs not be measured; `again`: what failed, or ran short of its budget, does."""
-        row = self.rows.get(id_)
-        return row is not None and row.key == key and not (again and _weak(row))
+    def is_done(self, row_id: str, cache_key: str, *, retry_failed: bool) -> bool:
+        """Return whether a row need not be measured.
+
+        Args:
+            row_id: id of the row.
+            cache_key: digest of what would be measured now.
+            retry_failed: measure rows again that failed or ran out of budget.
+        """
+        row = self.rows.get(row_id)
+        return row is not None and row.cache_key == cache_key and not (retry_failed and _can_improve(row))
 
 
-def _weak(row: BenchRow) -> bool:
-    """Whether measuring again may tell more."""
-    short = any(timing.ended == "budget" for timing in row.timings.values())
-    return bool(row.cause or row.failures or short)
+def _can_improve(row: BenchRow) -> bool:
+    """Return whether a row failed, at least in part, or ran out of budget."""
+    ran_out = any(timing.stop_reason == "budget" for timing in row.timings.values())
+    return bool(row.error or row.failures or ran_out)
 
 
 def read_results(folder: Path) -> BenchRun:
-    """A run as it stands, also while it goes on.
+    """Read the results in a folder, which may belong to a run that is still going on.
+
+    Args:
+        folder: folder of the run.
 
     Raises:
-        FileError: there is none, or it is damaged.
+        FileError: The folder contains no results, or they are damaged.
     """
-    held = ResultsFile(folder)
-    if held.header is None:
-        made = f"`unetkit bench ... --out {folder}` makes one"
-        raise FileError(f"{folder} holds no benchmark: there is no {_NAME} with rows in it; {made}")
-    ids = dict.fromkeys(held.start["planned"])
-    planned = [held.rows[id_] for id_ in ids if id_ in held.rows]
-    others = [row for row in held.rows.values() if row.id not in ids]
-    number = len(ids)
-    missing = number - len(planned)
-    return BenchRun(folder, held.header, (*planned, *others), number, missing, held.start["command"], held.began)
+    file = ResultsFile(folder)
+    if file.header is None:
+        advice = f"`unetkit bench ... --out {folder}` writes them"
+        raise FileError(f"{folder} contains no benchmark results: there are no rows in {folder / _FILE_NAME}; {advice}")
+    planned_ids = dict.fromkeys(file.last_plan["planned"])
+    planned = [file.rows[row_id] for row_id in planned_ids if row_id in file.rows]
+    unplanned = [row for row in file.rows.values() if row.id not in planned_ids]
+    return BenchRun(
+        folder=folder,
+        header=file.header,
+        rows=(*planned, *unplanned),
+        num_planned=len(planned_ids),
+        num_missing=len(planned_ids) - len(planned),
+        command=file.last_plan["command"],
+        started_at=file.started_at,
+    )
 
 
 class ResultsWriter:
-    """The folder of a run that this process alone adds to, until `close`."""
+    """A writer that appends to the results file in a folder, and keeps other processes from doing so until `close`.
+
+    Args:
+        folder: folder of the run; it is created if it does not exist.
+
+    Raises:
+        FileError: The folder cannot be written, another process is writing to it, or its results file is damaged.
+    """
 
     def __init__(self, folder: Path) -> None:
-        """Make it if it is not there.
-
-        Raises:
-            FileError: it cannot be written, is no benchmark's, or another one is writing to it.
-        """
         self.folder = folder
         if folder.exists() and not folder.is_dir():
-            raise FileError(f"--out {folder}: is a file; give a folder")
-        self._lines = JsonLinesWriter(folder / _NAME, _WHAT)
+            raise FileError(f"--out {folder} is a file; give a folder")
+        self._lines = JsonLinesWriter(folder / _FILE_NAME, _CONTENT)
         try:
-            held = ResultsFile(folder)
+            file = ResultsFile(folder)
         except FileError:
             self._lines.close()
             raise
-        self.header, self.rows, self.done = held.header, held.rows, held.done
+        self.header, self.rows, self.is_done = file.header, file.rows, file.is_done
 
     def start(self, header: Header, command: str, planned: Iterable[str]) -> None:
-        """Say what is planned, by the ids of its rows.
+        """Append what a command is going to measure.
+
+        Args:
+            header: settings and environment of the rows.
+            command: the command, as a shell takes it.
+            planned: ids of the planned rows.
 
         Raises:
-            FileError: rows stand here under another header.
+            FileError: The folder contains rows that were measured with other settings.
         """
         if self.header is None or not self.rows:
-            self._lines.append({"header": asdict(header), "at": now()})
-        elif other := describe_differences(self.header, header):
-            raise FileError(f"{self.folder} was measured with {other}; give another --out, or the same again")
+            self._lines.append({"header": asdict(header), "started_at": utc_now()})
+        elif difference := describe_differences(self.header, header):
+            raise FileError(
+                f"the rows in {self.folder} were measured with {difference}; give another --out, or the same settings"
+            )
         self.header = header
-        self._lines.append({"command": command, "planned": [*planned], "at": now()})
+        self._lines.append({"command": command, "planned": [*planned], "started_at": utc_now()})
 
     def append(self, row: BenchRow) -> None:
-        """Add a row; when this returns, it is on disk."""
+        """Append a row; it is on disk when this returns."""
         self._lines.append({"row": asdict(row)})
         self.rows[row.id] = row
 
     def close(self) -> None:
-        """Let others write. A folder without rows is none, and what was made of it goes."""
+        """Release the folder for other processes. If no row was written, remove the file and the empty folder."""
         self._lines.close()
         if not self.rows:
             self._lines.remove()
 
 
-def now() -> str:
-    """ISO 8601, UTC, to the second."""
+def utc_now() -> str:
+    """Return the current time in UTC, as ISO 8601 with seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def describe_differences(one: Header, other: Header) -> str:
-    """In what two headers differ, in words; "" where in nothing."""
-    flat = [_flat(json.loads(json.dumps(asdict(header)))) for header in (one, other)]
-    for name in [name for name in {**flat[0], **flat[1]} if name not in _PRECISION]:
-        was, is_ = (found.get(name, "none") for found in flat)
-        if was != is_:
-            return f"{name} {was}, and this is {is_}"
+#: Settings that affect how precisely values are known, but not the values.
+_PRECISION_SETTINGS = {"budget", "target_ci", "timeout"}
+
+
+def describe_differences(old: Header, new: Header) -> str:
+    """Describe the first difference that makes rows of two headers incomparable; "" if there is none."""
+    old_items, new_items = (_flatten(json.loads(json.dumps(asdict(header)))) for header in (old, new))
+    for name in {**old_items, **new_items}:
+        before, now = old_items.get(name, "none"), new_items.get(name, "none")
+        if name not in _PRECISION_SETTINGS and before != now:
+            return f"{name} {before}, but this command uses {now}"
     return ""
 
 
-#: Settings that change how well figures are known, and not what they are.
-_PRECISION = {"budget", "precision", "timeout"}
-
-
-def _flat(header: dict[str, Any]) -> dict[str, str]:
-    """One name for each thing that a header says; of the metrics their names alone."""
-    metrics = ",".join(metric["name"] for metric in header.pop("metrics"))
-    named = {"baseline": header["baseline"], "baseline mode": header["baseline_mode"], "--metrics": metrics}
+def _flatten(header: dict[str, Any]) -> dict[str, str]:
+    """Return the items of a header by name, as text; metrics only as a list of names."""
+    metrics = ",".join(metric["name"] for metric in header["metrics"])
     return {
-        **named,
-        **{name: str(v) for part in ("settings", "versions", "machine") for name, v in header[part].items()},
+        "baseline": header["baseline"],
+        "baseline mode": header["baseline_mode"],
+        "--metrics": metrics,
+        **{name: str(value) for part in ("settings", "versions", "machine") for name, value in header[part].items()},
     }

@@ -1,6 +1,8 @@
-"""The process that leads a run: plans rows, examines all of them, has them measured, and writes down what comes back.
+"""Run benchmarks: `run` and `read` for Python, and the BenchRunner behind them and behind `unetkit bench`.
 
-It imports no torch: children do, forked from a server that has.
+A runner first builds all planned rows on meta tensors, then has those that can be built measured, each in a process of
+its own, and writes each row to disk. `dry_run` only does the first step, and estimates the time of the second. The
+module imports no torch: the processes that it starts are forked from a server that has imported it.
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unetkit.bench.config import BenchConfig, repeat_command
-from unetkit.bench.devices import Slot, contention_warning, make_slots
-from unetkit.bench.engines import Notice, run_locally, run_on_cluster, select_devices
+from unetkit.bench.devices import Slot, is_contended, make_slots
+from unetkit.bench.engines import NoticeCallback, run_locally, run_on_cluster, select_devices
 from unetkit.bench.grid import PRELOAD, Case, Mode, Trial, cache_key, make_cases
-from unetkit.bench.metrics import ANALYTIC, metrics_of
-from unetkit.bench.results import BenchRow, BenchRun, Header, ResultsFile, ResultsWriter, Timing, now, read_results
+from unetkit.bench.metrics import ANALYTIC_METRICS, collect_metrics
+from unetkit.bench.results import BenchRow, BenchRun, Header, ResultsFile, ResultsWriter, Timing, read_results, utc_now
 from unetkit.bench.statistics import timing_warnings
 from unetkit.errors import BuildError, OptionError
 from unetkit.plan import Plan
@@ -33,288 +35,14 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-#: What children do.
-SURVEY = "unetkit.bench.worker:survey"
-DRY_BUILD, MEASURE, PROBE = (f"unetkit.bench.worker:{name}" for name in ("dry_build", "measure", "probe"))
-#: Seconds at least for what is not measured.
-_PATIENCE = 300.0
-
-
-@dataclass
-class BenchRunner:
-    """A run under way.
-
-    Attributes:
-        cases: all that are planned, at least one.
-        choices: beside them.
-        host: plugins and parts.
-        notice: told what a user should know while it goes on, a line each.
-        progress: told how many of how many cases are examined.
-        planning: told how many of how many cases are left to be measured, when that is known.
-        baseline, baseline_mode: of all rows; chosen by `settle`.
-        examined: of cases that can be built, their line, size and figures, by id.
-    """
-
-    cases: Sequence[Case]
-    choices: BenchConfig
-    host: PluginManager
-    notice: Notice = lambda line: print(f"unetkit: {line}", file=sys.stderr)
-    progress: Callable[[int, int], None] = lambda done, total: None
-    planning: Callable[[int, int], None] = lambda left, total: None
-    baseline: Plan = field(default_factory=Plan)
-    baseline_mode: Mode = field(default_factory=Mode)
-    examined: dict[str, dict[Any, Any]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.metrics: list[Metric] = metrics_of(self.host).chosen(self.choices.metrics)
-
-    @property
-    def timeout(self) -> float:
-        """Seconds that one row may take."""
-        return self.choices.row_timeout(sum(metric.timed for metric in self.metrics))
-
-    def survey(self) -> dict[str, Any]:
-        """The machine, the versions and the GPUs."""
-        [ended] = self.children([None], SURVEY, [None])
-        if ended.cause:
-            raise BuildError(f"a process that asks what this machine has does not run: {ended.cause}")
-        return ended.said
-
-    def rows(self, ledger: ResultsWriter, command: str) -> Generator[BenchRow, None, None]:
-        """Measure what a folder does not hold yet, and give each row when it is on disk.
-
-        Raises:
-            BuildError: the baseline cannot be built.
-            FileError: the folder holds rows that cannot be compared with these.
-        """
-        left = [
-            case for case in self.cases if not ledger.done(case.id, self.key(case), again=self.choices.retry_failed)
-        ]
-        machine = self.survey()
-        slots = self.slots(machine["gpus"])
-        failed = self.dry_build(left)
-        if left and not self.examined and not ledger.rows:
-            raise BuildError(f"no row can be built; the first: {failed[0].cause}")
-        self.choose_baseline(ledger.header)
-        ledger.start(self.header(machine, slots), command, [case.id for case in self.cases])
-        self.planning(len(left), len(self.cases))
-        with closing(self.measure(left, slots)) as measured:
-            for row in chain(map(self._row, failed), measured):
-                ledger.append(row)
-                yield row
-
-    def slots(self, gpus: Sequence[tuple[str, str]]) -> list[Slot]:
-        """Where rows are measured on this machine; none, where that is a cluster.
-
-        Raises OptionError for devices and numbers of slots that there are not.
-        """
-        if self.choices.engine == "ray":
-            return []
-        devices = select_devices(self.choices.device, gpus)
-        return make_slots(devices, available_cores(), self.choices.jobs, self.choices.threads)
-
-    def dry_build(self, left: Sequence[Case]) -> list[TaskResult]:
-        """Build each case on meta tensors and pass its input; gives those that fail, with their cause."""
-        failed = []
-        for number, ended in enumerate(
-            self.children(map(self.trial, left), DRY_BUILD, [None] * len(available_cores())), 1
-        ):
-            if ended.cause:
-                failed.append(ended)
-            else:
-                self.examined[ended.task.case.id] = ended.said
-            self.progress(number, len(left))
-        return failed
-
-    def choose_baseline(self, header: Header | None) -> None:
-        """Take the baseline: as chosen, else that of the rows that are there, else the first case that builds."""
-        chosen, mode = (header.baseline, header.baseline_mode) if header else ("", "")
-        chosen, mode = self.choices.baseline or chosen, self.choices.baseline_mode or mode
-        self.baseline_mode = Mode.parse(mode) if mode else self.cases[0].mode
-        if chosen:
-            self.baseline = self._proved(replace(Plan.parse(chosen), size=None, seed=None, pretrained=None))
-        else:
-            first = next((case for case in self.cases if case.id in self.examined), self.cases[0])
-            self.baseline = replace(first.plan, size=None)
-
-    def _proved(self, plan: Plan) -> Plan:
-        """A baseline that builds. Raises BuildError with the cause."""
-        size = next((found["size"] for found in self.examined.values()), None)
-        case = Case(replace(plan, size=size), self.cases[0].batch, self.baseline_mode, ())
-        for ended in self.children([self.trial(case)] if self.examined else [], DRY_BUILD, [None]):
-            if ended.cause:
-                raise BuildError(f"--baseline {plan}: {ended.cause}")
-        return plan
-
-    def header(self, machine: dict[str, Any], slots: Sequence[Slot]) -> Header:
-        """What stands for all rows."""
-        settings = {**self.choices.told(), "slots": [str(slot) for slot in slots]}
-        metrics = tuple(metric.info for metric in self.metrics)
-        told = (settings, machine["machine"], machine["versions"])
-        return Header(str(self.baseline), str(self.baseline_mode), metrics, *told)
-
-    def measure(self, left: Iterable[Case], slots: Sequence[Slot]) -> Generator[BenchRow, None, None]:
-        """A row for each case that was examined, as each is done."""
-        trials = [self.trial(case) for case in left if case.id in self.examined]
-        options: dict[str, Any] = {"timeout": self.timeout, "preload": self._preload()}
-        if self.choices.engine == "ray":
-            engine = run_on_cluster(trials, MEASURE, self.choices, **options)
-        else:
-            timed = any(metric.timed for metric in self.metrics)
-            engine = run_locally(trials, MEASURE, slots, notice=self.notice, timed=timed, **options)
-        with closing(engine) as measured:
-            yield from map(self._row, measured)
-
-    def key(self, case: Case) -> str:
-        """A digest of all that is measured: the case, and the code of the plugins that have a part in it."""
-        return cache_key(case, self.choices.baseline, {metric.owner for metric in self.metrics}, self.host)
-
-    def children(self, tasks: Iterable[Any], ask: str, slots: Sequence[Any]) -> Generator[TaskResult, None, None]:
-        """Tasks in processes of their own, one a slot at a time."""
-        return run_tasks(tasks, ask, slots, timeout=max(self.timeout, _PATIENCE), preload=self._preload())
-
-    def _preload(self) -> list[str]:
-        with_smp = any("smp/" in str(plan) for plan in (self.baseline, *(case.plan for case in self.cases)))
-        return [*PRELOAD, *(["segmentation_models_pytorch"] if with_smp else [])]
-
-    def trial(self, case: Case) -> Trial:
-        """What a child is sent."""
-        names = tuple(metric.name for metric in self.metrics)
-        size = self.examined.get(case.id, {}).get("size")
-        plugins = tuple(os.path.abspath(p) if os.path.exists(p) else p for p in self.choices.plugins)
-        return Trial(case, self.baseline, self.baseline_mode, size, names, self.choices.rules, plugins)
-
-    def _row(self, ended: TaskResult) -> BenchRow:
-        """What is known of a case: what its planning, its examination and its child said."""
-        case: Case = ended.task.case
-        facts = {**self.examined.get(case.id, {}), **ended.said}
-        found: dict[str, dict[str, Any]] = {"figures": {}, "timings": {}, "failures": {}}
-        for (kind, name), value in [(told, value) for told, value in facts.items() if isinstance(told, tuple)]:
-            found[kind][name] = value
-        timings = {name: Timing.of(timing) for name, timing in found["timings"].items()}
-        judged = [line for name, timing in timings.items() for line in timing_warnings(timing, name)]
-        others = facts.get("others", 0.0)
-        busy = (
-            f"other work took {others:.0%} of its cores: raw times are too long, ratios less certain; --threads 1 helps"
-        )
-        warnings = [*([busy] if timings and contention_warning(others) else []), *judged]
-        cause = self._spread(ended, found)
-        return BenchRow(
-            id=case.id,
-            key=self.key(case),
-            factors=dict(case.factors),
-            line=facts.get("line", str(case.plan)),
-            size=facts.get("size") or case.plan.size or (0, 0),
-            batch=case.batch,
-            mode=str(case.mode),
-            cause=cause,
-            figures=found["figures"],
-            timings=timings,
-            failures=found["failures"],
-            warnings=tuple(warnings),
-            others=others,
-            command=repeat_command(case, self.choices, str(self.baseline), self.baseline_mode),
-            where=facts.get("where", ""),
-            seconds=ended.seconds,
-            at=now(),
-        )
-
-    def _spread(self, ended: TaskResult, found: dict[str, dict[str, Any]]) -> str:
-        """The cause of a row without figures. Where it has some, what its child died of is a metric's failure."""
-        doing = ended.said.get("doing")
-        if not ended.cause or not doing:
-            return ended.cause
-        told = {**found["figures"], **found["timings"], **found["failures"]}
-        if not told.keys() - {*ANALYTIC}:
-            return f"{ended.cause}, at {doing}"
-        left = [metric.name for metric in self.metrics if metric.name not in told]
-        found["failures"] |= {name: ended.cause if name == doing else "not reached" for name in left}
-        return ""
-
-
-#: Rounds that a pair takes on a quiet machine, about, and those that are timed whatever the budget, warm-up included.
-_ROUNDS, _LEAST = 40, 9
-#: What a row does beside timing: seconds for its process and for building, and calls in which memory is measured.
-_BESIDE, _CALLS = 4.0, 4
-
-
-@dataclass(frozen=True)
-class DryRun:
-    """What a command would do.
-
-    Attributes:
-        left: the rows that it would measure, each with its examination: "line", "size", ("figures", "macs") ...
-        failed: the rows that cannot be built, each with its cause.
-        done: how many rows are measured already.
-        baseline: the line that rows would be timed against.
-        seconds: that it would take, about.
-    """
-
-    left: tuple[tuple[Case, dict[Any, Any]], ...]
-    failed: tuple[tuple[Case, str], ...]
-    done: int
-    baseline: str
-    seconds: float
-
-
-def dry_run(leader: BenchRunner, folder: Path | None) -> DryRun:
-    """Examine every row that is not done, and time one pass of the baseline.
-
-    Raises BuildError where the baseline cannot be built.
-    """
-    held = _held(leader, folder)
-    left = [case for case in leader.cases if case.id not in held[1]]
-    machine = leader.survey()
-    failed = leader.dry_build(left)
-    leader.choose_baseline(held[0])
-    able = [case for case in left if case.id in leader.examined]
-    slots = leader.slots(machine["gpus"]) or [Slot("cpu", (), len(available_cores()))]
-    return DryRun(
-        left=tuple((case, leader.examined[case.id]) for case in able),
-        failed=tuple((ended.task.case, ended.cause) for ended in failed),
-        done=len(leader.cases) - len(left),
-        baseline=str(leader.baseline),
-        seconds=_seconds(leader, able, slots[0]) / len(slots),
-    )
-
-
-def _held(leader: BenchRunner, folder: Path | None) -> tuple[Header | None, set[str]]:
-    """The header of a folder, and which cases it has already."""
-    if folder is None or not folder.exists():
-        return None, set()
-    held, again = ResultsFile(folder), leader.choices.retry_failed
-    return held.header, {case.id for case in leader.cases if held.done(case.id, leader.key(case), again=again)}
-
-
-def _seconds(leader: BenchRunner, able: list[Case], slot: Slot) -> float:
-    """For all rows one after another, by the MACs of each and a call of the baseline."""
-    timed = [metric.name for metric in leader.metrics if metric.timed]
-    if not able:
-        return 0.0
-    first = able[0]
-    probed = replace(leader.trial(first), case=replace(first, plan=replace(leader.baseline, size=first.plan.size)))
-    [ended] = leader.children([probed], PROBE, [slot])
-    rates = [ended.said[name] / max(1, ended.said["macs"]) for name in timed if name in ended.said]
-    about = _BESIDE * len(able)
-    for case in able:
-        own: int = leader.examined[case.id]["macs"]
-        both = own + ended.said.get("macs", 0) * _images(leader, case) / _images(leader, first)
-        for rate in rates:
-            about += max(_LEAST * both * rate, min(leader.choices.budget, _ROUNDS * both * rate)) + _CALLS * own * rate
-    return about
-
-
-def _images(leader: BenchRunner, case: Case) -> int:
-    """Pixels of an input."""
-    height, width = leader.examined[case.id]["size"]
-    return int(case.batch * height * width)
-
-
 class BenchRows(list[BenchRow]):
-    """Rows, in the order of their plans.
+    """The rows of a run, in the order in which they were planned.
+
+    Args:
+        run: the run.
 
     Attributes:
-        run: with what stands for all rows: baseline, metrics, machine.
+        run: the run, with what its rows share: baseline, metrics and machine.
     """
 
     def __init__(self, run: BenchRun) -> None:
@@ -322,14 +50,25 @@ class BenchRows(list[BenchRow]):
         self.run = run
 
     def to_pandas(self) -> DataFrame:
-        """Raw numbers, a column for each that `unetkit bench show --columns` knows; needs pandas."""
+        """Convert the rows to a data frame with the columns of `unetkit bench show --columns`, in seconds and bytes.
+
+        Raises:
+            UnetkitError: pandas is not installed.
+        """
         from unetkit.bench.show import rows_to_dataframe
 
         return rows_to_dataframe(self.run)
 
 
 def read(folder: str | Path) -> BenchRows:
-    """The rows of a folder that `unetkit bench` or `run` wrote, also while it goes on. Raises FileError."""
+    """Read the rows of a folder that `unetkit bench` or `run` wrote, or is still writing.
+
+    Args:
+        folder: folder of the results.
+
+    Raises:
+        FileError: The folder contains no results, or they are damaged.
+    """
     return BenchRows(read_results(Path(folder)))
 
 
@@ -337,55 +76,406 @@ def run(
     plans: Iterable[Plan | str],
     *,
     sizes: Sequence[Any] = (),
-    batches: Sequence[int] = (1,),
+    batch_sizes: Sequence[int] = (1,),
     modes: Sequence[str] = ("eager",),
     out: str | Path | None = None,
     on_row: Callable[[BenchRow], object] = lambda row: None,
-    **choices: Any,
+    **config: Any,
 ) -> BenchRows:
-    """Measure every plan under every condition, each in a process of its own, beside a baseline.
+    """Measure every plan under every condition, each in a process of its own and paired with a baseline.
 
-    In a script, call it under `if __name__ == "__main__":`, since a child imports the script that started it.
+    In a script, call it under `if __name__ == "__main__":`, since each process imports the script that started it.
 
     Args:
-        plans: a Plan each, or a line such as "--encoder resnet34 --fuse add".
-        sizes: of the input: 256 or (480, 640), each a row; the network's own, or 256, if empty.
-        batches: images in an input.
-        modes: "eager", "compiled", and after a plus "channels_last", "bfloat16", "float16".
-        out: a folder that keeps the rows; what it holds already is not measured again.
+        plans: plans, or lines such as "--encoder resnet34 --fuse add".
+        sizes: input sizes, such as 256 or (480, 640); if empty, the size of each plan, the model's own, or 256.
+        batch_sizes: numbers of images in the input.
+        modes: execution modes: "eager" or "compiled", optionally followed by "+channels_last", "+bfloat16" or
+            "+float16".
+        out: folder for the results; rows that it already contains are not measured again. If None, the results are
+            only returned.
         on_row: called with each row when it is measured.
-        choices: what `unetkit.bench.config.Choices` has: metrics, baseline, budget, device, plugins ...
+        config: fields of `unetkit.bench.config.BenchConfig`, such as metrics, baseline, budget, device and plugins.
 
     Returns:
-        A row for each, failed ones with their cause; `.to_pandas()` gives a frame.
+        A row for each plan and condition; those that failed have an `error`.
 
     Raises:
-        UnetkitError: a line, a choice or a folder that it cannot take.
+        UnetkitError: A plan, a setting or the folder cannot be used.
     """
     if isinstance(plans, str | Plan):
-        raise OptionError(f"bench.run: takes a list of plans; give [{str(plans)!r}]")
-    chosen = _choices(choices)
-    found = [plan if isinstance(plan, Plan) else Plan.parse(plan) for plan in plans]
-    planned = make_cases(found, sizes, batches, [Mode.parse(mode) for mode in modes])
-    if not planned:
+        raise OptionError(f"bench.run takes a list of plans; give [{str(plans)!r}]")
+    bench_config = _make_config(config)
+    parsed = [plan if isinstance(plan, Plan) else Plan.parse(plan) for plan in plans]
+    cases = make_cases(parsed, sizes, batch_sizes, [Mode.parse(mode) for mode in modes])
+    if not cases:
         raise OptionError("no plan is given; give lines such as '--encoder resnet34 --fuse add'")
     with ExitStack() as stack:
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        held = ResultsWriter(folder)
-        stack.callback(held.close)
-        for row in BenchRunner(planned, chosen, load_manager(chosen.plugins)).rows(held, ""):
+        writer = ResultsWriter(folder)
+        stack.callback(writer.close)
+        runner = BenchRunner(cases, bench_config, load_manager(bench_config.plugins))
+        for row in runner.measure_rows(writer, ""):
             on_row(row)
-        whole = read_results(folder)
-        return BenchRows(replace(whole, rows=whole.rows[: len(planned)]))
+        results = read_results(folder)
+        return BenchRows(replace(results, rows=results.rows[: len(cases)]))
 
 
-def _choices(given: dict[str, Any]) -> BenchConfig:
-    """Lists become tuples, and paths text, as they are sent to children."""
+def _make_config(fields: dict[str, Any]) -> BenchConfig:
+    """Create a configuration; lists become tuples and paths become text, so that it can be sent to other processes."""
     for name in ("metrics", "plugins"):
-        if name in given:
-            value = [given[name]] if isinstance(given[name], str | Path) else given[name]
-            given[name] = tuple(map(str, value))
+        if name in fields:
+            values = [fields[name]] if isinstance(fields[name], str | Path) else fields[name]
+            fields[name] = tuple(map(str, values))
     try:
-        return BenchConfig(**given)
+        return BenchConfig(**fields)
     except TypeError as error:
-        raise OptionError(f"bench.run: {str(error).removeprefix('Choices.__init__() ')}") from None
+        message = str(error).removeprefix("BenchConfig.__init__() ")
+        raise OptionError(f"bench.run: {message}") from None
+
+
+#: Functions that processes call.
+DESCRIBE_MACHINE = "unetkit.bench.worker:describe_machine"
+DRY_BUILD, MEASURE, PROBE = (f"unetkit.bench.worker:{name}" for name in ("dry_build", "measure", "probe"))
+#: Shortest time limit of processes that do not measure, in seconds.
+_MIN_TIMEOUT = 300.0
+
+
+@dataclass
+class BenchRunner:
+    """A benchmark: its cases, its settings, and the methods that measure it.
+
+    Attributes:
+        cases: planned cases, at least one.
+        config: settings.
+        manager: loaded plugins, with the parts.
+        on_notice: called with each line that a user should see during the run.
+        on_dry_build: called with the number of cases that are built on meta tensors, and the number of those to build.
+        on_plan: called with the number of cases that have to be measured, and the number of all cases, once that is
+            known.
+        baseline: plan of the baseline of all rows; set by `choose_baseline`.
+        baseline_mode: execution mode of the baseline; set by `choose_baseline`.
+        dry_builds: what `dry_build` found of each case that can be built, by its id: "line", "macs", "size", and
+            ("values", name) for each analytic metric.
+    """
+
+    cases: Sequence[Case]
+    config: BenchConfig
+    manager: PluginManager
+    on_notice: NoticeCallback = lambda line: print(f"unetkit: {line}", file=sys.stderr)
+    on_dry_build: Callable[[int, int], None] = lambda done, total: None
+    on_plan: Callable[[int, int], None] = lambda pending, total: None
+    baseline: Plan = field(default_factory=Plan)
+    baseline_mode: Mode = field(default_factory=Mode)
+    dry_builds: dict[str, dict[Any, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.metrics: list[Metric] = collect_metrics(self.manager).chosen(self.config.metrics)
+
+    @property
+    def timeout(self) -> float:
+        """The time limit of a row, in seconds."""
+        return self.config.row_timeout(sum(metric.timed for metric in self.metrics))
+
+    def measure_rows(self, writer: ResultsWriter, command: str) -> Generator[BenchRow, None, None]:
+        """Measure the cases that a folder does not contain yet, and yield each row after it is written to disk.
+
+        Args:
+            writer: writer of the folder.
+            command: command of this run, which is stored in the results.
+
+        Raises:
+            BuildError: The baseline cannot be built, or no case can be built and the folder contains no rows.
+            FileError: The folder contains rows that cannot be compared with these.
+        """
+        pending = self.pending_cases(writer)
+        machine = self.describe_machine()
+        slots = self.select_slots(machine["gpus"])
+        failed = self.dry_build(pending)
+        if pending and not self.dry_builds and not writer.rows:
+            raise BuildError(f"none of the rows can be built; the first: {failed[0].cause}")
+        self.choose_baseline(writer.header)
+        writer.start(self.make_header(machine, slots), command, [case.id for case in self.cases])
+        self.on_plan(len(pending), len(self.cases))
+        with closing(self.measure(pending, slots)) as measured:
+            for row in chain(map(self._make_row, failed), measured):
+                writer.append(row)
+                yield row
+
+    def pending_cases(self, results: ResultsFile | ResultsWriter) -> list[Case]:
+        """Return the cases that have to be measured.
+
+        Args:
+            results: the rows that are measured already.
+        """
+        return [
+            case
+            for case in self.cases
+            if not results.is_done(case.id, self.cache_key(case), retry_failed=self.config.retry_failed)
+        ]
+
+    def describe_machine(self) -> dict[str, Any]:
+        """Return the description of this machine that `unetkit.bench.worker.describe_machine` emits."""
+        [result] = self.run_children([None], DESCRIBE_MACHINE, [None])
+        if result.cause:
+            raise BuildError(f"the process that examines this machine failed: {result.cause}")
+        return result.said
+
+    def select_slots(self, gpus: Sequence[tuple[str, str]]) -> list[Slot]:
+        """Return the slots of this machine in which rows are measured; none if they are measured on a cluster.
+
+        Args:
+            gpus: (device, name) pairs of the GPUs of this machine.
+
+        Raises:
+            OptionError: A device does not exist, or there are not enough cores.
+        """
+        if self.config.engine == "ray":
+            return []
+        devices = select_devices(self.config.device, gpus)
+        return make_slots(devices, available_cores(), self.config.jobs, self.config.threads)
+
+    def dry_build(self, cases: Sequence[Case]) -> list[TaskResult]:
+        """Build cases on meta tensors, run their input through them, and store what that finds in `dry_builds`.
+
+        Args:
+            cases: cases to build.
+
+        Returns:
+            The results of the cases that failed.
+        """
+        failed = []
+        slots = [None] * len(available_cores())
+        for done, result in enumerate(self.run_children(map(self.make_trial, cases), DRY_BUILD, slots), 1):
+            if result.cause:
+                failed.append(result)
+            else:
+                self.dry_builds[result.task.case.id] = result.said
+            self.on_dry_build(done, len(cases))
+        return failed
+
+    def choose_baseline(self, header: Header | None) -> None:
+        """Set the baseline: that of the settings, or of the existing rows, or the first case that can be built.
+
+        Args:
+            header: header of the existing rows, if there are any.
+
+        Raises:
+            BuildError: The given baseline cannot be built.
+        """
+        line, mode = (header.baseline, header.baseline_mode) if header else ("", "")
+        line, mode = self.config.baseline or line, self.config.baseline_mode or mode
+        self.baseline_mode = Mode.parse(mode) if mode else self.cases[0].mode
+        if line:
+            self.baseline = replace(Plan.parse(line), size=None, seed=None, pretrained=None)
+            self._check_baseline()
+        else:
+            first = next((case for case in self.cases if case.id in self.dry_builds), self.cases[0])
+            self.baseline = replace(first.plan, size=None)
+
+    def _check_baseline(self) -> None:
+        """Raise BuildError if there are rows to measure and the baseline cannot be built."""
+        size = next((results["size"] for results in self.dry_builds.values()), None)
+        case = Case(replace(self.baseline, size=size), self.cases[0].batch_size, self.baseline_mode, ())
+        for result in self.run_children([self.make_trial(case)] if self.dry_builds else [], DRY_BUILD, [None]):
+            if result.cause:
+                raise BuildError(f"--baseline {self.baseline}: {result.cause}")
+
+    def make_header(self, machine: dict[str, Any], slots: Sequence[Slot]) -> Header:
+        """Create the header of the results.
+
+        Args:
+            machine: as `describe_machine` returns it.
+            slots: slots in which rows are measured.
+        """
+        return Header(
+            baseline=str(self.baseline),
+            baseline_mode=str(self.baseline_mode),
+            metrics=tuple(metric.info for metric in self.metrics),
+            settings={**self.config.comparable_settings(), "slots": [str(slot) for slot in slots]},
+            machine=machine["machine"],
+            versions=machine["versions"],
+        )
+
+    def measure(self, cases: Iterable[Case], slots: Sequence[Slot]) -> Generator[BenchRow, None, None]:
+        """Measure the cases that can be built, and yield a row for each when it is done.
+
+        Args:
+            cases: cases to measure; those that are not in `dry_builds` are left out.
+            slots: slots of this machine; not used with a cluster.
+        """
+        trials = [self.make_trial(case) for case in cases if case.id in self.dry_builds]
+        options: dict[str, Any] = {"timeout": self.timeout, "preload": self._preload()}
+        if self.config.engine == "ray":
+            results = run_on_cluster(trials, MEASURE, self.config, **options)
+        else:
+            is_timed = any(metric.timed for metric in self.metrics)
+            results = run_locally(trials, MEASURE, slots, on_notice=self.on_notice, timed=is_timed, **options)
+        with closing(results):
+            yield from map(self._make_row, results)
+
+    def cache_key(self, case: Case) -> str:
+        """Return the digest of a case and of the code of the plugins that it and the metrics use."""
+        return cache_key(case, self.config.baseline, {metric.owner for metric in self.metrics}, self.manager)
+
+    def run_children(
+        self, tasks: Iterable[Any], target: str, slots: Sequence[Any]
+    ) -> Generator[TaskResult, None, None]:
+        """Run tasks that do not measure, each in a process of its own, and yield each result.
+
+        Args:
+            tasks: objects that can be pickled.
+            target: function that a process calls, as `unetkit.utils.processes.run_tasks` takes it.
+            slots: an argument of the function; as many tasks run at the same time.
+        """
+        return run_tasks(tasks, target, slots, timeout=max(self.timeout, _MIN_TIMEOUT), preload=self._preload())
+
+    def _preload(self) -> list[str]:
+        needs_smp = any("smp/" in str(plan) for plan in (self.baseline, *(case.plan for case in self.cases)))
+        return [*PRELOAD, *(["segmentation_models_pytorch"] if needs_smp else [])]
+
+    def make_trial(self, case: Case) -> Trial:
+        """Return a case with everything that the process which builds or measures it has to know."""
+        names = tuple(metric.name for metric in self.metrics)
+        size = self.dry_builds.get(case.id, {}).get("size")
+        plugins = tuple(os.path.abspath(p) if os.path.exists(p) else p for p in self.config.plugins)
+        return Trial(case, self.baseline, self.baseline_mode, size, names, self.config.timing_config, plugins)
+
+    def _make_row(self, result: TaskResult) -> BenchRow:
+        """Create a row from what `dry_build` found of a case and from what its process emitted."""
+        case: Case = result.task.case
+        emitted = {**self.dry_builds.get(case.id, {}), **result.said}
+        by_metric: dict[str, dict[str, Any]] = {"values": {}, "timings": {}, "failures": {}}
+        for key, value in emitted.items():
+            if isinstance(key, tuple):
+                row_field, name = key
+                by_metric[row_field][name] = value
+        timings = {name: Timing.from_dict(timing) for name, timing in by_metric["timings"].items()}
+        contention = emitted.get("cpu_contention", 0.0)
+        warnings = [line for name, timing in timings.items() for line in timing_warnings(timing, name)]
+        if timings and is_contended(contention):
+            warnings.insert(0, _CONTENTION_WARNING.format(contention))
+        error = self._attribute_error(result, by_metric)
+        return BenchRow(
+            id=case.id,
+            cache_key=self.cache_key(case),
+            factors=dict(case.factors),
+            line=emitted.get("line", str(case.plan)),
+            size=emitted.get("size") or case.plan.size or (0, 0),
+            batch_size=case.batch_size,
+            mode=str(case.mode),
+            error=error,
+            values=by_metric["values"],
+            timings=timings,
+            failures=by_metric["failures"],
+            warnings=tuple(warnings),
+            cpu_contention=contention,
+            command=repeat_command(case, self.config, str(self.baseline), self.baseline_mode),
+            device=emitted.get("device", ""),
+            seconds=result.seconds,
+            measured_at=utc_now(),
+        )
+
+    def _attribute_error(self, result: TaskResult, by_metric: dict[str, dict[str, Any]]) -> str:
+        """Return the error of a row as a whole; "" if it has results, and its error is that of a metric.
+
+        If a process died while it measured a metric, that metric and those after it are added to the failures.
+        """
+        current_metric = result.said.get("current_metric")
+        if not result.cause or not current_metric:
+            return result.cause
+        measured = {**by_metric["values"], **by_metric["timings"], **by_metric["failures"]}
+        if not measured.keys() - {*ANALYTIC_METRICS}:
+            return f"{result.cause}, while measuring {current_metric}"
+        missing = [metric.name for metric in self.metrics if metric.name not in measured]
+        by_metric["failures"] |= {
+            name: result.cause if name == current_metric else "not measured, since its process ended before"
+            for name in missing
+        }
+        return ""
+
+
+_CONTENTION_WARNING = (
+    "other processes used {:.0%} of the CPU time of its cores, so that times are too long and ratios less certain; "
+    "--threads 1 helps"
+)
+
+#: Rounds that a timing typically takes on a quiet machine.
+_TYPICAL_ROUNDS = 40
+#: Rounds that a timing takes even if they exceed the budget, including warm-up.
+_MIN_ROUNDS = 9
+#: Seconds to start the process of a row and to build its model.
+_OVERHEAD = 4.0
+#: Calls in which memory is measured.
+_MEMORY_CALLS = 4
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a command would measure, and how long that would take.
+
+    Attributes:
+        pending: cases that would be measured, each with what `BenchRunner.dry_build` found: "line", "size", "macs" ...
+        failed: cases that cannot be built, each with its error.
+        num_done: number of cases that are measured already.
+        baseline: line of the baseline.
+        estimated_seconds: approximate time, in seconds.
+    """
+
+    pending: tuple[tuple[Case, dict[Any, Any]], ...]
+    failed: tuple[tuple[Case, str], ...]
+    num_done: int
+    baseline: str
+    estimated_seconds: float
+
+
+def dry_run(runner: BenchRunner, folder: Path | None) -> DryRun:
+    """Build every case that is not measured yet on meta tensors, and time one call of the baseline.
+
+    Args:
+        runner: the benchmark.
+        folder: folder that may contain rows; it is not changed.
+
+    Raises:
+        BuildError: The baseline cannot be built.
+    """
+    results = ResultsFile(folder) if folder is not None and folder.exists() else None
+    pending = runner.pending_cases(results) if results else [*runner.cases]
+    machine = runner.describe_machine()
+    failed = runner.dry_build(pending)
+    runner.choose_baseline(results.header if results else None)
+    buildable = [case for case in pending if case.id in runner.dry_builds]
+    slots = runner.select_slots(machine["gpus"]) or [Slot("cpu", (), len(available_cores()))]
+    return DryRun(
+        pending=tuple((case, runner.dry_builds[case.id]) for case in buildable),
+        failed=tuple((result.task.case, result.cause) for result in failed),
+        num_done=len(runner.cases) - len(pending),
+        baseline=str(runner.baseline),
+        estimated_seconds=_estimate_seconds(runner, buildable, slots[0]) / len(slots),
+    )
+
+
+def _estimate_seconds(runner: BenchRunner, cases: list[Case], slot: Slot) -> float:
+    """Estimate the time to measure cases one after another, from their MACs and one timed call of the baseline."""
+    if not cases:
+        return 0.0
+    first = cases[0]
+    baseline_case = replace(first, plan=replace(runner.baseline, size=first.plan.size))
+    [result] = runner.run_children([replace(runner.make_trial(first), case=baseline_case)], PROBE, [slot])
+    probed = result.said
+    timed = [metric.name for metric in runner.metrics if metric.timed]
+    seconds_per_mac = [probed[name] / max(1, probed["macs"]) for name in timed if name in probed]
+    total = _OVERHEAD * len(cases)
+    for case in cases:
+        macs: int = runner.dry_builds[case.id]["macs"]
+        pair_macs = macs + probed.get("macs", 0) * _num_pixels(runner, case) / _num_pixels(runner, first)
+        for rate in seconds_per_mac:
+            rounds = min(runner.config.budget, _TYPICAL_ROUNDS * pair_macs * rate)
+            total += max(_MIN_ROUNDS * pair_macs * rate, rounds) + _MEMORY_CALLS * macs * rate
+    return total
+
+
+def _num_pixels(runner: BenchRunner, case: Case) -> int:
+    """Return the number of pixels in the input of a case, of all images together."""
+    height, width = runner.dry_builds[case.id]["size"]
+    return int(case.batch_size * height * width)

@@ -15,7 +15,7 @@ import numpy
 
 from unetkit.bench.devices import Slot
 from unetkit.bench.effects import student
-from unetkit.bench.engines import Notice, run_locally
+from unetkit.bench.engines import NoticeCallback, run_locally
 from unetkit.bench.grid import PRELOAD, Mode
 from unetkit.bench.results import Timing
 from unetkit.bench.statistics import Estimate, Verdict, estimate_ratio
@@ -91,7 +91,9 @@ def make_tasks(plan: Plan, rules: TimingConfig, runs: int, plugins: tuple[str, .
     return planned
 
 
-def measure_tasks(planned: Sequence[SelftestTask], slot: Slot, notice: Notice) -> Generator[SelftestResult, None, None]:
+def measure_tasks(
+    planned: Sequence[SelftestTask], slot: Slot, notice: NoticeCallback
+) -> Generator[SelftestResult, None, None]:
     """Do them one after the other, each in a process of its own, as `unetkit bench` does rows.
 
     Raises:
@@ -99,10 +101,10 @@ def measure_tasks(planned: Sequence[SelftestTask], slot: Slot, notice: Notice) -
     """
     timeout = 300 + 4 * max(task.rules.budget for task in planned)
     ask = f"{__name__}:time_one"
-    for ended in run_locally(planned, ask, [slot], timeout=timeout, preload=PRELOAD, notice=notice):
+    for ended in run_locally(planned, ask, [slot], timeout=timeout, preload=PRELOAD, on_notice=notice):
         if ended.cause:
             raise BuildError(f"{ended.task.plan} cannot be timed: {ended.cause}")
-        yield SelftestResult(ended.task.extra, Timing.of(ended.said), ended.seconds)
+        yield SelftestResult(ended.task.extra, Timing.from_dict(ended.said), ended.seconds)
 
 
 def time_one(task: SelftestTask, slot: Slot, say: Emit) -> None:
@@ -115,7 +117,7 @@ def time_one(task: SelftestTask, slot: Slot, say: Emit) -> None:
     for subject in Random(task.rules.seed).sample((one, other), 2):  # noqa: S311
         _ = subject.x
     candidate, baseline = _repeated(latency(one), CALLS + task.extra), _repeated(latency(other), CALLS)
-    say(vars(time_pair(candidate, baseline, task.rules, wait=one.wait)))
+    say(vars(time_pair(candidate, baseline, task.rules, synchronize=one.synchronize)))
 
 
 def _repeated(call: Callable[[], object], times: int) -> Callable[[], None]:
@@ -191,7 +193,7 @@ def format_selftest(found: Sequence[SelftestSummary], plan: Plan, slot: Slot) ->
         f"called different though the same: {_false_alarms(same):.0%} (aim: at most {FALSE_ALARMS:.0%})",
         f"called slower with 5% more work: {more.verdicts['slower']:.0%} (aim: at least {FOUND:.0%})",
     ]
-    return Listing([f"{plan}, batch 1, on {slot}"], [TableData(heads, rows)], notes)
+    return Listing([f"{plan}, batch size 1, on {slot}"], [TableData(heads, rows)], notes)
 
 
 def _cells(tally: SelftestSummary) -> list[str]:

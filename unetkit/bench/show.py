@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from io import StringIO
@@ -29,9 +28,9 @@ def format_run(run: BenchRun, rows: Sequence[BenchRow], columns: Sequence[Column
         width: of the terminal; lesser columns are left out where all do not fit. None leaves out none.
     """
     numbers = {row.id: str(number) for number, row in enumerate(run.rows, 1)}
-    measured = [row for row in rows if row.measured]
+    measured = [row for row in rows if row.is_measured]
     table, dropped = _fitting(measured, columns, numbers, width)
-    failed = _failed(run, [row for row in rows if not row.measured], numbers)
+    failed = _failed(run, [row for row in rows if not row.is_measured], numbers)
     notes = [*_notes(rows, numbers), *_dropped(dropped), *missing(run)]
     said = [f"{len(rows)} of {len(run.rows)} rows are shown"] if len(rows) < len(run.rows) else []
     return Listing([*head(run), *said], [cells for cells in (table, failed) if cells.rows], notes)
@@ -39,8 +38,8 @@ def format_run(run: BenchRun, rows: Sequence[BenchRow], columns: Sequence[Column
 
 def head(run: BenchRun) -> list[str]:
     """What stands for all rows: baseline, machine, versions, the factors that do not vary, how many rows there are."""
-    shared = ", ".join(f"{name} {value}" for name, value in constants(run).items())
-    failed = sum(not row.measured for row in run.rows)
+    shared = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in constants(run).items())
+    failed = sum(not row.is_measured for row in run.rows)
     done = f"{len(run.rows)} rows" + (f", {failed} of them without figures" if failed else "")
     return [
         f"baseline {run.header.baseline}, {run.header.baseline_mode}",
@@ -52,7 +51,7 @@ def head(run: BenchRun) -> list[str]:
 def machine(header: Header, rows: Iterable[BenchRow] = ()) -> str:
     """The machine and the versions in a line; where rows ran, if that is one place."""
     known = header.machine
-    places = {row.where for row in rows if row.where}
+    places = {row.device for row in rows if row.device}
     return ", ".join(
         [
             *(["on " + places.pop()] if len(places) == 1 else dict.fromkeys(map(str, known.get("gpus") or ()))),
@@ -64,8 +63,8 @@ def machine(header: Header, rows: Iterable[BenchRow] = ()) -> str:
 
 def missing(run: BenchRun) -> list[str]:
     """How to go on, where rows are missing."""
-    left = f"{run.missing} of {run.planned} rows are still to do"
-    return [f"{left}; this goes on: {run.command}"] if run.missing else []
+    left = f"{run.num_missing} of {run.num_planned} rows are still to do"
+    return [f"{left}; this goes on: {run.command}"] if run.num_missing else []
 
 
 def _told(name: str, value: Any) -> str:
@@ -92,8 +91,9 @@ def _fitting(
 
 def _failed(run: BenchRun, rows: Sequence[BenchRow], numbers: dict[str, str]) -> TableData:
     names = varying(run)
-    lines = [[numbers[row.id], *(row.factors.get(name, "") for name in names), row.cause] for row in rows]
-    return TableData(["#", *names, "cause"], lines, f"without figures: {len(rows)}")
+    lines = [[numbers[row.id], *(row.factors.get(name, "") for name in names), row.error] for row in rows]
+    heads = ["#", *(name.replace("_", " ") for name in names), "error"]
+    return TableData(heads, lines, f"without figures: {len(rows)}")
 
 
 def _notes(rows: Iterable[BenchRow], numbers: dict[str, str]) -> list[str]:
@@ -110,7 +110,7 @@ def _dropped(columns: Sequence[Column]) -> list[str]:
 def row_to_record(row: BenchRow, columns: Sequence[Column]) -> dict[str, Any]:
     """One row by the names of the columns, with its id, its line, and why it has no figures."""
     values = {column.name: column.value(row) for column in columns}
-    return {"id": row.id, **values, "line": row.line, "cause": row.cause}
+    return {"id": row.id, **values, "line": row.line, "error": row.error}
 
 
 def rows_to_csv(rows: Sequence[BenchRow], columns: Sequence[Column]) -> str:
@@ -118,26 +118,25 @@ def rows_to_csv(rows: Sequence[BenchRow], columns: Sequence[Column]) -> str:
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
     heads = [f"{column.name} [{column.unit}]" if column.unit else column.name for column in columns]
-    writer.writerow(["id", *heads, "line", "cause", "warnings"])
+    writer.writerow(["id", *heads, "line", "error", "warnings"])
     for row in rows:
         writer.writerow([*row_to_record(row, columns).values(), "; ".join(row.warnings)])
     return out.getvalue()
 
 
-def rows_to_json(run: BenchRun, rows: Sequence[BenchRow], columns: Sequence[Column]) -> str:
-    """The run's header, the columns with their units, and the rows."""
+def run_to_dict(run: BenchRun, rows: Sequence[BenchRow], columns: Sequence[Column]) -> dict[str, Any]:
+    """Return the run's header, the columns with their units, and the rows, as JSON can hold them."""
     told = ("name", "title", "unit", "better", "summary")
-    more = ("failures", "warnings", "command", "where")
-    data = {
+    more = ("failures", "warnings", "command", "device")
+    return {
         "header": asdict(run.header),
-        "planned": run.planned,
+        "planned": run.num_planned,
         "done": len(run.rows),
         "command": run.command,
-        "began": run.began,
+        "started_at": run.started_at,
         "columns": [{key: getattr(column, key) for key in told} for column in columns],
         "rows": [{**_finite(row_to_record(row, columns)), **{key: getattr(row, key) for key in more}} for row in rows],
     }
-    return json.dumps(data, indent=2)
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
@@ -158,7 +157,7 @@ def rows_to_dataframe(run: BenchRun) -> DataFrame:
     except ImportError as error:
         raise UnetkitError("to_pandas needs pandas, which is not installed: pip install pandas") from error
     columns = columns_of(run)
-    names = ["id", *(column.name for column in columns), "line", "cause"]
+    names = ["id", *(column.name for column in columns), "line", "error"]
     frame = DataFrame([row_to_record(row, columns) for row in run.rows], columns=names)
     frame.attrs["units"] = {column.name: column.unit for column in columns if column.unit}
     return frame

@@ -187,7 +187,7 @@ def timing_warnings(timing: Timing, name: str) -> list[str]:
         found.append(f"its samples or the baseline's fluctuate by {moved:.0%} (IQR/median){much}")
     if (rounds := len(timing.candidate)) < 2 * LEAST:
         found.append(f"only {rounds} rounds")
-    if timing.ended == "budget":
+    if timing.stop_reason == "budget":
         width = estimate_ratio(timing).half_width
         found.append(f"the budget ended at ±{width:.1%}; --retry-failed with a larger --budget tells more")
     return [f"{name}: {', '.join(found)}"] if found else []

@@ -1,8 +1,8 @@
-"""Times a callable against a baseline: round by round, in random order, until their ratio is known well enough.
+"""Paired timing: time a callable against a baseline in interleaved rounds, until their ratio is known precisely enough.
 
-A machine drifts by more than networks differ: other work, clocks, caches. Two timings a moment apart share most of
-that, so their ratio keeps little of it, where the ratio of two means taken one after the other keeps all. Nothing
-here imports torch or numpy.
+A machine drifts by more than models differ, through other processes, clock rates and caches. Two timings that are taken
+a moment apart share most of that drift, so their ratio contains little of it, whereas the ratio of two means that are
+measured one after the other contains all of it. The module imports neither torch nor numpy.
 """
 
 from __future__ import annotations
@@ -18,163 +18,174 @@ from time import perf_counter
 
 from unetkit.bench.results import Timing
 
-Call = Callable[[], object]
+TimedCall = Callable[[], object]
 
-#: Rounds of warm-up compared with as many before them.
+#: Number of the last warm-up rounds that are compared with as many rounds before them.
 _WINDOW = 3
-#: How far the medians of the two may be apart, relative.
-_STEADY = 0.05
-#: Looks grow by this, since looking after every round would stop at a round that is narrow by luck.
-_GROWTH = 1.5
+#: Largest relative difference of the medians of the two windows at which warm-up ends.
+_STEADY_TOLERANCE = 0.05
+#: Factor between the numbers of rounds at which the precision is checked. A check after every round would stop at a
+#: round at which the interval is narrow by chance.
+_CHECK_GROWTH = 1.5
 
 
 @dataclass(frozen=True)
 class TimingConfig:
-    """How long to time, and how well.
+    """The settings of a paired timing.
 
     Attributes:
-        budget: seconds for warm-up and rounds. The first call of each, which may compile, is not among them.
-        precision: half-width of the interval of the ratio, relative, that is narrow enough.
-        seed: draws which of the two goes first in a round.
-        sample: seconds that a sample lasts at least, about: where a call is shorter, it is the mean of several, as many
-            for both.
-        refill: seconds of a call below which each sample follows a call that is not timed: caches are then as the
-            network's own last call left them, and not as the other's, which can take a tenth of a short call.
-        least: rounds that are timed however slow they are: with fewer there is no interval of 95%.
-        settle: seconds that rounds take at least: of real timings that ended sooner, 2% called the same different, and
-            of those that took 0.3 s, none.
-        warmup: least and most share of the budget for warm-up.
+        budget: time limit for warm-up and rounds, in seconds. The first call of each callable, which may compile, does
+            not count.
+        target_ci: timing stops when the half-width of the 95% interval of the ratio, relative to the ratio, is at most
+            this.
+        seed: seed for the order of the two callables in each round.
+        min_sample_time: shortest time of a sample, in seconds, approximately. If a call is shorter, a sample is the
+            mean of several calls, the same number for both callables.
+        warm_cache_below: if a call takes less than this, in seconds, each sample is preceded by a call that is not
+            timed, so that the caches are in the state that the callable itself left, rather than the other one. That
+            can make a difference of 10% for a short call.
+        min_rounds: number of rounds that are timed even if they exceed the budget. With fewer than six, there is no
+            95% interval.
+        min_time: shortest time of all rounds, in seconds. Of timings of equal work, 2% of those that stopped earlier
+            called it different, and none of those that took at least 0.3 s.
+        warmup_share: smallest and largest share of the budget for warm-up, between 0 and 1.
     """
 
     budget: float = 20.0
     target_ci: float = 0.02
     seed: int = 0
-    sample: float = 1e-3
-    refill: float = 0.02
-    least: int = 6
-    settle: float = 0.5
-    warmup: tuple[float, float] = (0.01, 0.25)
+    min_sample_time: float = 1e-3
+    warm_cache_below: float = 0.02
+    min_rounds: int = 6
+    min_time: float = 0.5
+    warmup_share: tuple[float, float] = (0.01, 0.25)
 
 
 def time_pair(
-    candidate: Call,
-    baseline: Call,
-    rules: TimingConfig,
+    candidate: TimedCall,
+    baseline: TimedCall,
+    config: TimingConfig,
     *,
-    wait: Call = lambda: None,
+    synchronize: TimedCall = lambda: None,
     clock: Callable[[], float] = perf_counter,
 ) -> Timing:
-    """Time both, a sample of each a round, and keep every sample.
+    """Time two callables in rounds with one sample of each, and return all samples.
 
-    Warm-up ends when the medians of three rounds and of the three before are within 5% of each other, for both
-    callables. Rounds end when the interval is narrow enough, looked at after 1.5 times as many rounds each time, or
-    when the budget is spent.
+    Warm-up ends when, for both callables, the medians of the last three rounds and of the three rounds before them
+    differ by at most 5%. Timing ends when the interval is narrow enough, which is checked each time the number of
+    rounds has grown by half, or when the budget is spent. Garbage collection is switched off meanwhile, since it would
+    slow one of the two callables.
 
     Args:
-        candidate, baseline: each does its work once. What they raise is passed on.
-        rules: how long, and how well.
-        wait: called before a sample starts and before it ends: `torch.cuda.synchronize` on a GPU, whose calls return
-            before they are done.
-        clock: seconds, from any start.
+        candidate: does its work once. Exceptions are passed on.
+        baseline: does its work once, like `candidate`.
+        config: settings.
+        synchronize: called before a sample starts and before it ends: `torch.cuda.synchronize` on a GPU, where a call
+            returns before its work is done.
+        clock: returns a time in seconds.
+
+    Returns:
+        The samples after warm-up, and why the timing stopped.
     """
-    pair = _Pair((candidate, baseline), rules, wait, clock)
-    with _no_collection():
-        pair.sample(0)
-        pair.sample(1)
-        pair.start = clock()
-        warmup = pair.warm_up()
-        ended = pair.measure()
-    one, other = pair.samples
-    return Timing(tuple(one), tuple(other), pair.calls, warmup, ended)
+    timer = _PairTimer((candidate, baseline), config, synchronize, clock)
+    with _disable_gc():
+        timer.time_sample(0)
+        timer.time_sample(1)
+        timer.start = clock()
+        warmup_rounds = timer.warm_up()
+        stop_reason = timer.time_rounds()
+    candidate_samples, baseline_samples = timer.samples
+    return Timing(tuple(candidate_samples), tuple(baseline_samples), timer.calls_per_sample, warmup_rounds, stop_reason)
 
 
 @contextmanager
-def _no_collection() -> Generator[None, None, None]:
-    """Collecting garbage would fall on one of the two."""
-    enabled = gc.isenabled()
+def _disable_gc() -> Generator[None, None, None]:
+    is_enabled = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
         yield
     finally:
-        if enabled:
+        if is_enabled:
             gc.enable()
 
 
 @dataclass
-class _Pair:
-    """Candidate and baseline, and the samples so far, in that order."""
+class _PairTimer:
+    """The state of a paired timing; `calls` and `samples` hold the candidate first and the baseline second."""
 
-    both: tuple[Call, Call]
-    rules: TimingConfig
-    wait: Call
+    calls: tuple[TimedCall, TimedCall]
+    config: TimingConfig
+    synchronize: TimedCall
     clock: Callable[[], float]
-    calls: int = 1
-    refills: bool = False
+    calls_per_sample: int = 1
+    warms_caches: bool = False
     samples: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
     start: float = 0.0
 
     def __post_init__(self) -> None:
-        self._draw = Random(self.rules.seed)  # noqa: S311 - no secret
+        self._random = Random(self.config.seed)  # noqa: S311 - no secret
 
-    def sample(self, which: int) -> float:
-        """Seconds a call."""
-        call, calls = self.both[which], self.calls
-        if self.refills:
+    def time_sample(self, index: int) -> float:
+        """Time one sample of a callable and return its seconds for each call."""
+        call = self.calls[index]
+        if self.warms_caches:
             call()
-        self.wait()
+        self.synchronize()
         start = self.clock()
-        for _ in range(calls):
+        for _ in range(self.calls_per_sample):
             call()
-        self.wait()
-        return (self.clock() - start) / calls
+        self.synchronize()
+        return (self.clock() - start) / self.calls_per_sample
 
-    def round(self) -> None:
-        order = (0, 1) if self._draw.random() < 0.5 else (1, 0)
-        for which in order:
-            self.samples[which].append(self.sample(which))
+    def time_round(self) -> None:
+        """Time a sample of each callable, in random order."""
+        order = (0, 1) if self._random.random() < 0.5 else (1, 0)
+        for index in order:
+            self.samples[index].append(self.time_sample(index))
 
     @property
-    def spent(self) -> float:
-        """Share of the budget."""
-        return (self.clock() - self.start) / self.rules.budget
+    def budget_used(self) -> float:
+        """The share of the budget that is spent."""
+        return (self.clock() - self.start) / self.config.budget
 
     def warm_up(self) -> int:
-        """Rounds until times no longer fall; then it is chosen what a sample is, and they are forgotten."""
-        least, most = self.rules.warmup
-        while self.spent < least or (self.spent < most and not all(map(_steady, self.samples))):
-            self.round()
-        rounds = len(self.samples[0])
-        usual = [median(seconds[-_WINDOW:]) for seconds in self.samples if seconds]
-        quickest = min(usual, default=self.rules.refill)
-        self.calls = max(1, ceil(self.rules.sample / max(quickest, 1e-9)))
-        self.refills = quickest < self.rules.refill
-        for seconds in self.samples:
-            seconds.clear()
-        return rounds
+        """Run rounds until their times are steady, choose the size of a sample, and return the number of rounds.
 
-    def measure(self) -> str:
-        """Rounds until they are enough; says why."""
-        began, look = self.clock(), 2.0 * self.rules.least
-        while (rounds := len(self.samples[0])) < self.rules.least or self.spent < 1:
-            if rounds >= look and self.clock() - began >= self.rules.settle:
-                if self._precise():
+        The samples of these rounds are discarded.
+        """
+        least, most = self.config.warmup_share
+        while self.budget_used < least or (self.budget_used < most and not all(map(_is_steady, self.samples))):
+            self.time_round()
+        num_rounds = len(self.samples[0])
+        recent = [median(samples[-_WINDOW:]) for samples in self.samples if samples]
+        shortest = min(recent, default=self.config.warm_cache_below)
+        self.calls_per_sample = max(1, ceil(self.config.min_sample_time / max(shortest, 1e-9)))
+        self.warms_caches = shortest < self.config.warm_cache_below
+        for samples in self.samples:
+            samples.clear()
+        return num_rounds
+
+    def time_rounds(self) -> str:
+        """Time rounds until the ratio is precise or the budget is spent, and return which: "precise" or "budget"."""
+        start, next_check = self.clock(), 2.0 * self.config.min_rounds
+        while (num_rounds := len(self.samples[0])) < self.config.min_rounds or self.budget_used < 1:
+            if num_rounds >= next_check and self.clock() - start >= self.config.min_time:
+                if self._is_precise():
                     return "precise"
-                look = rounds * _GROWTH
-            self.round()
-        return "precise" if self._precise() else "budget"
+                next_check = num_rounds * _CHECK_GROWTH
+            self.time_round()
+        return "precise" if self._is_precise() else "budget"
 
-    def _precise(self) -> bool:
-        from unetkit.bench.statistics import (
-            estimate_ratio,  # imports numpy, which who only chooses rules has no need of
-        )
+    def _is_precise(self) -> bool:
+        from unetkit.bench.statistics import estimate_ratio  # imports numpy, which is not needed to make a TimingConfig
 
         timing = Timing(tuple(self.samples[0]), tuple(self.samples[1]), 1, 0, "")
-        return estimate_ratio(timing).half_width <= self.rules.target_ci
+        return estimate_ratio(timing).half_width <= self.config.target_ci
 
 
-def _steady(seconds: list[float]) -> bool:
-    if len(seconds) < 2 * _WINDOW:
+def _is_steady(samples: list[float]) -> bool:
+    if len(samples) < 2 * _WINDOW:
         return False
-    before, after = median(seconds[-2 * _WINDOW : -_WINDOW]), median(seconds[-_WINDOW:])
-    return abs(after - before) <= _STEADY * before
+    before, after = median(samples[-2 * _WINDOW : -_WINDOW]), median(samples[-_WINDOW:])
+    return abs(after - before) <= _STEADY_TOLERANCE * before

@@ -1,4 +1,8 @@
-"""What a child does: look at a case on meta tensors, or measure it beside the baseline."""
+"""The functions that the processes of a benchmark run: build a case on meta tensors, or measure it beside the baseline.
+
+`BenchRunner` starts a process for each call. They emit results as dicts with the keys "line", "macs", "size", "device",
+"cpu_contention", "current_metric", and (field of a BenchRow, name of a metric) for each metric.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import math
 import os
 import platform
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from random import Random
@@ -19,8 +23,8 @@ import torch
 from unetkit.bench.builtin_metrics import BenchModel
 from unetkit.bench.devices import CpuContention, Slot
 from unetkit.bench.grid import Trial
-from unetkit.bench.metrics import ANALYTIC, metrics_of
-from unetkit.bench.ray_engine import versions
+from unetkit.bench.metrics import ANALYTIC_METRICS, collect_metrics
+from unetkit.bench.ray_engine import library_versions
 from unetkit.bench.timing import time_pair
 from unetkit.errors import InputSizeError
 from unetkit.plugins import load_manager
@@ -30,88 +34,118 @@ from unetkit.utils.isolation import one_line
 from unetkit.utils.processes import Emit
 from unetkit.utils.system import available_cores, cpu_name, free_memory, is_oom, limit_memory
 
-#: Of the memory that is free as a trial begins: an allocation beyond it fails, and nothing else is ended for it.
-_SHARE = 0.9
+#: Share of the free memory that a process may use, so that an allocation beyond it fails instead of the system ending
+#: some other process.
+_MEMORY_SHARE = 0.9
 
 
-def dry_build(trial: Trial, slot: Slot, say: Emit) -> None:
-    """Build a case on meta tensors and pass its input; say its line, its size and what follows from shapes alone."""
+def dry_build(trial: Trial, slot: Slot, emit: Emit) -> None:
+    """Build a case on meta tensors, run its input through it, and emit its line, its size and its analytic metrics.
+
+    Args:
+        trial: the case.
+        slot: not used.
+        emit: called with the results.
+    """
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    host = load_manager(trial.plugins)
-    subject = _subject(trial, torch.device("meta"), host.parts)
-    traced = subject.trace
-    say({"line": traced.line, "macs": traced.macs, "size": (traced.rows[0].height, traced.rows[0].width)})
-    for metric in _asked(trial, metrics_of(host)):
-        if metric.name in ANALYTIC:
-            say({("figures", metric.name): metric.load()(subject)})
+    manager = load_manager(trial.plugins)
+    bench_model = _make_bench_model(trial, torch.device("meta"), manager.parts)
+    trace = bench_model.trace
+    emit({"line": trace.line, "macs": trace.macs, "size": (trace.rows[0].height, trace.rows[0].width)})
+    for metric in _requested_metrics(trial, collect_metrics(manager)):
+        if metric.name in ANALYTIC_METRICS:
+            emit({("values", metric.name): metric.load()(bench_model)})
 
 
-def measure(trial: Trial, slot: Slot, say: Emit) -> None:
-    """Measure a case. Every figure is said as soon as it is known, so that none is lost with the process."""
-    device = prepare_process(slot, trial.rules.seed)
-    others = CpuContention(slot.cores)
-    say({"where": str(slot)})
-    host = load_manager(trial.plugins)
-    metrics = [metric for metric in _asked(trial, metrics_of(host)) if metric.name not in ANALYTIC]
-    for metric in metrics:
-        measured = _timed if metric.timed else _figure
-        _tell(metric, partial(measured, metric, trial, device, host.parts), say)
-        gc.collect()
-    say({"others": round(others.share(), 3)})
+def measure(trial: Trial, slot: Slot, emit: Emit) -> None:
+    """Measure a case, and emit each result as soon as it is known, so that none is lost if the process dies.
+
+    Args:
+        trial: the case.
+        slot: device and cores to use.
+        emit: called with the results.
+    """
+    device = prepare_process(slot, trial.timing_config.seed)
+    contention = CpuContention(slot.cores)
+    emit({"device": str(slot)})
+    manager = load_manager(trial.plugins)
+    for metric in _requested_metrics(trial, collect_metrics(manager)):
+        if metric.name not in ANALYTIC_METRICS:
+            function = _measure_timing if metric.timed else _measure_value
+            _emit_result(metric, partial(function, metric, trial, device, manager.parts), emit)
+            gc.collect()
+    emit({"cpu_contention": round(contention.fraction(), 3)})
 
 
-def _figure(metric: Metric, trial: Trial, device: torch.device, parts: Parts) -> dict[str, Any]:
-    """Of a network of its own, so that nothing which one metric leaves behind is in another's."""
-    return {"figures": _number(metric.load()(_subject(trial, device, parts)))}
+def _measure_value(metric: Metric, trial: Trial, device: torch.device, parts: Parts) -> dict[str, Any]:
+    """Measure a metric that is not timed, with a model of its own, which other metrics cannot have affected."""
+    return {"values": _to_number(metric.load()(_make_bench_model(trial, device, parts)))}
 
 
-def _timed(metric: Metric, trial: Trial, device: torch.device, parts: Parts) -> dict[str, Any]:
-    """Of a new pair. Which of the two is built first is drawn by the row: that one is mostly a little slower."""
-    pair = [_subject(trial, device, parts), _subject(trial, device, parts, of_baseline=True)]
+def _measure_timing(metric: Metric, trial: Trial, device: torch.device, parts: Parts) -> dict[str, Any]:
+    """Measure a timed metric with a new pair of models.
+
+    The model that is built first is mostly a little slower, so which one that is is drawn at random for each row.
+    """
+    pair = [_make_bench_model(trial, device, parts), _make_bench_model(trial, device, parts, is_baseline=True)]
     calls: dict[int, Any] = {}
-    for which in Random(f"{trial.case.id} {metric.name}").sample((0, 1), 2):  # noqa: S311
+    for index in Random(f"{trial.case.id} {metric.name}").sample((0, 1), 2):  # noqa: S311 - no secret
         try:
-            calls[which] = metric.load()(pair[which])
-            calls[which]()
+            calls[index] = metric.load()(pair[index])
+            calls[index]()
         except Exception as error:
-            of_baseline = which == 1 and trial.case.plan != pair[1].plan
-            if not of_baseline:
+            is_separate_baseline = index == 1 and trial.case.plan != pair[1].plan
+            if not is_separate_baseline:
                 raise
-            raise InputSizeError(f"the baseline, {trial.baseline}, fails here: {one_line(error)}") from error
-    return {"timings": vars(time_pair(calls[0], calls[1], trial.rules, wait=pair[0].wait))}
+            raise InputSizeError(f"the baseline, {trial.baseline}, failed: {one_line(error)}") from error
+    return {"timings": vars(time_pair(calls[0], calls[1], trial.timing_config, synchronize=pair[0].synchronize))}
 
 
-def probe(trial: Trial, slot: Slot, say: Emit) -> None:
-    """Say the MACs of a case, and seconds for one call of each timed metric, by the metric's name."""
-    device = prepare_process(slot, trial.rules.seed)
-    host = load_manager(trial.plugins)
-    subject = _subject(trial, device, host.parts)
-    say({"macs": subject.trace.macs})
-    for metric in _asked(trial, metrics_of(host)):
+def probe(trial: Trial, slot: Slot, emit: Emit) -> None:
+    """Emit the MACs of a case, and the seconds for one call of each timed metric, by the metric's name.
+
+    Args:
+        trial: the case.
+        slot: device and cores to use.
+        emit: called with the results.
+    """
+    device = prepare_process(slot, trial.timing_config.seed)
+    manager = load_manager(trial.plugins)
+    bench_model = _make_bench_model(trial, device, manager.parts)
+    emit({"macs": bench_model.trace.macs})
+    for metric in _requested_metrics(trial, collect_metrics(manager)):
         if metric.timed:
-            call = metric.load()(subject)
+            call = metric.load()(bench_model)
             call()
-            subject.wait()
+            bench_model.synchronize()
             start = perf_counter()
             call()
-            subject.wait()
-            say({metric.name: perf_counter() - start})
+            bench_model.synchronize()
+            emit({metric.name: perf_counter() - start})
 
 
-def _asked(trial: Trial, metrics: Iterable[Metric]) -> list[Metric]:
+def _requested_metrics(trial: Trial, metrics: Iterable[Metric]) -> list[Metric]:
     return [metric for metric in metrics if metric.name in trial.metrics]
 
 
-def _subject(trial: Trial, device: torch.device, parts: Parts, *, of_baseline: bool = False) -> BenchModel:
+def _make_bench_model(trial: Trial, device: torch.device, parts: Parts, *, is_baseline: bool = False) -> BenchModel:
     case = trial.case
-    plan = replace(trial.baseline, size=trial.size) if of_baseline else case.plan
-    mode = trial.baseline_mode if of_baseline else case.mode
-    return BenchModel(plan, case.batch, mode, device, parts, trial.rules.seed)
+    plan = replace(trial.baseline, size=trial.size) if is_baseline else case.plan
+    mode = trial.baseline_mode if is_baseline else case.mode
+    return BenchModel(plan, case.batch_size, mode, device, parts, trial.timing_config.seed)
 
 
 def prepare_process(slot: Slot, seed: int) -> torch.device:
-    """Make this process one that measures: on its own cores and device, with so many threads, and no more memory."""
+    """Set up this process to measure in a slot: its cores, threads and device, and a limit on its memory.
+
+    Args:
+        slot: device and cores to use.
+        seed: seed of torch's global random generator.
+
+    Returns:
+        The device of the slot.
+    """
     warnings.simplefilter("ignore")
     torch.manual_seed(seed)
     if slot.cores and hasattr(os, "sched_setaffinity"):
@@ -120,55 +154,61 @@ def prepare_process(slot: Slot, seed: int) -> torch.device:
     device = torch.device(slot.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = True  # inputs have one shape
+        torch.backends.cudnn.benchmark = True  # all inputs have one shape
     else:
-        limit_memory(int(_SHARE * free_memory() / slot.share))
+        limit_memory(int(_MEMORY_SHARE * free_memory() / slot.num_slots))
     return device
 
 
-def _tell(metric: Metric, measured: Any, say: Emit) -> None:
-    """Say a metric's figure, or why there is none; the others go on."""
-    say({"doing": metric.name})
+def _emit_result(metric: Metric, function: Callable[[], dict[str, Any]], emit: Emit) -> None:
+    """Emit the result of a metric, or why it failed, so that the other metrics are still measured."""
+    emit({"current_metric": metric.name})
     try:
-        found = measured()
-    except Exception as error:  # whatever a network or a plugin's metric raises is its answer
-        why = "ran out of memory" if is_oom(error) or isinstance(error, torch.OutOfMemoryError) else ""
-        found = {"failures": f"{why}: {one_line(error)}" if why else one_line(error)}
-    [(what, value)] = found.items()
-    say({(what, metric.name): value, "doing": ""})
+        result = function()
+    except Exception as error:  # a model or the metric of a plugin may raise anything
+        reason = "ran out of memory: " if is_oom(error) or isinstance(error, torch.OutOfMemoryError) else ""
+        result = {"failures": f"{reason}{one_line(error)}"}
+    [(field, value)] = result.items()
+    emit({(field, metric.name): value, "current_metric": ""})
 
 
-def _number(value: Any) -> float:
-    """A metric's answer, a whole number left whole."""
+def _to_number(value: Any) -> float:
+    """Convert the result of a metric to a finite number; an int stays an int."""
     number = int(value) if isinstance(value, int) else float(value)
     if not math.isfinite(number):
-        raise InputSizeError(f"it gave {number}")
+        raise InputSizeError(f"the metric returned {number}, which is not finite")
     return number
 
 
-def survey(task: None, slot: None, say: Emit) -> None:
-    """Say the machine, the versions, and the GPUs as (device, name)."""
+def describe_machine(task: None, slot: None, emit: Emit) -> None:
+    """Emit a description of the machine, the versions, and the GPUs as (device, name) pairs.
+
+    Args:
+        task: not used.
+        slot: not used.
+        emit: called with the results.
+    """
     gpus = [(f"cuda:{i}", torch.cuda.get_device_name(i)) for i in range(torch.cuda.device_count())]
-    say({"machine": _machine([name for _, name in gpus]), "versions": versions(), "gpus": gpus})
+    emit({"machine": _machine_info([name for _, name in gpus]), "versions": library_versions(), "gpus": gpus})
 
 
-def _machine(gpus: list[str]) -> dict[str, Any]:
-    held = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+def _machine_info(gpus: list[str]) -> dict[str, Any]:
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
     return {
         "cpu": cpu_name(),
         "cores": len(available_cores()),
-        "memory": format_bytes(held),
+        "memory": format_bytes(memory),
         "gpus": gpus,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "mkldnn": torch._C._has_mkldnn,
         "cuda": torch.version.cuda if gpus else None,
-        "cudnn": _cudnn() if gpus else None,
+        "cudnn": _cudnn_version() if gpus else None,
         "tf32 in matmul": torch.backends.cuda.matmul.allow_tf32 if gpus else None,
         "tf32 in convolutions": torch.backends.cudnn.allow_tf32 if gpus else None,
     }
 
 
-def _cudnn() -> int:
+def _cudnn_version() -> int:
     version: int = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     return version

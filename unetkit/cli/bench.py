@@ -16,7 +16,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from unetkit.bench.grid import AXES, Case, Mode, exclude_cases, make_cases, make_plans, parse_axis, split_axis
-from unetkit.bench.metrics import metrics_of
+from unetkit.bench.metrics import collect_metrics
 from unetkit.cli.options import complete_part, get_manager, get_parts
 from unetkit.errors import OptionError
 from unetkit.plan import PlanField
@@ -79,7 +79,7 @@ def _make_list_completer(kind: str) -> Callable[[click.Context, click.Parameter,
 @click.option(
     "--size", "sizes", multiple=True, metavar="HxW,...", help="Input sizes.  [default: the network's own, or 256]"
 )
-@click.option("--batch-size", "batches", multiple=True, metavar="N,...", help="Batch sizes.  [default: 1]")
+@click.option("--batch-size", "batch_sizes", multiple=True, metavar="N,...", help="Batch sizes.  [default: 1]")
 @click.option(
     "--mode", "modes", multiple=True, metavar="MODE[+...],...", help="Execution modes, see above.  [default: eager]"
 )
@@ -158,20 +158,20 @@ def _run(ctx: click.Context, given: dict[str, Any]) -> None:
     if str(given.get("out", "x")) in ("", "."):
         raise OptionError("--out: give a new folder, such as runs/first")
     chosen = {name: given[name] for name in _CONFIG_OPTIONS if name in given}
-    choices = BenchConfig(metrics=metrics, plugins=plugins, **chosen)
-    leader = BenchRunner(parse_grid(given, host.parts), choices, host)
+    config = BenchConfig(metrics=metrics, plugins=plugins, **chosen)
+    runner = BenchRunner(parse_grid(given, host.parts), config, host)
     if given.get("dry_run"):
-        _dry_run(leader, given.get("out"))
+        _dry_run(runner, given.get("out"))
     else:
-        _measure(leader, given.get("out") or Path("runs", _folder_name({**given, "plugins": plugins})))
+        _measure(runner, given.get("out") or Path("runs", _folder_name({**given, "plugins": plugins})))
 
 
 def parse_grid(given: dict[str, Any], parts: Parts) -> list[Case]:
     """Make the cases of a command line, at least one. Raises OptionError where --exclude leaves none."""
     fields = {field.name: parse_axis(field.name, given.get(field.name, ()), parts) for field in AXES}
     modes = [Mode.parse(mode) for mode in split_axis("mode", given.get("modes", ("eager",)))]
-    batches = [_parse_batch_size(text) for text in split_axis("batch", given.get("batches", ("1",)))]
-    found = make_cases(make_plans(fields, parts), split_axis("size", given.get("sizes", ())), batches, modes)
+    batch_sizes = [_parse_batch_size(text) for text in split_axis("batch_size", given.get("batch_sizes", ("1",)))]
+    found = make_cases(make_plans(fields, parts), split_axis("size", given.get("sizes", ())), batch_sizes, modes)
     left = exclude_cases(found, given.get("exclude", ()))[: given.get("limit")]
     if not left:
         raise OptionError("--exclude skips every combination; exclude fewer")
@@ -190,41 +190,42 @@ def _folder_name(given: dict[str, Any]) -> str:
     return hashlib.sha256(repr(told).encode()).hexdigest()[:8]
 
 
-def _measure(leader: BenchRunner, folder: Path) -> None:
+def _measure(runner: BenchRunner, folder: Path) -> None:
     from unetkit.bench.progress import BenchProgress
     from unetkit.bench.results import ResultsWriter
 
     command = shlex.join(["unetkit", *sys.argv[1:]])
-    ledger = ResultsWriter(folder)
-    watch = BenchProgress(leader, folder)
+    writer = ResultsWriter(folder)
+    progress = BenchProgress(runner, folder)
     try:
-        with closing(leader.rows(ledger, command)) as rows:
-            watch.follow(rows)
+        with closing(runner.measure_rows(writer, command)) as rows:
+            progress.follow(rows)
     except KeyboardInterrupt:
-        held = f"{len(ledger.rows)} rows are stored in {folder}"
-        click.echo(f"Error: interrupted: {held}; continue with the same command: {command}", err=True)
+        stored = f"{len(writer.rows)} rows are stored in {folder}"
+        click.echo(f"Error: interrupted: {stored}; continue with the same command: {command}", err=True)
         sys.exit(130)
     finally:
-        ledger.close()
+        writer.close()
     _print_results(folder)
 
 
-def _dry_run(leader: BenchRunner, folder: Path | None) -> None:
+def _dry_run(runner: BenchRunner, folder: Path | None) -> None:
     """Print the rows that would be measured, and how long that would take."""
     from unetkit.bench.columns import varied
     from unetkit.bench.runner import dry_run
     from unetkit.utils.formatting import format_count
     from unetkit.utils.tables import Listing, TableData
 
-    found = dry_run(leader, folder)
-    names = varied([dict(case.factors) for case in leader.cases])
-    lines = [[*_factor_cells(case, names), format_count(said["macs"])] for case, said in found.left]
-    failed = [[*_factor_cells(case, names), cause] for case, cause in found.failed]
-    tables = [TableData([*names, "macs"], lines), TableData([*names, "cause"], failed, "These cannot be built or run:")]
-    about = _format_duration(found.seconds)
-    told = f"{len(lines)} rows would be measured against {found.baseline}, in about {about}"
-    done = [f"{found.done} rows are measured already"] if found.done else []
-    print_listing(Listing([], [cells for cells in tables if cells.rows], [*done, told]), None)
+    found = dry_run(runner, folder)
+    names = varied([dict(case.factors) for case in runner.cases])
+    lines = [[*_factor_cells(case, names), format_count(results["macs"])] for case, results in found.pending]
+    failed = [[*_factor_cells(case, names), error] for case, error in found.failed]
+    heads = [name.replace("_", " ") for name in names]
+    tables = [TableData([*heads, "macs"], lines), TableData([*heads, "error"], failed, "These cannot be built or run:")]
+    about = _format_duration(found.estimated_seconds)
+    summary = f"{len(lines)} rows would be measured against {found.baseline}, in about {about}"
+    done = [f"{found.num_done} rows are measured already"] if found.num_done else []
+    print_listing(Listing([], [cells for cells in tables if cells.rows], [*done, summary]), None)
 
 
 def _format_duration(seconds: float) -> str:
@@ -253,7 +254,7 @@ def metrics(ctx: click.Context) -> None:
     from unetkit.utils.tables import Listing, TableData
 
     rows = []
-    for metric in metrics_of(get_manager(ctx)):
+    for metric in collect_metrics(get_manager(ctx)):
         owner = f" (of {metric.owner})" if metric.owner != "unetkit" else ""
         rows.append([metric.name, metric.info.unit, metric.info.summary + owner])
     print_listing(Listing([], [TableData(["metric", "unit", "meaning"], rows)], []), None)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import CompletionItem
 
-from unetkit.bench.metrics import metrics_of
+from unetkit.bench.metrics import collect_metrics
 from unetkit.cli.list import add_plain_row
 from unetkit.cli.options import get_manager, get_plugin_commands
 from unetkit.plugins import PluginManager
@@ -41,7 +41,7 @@ def plugins(ctx: click.Context, verbose: bool) -> None:
 
 def _print_plugins(ctx: click.Context, verbose: bool) -> None:
     host, commands = get_manager(ctx), get_plugin_commands(ctx)
-    metrics = metrics_of(host)
+    metrics = collect_metrics(host)
     found = sorted((p for p in host.plugins if p.name != "unetkit"), key=lambda plugin: plugin.name)
     if not found:
         click.echo("no plugins are installed; `unetkit plugins new my-gate --kind fusion` creates one")

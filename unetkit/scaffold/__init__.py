@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 
-from unetkit.bench.metrics import metrics_of
+from unetkit.bench.metrics import collect_metrics
 from unetkit.commands import COMMANDS, plugin_commands
 from unetkit.errors import FileError, OptionError, PluginError, UnknownNameError, did_you_mean
 from unetkit.plugins import default_manager, default_parts
@@ -102,7 +102,7 @@ class PluginNames:
 
     def check_metrics(self) -> None:
         """Refuse the names of metrics that there are, or of what a grid chooses."""
-        metrics = metrics_of(default_manager())
+        metrics = collect_metrics(default_manager())
         for name in (self.part, f"{self.part}-time"):
             try:
                 metrics.add(name, "")

@@ -44,8 +44,8 @@ def conditions_of(run: BenchRun) -> list[str]:
 
 
 def condition_of(row: BenchRow) -> str:
-    """256x256, batch 8."""
-    return f"{format_size(row.size)}, batch {row.batch}"
+    """256x256, batch size 8."""
+    return f"{format_size(row.size)}, batch size {row.batch_size}"
 
 
 def naming(run: BenchRun) -> Callable[[BenchRow], str]:

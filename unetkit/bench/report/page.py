@@ -94,7 +94,7 @@ def _said(run: BenchRun, columns: Sequence[Column], effects: Sequence[Told]) -> 
         "hidden": HIDDEN,
         "effects": effects,
         "missing": missing(run),
-        "failed": [row for row in run.rows if not row.measured],
+        "failed": [row for row in run.rows if not row.is_measured],
         "verdict": verdict,
         "doubtful": doubtful_rows(run),
         "uncut": is_complete(run),

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from unetkit.bench.metrics import builtin_metrics
+from unetkit.bench.metrics import register_builtin_metrics
 from unetkit.commands import COMMANDS
 from unetkit.errors import UnetkitError
 from unetkit.options import read_signature
@@ -128,7 +128,7 @@ def commands(guest: PluginSubject) -> None:
 def wraps(guest: PluginSubject) -> None:
     """A plain network, and one with each part that it adds, stays a model whose line says what it is."""
     from unetkit.builder import build
-    from unetkit.summary.forward_hooks import network_of
+    from unetkit.summary.forward_hooks import find_network
     from unetkit.testing.checks.network import comes_back, predicts, trains
     from unetkit.testing.contracts import drawn
 
@@ -144,7 +144,7 @@ def wraps(guest: PluginSubject) -> None:
             raise Nonconformity(f"{said}{error}") from error
         if guest.plugin.error:
             raise Nonconformity(f"{said}unetkit_wrap_model fails: {guest.plugin.error}")
-        if lacks := [name for name in _PASSED_ON if hasattr(network_of(model), name) > hasattr(model, name)]:
+        if lacks := [name for name in _PASSED_ON if hasattr(find_network(model), name) > hasattr(model, name)]:
             raise Nonconformity(f"{said}the model lacks {', '.join(lacks)}; pass them on from the network")
         trains(model, x, said)
         predicts(model, x, said)
@@ -153,7 +153,7 @@ def wraps(guest: PluginSubject) -> None:
 
 
 #: What is found on a network, and so should be on what wraps it.
-_PASSED_ON = ("encoder", "stages", "head", "whole", "plugins")
+_PASSED_ON = ("encoder", "stages", "head", "resolved_plan", "plugins")
 
 
 def _networks(guest: PluginSubject) -> Iterator[dict[str, Any]]:
@@ -175,7 +175,7 @@ def metrics(guest: PluginSubject) -> None:
 
 
 def _added(guest: PluginSubject) -> list[Metric]:
-    staged = Metrics(guest.plugin.name, builtin_metrics().entries)
+    staged = Metrics(guest.plugin.name, register_builtin_metrics().entries)
     try:
         guest.host.call_one("unetkit_register_metrics", guest.plugin)(metrics=staged)
     except Exception as error:
