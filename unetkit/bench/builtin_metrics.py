@@ -30,7 +30,7 @@ from unetkit.errors import BuildError, InputSizeError
 from unetkit.plan import Plan
 from unetkit.registry import Parts
 from unetkit.serialization import save
-from unetkit.summary.forward_hooks import resolve_input_size, find_network, collect_tensors
+from unetkit.summary.forward_hooks import collect_tensors, find_network, resolve_input_size
 from unetkit.summary.report import Trace
 from unetkit.summary.trace import trace
 from unetkit.utils.formatting import Size
