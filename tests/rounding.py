@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from unetkit.testing.subject import float32_tolerance
+from unetkit.utils.rounding import float32_tolerance
 
 
 def assert_equal_to_rounding(found: Tensor, expected: Tensor, model: nn.Module) -> None:

@@ -256,7 +256,7 @@ def test_a_change_that_no_layer_shows_is_found_by_running_it() -> None:
     theirs.encoder.layer1.register_forward_hook(lambda _, __, out: 2 * out)
     message = refusal(theirs)
     assert "this smp.Unet cannot be carried over: --encoder " in message
-    assert " gives outputs that differ by " in message
+    assert " gives outputs that differ from those of the smp.Unet by " in message
 
 
 def test_an_output_that_is_the_same_at_every_pixel_proves_nothing() -> None:

@@ -22,14 +22,15 @@ from unetkit.network import WholeModel
 from unetkit.parts.encoders.timm_catalog import timm_model_names as timm_names
 from unetkit.plan import PartSpec, Plan
 from unetkit.smp.catalog import smp_architecture_names, smp_architecture_options, smp_encoder_names
-from unetkit.smp.encoders import NumbersOnCpu
+from unetkit.smp.encoders import LinspaceOnCpu
 from unetkit.unet import UNet
 from unetkit.utils.isolation import one_line
 from unetkit.utils.lazy_init import preserve_rng
 from unetkit.utils.modules import preserve_mode
+from unetkit.utils.rounding import computes_in, difference_beyond_rounding
 
 #: Encoders of smp's that timm has with the same layers and maps: how their names begin here and there.
-_TWINS = {
+_TIMM_PREFIXES = {
     "resnet": "resnet",
     "resnext": "resnext",
     "se_resne": "legacy_seresne",
@@ -41,9 +42,9 @@ _NORMS: dict[str, list[Any]] = {
     "instance": [{"type": "instancenorm", "affine": True}],
     "none": [False, "identity", {"type": "identity"}],
 }
-_UPS = ("nearest", "bilinear")
+_INTERPOLATIONS = ("nearest", "bilinear")
 #: smp's own arguments; it hands all others to the encoder.
-_WORDS = {
+_SMP_ARGUMENTS = {
     "encoder_name",
     "encoder_depth",
     "encoder_weights",
@@ -60,7 +61,7 @@ _WORDS = {
 }
 
 
-def lost(model: Any) -> list[str]:
+def list_unsupported(model: Any) -> list[str]:
     """What of a U-Net cannot be carried over, in smp's words."""
     said, depth = model.config, model.config["encoder_depth"]
     stride = said.get("output_stride", 32)
@@ -68,27 +69,27 @@ def lost(model: Any) -> list[str]:
         "the centre block of a vgg encoder": not isinstance(model.decoder.center, nn.Identity),
         "an encoder's map of the input's size that is not joined": getattr(model.encoder, "_is_vgg_style", False),
         f"decoder_attention_type={said['decoder_attention_type']}": said["decoder_attention_type"] is not None,
-        f"decoder_use_norm={_norm(said)}": not any(_norm(said) in known for known in _NORMS.values()),
-        f"decoder_interpolation={said['decoder_interpolation']}": said["decoder_interpolation"] not in _UPS,
+        f"decoder_use_norm={_get_norm(said)}": not any(_get_norm(said) in known for known in _NORMS.values()),
+        f"decoder_interpolation={said['decoder_interpolation']}": said["decoder_interpolation"] not in _INTERPOLATIONS,
         f"output_stride={stride}, which gives it several maps of one stride": stride < 2**depth,
-        f"activation={said['activation'] or 'a callable'}": not _plain_head(model),
+        f"activation={said['activation'] or 'a callable'}": not _has_plain_head(model),
         "aux_params, the classification head": model.classification_head is not None,
     }
     return [what for what, is_so in facts.items() if is_so]
 
 
-def _norm(said: dict[str, Any]) -> Any:
+def _get_norm(said: dict[str, Any]) -> Any:
     old = said.get("decoder_use_batchnorm")
     return said["decoder_use_norm"] if old is None else old
 
 
-def _plain_head(model: Any) -> bool:
+def _has_plain_head(model: Any) -> bool:
     return isinstance(model.segmentation_head[2].activation, nn.Identity)
 
 
-def changed(model: Any) -> list[str]:
+def list_modified_parts(model: Any) -> list[str]:
     """The parts of a U-Net whose layers are not those that its arguments make."""
-    with warnings.catch_warnings(), torch.device("meta"), NumbersOnCpu():
+    with warnings.catch_warnings(), torch.device("meta"), LinspaceOnCpu():
         warnings.simplefilter("ignore")  # of names that smp gave up and still has
         fresh: Any = smp.Unet(**(model.config | {"encoder_weights": None}))
     pairs = {
@@ -99,10 +100,10 @@ def changed(model: Any) -> list[str]:
     return [name for name, (here, there) in pairs.items() if str(here) != str(there)]
 
 
-def plans(model: Any) -> list[Plan]:
+def candidate_plans(model: Any) -> list[Plan]:
     """The lines that may say it, the best first: timm's encoder where there is one, then smp's own."""
     said = model.config
-    norm = next(ours for ours, theirs in _NORMS.items() if _norm(said) in theirs)
+    norm = next(ours for ours, theirs in _NORMS.items() if _get_norm(said) in theirs)
     words = {
         "up": said["decoder_interpolation"],
         "block": "double" if norm == "batch" else f"double:norm={norm}",
@@ -111,24 +112,24 @@ def plans(model: Any) -> list[Plan]:
         "in_channels": said["in_channels"],
         "classes": said["classes"],
     }
-    return [Plan.of(encoder=encoder, **words) for encoder in _encoders(model)]
+    return [Plan.of(encoder=encoder, **words) for encoder in _candidate_encoders(model)]
 
 
-def _encoders(model: Any) -> list[PartSpec]:
+def _candidate_encoders(model: Any) -> list[PartSpec]:
     said, encoder = model.config, model.encoder
     maps = sum(1 for channels in encoder.out_channels[1:] if channels)
     levels = {} if said["encoder_depth"] == 5 else {"levels": maps}
-    options = {key: value for key, value in said.items() if key not in _WORDS and value is not None}
+    options = {key: value for key, value in said.items() if key not in _SMP_ARGUMENTS and value is not None}
     if isinstance(encoder, TimmUniversalEncoder):
         return [PartSpec.of(f"timm/{encoder.name}", options | levels)]
     if options:
         raise BuildError(f"smp's own encoders take no {min(options)}; build the smp model without")
     name = said["encoder_name"]
-    twins = [there + name.removeprefix(here) for here, there in _TWINS.items() if name.startswith(here)]
+    twins = [there + name.removeprefix(here) for here, there in _TIMM_PREFIXES.items() if name.startswith(here)]
     return [PartSpec.of(full, levels) for full in [*(f"timm/{t}" for t in twins if t in timm_names()), f"smp/{name}"]]
 
 
-def counterparts(theirs: Any, ours: Any) -> dict[str, str]:
+def match_tensors(theirs: Any, ours: Any) -> dict[str, str]:
     """Each tensor of ours, and the one of theirs that is in its place. Raises BuildError for another encoder."""
     there = theirs.state_dict()
     paths = {
@@ -140,10 +141,10 @@ def counterparts(theirs: Any, ours: Any) -> dict[str, str]:
     paths["head.conv"] = "segmentation_head.0"
     leaves = [name.rpartition(".") for name in there]
     decoder = {f"{a}.{leaf}": f"{b}.{leaf}" for a, b in paths.items() for path, _, leaf in leaves if path == b}
-    return decoder | _of_encoders(theirs.encoder.state_dict(), ours.encoder.state_dict())
+    return decoder | _match_encoder_tensors(theirs.encoder.state_dict(), ours.encoder.state_dict())
 
 
-def _of_encoders(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, str]:
+def _match_encoder_tensors(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, str]:
     """By name where all of ours are there, else in order, for twins that differ in names only."""
     named = {f"model.{name.removeprefix('model.')}": name for name in theirs}
     if not ours.keys() <= named.keys():
@@ -153,7 +154,7 @@ def _of_encoders(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str
     return {f"encoder.{name}": f"encoder.{named[name]}" for name in ours}
 
 
-def tensors_for(ours: Any, theirs: Any, names: dict[str, str]) -> dict[str, Tensor]:
+def convert_tensors(ours: Any, theirs: Any, names: dict[str, str]) -> dict[str, Tensor]:
     """Copies of their tensors by our names; theirs joins the map before the skip, ours the skip before the map."""
     state = theirs.state_dict()
     tensors = {name: state[there].clone() for name, there in names.items()}
@@ -164,18 +165,13 @@ def tensors_for(ours: Any, theirs: Any, names: dict[str, str]) -> dict[str, Tens
     return tensors
 
 
-#: The largest difference of the outputs in float64, as a share of the largest output. Sums are taken in another order,
-#: by which networks of 10 to 400 layers differ by up to 1e-13; a network that computes something else differs by more
-#: than 1e-7, for instance where the epsilon of a norm is another one.
-_FLOAT64_TOLERANCE = 1e-9
-
-
 def from_smp(model: nn.Module) -> UNet:
     """The U-Net of ours that gives what a `smp.Unet` gives in eval mode, with copies of its weights.
 
-    Before it is returned, both are run in eval mode on one small input. Their outputs are equal to float32's rounding,
-    which is its epsilon for each layer, as a share of the largest output; or else copies in float64 are equal to 1e-9
-    of the largest output. So the proof does not depend on the processor. The encoder is timm's where smp took it from
+    Before it is returned, both are run in eval mode on one small input. Their outputs differ by at most one
+    rounding error of float32 for each layer, or else those of copies in float64 by at most 1e-10 of the largest output,
+    so that the proof does not depend on the processor. (A layer that computes in float32 whatever it is given is judged
+    in float32, by 8 rounding errors for each layer.) The encoder is timm's where smp took it from
     there (`tu-`) or has the same (ResNets, ResNeXts, SE-nets, MobileOne), else smp's own. Dtypes, device, training or
     eval mode, and what is frozen are kept.
 
@@ -189,17 +185,17 @@ def from_smp(model: nn.Module) -> UNet:
         BuildError: it is no `smp.Unet`, was changed after it was built, or has what we cannot say, all of which is
             named; or it gives the same at every pixel, by which nothing is proved.
     """
-    theirs = _theirs(model)
+    theirs = _unwrap_smp_unet(model)
     why: UnetkitError | None = None
-    for plan in plans(theirs):
+    for plan in candidate_plans(theirs):
         try:
-            return _moved(theirs, plan)
+            return _convert(theirs, plan)
         except UnetkitError as error:
             why = error
     raise BuildError(f"this smp.Unet cannot be carried over: {why}") from why
 
 
-def _theirs(model: nn.Module) -> Any:
+def _unwrap_smp_unet(model: nn.Module) -> Any:
     """The U-Net of smp in what was given, if all of it can be carried."""
     model = getattr(model, "_orig_mod", model)  # as torch.compile wraps it
     model = model.model if isinstance(model, WholeModel) else model
@@ -207,43 +203,40 @@ def _theirs(model: nn.Module) -> Any:
         raise BuildError(f"a {type(model).__name__} is no smp.Unet; unetkit.from_smp takes what smp.Unet(...) gives")
     if any(tensor.is_meta for tensor in model.state_dict().values()):
         raise BuildError("this smp.Unet is on the meta device and has no weights; build it on the cpu or a gpu")
-    names = lost(model) or [f"{name}, which was changed after it was built" for name in changed(model)]
+    names = list_unsupported(model) or [f"{name}, which was changed after it was built" for name in list_modified_parts(model)]
     if names:
         raise BuildError(f"this smp.Unet cannot be carried over; we have no word for {'; '.join(names)}")
     return model
 
 
-def _moved(theirs: Any, plan: Plan) -> UNet:
+def _convert(theirs: Any, plan: Plan) -> UNet:
     """The network of a plan with their weights, proved."""
     first = next(theirs.parameters())
     # Random weights that nobody sees should not change what is drawn next.
     with preserve_rng(*[first.device] if first.is_cuda else []):
         ours = cast(UNet, build_plan(plan, current_parts(), first.device))
-    names = counterparts(theirs, ours)
+    names = match_tensors(theirs, ours)
     try:
-        ours.to(first.dtype).load_state_dict(tensors_for(ours, theirs, names), assign=True)
+        ours.to(first.dtype).load_state_dict(convert_tensors(ours, theirs, names), assign=True)
     except RuntimeError as error:
         raise BuildError(f"{plan} has other tensors: {' '.join(str(error).split())[:300]}") from error
     _prove(theirs, ours, plan)
-    _as_trained(theirs, ours, names)
+    _copy_training_state(theirs, ours, names)
     vars(ours.encoder)["weights_from"] = "an smp.Unet"
     return ours
 
 
 def _prove(theirs: Any, ours: UNet, plan: Plan) -> None:
     """Raise BuildError where the two do not compute the same in eval mode."""
-    layers = sum(1 for module in theirs.modules() if not [*module.children()])
-    tolerance = torch.finfo(torch.float32).eps * layers
-    difference, largest = _difference(theirs, ours, plan, torch.float32)
-    if difference > tolerance * largest:  # float64 tells rounding, which depends on the processor, from a fault
-        difference, largest = _difference(theirs, ours, plan, torch.float64)
-        tolerance = _FLOAT64_TOLERANCE
-    if difference > tolerance * largest:
-        raise BuildError(f"{plan} gives outputs that differ by {difference:.3g}, where the largest is {largest:.3g}")
+    difference = difference_beyond_rounding(ours, lambda dtype: _difference(theirs, ours, plan, dtype))
+    if difference:
+        raise BuildError(
+            f"{plan} gives outputs that differ from those of the smp.Unet by {difference:.3g} of the largest"
+        )
 
 
-def _difference(theirs: Any, ours: UNet, plan: Plan, dtype: torch.dtype) -> tuple[float, float]:
-    """Run both on one input of a dtype; return the largest difference of their outputs, and the largest output."""
+def _difference(theirs: Any, ours: UNet, plan: Plan, dtype: torch.dtype) -> float:
+    """Run both on one input of a dtype, and return the difference of their outputs as a share of the largest."""
     one, other = _runnable(theirs, dtype), _runnable(ours, dtype)
     why = ""
     for size in _sizes(theirs, ours):
@@ -258,7 +251,7 @@ def _difference(theirs: Any, ours: UNet, plan: Plan, dtype: torch.dtype) -> tupl
         if torch.equal(expected.amin((2, 3)), expected.amax((2, 3))):
             why = "its output is the same at every pixel; train it first"
             continue
-        return (_run(other, x) - expected).abs().max().item(), expected.abs().max().item()
+        return float((_run(other, x) - expected).abs().max() / expected.abs().max())
     raise BuildError(f"{plan} cannot be compared: {why[:300]}")
 
 
@@ -277,14 +270,14 @@ def _runnable(model: Any, dtype: torch.dtype) -> Any:
 
 
 def _run(model: Any, x: Tensor) -> Tensor:
-    with preserve_mode(model), torch.no_grad():
+    with preserve_mode(model), torch.no_grad(), computes_in(x.dtype):
         for module in model.modules():  # smp's eval() passes over a frozen encoder
             module.training = False
         out: Tensor = model(x)
         return out
 
 
-def _as_trained(theirs: Any, ours: UNet, names: dict[str, str]) -> None:
+def _copy_training_state(theirs: Any, ours: UNet, names: dict[str, str]) -> None:
     """Train what theirs trains: mode and frozen parameters, also of single layers."""
     ours.train(theirs.training)
     ours.encoder.train(theirs.encoder.training)
@@ -297,9 +290,9 @@ def _as_trained(theirs: Any, ours: UNet, names: dict[str, str]) -> None:
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 #: What a checkpoint may say that a network of logits has not, unless it is one of these.
-_UNSAID = {"activation": (None, "identity"), "aux_params": (None,)}
+_WITHOUT_EFFECT = {"activation": (None, "identity"), "aux_params": (None,)}
 #: What smp 0.6 calls encoders that it had under the name before.
-_RENAMED = ("timm-regnet", "timm-res2", "timm-resnest", "timm-mobilenetv3", "timm-gernet")
+_RENAMED_PREFIXES = ("timm-regnet", "timm-res2", "timm-resnest", "timm-mobilenetv3", "timm-gernet")
 
 
 def is_folder(path: Path) -> bool:
@@ -310,21 +303,21 @@ def is_folder(path: Path) -> bool:
         return False
 
 
-def read_folder(folder: Path) -> tuple[Plan, dict[str, Tensor]]:
+def read_pretrained_folder(folder: Path) -> tuple[Plan, dict[str, Tensor]]:
     """The plan and the tensors of what `save_pretrained` wrote; nothing is unpickled or downloaded.
 
     Raises:
         FileError: it is no such folder, or its model has what no plan can say.
     """
-    config = _config(folder)
+    config = _read_config(folder)
     try:
         tensors = safetensors.torch.load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise FileError(f"{folder / WEIGHTS} cannot be read ({' '.join(str(error).split())[:200]})") from error
-    return _plan(folder, config), {f"model.{name}": tensor for name, tensor in tensors.items()}
+    return _plan_from_config(folder, config), {f"model.{name}": tensor for name, tensor in tensors.items()}
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> dict[str, Any]:
     absent = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if absent:
         what = f"is a folder without {' and '.join(absent)}"
@@ -338,12 +331,12 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _plan(folder: Path, config: dict[str, Any]) -> Plan:
+def _plan_from_config(folder: Path, config: dict[str, Any]) -> Plan:
     architecture = config["_model_class"].lower()
     known = {option.name for option in smp_architecture_options(architecture)}
     words = {word: config.get(word) for word in ("in_channels", "classes")}
     rest = {key: value for key, value in config.items() if key[0] != "_" and key not in words}
-    for name, without in _UNSAID.items():
+    for name, without in _WITHOUT_EFFECT.items():
         if rest.pop(name, None) not in without:
             has = f"its model has {name}={config[name]}, and a network of ours gives logits alone"
             raise FileError(f"{folder}: {has}; open it with smp, take that off, and give it to unetkit.from_smp")
@@ -355,14 +348,14 @@ def _plan(folder: Path, config: dict[str, Any]) -> Plan:
         raise FileError(f"{folder}: no line can say its {unsayable[0]}={said[unsayable[0]]}; open it with smp itself")
     return Plan.of(
         model=PartSpec.of(f"smp/{architecture}", {key: value for key, value in said.items() if key in known}),
-        encoder=PartSpec.of(_ours(encoder), {key: value for key, value in said.items() if key not in known}),
+        encoder=PartSpec.of(_translate_encoder_name(encoder), {key: value for key, value in said.items() if key not in known}),
         **words,
     )
 
 
-def _ours(encoder: str) -> str:
+def _translate_encoder_name(encoder: str) -> str:
     """What we call an encoder of smp's."""
-    if encoder.startswith(_RENAMED):
+    if encoder.startswith(_RENAMED_PREFIXES):
         encoder = encoder.replace("timm-", "tu-tf_" if "mobilenetv3" in encoder else "tu-")
     if encoder.startswith("tu-"):
         return f"timm/{encoder.removeprefix('tu-')}"

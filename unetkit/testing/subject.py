@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,7 @@ from unetkit.registry import Entry, Factory, Kind, Parts
 from unetkit.resolve import parse_options, signature_of
 from unetkit.testing.catalog import Nonconformity, SkipCheck, one_line
 from unetkit.testing.contracts import CONTRACTS, Contract, Outputs, PartInput, Wiring
+from unetkit.utils.rounding import computes_in
 
 
 @dataclass(frozen=True)
@@ -169,28 +170,8 @@ class PartSubject:
     def run(self, part: Any, given: PartInput, *, seed: int = 1) -> Outputs:
         """One pass without gradients, in the part's own mode."""
         torch.default_generator.manual_seed(seed)
-        with torch.no_grad():
+        with torch.no_grad(), computes_in(given.tensors[0].dtype):
             return self.contract.outputs(part, given.fresh())
-
-    def difference(self, part: Any, measure: Callable[[Any, torch.dtype], float]) -> float:
-        """Measure by how much two computations with a part differ beyond rounding, on any processor.
-
-        Args:
-            part: the part; it may be converted to float64.
-            measure: computes the largest relative difference with a part and inputs of a dtype.
-
-        Returns:
-            0 where rounding explains the difference: either in float32, or else in float64, where rounding is 5e8
-            times smaller. A part without a pass in float64, which another check reports, is judged in float32.
-        """
-        difference = measure(part, torch.float32)
-        if difference <= float32_tolerance(part):
-            return 0.0
-        try:
-            wide = measure(part.double(), torch.float64)
-        except Exception:  # whatever a part raises when it is given float64
-            return difference if difference > 8 * float32_tolerance(part) else 0.0
-        return wide if wide > FLOAT64_TOLERANCE else 0.0
 
     def where(self, wiring: Wiring, given: PartInput | None = None, training: bool | None = None) -> str:
         """Where a message stands: "with x_channels=12, skip_channels=5, a batch of 3 of 5x7 in training: "."""
@@ -198,17 +179,6 @@ class PartSubject:
         said = (["with " + ", ".join(pairs)] if pairs else []) + ([f"a batch of {given}"] if given else [])
         mode = "" if training is None else " in training" if training else " in eval"
         return ", ".join(said) + mode + ": " if said else ""
-
-
-#: The largest relative difference of two passes in float64 that compute the same in another order. Over parts and
-#: models of 1 to 400 layers it is at most 1e-13.
-FLOAT64_TOLERANCE = 1e-9
-
-
-def float32_tolerance(model: nn.Module) -> float:
-    """Bound the relative difference of two float32 passes that compute the same: a rounding error for each layer."""
-    layers = sum(1 for module in model.modules() if not [*module.children()])
-    return torch.finfo(torch.float32).eps * max(layers, 16)
 
 
 def weights(part: nn.Module) -> dict[str, Tensor]:

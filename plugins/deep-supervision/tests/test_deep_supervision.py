@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import unetkit
 from unetkit.errors import BuildError, OptionError, UnetkitError
 from unetkit.summary.sanity_check import run_sanity_check
-from unetkit.testing.subject import float32_tolerance
+from unetkit.utils.rounding import float32_tolerance
 
 PARTS = unetkit.load_parts(["deep-supervision"], isolated=True)
 SMALL = "plain:widths=[4,8,12,16,20]"  # four stages, of 16, 12, 8 and 4 channels

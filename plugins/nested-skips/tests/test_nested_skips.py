@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import unetkit
 from unetkit.errors import BuildError, OptionError, UnknownNameError
 from unetkit.summary.sanity_check import run_sanity_check
-from unetkit.testing.subject import float32_tolerance
+from unetkit.utils.rounding import float32_tolerance
 
 PARTS = unetkit.load_parts(["nested-skips"], isolated=True)
 SMALL = {

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from unetkit.testing.catalog import Nonconformity, one_line
 from unetkit.testing.contracts import Outputs, PartInput, Wiring, drawn
 from unetkit.testing.subject import PartSubject, apart, weights
+from unetkit.utils.rounding import difference_beyond_rounding
 
 #: An output that changes by more than this share depends on the input that was changed.
 DEPENDS = 1e-4
@@ -159,13 +160,13 @@ def batch(subject: PartSubject) -> None:
         part = subject.make(wiring).eval()
         for index in range(given.batch):
 
-            def measure(part: Any, dtype: torch.dtype, given: PartInput = given, index: int = index) -> float:
-                samples = given.map(lambda x: x.to(dtype))
+            def measure(dtype: torch.dtype, part: Any = part, given: PartInput = given, index: int = index) -> float:
+                part, samples = part.to(dtype), given.map(lambda x: x.to(dtype))
                 together = subject.run(part, samples)
                 alone = subject.run(part, samples.map(lambda x: x[index : index + 1]))
                 return apart(tuple(out[index : index + 1] for out in together), alone)
 
-            if difference := subject.difference(part, measure):
+            if difference := difference_beyond_rounding(part, measure):
                 raise Nonconformity(
                     f"{subject.where(wiring, given, False)}sample {index} comes out otherwise (by up to "
                     f"{difference:.2g}) than alone: samples are mixed"

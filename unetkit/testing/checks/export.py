@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from unetkit.testing.catalog import Nonconformity, SkipCheck, one_line
 from unetkit.testing.contracts import Contract, PartInput, Wiring, by
 from unetkit.testing.subject import PartSubject, apart
+from unetkit.utils.rounding import computes_in, difference_beyond_rounding
 
 
 @contextmanager
@@ -80,13 +81,14 @@ def export(subject: PartSubject) -> None:
     where = subject.where(wiring)
     for other in given:
 
-        def measure(part: Any, dtype: torch.dtype, other: PartInput = other) -> float:
+        def measure(dtype: torch.dtype, part: Any = part, other: PartInput = other) -> float:
+            part = part.to(dtype)
             first, other = (one.map(lambda x: x.to(dtype)) for one in (given[0], other))
             with warnings.catch_warnings(), _telling(f"{where}torch.export at {first} "):
                 warnings.simplefilter("ignore")  # torch's own; what the part warns of is heard in every other check
                 program = _exported(_Probe(subject.contract, part, wiring), first, least)
             try:
-                with torch.no_grad():
+                with torch.no_grad(), computes_in(dtype):
                     outputs = program(*other.tensors)
             except Exception as error:
                 raise Nonconformity(
@@ -96,7 +98,7 @@ def export(subject: PartSubject) -> None:
             outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
             return apart(outputs, subject.run(part, other))
 
-        if difference := subject.difference(part, measure):
+        if difference := difference_beyond_rounding(part, measure):
             raise Nonconformity(
                 f"{where}exported at {given[0]}, it gives other outputs (by up to {difference:.2g}) at {other}: "
                 "a size was fixed; take sizes from x.shape in the pass"
@@ -113,17 +115,17 @@ def _exported(probe: _Probe, given: PartInput, least: int) -> Any:
 def channels_last(subject: PartSubject) -> None:
     """In channels_last memory, part and inputs, it gives equal outputs."""
     for wiring, given in subject.samples():
-        where = subject.where(wiring, given)
+        part, where = subject.make(wiring).eval(), subject.where(wiring, given)
 
-        def measure(part: Any, dtype: torch.dtype, given: PartInput = given, where: str = where) -> float:
-            plain = given.map(lambda x: x.to(dtype))
+        def measure(dtype: torch.dtype, part: Any = part, given: PartInput = given, where: str = where) -> float:
+            part, plain = part.to(dtype), given.map(lambda x: x.to(dtype))
             expected = subject.run(part.to(memory_format=torch.contiguous_format), plain)
             with _telling(f"{where}in channels_last memory it "):
                 part.to(memory_format=torch.channels_last)
                 last = subject.run(part, plain.map(lambda x: x.contiguous(memory_format=torch.channels_last)))
             return apart(last, expected)
 
-        if difference := subject.difference(subject.make(wiring).eval(), measure):
+        if difference := difference_beyond_rounding(part, measure):
             raise Nonconformity(
                 f"{where}in channels_last memory it gives outputs that differ by up to {difference:.2g}"
             )
