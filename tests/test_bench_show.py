@@ -383,7 +383,7 @@ def test_a_run_of_one_metric_is_read() -> None:
 
 
 def test_help_needs_neither_torch_nor_rich() -> None:
-    code = "import sys; from unetkit.cli.bench import show, diff; print([n for n in sys.argv[1:] if n in sys.modules])"
+    code = "import sys; from unetkit.cli.bench_results import show, diff; print([n for n in sys.argv[1:] if n in sys.modules])"
     command = [sys.executable, "-c", code, "torch", "rich", "numpy", "pandas"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
 
@@ -422,7 +422,7 @@ def test_effects_are_a_table(folder: str) -> None:
 
 
 def test_effects_take_neither_an_order_nor_a_column_that_is_no_metric(folder: str) -> None:
-    assert refused(folder, "--effects", "--sort", "latency").startswith("--effects: is a table of its own")
+    assert refused(folder, "--effects", "--sort", "latency").startswith("--effects cannot be combined with --sort")
     assert "no metric is called 'latency-p90'; did you mean latency" in refused(
         folder, "--effects", "--columns", "latency-p90"
     )

@@ -34,7 +34,7 @@ made = unetkit.load_parts()
 assert len(unetkit.list_parts("encoders")) > 1000
 for found in made:
     names = found.names()
-    assert names == [entry.said for entry in found.find()]
+    assert names == [entry.qualified_name for entry in found.find()]
     assert found.find(names[0][:2] + "*")
     for entry in (*found.entries.values(), found.get(names[-1])):
         assert entry.signature.summary
