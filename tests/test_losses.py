@@ -19,7 +19,7 @@ from unetkit.data.types import IGNORE, Target
 from unetkit.errors import OptionError, UnetkitError, UnknownNameError
 from unetkit.options import read_signature
 from unetkit.plan import PartSpec
-from unetkit.train.losses import TERMS, make_loss
+from unetkit.train.losses import LOSS_TERMS, make_loss
 
 BINARY = Target("binary", ("background", "cell"))
 ANIMALS = Target("multiclass", ("background", "cat", "dog", "cow"))
@@ -290,8 +290,8 @@ def test_logits_of_half_precision_give_finite_values_in_float32(kind: str, text:
 def test_what_is_said_means_the_same_and_is_the_shortest(kind: str, text: str) -> None:
     logits, masks, maps = drawn(kind)
     loss = loss_of(kind, text)
-    again = loss_of(kind, loss.said)
-    assert again.said == loss.said
+    again = loss_of(kind, loss.text)
+    assert again.text == loss.text
     assert torch.equal(again(logits, masks, maps), loss(logits, masks, maps))
 
 
@@ -299,9 +299,9 @@ def test_every_term_is_tried_with_every_option() -> None:
     tried = {
         (spec.name, name) for texts in TEXTS.values() for spec in map(PartSpec.parse, texts) for name, _ in spec.options
     }
-    known = {(name, option.name) for name, term in TERMS.factories.items() for option in read_signature(term).options}
-    assert known - tried == {(name, "share") for name in TERMS.factories}
-    assert all(option.help for term in TERMS.factories.values() for option in read_signature(term).options)
+    known = {(name, option.name) for name, term in LOSS_TERMS.factories.items() for option in read_signature(term).options}
+    assert known - tried == {(name, "share") for name in LOSS_TERMS.factories}
+    assert all(option.help for term in LOSS_TERMS.factories.values() for option in read_signature(term).options)
 
 
 def test_a_sum_is_the_sum_and_a_share_is_a_factor() -> None:
@@ -309,13 +309,13 @@ def test_a_sum_is_the_sum_and_a_share_is_a_factor() -> None:
     both = loss_of("softmax", "ce:share=2+dice:share=0.5")
     expected = 2 * loss_of("softmax", "ce")(logits, masks) + 0.5 * loss_of("softmax", "dice")(logits, masks)
     assert same(both(logits, masks), expected)
-    assert both.said == "ce:share=2.0+dice:share=0.5"
+    assert both.text == "ce:share=2.0+dice:share=0.5"
     assert (both.border, loss_of("two", "dice+border:sigma=3").border) == (None, (10.0, 3.0))
 
 
 @pytest.mark.parametrize(("kind", "said"), [("sigmoid", "bce+dice"), ("labels", "bce+dice"), ("two", "ce+dice")])
 def test_the_default_suits_the_data(kind: str, said: str) -> None:
-    assert loss_of(kind, "").said == said
+    assert loss_of(kind, "").text == said
 
 
 def test_dice_is_blind_to_a_class_that_the_truth_has_not_and_bce_sees_it() -> None:
@@ -331,18 +331,18 @@ def test_dice_is_blind_to_a_class_that_the_truth_has_not_and_bce_sees_it() -> No
 @pytest.mark.parametrize(
     ("kind", "text", "message"),
     [
-        ("sigmoid", "ce", "--loss ce: ce is for softmax, and binary masks on 1 output(s) for sigmoid; write bce, or"),
-        ("labels", "ce+dice", "--loss ce: ce is for softmax, and multilabel masks on 3 output(s) for sigmoid; write"),
-        ("softmax", "dice+bce", "--loss bce: bce is for sigmoid, and 4 classes a pixel for softmax; write ce"),
+        ("sigmoid", "ce", "--loss ce: ce needs a softmax, but binary masks on 1 output(s) use a sigmoid; write bce, or"),
+        ("labels", "ce+dice", "--loss ce: ce needs a softmax, but multilabel masks on 3 output(s) use a sigmoid; write"),
+        ("softmax", "dice+bce", "--loss bce: bce needs a sigmoid, but 4 classes use a softmax; write ce"),
         (
             "two",
             "bce",
-            "--loss bce: bce is for sigmoid, and 2 classes a pixel for softmax; write ce, or leave out --cl",
+            "--loss bce: bce needs a sigmoid, but 2 classes use a softmax; write ce, or leave out --cl",
         ),
         ("labels", "border", "--loss border: border is for classes, of which a pixel has one; labels may overlap"),
         ("labels", "focal:weights=[1,2,3]", "--loss focal:weights=[1,2,3]: weights are of classes, of which a pixel"),
         ("softmax", "ce:weights=[1,5]", "--loss ce:weights=[1,5]: weights has 2 numbers for 4 classes (background, c"),
-        ("two", "ce:weights=[0,0]", "--loss ce:weights=[0,0]: weights takes numbers from 0 on, not all of them 0"),
+        ("two", "ce:weights=[0,0]", "--loss ce:weights=[0,0]: weights must be numbers of at least 0 that are not all 0"),
         ("two", "ce:weights=[1,-1]", "weights takes numbers from 0 on"),
         (
             "two",
@@ -352,7 +352,7 @@ def test_dice_is_blind_to_a_class_that_the_truth_has_not_and_bce_sees_it() -> No
         ("labels", "bce:positive=[1,2]", "positive has 2 numbers; give one, or one for each of 3 labels"),
         ("sigmoid", "bce:positive=-1", "positive takes numbers from 0 on"),
         ("sigmoid", "bce:share=0", "--loss bce:share=0: share must be above 0; got 0"),
-        ("sigmoid", "focal:gamma=0.5", "--loss focal:gamma=0.5: gamma takes 0, or 1 and above; got 0.5"),
+        ("sigmoid", "focal:gamma=0.5", "--loss focal:gamma=0.5: gamma must be 0 or at least 1; got 0.5"),
         ("sigmoid", "border:sigma=0", "w0 must be 0 or more and sigma above 0; got 10 and 0"),
         ("sigmoid", "border+border:w0=5", "border stands twice"),
         ("sigmoid", "dice:smooth=1", "dice has no option 'smooth'; it has share; docs/losses.md describes them"),

@@ -29,7 +29,7 @@ from unetkit.data.datasets import open_data
 from unetkit.data.export import write_dataset
 from unetkit.data.types import Sample, Target
 from unetkit.errors import FileError, InputSizeError, OptionError, UnetkitError, UnknownNameError
-from unetkit.summary.forward_hooks import network_of
+from unetkit.summary.forward_hooks import find_network
 from unetkit.train.checkpoint import BEST, HEADER, LAST, LOG, STATE, read_state
 from unetkit.train.dataloader import AugmentedDataset, Loader, epoch_batches
 from unetkit.train.optim import adamw
@@ -84,10 +84,10 @@ class Seen(TrainCallback):
     def __init__(self, stop_after: int | None = None) -> None:
         self.stop_after, self.steps = stop_after, 0
 
-    def begin(self, trainer: Any) -> None:
+    def on_train_begin(self, trainer: Any) -> None:
         self.trainer = trainer
 
-    def step(self, done: int, loss: float) -> None:
+    def on_step_end(self, done: int, loss: float) -> None:
         self.steps += 1
         if self.steps == self.stop_after:
             raise KeyboardInterrupt
@@ -208,7 +208,7 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_a_saved_state(tmp_path
 def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path) -> None:
     train.run(TINY, tmp_path / "a", data=squares(), lr=1e-12, patience=2, **{**QUICK, "epochs": 9})
     assert len(log_of(tmp_path / "a")) == 3
-    assert read_state(tmp_path / "a" / STATE).ended == "no epoch was better than 1 in 2"
+    assert read_state(tmp_path / "a" / STATE).stop_reason == "no epoch was better than epoch 1 for 2 epochs"
 
 
 # What is trained
@@ -219,7 +219,7 @@ def test_a_tiny_network_learns_squares(tmp_path: Path) -> None:
     assert max(line["miou"] for line in log_of(tmp_path / "a")) > 0.9
     network = run.network()
     sample = squares().splits["val"][0]
-    chances = run.target.probabilities(network(run.normalised(sample.image)[None]))
+    chances = run.target.probabilities(network(run.normalize(sample.image)[None]))
     assert (run.target.to_mask(chances)[0] == sample.mask).float().mean() > 0.95
 
 
@@ -238,7 +238,7 @@ def test_a_tiny_network_learns_squares(tmp_path: Path) -> None:
 def test_networks_of_every_kind_are_trained_and_come_back(line: str, target: Target | None, tmp_path: Path) -> None:
     run = train.run(line, tmp_path / "a", data=squares(8, target=target), **{**QUICK, "epochs": 1})
     assert train.read(tmp_path / "a") == run
-    assert network_of(run.network()).plan == run.plan
+    assert find_network(run.network()).plan == run.plan
     assert 0 <= log_of(tmp_path / "a")[0]["miou"] <= 1
 
 
@@ -253,8 +253,8 @@ def test_a_frozen_encoder_stays_as_it_is_with_its_norms_and_is_let_go(tmp_path: 
 
 
 def test_the_rate_rises_and_falls() -> None:
-    descent = adamw(warmup=0.2)
-    shares = [descent.share(step, 100) for step in range(100)]
+    schedule = adamw(warmup=0.2)
+    shares = [schedule.lr_factor(step, 100) for step in range(100)]
     assert shares[:20] == sorted(shares[:20])
     assert shares[20:] == sorted(shares[20:], reverse=True)
     assert max(shares) == shares[20] == 1
@@ -263,10 +263,10 @@ def test_the_rate_rises_and_falls() -> None:
 
 def test_the_encoder_has_a_rate_of_its_own_and_norms_do_not_decay() -> None:
     network = unetkit.build("plain:widths=[4,8]", seed=0)
-    descent = adamw(encoder_lr=0.5, weight_decay=0.1, warmup=0)
-    optimiser = descent.optimiser(network, 0.25)
-    descent.set_rates(optimiser, 0, 10)
-    groups = optimiser.param_groups
+    schedule = adamw(encoder_lr=0.5, weight_decay=0.1, warmup=0)
+    optimizer = schedule.make_optimizer(network, 0.25)
+    schedule.set_rates(optimizer, 0, 10)
+    groups = optimizer.param_groups
     assert [(group["lr"], group["weight_decay"]) for group in groups] == [
         (0.25, 0.0),
         (0.25, 0.1),
@@ -302,7 +302,7 @@ def test_what_does_not_fit_the_data_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_batch_norm_that_sees_one_value_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"a step of 1x1x32x32 leaves a batch norm one value a channel"):
+    with pytest.raises(OptionError, match=r"a step of 1x1x32x32 gives a batch norm one value for each channel"):
         train.run("--encoder resnet18 --widths 8,8,8,8,8", tmp_path / "a", data=squares(), **{**QUICK, "batch_size": 1})
 
 
@@ -315,12 +315,12 @@ def test_half_precision_trains_on_a_cpu(tmp_path: Path) -> None:
 
 def test_a_folder_that_holds_a_run_is_left_alone(tmp_path: Path) -> None:
     train.run(TINY, tmp_path / "a", data=squares(4), **{**QUICK, "epochs": 1})
-    with pytest.raises(OptionError, match="holds a run; go on with it by --resume"):
+    with pytest.raises(OptionError, match="already contains a run; continue it with --resume"):
         train.run(TINY, tmp_path / "a", data=squares(4), **QUICK)
 
 
 def test_what_is_no_run_or_damaged_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match=r"is no training run: it has no run.json"):
+    with pytest.raises(FileError, match=r"is not a training run: it does not contain run.json"):
         train.resume(tmp_path)
     train.run(TINY, tmp_path / "a", data=squares(4), **{**QUICK, "epochs": 1})
     (tmp_path / "a" / STATE).write_bytes(b"torn")
@@ -340,7 +340,7 @@ def test_an_image_with_what_is_no_number_is_named(tmp_path: Path) -> None:
             return sample._replace(image=sample.image.where(sample.image > 0.3, float("nan"))) if index == 7 else sample
 
     broken = replace(data, splits={**data.splits, "train": Broken("train", 12)})
-    with pytest.raises(FileError, match=r"train-7: its image holds values that are no numbers"):
+    with pytest.raises(FileError, match=r"train-7: its image contains NaN or infinity"):
         train.run(TINY, tmp_path / "a", data=broken, **QUICK)
 
 
@@ -348,7 +348,7 @@ def test_a_run_whose_state_is_gone_keeps_its_weights(tmp_path: Path) -> None:
     train.run(TINY, tmp_path / "a", data=squares(4), **{**QUICK, "epochs": 1})
     before = (tmp_path / "a" / BEST).read_bytes()
     (tmp_path / "a" / STATE).unlink()
-    with pytest.raises(FileError, match=r"has weights and no state.pt to go on from; train anew"):
+    with pytest.raises(FileError, match=r"has weights but no state.pt to continue from; start a new run"):
         train.resume(tmp_path / "a", data=squares(4))
     assert (tmp_path / "a" / BEST).read_bytes() == before
 
@@ -366,7 +366,7 @@ def test_data_that_moved_are_gone_on_with_and_changed_data_are_refused(tmp_path:
     assert len(log_of(tmp_path / "a")) == 2
     for kind in ("images", "masks", "instances"):
         (tmp_path / "there" / "train" / kind / "train-00000.png").rename(tmp_path / "there" / "train" / kind / "x.png")
-    with pytest.raises(OptionError, match=r"there is no longer what .* began with \(classes or images\); train anew"):
+    with pytest.raises(OptionError, match=r"there has changed since .* began \(classes or images\); start a new run"):
         train.resume(tmp_path / "a", data=str(tmp_path / "there"))
 
 
@@ -418,7 +418,7 @@ def test_two_processes_train_as_one_with_the_doubled_batch(trained: Path, tmp_pa
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    assert "world    2 processes of 2 images a step" in done.stderr
+    assert "world    2 processes with 2 images in a step" in done.stderr
     one, two = state_of(trained), state_of(tmp_path / "two")
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
@@ -467,7 +467,7 @@ def test_two_processes_with_norms_and_border_weights_stop_and_go_on_to_the_same_
     options: dict[str, Any] = {"loss": "border+dice", "freeze_encoder": 1, "epochs": 3}
     assert two(tmp_path / "whole", **options) == [0, 0]
     assert two(tmp_path / "cut", **options, stop=4)[0] == 4
-    assert 0 < read_state(tmp_path / "cut" / STATE).epoch < 3
+    assert 0 < read_state(tmp_path / "cut" / STATE).epochs_done < 3
     assert two(tmp_path / "cut") == [0, 0]
     assert same(state_of(tmp_path / "whole"), state_of(tmp_path / "cut"))
     assert log_of(tmp_path / "whole") == log_of(tmp_path / "cut")
@@ -483,9 +483,9 @@ def test_another_number_of_processes_goes_on_after_an_epoch_and_not_within_one(t
     with pytest.raises(KeyboardInterrupt):
         train.run(TINY, tmp_path / "a", data=squares(), watch=Seen(2), save_every=0.0, **QUICK)
     state = read_state(tmp_path / "a" / STATE)
-    state.world = 2
+    state.world_size = 2
     state.write(tmp_path / "a" / STATE)
-    with pytest.raises(OptionError, match=r"stopped within an epoch of 2 processes, .* --resume it with 2"):
+    with pytest.raises(OptionError, match=r"interrupted within an epoch of 2 processes; use --resume with 2"):
         train.resume(tmp_path / "a", data=squares())
 
 
@@ -501,9 +501,9 @@ def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said.splitlines()[-1] == f"Error: interrupted; go on with: unetkit train --resume {folder}"
+    assert said.splitlines()[-1] == f"Error: interrupted; continue with: unetkit train --resume {folder}"
     refused = command("train", "--resume", str(folder), "--epochs", "3")
     assert (refused.returncode, refused.stderr) == (
         2,
-        "Error: --epochs with --resume: a run goes on as it began; leave it out\n",
+        "Error: --epochs with --resume: cannot be changed by --resume; leave it out\n",
     )

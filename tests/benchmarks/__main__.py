@@ -123,7 +123,7 @@ def training(rounds: int) -> Iterator[Ratio]:
     from unetkit.train.trainer import TrainCallback, Trainer
 
     class Caught(TrainCallback):
-        def begin(self, trainer: Trainer) -> None:
+        def on_train_begin(self, trainer: Trainer) -> None:
             self.trainer = trainer
             raise KeyboardInterrupt
 
@@ -132,7 +132,7 @@ def training(rounds: int) -> Iterator[Ratio]:
         data = open_data("cells:count=8,val=1,test=1,size=128")
         train.run("--model smp/unet --encoder resnet18", folder, data=data, loss="bce+dice", watch=watch, epochs=10**6)
     trainer, batch = watch.trainer, next(watch.trainer.loader.epoch(0))
-    trainer.stepper.begin(0)
+    trainer.stepper.begin_epoch(0)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     bce, dice, truth = torch.nn.BCEWithLogitsLoss(), smp.losses.DiceLoss("binary"), batch.masks[:, None].float()

@@ -1,6 +1,6 @@
-"""Training: losses, metrics, the loop, and the folder that a run leaves.
+"""Training: losses, metrics, the training loop, and the folder that a run writes.
 
-`run` trains a plan and `resume` goes on with it; `read` opens the folder.
+`run` trains a network, `resume` continues an interrupted run, and `read` opens the folder of a run.
 """
 
 from __future__ import annotations

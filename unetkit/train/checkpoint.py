@@ -1,4 +1,7 @@
-"""All that training goes on from: written whole each time, so that a run may be killed at any moment."""
+"""The files of a training run: its header `run.json`, and the state from which it can be resumed.
+
+Each file is written under a temporary name and then renamed, so that a run can be killed at any moment.
+"""
 
 from __future__ import annotations
 
@@ -22,35 +25,35 @@ from unetkit.utils.files import atomic_write
 
 @dataclass
 class TrainState:
-    """Where a run is.
+    """The progress of a run, and everything that is needed to resume it.
 
     Attributes:
-        model, optimiser, scaler: their state_dicts; empty before the first save.
-        epoch: of those that ended, how many.
-        step: of those of the next epoch that were done, how many.
-        losses: of those steps.
-        best: the highest score so far, None before the first; a class that never occurs gives none.
-        best_epoch: the epoch that it ended.
-        ended: why no epoch follows; "" where one does.
-        world: how many processes trained.
+        model, optimizer, scaler: the state_dicts; empty before the first save.
+        epochs_done: the number of completed epochs.
+        steps_done: the number of completed steps of the epoch in progress.
+        losses: the losses of these steps.
+        best: the highest score so far; None before the first one.
+        best_epoch: the epoch that has the highest score.
+        stop_reason: why no epoch follows; "" while the run is not finished.
+        world_size: the number of processes that trained.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
-    optimiser: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
-    epoch: int = 0
-    step: int = 0
+    epochs_done: int = 0
+    steps_done: int = 0
     losses: list[float] = field(default_factory=list)
     best: float | None = None
     best_epoch: int = 0
-    ended: str = ""
-    world: int = 1
+    stop_reason: str = ""
+    world_size: int = 1
 
     def write(self, path: Path) -> None:
-        """Write what `read_state` reads.
+        """Write the file that `read_state` reads.
 
         Raises:
-            FileError: it cannot be written; what was there stands.
+            FileError: The file cannot be written; an existing one is unchanged.
         """
         held = {name: getattr(self, name) for name in self.__dataclass_fields__}
         try:
@@ -58,23 +61,25 @@ class TrainState:
                 torch.save(held, temporary)
         except (OSError, RuntimeError) as error:  # torch's writer raises the latter where a disk is full
             raise FileError(
-                f"{path} cannot be written ({error}); what it held stands: make room, and --resume"
+                f"{path} cannot be written ({error}); the previous state is unchanged; free some space and use --resume"
             ) from error
 
 
 def read_state(path: Path) -> TrainState:
-    """What `write` wrote, on the CPU. Nothing in it is run.
+    """Read a state onto the CPU. Nothing in the file is executed.
 
     Raises:
-        FileError: it is damaged.
+        FileError: The file is damaged.
     """
     try:
         return TrainState(**torch.load(path, map_location="cpu", weights_only=True))
     except TypeError as error:
-        raise FileError(f"{path} is of another version of unetkit; finish the run with that, or train anew") from error
+        raise FileError(
+            f"{path} was written by another version of unetkit; finish the run with that version, or start a new run"
+        ) from error
     except Exception as error:  # pickle and torch raise any
         raise FileError(
-            f"{path} is damaged ({type(error).__name__}); the weights beside it may still be whole"
+            f"{path} is damaged ({type(error).__name__}); the weights in the same folder may still be intact"
         ) from error
 
 
@@ -84,24 +89,24 @@ HEADER, LOG, STATE, BEST, LAST = "run.json", "log.jsonl", "state.pt", "best.safe
 
 @dataclass(frozen=True)
 class TrainRun:
-    """What a training run was told, and what it found in its data before it began.
+    """The configuration of a training run, and what it found in its data before it began.
 
     Attributes:
-        folder: where it is.
-        plan: the line of its network, with the classes of its data.
-        choices: all others.
-        target: what its masks mean.
-        channels: of its images.
-        mean, std: of each channel of its images, which they are brought to 0 and 1 by.
-        splits: what tells the images of each from others; see `fingerprint`.
-        plugins: files and modules that were named with --plugin.
-        versions: of unetkit and what results depend on.
-        command: what was typed.
+        folder: the folder of the run.
+        plan: the plan of the network, with the classes of the data.
+        config: the configuration of the training.
+        target: what the masks mean.
+        channels: the number of image channels.
+        mean, std: the mean and standard deviation by which each channel is normalized.
+        splits: the fingerprint of each split; see `fingerprint`.
+        plugins: the files and modules that were given by --plugin.
+        versions: the versions of unetkit and of the libraries that affect the result.
+        command: the command line.
     """
 
     folder: Path
     plan: Plan
-    choices: TrainConfig
+    config: TrainConfig
     target: Target
     channels: int
     mean: tuple[float, ...]
@@ -111,25 +116,27 @@ class TrainRun:
     versions: tuple[tuple[str, str], ...] = ()
     command: str = ""
 
-    def normalised(self, image: Tensor) -> Tensor:
-        """An image (C, H, W), or several (B, C, H, W), as the network takes it."""
+    def normalize(self, image: Tensor) -> Tensor:
+        """Normalize an image (C, H, W) or a batch (B, C, H, W) as the network expects it."""
         mean, std = image.new_tensor(self.mean), image.new_tensor(self.std)
         return (image - mean[:, None, None]) / std[:, None, None]
 
     def network(self, device: Any = "cpu", parts: Parts | None = None, weights: str = BEST) -> Network:
-        """The network with its best (or `LAST`) weights, in eval mode.
+        """Load the network with its best weights (or those of `LAST`), in eval mode.
 
         Raises:
-            FileError: the run has none yet, or they are no longer whole.
+            FileError: The run has no such weights yet, or they are damaged.
         """
         if not (self.folder / weights).exists():
-            raise FileError(f"{self.folder} has no {weights}: its first epoch did not end; go on with --resume")
+            raise FileError(
+                f"{self.folder} has no {weights} yet, because no epoch is complete; continue the run with --resume"
+            )
         return load(self.folder / weights, parts=parts, device=device).eval()
 
     def write(self) -> None:
-        """Write what `read_run` reads."""
+        """Write the header that `read_run` reads."""
         target = {"kind": self.target.kind, "names": self.target.names, "colours": self.target.colours}
-        said = {**vars(self), "plan": str(self.plan), "choices": self.choices.to_dict(), "target": target}
+        said = {**vars(self), "plan": str(self.plan), "config": self.config.to_dict(), "target": target}
         said |= {"versions": dict(self.versions), "splits": dict(self.splits)}
         del said["folder"]
         with atomic_write(self.folder / HEADER) as temporary:
@@ -137,23 +144,25 @@ class TrainRun:
 
 
 def read_run(folder: str | Path) -> TrainRun:
-    """A run by its folder.
+    """Open the folder of a run.
 
     Raises:
-        FileError: there is none, or its header is damaged.
+        FileError: The folder contains no run, or its header is damaged.
     """
     folder = Path(folder)
     path = folder / HEADER
     if not path.is_file():
-        raise FileError(f"{folder} is no training run: it has no {HEADER}; give the folder that `unetkit train` wrote")
+        raise FileError(
+            f"{folder} is not a training run: it does not contain {HEADER}; give the folder that `unetkit train` wrote"
+        )
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
         names = tuple(said["target"]["names"])
         colours = tuple(tuple(colour) for colour in said["target"]["colours"])
         said["target"] = Target(said["target"]["kind"], names, colours)
-        said |= {"plan": Plan.parse(said["plan"]), "choices": TrainConfig.of(said["choices"])}
+        said |= {"plan": Plan.parse(said["plan"]), "config": TrainConfig.from_dict(said["config"])}
         said |= {name: tuple(said[name]) for name in ("mean", "std", "plugins")}
         said |= {name: tuple(said[name].items()) for name in ("versions", "splits")}
         return TrainRun(folder, **said)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FileError(f"{path} is damaged: {error}; the weights beside it may still be whole") from error
+        raise FileError(f"{path} is damaged: {error}; the weights in the same folder may still be intact") from error

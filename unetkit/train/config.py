@@ -1,4 +1,4 @@
-"""What is chosen of a training run beside the network, as plain data."""
+"""The configuration of a training run, apart from the network, as plain data."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train.
+    """The configuration of a training run.
 
     Attributes:
-        data: what `unetkit.data.datasets.open_data` takes: a folder, or a set by name.
-        val_fraction: the share of a folder without a split that is set aside to choose the best weights by.
-        group_by: a regular expression; files whose names it matches alike are never on two sides of the split.
-        ignore_index: the number in mask files that stands for "counts nowhere", beside what the data say.
-        crop: height and width that each training image is cut (or padded) to; if None, those of the first one, at
-            most 256.
-        batch_size: images a step, of each process.
-        epochs: passes over the training images.
-        loss: a sum of losses, `bce+dice`; "" takes what suits the data.
-        augment: what is done to training images, `hflip,elastic`; "" takes what the data set asks for.
+        data: a folder or the name of a data set, for `unetkit.data.datasets.open_data`.
+        val_fraction: the share of the images that is used for validation if the data have no split.
+        group_by: a regular expression; files whose names it matches alike are never split.
+        ignore_index: a mask value that is ignored, in addition to those that the data define.
+        crop: the height and width of training crops; None for the size of the first image, at most 256.
+        batch_size: the number of images in a step, for each process.
+        epochs: the number of passes over the training images.
+        loss: a sum of losses, `bce+dice`; "" selects one that fits the data.
+        augment: augmentation steps, `hflip,elastic`; "" selects those of the data set.
         lr: the highest learning rate, after the warm-up.
-        optimizer: how the weights follow the gradient: `adamw:encoder_lr=1e-4,clip=0`.
-        freeze_encoder: epochs in which the encoder, its norms' statistics too, is left as it is; -1 for all.
-        dtype: of what autocast computes; "auto" is bfloat16 or float16 on a GPU and float32 on a CPU.
-        patience: epochs without a better score after which training stops; 0 for never.
-        preview_every: epochs between two pictures of predictions; 0 for none.
-        seed: of the split, the initialisation, the order and the augmentation, each a stream of its own.
-        workers: processes that read and augment; 0 does it in the training process. If None, none on a CPU, which has
-            no core to spare, and up to eight for a GPU.
-        device: "cpu", "cuda" or "cuda:1"; the GPU where there is one, if None.
-        tensorboard: whether to write its event files too.
+        optimizer: the optimizer with its options, `adamw:encoder_lr=1e-4,clip=0`.
+        freeze_encoder: the number of epochs in which the encoder and the statistics of its norms are frozen; -1 for
+            all.
+        dtype: the number type of autocast; "auto" is bfloat16 or float16 on a GPU and float32 on a CPU.
+        patience: the number of epochs without a better score after which training stops; 0 disables this.
+        preview_every: the number of epochs between two pictures of predictions; 0 for none.
+        seed: the seed of the split, the initialization, the order and the augmentation, which have separate streams.
+        workers: the number of data loading processes; 0 loads data in the training process. None means 0 on a CPU,
+            which has no core to spare, and up to eight for a GPU.
+        device: "cpu", "cuda" or "cuda:1"; None for a GPU if there is one.
+        tensorboard: whether to write TensorBoard event files, too.
     """
 
     data: str = "cells"
@@ -72,10 +72,10 @@ class TrainConfig:
             raise OptionError(f"--lr {self.lr:g}: must be above 0")
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """Return the configuration as JSON can hold it."""
         return asdict(self)
 
     @classmethod
-    def of(cls, said: dict[str, Any]) -> TrainConfig:
-        """What `to_dict` gave, back."""
+    def from_dict(cls, said: dict[str, Any]) -> TrainConfig:
+        """Restore a configuration from the result of `to_dict`."""
         return cls(**{**said, "crop": said["crop"] and tuple(said["crop"])})

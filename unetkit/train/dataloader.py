@@ -1,6 +1,7 @@
-"""Which images a step sees: a function of seed, epoch and number alone, whatever the network, the workers, or a resume.
+"""The batches of training. They depend on the seed, the epoch and the step only.
 
-B batch, C channels, L labels, H and W height and width.
+They do not depend on the network, on the number of workers, or on whether the run was resumed. Shapes: B batch,
+C channels, L labels, H and W height and width.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ Key = tuple[int, int, int]
 
 
 class Batch(NamedTuple):
-    """What a step is given.
+    """The images and targets of one step.
 
     Attributes:
-        names: of the B images.
-        images: (B, C, H, W) float32, brought to mean 0 and standard deviation 1.
+        names: the names of the B images.
+        images: (B, C, H, W) float32, normalized to mean 0 and standard deviation 1.
         masks: (B, H, W) or (B, L, H, W) int64.
-        weights: (B, H, W) float32 border weights, or None.
+        weights: border weights (B, H, W) float32, or None.
     """
 
     names: list[str]
@@ -40,14 +41,14 @@ class Batch(NamedTuple):
     weights: Tensor | None
 
     def to(self, device: torch.device, memory_format: torch.memory_format) -> Batch:
-        """The same, there, the images in a memory format."""
+        """Move the batch to a device, with the images in a memory format."""
         images = self.images.to(device, non_blocking=True, memory_format=memory_format)
         weights = None if self.weights is None else self.weights.to(device, non_blocking=True)
         return Batch(self.names, images, self.masks.to(device, non_blocking=True), weights)
 
 
 class AugmentedDataset(TorchDataset[tuple[Sample, Tensor | None]]):
-    """Training images by (epoch, turn, index), augmented by a stream of their own."""
+    """Training images by (epoch, repetition, index), each augmented from its own random stream."""
 
     def __init__(
         self,
@@ -71,16 +72,16 @@ class AugmentedDataset(TorchDataset[tuple[Sample, Tensor | None]]):
 
 
 def check_finite(sample: Sample) -> Sample:
-    """A sample. Raises FileError where its image holds what is no number, which would end in every weight."""
+    """Return the sample. Raises FileError if its image contains NaN or infinity, which would spread to all weights."""
     if not torch.isfinite(sample.image).all():
         raise FileError(
-            f"{sample.name}: its image holds values that are no numbers; `unetkit data check` names all such"
+            f"{sample.name}: its image contains NaN or infinity; `unetkit data check` lists all such images"
         )
     return sample
 
 
 def collate(items: list[tuple[Sample, Tensor | None]]) -> Batch:
-    """Samples of one size as a batch."""
+    """Combine samples of one size into a batch."""
     weights = [weight for _, weight in items if weight is not None]
     return Batch(
         [sample.name for sample, _ in items],
@@ -91,9 +92,10 @@ def collate(items: list[tuple[Sample, Tensor | None]]) -> Batch:
 
 
 def epoch_batches(seed: int, epoch: int, count: int, batch: int) -> list[list[Key]]:
-    """The images of each step of an epoch, full batches alone: which are left over, the order of the epoch says.
+    """Return the image indices of each step of an epoch, as full batches.
 
-    Fewer images than a batch takes come several times in the one step, each turn augmented otherwise.
+    Images that are left over come first in the next epoch. If there are fewer images than a batch holds, images are
+    repeated in the only step, each repetition with its own augmentation.
     """
     order: list[Key] = []
     for turn in range(-(-batch // count)):
@@ -103,7 +105,7 @@ def epoch_batches(seed: int, epoch: int, count: int, batch: int) -> list[list[Ke
 
 
 class Loader:
-    """The batches of an epoch, from any step on, for one of several processes that share each step."""
+    """The batches of an epoch, starting at any step, for one of several processes that share each step."""
 
     def __init__(
         self, data: AugmentedDataset, batch: int, workers: int, rank: int, world: int, *, pin: bool = False
@@ -113,11 +115,11 @@ class Loader:
 
     @property
     def steps(self) -> int:
-        """Of an epoch."""
+        """The number of steps of an epoch."""
         return len(self._steps(0))
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Its batches, from the step `start` on."""
+        """Yield the batches of an epoch, starting at step `start`."""
         mine = slice(self.rank * self.batch, (self.rank + 1) * self.batch)
         keys = [step[mine] for step in self._steps(epoch)[start:]]
         return iter(

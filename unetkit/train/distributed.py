@@ -1,4 +1,4 @@
-"""The processes that train together, as `torchrun` starts them; one, where it did not."""
+"""The processes that train together when they are started by `torchrun`; otherwise a single process."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _PATIENCE = timedelta(hours=1)
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """Which process this is, of how many, and the device that it trains on."""
+    """The rank of this process, the number of processes, and the device of this process."""
 
     rank: int
     size: int
     device: torch.device
 
     @property
-    def first(self) -> bool:
-        """Whether it is the one that writes."""
+    def is_first(self) -> bool:
+        """True for the process that writes files."""
         return self.rank == 0
 
     def all_gather(self, said: Any) -> list[Any]:
-        """What each process said, in order; all of them must come here."""
+        """Return the objects of all processes in order of rank; every process must call this."""
         if self.size == 1:
             return [said]
         found: list[Any] = [None] * self.size
@@ -42,14 +42,14 @@ class ProcessGroup:
         return found
 
     def mean(self, value: Tensor) -> float:
-        """Of a number over all processes; all of them must come here."""
+        """Return the mean of a number over all processes; every process must call this."""
         value = value.detach().double().cpu() if self.device.type == "cpu" else value.detach().float()
         if self.size > 1:
             dist.all_reduce(value)
         return float(value) / self.size
 
     def sync_buffers(self, network: nn.Module) -> None:
-        """Give all the statistics of norms, and other buffers, that the first has."""
+        """Copy the buffers of the first process, such as the statistics of norms, to all others."""
         if self.size > 1:
             for buffer in network.buffers():
                 dist.broadcast(buffer, 0)
@@ -57,15 +57,15 @@ class ProcessGroup:
 
 @contextmanager
 def init_processes(device: str | None) -> Iterator[ProcessGroup]:
-    """Join the processes that torchrun started with this one, and leave them.
+    """Connect to the processes that torchrun started, and disconnect at the end of the context.
 
     Raises:
-        OptionError: a device was named for several processes that is not one for each.
+        OptionError: A single GPU was given for several processes.
     """
     size, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     there = torch.device(default_device(device))
     if size > 1 and there.index is not None:
-        raise OptionError(f"--device {device}: each of {size} processes has a GPU of its own; give cuda, or cpu")
+        raise OptionError(f"--device {device}: each of {size} processes needs its own GPU; give cuda or cpu")
     if size > 1 and there.type == "cuda":
         there = torch.device("cuda", local)
     if there.type == "cuda":

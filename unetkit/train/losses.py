@@ -1,6 +1,6 @@
-"""Losses from text: `bce+dice`, `border:w0=5+dice:share=0.5`; see docs/losses.md.
+"""Losses from text, such as `bce+dice` or `border:w0=5+dice:share=0.5`; see docs/losses.md.
 
-B batch, K outputs of the network, L labels or classes, H and W height and width.
+Shapes: B batch, K outputs of the network, L labels or classes, H and W height and width.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ Weights = tuple[float, ...] | Literal["balanced"] | None
 
 
 def nll(logits: Tensor, masks: Tensor, activation: Activation) -> Tensor:
-    """-log p of what is true at each pixel, of the shape of the masks; of no meaning where they are IGNORE."""
+    """Compute the negative log-likelihood of the true class of each pixel, in the shape of the masks.
+
+    Values at ignored pixels have no meaning.
+    """
     if activation == "softmax":
         return F.cross_entropy(logits, masks, ignore_index=IGNORE, reduction="none")
     planes = logits.reshape(masks.shape)  # (B, 1, H, W) has a mask (B, H, W)
@@ -32,13 +35,13 @@ def nll(logits: Tensor, masks: Tensor, activation: Activation) -> Tensor:
 
 
 def mean_per_image(values: Tensor, masks: Tensor) -> Tensor:
-    """The mean over the pixels of each image that count, (B,); 0 where none does."""
+    """Compute the mean over the pixels of each image that are not ignored, (B,); 0 if there are none."""
     counts = masks != IGNORE
     return torch.where(counts, values, 0).flatten(1).sum(1) / counts.flatten(1).sum(1).clamp_min(1)
 
 
-def planes_of(masks: Tensor, activation: Activation, outputs: int) -> tuple[Tensor, Tensor]:
-    """Masks as a plane of 0 and 1 for each output (B, K, H, W), and the pixels that count, (B, 1 or K, H, W)."""
+def one_hot_masks(masks: Tensor, activation: Activation, outputs: int) -> tuple[Tensor, Tensor]:
+    """Return masks with a plane of 0 and 1 for each output (B, K, H, W), and the valid pixels (B, 1 or K, H, W)."""
     counts = (masks if masks.ndim == 4 else masks[:, None]) != IGNORE
     if activation == "softmax":
         classes = torch.arange(outputs, device=masks.device)[:, None, None]
@@ -46,10 +49,10 @@ def planes_of(masks: Tensor, activation: Activation, outputs: int) -> tuple[Tens
     return masks.reshape(counts.shape) == 1, counts
 
 
-def weights_of(weights: Weights, masks: Tensor, like: Tensor, classes: int) -> Tensor:
-    """What each pixel weighs by its class, (B, H, W), or one number for all.
+def pixel_weights(weights: Weights, masks: Tensor, like: Tensor, classes: int) -> Tensor:
+    """Return the weight of each pixel by its class, (B, H, W), or one number for all pixels.
 
-    Balanced, the classes that an image has weigh alike in sum, and its pixels 1 in the mean.
+    With "balanced", all classes of an image have the same total weight, and the mean weight of its pixels is 1.
     """
     if weights is None:
         return like.new_ones(())
@@ -64,34 +67,36 @@ def weights_of(weights: Weights, masks: Tensor, like: Tensor, classes: int) -> T
 
 
 def check_weights(weights: Weights, target: Target) -> None:
-    """Raise OptionError for weights that are not one a class."""
+    """Raise OptionError unless there is a weight for each class."""
     if weights is None:
         return
     if target.kind == "multilabel":
-        raise OptionError("weights are of classes, of which a pixel has one; these masks are labels that may overlap")
+        raise OptionError(
+            "weights apply to classes, but these masks have several labels for a pixel; leave weights out"
+        )
     if weights != "balanced" and len(weights) != len(target.names):
         names = ", ".join(target.names[:6]) + (" ..." if len(target.names) > 6 else "")
         raise OptionError(
-            f"weights has {len(weights)} numbers for {len(target.names)} classes ({names}); give one each"
+            f"weights has {len(weights)} numbers for {len(target.names)} classes ({names}); give one number for each"
         )
     if weights != "balanced":
         check_numbers("weights", weights)
 
 
 def check_numbers(name: str, numbers: tuple[float, ...]) -> None:
-    """Raise OptionError for numbers that are below 0, infinite, or all 0."""
+    """Raise OptionError for numbers that are negative or infinite, or if all are 0."""
     if not all(0 <= number < float("inf") for number in numbers) or not any(numbers):
-        raise OptionError(f"{name} takes numbers from 0 on, not all of them 0")
+        raise OptionError(f"{name} must be numbers of at least 0 that are not all 0")
 
 
 class LossTerm:
-    """What all terms have.
+    """The base class of loss terms.
 
     Attributes:
         target: what the masks mean.
-        activation: what makes probabilities of the logits.
-        share: what the term's value is multiplied by.
-        border: w0 and sigma of the border maps that it wants, or None.
+        activation: the function that makes probabilities of logits.
+        share: the factor by which the value is multiplied.
+        border: w0 and sigma of the border weights that the term needs, or None.
     """
 
     border: tuple[float, float] | None = None
@@ -102,28 +107,29 @@ class LossTerm:
             raise OptionError(f"share must be above 0; got {share:g}")
 
     def __call__(self, logits: Tensor, masks: Tensor, borders: Tensor | None) -> Tensor:
-        """The value for each image (B,), without the share; 0 where no pixel counts.
+        """Compute the value for each image (B,), without the share; 0 if all pixels are ignored.
 
         Args:
             logits: (B, K, H, W), float32 or float64.
-            masks: (B, H, W) or (B, L, H, W) int64; IGNORE counts nowhere.
-            borders: border maps (B, H, W), where the loss wants them.
+            masks: (B, H, W) or (B, L, H, W) int64, with IGNORE for ignored pixels.
+            borders: border weights (B, H, W) if the term needs them.
         """
         raise NotImplementedError
 
-    def _surprise(self, logits: Tensor, masks: Tensor) -> Tensor:
+    def _nll(self, logits: Tensor, masks: Tensor) -> Tensor:
         return nll(logits, masks, self.activation)
 
     def _weights(self, weights: Weights, masks: Tensor, logits: Tensor) -> Tensor:
-        return weights_of(weights, masks, logits, len(self.target.names))
+        return pixel_weights(weights, masks, logits, len(self.target.names))
 
 
 class CE(LossTerm):
-    """Cross-entropy of classes by log-softmax, the mean over an image's pixels.
+    """Cross-entropy over classes from log-softmax, as a mean over the pixels of an image.
 
     Args:
-        weights: of a pixel of each class, [1,5]; or balanced, so that the classes of each image weigh alike.
-        share: what its value is multiplied by.
+        weights: weight of the pixels of each class, such as [1,5]; or balanced, for equal weights of an image's
+            classes.
+        share: factor by which the value is multiplied.
     """
 
     def __init__(self, target: Target, activation: Activation, *, weights: Weights = None, share: float = 1.0) -> None:
@@ -131,21 +137,21 @@ class CE(LossTerm):
         if activation == "sigmoid":
             instead = "write bce, or give the network --classes 2" if target.kind == "binary" else "write bce"
             raise OptionError(
-                f"ce is for softmax, and {target.kind} masks on {target.outputs} output(s) for sigmoid; {instead}"
+                f"ce needs a softmax, but {target.kind} masks on {target.outputs} output(s) use a sigmoid; {instead}"
             )
         check_weights(weights, target)
         self.weights = weights
 
     def __call__(self, logits: Tensor, masks: Tensor, borders: Tensor | None) -> Tensor:
-        return mean_per_image(self._surprise(logits, masks) * self._weights(self.weights, masks, logits), masks)
+        return mean_per_image(self._nll(logits, masks) * self._weights(self.weights, masks, logits), masks)
 
 
 class BCE(LossTerm):
-    """Cross-entropy of each output alone by log-sigmoid, the mean over an image's pixels, of all labels.
+    """Binary cross-entropy of each output from log-sigmoid, as a mean over the pixels and labels of an image.
 
     Args:
-        positive: what a pixel that is 1 weighs, where one that is 0 weighs 1; of labels also one each, [1,5].
-        share: what its value is multiplied by.
+        positive: weight of positive pixels, where negative ones weigh 1; for multi-label masks also a list, [1,5].
+        share: factor by which the value is multiplied.
     """
 
     def __init__(
@@ -154,7 +160,7 @@ class BCE(LossTerm):
         super().__init__(target, activation, share=share)
         if activation == "softmax":
             instead = "write ce, or leave out --classes" if target.kind == "binary" else "write ce"
-            raise OptionError(f"bce is for sigmoid, and {len(target.names)} classes a pixel for softmax; {instead}")
+            raise OptionError(f"bce needs a sigmoid, but {len(target.names)} classes use a softmax; {instead}")
         self.positive = positive if isinstance(positive, tuple) else (positive,)
         if len(self.positive) not in (1, target.outputs):
             wanted = f"one, or one for each of {target.outputs} labels" if target.outputs > 1 else "one"
@@ -163,18 +169,18 @@ class BCE(LossTerm):
 
     def __call__(self, logits: Tensor, masks: Tensor, borders: Tensor | None) -> Tensor:
         weights = torch.where(masks == 1, logits.new_tensor(self.positive)[:, None, None], 1)
-        return mean_per_image(self._surprise(logits, masks) * weights, masks)
+        return mean_per_image(self._nll(logits, masks) * weights, masks)
 
 
 class Dice(LossTerm):
-    """1 - Dice of probabilities (Milletari 2016), the mean over the classes or labels that the image's truth has.
+    """1 - Dice of probabilities (Milletari 2016), as a mean over the classes or labels that occur in the true mask.
 
     Args:
-        share: what its value is multiplied by.
+        share: factor by which the value is multiplied.
     """
 
     def __call__(self, logits: Tensor, masks: Tensor, borders: Tensor | None) -> Tensor:
-        truth, counts = planes_of(masks, self.activation, logits.shape[1])
+        truth, counts = one_hot_masks(masks, self.activation, logits.shape[1])
         chances = (logits.softmax(1) if self.activation == "softmax" else logits.sigmoid()) * counts
         both, true = (chances * truth).sum((2, 3)), truth.sum((2, 3))
         # Where a class is there, it has a pixel at least, so that nothing need be added below.
@@ -183,12 +189,12 @@ class Dice(LossTerm):
 
 
 class Focal(LossTerm):
-    """Cross-entropy in which what is right counts little, (1 - p)^gamma (-log p) (Lin 2017), the mean over pixels.
+    """Focal loss (1 - p)^gamma (-log p), which gives little weight to easy pixels (Lin 2017), as a mean over pixels.
 
     Args:
-        gamma: 0 makes it the plain cross-entropy.
-        weights: as those of ce; the paper's alpha=0.25 is [0.75,0.25].
-        share: what its value is multiplied by.
+        gamma: exponent; 0 is the plain cross-entropy.
+        weights: weights as for ce; the paper's alpha=0.25 is [0.75,0.25].
+        share: factor by which the value is multiplied.
     """
 
     def __init__(
@@ -196,26 +202,26 @@ class Focal(LossTerm):
     ) -> None:
         super().__init__(target, activation, share=share)
         if not (gamma == 0 or 1 <= gamma < inf):  # between, the gradient has no bound where p is 1
-            raise OptionError(f"gamma takes 0, or 1 and above; got {gamma:g}")
+            raise OptionError(f"gamma must be 0 or at least 1; got {gamma:g}")
         check_weights(weights, target)
         self.gamma, self.weights = gamma, weights
 
     def __call__(self, logits: Tensor, masks: Tensor, borders: Tensor | None) -> Tensor:
-        surprised = self._surprise(logits, masks)
+        surprised = self._nll(logits, masks)
         wrong = -torch.expm1(-surprised)  # 1 - p, to the last digit where p is nearly 1
         return mean_per_image(wrong**self.gamma * surprised * self._weights(self.weights, masks, logits), masks)
 
 
 class Border(LossTerm):
-    """Cross-entropy with each pixel's weight w_c + w0 exp(-(d1 + d2)^2 / (2 sigma^2)) (Ronneberger 2015).
+    """Cross-entropy with pixel weights w_c + w0 exp(-(d1 + d2)^2 / (2 sigma^2)) (Ronneberger 2015).
 
-    The paper's energy is a sum over pixels; this is its mean, divided by their number and not by their weights.
+    The paper's energy is a sum over pixels; this is the mean, divided by the number of pixels and not by the weights.
 
     Args:
-        w0: what is added where two objects touch.
-        sigma: in pixels, how far apart they may be for it to be felt.
-        weights: w_c, as those of ce.
-        share: what its value is multiplied by.
+        w0: additional weight where two objects touch.
+        sigma: distance in pixels at which the additional weight decreases.
+        weights: w_c, as for ce.
+        share: factor by which the value is multiplied.
     """
 
     def __init__(
@@ -230,7 +236,7 @@ class Border(LossTerm):
     ) -> None:
         super().__init__(target, activation, share=share)
         if target.kind == "multilabel":
-            raise OptionError("border is for classes, of which a pixel has one; labels may overlap: write bce")
+            raise OptionError("border needs one class for each pixel, but these masks have several labels; use bce")
         check_border(w0, sigma)
         check_weights(weights, target)
         self.border, self.weights = (w0, sigma), weights
@@ -241,33 +247,37 @@ class Border(LossTerm):
                 "--loss border: needs a border map with each mask; unetkit.data.border_weights makes them"
             )
         weight = self._weights(self.weights, masks, logits) + borders
-        return mean_per_image(weight * self._surprise(logits, masks), masks)
+        return mean_per_image(weight * self._nll(logits, masks), masks)
 
 
-TERMS = Menu("loss", "loss", "docs/losses.md", {"ce": CE, "bce": BCE, "dice": Dice, "focal": Focal, "border": Border})
+LOSS_TERMS = Menu(
+    "loss", "loss", "docs/losses.md", {"ce": CE, "bce": BCE, "dice": Dice, "focal": Focal, "border": Border}
+)
 #: What is taken where nothing is said.
 DEFAULTS = {"sigmoid": "bce+dice", "softmax": "ce+dice"}
 
 
 class Loss:
-    """A sum of terms, one value an image: the mean over a batch is the mean over the parts that it is split into.
+    """A sum of loss terms with one value for each image.
+
+    The mean over a batch is therefore the same however the batch is split.
 
     Attributes:
-        said: the shortest text that means it.
-        border: w0 and sigma of the border maps that it wants, or None.
+        text: the shortest text that describes the loss.
+        border: w0 and sigma of the border weights that the loss needs, or None.
     """
 
     def __init__(self, terms: Sequence[LossTerm], said: str) -> None:
-        self.terms, self.said = terms, said
+        self.terms, self.text = terms, said
         self.border = next((term.border for term in terms if term.border), None)
 
     def __call__(self, logits: Tensor, masks: Tensor, weights: Tensor | None = None) -> Tensor:
-        """The loss of each image (B,): a mean over its own pixels; 0, with a gradient of 0, where none counts.
+        """Compute the loss of each image (B,), a mean over its pixels; 0 with a zero gradient if all are ignored.
 
         Args:
-            logits: (B, K, H, W) of any precision; all is computed in float32 at least.
-            masks: (B, H, W) or (B, L, H, W) int64; IGNORE counts nowhere.
-            weights: the border maps (B, H, W), w0 exp(...) alone, where `border` is not None.
+            logits: (B, K, H, W) of any precision; the loss is computed in at least float32.
+            masks: (B, H, W) or (B, L, H, W) int64, with IGNORE for ignored pixels.
+            weights: border weights (B, H, W), which are w0 exp(...) alone, if `border` is not None.
         """
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -276,28 +286,28 @@ class Loss:
 
 
 def make_loss(text: str, target: Target, outputs: int) -> Loss:
-    """The loss that a text means; "" the one that suits the data.
+    """Create a loss from text; "" selects the one that fits the data.
 
     Args:
-        text: terms with plus signs between them, each a name with options.
+        text: terms separated by plus signs, each a name with options.
         target: what the masks mean.
-        outputs: K.
+        outputs: the number of outputs of the network, K.
 
     Raises:
-        UnknownNameError: there is no such term.
-        OptionError: an option is wrong, or the loss contradicts the data.
+        UnknownNameError: A term does not exist.
+        OptionError: An option is wrong, or the loss does not fit the data.
     """
     activation = target.activation(outputs)
     specs = PartSpec.parse(text or DEFAULTS[activation]).links
     terms = [_term(spec, target, activation) for spec in specs]
     if sum(term.border is not None for term in terms) > 1:
-        raise OptionError(f"--loss {text}: border stands twice, and an image has one border map; leave one out")
-    return Loss(terms, "+".join(map(TERMS.said, specs)))
+        raise OptionError(f"--loss {text}: border appears twice, but an image has only one border map; leave one out")
+    return Loss(terms, "+".join(map(LOSS_TERMS.canonical_text, specs)))
 
 
 def _term(spec: PartSpec, target: Target, activation: Activation) -> LossTerm:
     try:
-        term: LossTerm = TERMS.make(spec, target, activation)
+        term: LossTerm = LOSS_TERMS.make(spec, target, activation)
     except OptionError as error:
         said = str(error)
         raise OptionError(said if said.startswith("--") else f"--loss {spec}: {said}") from error

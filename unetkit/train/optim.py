@@ -1,4 +1,4 @@
-"""AdamW with groups for the encoder and for what does not decay, and the rate's rise and fall."""
+"""AdamW with parameter groups for the encoder and for parameters without weight decay, and the learning rate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.optim import AdamW
 
 from unetkit.errors import OptionError
 from unetkit.resolve import Menu
-from unetkit.summary.forward_hooks import network_of
+from unetkit.summary.forward_hooks import find_network
 
 #: Of the rate of the rest, where an encoder has pretrained weights and no rate of its own is said.
 _PRETRAINED = 0.1
@@ -19,16 +19,16 @@ _PRETRAINED = 0.1
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How the weights follow the gradient; see `adamw`."""
+    """The options of an optimizer; see `adamw`."""
 
     encoder_lr: float | None
     weight_decay: float
     warmup: float
     clip: float
 
-    def optimiser(self, model: nn.Module, lr: float) -> AdamW:
-        """AdamW over all parameters of a model, frozen ones too: they may be let go later."""
-        network = network_of(model)
+    def make_optimizer(self, model: nn.Module, lr: float) -> AdamW:
+        """Create AdamW over all parameters of a model, including frozen ones, which may be unfrozen later."""
+        network = find_network(model)
         encoder = {id(parameter) for parameter in network.encoder.parameters()}
         groups: dict[tuple[bool, bool], list[Any]] = {}
         for parameter in model.parameters():
@@ -42,15 +42,16 @@ class OptimizerConfig:
             ]
         )
 
-    def set_rates(self, optimiser: AdamW, step: int, steps: int) -> None:
-        """Give each group the rate that it has at a step."""
-        for group in optimiser.param_groups:
-            group["lr"] = group["highest"] * self.share(step, steps)
+    def set_rates(self, optimizer: AdamW, step: int, steps: int) -> None:
+        """Set the learning rate of each parameter group for a step."""
+        for group in optimizer.param_groups:
+            group["lr"] = group["highest"] * self.lr_factor(step, steps)
 
-    def share(self, step: int, steps: int) -> float:
-        """Of the highest rate, at a step counted from 0.
+    def lr_factor(self, step: int, steps: int) -> float:
+        """Return the share of the highest learning rate at a step, counted from 0.
 
-        A linear warm-up, then half a cosine down to 0 at the last of all steps (Loshchilov 2017, without restarts).
+        The rate rises linearly during the warm-up and then decays with half a cosine to 0 at the last step
+        (Loshchilov 2017, without restarts).
         """
         rising = round(steps * self.warmup)
         if step < rising:
@@ -61,18 +62,18 @@ class OptimizerConfig:
 def adamw(
     *, encoder_lr: float | None = None, weight_decay: float = 0.01, warmup: float = 0.05, clip: float = 1.0
 ) -> OptimizerConfig:
-    """AdamW (Loshchilov 2019) with a linear warm-up and half a cosine down to 0.
+    """AdamW (Loshchilov 2019) with a linear warm-up and a cosine decay to 0.
 
     Args:
-        encoder_lr: the encoder's highest rate; none means that of the rest, a tenth of it for pretrained weights.
-        weight_decay: of weights with two dimensions and more; biases and norms do not decay.
-        warmup: share of all steps in which the rate rises.
-        clip: the largest norm of all gradients together; 0 clips none.
+        encoder_lr: highest learning rate of the encoder; none means --lr, or a tenth of it for pretrained weights.
+        weight_decay: weight decay of parameters with two or more dimensions; biases and norms do not decay.
+        warmup: share of all steps in which the learning rate rises.
+        clip: largest norm of all gradients together; 0 disables clipping.
     """
     if encoder_lr is not None and not 0 <= encoder_lr < inf:
         raise OptionError(f"--optimizer adamw: encoder_lr must be at least 0; got {encoder_lr:g}")
     if not 0 <= warmup < 1:
-        raise OptionError(f"--optimizer adamw: warmup takes a share from 0 to below 1; got {warmup:g}")
+        raise OptionError(f"--optimizer adamw: warmup must be at least 0 and below 1; got {warmup:g}")
     if not (weight_decay >= 0 and clip >= 0):
         raise OptionError("--optimizer adamw: weight_decay and clip must be at least 0")
     return OptimizerConfig(encoder_lr, weight_decay, warmup, clip)

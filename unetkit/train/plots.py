@@ -1,4 +1,4 @@
-"""Pictures of a run: its curves, and what it predicts beside the truth."""
+"""Pictures of a run as PNG: its curves, its predictions next to the true masks, and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _LABELLED = 8
 
 
 def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
-    """Loss and score of each epoch, as PNG.
+    """Draw the losses and scores of each epoch as PNG.
 
     Args:
-        lines: of the run's log.
-        path: *.png
+        lines: the entries of the run's log.
+        path: the file to write, *.png.
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     losses, scores = figure.subplots(1, 2)
@@ -59,7 +59,7 @@ def _number(value: float | None, else_: float = float("nan")) -> float:
 
 
 def draw_samples(shown: list[Preview], target: Target, path: Path) -> None:
-    """Images, their masks and what was predicted, side by side, as PNG; what no picture shows whole is scaled."""
+    """Draw images, their true masks and the predicted ones side by side as PNG; large images are scaled down."""
     width, height = 3 * _SIDE + 4 * _GAP, _HEAD + len(shown) * (_SIDE + _GAP)
     sheet = Image.new("RGB", (width, height), "white")
     pen, font = ImageDraw.Draw(sheet), lettering(12)
@@ -92,15 +92,15 @@ _ACROSS = 4
 
 
 def draw_confusion(matrix: Tensor, names: tuple[str, ...], path: Path) -> None:
-    """Write a table of `confusion` as PNG: rows truth, columns prediction, shades shares of the row, counts in cells.
+    """Draw a confusion matrix as PNG, with true classes as rows, predicted classes as columns, and shares as shades.
 
     Args:
-        matrix: (K, K), or of labels (L, 2, 2), each of which has a table of its own.
-        names: of the classes or labels.
-        path: of the picture.
+        matrix: (K, K), or (L, 2, 2) for labels, which have a table each.
+        names: the names of the classes or labels.
+        path: the file to write.
 
     Raises:
-        FileError: it cannot be written.
+        FileError: The file cannot be written.
     """
     figure = _of_labels(matrix, names) if matrix.ndim == 3 else _of_classes(matrix, names)
     try:
@@ -143,13 +143,13 @@ def _table(axes: Axes, counts: np.ndarray, names: tuple[str, ...]) -> None:
     axes.set_ylabel("truth")
     if len(names) <= _WRITTEN:
         for row, column in np.argwhere(counts):
-            text = f"{shares[row, column]:.1%}\n{short(int(counts[row, column]))}"
+            text = f"{shares[row, column]:.1%}\n{format_short(int(counts[row, column]))}"
             colour = "white" if shares[row, column] > 0.6 else "black"
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
 
 
-def short(count: int) -> str:
-    """A count in three digits or so: 999, 12.3k, 4.56M."""
+def format_short(count: int) -> str:
+    """Format a count with about three digits: 999, 12.3k, 4.56M."""
     for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if count >= 0.9995 * size:
             return f"{count / size:.3g}{unit}"

@@ -1,4 +1,4 @@
-"""A run as it goes on: a bar and a table on a terminal, a line an epoch elsewhere; curves and samples in its folder."""
+"""The progress of a run: a table and a bar in a terminal, a line per epoch elsewhere, and pictures in its folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from unetkit.summary.forward_hooks import network_of
+from unetkit.summary.forward_hooks import find_network
 from unetkit.train.checkpoint import LOG
 from unetkit.train.plots import draw_curves, draw_samples
 from unetkit.train.trainer import TrainCallback, Trainer, ValidationResult
@@ -26,7 +26,7 @@ CURVES, SAMPLES, BOARD = "curves.png", "samples", "tensorboard"
 
 
 class TrainProgress(TrainCallback):
-    """Shows a run on stderr, and draws it."""
+    """A callback that shows a run on stderr and draws its curves and predictions."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False)
@@ -38,64 +38,68 @@ class TrainProgress(TrainCallback):
         self._live: Live | None = None
         self._board: Any = None
 
-    def scan(self, done: int, count: int) -> None:
-        """A line that is written over, on a terminal."""
+    def on_scan(self, done: int, count: int) -> None:
+        """Show how many masks were read, in one line of a terminal."""
         if self.console.is_terminal:
             self.console.print(f"\r{done} of {count} masks are read" if done < count else "\r\x1b[K", end="")
 
-    def begin(self, trainer: Trainer) -> None:
-        """Say what is trained on what, and begin the bar."""
+    def on_train_begin(self, trainer: Trainer) -> None:
+        """Print what is trained on which data, and start the progress bar."""
         self.trainer = trainer
         self.steps = trainer.loader.steps
-        self.epochs = trainer.run.choices.epochs
+        self.epochs = trainer.run.config.epochs
         read_json_lines(trainer.run.folder / LOG, self._lines.append, "training run")
-        for line in about(trainer):
+        for line in describe_run(trainer):
             self.console.print(line, soft_wrap=True)
-        done = trainer.state.epoch * self.steps + trainer.state.step
+        done = trainer.state.epochs_done * self.steps + trainer.state.steps_done
         self._task = self._bar.add_task("training", total=self.epochs * self.steps, completed=done)
-        self._board = _board(trainer.run.folder, trainer.state.epoch) if trainer.run.choices.tensorboard else None
+        self._board = (
+            _open_tensorboard(trainer.run.folder, trainer.state.epochs_done) if trainer.run.config.tensorboard else None
+        )
         if self.console.is_terminal:
-            self._live = Live(self._shown(), console=self.console, refresh_per_second=4, transient=True)
-            self._live.get_renderable = self._shown  # type: ignore[method-assign]
+            self._live = Live(self._render(), console=self.console, refresh_per_second=4, transient=True)
+            self._live.get_renderable = self._render  # type: ignore[method-assign]
             self._live.start()
 
-    def step(self, done: int, loss: float) -> None:
-        said = f"epoch {self.trainer.state.epoch + 1} of {self.epochs}, loss {loss:.3f}"
-        self._bar.update(self._task, completed=self.trainer.state.epoch * self.steps + done, description=said)
+    def on_step_end(self, done: int, loss: float) -> None:
+        said = f"epoch {self.trainer.state.epochs_done + 1} of {self.epochs}, loss {loss:.3f}"
+        self._bar.update(self._task, completed=self.trainer.state.epochs_done * self.steps + done, description=said)
 
-    def image(self, done: int, count: int) -> None:
-        said = f"epoch {self.trainer.state.epoch + 1} of {self.epochs}, validating image {done + 1} of {count}"
+    def on_validation_image(self, done: int, count: int) -> None:
+        said = f"epoch {self.trainer.state.epochs_done + 1} of {self.epochs}, validating image {done + 1} of {count}"
         self._bar.update(self._task, description=said)
 
-    def epoch(self, line: dict[str, Any], found: ValidationResult) -> None:
-        """Add a line to the table, and draw."""
+    def on_epoch_end(self, line: dict[str, Any], found: ValidationResult) -> None:
+        """Add a row to the table, and draw the pictures."""
         self._lines.append(line)
-        folder, every = self.trainer.run.folder, self.trainer.run.choices.preview_every
+        folder, every = self.trainer.run.folder, self.trainer.run.config.preview_every
         if not self._live:
-            self.console.print(told(line, self.epochs), soft_wrap=True)
-        last = bool(self.trainer.state.ended)
+            self.console.print(format_epoch(line, self.epochs), soft_wrap=True)
+        last = bool(self.trainer.state.stop_reason)
         if last or monotonic() - self._drawn > _PAUSE:
             draw_curves(self._lines, folder / CURVES)
             self._drawn = monotonic()
         if every and (last or line["epoch"] % every == 0):
-            draw_samples(found.shown, self.trainer.run.target, folder / SAMPLES / f"epoch-{line['epoch']:03}.png")
+            draw_samples(found.previews, self.trainer.run.target, folder / SAMPLES / f"epoch-{line['epoch']:03}.png")
         if self._board:
-            _to_board(self._board, line)
+            _write_tensorboard(self._board, line)
 
-    def end(self, why: str) -> None:
-        """Leave the table, and say where all is."""
+    def on_train_end(self, why: str) -> None:
+        """Leave the table on the screen, and print where the results are."""
         self.close()
         if self.console.is_terminal:
             self.console.print(self._table())
         best = max(self._lines, key=lambda line: line["miou"] or 0.0)
         folder = self.trainer.run.folder
-        self.console.print(f"{why}; best mIoU {_figure(best['miou'])} after epoch {best['epoch']}", soft_wrap=True)
+        self.console.print(
+            f"{why}; best mIoU {_format_score(best['miou'])} after epoch {best['epoch']}", soft_wrap=True
+        )
         self.console.print(f"curves in {folder / CURVES}; predictions in {folder / SAMPLES}", soft_wrap=True)
         then = f"next: unetkit eval {folder}, or unetkit predict {folder} IMAGE... --out masks"
         self.console.print(then, soft_wrap=True)
 
     def close(self) -> None:
-        """Give the terminal back, and end TensorBoard's file."""
+        """Release the terminal, and close TensorBoard's file."""
         if self._board:
             self._board.close()
             self._board = None
@@ -103,7 +107,7 @@ class TrainProgress(TrainCallback):
             self._live.stop()
             self._live = None
 
-    def _shown(self) -> RenderableType:
+    def _render(self) -> RenderableType:
         return Group(self._table(), self._bar) if self._lines else self._bar
 
     def _table(self) -> Table:
@@ -111,59 +115,63 @@ class TrainProgress(TrainCallback):
         for name in ("epoch", "loss", "val. loss", "mIoU", "rate", "s"):
             table.add_column(name, justify="right")
         for line in self._lines[-_SEEN:]:
-            cells = (str(line["epoch"]), f"{line['loss']:.4f}", _figure(line["val_loss"]), _figure(line["miou"]))
+            cells = (
+                str(line["epoch"]),
+                f"{line['loss']:.4f}",
+                _format_score(line["val_loss"]),
+                _format_score(line["miou"]),
+            )
             table.add_row(
                 *cells, f"{line['lr']:.2g}", f"{line['all_seconds']:.0f}", style="bold" if line["best"] else ""
             )
         return table
 
 
-def about(trainer: Trainer) -> list[str]:
-    """What is trained on what."""
+def describe_run(trainer: Trainer) -> list[str]:
+    """Describe the network, the data and the configuration in lines."""
     run, data, world = trainer.run, trainer.data, trainer.world
     splits = ", ".join(f"{len(images)} {name}" for name, images in data.splits.items())
-    crop = "x".join(map(str, run.choices.crop or ()))
+    crop = "x".join(map(str, run.config.crop or ()))
     lines = [
         f"network  {run.plan}",
-        f"data     {data.said}: {splits}; {data.target.kind} ({', '.join(data.target.names[:8])})",
-        f"loss     {trainer.loss.said}; augmentation {run.choices.augment}; crops {crop}",
-        f"steps    {trainer.loader.steps} an epoch of {run.choices.batch_size * world.size} images, "
-        f"{run.choices.epochs} epochs; {world.device}, {str(trainer.stepper.dtype).removeprefix('torch.')}",
+        f"data     {data.source}: {splits}; {data.target.kind} ({', '.join(data.target.names[:8])})",
+        f"loss     {trainer.loss.text}; augmentation {run.config.augment}; crops {crop}",
+        f"steps    {trainer.loader.steps} per epoch with {run.config.batch_size * world.size} images, "
+        f"{run.config.epochs} epochs; {world.device}, {str(trainer.stepper.dtype).removeprefix('torch.')}",
     ]
     if world.size > 1:
         norms = "; statistics of batch norms are each process's own, and the first one's are kept"
         kept = (
             norms if any("BatchNorm" in type(module).__name__ for module in trainer.stepper.network.modules()) else ""
         )
-        lines.append(f"world    {world.size} processes of {run.choices.batch_size} images a step{kept}")
-    if trainer.state.epoch or trainer.state.step:
-        lines.append(f"resumed  after epoch {trainer.state.epoch}, step {trainer.state.step}")
-    if run.choices.freeze_encoder:
-        until = "throughout" if run.choices.freeze_encoder < 0 else f"for {run.choices.freeze_encoder} epochs"
-        lines.append(f"frozen   the encoder {network_of(trainer.stepper.network).plan.encoder}, {until}")
+        lines.append(f"world    {world.size} processes with {run.config.batch_size} images in a step{kept}")
+    if trainer.state.epochs_done or trainer.state.steps_done:
+        lines.append(f"resumed  after epoch {trainer.state.epochs_done}, step {trainer.state.steps_done}")
+    if run.config.freeze_encoder:
+        until = "throughout" if run.config.freeze_encoder < 0 else f"for {run.config.freeze_encoder} epochs"
+        lines.append(f"frozen   the encoder {find_network(trainer.stepper.network).plan.encoder}, {until}")
     return lines
 
 
-def told(line: dict[str, Any], epochs: int) -> str:
-    """An epoch as a line."""
-    losses = f"loss {line['loss']:.4f}, validation {_figure(line['val_loss'])}"
+def format_epoch(line: dict[str, Any], epochs: int) -> str:
+    """Format the results of an epoch as one line."""
+    losses = f"loss {line['loss']:.4f}, validation {_format_score(line['val_loss'])}"
     best = ", best so far" if line["best"] else ""
-    return (
-        f"epoch {line['epoch']} of {epochs}: {losses}, mIoU {_figure(line['miou'])}, {line['all_seconds']:.0f} s{best}"
-    )
+    score = f"mIoU {_format_score(line['miou'])}, {line['all_seconds']:.0f} s"
+    return f"epoch {line['epoch']} of {epochs}: {losses}, {score}{best}"
 
 
-def _figure(value: float | None) -> str:
+def _format_score(value: float | None) -> str:
     return "none" if value is None else f"{value:.4f}"
 
 
-def _board(folder: Path, epoch: int) -> Any:
+def _open_tensorboard(folder: Path, epoch: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(folder / BOARD), purge_step=epoch + 1)
 
 
-def _to_board(board: Any, line: dict[str, Any]) -> None:
+def _write_tensorboard(board: Any, line: dict[str, Any]) -> None:
     for name in ("loss", "val_loss", "miou", "lr"):
         if line[name] is not None:
             board.add_scalar(name, line[name], line["epoch"])

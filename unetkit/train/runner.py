@@ -1,4 +1,4 @@
-"""`unetkit.train.run` and `unetkit.train.resume`: a training run, from what was said to its folder."""
+"""`unetkit.train.run` and `unetkit.train.resume`: prepare a training run, train, and write its folder."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from unetkit.data.datasets import absolute, open_data
 from unetkit.data.types import Dataset, DatasetSplits, fingerprint
 from unetkit.errors import FileError, OptionError
 from unetkit.network import Network
-from unetkit.parts.encoders.normalization import Statistics, statistics_of
+from unetkit.parts.encoders.normalization import NormalizationStats, get_normalization_stats
 from unetkit.plan import Plan
 from unetkit.plugins import default_parts, load_parts
 from unetkit.registry import Parts
 from unetkit.serialization import load
-from unetkit.summary.forward_hooks import network_of
+from unetkit.summary.forward_hooks import find_network
 from unetkit.summary.trace import trace
 from unetkit.train.checkpoint import BEST, HEADER, LAST, STATE, TrainRun, TrainState, read_run, read_state
 from unetkit.train.config import TrainConfig
@@ -44,50 +44,50 @@ _CROP = 256
 _VERSIONS = ("unetkit", "torch", "torchvision", "timm", "segmentation-models-pytorch")
 
 
-def open_splits(choices: TrainConfig, progress: Callable[[int, int], None] | None = None) -> DatasetSplits:
-    """The data set of a run. `progress` is told how many of its masks, of how many, are scanned."""
+def open_splits(config: TrainConfig, progress: Callable[[int, int], None] | None = None) -> DatasetSplits:
+    """Open the data set of a run; `progress` is called with the number of masks read, and their total number."""
     rules: dict[str, Any] = {
-        name: getattr(choices, name) for name in ("seed", "val_fraction", "group_by", "ignore_index")
+        name: getattr(config, name) for name in ("seed", "val_fraction", "group_by", "ignore_index")
     }
-    return open_data(choices.data, **rules, progress=progress)
+    return open_data(config.data, **rules, progress=progress)
 
 
 def plan_for_data(plan: Plan, data: DatasetSplits) -> Plan:
-    """The plan with the classes and channels of the data.
+    """Set the classes and input channels of a plan to those of the data.
 
     Raises:
-        OptionError: it says others.
+        OptionError: The plan has other classes or channels.
     """
     if plan.in_channels not in (None, data.channels):
-        what = f"--in-channels {plan.in_channels}: the images of {data.said} have {data.channels}"
-        raise OptionError(f"{what}; leave it out, or give that")
+        what = f"--in-channels {plan.in_channels}: the images of {data.source} have {data.channels}"
+        raise OptionError(f"{what}; leave it out, or give that number")
     if plan.classes is not None:
         data.target.activation(plan.classes)
     return replace(plan, in_channels=data.channels, classes=plan.classes or data.target.outputs)
 
 
-def fill_defaults(choices: TrainConfig, plan: Plan, data: DatasetSplits) -> TrainConfig:
-    """The choices with nothing left open that the data decide."""
-    loss = make_loss(choices.loss, data.target, plan.classes or data.target.outputs).said
-    crop = choices.crop or plan.size
+def fill_defaults(config: TrainConfig, plan: Plan, data: DatasetSplits) -> TrainConfig:
+    """Fill in the settings that follow from the data."""
+    loss = make_loss(config.loss, data.target, plan.classes or data.target.outputs).text
+    crop = config.crop or plan.size
     if crop is None:
         height, width = size_of(data.splits["train"][0].image)
         crop = min(height, _CROP), min(width, _CROP)
-    optimizer, augment = OPTIMIZERS.said(choices.optimizer), make_augment(choices.augment or data.augment, crop).said
-    return replace(choices, loss=loss, crop=crop, augment=augment, optimizer=optimizer)
+    optimizer, augment = OPTIMIZERS.canonical_text(config.optimizer), make_augment(config.augment or data.augment, crop).text
+    return replace(config, loss=loss, crop=crop, augment=augment, optimizer=optimizer)
 
 
 def make_run(
-    folder: Path, network: Network, choices: TrainConfig, data: DatasetSplits, plugins: tuple[str, ...], command: str
+    folder: Path, network: Network, config: TrainConfig, data: DatasetSplits, plugins: tuple[str, ...], command: str
 ) -> TrainRun:
-    """What is known of a run before its first step."""
-    mean, std = choose_normalization(network_of(network), data)
+    """Create the description of a run before its first step."""
+    mean, std = choose_normalization(find_network(network), data)
     versions = tuple((name, version(name)) for name in _VERSIONS)
-    plan = network_of(network).plan
+    plan = find_network(network).plan
     return TrainRun(
         folder,
         plan,
-        choices,
+        config,
         target=data.target,
         channels=data.channels,
         mean=mean,
@@ -100,18 +100,21 @@ def make_run(
 
 
 def check_fingerprints(data: DatasetSplits) -> tuple[tuple[str, str], ...]:
-    """What tells the images of each split from others."""
+    """Compute the fingerprint of each split."""
     return tuple((name, fingerprint(images)) for name, images in data.splits.items())
 
 
-def choose_normalization(network: Network, data: DatasetSplits) -> Statistics:
-    """Mean and standard deviation of each channel: those that pretrained weights were made with, or of the data."""
-    known = statistics_of(network.encoder) if network.plan.pretrained and data.channels == _COLOURS else None
+def choose_normalization(network: Network, data: DatasetSplits) -> NormalizationStats:
+    """Return mean and standard deviation of each channel: those of the pretrained weights, or those of the data."""
+    known = get_normalization_stats(network.encoder) if network.plan.pretrained and data.channels == _COLOURS else None
     return known or measure_normalization(data.splits["train"])
 
 
-def measure_normalization(images: Dataset) -> Statistics:
-    """Of each channel, over all pixels of up to 200 images, evenly taken; by NumPy, whatever the threads."""
+def measure_normalization(images: Dataset) -> NormalizationStats:
+    """Measure mean and standard deviation of each channel over up to 200 evenly spaced images.
+
+    NumPy computes them, so that they do not depend on the number of threads.
+    """
     step, moments = -(-len(images) // _MEASURED), []
     for index in range(0, len(images), step):
         pixels = check_finite(images[index]).image.flatten(1).numpy().astype(np.float64)
@@ -138,45 +141,47 @@ def run(
     command: str = "",
     watch: TrainCallback | None = None,
     save_every: float = SAVE_EVERY,
-    **choices: Any,
+    **config: Any,
 ) -> TrainRun:
-    """Train a network, and leave a folder that `unetkit eval` and `unetkit predict` take.
+    """Train a network, and write a run folder for `unetkit eval` and `unetkit predict`.
 
     Args:
-        plan: of the network; its classes and channels are those of the data, its seed is that of all that is random.
-        out: the folder, which may hold no run yet.
-        data: what `--data` takes, or a set that is opened already; a run of the latter needs it again to be resumed.
-        parts: where the plan's names are looked up; all that is installed and in `plugins`, if None.
-        plugins: files and modules to load beside what is installed.
-        command: what was typed, for the record.
-        watch: is told how it goes.
-        save_every: seconds between two saves within an epoch; after each epoch all is saved.
-        choices: as in `Choices`.
+        plan: the plan of the network. The data determine its classes and channels; its seed fixes everything random.
+        out: the folder to write, which must not contain a run.
+        data: the value of `--data`, or an opened data set, which is then needed again to resume the run.
+        parts: the registered parts; None for those that are installed and those of `plugins`.
+        plugins: files and modules of plugins to load in addition to the installed ones.
+        command: the command line, for the record.
+        watch: a callback for the progress.
+        save_every: seconds between two saves within an epoch; the state is also saved after each epoch.
+        config: the fields of `TrainConfig`.
 
     Returns:
-        The run; `.network()` gives the network with its best weights.
+        The run; its `network()` method loads the network with its best weights.
 
     Raises:
-        OptionError: data, loss and network do not fit together, or the folder holds a run.
-        FileError: an image cannot be read, or the folder cannot be written.
-        UnetkitError: the loss became infinite or no number.
+        OptionError: Data, loss and network do not fit together, or the folder contains a run.
+        FileError: An image cannot be read, or the folder cannot be written.
+        UnetkitError: The loss became infinite or NaN.
     """
     folder, plan = Path(out), Plan.parse(plan) if isinstance(plan, str) else plan
     if (folder / HEADER).exists():
-        raise OptionError(f"--out {folder} holds a run; go on with it by --resume {folder}, or give another folder")
-    name = absolute(data) if isinstance(data, str) else data.said
-    asked = TrainConfig(**{**choices, "data": name, "seed": plan.seed or 0})
+        raise OptionError(
+            f"--out {folder} already contains a run; continue it with --resume {folder}, or give a new folder"
+        )
+    name = absolute(data) if isinstance(data, str) else data.source
+    asked = TrainConfig(**{**config, "data": name, "seed": plan.seed or 0})
     check_device(asked.device)
     if asked.tensorboard and not find_spec("tensorboard"):
-        raise OptionError("--tensorboard: it is not installed; pip install 'unetkit[tensorboard]'")
+        raise OptionError("--tensorboard: TensorBoard is not installed; run pip install 'unetkit[tensorboard]'")
     parts = parts or (load_parts(plugins) if plugins else default_parts())
     told = watch or TrainCallback()
     with init_processes(asked.device) as world:
-        found: DatasetSplits = open_splits(asked, told.scan) if isinstance(data, str) else data
+        found: DatasetSplits = open_splits(asked, told.on_scan) if isinstance(data, str) else data
         plan = replace(plan_for_data(plan, found), seed=asked.seed)
         asked = fill_defaults(asked, plan, found)
         with stdout_to_stderr():
-            network = _in_turn(world, lambda: build_plan(plan, parts))
+            network = _first_process_first(world, lambda: build_plan(plan, parts))
             trace(network, asked.crop)  # refuses crops that do not pass
         begun = make_run(folder, network, asked, found, tuple(plugins), command)
         return _train(begun, found, network, world, TrainState(), told, save_every)
@@ -191,29 +196,29 @@ def resume(
     watch: TrainCallback | None = None,
     save_every: float = SAVE_EVERY,
 ) -> TrainRun:
-    """Go on with a run that was stopped in any way, to the end that it would have come to.
+    """Continue an interrupted run; it ends with the weights that it would have had without the interruption.
 
     Args:
-        folder: of the run.
-        data: as it was given to `run`, where it was opened already; or where the same folder lies now.
-        device: another than before; on another, or with other threads, numbers may differ in their last digits.
+        folder: the folder of the run.
+        data: the data set if it was given to `run` as an object, or the new path of a folder that was moved.
+        device: another device; on another device, or with another number of threads, the last digits may differ.
         parts, watch, save_every: as for `run`.
 
     Raises:
-        FileError: there is no run, or its files are damaged.
+        FileError: The folder contains no run, or its files are damaged.
     """
     begun = read_run(folder)
-    device = device or begun.choices.device
+    device = device or begun.config.device
     check_device(device)
     parts = parts or (load_parts(begun.plugins) if begun.plugins else default_parts())
     told = watch or TrainCallback()
     with init_processes(device) as world:
         if isinstance(data, str):
-            begun = replace(begun, choices=replace(begun.choices, data=absolute(data)))
-        found = data if isinstance(data, DatasetSplits) else open_splits(begun.choices, told.scan)
+            begun = replace(begun, config=replace(begun.config, data=absolute(data)))
+        found = data if isinstance(data, DatasetSplits) else open_splits(begun.config, told.on_scan)
         if (found.target, check_fingerprints(found)) != (begun.target, begun.splits):
-            raise OptionError(f"{found.said} is no longer what {folder} began with (classes or images); train anew")
-        state = _state_of(begun.folder)
+            raise OptionError(f"{found.source} has changed since {folder} began (classes or images); start a new run")
+        state = _load_state(begun.folder)
         with stdout_to_stderr():
             # A file knows the weights that pretraining gave; the plan would have them downloaded again.
             saved = state.model and (begun.folder / LAST).exists()
@@ -221,11 +226,11 @@ def resume(
         return _train(begun, found, network, world, state, told, save_every)
 
 
-def _state_of(folder: Path) -> TrainState:
+def _load_state(folder: Path) -> TrainState:
     if (folder / STATE).exists():
         return read_state(folder / STATE)
     if (folder / BEST).exists():
-        raise FileError(f"{folder} has weights and no {STATE} to go on from; train anew into another folder")
+        raise FileError(f"{folder} has weights but no {STATE} to continue from; start a new run in another folder")
     return TrainState()
 
 
@@ -238,15 +243,15 @@ def _train(
     watch: TrainCallback,
     save_every: float,
 ) -> TrainRun:
-    trainer = Trainer(begun, data, network, world, state, watch if world.first else TrainCallback(), save_every)
+    trainer = Trainer(begun, data, network, world, state, watch if world.is_first else TrainCallback(), save_every)
     trainer.train()
     return begun
 
 
-def _in_turn(world: ProcessGroup, make: Any) -> Any:
-    """What `make` gives, the first process before the others: what it downloads, they find in the cache."""
+def _first_process_first(world: ProcessGroup, make: Any) -> Any:
+    """Call `make` in the first process before the others, which then find its downloads in the cache."""
     if world.size == 1:
         return make()
-    made = make() if world.first else None
+    made = make() if world.is_first else None
     world.all_gather(None)
-    return made if world.first else make()
+    return made if world.is_first else make()

@@ -1,7 +1,9 @@
-"""The training loop, in plain torch.
+"""The training loop in plain PyTorch, and validation.
 
-A run is a function of its plan, choices and data: what a step draws comes from streams named by its number, so that
-a run that was killed and resumed ends with the weights of one that was not (to the bit on a CPU with as many threads).
+A run is a function of its plan, configuration and data. What a step draws comes from random streams that are named by
+its number, so a run that was killed and resumed ends with the same weights as an uninterrupted one; on a CPU with the
+same
+number of threads they are identical to the bit.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from unetkit.data.border_weights import BorderMaps
 from unetkit.data.types import Dataset, DatasetSplits, Sample
 from unetkit.errors import OptionError, UnetkitError
 from unetkit.serialization import save
-from unetkit.summary.forward_hooks import network_of
+from unetkit.summary.forward_hooks import find_network
 from unetkit.tiling.sliding_window import tiled
 from unetkit.train.checkpoint import BEST, HEADER, LAST, LOG, STATE, TrainRun, TrainState
 from unetkit.train.dataloader import AugmentedDataset, Batch, Loader, Weigh
@@ -31,26 +33,26 @@ from unetkit.utils.files import JsonLinesWriter
 from unetkit.utils.system import is_oom
 
 #: Images whose predictions are drawn.
-SHOWN = 4
+NUM_PREVIEWS = 4
 
 
 class Preview(NamedTuple):
-    """What is drawn of an image: it, its mask, and what was predicted."""
+    """An image, its true mask and the predicted probabilities, to be drawn."""
 
     sample: Sample
     predicted: Tensor
 
 
 class ValidationResult(NamedTuple):
-    """What came of it: means over images, and the predictions of the first."""
+    """The validation loss and scores, and predictions of the first images."""
 
     loss: float
     summary: dict[str, Any]
-    shown: list[Preview]
+    previews: list[Preview]
 
 
 class Validation:
-    """The validation images and how they are looked at."""
+    """The validation images, which are shared among the processes."""
 
     def __init__(self, images: Dataset, run: TrainRun, loss: Loss, weigh: Weigh | None, world: ProcessGroup) -> None:
         self.images, self.run, self.loss, self.weigh, self.world = images, run, loss, weigh, world
@@ -58,12 +60,12 @@ class Validation:
     def __call__(
         self, network: nn.Module, precision: Callable[[], Any], tell: Callable[[int, int], None]
     ) -> ValidationResult:
-        """Pass every image; all processes must come here.
+        """Score all validation images; every process must call this.
 
         Args:
-            network: is put into eval mode.
-            precision: gives autocast's context, or one that does nothing.
-            tell: how many images are done, of how many.
+            network: the network, which is put into eval mode.
+            precision: returns the autocast context, or one that does nothing.
+            tell: is called with the number of images that are done, and their total number.
         """
         network.eval()
         score, losses, shown = Evaluation(self.run.target), [], []
@@ -71,14 +73,14 @@ class Validation:
         for done, index in enumerate(mine):
             tell(done, len(mine))
             sample = self.images[index]
-            logits, chances = self._passed(network, sample, precision)
+            logits, chances = self._forward(network, sample, precision)
             losses.append(float(self._loss(logits, sample)))
             score.add(sample.name, chances, sample)
-            if index < SHOWN:
+            if index < NUM_PREVIEWS:
                 shown.append(Preview(sample, self.run.target.to_mask(chances[None])[0]))
-        return self._together(score, losses, shown)
+        return self._gather(score, losses, shown)
 
-    def _together(self, score: Evaluation, losses: list[float], shown: list[Preview]) -> ValidationResult:
+    def _gather(self, score: Evaluation, losses: list[float], shown: list[Preview]) -> ValidationResult:
         parts = self.world.all_gather((score.to_dict(), losses, shown))
         together = Evaluation(self.run.target)
         for said, _, _ in parts:
@@ -88,15 +90,15 @@ class Validation:
             sum(every) / len(every), together.summary(), [one for _, _, found in parts for one in found]
         )
 
-    def _passed(self, network: nn.Module, sample: Sample, precision: Callable[[], Any]) -> tuple[Tensor, Tensor]:
-        """Logits (K, H, W) and probabilities (L, H, W), both as `unetkit eval` puts them together."""
+    def _forward(self, network: nn.Module, sample: Sample, precision: Callable[[], Any]) -> tuple[Tensor, Tensor]:
+        """Compute logits (K, H, W) and probabilities (L, H, W) with the same tiling as `unetkit eval`."""
 
         def both(logits: Tensor) -> Tensor:
             logits = logits.float()
             return torch.cat([logits, self.run.target.probabilities(logits)], 1)
 
         with precision():
-            found = tiled(network, self.run.normalised(sample.image), then=both)
+            found = tiled(network, self.run.normalize(sample.image), then=both)
         labels = len(self.run.target.names)
         return found[:-labels], found[-labels:]
 
@@ -111,35 +113,35 @@ STOPPED = "stopped.pt"
 
 
 class TrainCallback:
-    """Is told how a run goes; this one says nothing."""
+    """The base class of callbacks of a run; its methods do nothing."""
 
-    def scan(self, done: int, count: int) -> None:
-        """While the data are opened: how many masks are scanned."""
+    def on_scan(self, done: int, count: int) -> None:
+        """Called while the data are opened, with the number of masks that were read."""
 
-    def begin(self, trainer: Trainer) -> None:
-        """Before the first step."""
+    def on_train_begin(self, trainer: Trainer) -> None:
+        """Called before the first step."""
 
-    def step(self, done: int, loss: float) -> None:
-        """After each: how many of its epoch are done."""
+    def on_step_end(self, done: int, loss: float) -> None:
+        """Called after each step, with the number of completed steps of the epoch."""
 
-    def image(self, done: int, count: int) -> None:
-        """Before each validation image."""
+    def on_validation_image(self, done: int, count: int) -> None:
+        """Called before each validation image."""
 
-    def epoch(self, line: dict[str, Any], found: ValidationResult) -> None:
-        """After each epoch: its line of the log."""
+    def on_epoch_end(self, line: dict[str, Any], found: ValidationResult) -> None:
+        """Called after each epoch, with its entry of the log."""
 
-    def end(self, why: str) -> None:
-        """After the last."""
+    def on_train_end(self, why: str) -> None:
+        """Called after the last epoch."""
 
 
 class Trainer:
     """One run in one of its processes.
 
     Attributes:
-        run, data, world: as given.
-        state: where it is.
-        loader: gives its batches.
-        stepper: has the network, and takes steps.
+        run, data, world: the run, its data, and the processes.
+        state: the progress of the run.
+        loader: the source of batches.
+        stepper: the network with its optimizer.
     """
 
     def __init__(
@@ -152,74 +154,79 @@ class Trainer:
         watch: TrainCallback,
         save_every: float,
     ) -> None:
-        """Make what the loop needs, and put it where the state is.
+        """Prepare the loop, and continue at the given state.
 
         Args:
-            run: what was said.
-            data: opened.
-            network: built, on the CPU.
-            world: the processes.
-            state: where to begin.
-            watch: is told of all.
+            run: the description of the run.
+            data: the opened data set.
+            network: the network on the CPU.
+            world: the processes that train together.
+            state: the state to continue from.
+            watch: a callback for the progress.
             save_every: seconds between two saves within an epoch.
         """
-        choices = run.choices
+        config = run.config
         self.run, self.data, self.world, self.state, self.watch = run, data, world, state, watch
         self.save_every, self._saved = save_every, monotonic()
-        self.loss = make_loss(choices.loss, data.target, network_of(network).resolved_plan.classes or 2)
+        self.loss = make_loss(config.loss, data.target, find_network(network).resolved_plan.classes or 2)
         weigh = BorderMaps(*self.loss.border, run.folder / "borders") if self.loss.border else None
-        augment = make_augment(choices.augment, choices.crop or (256, 256))
-        train = AugmentedDataset(data.splits["train"], augment, weigh, run.normalised, choices.seed)
-        workers, pin = _workers(choices.workers, world.device), world.device.type == "cuda"
-        self.loader = Loader(train, choices.batch_size, workers, world.rank, world.size, pin=pin)
+        augment = make_augment(config.augment, config.crop or (256, 256))
+        train = AugmentedDataset(data.splits["train"], augment, weigh, run.normalize, config.seed)
+        workers, pin = _workers(config.workers, world.device), world.device.type == "cuda"
+        self.loader = Loader(train, config.batch_size, workers, world.rank, world.size, pin=pin)
         self.validation = Validation(data.splits["val"], run, self.loss, weigh, world)
-        self.stepper = Stepper(network, choices, self.loss, world, self.loader.steps)
+        self.stepper = Stepper(network, config, self.loss, world, self.loader.steps)
         if state.model:
-            self.stepper.restore(state)
+            self.stepper.load_from(state)
 
     def train(self) -> str:
-        """Go on to the end, or to where patience ends; give why it ended.
+        """Train to the last epoch, or until patience ends the run; return why it ended.
 
         Raises:
-            UnetkitError: the loss or its gradient became infinite or no number.
+            UnetkitError: The loss or its gradient became infinite or NaN.
         """
-        lines = JsonLinesWriter(self.run.folder / LOG, "training run") if self.world.first else None
+        lines = JsonLinesWriter(self.run.folder / LOG, "training run") if self.world.is_first else None
         try:
             if lines:
-                self._tidy(lines)
-                self._files()
-            self.watch.begin(self)
+                self._remove_later_files(lines)
+                self._write_weights()
+            self.watch.on_train_begin(self)
             with torch.random.fork_rng([self.world.device] if self.world.device.type == "cuda" else []):
-                while not self.state.ended:
+                while not self.state.stop_reason:
                     self._epoch(lines)
         finally:
             if lines:
                 lines.close()
-        self.watch.end(self.state.ended)
-        return self.state.ended
+        self.watch.on_train_end(self.state.stop_reason)
+        return self.state.stop_reason
 
     def _epoch(self, lines: JsonLinesWriter | None) -> None:
         start, state = monotonic(), self.state
-        self.stepper.begin(state.epoch)
-        for batch in self.loader.epoch(state.epoch, state.step):
+        self.stepper.begin_epoch(state.epochs_done)
+        for batch in self.loader.epoch(state.epochs_done, state.steps_done):
             state.losses.append(self._step(batch))
-            state.step += 1
-            self.watch.step(state.step, state.losses[-1])
-            if self.world.first and monotonic() - self._saved > self.save_every:
+            state.steps_done += 1
+            self.watch.on_step_end(state.steps_done, state.losses[-1])
+            if self.world.is_first and monotonic() - self._saved > self.save_every:
                 self._save()
         trained = monotonic() - start
         self.world.sync_buffers(self.stepper.network)
-        found = self.validation(self.stepper.network, self.stepper.precision, self.watch.image)
-        about = {"lr": self.stepper.rate(state.epoch), "seconds": trained, "all_seconds": monotonic() - start}
-        self._ended(lines, found, about)
+        found = self.validation(self.stepper.network, self.stepper.autocast, self.watch.on_validation_image)
+        about = {
+            "lr": self.stepper.learning_rate(state.epochs_done),
+            "seconds": trained,
+            "all_seconds": monotonic() - start,
+        }
+        self._finish_epoch(lines, found, about)
 
     def _step(self, batch: Batch) -> float:
         try:
-            return self.stepper.step(batch, self.loader.steps * self.state.epoch + self.state.step)
+            return self.stepper.step(batch, self.loader.steps * self.state.epochs_done + self.state.steps_done)
         except NonFiniteError as error:
-            if self.world.first:
-                self.stepper.store(self.state).write(self.run.folder / STOPPED)
-            where = f"step {self.state.step + 1} of epoch {self.state.epoch + 1} (images {', '.join(batch.names[:8])})"
+            if self.world.is_first:
+                self.stepper.save_to(self.state).write(self.run.folder / STOPPED)
+            step, epoch = self.state.steps_done + 1, self.state.epochs_done + 1
+            where = f"step {step} of epoch {epoch} (images {', '.join(batch.names[:8])})"
             raise UnetkitError(
                 f"{error} at {where}; the weights before it are in {self.run.folder / STOPPED}: "
                 "try a lower --lr, or --dtype float32"
@@ -227,56 +234,61 @@ class Trainer:
         except (RuntimeError, ValueError, MemoryError) as error:
             shape = "x".join(map(str, batch.images.shape))
             if is_oom(error):
-                raise UnetkitError(
-                    f"memory does not suffice for a step of {shape}; lower --batch-size or --size"
-                ) from error
+                raise UnetkitError(f"not enough memory for a step of {shape}; lower --batch-size or --crop") from error
             if "more than 1 value per channel" in str(error):  # torch's batch norm
                 raise OptionError(
-                    f"a step of {shape} leaves a batch norm one value a channel, of which no variance can be taken; "
-                    "give a larger --batch-size or --size"
+                    f"a step of {shape} gives a batch norm one value for each channel, which has no variance; "
+                    "give a larger --batch-size or --crop"
                 ) from error
             raise
 
-    def _ended(self, lines: JsonLinesWriter | None, found: ValidationResult, about: dict[str, float]) -> None:
-        state, choices = self.state, self.run.choices
+    def _finish_epoch(self, lines: JsonLinesWriter | None, found: ValidationResult, about: dict[str, float]) -> None:
+        state, config = self.state, self.run.config
         loss = sum(state.losses) / len(state.losses)
-        state.epoch, state.step, state.losses = state.epoch + 1, 0, []
+        state.epochs_done, state.steps_done, state.losses = state.epochs_done + 1, 0, []
         score = found.summary["miou"]
         better = state.best is None or (score is not None and score > state.best)
         if better:
-            state.best, state.best_epoch = -1.0 if score is None else score, state.epoch
-        if state.epoch == choices.epochs:
-            state.ended = f"{choices.epochs} epoch{'s are' if choices.epochs > 1 else ' is'} done"
-        elif choices.patience and state.epoch - state.best_epoch >= choices.patience:
-            state.ended = f"no epoch was better than {state.best_epoch} in {choices.patience}"
+            state.best, state.best_epoch = -1.0 if score is None else score, state.epochs_done
+        if state.epochs_done == config.epochs:
+            state.stop_reason = f"{config.epochs} epoch{'s' if config.epochs > 1 else ''} completed"
+        elif config.patience and state.epochs_done - state.best_epoch >= config.patience:
+            state.stop_reason = f"no epoch was better than epoch {state.best_epoch} for {config.patience} epochs"
         val_loss = found.loss if isfinite(found.loss) else None
-        line = {"epoch": state.epoch, "loss": loss, "val_loss": val_loss, **found.summary, **about, "best": better}
+        line = {
+            "epoch": state.epochs_done,
+            "loss": loss,
+            "val_loss": val_loss,
+            **found.summary,
+            **about,
+            "best": better,
+        }
         if lines:
             lines.append(line)
             self._save()
-            self._files()
-        self.watch.epoch(line, found)
+            self._write_weights()
+        self.watch.on_epoch_end(line, found)
 
-    def _tidy(self, lines: JsonLinesWriter) -> None:
-        """Leave what the state knows of; the lock is held."""
+    def _remove_later_files(self, lines: JsonLinesWriter) -> None:
+        """Remove files of later epochs than the state's; called with the lock held."""
         if not (self.run.folder / HEADER).exists():
             self.run.write()
-        lines.keep(self.state.epoch)
+        lines.keep(self.state.epochs_done)
         for name in (HEADER, STATE, BEST, LAST):
             for torn in self.run.folder.glob(f".{name}.*.tmp"):  # of a process that was killed
                 torn.unlink()
 
     def _save(self) -> None:
-        self.stepper.store(self.state).write(self.run.folder / STATE)
+        self.stepper.save_to(self.state).write(self.run.folder / STATE)
         self._saved = monotonic()
 
-    def _files(self) -> None:
-        """The weights to use, after the state: what is cut off between the two is done when the run is resumed."""
+    def _write_weights(self) -> None:
+        """Write the weight files after the state; if this is interrupted, resuming the run repeats it."""
         if not self.state.model:
             self._save()
-        if not self.state.step or not (self.run.folder / LAST).exists():
+        if not self.state.steps_done or not (self.run.folder / LAST).exists():
             save(self.stepper.network, self.run.folder / LAST)
-            if self.state.best_epoch == self.state.epoch > 0:
+            if self.state.best_epoch == self.state.epochs_done > 0:
                 save(self.stepper.network, self.run.folder / BEST)
 
 
