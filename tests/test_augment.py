@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from unetkit.data.augment import STEPS, Elastic, make_augment
+from unetkit.data.augment import AUGMENT_STEPS, Elastic, make_augment
 from unetkit.data.types import IGNORE, Sample, Target
 from unetkit.errors import OptionError, UnetkitError, UnknownNameError
 from unetkit.utils.spatial import mirror_indices
 
 BINARY = Target("binary", ("background", "cell"))
-ALL = "hflip,vflip,turn,rotate:degrees=40,scale,elastic,light,noise,blur"
-MOVES = "hflip,vflip,turn,rotate:degrees=40,scale,elastic"
+ALL = "hflip,vflip,rotate90,rotate:degrees=40,scale,elastic,light,noise,blur"
+MOVES = "hflip,vflip,rotate90,rotate:degrees=40,scale,elastic"
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -43,7 +43,7 @@ def test_nothing_but_the_crop_moves_nothing() -> None:
     assert (out.name, out.instances) == (sample.name, None)
 
 
-@pytest.mark.parametrize("text", ["hflip", "vflip", "turn"])
+@pytest.mark.parametrize("text", ["hflip", "vflip", "rotate90"])
 def test_flips_and_turns_are_exact(text: str) -> None:
     sample = blobs(40, 40)
     weight = sample.image[0] * 7
@@ -56,7 +56,7 @@ def test_flips_and_turns_are_exact(text: str) -> None:
         assert torch.equal(out.mask, (out.image[0] * 5).long().clamp(0, 4))
         assert torch.equal(out.image.flatten().sort().values, sample.image.flatten().sort().values)
         seen.add(tuple(out.image[0, 0].tolist()))
-    assert len(seen) == (4 if text == "turn" else 2)
+    assert len(seen) == (4 if text == "rotate90" else 2)
 
 
 @pytest.mark.parametrize("text", ["rotate:degrees=180", "scale", "elastic:std=4", MOVES])
@@ -75,7 +75,7 @@ def test_the_mask_and_the_weight_move_as_the_image_does(text: str, size: tuple[i
         assert weight[~counts].eq(0).all()
 
 
-@pytest.mark.parametrize("text", ["rotate:degrees=90", "scale:low=1.5,high=3", "elastic:std=6", "turn"])
+@pytest.mark.parametrize("text", ["rotate:degrees=90", "scale:low=1.5,high=3", "elastic:std=6", "rotate90"])
 def test_a_marked_pixel_is_found_where_the_image_has_it(text: str) -> None:
     for seed in range(8):
         image, mask = torch.zeros(1, 41, 41), torch.zeros(41, 41).long()
@@ -220,14 +220,14 @@ def test_light_leaves_a_flat_image_flat() -> None:
         ("", "none"),
         ("none", "none"),
         ("elastic:grid=3,std=10.0,light", "elastic,light"),
-        ("hflip,elastic:std=8,grid=4,turn", "hflip,elastic:grid=4,std=8.0,turn"),
+        ("hflip,elastic:std=8,grid=4,rotate90", "hflip,elastic:grid=4,std=8.0,rotate90"),
         ("rotate:degrees=30,rotate:degrees=15", "rotate:degrees=30.0,rotate"),
     ],
 )
 def test_a_text_is_said_back_at_its_shortest(text: str, said: str) -> None:
     augment = make_augment(text, (8, 8))
-    assert augment.said == said
-    assert make_augment(said, (8, 8)).said == said
+    assert augment.text == said
+    assert make_augment(said, (8, 8)).text == said
 
 
 @pytest.mark.parametrize(
@@ -235,17 +235,17 @@ def test_a_text_is_said_back_at_its_shortest(text: str, said: str) -> None:
     [
         ("elastik", UnknownNameError, "did you mean elastic?"),
         ("hflip,elastic:sdt=3", OptionError, "did you mean std?"),
-        ("turn:degrees=3", OptionError, "it has none"),
+        ("rotate90:degrees=3", OptionError, "it has none"),
         ("elastic:std=big", OptionError, "std takes a number; got big"),
         ("elastic:std=-1", OptionError, "--augment elastic:std=-1: std takes numbers from 0; got -1"),
         ("elastic:grid=1", OptionError, "grid takes numbers from 2, up to 64; got 1"),
         ("scale:low=2,high=1", OptionError, "high takes numbers from 2, up to 20; got 1"),
         ("rotate:degrees=nan", OptionError, "degrees takes numbers from 0, up to 180; got nan"),
         ("noise:std=inf", OptionError, "std takes numbers from 0; got inf"),
-        ("none,hflip", OptionError, "none stands alone"),
+        ("none,hflip", OptionError, "none cannot be combined with other steps"),
         ("std=3", OptionError, "is not a part"),
         ("hflip,", OptionError, "is not a part"),
-        ("hflip+turn", OptionError, "commas"),
+        ("hflip+rotate90", OptionError, "commas"),
         ('elastic:std="3', OptionError, "a double quote is left open"),
     ],
 )
@@ -259,7 +259,7 @@ def test_what_is_wrong_is_refused_in_one_line(text: str, kind: type[UnetkitError
 def test_the_number_of_threads_changes_no_sample() -> None:
     sample = Sample("", random(1, 512, 512), (random(512, 512) * 3).long())
     augment, threads = (
-        make_augment("hflip,vflip,turn,elastic:std=5,scale,light,blur", (512, 512)),
+        make_augment("hflip,vflip,rotate90,elastic:std=5,scale,light,blur", (512, 512)),
         torch.get_num_threads(),
     )
     found = []
@@ -284,4 +284,4 @@ def test_a_crop_without_pixels_is_refused() -> None:
 
 def test_every_step_is_on_the_page() -> None:
     page = (Path(__file__).parent.parent / "docs" / "augmentation.md").read_text(encoding="utf-8")
-    assert not [name for name in STEPS.factories if f"\n| `{name}" not in page]
+    assert not [name for name in AUGMENT_STEPS.factories if f"\n| `{name}" not in page]

@@ -18,7 +18,7 @@ from unetkit.data.border_weights import (
     BorderMaps,
     border_weights,
     connected_components,
-    instances_of,
+    instances_from_mask,
     relabel,
 )
 from unetkit.data.synthetic_cells import cells
@@ -95,7 +95,7 @@ def test_impossible_weights_are_refused(w0: float, sigma: float) -> None:
 
 def test_pieces_are_connected_by_sides_and_of_one_class() -> None:
     mask = torch.tensor([[1, 1, 2, 0], [0, 0, 2, 0], [1, 0, 0, 3], [0, 1, IGNORE, 3]])
-    found = instances_of(mask)
+    found = instances_from_mask(mask)
     assert [len(set(found[mask == index].tolist())) for index in (1, 2, 3)] == [3, 1, 1]
     assert sorted(set(found.flatten().tolist())) == [0, 1, 2, 3, 4, 5]
     assert found[mask <= 0].eq(0).all()
@@ -104,7 +104,7 @@ def test_pieces_are_connected_by_sides_and_of_one_class() -> None:
 
 def test_multi_label_masks_have_no_borders() -> None:
     with pytest.raises(OptionError, match="multi-label"):
-        instances_of(torch.zeros(3, 4, 4).long())
+        instances_from_mask(torch.zeros(3, 4, 4).long())
 
 
 def test_numbers_are_without_gaps() -> None:

@@ -137,15 +137,15 @@ def test_a_larger_image_has_more_cells_not_larger_ones() -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"classes": 7}, "classes takes 2 to 6; got 7"),
-        ({"classes": 1}, "classes takes 2 to 6; got 1"),
+        ({"classes": 7}, "classes must be 2 to 6; got 7"),
+        ({"classes": 1}, "classes must be 2 to 6; got 1"),
         ({"size": 15}, "size must be at least 16; got 15"),
         ({"count": 0}, "count must be at least 1; got 0"),
         ({"val": 0}, "val must be at least 1; got 0"),
         ({"radius": 3.5}, "radius must be at least 4; got 3.5"),
         ({"radius": float("nan")}, "radius must be at least 4; got nan"),
         ({"noise": -1}, "noise must be at least 0; got -1"),
-        ({"crowding": 0}, "crowding takes a share above 0, to 1.5; got 0"),
+        ({"crowding": 0}, "crowding must be above 0 and at most 1.5; got 0"),
     ],
 )
 def test_what_cannot_be_is_refused(options: dict[str, float], told: str) -> None:

@@ -72,7 +72,7 @@ def test_channels_of_a_tiff_stand_where_the_file_says_or_along_the_shortest_side
 
 def test_a_stack_is_refused_and_a_single_plane_of_one_is_not(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "z.tif", noise(4, H, W, dtype=np.uint16), imagej=True, metadata={"axes": "ZYX"})
-    with pytest.raises(FileError, match=r"z\.tif: holds a stack of images \(ZYX 4x12x24\); write each plane"):
+    with pytest.raises(FileError, match=r"z\.tif: contains a stack of images \(ZYX 4x12x24\); write each plane"):
         read_image(tmp_path / "z.tif")
     tifffile.imwrite(tmp_path / "one.tif", noise(1, H, W))
     tifffile.imwrite(tmp_path / "last.tif", noise(H, W, 1))
@@ -136,7 +136,7 @@ def test_the_orientation_that_a_camera_noted_is_applied(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.tif"])
 def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
-    with pytest.raises(FileError, match=f"{name}: there is no such file"):
+    with pytest.raises(FileError, match=f"{name}: the file does not exist"):
         read_image(path)
     put(path, noise(200, 200)) if name != "x.jpg" else Image.fromarray(noise(200, 200)).save(path)
     whole = path.read_bytes()
@@ -150,7 +150,7 @@ def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path: Path, name: s
 @pytest.mark.parametrize(
     ("damaged", "told"),
     [
-        (b"II*\0 and no more", "cannot be read as TIFF: it holds no image"),
+        (b"II*\0 and no more", "cannot be read as TIFF: it contains no image"),
         (b"II*\0\x08" + b"\0" * 9, "cannot be read as TIFF: "),
         (b"no tiff", "cannot be read as TIFF: TiffFileError: not a TIFF file"),
     ],
@@ -290,7 +290,9 @@ def test_more_classes_than_masks_ought_to_hold_are_read_where_they_are_named(tmp
 
 
 def test_masks_of_0_and_1_among_masks_of_0_and_255_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match=r"b\.png: holds 0 and 255, but .*a\.png 0 and 1; write all masks alike"):
+    with pytest.raises(
+        FileError, match=r"b\.png: holds 0 and 255, but .*a\.png 0 and 1; use the same values in all masks"
+    ):
         open_data(str(made(tmp_path, {"a": stripes(0, 1), "b": stripes(0, 255)})))
 
 
@@ -308,18 +310,21 @@ def test_a_grey_pixel_among_masks_of_0_and_255_is_told_as_that(tmp_path: Path) -
     stray = stripes(0, 255)
     stray[0, 0] = 128
     folder = made(tmp_path, {"a": stripes(0, 255), "b": stripes(0, 255), "c": stray})
-    with pytest.raises(FileError, match=r"c\.png: holds 128, among masks of 0 and 255; threshold it to these two"):
+    with pytest.raises(FileError, match=r"c\.png: holds 128, but other masks contain 0 and 255; threshold the mask"):
         open_data(str(folder))
 
 
 @pytest.mark.parametrize(
     ("mask", "why"),
     [
-        (stripes(0, 3), "holds 3, but no mask holds 1, 2; classes are numbers without gaps"),
+        (stripes(0, 3), "holds 3, but no mask holds 1, 2; classes must be numbers from 0 without gaps"),
         (stripes(0, 128), "holds 128, but no mask holds 1, 2, 3, 4, ...;"),
         (noise(H, W, 3), "colours, more than 64; a mask that was saved as JPEG"),
         (noise(H, W, dtype=np.uint16), "different numbers, more than 64; .*numbers of objects belong into instances/"),
-        (np.full((H, W, 3), (9, 8, 7), np.uint8), "the masks hold one class only, #090807; the background is one too"),
+        (
+            np.full((H, W, 3), (9, 8, 7), np.uint8),
+            "the masks contain only one class, #090807; the background is also a class",
+        ),
     ],
     ids=["gap", "one gap", "photo", "instances", "one colour"],
 )
@@ -330,7 +335,9 @@ def test_masks_that_hold_no_classes_are_refused(tmp_path: Path, mask: np.ndarray
 
 @pytest.mark.parametrize("values", [noise(H, W, 5), np.full((H, W), 0.5, np.float32), noise(H, W, 3, dtype=np.uint16)])
 def test_what_is_no_mask_is_refused_with_what_it_holds(tmp_path: Path, values: np.ndarray) -> None:
-    with pytest.raises(FileError, match=f"is no mask: it holds {'x'.join(map(str, values.shape))} {values.dtype}"):
+    with pytest.raises(
+        FileError, match=f"is not a mask: it contains {'x'.join(map(str, values.shape))} {values.dtype}"
+    ):
         read_mask(put(tmp_path / "x.tif", values))
 
 
@@ -357,10 +364,10 @@ def test_classes_txt_allows_classes_that_do_not_occur(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("a 0 0 0\nb\n", "1 of 2 lines give a colour"),
-        ("a 0 0 256\nb 1 1 1\n", "a colour is three numbers from 0 to 255"),
-        ("a\na\n", "the name a stands twice"),
-        ("a 1 1 1\nb 1 1 1\n", r"the colour \(1, 1, 1\) stands twice"),
+        ("a 0 0 0\nb\n", "1 of 2 lines have a colour"),
+        ("a 0 0 256\nb 1 1 1\n", "a colour must be three numbers from 0 to 255"),
+        ("a\na\n", "the name a appears twice"),
+        ("a 1 1 1\nb 1 1 1\n", r"the colour \(1, 1, 1\) appears twice"),
     ],
 )
 def test_a_wrong_classes_txt_is_refused(tmp_path: Path, text: str, why: str) -> None:
@@ -382,7 +389,7 @@ def test_a_folder_a_label_is_multi_label(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("wall\nnucleus\n")
     assert open_data(str(tmp_path)).target.names == ("wall", "nucleus")
     (tmp_path / "classes.txt").write_text("wall\nnuclei\n")
-    with pytest.raises(FileError, match=r"the classes are wall, nuclei, but masks/ has folders nucleus, wall"):
+    with pytest.raises(FileError, match=r"the classes are wall, nuclei, but the folders in masks/ are nucleus, wall"):
         open_data(str(tmp_path))
 
 
@@ -507,10 +514,10 @@ def test_a_name_that_is_added_moves_at_most_one_other(
 @pytest.mark.parametrize(
     ("rules", "why"),
     [
-        (SplitConfig(group_by="("), r"--group-by \(: is no regular expression"),
-        (SplitConfig(group_by="^x"), "--group-by .*: matches nothing in 'a'; every name must be of a group"),
-        (SplitConfig(group_by=".*(z)?"), "finds one group only"),
-        (SplitConfig(val_fraction=1), "--val-fraction 1: takes a share from 0 to below 1"),
+        (SplitConfig(group_by="("), r"--group-by \(: is not a regular expression"),
+        (SplitConfig(group_by="^x"), "--group-by .*: matches nothing in 'a'; every name must match"),
+        (SplitConfig(group_by=".*(z)?"), "gives only one group"),
+        (SplitConfig(val_fraction=1), "--val-fraction 1: must be at least 0 and below 1"),
     ],
 )
 def test_a_split_that_cannot_be_made_is_refused(rules: SplitConfig, why: str) -> None:
@@ -521,16 +528,16 @@ def test_a_split_that_cannot_be_made_is_refused(rules: SplitConfig, why: str) ->
 @pytest.mark.parametrize(
     ("text", "kind", "why"),
     [
-        ("nowhere", FileError, "nowhere: there is no such folder; give one, or a set by name: cells, voc"),
-        ("cell:size=9", UnknownNameError, "there is no set 'cell'; did you mean cells?"),
+        ("nowhere", FileError, "nowhere: the folder does not exist; give one, or the name of a data set: cells, voc"),
+        ("cell:size=9", UnknownNameError, "there is no data set 'cell'; did you mean cells?"),
         ("cells:sise=9", OptionError, "cells has no option 'sise'; did you mean size"),
         ("cells:size=x", OptionError, "size takes an integer; got x"),
         ("voc", OptionError, "voc needs root=..., which has no default"),
         ("pet:root=x,border=9", OptionError, "border takes one of ignore, pet, class"),
-        ("voc:root=a+b", OptionError, "put a path that holds one in double quotes"),
-        ("voc:root=nowhere", FileError, "it looks for nowhere/VOCdevkit/VOC2012 with JPEGImages"),
-        ("pet:root=nowhere", FileError, "it looks for nowhere/oxford-iiit-pet with images"),
-        ("cityscapes:root=nowhere", FileError, "it looks for nowhere/leftImg8bit and nowhere/gtFine"),
+        ("voc:root=a+b", OptionError, "put a path that contains one in double quotes"),
+        ("voc:root=nowhere", FileError, "it expects nowhere/VOCdevkit/VOC2012 with JPEGImages"),
+        ("pet:root=nowhere", FileError, "it expects nowhere/oxford-iiit-pet with images"),
+        ("cityscapes:root=nowhere", FileError, "it expects nowhere/leftImg8bit and nowhere/gtFine"),
     ],
 )
 def test_a_set_that_cannot_be_opened_is_refused_in_one_line(text: str, kind: type[UnetkitError], why: str) -> None:
@@ -541,7 +548,9 @@ def test_a_set_that_cannot_be_opened_is_refused_in_one_line(text: str, kind: typ
 
 def test_options_of_folders_are_refused_for_sets_that_have_their_own() -> None:
     for words in ({"group_by": "x"}, {"ignore_index": 0}):
-        with pytest.raises(OptionError, match=f"--{next(iter(words))}: is for folders; cells says itself"):
+        with pytest.raises(
+            OptionError, match=f"--{next(iter(words)).replace('_', '-')}: applies only to folders; cells defines its"
+        ):
             open_data("cells", **words)
 
 

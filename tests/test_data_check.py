@@ -61,11 +61,11 @@ def test_the_table_is_for_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     lines = [line.split() for line in shown.output.splitlines()]
     assert shown.exit_code == 0
     for line in (
-        "scans: binary, told apart by numbers 0 and 1; 255 counts nowhere",
+        "scans: binary, encoded by numbers 0 and 1; 255 is ignored",
         "foreground #800000 20.0% 1",
         "splits: train 1, val 1",
         "note: images of 8 bit and 16 bit are mixed",
-        "counts nowhere: 16.7% of all pixels",
+        "ignored: 16.7% of all pixels",
         "note: 1 mask of 2 with nothing but background, the first that of scans/images/b.png",
         "no problems",
     ):
@@ -87,17 +87,17 @@ def test_every_problem_is_a_line_with_its_file(tmp_path: Path) -> None:
     assert sorted(problems(tmp_path)) == sorted(
         [
             "images/p0-0.png: has no mask masks/p0-0.*",
-            "masks/stray.png: is a mask without an image images/stray.*",
+            "masks/stray.png: this mask has no image images/stray.*",
             "masks/p0-1.png: is 11x24, but its image images/p0-1.png is 12x24",
-            "images/p1-2.png: is no image that can be read; PNG, JPEG and TIFF are",
-            "masks/p1-3.png: is no image that can be read; PNG, JPEG and TIFF are",
+            "images/p1-2.png: is not a readable image; use PNG, JPEG or TIFF",
+            "masks/p1-3.png: is not a readable image; use PNG, JPEG or TIFF",
             "images/p2-4.png: has 3 channels, but most have 1",
             "images/p2-5.png: p2-5.jpg has the same name; keep one of them",
-            "images/p3-6.tif: holds NaN or infinity; training on it would end in NaN",
+            "images/p3-6.tif: contains NaN or infinity, which would make the loss NaN",
         ]
     )
     notes = told(tmp_path)["notes"]
-    assert f"{tmp_path}/images: 1 file of other kinds left out, the first read.me" in notes
+    assert f"{tmp_path}/images: 1 file of other types ignored, such as read.me" in notes
 
 
 def test_unexpected_labels_are_told_of_each_file(tmp_path: Path) -> None:
@@ -109,14 +109,16 @@ def test_unexpected_labels_are_told_of_each_file(tmp_path: Path) -> None:
     ]
     (tmp_path / "classes.txt").unlink()
     (gap,) = problems(tmp_path)
-    assert gap.startswith("masks/c.png: holds 9, but no mask holds 2, 3, 4, 5, ...; classes are numbers without gaps")
+    assert gap.startswith(
+        "masks/c.png: holds 9, but no mask holds 2, 3, 4, 5, ...; classes must be numbers from 0 without gaps"
+    )
 
 
 def test_the_same_image_on_two_sides_is_a_leak(tmp_path: Path) -> None:
     for split in ("train", "val"):
         made(tmp_path / split, {f"{split}{number}": stripes(0, 1) for number in range(2)})
         put(tmp_path / split / "images" / f"{split}1.png", noise(H, W, seed=ord(split[0])))
-    leak = "val/images/val0.png: is the same image as train/images/train0.png, in another split: a leak"
+    leak = "val/images/val0.png: is the same image as train/images/train0.png, in another split, which makes scores too high"  # noqa: E501
     assert problems(tmp_path) == [leak]
 
 
@@ -124,10 +126,10 @@ def test_groups_that_folders_tear_apart_are_a_leak(tmp_path: Path) -> None:
     for seed, (split, name) in enumerate([("train", "p1-1"), ("train", "p2-1"), ("val", "p1-2")]):
         put(tmp_path / split / "images" / f"{name}.png", noise(H, W, seed=seed))
         put(tmp_path / split / "masks" / f"{name}.png", stripes(0, 1))
-    assert problems(tmp_path, "--group-by", r"^(p\d)") == ["group 'p1': is in train and val: a leak"]
-    assert problems(tmp_path, "--group-by", "x") == [
-        "--group-by x: matches nothing in 'p1-1'; every name must be of a group"
+    assert problems(tmp_path, "--group-by", r"^(p\d)") == [
+        "group 'p1': is in train and val, which makes scores too high"
     ]
+    assert problems(tmp_path, "--group-by", "x") == ["--group-by x: matches nothing in 'p1-1'; every name must match"]
 
 
 def test_a_group_stays_on_one_side(tmp_path: Path) -> None:
@@ -151,8 +153,8 @@ def test_labels_and_instances_are_told(tmp_path: Path) -> None:
     (tmp_path / "instances" / "b.tif").unlink()
     assert problems(tmp_path) == [
         "images/b.png: has no instances/b.*, which other images have",
-        "there is 1 image only: none is left to validate on; add images, or give a folder val/",
-        "instances/a.tif: holds colours; instances are a plane of integers, 0 the background",
+        "there is 1 image only, so none is left for validation; add images, or add a folder val/",
+        "instances/a.tif: contains colours; instances must be a single channel of integers, with 0 for the background",
     ]
 
 
@@ -162,7 +164,7 @@ def test_a_test_folder_without_masks_is_left_out(tmp_path: Path) -> None:
     report = told(tmp_path)
     assert (report["splits"], report["notes"]) == (
         {"train": 8, "val": 2},
-        ["test: left out, for it has images and no masks"],
+        ["test: ignored, because it has images but no masks"],
     )
 
 
@@ -176,10 +178,10 @@ def test_masks_that_none_can_read_are_problems_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
-        ("none", "there is no such folder; give one, or a set by name: cells"),
-        ("file", "is no folder; give one"),
-        ("empty", "holds no images/ and masks/, itself or in train/, val/ and test/"),
-        ("bare", "no images are in it; .png .jpg .jpeg .tif .tiff are read"),
+        ("none", "the folder does not exist; give one, or the name of a data set: cells"),
+        ("file", "is not a folder; give one"),
+        ("empty", "contains no images/ and masks/, neither directly nor in"),
+        ("bare", "contains no images; .png .jpg .jpeg .tif .tiff can be read"),
     ],
 )
 def test_where_there_is_nothing_to_understand_it_is_refused(tmp_path: Path, kind: str, why: str) -> None:
@@ -226,7 +228,7 @@ def test_the_overlay_shows_images_masks_and_the_legend(tmp_path: Path) -> None:
 def test_an_overlay_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     refused = called(tmp_path, "--overlay", "x.jpg").exception
     assert isinstance(refused, OptionError)
-    assert "--overlay x.jpg: draws PNG; give a name that ends in .png" in str(refused)
+    assert "--overlay x.jpg: only PNG can be drawn; give a file name that ends in .png" in str(refused)
     (tmp_path / "x").write_text("")
     refused = called(made(tmp_path / "y", MASKS), "--overlay", tmp_path / "x" / "y.png").exception
     assert isinstance(refused, UnetkitError)

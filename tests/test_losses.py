@@ -299,7 +299,9 @@ def test_every_term_is_tried_with_every_option() -> None:
     tried = {
         (spec.name, name) for texts in TEXTS.values() for spec in map(PartSpec.parse, texts) for name, _ in spec.options
     }
-    known = {(name, option.name) for name, term in LOSS_TERMS.factories.items() for option in read_signature(term).options}
+    known = {
+        (name, option.name) for name, term in LOSS_TERMS.factories.items() for option in read_signature(term).options
+    }
     assert known - tried == {(name, "share") for name in LOSS_TERMS.factories}
     assert all(option.help for term in LOSS_TERMS.factories.values() for option in read_signature(term).options)
 
@@ -331,8 +333,16 @@ def test_dice_is_blind_to_a_class_that_the_truth_has_not_and_bce_sees_it() -> No
 @pytest.mark.parametrize(
     ("kind", "text", "message"),
     [
-        ("sigmoid", "ce", "--loss ce: ce needs a softmax, but binary masks on 1 output(s) use a sigmoid; write bce, or"),
-        ("labels", "ce+dice", "--loss ce: ce needs a softmax, but multilabel masks on 3 output(s) use a sigmoid; write"),
+        (
+            "sigmoid",
+            "ce",
+            "--loss ce: ce needs a softmax, but binary masks on 1 output(s) use a sigmoid; write bce, or",
+        ),
+        (
+            "labels",
+            "ce+dice",
+            "--loss ce: ce needs a softmax, but multilabel masks on 3 output(s) use a sigmoid; write",
+        ),
         ("softmax", "dice+bce", "--loss bce: bce needs a sigmoid, but 4 classes use a softmax; write ce"),
         (
             "two",
@@ -342,7 +352,11 @@ def test_dice_is_blind_to_a_class_that_the_truth_has_not_and_bce_sees_it() -> No
         ("labels", "border", "--loss border: border is for classes, of which a pixel has one; labels may overlap"),
         ("labels", "focal:weights=[1,2,3]", "--loss focal:weights=[1,2,3]: weights are of classes, of which a pixel"),
         ("softmax", "ce:weights=[1,5]", "--loss ce:weights=[1,5]: weights has 2 numbers for 4 classes (background, c"),
-        ("two", "ce:weights=[0,0]", "--loss ce:weights=[0,0]: weights must be numbers of at least 0 that are not all 0"),
+        (
+            "two",
+            "ce:weights=[0,0]",
+            "--loss ce:weights=[0,0]: weights must be numbers of at least 0 that are not all 0",
+        ),
         ("two", "ce:weights=[1,-1]", "weights takes numbers from 0 on"),
         (
             "two",
@@ -354,7 +368,7 @@ def test_dice_is_blind_to_a_class_that_the_truth_has_not_and_bce_sees_it() -> No
         ("sigmoid", "bce:share=0", "--loss bce:share=0: share must be above 0; got 0"),
         ("sigmoid", "focal:gamma=0.5", "--loss focal:gamma=0.5: gamma must be 0 or at least 1; got 0.5"),
         ("sigmoid", "border:sigma=0", "w0 must be 0 or more and sigma above 0; got 10 and 0"),
-        ("sigmoid", "border+border:w0=5", "border stands twice"),
+        ("sigmoid", "border+border:w0=5", "border appears twice"),
         ("sigmoid", "dice:smooth=1", "dice has no option 'smooth'; it has share; docs/losses.md describes them"),
         ("sigmoid", "border:sima=2", "border has no option 'sima'; did you mean sigma?"),
         ("sigmoid", "bce+", "'' is not a part"),

@@ -360,7 +360,7 @@ def test_data_that_moved_are_gone_on_with_and_changed_data_are_refused(tmp_path:
     with pytest.raises(KeyboardInterrupt):
         train.run(TINY, tmp_path / "a", data=str(tmp_path / "here"), watch=Seen(1), **{**QUICK, "batch_size": 1})
     (tmp_path / "here").rename(tmp_path / "there")
-    with pytest.raises(FileError, match=r"here: there is no such folder"):
+    with pytest.raises(FileError, match=r"here: the folder does not exist"):
         train.resume(tmp_path / "a")
     train.resume(tmp_path / "a", data=str(tmp_path / "there"))
     assert len(log_of(tmp_path / "a")) == 2

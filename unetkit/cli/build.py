@@ -100,11 +100,11 @@ def _write_svg(traced: Trace, picture: Path) -> None:
 def _print_trace(traced: Trace, done: list[str]) -> None:
     from rich.console import Console
 
-    from unetkit.summary.report import PAGE, render
+    from unetkit.summary.report import PAGE_WIDTH, render
 
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = PAGE
+        console.width = PAGE_WIDTH
     console.print(render(traced, console.width))
     for line in done:
         click.echo(line)

@@ -136,7 +136,7 @@ def _format_report(report: DatasetReport, done: list[str]) -> Listing:
     from unetkit.data.folder import count_of
     from unetkit.utils.tables import Listing, TableData
 
-    how = f", told apart by {report.class_encoding}" if report.class_encoding else ""
+    how = f", encoded by {report.class_encoding}" if report.class_encoding else ""
     head = [f"{report.said}: {report.kind}{how}" if report.kind else f"{report.said}: no mask can be read"]
     rows = [
         [one.name, "#{:02x}{:02x}{:02x}".format(*one.colour), f"{one.share:.1%}", str(one.images)]
@@ -158,7 +158,7 @@ def _format_facts(report: DatasetReport) -> list[str]:
         "channels": _format_counts(report.channels),
         "numbers": _format_counts(report.depths),
         "files": _format_counts(report.files),
-        "counts nowhere": f"{report.ignored:.1%} of all pixels" if report.ignored else "",
+        "ignored": f"{report.ignored:.1%} of all pixels" if report.ignored else "",
         "objects": "" if report.objects is None else str(report.objects),
     }
     return [f"{name}: {text}" for name, text in told.items() if text]

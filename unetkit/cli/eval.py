@@ -85,7 +85,7 @@ def eval_run(
         name, images = chosen(found, against, split)
         with _progress_bar() as tell:
             scored = evaluate(found, network, images, tolerance=boundary, tell=tell)
-    about = {"run": str(run), "weights": weights, "plan": str(found.plan), "data": against.said, "split": name}
+    about = {"run": str(run), "weights": weights, "plan": str(found.plan), "data": against.source, "split": name}
     seen = own(found, against) and name in ("train", "all")
     done = []
     if picture:
@@ -96,7 +96,7 @@ def eval_run(
     done.append(emit_json({**about, **report(scored)}, as_json, json_out))
     if as_json:
         return
-    head = [f"{run}, its {weights} weights: {found.plan}", f"{len(images)} images of {against.said} ({name})"]
+    head = [f"{run}, its {weights} weights: {found.plan}", f"{len(images)} images of {against.source} ({name})"]
     _print_scores(scored, [*head, *["the network was trained on some of these images"] * seen], worst)
     for line in filter(None, done):
         click.echo(line)
@@ -133,7 +133,7 @@ def format_scores(found: Evaluation, head: list[str], worst: int) -> Listing:
         _class_table(micro, "Over all pixels (micro):", _pixel_shares(found)),
         _class_table(macro, "Mean over the images in which the class occurs (macro):"),
     ]
-    images = found.worst()[:worst]
+    images = found.lowest_first()[:worst]
     if images:
         more = f", the lowest {len(images)} of {len(found.images)}" if len(images) < len(found.images) else ""
         tables.append(_image_table(images, f"IoU of each image{more}:"))
@@ -141,13 +141,13 @@ def format_scores(found: Evaluation, head: list[str], worst: int) -> Listing:
 
 
 def _class_table(scores: Scores, title: str, shares: list[float] | None = None) -> TableData:
-    from unetkit.train.metrics import RATES, known_mean
+    from unetkit.train.metrics import RATES, mean_of_defined
 
     rates = [rate for rate in RATES if getattr(scores, rate)]
     rows = [
         [name, *(_format_score(getattr(scores, rate)[at]) for rate in rates)] for at, name in enumerate(scores.names)
     ]
-    rows.append(["mean", *(_format_score(known_mean(getattr(scores, rate))) for rate in rates)])
+    rows.append(["mean", *(_format_score(mean_of_defined(getattr(scores, rate))) for rate in rates)])
     heads = ["class", *(_HEADS[rate] for rate in rates)]
     if shares:
         heads.append("of pixels")
@@ -170,7 +170,7 @@ def _pixel_shares(found: Evaluation) -> list[float]:
 
 def _notes(found: Evaluation, micro: Scores) -> list[str]:
     notes = [f"accuracy {_format_score(micro.accuracy) or 'unknown, since all pixels are ignored'}"]
-    if (touching := found.touching()) and touching[1]:
+    if (touching := found.count_separated()) and touching[1]:
         notes.append(
             f"touching objects told apart: {touching[0]:,} of {touching[1]:,} ({touching[0] / touching[1]:.1%})"
         )
@@ -180,6 +180,6 @@ def _notes(found: Evaluation, micro: Scores) -> list[str]:
 
 def _format_score(value: float) -> str:
     """Format a score with three digits, or as blank where it is undefined."""
-    from unetkit.train.metrics import known
+    from unetkit.train.metrics import none_if_undefined
 
-    return "" if known(value) is None else f"{value:.3f}"
+    return "" if none_if_undefined(value) is None else f"{value:.3f}"

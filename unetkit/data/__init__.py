@@ -1,1 +1,1 @@
-"""Images and masks: data sets as folders and made on the fly, what masks mean, augmentation."""
+"""Images and masks: data sets from folders, by name and generated; mask encodings; augmentation."""

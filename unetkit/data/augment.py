@@ -1,6 +1,8 @@
-"""Augmentation from text: `hflip,turn,elastic:std=8,light`; see docs/augmentation.md.
+"""Augmentation from text, such as `hflip,rotate90,elastic:std=8,light`; see docs/augmentation.md.
 
-C channels, L labels, H and W height and width.
+The steps move pixels (flips, rotations, scaling, elastic deformation) or change their values (light, noise, blur).
+Strengths of the latter are shares of the image's range: 0 to 1, or from its lowest to its highest value if it exceeds
+that. Shapes: C channels, L labels, H and W height and width.
 """
 
 from __future__ import annotations
@@ -42,23 +44,23 @@ class SampleTensors(NamedTuple):
 
 
 def warp_sample(pixels: SampleTensors, warp: Warp) -> SampleTensors:
-    """All maps moved alike, the image read between pixels, the others at the nearest.
+    """Apply a spatial transform to all maps: the image with interpolation, the others with the nearest pixel.
 
-    What comes from beyond the image is the image's mean, IGNORE in the mask, and 0 in the weight map.
+    Pixels from outside the image become the image's mean, IGNORE in the mask, and 0 in the weight map.
     """
     # A warp has zeros beyond the image, so each map is moved with what should be there made zero. Torchvision's own
     # `fill` would leave a dark line along the image's edge.
-    nearest, mean = InterpolationMode.NEAREST, means(pixels.image)[:, None, None]
+    nearest, mean = InterpolationMode.NEAREST, channel_means(pixels.image)[:, None, None]
     image = _plain(warp(tv_tensors.Image(pixels.image - mean), InterpolationMode.BILINEAR)) + mean
     mask = _plain(warp(tv_tensors.Mask(pixels.mask - IGNORE), nearest)) + IGNORE
     weight = pixels.weight
     return SampleTensors(image, mask, None if weight is None else _plain(warp(tv_tensors.Mask(weight), nearest)))
 
 
-def means(image: Tensor) -> Tensor:
-    """The mean of each channel of an image (C, H, W), (C,) float32: the same to the last bit on any number of threads.
+def channel_means(image: Tensor) -> Tensor:
+    """Compute the mean of each channel of an image (C, H, W), (C,) float32, identical for any number of threads.
 
-    Torch's own is summed in another order where there are more of them, as a loader's worker has fewer.
+    Torch's mean sums in an order that depends on the number of threads, which differs in the workers of a loader.
     """
     return torch.from_numpy(image.numpy().mean((1, 2), dtype=np.float64)).float()
 
@@ -68,9 +70,9 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def crop_sample(pixels: SampleTensors, crop: tuple[int, int], draw: Generator) -> SampleTensors:
-    """A window of that height and width, anywhere in the image.
+    """Cut a window of a height and width at a random position of the image.
 
-    Where the image is smaller, it lies anywhere in the window, with its mirror image about it; there the mask is
+    A smaller image is placed at a random position in the window and surrounded by its mirror image, where the mask is
     IGNORE and the weight 0.
     """
     rows, columns = (_window(length, wanted, draw) for length, wanted in zip(pixels.size, crop, strict=True))
@@ -83,46 +85,46 @@ def crop_sample(pixels: SampleTensors, crop: tuple[int, int], draw: Generator) -
 
 
 def _window(length: int, wanted: int, draw: Generator) -> Tensor:
-    """Places along an axis, below 0 and from `length` on where they are beyond it."""
+    """Return positions along an axis; they are below 0, or at least `length`, where the window exceeds the image."""
     low, high = sorted((0, length - wanted))
     start = int(torch.randint(low, high + 1, (), generator=draw))
     return torch.arange(start, start + wanted)
 
 
 def uniform(low: float, high: float, draw: Generator) -> float:
-    """A number from `low` to `high`."""
+    """Draw a number between `low` and `high`."""
     return low + (high - low) * float(torch.rand((), generator=draw))
 
 
 def check_range(name: str, value: float, low: float, high: float = inf) -> None:
-    """Raise OptionError unless `low` <= value <= `high`, and it is a finite number."""
+    """Raise OptionError unless `low` <= value <= `high` and the value is finite."""
     if not (low <= value <= high and value < inf):
         upto = "" if high == inf else f", up to {high:g}"
         raise OptionError(f"{name} takes numbers from {low:g}{upto}; got {value:g}")
 
 
 class HFlip:
-    """Left and right exchanged, every second time."""
+    """Horizontal flip with a probability of 0.5."""
 
     def __call__(self, pixels: SampleTensors, draw: Generator) -> SampleTensors:
-        return _turned(pixels, [-1], 0) if uniform(0, 1, draw) < 0.5 else pixels
+        return _flip_and_rotate(pixels, [-1], 0) if uniform(0, 1, draw) < 0.5 else pixels
 
 
 class VFlip:
-    """Top and bottom exchanged, every second time."""
+    """Vertical flip with a probability of 0.5."""
 
     def __call__(self, pixels: SampleTensors, draw: Generator) -> SampleTensors:
-        return _turned(pixels, [-2], 0) if uniform(0, 1, draw) < 0.5 else pixels
+        return _flip_and_rotate(pixels, [-2], 0) if uniform(0, 1, draw) < 0.5 else pixels
 
 
 class Rotate90:
-    """Turned by 0, 90, 180 or 270 degrees."""
+    """Rotation by 0, 90, 180 or 270 degrees."""
 
     def __call__(self, pixels: SampleTensors, draw: Generator) -> SampleTensors:
-        return _turned(pixels, [], int(torch.randint(4, (), generator=draw)))
+        return _flip_and_rotate(pixels, [], int(torch.randint(4, (), generator=draw)))
 
 
-def _turned(pixels: SampleTensors, flips: list[int], quarters: int) -> SampleTensors:
+def _flip_and_rotate(pixels: SampleTensors, flips: list[int], quarters: int) -> SampleTensors:
     # Exact: nothing is read between pixels, and nothing comes from beyond the image.
     image, mask = (each.flip(flips).rot90(quarters, (-2, -1)) for each in pixels[:2])
     weight = pixels.weight
@@ -130,13 +132,13 @@ def _turned(pixels: SampleTensors, flips: list[int], quarters: int) -> SampleTen
 
 
 class Rotate:
-    """Turned by any angle, about the centre."""
+    """Rotation about the center by a random angle."""
 
     def __init__(self, *, degrees: float = 15) -> None:
-        """Choose how far.
+        """Set the range.
 
         Args:
-            degrees: the largest angle, either way.
+            degrees: largest angle in either direction.
         """
         check_range("degrees", degrees, 0, 180)
         self.degrees = degrees
@@ -146,14 +148,14 @@ class Rotate:
 
 
 class Scale:
-    """Made smaller or larger, about the centre, by a factor whose logarithm is uniform."""
+    """Scaling about the center by a random factor with a uniform logarithm."""
 
     def __init__(self, *, low: float = 0.75, high: float = 1.33) -> None:
-        """Choose how much.
+        """Set the range.
 
         Args:
-            low: the smallest factor.
-            high: the largest factor.
+            low: smallest factor.
+            high: largest factor.
         """
         check_range("low", low, 0.05, 20)
         check_range("high", high, low, 20)
@@ -172,14 +174,14 @@ def _affine(pixels: SampleTensors, angle: float, scale: float) -> SampleTensors:
 
 
 class Elastic:
-    """Deformed smoothly, as in Ronneberger 2015: random displacements on a coarse grid, bicubic in between."""
+    """Elastic deformation (Ronneberger 2015): random displacements on a coarse grid with bicubic interpolation."""
 
     def __init__(self, *, grid: int = 3, std: float = 10) -> None:
-        """Choose how much.
+        """Set the strength.
 
         Args:
-            grid: points of the grid along each side.
-            std: of the normal numbers that are the displacements, in pixels.
+            grid: number of grid points along each side.
+            std: standard deviation of the displacements in pixels.
         """
         check_range("grid", grid, 2, 64)
         check_range("std", std, 0)
@@ -196,27 +198,27 @@ class Elastic:
         return warp_sample(pixels, warp)
 
     def field(self, height: int, width: int, draw: Generator) -> Tensor:
-        """How far, to the right and down, each pixel looks for its value: (H, W, 2) pixels."""
+        """Return the displacement to the right and down at which each pixel is read: (H, W, 2) in pixels."""
         coarse = self.std * torch.randn(1, 2, self.grid, self.grid, generator=draw)
         return F.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)[0].permute(1, 2, 0)
 
 
 def value_range(image: Tensor) -> tuple[float, float]:
-    """The lowest value of the image's range, and its width."""
+    """Return the lowest value of the image's range, and the width of the range."""
     low, high = float(image.min()), float(image.max())
     return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high - low or 1.0)
 
 
 class Light:
-    """Gamma, contrast and brightness changed, of all channels alike; what leaves the range is clipped."""
+    """Random gamma, contrast and brightness, equal for all channels; values outside the range are clipped."""
 
     def __init__(self, *, brightness: float = 0.1, contrast: float = 0.3, gamma: float = 0.3) -> None:
-        """Choose how much.
+        """Set the strength.
 
         Args:
-            brightness: the most that is added or taken away, as a share of the range.
-            contrast: 0.3 multiplies distances from the mean by exp(-0.3) to exp(0.3).
-            gamma: 0.3 raises values to a power from exp(-0.3) to exp(0.3).
+            brightness: largest brightness change in either direction, as a share of the range.
+            contrast: with 0.3, differences from the mean are multiplied by a factor between exp(-0.3) and exp(0.3).
+            gamma: with 0.3, values are raised to a power between exp(-0.3) and exp(0.3).
         """
         check_range("brightness", brightness, 0, 1)
         check_range("contrast", contrast, 0, 3)
@@ -226,20 +228,20 @@ class Light:
     def __call__(self, pixels: SampleTensors, draw: Generator) -> SampleTensors:
         low, span = value_range(pixels.image)
         image = ((pixels.image - low) / span) ** exp(uniform(-self.gamma, self.gamma, draw))
-        mean = means(image).mean()
+        mean = channel_means(image).mean()
         image = (image - mean) * exp(uniform(-self.contrast, self.contrast, draw)) + mean
         image = (image + uniform(-self.brightness, self.brightness, draw)).clamp(0, 1)
         return pixels._replace(image=image * span + low)
 
 
 class Noise:
-    """Normal noise added, in each channel its own; what leaves the range stays."""
+    """Normal noise, independent for each channel; values may leave the range."""
 
     def __init__(self, *, std: float = 0.05) -> None:
-        """Choose how much.
+        """Set the strength.
 
         Args:
-            std: the largest standard deviation, as a share of the range.
+            std: largest standard deviation, as a share of the range.
         """
         check_range("std", std, 0)
         self.std = std
@@ -250,13 +252,13 @@ class Noise:
 
 
 class Blur:
-    """Blurred by a Gaussian."""
+    """Gaussian blur."""
 
     def __init__(self, *, sigma: float = 1.5) -> None:
-        """Choose how much.
+        """Set the strength.
 
         Args:
-            sigma: the largest standard deviation, in pixels.
+            sigma: largest standard deviation in pixels.
         """
         check_range("sigma", sigma, 0.1, 20)
         self.sigma = sigma
@@ -270,8 +272,8 @@ class Blur:
 
 Step = Callable[[SampleTensors, Generator], SampleTensors]
 
-_MOVES = {"hflip": HFlip, "vflip": VFlip, "turn": Rotate90, "rotate": Rotate, "scale": Scale, "elastic": Elastic}
-STEPS = Menu(
+_MOVES = {"hflip": HFlip, "vflip": VFlip, "rotate90": Rotate90, "rotate": Rotate, "scale": Scale, "elastic": Elastic}
+AUGMENT_STEPS = Menu(
     "augment", "augmentation", "docs/augmentation.md", {**_MOVES, "light": Light, "noise": Noise, "blur": Blur}
 )
 NONE = "none"
@@ -279,22 +281,22 @@ NONE = "none"
 
 @dataclass(frozen=True)
 class Augment:
-    """What is done to a training image, its mask and its weight map.
+    """The augmentation of a training image together with its mask and its weight map.
 
     Attributes:
-        said: the shortest text that means it.
-        steps: in order, before the crop.
-        crop: height and width of what comes out.
+        text: the shortest text that describes the augmentation.
+        steps: the steps before the crop, in order.
+        crop: the height and width of the result.
     """
 
-    said: str
+    text: str
     steps: tuple[Step, ...]
     crop: tuple[int, int]
 
     def __call__(self, sample: Sample, weight: Tensor | None, seed: int) -> tuple[Sample, Tensor | None]:
-        """A sample and its weight map (H, W), or None, both of the size of the crop; the instances are dropped.
+        """Augment a sample and its weight map (H, W) or None, and crop both; instances are dropped.
 
-        All that is random comes from the seed: neither torch's random state nor any other is read or changed.
+        All random numbers follow from the seed; no global random state is read or changed.
         """
         draw = torch.Generator().manual_seed(seed)
         pixels = SampleTensors(sample.image, sample.mask, weight)
@@ -308,28 +310,31 @@ class Augment:
 
 
 def make_augment(text: str, crop: tuple[int, int]) -> Augment:
-    """The augmentation that a text means.
+    """Create an augmentation from text.
 
     Args:
-        text: steps with commas between them, each a name with options; "none" or "" crops alone.
-        crop: height and width of what comes out: a window anywhere in the image, which is padded with its mirror
-            image where it is smaller, with IGNORE in the mask.
+        text: steps separated by commas, each a name with options; "none" or "" only crops.
+        crop: the height and width of the result: a window at a random position of the image. A smaller image is padded
+            with its mirror image, where the mask is IGNORE.
 
     Raises:
-        UnknownNameError: there is no such step.
-        OptionError: an option is wrong.
+        UnknownNameError: A step does not exist.
+        OptionError: An option is wrong.
     """
     if min(crop) < 1:
         raise OptionError(f"--crop {crop[0]}x{crop[1]}: must be at least 1x1")
     texts = [] if text in ("", NONE) else split_steps(text)
     if NONE in texts:
-        raise OptionError(f"--augment {text}: none stands alone")
+        raise OptionError(f"--augment {text}: none cannot be combined with other steps")
     steps = tuple(map(_step, texts))
-    return Augment(",".join(map(STEPS.said, texts)) or NONE, steps, crop)
+    return Augment(",".join(map(AUGMENT_STEPS.canonical_text, texts)) or NONE, steps, crop)
 
 
 def split_steps(text: str) -> Sequence[str]:
-    """The steps of a text, apart: `elastic:grid=3,std=10,light` are two, since what has no name is an option."""
+    """Split a text into steps.
+
+    `elastic:grid=3,std=10,light` has two, since an item with `=` is an option of the step before.
+    """
     try:
         return split_items(text)
     except ValueError as error:
@@ -338,9 +343,9 @@ def split_steps(text: str) -> Sequence[str]:
 
 def _step(text: str) -> Step:
     if PartSpec.parse(text).then:
-        raise OptionError(f"--augment {text}: commas stand between steps, not +")
+        raise OptionError(f"--augment {text}: separate steps with commas, not with +")
     try:
-        step: Step = STEPS.make(text)
+        step: Step = AUGMENT_STEPS.make(text)
     except OptionError as error:
         said = str(error)
         raise OptionError(said if said.startswith("--") else f"--augment {text}: {said}") from error

@@ -1,10 +1,9 @@
-"""The border map of 2015: more weight for the background between cells, the nearer they lie to one another.
+"""Border weights of the U-Net paper: more weight for background between cells, the closer these are to each other.
 
 O. Ronneberger, P. Fischer, T. Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI 2015,
-equation 2: w(x) = w_c(x) + w0 exp(-(d1(x) + d2(x))^2 / (2 sigma^2)), with d1 and d2 the distances to the nearest and
-second nearest cell. Here is the second term; the loss adds w_c, the weights of the classes.
-
-H and W height and width.
+equation 2: w(x) = w_c(x) + w0 exp(-(d1(x) + d2(x))^2 / (2 sigma^2)), where d1 and d2 are the distances to the nearest
+and the second nearest cell. This module computes the second term; the loss adds w_c, the weights of the classes.
+Shapes: H and W height and width.
 """
 
 from __future__ import annotations
@@ -29,16 +28,16 @@ Ints = NDArray[np.int64]
 
 
 def relabel(instances: NDArray[Any]) -> Ints:
-    """The same objects (H, W), numbered from 1 without gaps; 0 stays the background."""
+    """Number the objects (H, W) from 1 without gaps; 0 remains the background."""
     _, numbers = np.unique(np.append(instances.ravel(), 0), return_inverse=True)
     return np.asarray(numbers[:-1].reshape(instances.shape), np.int64)
 
 
 def connected_components(classes: NDArray[Any]) -> Ints:
-    """The connected pieces of each class above 0 (H, W), numbered from 1.
+    """Number the connected components of each class above 0 (H, W) from 1.
 
-    Pixels are connected by their sides, not their corners, so that a line of background, however thin, keeps two
-    objects apart. Objects of two classes are two, though they touch.
+    Pixels are connected by their sides, not by their corners, so that even a thin line of background separates two
+    objects. Touching objects of different classes are different components.
     """
     found = np.zeros(classes.shape, np.int64)
     for index in np.unique(classes[classes > 0]):
@@ -47,14 +46,16 @@ def connected_components(classes: NDArray[Any]) -> Ints:
     return found
 
 
-def instances_of(mask: Tensor) -> Tensor:
-    """What stands for objects (H, W) where the data do not tell them apart: `pieces`. What is IGNORE is background.
+def instances_from_mask(mask: Tensor) -> Tensor:
+    """Return the connected components of a mask as instances (H, W), for data without instances; IGNORE is background.
 
     Raises:
-        OptionError: the masks are multi-label, in which objects may lie over one another.
+        OptionError: The masks are multi-label, so objects may overlap.
     """
     if mask.ndim == 3:
-        raise OptionError("border weights need one class a pixel, and these masks are multi-label; take another loss")
+        raise OptionError(
+            "border weights need one class for each pixel, but these masks are multi-label; use another loss"
+        )
     return torch.from_numpy(connected_components(mask.cpu().numpy()))
 
 
@@ -63,19 +64,19 @@ TOLERANCE = 1e-4
 
 
 def border_weights(instances: Tensor, *, w0: float = 10, sigma: float = 5) -> Tensor:
-    """The term w0 exp(-(d1 + d2)^2 / (2 sigma^2)) of each pixel of the background (H, W) float32.
+    """Compute w0 exp(-(d1 + d2)^2 / (2 sigma^2)) for each background pixel (H, W) float32.
 
-    A distance is that to the nearest pixel of a cell, from centre to centre. Pixels of cells have 0: the paper means
-    the term for the borders that separate them. All is 0 where there are fewer than two cells, and where the term
-    would be below w0 * TOLERANCE.
+    Distances are measured between pixel centers, to the nearest pixel of a cell. The weight is 0 in cells, since the
+    paper describes it for the borders between them. It is also 0 if there are fewer than two cells, and where it would
+    be below w0 * TOLERANCE.
 
     Args:
-        instances: (H, W) of integers, 0 the background and each cell a number of its own.
-        w0: the largest weight, which background without width would have.
-        sigma: how fast it falls, in pixels.
+        instances: (H, W) integers, with 0 for the background and a number for each cell.
+        w0: the largest weight, at a distance of 0.
+        sigma: the distance in pixels at which the weight decreases.
 
     Raises:
-        OptionError: w0 is below 0, or sigma not above it.
+        OptionError: w0 is negative, or sigma is not positive.
     """
     check_border(w0, sigma)
     owner = instances.cpu().numpy()
@@ -86,13 +87,13 @@ def border_weights(instances: Tensor, *, w0: float = 10, sigma: float = 5) -> Te
 
 
 def check_border(w0: float, sigma: float) -> None:
-    """Raise OptionError where there can be no such map."""
+    """Raise OptionError if no border weights can be computed with these values."""
     if not (0 <= w0 < inf and 0 < sigma < inf):
         raise OptionError(f"w0 must be 0 or more and sigma above 0; got {w0:g} and {sigma:g}")
 
 
 def _two_distances(owner: NDArray[np.int64], reach: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Distances to the nearest and second nearest cell, infinite where they are beyond `reach`."""
+    """Compute the distances to the nearest and the second nearest cell; they are infinite beyond `reach`."""
     first, second = (np.full(owner.shape, np.inf, np.float32) for _ in range(2))
     numbers = relabel(owner)
     margin = int(reach) + 1
@@ -106,31 +107,31 @@ def _two_distances(owner: NDArray[np.int64], reach: float) -> tuple[NDArray[np.f
 
 
 class BorderMaps:
-    """The border map of a sample, remembered: in memory, and in a folder where one is given.
+    """A cache of border weights by sample, in memory and, if a folder is given, on disk.
 
-    Processes that load data have a memory each; a folder they share. What is in it is for these w0 and sigma, and for
-    instances as they were: where they change, the map is computed anew.
+    Each data loading process has its own memory cache; they share the folder. A stored map is valid for its w0, sigma
+    and instances; if these change, the map is computed again.
     """
 
     def __init__(self, w0: float = 10, sigma: float = 5, folder: Path | None = None, memory: int = 2**28) -> None:
-        """Take what `border_weights` takes, a folder for .npy files, and how many bytes of memory to fill."""
+        """Set the parameters of `border_weights`, a folder for .npy files, and the memory cache's size in bytes."""
         check_border(w0, sigma)
         self.w0, self.sigma, self.folder, self.memory = w0, sigma, folder, memory
         self.kept: OrderedDict[str, Tensor] = OrderedDict()
         self.bytes = 0
 
     def __call__(self, sample: Sample) -> Tensor:
-        """The map (H, W) float32 of a sample as the data set gives it. It is shared: do not change it in place.
+        """Return the map (H, W) float32 of a sample of the data set. It is shared, so do not change it in place.
 
         Raises:
-            OptionError: its masks are multi-label.
-            FileError: the folder cannot be written to.
+            OptionError: The masks are multi-label.
+            FileError: The folder cannot be written to.
         """
-        instances = instances_of(sample.mask) if sample.instances is None else sample.instances
+        instances = instances_from_mask(sample.mask) if sample.instances is None else sample.instances
         key = self._key(sample.name, instances)
         found = self.kept.pop(key, None)
         if found is None:
-            found = self._made(key, instances)
+            found = self._compute(key, instances)
             self.bytes += found.nbytes
         self.kept[key] = found
         while self.bytes > self.memory:
@@ -141,7 +142,7 @@ class BorderMaps:
         said = f"{name}\0{self.w0!r}\0{self.sigma!r}\0{tuple(instances.shape)}\0".encode()
         return hashlib.sha256(said + instances.cpu().long().numpy().tobytes()).hexdigest()[:32]
 
-    def _made(self, key: str, instances: Tensor) -> Tensor:
+    def _compute(self, key: str, instances: Tensor) -> Tensor:
         path = self.folder / f"{key}.npy" if self.folder else None
         if path and (there := _read(path, tuple(instances.shape))) is not None:
             return there
@@ -156,11 +157,11 @@ def _write(path: Path, made: Tensor) -> None:
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.save(file, made.numpy())
     except OSError as error:
-        raise FileError(f"{path} cannot be written: {error.strerror or error}; make room") from error
+        raise FileError(f"{path} cannot be written: {error.strerror or error}; free some space") from error
 
 
 def _read(path: Path, shape: tuple[int, ...]) -> Tensor | None:
-    """A map from its file; None where there is none, or what is there is no such map."""
+    """Read a map from a file; None if the file does not exist or does not contain such a map."""
     try:
         with path.open("rb") as file:
             found = np.lib.format.read_array(file)

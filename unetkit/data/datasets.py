@@ -1,4 +1,4 @@
-"""A data set from the text that names it: a folder, or `name:option=value`, such as `cells:size=256`."""
+"""Data sets from text: a folder, or `name:option=value` such as `cells:size=256`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unetkit.plan import PartSpec
 from unetkit.resolve import Menu
 
 #: Sets that are named, and what makes each: its keyword-only parameters are the options.
-SOURCES = Menu(
+DATASETS = Menu(
     "data",
     "set",
     "docs/data.md",
@@ -41,28 +41,32 @@ def open_data(
 ) -> DatasetSplits:
     """Open a data set.
 
-    A folder whose name is also that of a set is written ./cells.
+    Write ./cells for a folder that has the name of a data set.
 
     Args:
-        text: a folder's path, or the name of a set with its options.
-        seed: of the split, where the data have none.
-        val_fraction: the share that is set aside for validation then; None sets nothing aside, as for data that a network is
-            scored on: what has no split is "all" then.
-        group_by: a regular expression; names in which it finds the same stay on one side.
-        ignore_index: the number in a folder's masks that counts nowhere, beside what `unetkit.data.mask_encoding` says.
-        target: what a folder's masks mean, where that is known, as from the run that is evaluated.
-        progress: told how many masks of how many are scanned.
+        text: the path of a folder, or the name of a data set with its options.
+        seed: the seed of the split if the data have none.
+        val_fraction: the share of the images that is then used for validation. With None nothing is split, as for data
+            on which a network is scored; images without a split are then "all".
+        group_by: a regular expression; files whose names it matches alike are never split.
+        ignore_index: a mask value to ignore in a folder, in addition to those of `unetkit.data.mask_encoding`.
+        target: what the masks of a folder mean, if that is known, for instance from the run that is evaluated.
+        progress: is called with the number of masks that were read, and their total number.
 
     Raises:
-        UnetkitError: there is no such set or option, or its files are not whole.
+        UnetkitError: The data set or an option does not exist, or files are damaged.
     """
     rules = SplitConfig(seed, val_fraction, group_by)
-    return _made(text, rules, ignore_index) if named(text) else open_folder(text, rules, ignore_index, target, progress)
+    return (
+        _open_named(text, rules, ignore_index)
+        if is_named_dataset(text)
+        else open_folder(text, rules, ignore_index, target, progress)
+    )
 
 
-def absolute(text: str) -> str:
-    """The text with the full path of its folder, which is the same from anywhere."""
-    if not named(text):
+def with_absolute_path(text: str) -> str:
+    """Return the text with an absolute path, which is valid in any working directory."""
+    if not is_named_dataset(text):
         return str(Path(text).resolve())
     spec = PartSpec.parse(text)
     roots = {name: json.loads(said) if said.startswith('"') else said for name, said in spec.options if name == "root"}
@@ -70,28 +74,35 @@ def absolute(text: str) -> str:
     return str(spec.with_options(full)) if full else text
 
 
-def named(text: str) -> bool:
-    """Whether a text names a set, and not a folder. Raises UnknownNameError, FileError where it is neither."""
+def is_named_dataset(text: str) -> bool:
+    """Return whether a text is the name of a data set and not a folder.
+
+    Raises:
+        UnknownNameError, FileError: It is neither.
+    """
     name, colon, _ = text.partition(":")
-    names = SOURCES.factories
+    names = DATASETS.factories
     if name in names or Path(text).is_dir():
         return name in names
     if colon:
         known = ", ".join(names)
-        raise UnknownNameError(f"{text}: there is no set {name!r}{did_you_mean(name, names) or f'; there are {known}'}")
-    what = "is no folder" if Path(text).exists() else "there is no such folder"
-    raise FileError(f"{text}: {what}; give one, or a set by name: {', '.join(names)}")
+        raise UnknownNameError(
+            f"{text}: there is no data set {name!r}{did_you_mean(name, names) or f'; there are {known}'}"
+        )
+    what = "is not a folder" if Path(text).exists() else "the folder does not exist"
+    raise FileError(f"{text}: {what}; give one, or the name of a data set: {', '.join(names)}")
 
 
-def _made(text: str, rules: SplitConfig, ignore_index: int | None) -> DatasetSplits:
+def _open_named(text: str, rules: SplitConfig, ignore_index: int | None) -> DatasetSplits:
     spec = PartSpec.parse(text)
     if spec.then:
-        raise OptionError(f"--data {text}: a + would start another part; put a path that holds one in double quotes")
-    splits = bool(SOURCES.signature(spec).positional)
+        raise OptionError(f"--data {text}: a + separates parts; put a path that contains one in double quotes")
+    splits = bool(DATASETS.signature(spec).positional)
     if ignore_index is not None or (rules.group_by and not splits):
         flag = "--ignore-index" if ignore_index is not None else "--group-by"
         raise OptionError(
-            f"{flag}: is for folders; {spec.name} says itself {'what counts' if ignore_index else 'its splits'}"
+            f"{flag}: applies only to folders; {spec.name} defines its "
+            f"{'ignored pixels' if ignore_index is not None else 'splits'} itself"
         )
-    data: DatasetSplits = SOURCES.make(spec, *([rules] if splits else []))
-    return replace(data, said=text)
+    data: DatasetSplits = DATASETS.make(spec, *([rules] if splits else []))
+    return replace(data, source=text)

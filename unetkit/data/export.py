@@ -1,4 +1,4 @@
-"""A data set as files: the folder that `open_folder` reads back."""
+"""Write a data set as the folder that `open_folder` reads."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ from unetkit.utils.files import atomic_write
 
 
 def write_dataset(data: DatasetSplits, folder: Path, progress: Callable[[int, int], None] | None = None) -> int:
-    """Write every sample of a set: `SPLIT/images`, `masks`, and `instances` where they are known, and `classes.txt`.
+    """Write every sample of a data set to `SPLIT/images`, `masks` and, if known, `instances`; and write `classes.txt`.
 
-    Images of one channel are PNGs of 16 bits, of three channels of 8, others TIFFs of floats; masks are indexed PNGs.
+    Images with one channel are written as 16-bit PNG, with three channels as 8-bit PNG, and others as TIFF with floats.
+    Masks are indexed PNGs.
 
     Args:
-        data: the set; its images' values go from 0 to 1.
-        folder: may not be there yet, or be empty.
-        progress: told how many samples of how many are written.
+        data: the data set, whose image values are from 0 to 1.
+        folder: a folder that does not exist or is empty.
+        progress: is called with the number of samples that were written, and their total number.
 
     Returns:
-        How many samples.
+        The number of samples.
 
     Raises:
-        OptionError: the folder holds something.
-        FileError: it cannot be written.
+        OptionError: The folder is not empty.
+        FileError: The folder cannot be written to.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OptionError(f"--out {folder}: holds something already; give a folder that is not there yet")
+        raise OptionError(f"--out {folder}: is not empty; give a new folder")
     jobs = [(split, index) for split, images in data.splits.items() for index in range(len(images))]
     try:
         for done, (split, index) in enumerate(jobs):

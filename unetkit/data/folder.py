@@ -1,6 +1,6 @@
 """A folder of images and masks as a data set.
 
-H and W height and width, L labels.
+The files of a folder are matched by name before any of them is read. Shapes: H and W height and width, L labels.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch import Tensor
 
 from unetkit.data.io import ENDINGS, read_image, read_mask
 from unetkit.data.mask_encoding import (
-    MOST,
+    MAX_VALUES,
     Classes,
     MaskEncoding,
     MaskHints,
     MaskScan,
     Progress,
     infer_encoding,
-    scan_all,
+    scan_masks,
 )
 from unetkit.data.splits import SplitConfig, split_names
 from unetkit.data.types import DatasetSplits, Sample, Target
@@ -37,10 +37,10 @@ Files = dict[str, Path]
 
 
 def find_folders(folder: Path) -> dict[str, dict[str, Path]]:
-    """Where each split's images, masks and instances are."""
+    """Find the folders of images, masks and instances of each split."""
     kinds = ("images", "masks", "instances")
     if not folder.is_dir():
-        raise FileError(f"{folder}: there is no such folder")
+        raise FileError(f"{folder}: the folder does not exist")
     inside = {name: {kind: folder / name / kind for kind in kinds} for name in SPLITS}
     below = {name: {kind: folder / kind / name for kind in kinds} for name in SPLITS}
     if found := {name: place for name, place in inside.items() if place["images"].is_dir()}:
@@ -49,14 +49,14 @@ def find_folders(folder: Path) -> dict[str, dict[str, Path]]:
         return {name: place for name, place in below.items() if place["images"].is_dir()}
     if not ((folder / "images").is_dir() and (folder / "masks").is_dir()):
         raise FileError(
-            f"{folder}: holds no images/ and masks/, itself or in train/, val/ and test/; put images into the one and"
-            f" masks of the same names into the other"
+            f"{folder}: contains no images/ and masks/, neither directly nor in train/, val/ or test/; put images into "
+            "one and masks with the same names into the other"
         )
     return {UNSPLIT: {kind: folder / kind for kind in kinds}}
 
 
 def list_files(folder: Path, problems: list[str], notes: list[str]) -> Files:
-    """The files in a folder and below it that may be read, by their path without the ending."""
+    """List the readable files in a folder and its sub-folders by their path without the suffix."""
     found: Files = {}
     others = []
     for path in sorted(folder.rglob("*")) if folder.is_dir() else []:
@@ -71,12 +71,12 @@ def list_files(folder: Path, problems: list[str], notes: list[str]) -> Files:
             problems.append(f"{path}: {found[stem].name} has the same name; keep one of them")
         found.setdefault(stem, path)
     if others:
-        notes.append(f"{folder}: {count_of(len(others), 'file')} of other kinds left out, the first {others[0].name}")
+        notes.append(f"{folder}: {count_of(len(others), 'file')} of other types ignored, such as {others[0].name}")
     return found
 
 
 def count_of(count: int, what: str) -> str:
-    """1 image, 2 images."""
+    """Format a count with its noun: 1 image, 2 images."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
@@ -85,7 +85,7 @@ CLASSES = "classes.txt"
 
 @dataclass(frozen=True)
 class Entry:
-    """An image's files: one mask, or one a label."""
+    """The files of one image: a mask, or a mask for each label."""
 
     name: str
     image: Path
@@ -95,7 +95,7 @@ class Entry:
 
 @dataclass
 class FolderLayout:
-    """What belongs together. `labels` are the folders' names in masks/ of a multi-label set, in order."""
+    """The matched files of a folder. `labels` are the folder names in masks/ of a multi-label data set, in order."""
 
     splits: dict[str, list[Entry]] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
@@ -104,26 +104,26 @@ class FolderLayout:
 
 
 def find_layout(folder: Path, order: tuple[str, ...] = ()) -> FolderLayout:
-    """Match images, masks and instances by stem. `order` is that of the labels, if these are they.
+    """Match images, masks and instances by name. `order` is the order of the labels if they have these names.
 
     Raises:
-        FileError: there is no folder, or no images and masks in it.
+        FileError: The folder does not exist, or contains no images and masks.
     """
     layout = FolderLayout()
-    found = {name: _kinds(place, layout) for name, place in find_folders(folder).items()}
+    found = {name: _list_kinds(place, layout) for name, place in find_folders(folder).items()}
     if not any(images for images, _, _ in found.values()):
-        raise FileError(f"{folder}: no images are in it; {' '.join(ENDINGS)} are read")
+        raise FileError(f"{folder}: contains no images; {' '.join(ENDINGS)} can be read")
     labels = _labels([(images, masks) for images, masks, _ in found.values()])
     layout.labels = order if {*order} == {*labels} else labels
     for name, (images, masks, instances) in found.items():
         if masks or name in ("train", UNSPLIT):
-            layout.splits[name] = _matched(layout, images, masks, instances)
+            layout.splits[name] = _match_files(layout, images, masks, instances)
         elif images:
-            layout.notes.append(f"{name}: left out, for it has images and no masks")
+            layout.notes.append(f"{name}: ignored, because it has images but no masks")
     return layout
 
 
-def _kinds(place: dict[str, Path], layout: FolderLayout) -> tuple[Files, Files, Files]:
+def _list_kinds(place: dict[str, Path], layout: FolderLayout) -> tuple[Files, Files, Files]:
     images, masks, instances = (
         list_files(place[kind], layout.problems, layout.notes) for kind in ("images", "masks", "instances")
     )
@@ -131,15 +131,15 @@ def _kinds(place: dict[str, Path], layout: FolderLayout) -> tuple[Files, Files, 
 
 
 def _labels(splits: list[tuple[Files, Files]]) -> tuple[str, ...]:
-    """The labels of a set whose masks lie in a folder a label; none where a mask's path is its image's."""
+    """Return the labels if masks are in a folder for each label; none if masks have the same paths as images."""
     if any(stem in images for images, masks in splits for stem in masks):
         return ()
     pairs = {stem.partition("/")[0] for images, masks in splits for stem in masks if stem.partition("/")[2] in images}
     return tuple(sorted(pairs))
 
 
-def _matched(layout: FolderLayout, images: Files, masks: Files, instances: Files) -> list[Entry]:
-    """Images with all their masks; what lacks something is a problem."""
+def _match_files(layout: FolderLayout, images: Files, masks: Files, instances: Files) -> list[Entry]:
+    """Return the images with all their masks; missing files become problems."""
     entries = []
     left = {**masks}
     for stem, image in images.items():
@@ -151,11 +151,9 @@ def _matched(layout: FolderLayout, images: Files, masks: Files, instances: Files
             layout.problems.append(f"{image}: has no instances/{stem}.*, which other images have")
         elif not lacking:
             entries.append(Entry(stem, image, own, instances.get(stem)))
+    layout.problems += [f"{path}: this mask has no image images/{_end(stem, layout)}.*" for stem, path in left.items()]
     layout.problems += [
-        f"{path}: is a mask without an image images/{_end(stem, layout)}.*" for stem, path in left.items()
-    ]
-    layout.problems += [
-        f"{path}: are instances without an image" for stem, path in instances.items() if stem not in images
+        f"{path}: these instances have no image" for stem, path in instances.items() if stem not in images
     ]
     return entries
 
@@ -165,10 +163,10 @@ def _end(stem: str, layout: FolderLayout) -> str:
 
 
 def read_classes(folder: Path) -> Classes | None:
-    """What `classes.txt` says: a line a class, `name` or `name R G B`; None where there is none.
+    """Read `classes.txt`, with a line `name` or `name R G B` for each class; None if the file does not exist.
 
     Raises:
-        FileError: it cannot be read, some lines alone give a colour, or a name or colour stands twice.
+        FileError: The file cannot be read, only some lines have a color, or a name or color appears twice.
     """
     path = folder / CLASSES
     if not path.is_file():
@@ -183,13 +181,13 @@ def read_classes(folder: Path) -> Classes | None:
     colours = tuple((int(red), int(green), int(blue)) for _, red, green, blue in found if red)
     if colours and len(colours) != len(names):
         raise FileError(
-            f"{path}: {len(colours)} of {len(names)} lines give a colour; give each line one (R G B), or none"
+            f"{path}: {len(colours)} of {len(names)} lines have a colour; give every line a colour (R G B), or none"
         )
     if any(max(colour) > 255 for colour in colours):
-        raise FileError(f"{path}: a colour is three numbers from 0 to 255")
+        raise FileError(f"{path}: a colour must be three numbers from 0 to 255")
     for what, items in (("name", names), ("colour", colours)):
         if twice := [item for item in items if items.count(item) > 1]:
-            raise FileError(f"{path}: the {what} {twice[0]} stands twice")
+            raise FileError(f"{path}: the {what} {twice[0]} appears twice")
     return Classes(names, colours) if names else None
 
 
@@ -199,15 +197,15 @@ AUGMENT = "hflip,scale,light"
 
 @dataclass(frozen=True)
 class FolderDataset:
-    """One split: images and masks, read when they are asked for."""
+    """One split of a folder; images and masks are read when they are needed."""
 
     entries: Sequence[Entry]
-    meaning: MaskEncoding
+    encoding: MaskEncoding
     channels: int
 
     @property
-    def held(self) -> list[str]:
-        """The names of its images."""
+    def sample_names(self) -> list[str]:
+        """The names of the images."""
         return [entry.name for entry in self.entries]
 
     def __len__(self) -> int:
@@ -220,8 +218,8 @@ class FolderDataset:
             raise FileError(
                 f"{entry.image}: has {count_of(len(image), 'channel')}, but the first image has {self.channels}"
             )
-        planes = [check_mask_size(self.meaning.read(path), path, image, entry) for path in entry.masks]
-        mask = np.stack(planes) if self.meaning.target.kind == "multilabel" else planes[0]
+        planes = [check_mask_size(self.encoding.read(path), path, image, entry) for path in entry.masks]
+        mask = np.stack(planes) if self.encoding.target.kind == "multilabel" else planes[0]
         instances = None if entry.instances is None else read_instances(entry.instances)
         if instances is not None:
             check_mask_size(instances, entry.instances, image, entry)
@@ -232,12 +230,12 @@ class FolderDataset:
 
 @dataclass
 class FolderIndex:
-    """What was understood of a folder, and what is wrong with it. `meaning` is None where no mask could be read."""
+    """The interpretation of a folder, and its problems. `encoding` is None if no mask could be read."""
 
     layout: FolderLayout
     splits: dict[str, list[Entry]]
     scans: list[MaskScan]
-    meaning: MaskEncoding | None
+    encoding: MaskEncoding | None
     problems: list[str] = field(default_factory=list)
 
 
@@ -248,19 +246,19 @@ def open_folder(
     target: Target | None = None,
     progress: Progress | None = None,
 ) -> DatasetSplits:
-    """A folder as a data set.
+    """Open a folder as a data set.
 
     Raises:
-        FileError: files do not belong together, or cannot be read as masks.
-        OptionError: it cannot be split so.
+        FileError: Files do not match, or masks cannot be interpreted.
+        OptionError: The folder cannot be split as requested.
     """
     found = index_folder(Path(text), rules, ignore, target, progress)
-    if found.problems or found.meaning is None:
+    if found.problems or found.encoding is None:
         more = f" ({count_of(len(found.problems) - 1, 'more problem')})" if len(found.problems) > 1 else ""
         raise FileError(f"{found.problems[0]}{more}; `unetkit data check {text}` lists all")
     channels = len(read_image(next(iter(found.splits.values()))[0].image))
-    splits = {name: FolderDataset((*entries,), found.meaning, channels) for name, entries in found.splits.items()}
-    return DatasetSplits(text, found.meaning.target, channels, splits, AUGMENT)
+    splits = {name: FolderDataset((*entries,), found.encoding, channels) for name, entries in found.splits.items()}
+    return DatasetSplits(text, found.encoding.target, channels, splits, AUGMENT)
 
 
 def index_folder(
@@ -270,16 +268,20 @@ def index_folder(
     target: Target | None = None,
     progress: Progress | None = None,
 ) -> FolderIndex:
-    """Find, scan and split; what is wrong is told, not raised. `target` says what the masks mean where that is known.
+    """Find the files, scan the masks and split the images; problems are collected, not raised.
+
+    `target` says what the masks mean, if that is known.
 
     Raises:
-        FileError: there is nothing to understand.
+        FileError: The folder cannot be interpreted.
     """
     classes = Classes(target.names, target.colours) if target else read_classes(folder)
     layout = find_layout(folder, classes.names if classes else ())
-    told = MaskHints(_fitting_labels(classes, layout), ignore, layout.labels, rest=target is not None)
+    told = MaskHints(
+        _labels_from_classes(classes, layout), ignore, layout.labels, classes_without_ignored=target is not None
+    )
     paths = [path for entries in layout.splits.values() for entry in entries for path in entry.masks]
-    results = scan_all(paths, progress, max(MOST, len(classes.names) + 1 if classes else 0))
+    results = scan_masks(paths, progress, max(MAX_VALUES, len(classes.names) + 1 if classes else 0))
     scans = [result for result in results if isinstance(result, MaskScan)]
     problems = [*layout.problems, *(str(result) for result in results if isinstance(result, UnetkitError))]
     meaning = None
@@ -291,25 +293,25 @@ def index_folder(
     return found
 
 
-def _fitting_labels(classes: Classes | None, layout: FolderLayout) -> Classes | None:
-    """Classes that are known, if they may be these masks'; they order the labels of a multi-label set."""
+def _labels_from_classes(classes: Classes | None, layout: FolderLayout) -> Classes | None:
+    """Return known classes if they fit these masks; they give the order of labels."""
     if classes and layout.labels and {*classes.names} != {*layout.labels}:
-        said = f"the classes are {', '.join(classes.names)}, but masks/ has folders {', '.join(layout.labels)}"
-        raise FileError(f"{said}; name each label as its folder")
+        said = f"the classes are {', '.join(classes.names)}, but the folders in masks/ are {', '.join(layout.labels)}"
+        raise FileError(f"{said}; use the names of the folders")
     return classes
 
 
 def _split(found: FolderIndex, rules: SplitConfig, folder: Path) -> None:
-    """Make the splits that the folders do not say."""
+    """Split the images that are not in folders of splits."""
     if rules.val_fraction is None:
         found.splits = {name or "all": entries for name, entries in found.splits.items() if entries}
         if not found.splits:
-            found.problems.append(f"{folder}: there is no image with a mask")
+            found.problems.append(f"{folder}: no image has a mask")
         return
     whole = UNSPLIT if UNSPLIT in found.splits else "train"
     heap = found.splits.get(whole, [])
     if not heap:
-        found.problems.append(f"{folder}: no image with a mask is left to train on")
+        found.problems.append(f"{folder}: no image with a mask is left for training")
     elif "val" not in found.splits:
         try:
             train, val = split_names([entry.name for entry in heap], rules)
@@ -322,15 +324,17 @@ def _split(found: FolderIndex, rules: SplitConfig, folder: Path) -> None:
 
 
 def read_instances(path: Path) -> np.ndarray:
-    """Labels of objects (H, W) int64, 0 the background. Raises FileError."""
+    """Read the numbers of objects (H, W) int64, with 0 for the background. Raises FileError."""
     values = read_mask(path).values
     if values.ndim != 2:
-        raise FileError(f"{path}: holds colours; instances are a plane of integers, 0 the background")
+        raise FileError(
+            f"{path}: contains colours; instances must be a single channel of integers, with 0 for the background"
+        )
     return values.astype(np.int64)
 
 
 def check_mask_size(plane: np.ndarray, path: Path | None, image: Tensor, entry: Entry) -> np.ndarray:
-    """A mask that has its image's height and width. Raises FileError."""
+    """Return a mask that has the height and width of its image. Raises FileError for any other."""
     if plane.shape != image.shape[1:]:
         raise FileError(f"{path}: {_size(plane.shape)}, but its image {entry.image.name} is {_size(image.shape[1:])}")
     return plane

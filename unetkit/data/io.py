@@ -1,6 +1,7 @@
 """Image and mask files: PNG, JPEG and TIFF as tensors and arrays.
 
-C channels, H and W height and width.
+TIFF files may have any number of channels. Their numbers are read as stored: neither an orientation nor a zero that
+means white is applied. Shapes: C channels, H and W height and width.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ _ALPHA = (1, 2)
 
 
 def read_tiff(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """The first image of a file: (H, W) or (H, W, C) as stored, without alpha; and its palette (N, 3), if it has one.
+    """Read the first image of a TIFF file as stored, (H, W) or (H, W, C) without alpha, and its palette (N, 3) or None.
 
-    Channels stand where the file says (OME, ImageJ, samples of a pixel), or else along the shortest side.
+    Channels are where the file declares them (OME, ImageJ, samples per pixel), otherwise along the shortest axis.
 
     Raises:
-        FileError: it cannot be read, or holds a stack or a film.
+        FileError: The file cannot be read, or contains a stack or a film.
     """
     try:
         with silence_tifffile(), tifffile.TiffFile(path) as file:
-            check_holds(file, path)
+            check_not_empty(file, path)
             series, page = file.series[0], file.pages.first
             values, axes = series.asarray(), series.axes
             extra = page.extrasamples if "S" in axes else ()
@@ -51,7 +52,7 @@ def read_tiff(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 @contextmanager
 def silence_tifffile() -> Iterator[None]:
-    """Within, tifffile logs nothing: what it finds in a damaged file is said in our own line."""
+    """Suppress tifffile's log messages about damaged files, which are reported in our own error."""
     log = logging.getLogger("tifffile")
     was, log.disabled = log.disabled, True
     try:
@@ -60,42 +61,42 @@ def silence_tifffile() -> Iterator[None]:
         log.disabled = was
 
 
-def check_holds(file: tifffile.TiffFile, path: str | Path) -> None:
-    """Raise FileError where a file holds no image."""
+def check_not_empty(file: tifffile.TiffFile, path: str | Path) -> None:
+    """Raise FileError if a file contains no image."""
     if not len(file.series):
-        raise FileError(f"{path}: cannot be read as TIFF: it holds no image")
+        raise FileError(f"{path}: cannot be read as TIFF: it contains no image")
 
 
 def describe_error(error: Exception) -> str:
-    """Why a file cannot be read, by what tifffile or a codec raised."""
+    """Explain why a file cannot be read, from the exception of tifffile or a codec."""
     if isinstance(error, ImportError) or "imagecodecs" in str(error):
         return "its compression needs the package imagecodecs; pip install 'unetkit[tiff]'"
     return f"cannot be read as TIFF: {one_line(error)}"
 
 
 def squeeze_axes(shape: tuple[int, ...], axes: str) -> tuple[tuple[int, ...], str]:
-    """Sides and axes without those of length 1 beside the image's own."""
+    """Remove axes of length 1, except those of height and width."""
     kept = [(side, axis) for side, axis in zip(shape, axes, strict=True) if side > 1 or axis in "YX"]
     return tuple(side for side, _ in kept), "".join(axis for _, axis in kept)
 
 
 def channels_along(shape: tuple[int, ...], axes: str) -> int | None:
-    """Which of the squeezed axes channels stand along; None of a grey image.
+    """Return the index of the channel axis among the squeezed axes; None for a grey image.
 
     Raises:
-        ValueError: it is a stack of images.
+        ValueError: The file contains a stack of images.
     """
     if len(shape) == 2:
         return None
     told = [axes.index(axis) for axis in "SC" if axis in axes]
     if len(shape) != 3 or (set(axes) & set("ZT") and not told):
         sides = "x".join(map(str, shape))
-        raise ValueError(f"holds a stack of images ({axes} {sides}); write each plane to a file of its own")
+        raise ValueError(f"contains a stack of images ({axes} {sides}); write each plane to its own file")
     return told[0] if told else shape.index(min(shape))
 
 
 def without_alpha(count: int, extra: tuple[int, ...]) -> list[int]:
-    """The numbers of those of so many channels that are no alpha; `extra` is what tifffile says of the last ones."""
+    """Return the indices of the channels that are not alpha; `extra` is tifffile's description of the last channels."""
     first = count - len(extra)
     return [*range(first), *(first + place for place, kind in enumerate(extra) if int(kind) not in _ALPHA)]
 
@@ -127,30 +128,32 @@ _AS_IT_IS = ("1", "L", "I;16", "I;16B", "I", "F", "RGB")
 
 
 class PixelArray(NamedTuple):
-    """A file's numbers: (H, W) or (H, W, C) in their own type, and the colours (N, 3) they stand for, if indexed."""
+    """The numbers of a file, (H, W) or (H, W, C) in their own type, and the palette (N, 3) if they are indices."""
 
     values: np.ndarray
     palette: np.ndarray | None = None
 
 
 def read_image(path: str | Path) -> Tensor:
-    """An image (C, H, W) float32: 8-bit values / 255, 16-bit ones / 65535, others (signed, 32 bit, float) as they are.
+    """Read an image (C, H, W) as float32.
 
-    Alpha is left out; indexed colours become RGB; the orientation that a camera noted (EXIF) is applied.
+    8-bit values / 255, 16-bit values / 65535, others (signed, 32 bit, float) unchanged.
+
+    Alpha is dropped, indexed colors become RGB, and the orientation that a camera stores (EXIF) is applied.
 
     Raises:
-        FileError: it cannot be read.
+        FileError: The file cannot be read.
     """
-    return scaled(in_colours(read_pixels(path)))
+    return to_float_image(apply_palette(read_pixels(path)))
 
 
 def read_mask(path: str | Path) -> PixelArray:
-    """A mask's numbers, (H, W) integers or (H, W, 3) uint8 colours, and its palette if it is indexed.
+    """Read the numbers of a mask, (H, W) integers or (H, W, 3) uint8 colors, and its palette if it is indexed.
 
-    One bit is read as 0 and 255.
+    A single bit is read as 0 and 255.
 
     Raises:
-        FileError: it cannot be read, or holds neither integers nor colours.
+        FileError: The file cannot be read, or contains neither integers nor colors.
     """
     values, palette = read_pixels(path)
     if values.dtype.kind == "f" and np.array_equal(values, values.round()):
@@ -161,34 +164,36 @@ def read_mask(path: str | Path) -> PixelArray:
         or (values.ndim == 3 and values.itemsize > 1)
     ):
         what = f"{'x'.join(map(str, values.shape))} {values.dtype}"
-        raise FileError(f"{path}: is no mask: it holds {what}; a mask has one plane of integers, or 8-bit RGB colours")
+        raise FileError(
+            f"{path}: is not a mask: it contains {what}; a mask has one channel of integers, or 8-bit RGB colours"
+        )
     return PixelArray(values.astype(np.uint8) * 255 if values.dtype.kind == "b" else values, palette)
 
 
 def read_pixels(path: str | Path) -> PixelArray:
-    """A file's numbers as they are stored, without alpha; of one bit as bool. Raises FileError."""
+    """Read the numbers of a file as stored, without alpha; single bits are bool. Raises FileError."""
     path = Path(path)
     if not path.is_file():
-        raise FileError(f"{path}: there is no such file")
+        raise FileError(f"{path}: the file does not exist")
     if path.suffix.lower() in _TIFF:
         return PixelArray(*read_tiff(path))
     try:
         if _png_bits(path) == (16, True):
-            return PixelArray(_deep_colour(path))
+            return PixelArray(_read_16bit_rgb(path))
         with Image.open(path) as image:
-            return of_picture(image)
+            return from_pillow(image)
     except FileError:
         raise
     except Image.DecompressionBombError as error:
         raise FileError(f"{path}: has more pixels than Pillow reads (178,956,970); save it as TIFF") from error
     except UnidentifiedImageError as error:
-        raise FileError(f"{path}: is no image that can be read; PNG, JPEG and TIFF are") from error
+        raise FileError(f"{path}: is not a readable image; use PNG, JPEG or TIFF") from error
     except Exception as error:  # Pillow and its decoders raise whatever they meet
         raise FileError(f"{path}: cannot be read as an image: {one_line(error)}") from error
 
 
-def of_picture(image: Image.Image) -> PixelArray:
-    """The numbers of a Pillow image."""
+def from_pillow(image: Image.Image) -> PixelArray:
+    """Return the numbers of a Pillow image."""
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "P":
         return PixelArray(np.array(image), np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3))
@@ -198,8 +203,8 @@ def of_picture(image: Image.Image) -> PixelArray:
     return PixelArray(values.astype(values.dtype.newbyteorder("="), copy=False))
 
 
-def in_colours(pixels: PixelArray) -> np.ndarray:
-    """The numbers of an image, (H, W) or (H, W, C): an indexed one's colours."""
+def apply_palette(pixels: PixelArray) -> np.ndarray:
+    """Return the numbers of an image, (H, W) or (H, W, C); those of an indexed image are its colors."""
     if pixels.palette is None:
         return pixels.values
     table = np.zeros((max(256, len(pixels.palette)), 3), np.uint8)
@@ -207,8 +212,8 @@ def in_colours(pixels: PixelArray) -> np.ndarray:
     return np.take(table, pixels.values, axis=0)
 
 
-def scaled(values: np.ndarray) -> Tensor:
-    """Numbers (H, W) or (H, W, C) as an image (C, H, W), by the rule of `read_image`."""
+def to_float_image(values: np.ndarray) -> Tensor:
+    """Convert numbers (H, W) or (H, W, C) to an image (C, H, W), as `read_image` describes."""
     planes = values[None] if values.ndim == 2 else np.moveaxis(values, -1, 0)
     image = np.ascontiguousarray(planes, dtype=np.float32)
     if values.dtype in (np.uint8, np.uint16):
@@ -217,14 +222,14 @@ def scaled(values: np.ndarray) -> Tensor:
 
 
 def _png_bits(path: Path) -> tuple[int, bool]:
-    """Bits of a PNG's numbers, and whether it has more than one channel; (0, False) of what is no PNG."""
+    """Return the bit depth of a PNG, and whether it has more than one channel; (0, False) for other files."""
     with path.open("rb") as file:
         head = file.read(26)
     return (head[24], head[25] != 0) if head.startswith(b"\x89PNG\r\n\x1a\n") and len(head) == 26 else (0, False)
 
 
-def _deep_colour(path: Path) -> np.ndarray:
-    """A PNG of 16 bits and several channels, of which Pillow would read the upper eight."""
+def _read_16bit_rgb(path: Path) -> np.ndarray:
+    """Read a 16-bit PNG with several channels, of which Pillow would read only the upper eight bits."""
     try:
         from imagecodecs import png_decode
     except ImportError as error:

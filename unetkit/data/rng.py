@@ -1,7 +1,7 @@
-"""Named streams of random numbers: what one thing draws moves nothing else.
+"""Named streams of random numbers, which do not influence each other.
 
-So another encoder, whose initialisation draws more numbers, is shown the same samples, augmented alike, in the same
-order; and a run that is resumed draws what it would have drawn.
+Another encoder, whose initialization draws more numbers, therefore sees the same samples with the same augmentation in
+the same order; and a resumed run draws the numbers that an uninterrupted run would have drawn.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import torch
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
-    """A number of 63 bits from a seed and the names of a stream, such as ("augment", epoch, index)."""
+    """Derive a 63-bit seed from a seed and the names of a stream, such as ("augment", epoch, index)."""
     said = "\0".join(map(str, (seed, *names))).encode()
     return int.from_bytes(hashlib.sha256(said).digest()[:8]) >> 1
 
 
 def numpy_rng(seed: int, *names: str | int) -> np.random.Generator:
-    """NumPy's generator for a stream."""
+    """Create NumPy's generator for a stream."""
     return np.random.default_rng(derive_seed(seed, *names))
 
 
 def torch_rng(seed: int, *names: str | int) -> torch.Generator:
-    """Torch's generator for a stream, on the CPU."""
+    """Create torch's generator for a stream, on the CPU."""
     return torch.Generator().manual_seed(derive_seed(seed, *names))

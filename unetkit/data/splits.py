@@ -1,4 +1,4 @@
-"""Training and validation from one heap of files, by seed."""
+"""Split images into training and validation by a seed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _USUAL = 0.2
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """How a heap is split.
+    """How images are split.
 
     Attributes:
-        seed: fixes the order in which groups are set aside.
-        val: the share of files that validates, from 0 to below 1; at least one group does, and one trains. None leaves
-            a folder that has no splits whole, and is the usual share elsewhere.
-        group: a regular expression that each name must match somewhere; names are of one group where its first
-            parenthesis (or, without one, all that it matches) is the same. "" makes each name a group.
+        seed: the seed of the order in which groups are chosen for validation.
+        val_fraction: the share of images for validation, at least 0 and below 1; each split gets at least one group.
+            None leaves a folder without splits undivided, and is the default share for other data sets.
+        group_by: a regular expression that must match each name. Names are in one group if its first group (or, without
+            groups, the whole match) is the same. "" makes each name a group.
     """
 
     seed: int = 0
@@ -32,34 +32,36 @@ class SplitConfig:
 
 
 def split_names(names: Sequence[str], rules: SplitConfig) -> tuple[list[int], list[int]]:
-    """The indices of names that train, and of those that validate, each in order.
+    """Return the indices of the names for training and for validation, each in order.
 
-    A group goes to validation as a whole. Groups are asked in an order of their own (a hash of seed and key), so a
-    name that is added moves at most one other group of single files.
+    Groups are not divided. They are chosen in the order of a hash of seed and key, so that a new name moves at most one
+    other group of a single file.
 
     Raises:
-        OptionError: fewer than two groups, or a name that `group` does not match.
+        OptionError: There are fewer than two groups, or a name does not match `group_by`.
     """
     val = _USUAL if rules.val_fraction is None else rules.val_fraction
     if not 0 <= val < 1:
-        raise OptionError(f"--val-fraction {val:g}: takes a share from 0 to below 1")
+        raise OptionError(f"--val-fraction {val:g}: must be at least 0 and below 1")
     groups: dict[str, list[int]] = defaultdict(list)
     for index, key in enumerate(group_keys(names, rules.group_by)):
         groups[key].append(index)
     if len(groups) < 2:
         what = (
-            f"--group-by {rules.group_by} finds one group only"
+            f"--group-by {rules.group_by} gives only one group"
             if rules.group_by
             else f"there is {len(names)} image only"
         )
-        raise OptionError(f"{what}: none is left to validate on; add images, or give a folder val/")
+        raise OptionError(f"{what}, so none is left for validation; add images, or add a folder val/")
     ordered = sorted(groups, key=lambda key: (derive_seed(rules.seed, "split", key), key))
-    held = sorted(index for key in _held(ordered, groups, round(val * len(names))) for index in groups[key])
+    held = sorted(
+        index for key in _choose_validation(ordered, groups, round(val * len(names))) for index in groups[key]
+    )
     return sorted({*range(len(names))} - {*held}), held
 
 
-def _held(ordered: list[str], groups: dict[str, list[int]], wanted: int) -> list[str]:
-    """The keys that are set aside: each that brings their files nearer to how many are wanted."""
+def _choose_validation(ordered: list[str], groups: dict[str, list[int]], wanted: int) -> list[str]:
+    """Choose the groups for validation: each that brings the number of images closer to the wanted number."""
     held: list[str] = []
     count = 0
     for key in ordered:
@@ -71,17 +73,17 @@ def _held(ordered: list[str], groups: dict[str, list[int]], wanted: int) -> list
 
 
 def group_keys(names: Sequence[str], group: str) -> list[str]:
-    """The group of each name. Raises OptionError where one has none."""
+    """Return the group of each name. Raises OptionError for a name without a group."""
     if not group:
         return list(names)
     try:
         pattern = re.compile(group)
     except re.error as error:
-        raise OptionError(f"--group-by {group}: is no regular expression: {error}") from error
+        raise OptionError(f"--group-by {group}: is not a regular expression: {error}") from error
     found = [pattern.search(name) for name in names]
     lacking = [name for name, match in zip(names, found, strict=True) if match is None]
     if lacking:
-        raise OptionError(f"--group-by {group}: matches nothing in {lacking[0]!r}; every name must be of a group")
+        raise OptionError(f"--group-by {group}: matches nothing in {lacking[0]!r}; every name must match")
     return [_key(match) for match in found if match]
 
 

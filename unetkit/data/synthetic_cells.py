@@ -66,7 +66,7 @@ class CellPlacement(NamedTuple):
 
 def place_cells(rng: np.random.Generator, size: int, radius: float, crowding: float, kinds: int) -> CellPlacement:
     """Cells of the first `kinds` KINDS, in clusters, until they would cover the share `crowding` of the image."""
-    spots = np.array(_spots(rng, size, radius, crowding))
+    spots = np.array(_draw_spots(rng, size, radius, crowding))
     n = len(spots)
     kind = rng.integers(kinds, size=n)
     amplitudes = np.array([(*KINDS[k].waves, 0.0, 0.0)[:4] for k in range(kinds)])[kind]
@@ -88,7 +88,7 @@ _NEAREST = 0.7
 _LARGEST = 1.5
 
 
-def _spots(rng: np.random.Generator, size: int, radius: float, crowding: float) -> list[Spot]:
+def _draw_spots(rng: np.random.Generator, size: int, radius: float, crowding: float) -> list[Spot]:
     """Centres (y, x) and radii: each cell is set beside one before it, or now and then on free ground."""
     wanted = max(3, round(crowding * size * size / (pi * radius * radius)))
     found: list[Spot] = []
@@ -98,18 +98,18 @@ def _spots(rng: np.random.Generator, size: int, radius: float, crowding: float) 
     for chances in rng.random((4 * wanted, 4)).tolist():
         if len(found) == wanted:
             break
-        y, x, r = spot = _tried(chances, found, size, radius)
+        y, x, r = spot = _try_spots(chances, found, size, radius)
         row, column = int(y // side), int(x // side)
         near = (squares.get((row + i, column + j), ()) for i, j in product((-1, 0, 1), repeat=2))
         outside = min(y, x) < -r or max(y, x) > size + r
-        if outside or any(_presses(spot, other) for others in near for other in others):
+        if outside or any(_overlaps(spot, other) for others in near for other in others):
             continue
         found.append(spot)
         squares.setdefault((row, column), []).append(spot)
     return found
 
 
-def _tried(chances: list[float], found: list[Spot], size: int, radius: float) -> Spot:
+def _try_spots(chances: list[float], found: list[Spot], size: int, radius: float) -> Spot:
     """A spot from four numbers between 0 and 1."""
     r = radius * (0.7 + (_LARGEST - 0.7) * chances[0] ** 2)
     if not found or chances[2] >= 0.8:
@@ -119,7 +119,7 @@ def _tried(chances: list[float], found: list[Spot], size: int, radius: float) ->
     return y + far * sin(turn), x + far * cos(turn), r
 
 
-def _presses(one: Spot, other: Spot) -> bool:
+def _overlaps(one: Spot, other: Spot) -> bool:
     return (one[0] - other[0]) ** 2 + (one[1] - other[1]) ** 2 < (_NEAREST * (one[2] + other[2])) ** 2
 
 
@@ -268,10 +268,10 @@ def render_cells(
     down, right = np.gradient(height)
     shade = set_to.relief * (down * np.sin(set_to.light) + right * np.cos(set_to.light))
     halo = set_to.halo * (ndimage.gaussian_filter(inside, 2, truncate=2.5) - inside)
-    return np.asarray(shade + halo + inside * (bright * dome + texture(rng, cells, maps)), np.float32)
+    return np.asarray(shade + halo + inside * (bright * dome + render_texture(rng, cells, maps)), np.float32)
 
 
-def texture(rng: np.random.Generator, cells: CellPlacement, maps: CellRegions) -> Floats:
+def render_texture(rng: np.random.Generator, cells: CellPlacement, maps: CellRegions) -> Floats:
     """What is seen inside the cells (H, W), by their kinds."""
     seen, kind = np.zeros_like(maps.out), np.concatenate([[-1], cells.kind])[maps.owner]
     phase = rng.uniform(0, 2 * np.pi, len(cells.y) + 1).astype(np.float32)[maps.owner]
@@ -357,9 +357,9 @@ def cells(
         if not given[name] >= value:
             raise OptionError(f"cells: {name} must be at least {value:g}; got {given[name]:g}")
     if not 2 <= classes <= len(KINDS) + 1:
-        raise OptionError(f"cells: classes takes 2 to {len(KINDS) + 1}; got {classes}")
+        raise OptionError(f"cells: classes must be 2 to {len(KINDS) + 1}; got {classes}")
     if not 0 < crowding <= 1.5:
-        raise OptionError(f"cells: crowding takes a share above 0, to 1.5; got {crowding:g}")
+        raise OptionError(f"cells: crowding must be above 0 and at most 1.5; got {crowding:g}")
     options = (size, classes, seed, radius, crowding, noise)
     counts = {"train": count, "val": val, **({"test": test} if test else {})}
     splits = {name: CellsDataset(name, number, *options) for name, number in counts.items()}

@@ -1,6 +1,6 @@
-"""torchvision's own segmentation sets, read from where they lie by its own loaders. Nothing is downloaded.
+"""Data sets of torchvision, read by its own loaders. Nothing is downloaded.
 
-C channels, H and W height and width.
+Shapes: C channels, H and W height and width.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from unetkit.data.folder import AUGMENT
-from unetkit.data.io import of_picture, scaled
+from unetkit.data.io import from_pillow, to_float_image
 from unetkit.data.splits import SplitConfig, split_names
 from unetkit.data.types import IGNORE, Dataset, DatasetSplits, Sample, Target, palette
 from unetkit.errors import FileError
@@ -31,43 +31,43 @@ _VOID = 255
 
 @dataclass(frozen=True)
 class TorchvisionDataset:
-    """Some images of one of torchvision's sets.
+    """One split of a torchvision data set.
 
     Attributes:
-        dataset: gives a picture and a mask as Pillow images.
-        names: of its images.
-        kept: the numbers of those in this split.
-        table: the class of each number in a mask file, 256 of them.
+        dataset: returns an image and a mask as Pillow images.
+        names: the names of all its images.
+        indices: the indices of the images in this split.
+        table: the class of each of the 256 numbers in a mask file.
     """
 
     dataset: Any
     names: Sequence[str]
-    kept: Sequence[int]
+    indices: Sequence[int]
     table: np.ndarray
 
     @property
-    def held(self) -> list[str]:
-        """The names of its images."""
-        return [self.names[place] for place in self.kept]
+    def sample_names(self) -> list[str]:
+        """The names of the images in this split."""
+        return [self.names[place] for place in self.indices]
 
     def __len__(self) -> int:
-        return len(self.kept)
+        return len(self.indices)
 
     def __getitem__(self, index: int, /) -> Sample:
-        place = self.kept[index]
+        place = self.indices[index]
         name = self.names[place]
-        with _told(f"{type(self.dataset).__name__} {name}"):
+        with _wrap_torchvision_errors(f"{type(self.dataset).__name__} {name}"):
             image, mask = self.dataset[place]
             classes = self.table[np.asarray(mask)]
-        return Sample(name, scaled(of_picture(image).values), torch.from_numpy(classes))
+        return Sample(name, to_float_image(from_pillow(image).values), torch.from_numpy(classes))
 
 
 def voc(*, root: str, year: Literal[2007, 2008, 2009, 2010, 2011, 2012] = 2012) -> DatasetSplits:
-    """Pascal VOC: 20 classes and a background; borders, 255 in its masks, count nowhere. Its own train and val.
+    """Pascal VOC: 20 classes and background; the borders, 255 in its masks, are ignored. It has splits train and val.
 
     Args:
-        root: the folder that holds VOCdevkit/VOC2012.
-        year: of the challenge.
+        root: folder that contains VOCdevkit/VOC2012.
+        year: year of the challenge.
     """
     from torchvision.datasets import VOCSegmentation
 
@@ -75,18 +75,18 @@ def voc(*, root: str, year: Literal[2007, 2008, 2009, 2010, 2011, 2012] = 2012) 
     table = _table({number: number for number in range(len(_VOC))})
     splits: dict[str, Dataset] = {}
     for name in ("train", "val"):
-        with _told("voc", layout):
+        with _wrap_torchvision_errors("voc", layout):
             dataset = VOCSegmentation(root, year=str(year), image_set=name)
         splits[name] = _all(dataset, [Path(path).stem for path in dataset.images], table)
     return DatasetSplits(f"voc:root={root}", Target("multiclass", _VOC, palette(len(_VOC))), 3, splits, AUGMENT)
 
 
 def pet(rules: SplitConfig, *, root: str, border: Literal["ignore", "pet", "class"] = "ignore") -> DatasetSplits:
-    """Oxford-IIIT Pet: an animal before its background, by its trimaps. trainval is split by seed; test is its own.
+    """Oxford-IIIT Pet: pet and background from its trimaps. trainval is split by seed; test is its own split.
 
     Args:
-        root: the folder that holds oxford-iiit-pet.
-        border: what the trimap's rim between both is: counted nowhere, the animal's, or a third class.
+        root: folder that contains oxford-iiit-pet.
+        border: how the border of the trimap is used: ignored, as part of the pet, or as a third class.
     """
     from torchvision.datasets import OxfordIIITPet
 
@@ -95,7 +95,9 @@ def pet(rules: SplitConfig, *, root: str, border: Literal["ignore", "pet", "clas
     names = ("background", "pet", *(["border"] if border == "class" else []))
     sets = {}
     for name in ("trainval", "test"):
-        with _told("pet", f"{root}/oxford-iiit-pet with images, annotations/trimaps and annotations/{name}.txt"):
+        with _wrap_torchvision_errors(
+            "pet", f"{root}/oxford-iiit-pet with images, annotations/trimaps and annotations/{name}.txt"
+        ):
             dataset = OxfordIIITPet(root, split=name, target_types="segmentation")
         sets[name] = _all(dataset, [Path(path).stem for path in dataset._images], table)
     heap = sets["trainval"]
@@ -107,10 +109,10 @@ def pet(rules: SplitConfig, *, root: str, border: Literal["ignore", "pet", "clas
 
 
 def cityscapes(*, root: str) -> DatasetSplits:
-    """Cityscapes, its fine annotations: the 19 classes that are scored, all else counts nowhere. Its own train and val.
+    """Cityscapes with fine annotations: the 19 evaluated classes; all others are ignored. It has splits train and val.
 
     Args:
-        root: the folder that holds leftImg8bit and gtFine.
+        root: folder that contains leftImg8bit and gtFine.
     """
     from torchvision.datasets import Cityscapes
 
@@ -119,7 +121,7 @@ def cityscapes(*, root: str) -> DatasetSplits:
     table = _table({kind.id: kind.train_id for kind in scored})
     splits: dict[str, Dataset] = {}
     for name in ("train", "val"):
-        with _told("cityscapes", layout):
+        with _wrap_torchvision_errors("cityscapes", layout):
             dataset = Cityscapes(root, split=name, mode="fine", target_type="semantic")
         stems = [Path(path).stem.removesuffix("_leftImg8bit") for path in dataset.images]
         splits[name] = _all(dataset, stems, table)
@@ -129,22 +131,22 @@ def cityscapes(*, root: str) -> DatasetSplits:
 
 def _all(dataset: Any, names: Sequence[str], table: np.ndarray) -> TorchvisionDataset:
     if not len(dataset):
-        raise FileError(f"{dataset.root}: torchvision's {type(dataset).__name__} finds no images there")
+        raise FileError(f"{dataset.root}: torchvision's {type(dataset).__name__} finds no images in it")
     return TorchvisionDataset(dataset, names, range(len(names)), table)
 
 
 def _table(classes: dict[int, int]) -> np.ndarray:
-    """The class of each number; IGNORE of those that are not named."""
+    """Return the class of each number, with IGNORE for numbers without a class."""
     table = np.full(256, IGNORE, np.int64)
     table[[*classes]] = [*classes.values()]
     return table
 
 
 @contextmanager
-def _told(what: str, layout: str = "") -> Iterator[None]:
-    """What torchvision raises within becomes a FileError that says which files are looked for."""
+def _wrap_torchvision_errors(what: str, layout: str = "") -> Iterator[None]:
+    """Convert an exception of torchvision to a FileError that names the expected files."""
     try:
         yield
     except Exception as error:
-        said = f"; it looks for {layout}; what is missing is not downloaded" if layout else ""
+        said = f"; it expects {layout}; nothing is downloaded" if layout else ""
         raise FileError(f"{what}: cannot be read: {one_line(error)}{said}") from error

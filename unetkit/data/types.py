@@ -1,6 +1,6 @@
-"""An image with its mask, and what every set of them promises.
+"""Samples, the meaning of their masks, and the interface of data sets.
 
-C channels, L labels, H and W height and width.
+Shapes: B batch, K outputs of a network, C channels, L labels, H and W height and width.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Target:
     """What the masks of a data set mean.
 
     Attributes:
-        kind: "binary" (a mask (H, W) of 0 and 1), "multiclass" (a mask (H, W) of class indices) or "multilabel" (a
-            mask (L, H, W) of 0 and 1, a plane a label, any number of which may hold at a pixel). Every mask is int64,
-            and may hold IGNORE.
-        names: of the classes, background first, or of the labels, which have no background.
-        colours: red, green and blue of each, 0 to 255.
+        kind: "binary" (a mask (H, W) of 0 and 1), "multiclass" (a mask (H, W) of class indices) or "multilabel" (a mask
+            (L, H, W) of 0 and 1 for each label, any number of which may apply to a pixel). Every mask is int64 and may
+            contain IGNORE.
+        names: the names of the classes, with the background first, or of the labels, which have no background.
+        colours: the red, green and blue of each class, 0 to 255.
     """
 
     kind: Literal["binary", "multiclass", "multilabel"]
@@ -44,14 +44,14 @@ class Target:
 
     @property
     def outputs(self) -> int:
-        """How many channels of logits a network has for it, unless told otherwise: one where there are two classes."""
+        """The default number of output channels of a network: one for two classes."""
         return 1 if self.kind == "binary" else len(self.names)
 
     def activation(self, outputs: int) -> Activation:
-        """What makes probabilities of that many channels of logits.
+        """Return the function that makes probabilities of this number of logit channels.
 
         Raises:
-            OptionError: as many do not fit these masks.
+            OptionError: This number does not fit the masks.
         """
         if self.kind == "multilabel" and outputs == len(self.names):
             return "sigmoid"
@@ -61,20 +61,20 @@ class Target:
             return "softmax"
         fit = "1 (sigmoid) or 2 (softmax)" if self.kind == "binary" else str(len(self.names))
         raise OptionError(
-            f"--classes {outputs}: the masks are {self.kind} ({_listed(self.names)}); leave it out, or give {fit}"
+            f"--classes {outputs}: the masks are {self.kind} ({_list_names(self.names)}); leave it out, or give {fit}"
         )
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Logits (B, K, H, W) -> (B, L, H, W), a plane a class or label; planes of classes sum to 1."""
+        """Convert logits (B, K, H, W) to probabilities (B, L, H, W) by class or label; those of classes sum to 1."""
         if self.activation(logits.shape[1]) == "softmax":
             return logits.softmax(1)
         chances = logits.sigmoid()
         return torch.cat([1 - chances, chances], 1) if self.kind == "binary" else chances
 
     def to_mask(self, probabilities: Tensor) -> Tensor:
-        """Probabilities (B, L, H, W) -> masks: classes (B, H, W), or labels above a half (B, L, H, W).
+        """Convert probabilities (B, L, H, W) to masks: classes (B, H, W), or labels above 0.5 (B, L, H, W).
 
-        A class is the likeliest, of several alike the first.
+        The class with the highest probability is chosen, or the first of several equal ones.
         """
         if self.kind == "multilabel":
             return (probabilities > 0.5).long()
@@ -82,12 +82,12 @@ class Target:
 
 
 def palette(count: int, labels: bool = False) -> tuple[Colour, ...]:
-    """Colours that differ, the first black for the background unless they are for labels (Pascal VOC's palette)."""
+    """Return distinct colors, with black first for the background unless they are for labels (Pascal VOC's palette)."""
     first = 1 if labels else 0
-    return tuple(_voc(index) for index in range(first, first + count))
+    return tuple(_voc_colour(index) for index in range(first, first + count))
 
 
-def _voc(index: int) -> Colour:
+def _voc_colour(index: int) -> Colour:
     red = green = blue = 0
     for bit in range(8):
         for channel in range(3):
@@ -101,18 +101,18 @@ def _voc(index: int) -> Colour:
     return red, green, blue
 
 
-def _listed(names: tuple[str, ...]) -> str:
+def _list_names(names: tuple[str, ...]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 class Sample(NamedTuple):
-    """An image and what is known of it.
+    """An image with its mask.
 
     Attributes:
-        name: of its file without the ending, or what else tells it from the others.
-        image: (C, H, W) float32; of 8-bit files their values / 255, of 16-bit ones / 65535, others as they are.
-        mask: int64, as `Target.kind` says, with IGNORE where nothing counts.
-        instances: (H, W) int64, 0 the background and each object a number of its own; None where unknown.
+        name: the name of its file without the suffix, or another unique name.
+        image: (C, H, W) float32; 8-bit values / 255, 16-bit values / 65535, others unchanged.
+        mask: int64 as described by `Target.kind`, with IGNORE for ignored pixels.
+        instances: (H, W) int64, with 0 for the background and a number for each object; None if unknown.
     """
 
     name: str
@@ -122,7 +122,7 @@ class Sample(NamedTuple):
 
 
 class Dataset(Protocol):
-    """Samples by number, the same each time they are asked for. Raises FileError where a file cannot be read."""
+    """Samples by index, which are the same each time. Raises FileError if a file cannot be read."""
 
     def __len__(self) -> int: ...
 
@@ -130,25 +130,25 @@ class Dataset(Protocol):
 
 
 def fingerprint(images: Dataset) -> str:
-    """What tells these images from others: how many, and a digest of their names where they have names (`held`)."""
-    held = getattr(images, "held", None)
-    names = "" if held is None else hashlib.sha256("\0".join(held).encode()).hexdigest()[:12]
+    """Identify images by their number and, if they have names (`sample_names`), by a digest of the names."""
+    sample_names = getattr(images, "sample_names", None)
+    names = "" if sample_names is None else hashlib.sha256("\0".join(sample_names).encode()).hexdigest()[:12]
     return f"{len(images)} {names}".rstrip()
 
 
 @dataclass(frozen=True)
 class DatasetSplits:
-    """A data set, opened.
+    """An opened data set.
 
     Attributes:
-        said: the text that `--data` takes.
-        target: what its masks mean.
-        channels: of its images.
-        splits: by name; "train" and "val" at least, and "test" where there is one. Disjoint.
-        augment: what `--augment` is unless it is given.
+        source: the text for `--data`.
+        target: what the masks mean.
+        channels: the number of image channels.
+        splits: the splits by name: at least "train" and "val", and possibly "test". They are disjoint.
+        augment: the default of `--augment`.
     """
 
-    said: str
+    source: str
     target: Target
     channels: int
     splits: Mapping[str, Dataset]

@@ -1,4 +1,8 @@
-"""What `unetkit data check` tells: what was understood of a data set, and every problem with its file name."""
+"""The checks of `unetkit data check`: how a data set is interpreted, and every problem with its file name.
+
+Images and masks are read once more, in threads; images that occur in two splits are found by a digest. Shapes: C
+channels, L labels, H and W height and width.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from unetkit.data.datasets import named, open_data
+from unetkit.data.datasets import is_named_dataset, open_data
 from unetkit.data.folder import Entry, FolderDataset, FolderIndex, count_of, index_folder, read_instances
-from unetkit.data.io import in_colours, read_pixels
-from unetkit.data.mask_encoding import MaskEncoding, MaskScan, Progress, codes_in
+from unetkit.data.io import apply_palette, read_pixels
+from unetkit.data.mask_encoding import MaskEncoding, MaskScan, Progress, count_codes
 from unetkit.data.splits import SplitConfig, group_keys
 from unetkit.data.types import IGNORE, Colour, Dataset, DatasetSplits, Sample, Target
 from unetkit.errors import UnetkitError
@@ -24,20 +28,20 @@ from unetkit.errors import UnetkitError
 
 @dataclass
 class ImageReport:
-    """One image with its mask.
+    """The properties and problems of one image with its mask.
 
     Attributes:
-        file: its path, or its name where it has no file of its own.
-        split: that it is in.
-        size: height and width; None where the image cannot be read.
-        channels: of the image.
-        numbers: their type, "uint8".
-        digest: of the image's numbers.
-        counts: pixels of each class or label.
-        counted: pixels that count, of the mask or of each label's.
-        ignored: pixels that do not.
-        objects: instances in it; None where they are not known.
-        problems: what is wrong, with file names.
+        file: the path, or the name of a sample without a file.
+        split: the split of the image.
+        size: the height and width; None if the image cannot be read.
+        channels: the number of channels.
+        numbers: the type of its numbers, such as "uint8".
+        digest: a digest of the image's numbers.
+        counts: the number of pixels of each class or label.
+        counted: the number of pixels that are not ignored, in the mask or in that of each label.
+        ignored: the number of ignored pixels.
+        objects: the number of instances; None if unknown.
+        problems: the problems, with file names.
     """
 
     file: str
@@ -54,59 +58,59 @@ class ImageReport:
 
 
 def report_folder(found: FolderIndex, progress: Progress | None = None) -> list[ImageReport]:
-    """Every image of a folder, read once more, in threads."""
+    """Check every image of a folder in threads."""
     scans = {scan.path: scan for scan in found.scans}
     jobs = [(split, entry, scans, found) for split, entries in found.splits.items() for entry in entries]
     seen: list[ImageReport] = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for one in pool.map(_of_entry, jobs):
+        for one in pool.map(_report_entry, jobs):
             seen.append(one)
             if progress:
                 progress(len(seen), len(jobs))
     return seen
 
 
-def _of_entry(job: tuple[str, Entry, dict[Path, MaskScan], FolderIndex]) -> ImageReport:
+def _report_entry(job: tuple[str, Entry, dict[Path, MaskScan], FolderIndex]) -> ImageReport:
     split, entry, scans, found = job
     seen = ImageReport(str(entry.image), split)
     try:
-        _look(seen, in_colours(read_pixels(entry.image)))
+        _check_image(seen, apply_palette(read_pixels(entry.image)))
     except UnetkitError as error:
         seen.problems.append(str(error))
     own = [scans.get(path) for path in entry.masks]
-    _compare(seen, [scan for scan in own if scan])
-    if found.meaning and all(own):
-        yes = found.meaning.codes
-        counts = [codes_in(scan, found.meaning.by_colour) for scan in own if scan]
-        labels = found.meaning.target.kind == "multilabel"
+    _compare_sizes(seen, [scan for scan in own if scan])
+    if found.encoding and all(own):
+        yes = found.encoding.codes
+        counts = [count_codes(scan, found.encoding.by_colour) for scan in own if scan]
+        labels = found.encoding.target.kind == "multilabel"
         seen.counts = (
             [count.get(yes[-1], 0) for count in counts] if labels else [counts[0].get(code, 0) for code in yes]
         )
-        seen.ignored = sum(count.get(code, 0) for count in counts for code in found.meaning.ignored)
+        seen.ignored = sum(count.get(code, 0) for count in counts for code in found.encoding.ignored)
         seen.counted = sum(counts[0].values()) - seen.ignored // len(counts)
     if entry.instances:
-        _count(seen, entry.instances)
+        _count_classes(seen, entry.instances)
     return seen
 
 
-def _look(seen: ImageReport, values: np.ndarray) -> None:
+def _check_image(seen: ImageReport, values: np.ndarray) -> None:
     seen.size, seen.channels = (values.shape[0], values.shape[1]), values.shape[2] if values.ndim == 3 else 1
     seen.numbers = str(values.dtype)
     digest = hashlib.sha256(repr(values.shape).encode())
     digest.update(np.ascontiguousarray(values).data)
     seen.digest = digest.hexdigest()
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        seen.problems.append(f"{seen.file}: holds NaN or infinity; training on it would end in NaN")
+        seen.problems.append(f"{seen.file}: contains NaN or infinity, which would make the loss NaN")
 
 
-def _compare(seen: ImageReport, scans: Sequence[MaskScan]) -> None:
+def _compare_sizes(seen: ImageReport, scans: Sequence[MaskScan]) -> None:
     for scan in scans:
         if seen.size and scan.size != seen.size:
             sizes = f"{scan.size[0]}x{scan.size[1]}, but its image {seen.file} is {seen.size[0]}x{seen.size[1]}"
             seen.problems.append(f"{scan.path}: is {sizes}")
 
 
-def _count(seen: ImageReport, path: Path) -> None:
+def _count_classes(seen: ImageReport, path: Path) -> None:
     try:
         labels = read_instances(path)
     except UnetkitError as error:
@@ -118,19 +122,19 @@ def _count(seen: ImageReport, path: Path) -> None:
 
 
 def report_dataset(data: DatasetSplits, progress: Progress | None = None) -> Iterator[ImageReport]:
-    """Every sample of a set that has no folder of its own."""
+    """Check every sample of a data set that is not a folder."""
     total, done = sum(map(len, data.splits.values())), 0
     for split, images in data.splits.items():
         for index in range(len(images)):
-            yield _of_sample(images[index], split, data.target)
+            yield _report_sample(images[index], split, data.target)
             done += 1
             if progress:
                 progress(done, total)
 
 
-def _of_sample(sample: Sample, split: str, target: Target) -> ImageReport:
+def _report_sample(sample: Sample, split: str, target: Target) -> ImageReport:
     seen = ImageReport(sample.name, split)
-    _look(seen, np.moveaxis(sample.image.numpy(), 0, -1))
+    _check_image(seen, np.moveaxis(sample.image.numpy(), 0, -1))
     mask = sample.mask.numpy()
     planes = mask if target.kind == "multilabel" else [mask == index for index in range(len(target.names))]
     seen.counts = [int((plane == 1).sum()) for plane in planes]
@@ -145,17 +149,20 @@ def _objects(labels: np.ndarray) -> int:
 
 
 def duplicates(seen: Sequence[ImageReport]) -> list[str]:
-    """Images that stand in two splits."""
+    """Report images that occur in two splits."""
     alike: dict[str, dict[str, str]] = defaultdict(dict)
     for one in seen:
         if one.digest:
             alike[one.digest].setdefault(one.split, one.file)
     leaks = [[*files.values()] for files in alike.values() if len(files) > 1]
-    return [f"{second}: is the same image as {first}, in another split: a leak" for first, second, *_ in leaks]
+    return [
+        f"{second}: is the same image as {first}, in another split, which makes scores too high"
+        for first, second, *_ in leaks
+    ]
 
 
 def groups_in_several_splits(found: FolderIndex, rules: SplitConfig) -> list[str]:
-    """Groups that the folders' own splits tear apart."""
+    """Report groups that are divided by the folders of splits."""
     if not rules.group_by:
         return []
     sides: dict[str, set[str]] = defaultdict(set)
@@ -166,7 +173,10 @@ def groups_in_several_splits(found: FolderIndex, rules: SplitConfig) -> list[str
     except UnetkitError as error:
         return [str(error)] if str(error) not in found.problems else []
     torn = {key: splits for key, splits in sides.items() if len(splits) > 1}
-    return [f"group {key!r}: is in {' and '.join(sorted(splits))}: a leak" for key, splits in torn.items()]
+    return [
+        f"group {key!r}: is in {' and '.join(sorted(splits))}, which makes scores too high"
+        for key, splits in torn.items()
+    ]
 
 
 #: What the types of an image's numbers are called.
@@ -175,7 +185,7 @@ _DEPTHS = {"bool": "1 bit", "uint8": "8 bit", "uint16": "16 bit"}
 
 @dataclass(frozen=True)
 class ClassReport:
-    """A class or label: the share of the pixels that count which it has, and in how many images it occurs."""
+    """A class or label with its share of the pixels that are not ignored, and the number of images that have it."""
 
     name: str
     colour: Colour
@@ -185,7 +195,7 @@ class ClassReport:
 
 @dataclass
 class DatasetReport:
-    """What was understood, and what is wrong; `notes` are worth knowing and no mistakes."""
+    """The interpretation of a data set, and its problems; `notes` are worth knowing but are not problems."""
 
     said: str
     kind: str = ""
@@ -202,20 +212,20 @@ class DatasetReport:
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """Return the report as JSON can hold it."""
         return asdict(self)
 
 
 def validate_folder(
     text: str, rules: SplitConfig, ignore: int | None = None, progress: Progress | None = None
 ) -> tuple[DatasetReport, list[Dataset], Target | None]:
-    """A report on a folder or a named set, and what of it can be looked at.
+    """Check a folder or a named data set; return the report, the splits to draw samples of, and what the masks mean.
 
     Raises:
-        UnetkitError: there is nothing to understand.
+        UnetkitError: The data cannot be interpreted.
     """
     report = DatasetReport(text)
-    if named(text):
+    if is_named_dataset(text):
         data = open_data(
             text, seed=rules.seed, val_fraction=rules.val_fraction, group_by=rules.group_by, ignore_index=ignore
         )
@@ -224,7 +234,7 @@ def validate_folder(
     found = index_folder(Path(text), rules, ignore, None, progress)
     report.problems, report.notes = found.problems, found.layout.notes
     seen = report_folder(found, progress)
-    target = found.meaning.target if found.meaning else None
+    target = found.encoding.target if found.encoding else None
     _fill(report, seen, target)
     report.class_encoding = _class_encoding(found)
     report.files = dict(Counter(Path(one.file).suffix.lower().removeprefix(".") for one in seen))
@@ -234,22 +244,22 @@ def validate_folder(
 
 def _images(found: FolderIndex, report: DatasetReport) -> list[Dataset]:
     channels = int(next(iter(report.channels), "1"))
-    return [FolderDataset(entries, found.meaning, channels) for entries in found.splits.values() if found.meaning]
+    return [FolderDataset(entries, found.encoding, channels) for entries in found.splits.values() if found.encoding]
 
 
 def _class_encoding(found: FolderIndex) -> str:
-    if found.meaning is None:
+    if found.encoding is None:
         return ""
-    if found.meaning.target.kind == "multilabel":
+    if found.encoding.target.kind == "multilabel":
         return "a folder a label"
-    return "colours" if found.meaning.by_colour else f"numbers {_numbers(found.meaning)}"
+    return "colours" if found.encoding.by_colour else f"numbers {_numbers(found.encoding)}"
 
 
 def _numbers(meaning: MaskEncoding) -> str:
     codes = meaning.codes
     said = f"{codes[0]} to {codes[-1]}" if len(codes) > 2 else " and ".join(map(str, codes))
     ignored = ", ".join(map(str, meaning.ignored))
-    return f"{said}; {ignored} counts nowhere" if ignored else said
+    return f"{said}; {ignored} is ignored" if ignored else said
 
 
 def _fill(report: DatasetReport, seen: Sequence[ImageReport], target: Target | None) -> None:
@@ -283,11 +293,11 @@ def _classes(report: DatasetReport, seen: Sequence[ImageReport], target: Target)
     if empty:
         what = "no label" if first == 0 else f"nothing but {target.names[0]}"
         report.notes.append(f"{count_of(len(empty), 'mask')} of {len(seen)} with {what}, the first that of {empty[0]}")
-    report.notes += [f"class {one.name} occurs nowhere" for one in report.classes if not one.images]
+    report.notes += [f"class {one.name} never occurs" for one in report.classes if not one.images]
 
 
 def pick_samples(splits: Sequence[Dataset], most: int) -> list[Sample]:
-    """Up to so many samples that can be read, from all splits, evenly."""
+    """Return up to `most` readable samples, evenly spaced over all splits."""
     places = [(images, index) for images in splits for index in range(len(images))]
     kept: list[Sample] = []
     step = max(1.0, len(places) / most)

@@ -1,6 +1,6 @@
-"""Pictures that people look at: masks as files with a palette, and masks laid over their images.
+"""Pictures for people: masks as files with a palette, overlays of masks on images, and contact sheets of samples.
 
-C channels, L labels, H and W height and width.
+Shapes: C channels, L labels, H and W height and width.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ VOID, VOID_COLOUR = 255, (224, 224, 192)
 
 
 def to_rgb(image: Tensor) -> np.ndarray:
-    """An image (C, H, W) as (H, W, 3) of 8 bit, black at its 1st percentile and white at its 99th.
+    """Convert an image (C, H, W) to 8-bit RGB (H, W, 3), with black at its 1st percentile and white at its 99th.
 
-    Grey from its one channel, the first of two, and else the first three.
+    The result is grey from one channel or the first of two, otherwise it has the first three channels.
     """
     shown = image[:3] if image.shape[0] >= 3 else image[:1].expand(3, -1, -1)
     values = np.moveaxis(shown.detach().cpu().float().numpy(), 0, -1)
@@ -36,9 +36,9 @@ def to_rgb(image: Tensor) -> np.ndarray:
 
 
 def overlay(image: Tensor, mask: Tensor, target: Target, strength: float = 0.5) -> Image.Image:
-    """An image (C, H, W) under the colours of its mask (H, W) or (L, H, W), as RGB of H and W.
+    """Draw a mask (H, W) or (L, H, W) over an image (C, H, W) as RGB (H, W, 3).
 
-    The background stays as it is, and so does what is IGNORE. Where labels overlap their colours are mixed.
+    Background and IGNORE show the image. The colors of overlapping labels are mixed.
     """
     picture = to_rgb(image).astype(np.float32)
     planes = mask.detach().cpu().numpy()
@@ -53,15 +53,15 @@ def overlay(image: Tensor, mask: Tensor, target: Target, strength: float = 0.5) 
     return Image.fromarray(picture.round().astype(np.uint8))
 
 
-def lettering(size: int) -> ImageFont.FreeTypeFont:
-    """A font that has Latin, Greek and Cyrillic letters, of so many pixels."""
+def load_font(size: int) -> ImageFont.FreeTypeFont:
+    """Load a font with Latin, Greek and Cyrillic letters in a size in pixels."""
     from matplotlib import get_data_path
 
     return ImageFont.truetype(str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
 
 
 def palette_bytes(target: Target) -> bytes:
-    """The 768 bytes of a PNG's palette: the classes' colours, and that of VOID at its place."""
+    """Return the 768 bytes of a PNG palette: the colors of the classes, and that of VOID at its index."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(target.colours)] = target.colours
     table[VOID] = VOID_COLOUR
@@ -69,13 +69,13 @@ def palette_bytes(target: Target) -> bytes:
 
 
 def write_mask(path: str | Path, mask: Tensor, target: Target) -> list[Path]:
-    """Write a mask (H, W) as a PNG with the colours of its classes as palette, IGNORE as VOID; returns its path.
+    """Write a mask (H, W) as a PNG whose palette has the colors of the classes, with VOID for IGNORE; return its path.
 
-    A multi-label mask (L, H, W) becomes one PNG a label, of 0 and 255, at NAME-LABEL.png beside `path`.
+    A multi-label mask (L, H, W) is written as a PNG of 0 and 255 for each label, NAME-LABEL.png next to `path`.
 
     Raises:
-        FileError: it cannot be written.
-        OptionError: more than 255 classes, which no palette holds.
+        FileError: The file cannot be written.
+        OptionError: There are more than 255 classes, which no palette can hold.
     """
     path, values = Path(path), mask.detach().cpu().numpy()
     if values.ndim == 3:
@@ -84,7 +84,7 @@ def write_mask(path: str | Path, mask: Tensor, target: Target) -> list[Path]:
             _save(Image.fromarray((plane == 1).astype(np.uint8) * 255), where)
         return paths
     if len(target.names) > VOID:
-        raise OptionError(f"{path}: {len(target.names)} classes do not fit the palette of a PNG, which holds {VOID}")
+        raise OptionError(f"{path}: {len(target.names)} classes do not fit into the palette of a PNG, which has {VOID}")
     picture = Image.fromarray(np.where(values == IGNORE, VOID, values).astype(np.uint8))
     picture.putpalette(palette_bytes(target))
     _save(picture, path)
@@ -92,7 +92,7 @@ def write_mask(path: str | Path, mask: Tensor, target: Target) -> list[Path]:
 
 
 def label_paths(path: Path, target: Target) -> list[Path]:
-    """Where `write_mask` puts each label: its name, with what a file name should not hold replaced by `_`."""
+    """Return the path that `write_mask` uses for each label; characters that are unsafe in file names become `_`."""
     plain = [re.sub(r"[^\w.-]+", "_", name) for name in target.names]
     return [path.with_name(f"{path.stem}-{name}.png") for name in plain]
 
@@ -112,9 +112,9 @@ _ACROSS = 2
 
 
 def contact_sheet(samples: Sequence[Sample], target: Target) -> Image.Image:
-    """Samples two a row, image and overlay side by side with the name above, and the legend below."""
-    font = lettering(13)
-    pairs = [_pair(sample, target, font) for sample in samples]
+    """Draw samples, two in a row: image and overlay side by side with the name above, and the legend below."""
+    font = load_font(13)
+    pairs = [_draw_sample(sample, target, font) for sample in samples]
     rows = [pairs[start : start + _ACROSS] for start in range(0, len(pairs), _ACROSS)]
     width = _ACROSS * (2 * _SIDE + 3 * _GAP) + _GAP
     legend = _legend(target, width - 2 * _GAP, font)
@@ -132,28 +132,28 @@ def contact_sheet(samples: Sequence[Sample], target: Target) -> Image.Image:
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def _pair(sample: Sample, target: Target, font: Font) -> Image.Image:
-    """A sample's name, and under it the image and its overlay."""
+def _draw_sample(sample: Sample, target: Target, font: Font) -> Image.Image:
+    """Draw the name of a sample above its image and its overlay."""
     step = max(1, max(sample.image.shape[1:]) // (2 * _SIDE))  # a large image takes long to draw, to be made small
     image, mask = sample.image[:, ::step, ::step], sample.mask[..., ::step, ::step]
-    plain = _small(Image.fromarray(to_rgb(image)))
-    laid = _small(overlay(image, mask, target))
+    plain = _fit_to_cell(Image.fromarray(to_rgb(image)))
+    laid = _fit_to_cell(overlay(image, mask, target))
     pair = Image.new("RGB", (2 * _SIDE + _GAP, _LINE + plain.height), _PAPER)
-    ImageDraw.Draw(pair).text((0, 0), _fitting(sample.name, pair.width, font), _INK, font)
+    ImageDraw.Draw(pair).text((0, 0), _truncate(sample.name, pair.width, font), _INK, font)
     pair.paste(plain, (0, _LINE))
     pair.paste(laid, (plain.width + _GAP, _LINE))
     return pair
 
 
-def _small(picture: Image.Image) -> Image.Image:
-    """At most as large as its place; what is much smaller is enlarged without smoothing."""
+def _fit_to_cell(picture: Image.Image) -> Image.Image:
+    """Scale a picture down to its cell; much smaller pictures are enlarged without smoothing."""
     scale = _SIDE / max(picture.size)
     width, height = (max(1, round(side * scale)) for side in picture.size)
     return picture.resize((width, height), Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX)
 
 
 def _legend(target: Target, width: int, font: Font) -> Image.Image:
-    """A square of its colour before each name, in lines of a width."""
+    """Draw a colored square before each name, in lines of a given width."""
     places, left, top = [], 0, 0
     for name in target.names:
         wide = int(font.getlength(name)) + _LINE + 2 * _GAP
@@ -169,8 +169,8 @@ def _legend(target: Target, width: int, font: Font) -> Image.Image:
     return legend
 
 
-def _fitting(name: str, width: int, font: Font) -> str:
-    """The end of a name, as much as there is room for."""
+def _truncate(name: str, width: int, font: Font) -> str:
+    """Return the end of a name, as much of it as fits."""
     cut = name
     while font.getlength(cut) > width:
         cut = f"…{cut[2:]}"

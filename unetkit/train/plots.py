@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from unetkit.data.types import Target
-from unetkit.data.visualize import lettering, overlay, to_rgb
+from unetkit.data.visualize import load_font, overlay, to_rgb
 from unetkit.errors import FileError
 from unetkit.train.trainer import Preview
 from unetkit.utils.files import atomic_write
@@ -62,7 +62,7 @@ def draw_samples(shown: list[Preview], target: Target, path: Path) -> None:
     """Draw images, their true masks and the predicted ones side by side as PNG; large images are scaled down."""
     width, height = 3 * _SIDE + 4 * _GAP, _HEAD + len(shown) * (_SIDE + _GAP)
     sheet = Image.new("RGB", (width, height), "white")
-    pen, font = ImageDraw.Draw(sheet), lettering(12)
+    pen, font = ImageDraw.Draw(sheet), load_font(12)
     for column, title in enumerate(("image", "truth", "prediction")):
         pen.text((_GAP + column * (_SIDE + _GAP), 3), title, "black", font)
     for row, one in enumerate(shown):

@@ -13,7 +13,7 @@ import numpy as np
 
 from unetkit.builder import build_plan
 from unetkit.data.augment import make_augment
-from unetkit.data.datasets import absolute, open_data
+from unetkit.data.datasets import open_data, with_absolute_path
 from unetkit.data.types import Dataset, DatasetSplits, fingerprint
 from unetkit.errors import FileError, OptionError
 from unetkit.network import Network
@@ -73,7 +73,8 @@ def fill_defaults(config: TrainConfig, plan: Plan, data: DatasetSplits) -> Train
     if crop is None:
         height, width = size_of(data.splits["train"][0].image)
         crop = min(height, _CROP), min(width, _CROP)
-    optimizer, augment = OPTIMIZERS.canonical_text(config.optimizer), make_augment(config.augment or data.augment, crop).text
+    optimizer = OPTIMIZERS.canonical_text(config.optimizer)
+    augment = make_augment(config.augment or data.augment, crop).text
     return replace(config, loss=loss, crop=crop, augment=augment, optimizer=optimizer)
 
 
@@ -169,7 +170,7 @@ def run(
         raise OptionError(
             f"--out {folder} already contains a run; continue it with --resume {folder}, or give a new folder"
         )
-    name = absolute(data) if isinstance(data, str) else data.source
+    name = with_absolute_path(data) if isinstance(data, str) else data.source
     asked = TrainConfig(**{**config, "data": name, "seed": plan.seed or 0})
     check_device(asked.device)
     if asked.tensorboard and not find_spec("tensorboard"):
@@ -214,7 +215,7 @@ def resume(
     told = watch or TrainCallback()
     with init_processes(device) as world:
         if isinstance(data, str):
-            begun = replace(begun, config=replace(begun.config, data=absolute(data)))
+            begun = replace(begun, config=replace(begun.config, data=with_absolute_path(data)))
         found = data if isinstance(data, DatasetSplits) else open_splits(begun.config, told.on_scan)
         if (found.target, check_fingerprints(found)) != (begun.target, begun.splits):
             raise OptionError(f"{found.source} has changed since {folder} began (classes or images); start a new run")
