@@ -88,9 +88,9 @@ def broken(folder: Path, **config: Any) -> Path:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"activation": "sigmoid"}, "its model has activation=sigmoid, and a network of ours gives logits alone"),
+        ({"activation": "sigmoid"}, "its model has activation=sigmoid, but a network of unetkit gives logits alone"),
         ({"aux_params": {"classes": 2}}, "its model has aux_params={'classes': 2}"),
-        ({"decoder_use_norm": {"type": "layernorm"}}, "no line can say its decoder_use_norm={'type': 'layernorm'}"),
+        ({"decoder_use_norm": {"type": "layernorm"}}, "no plan can have decoder_use_norm={'type': 'layernorm'}"),
         ({"_model_class": "Xnet"}, "names no architecture of smp"),
         ({"classes": 7}, "does not fit what its config.json builds here"),
         ({"encoder_name": "resnet19"}, "no encoder is called 'resnet19'"),

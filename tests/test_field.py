@@ -94,7 +94,7 @@ def test_global_pooling_makes_it_the_whole_image() -> None:
     model = unetkit.build("plain:widths=[4,8]", block=Squeeze, device="meta")
     field = unetkit.trace(model, 32).receptive_field
     assert field.size is None
-    assert str(field) == "the whole image (by a global pooling or norm)"
+    assert str(field) == "the whole image (because of a global pooling or norm)"
 
 
 def test_rectangles_and_single_layers() -> None:
@@ -113,21 +113,21 @@ def test_rectangles_and_single_layers() -> None:
 
 
 UNKNOWN_OR_WHOLE = [
-    (lambda x: x * x.norm(dim=(-2, -1), keepdim=True), "the whole image (by a global pooling or norm)"),
-    (lambda x: x * x.var(dim=(2, 3), keepdim=True), "the whole image (by a global pooling or norm)"),
-    (lambda x: x * x.amax(dim=(2, 3), keepdim=True), "the whole image (by a global pooling or norm)"),
-    (lambda x: x.softmax(dim=2), "the whole image (by a global pooling or norm)"),
-    (lambda x: x * F.adaptive_avg_pool2d(x, 1), "the whole image (by a global pooling or norm)"),
-    (lambda x: x.flatten(2), "the whole image (by a reshape of the map, as attention makes)"),
-    (lambda x: x.transpose(2, 3), "the whole image (by a reshape of the map, as attention makes)"),
-    (lambda x: x.view(1, 2, 1, 16, 16).softmax(dim=3), "the whole image (by a global pooling or norm)"),
+    (lambda x: x * x.norm(dim=(-2, -1), keepdim=True), "the whole image (because of a global pooling or norm)"),
+    (lambda x: x * x.var(dim=(2, 3), keepdim=True), "the whole image (because of a global pooling or norm)"),
+    (lambda x: x * x.amax(dim=(2, 3), keepdim=True), "the whole image (because of a global pooling or norm)"),
+    (lambda x: x.softmax(dim=2), "the whole image (because of a global pooling or norm)"),
+    (lambda x: x * F.adaptive_avg_pool2d(x, 1), "the whole image (because of a global pooling or norm)"),
+    (lambda x: x.flatten(2), "the whole image (because of a reshape of the map, as in attention)"),
+    (lambda x: x.transpose(2, 3), "the whole image (because of a reshape of the map, as in attention)"),
+    (lambda x: x.view(1, 2, 1, 16, 16).softmax(dim=3), "the whole image (because of a global pooling or norm)"),
     (
         lambda x: x.view(1, 2, 1, 16, 16).transpose(2, 3),
-        "the whole image (by a reshape of the map, as attention makes)",
+        "the whole image (because of a reshape of the map, as in attention)",
     ),
-    (lambda x: x.cumsum(dim=2), "unknown (for the operation Cumsum)"),
-    (lambda x: x.flip(2), "unknown (for the operation Flip)"),
-    (lambda x: torch.cat(x.chunk(2, dim=2)[::-1], dim=2), "unknown (for a cat of rows or columns)"),
+    (lambda x: x.cumsum(dim=2), "unknown (because of the operation Cumsum)"),
+    (lambda x: x.flip(2), "unknown (because of the operation Flip)"),
+    (lambda x: torch.cat(x.chunk(2, dim=2)[::-1], dim=2), "unknown (because of a cat of rows or columns)"),
 ]
 
 

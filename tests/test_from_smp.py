@@ -217,18 +217,18 @@ def test_all_that_cannot_be_carried_is_named_at_once() -> None:
         )
     )
     assert message == (
-        "this smp.Unet cannot be carried over; we have no word for decoder_attention_type=scse; "
+        "this smp.Unet cannot be converted: unetkit does not support decoder_attention_type=scse; "
         "decoder_use_norm=layernorm; decoder_interpolation=bicubic; "
-        "output_stride=16, which gives it several maps of one stride; activation=sigmoid; "
-        "aux_params, the classification head"
+        "output_stride=16, which gives several feature maps of one stride; activation=sigmoid; "
+        "aux_params (a classification head)"
     )
 
 
 @pytest.mark.parametrize(
     ("name", "words", "why"),
     [
-        ("vgg11", {}, "the centre block of a vgg encoder"),
-        ("tu-vgg11", {}, "an encoder's map of the input's size that is not joined"),
+        ("vgg11", {}, "the center block of a vgg encoder"),
+        ("tu-vgg11", {}, "an encoder's full-resolution map that is not a skip"),
         ("resnet18", {"activation": nn.Sigmoid}, "activation=a callable"),
         (
             "resnet18",
@@ -239,23 +239,23 @@ def test_all_that_cannot_be_carried_is_named_at_once() -> None:
 )
 def test_one_thing_that_cannot_be_carried(name: str, words: dict[str, Any], why: str) -> None:
     message = refusal(trained(name, **words))
-    assert message.startswith(f"this smp.Unet cannot be carried over; we have no word for {why}")
+    assert message.startswith(f"this smp.Unet cannot be converted: unetkit does not support {why}")
 
 
 def test_a_change_after_building_is_found() -> None:
     theirs = trained()
     theirs.decoder.blocks[1].conv1[2] = nn.SiLU()
-    assert refusal(theirs).endswith("we have no word for decoder, which was changed after it was built")
+    assert refusal(theirs).endswith("cannot be converted: its decoder was changed after the model was built")
     theirs = trained()
     theirs.segmentation_head[0] = nn.Conv2d(16, 2, 1)
-    assert refusal(theirs).endswith("we have no word for segmentation_head, which was changed after it was built")
+    assert refusal(theirs).endswith("its segmentation_head was changed after the model was built")
 
 
 def test_a_change_that_no_layer_shows_is_found_by_running_it() -> None:
     theirs = trained()
     theirs.encoder.layer1.register_forward_hook(lambda _, __, out: 2 * out)
     message = refusal(theirs)
-    assert "this smp.Unet cannot be carried over: --encoder " in message
+    assert "this smp.Unet cannot be converted: --encoder " in message
     assert " gives outputs that differ from those of the smp.Unet by " in message
 
 
@@ -278,10 +278,10 @@ def test_only_a_unet_of_smp() -> None:
 
     linknet = smp.Linknet("resnet18", encoder_weights=None)
     for model, name in ((linknet, "Linknet"), (Mine("resnet18", encoder_weights=None), "Mine")):
-        assert refusal(model) == f"a {name} is no smp.Unet; unetkit.from_smp takes what smp.Unet(...) gives"
+        assert refusal(model) == f"a {name} is not an smp.Unet; unetkit.from_smp takes what smp.Unet(...) returns"
 
 
 def test_a_model_without_weights() -> None:
     with torch.device("meta"):
         theirs = smp.Unet("resnet18", encoder_weights=None)
-    assert refusal(theirs) == "this smp.Unet is on the meta device and has no weights; build it on the cpu or a gpu"
+    assert refusal(theirs) == "this smp.Unet is on the meta device and has no weights; build it on the CPU or a GPU"

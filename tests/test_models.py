@@ -116,7 +116,7 @@ def test_a_line_is_read_and_written_back(line: str, said: str) -> None:
     model = unetkit.build(Plan.parse(line), parts=PARTS, device="meta")
     assert str(model.plan) == said
     again = unetkit.build(Plan.parse(said), parts=PARTS, device="meta")
-    assert (again.plan, again.layout) == (model.plan, model.layout)
+    assert (again.plan, again.built_shapes) == (model.plan, model.built_shapes)
 
 
 def test_encoders_of_smp_itself_are_told_from_timms() -> None:
@@ -135,7 +135,7 @@ def test_what_smp_makes_of_values_is_built_on_meta_too() -> None:
 @pytest.mark.parametrize(
     ("line", "error", "message"),
     [
-        ("--model smp/unet --fuse add", BuildError, "--fuse says a part of a U-Net, but --model smp/unet is whole"),
+        ("--model smp/unet --fuse add", BuildError, "--fuse describes a part of a U-Net, but --model smp/unet is whole"),
         ("--model smp/unet --decode-to 2", BuildError, "--decode-to says a part of a U-Net"),
         ("--model smp/unett", UnknownNameError, "no model is called 'smp/unett'; did you mean smp/unet"),
         ("--model smp/unet:decoder_chanels=[1]", OptionError, "did you mean decoder_channels"),
@@ -163,17 +163,17 @@ def test_what_does_not_go_is_refused_before_torch_is_needed(line: str, error: ty
             "built with encoder tu-resnet34 and its options (ValueError: Model depth is 4",
         ),
         ("--model smp/dpt --encoder smp/resnet18", "smp/dpt cannot be built with encoder resnet18"),
-        ("--model smp/fpn:upsampling=2", "gives 128x128 for 256x256; logits have the size of the input"),
-        ("--model smp/fpn:upsampling=8", "gives 512x512 for 256x256; logits have the size of the input"),
+        ("--model smp/fpn:upsampling=2", "gives logits of 128x128 for an input of 256x256; they must have the size of the input"),
+        ("--model smp/fpn:upsampling=8", "gives logits of 512x512 for an input of 256x256; they must have the size of the input"),
         ("--model smp/unet --encoder resnet18:drop_rate=0.1", "changes nothing in its feature maps"),
-        ("--model smp/unet --encoder resnet18:num_classes=5", "--classes says it"),
+        ("--model smp/unet --encoder resnet18:num_classes=5", "--classes sets it"),
         ("--model smp/deeplabv3 --encoder resnet18:output_stride=8", "smp/deeplabv3:encoder_output_stride=..."),
         (
             "--model smp/unet --recipe unet-2015",
             "--recipe unet-2015 is a U-Net of parts",
         ),
         ("--model smp/unet:decoder_interpolation=bogus", "NotImplementedError"),
-        ("--model smp/unet --pretrained weights.safetensors", "takes no file"),
+        ("--model smp/unet --pretrained weights.safetensors", "takes no weights file"),
     ],
 )
 def test_what_cannot_be_built_is_refused_in_one_line(line: str, message: str) -> None:
@@ -209,7 +209,7 @@ def test_a_model_that_gives_no_tensor_is_refused() -> None:
         def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
             return [self.conv(x)]
 
-    with pytest.raises(UnetkitError, match="gives a list; promised is one tensor, the logits"):
+    with pytest.raises(UnetkitError, match="gives a list; expected is one tensor of logits"):
         unetkit.build(model=Several, parts=PARTS)
 
 

@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from unetkit import build
 from unetkit.errors import OptionError
 from unetkit.parts.aligns import Crop, Pad, Resize
-from unetkit.parts.blocks import Basic, Bottleneck, Double, PreActivation
+from unetkit.parts.blocks import BasicBlock, Bottleneck, DoubleConv, PreActBlock
 from unetkit.parts.conv_unit import ConvUnit, make_act, make_norm
-from unetkit.parts.encoders.plain import Plain
+from unetkit.parts.encoders.plain import PlainEncoder
 from unetkit.parts.fusions import Add, Concat, Max, Mean
-from unetkit.parts.heads import Conv, ConvActNorm
+from unetkit.parts.heads import ConvActNormHead, ConvHead
 
 ORDERS = ("conv-norm-act", "conv-act-norm", "norm-act-conv")
 NORMS = ("batch", "group", "instance", "layer", "none")
-BLOCKS: tuple[Callable[..., Any], ...] = (Double, Basic, Bottleneck, PreActivation)
+BLOCKS: tuple[Callable[..., Any], ...] = (DoubleConv, BasicBlock, Bottleneck, PreActBlock)
 #: Pixels that a block without padding takes off height and width.
-TAKES = {Double: 4, Basic: 4, Bottleneck: 2, PreActivation: 4}
+TAKES = {DoubleConv: 4, BasicBlock: 4, Bottleneck: 2, PreActBlock: 4}
 
 
 def make(block: Callable[..., Any], i: int = 4, o: int = 8, **options: Any) -> nn.Module:
@@ -39,7 +39,7 @@ def count(module: nn.Module) -> int:
 
 
 def units_of(block: nn.Module) -> list[nn.Module]:
-    path = block.get_submodule("units") if isinstance(block, Basic) else block
+    path = block.get_submodule("units") if isinstance(block, BasicBlock) else block
     return list(path.children())
 
 
@@ -66,10 +66,10 @@ def test_layers_stand_in_the_promised_order(block: Callable[..., Any], order: st
     promised = [name for name in order.split("-") if name != "norm" or norm != "none"]
     units = [[name for name, _ in unit.named_children()] for unit in units_of(module)]
     last = promised
-    if block is not Double and order == "conv-norm-act":  # the last activation comes after the sum
+    if block is not DoubleConv and order == "conv-norm-act":  # the last activation comes after the sum
         last = promised[:-1]
         assert isinstance(module.get_submodule("act"), nn.ReLU)
-    elif block is not Double:
+    elif block is not DoubleConv:
         assert isinstance(module.get_submodule("act"), nn.Identity)
     assert units == [promised] * (len(units) - 1) + [last]
     assert len(units) == (3 if block is Bottleneck else 2)
@@ -78,20 +78,20 @@ def test_layers_stand_in_the_promised_order(block: Callable[..., Any], order: st
 @pytest.mark.parametrize(
     ("block", "channels", "options", "expected"),
     [
-        (Double, (3, 8), {}, 3 * 8 * 9 + 16 + 8 * 8 * 9 + 16),
-        (Double, (3, 8), {"bias": True}, 3 * 8 * 9 + 8 + 16 + 8 * 8 * 9 + 8 + 16),
-        (Double, (3, 8), {"norm": "none"}, 3 * 8 * 9 + 8 + 8 * 8 * 9 + 8),
-        (Double, (3, 8), {"norm": "none", "bias": False}, 3 * 8 * 9 + 8 * 8 * 9),
-        (Double, (3, 8), {"order": "conv-act-norm"}, 3 * 8 * 9 + 8 + 16 + 8 * 8 * 9 + 8 + 16),
-        (Double, (3, 8), {"order": "norm-act-conv"}, 6 + 3 * 8 * 9 + 16 + 8 * 8 * 9),
-        (Basic, (8, 8), {}, 2 * (8 * 8 * 9 + 16)),
-        (Basic, (4, 8), {}, 4 * 8 * 9 + 16 + 8 * 8 * 9 + 16 + 4 * 8 + 16),
-        (Basic, (4, 8), {"norm": "none", "bias": False}, 4 * 8 * 9 + 8 * 8 * 9 + 4 * 8),
-        (Basic, (4, 8), {"order": "conv-act-norm", "bias": True}, 4 * 8 * 9 + 24 + 8 * 8 * 9 + 24 + 4 * 8 + 8),
-        (Basic, (4, 8), {"order": "norm-act-conv", "norm": "none", "bias": False}, 4 * 8 * 9 + 8 * 8 * 9 + 4 * 8),
+        (DoubleConv, (3, 8), {}, 3 * 8 * 9 + 16 + 8 * 8 * 9 + 16),
+        (DoubleConv, (3, 8), {"bias": True}, 3 * 8 * 9 + 8 + 16 + 8 * 8 * 9 + 8 + 16),
+        (DoubleConv, (3, 8), {"norm": "none"}, 3 * 8 * 9 + 8 + 8 * 8 * 9 + 8),
+        (DoubleConv, (3, 8), {"norm": "none", "bias": False}, 3 * 8 * 9 + 8 * 8 * 9),
+        (DoubleConv, (3, 8), {"order": "conv-act-norm"}, 3 * 8 * 9 + 8 + 16 + 8 * 8 * 9 + 8 + 16),
+        (DoubleConv, (3, 8), {"order": "norm-act-conv"}, 6 + 3 * 8 * 9 + 16 + 8 * 8 * 9),
+        (BasicBlock, (8, 8), {}, 2 * (8 * 8 * 9 + 16)),
+        (BasicBlock, (4, 8), {}, 4 * 8 * 9 + 16 + 8 * 8 * 9 + 16 + 4 * 8 + 16),
+        (BasicBlock, (4, 8), {"norm": "none", "bias": False}, 4 * 8 * 9 + 8 * 8 * 9 + 4 * 8),
+        (BasicBlock, (4, 8), {"order": "conv-act-norm", "bias": True}, 4 * 8 * 9 + 24 + 8 * 8 * 9 + 24 + 4 * 8 + 8),
+        (BasicBlock, (4, 8), {"order": "norm-act-conv", "norm": "none", "bias": False}, 4 * 8 * 9 + 8 * 8 * 9 + 4 * 8),
         (Bottleneck, (8, 16), {}, 8 * 4 + 8 + 4 * 4 * 9 + 8 + 4 * 16 + 32 + 8 * 16 + 32),
-        (PreActivation, (4, 8), {}, 8 + 4 * 8 * 9 + 16 + 8 * 8 * 9 + 4 * 8),
-        (PreActivation, (8, 8), {}, 2 * (16 + 8 * 8 * 9)),
+        (PreActBlock, (4, 8), {}, 8 + 4 * 8 * 9 + 16 + 8 * 8 * 9 + 4 * 8),
+        (PreActBlock, (8, 8), {}, 2 * (16 + 8 * 8 * 9)),
     ],
 )
 def test_parameter_counts(
@@ -101,7 +101,7 @@ def test_parameter_counts(
 
 
 def _unit(order: Any, norm: Any = "batch", *, padding: Any = 1, dropout: float = 0.0) -> nn.Sequential:
-    return ConvUnit(order, norm, "relu", dropout, padding, None).unit(3, 5)
+    return ConvUnit(order, norm, "relu", dropout, padding, None).make(3, 5)
 
 
 @pytest.mark.parametrize("padding", [0, 1])
@@ -136,7 +136,7 @@ def test_a_convolution_has_a_bias_where_no_norm_makes_it_redundant(order: str, h
 
 
 def test_basic_block_by_hand() -> None:
-    block = Basic(3, 5).eval()
+    block = BasicBlock(3, 5).eval()
     state = block.state_dict()
     x = torch.randn(2, 3, 6, 6)
 
@@ -150,7 +150,7 @@ def test_basic_block_by_hand() -> None:
 
 
 def test_a_valid_residual_block_crops_its_shortcut_from_the_centre() -> None:
-    block = PreActivation(3, 3, padding=0)
+    block = PreActBlock(3, 3, padding=0)
     for name, parameter in block.named_parameters():
         if name.endswith("conv.weight"):
             nn.init.zeros_(parameter)
@@ -181,13 +181,13 @@ def test_dropout_drops_whole_channels() -> None:
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, 2.0])
 def test_dropout_that_is_no_share_is_refused(share: float) -> None:
-    with pytest.raises(OptionError, match=r"dropout=.*takes a share from 0 to below 1"):
-        Double(4, 4, dropout=share)
+    with pytest.raises(OptionError, match=r"dropout=.* must be at least 0 and below 1"):
+        DoubleConv(4, 4, dropout=share)
 
 
 @pytest.mark.parametrize("act", create_act._ACT_LAYER_DEFAULT)
 def test_every_activation_of_timm_trains_in_every_order(act: str) -> None:
-    for block, order, norm in product((Double, Basic), ORDERS, ("batch", "none")):
+    for block, order, norm in product((DoubleConv, BasicBlock), ORDERS, ("batch", "none")):
         module = make(block, order=order, norm=norm, act=act)
         module(torch.randn(2, 4, 5, 5)).sum().backward()
         assert all(p.grad is not None for p in module.parameters())
@@ -219,7 +219,7 @@ def test_norms_are_what_they_say() -> None:
 
 
 def test_plain_encoder() -> None:
-    encoder = Plain(2, widths=(4, 6, 8))
+    encoder = PlainEncoder(2, widths=(4, 6, 8))
     x = torch.randn(1, 2, 13, 10)
     before = x.clone()
     maps = encoder.eval()(x)
@@ -231,22 +231,22 @@ def test_plain_encoder() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"depth": 0}, "depth=0: takes at least 1"),
-        ({"widths": (8,)}, "takes at least two widths"),
-        ({"widths": (8, 0)}, "takes at least two widths of at least 1"),
-        ({"depth": 2, "widths": (8, 16)}, "depth=2 has 3 levels, but .* gives 2"),
+        ({"depth": 0}, "depth=0 must be at least 1"),
+        ({"widths": (8,)}, "must have at least two integers"),
+        ({"widths": (8, 0)}, "must have at least two integers of at least 1"),
+        ({"depth": 2, "widths": (8, 16)}, "depth=2 needs 3 widths, but .* has 2"),
     ],
 )
 def test_plain_encoder_refuses(options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        Plain(3, **options)
+        PlainEncoder(3, **options)
 
 
 def test_plain_encoder_defaults() -> None:
     with torch.device("meta"):
-        assert Plain(3).channels == (64, 128, 256, 512, 1024)
-        assert Plain(3, depth=2).channels == (64, 128, 256)
-        assert Plain(3, depth=2).strides == (1, 2, 4)
+        assert PlainEncoder(3).channels == (64, 128, 256, 512, 1024)
+        assert PlainEncoder(3, depth=2).channels == (64, 128, 256)
+        assert PlainEncoder(3, depth=2).strides == (1, 2, 4)
 
 
 def test_concat_puts_the_skip_first() -> None:
@@ -331,21 +331,21 @@ def test_resize(mode: Any, size: tuple[int, int]) -> None:
 
 def test_heads() -> None:
     x = torch.randn(2, 6, 5, 4)
-    head = Conv(6, 3)
+    head = ConvHead(6, 3)
     assert count(head) == 6 * 3 + 3
     weight, bias = head.parameters()
     assert torch.equal(head(x), F.conv2d(x, weight, bias))
-    assert Conv(6, 3, kernel=3)(x).shape == (2, 3, 5, 4)
-    full = ConvActNorm(6, 3)
+    assert ConvHead(6, 3, kernel=3)(x).shape == (2, 3, 5, 4)
+    full = ConvActNormHead(6, 3)
     assert count(full) == 6 * 3 + 3 + 6
     weight, bias, *_ = full.parameters()
     by_hand = F.batch_norm(F.relu(F.conv2d(x, weight, bias)), None, None, training=True)
     torch.testing.assert_close(full(x), by_hand)
-    assert ConvActNorm(6, 3, kernel=5, act="tanh", norm="none")(x).shape == (2, 3, 5, 4)
+    assert ConvActNormHead(6, 3, kernel=5, act="tanh", norm="none")(x).shape == (2, 3, 5, 4)
 
 
-@pytest.mark.parametrize("head", [Conv, ConvActNorm])
+@pytest.mark.parametrize("head", [ConvHead, ConvActNormHead])
 @pytest.mark.parametrize("kernel", [0, 2, -1])
 def test_a_head_that_would_change_the_size_is_refused(head: Callable[..., Any], kernel: int) -> None:
-    with pytest.raises(OptionError, match=f"kernel={kernel}: takes an odd number"):
+    with pytest.raises(OptionError, match=f"kernel={kernel} must be a positive odd number"):
         head(4, 2, kernel=kernel)

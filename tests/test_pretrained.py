@@ -21,7 +21,7 @@ from torch import Tensor
 
 import unetkit
 from unetkit.errors import BuildError
-from unetkit.parts.encoders.normalization import statistics_of
+from unetkit.parts.encoders.normalization import get_normalization_stats
 
 NAME = "test_resnet"
 REPO = "timm/test_resnet.r160_in1k"
@@ -162,9 +162,9 @@ def test_what_images_were_normalised_by_is_what_timm_says(
 ) -> None:
     for whole in (None, "smp/unet"):
         model = unetkit.build(f"timm/{name}", model=whole, pretrained=True, device="meta")
-        assert statistics_of(model.encoder) == (mean, std)
+        assert get_normalization_stats(model.encoder) == (mean, std)
         model = unetkit.build(f"timm/{name}", model=whole, device="meta")
-        assert statistics_of(model.encoder) is None
+        assert get_normalization_stats(model.encoder) is None
     assert not hub.requests
 
 
@@ -245,7 +245,7 @@ def test_a_hub_that_is_not_there_is_asked_once(
     message = refusal(NAME, pretrained=True)
     close_session()
     assert not waits
-    assert "the pretrained weights of timm/test_resnet cannot be had from timm's hub (ConnectError: " in message
+    assert "the pretrained weights of timm/test_resnet cannot be loaded from timm's hub (ConnectError: " in message
     assert message.endswith(
         "; give a file in timm's format with `--pretrained FILE`, or leave --pretrained out for random weights"
     )
@@ -253,7 +253,7 @@ def test_a_hub_that_is_not_there_is_asked_once(
 
 def test_a_hub_without_the_weights(hub: Hub) -> None:
     message = refusal(NAME, pretrained=True)
-    assert "timm/test_resnet cannot be had from timm's hub (" in message
+    assert "timm/test_resnet cannot be loaded from timm's hub (" in message
     assert "Not Found" in message
     assert "`--pretrained FILE`" in message
 
@@ -298,7 +298,7 @@ def test_a_file_without_a_tensor(tmp_path: Path) -> None:
     ("of", "into", "why"),
     [
         # A deeper network of the same widths has all that the shallower one wants.
-        ("resnet34", "resnet18", "they have 96 tensors that resnet18 has not, such as layer1.2.bn1.bias"),
+        ("resnet34", "resnet18", "they have 96 tensors that resnet18 does not have, such as layer1.2.bn1.bias"),
         ("resnet18", "resnet34", "they lack 80 of resnet34's tensors, such as layer1.2.conv1.weight"),
         ("test_convnext", "test_efficientnet", "they lack "),
         ("resnet50", "resnet18", "size mismatch for layer1.0.conv1.weight"),
@@ -336,14 +336,14 @@ def test_a_tag_that_timm_has_not(hub: Hub, words: dict[str, Any]) -> None:
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_a_model_without_weights(hub: Hub, device: str) -> None:
     message = refusal("test_mambaout", pretrained=True, device=device)
-    assert "the pretrained weights of timm/test_mambaout cannot be had" in message
+    assert "the pretrained weights of timm/test_mambaout cannot be loaded" in message
     assert "(timm has no weights for test_mambaout)" in message
     assert "`--pretrained FILE`" in message
     assert not hub.requests
 
 
 def test_an_encoder_without_weights() -> None:
-    assert refusal("plain", pretrained=True) == ("--pretrained: encoder plain has no weights to load; leave it out")
+    assert refusal("plain", pretrained=True) == ("--pretrained: encoder plain has no pretrained weights; leave it out")
 
 
 def test_watching_a_load_leaves_torch_as_it_was(tmp_path: Path) -> None:

@@ -136,16 +136,16 @@ def test_a_module_without_an_init_has_no_options(write: Writer) -> None:
 
 def test_an_init_of_another_file_is_imported(write: Writer) -> None:
     name = write(
-        "from unetkit.parts.fusions import Add\nfrom unetkit.parts.heads import Conv\n\nclass Mine(Conv): ...\n"
+        "from unetkit.parts.fusions import Add\nfrom unetkit.parts.heads import ConvHead\n\nclass Mine(ConvHead): ...\n"
     )
-    assert fallen_back(f"{name}:Add").summary.startswith("The sum")
+    assert fallen_back(f"{name}:Add").summary.startswith("Sum of map and skip")
     assert [option.name for option in fallen_back(f"{name}:Mine").options] == ["kernel"]
 
 
 def test_of_several_bases_the_imported_class_tells(write: Writer) -> None:
     name = write(
-        "from unetkit.parts.heads import Conv\n\nclass Mixed:\n    def __init__(self, *, mixed: int = 1): ...\n\n"
-        "class Both(Conv, Mixed): ...\n"
+        "from unetkit.parts.heads import ConvHead\n\nclass Mixed:\n    def __init__(self, *, mixed: int = 1): ...\n\n"
+        "class Both(ConvHead, Mixed): ...\n"
     )
     assert [option.name for option in fallen_back(f"{name}:Both").options] == ["kernel"]
 

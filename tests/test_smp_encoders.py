@@ -21,7 +21,7 @@ import unetkit
 from tests import test_pretrained
 from tests.test_pretrained import Hub, adapted, refusal, use
 from unetkit.errors import BuildError, OptionError
-from unetkit.parts.encoders.normalization import statistics_of
+from unetkit.parts.encoders.normalization import get_normalization_stats
 from unetkit.smp import catalog as smp_names
 
 hub = test_pretrained.hub
@@ -85,7 +85,7 @@ def test_listing_them_imports_neither_smp_nor_torch() -> None:
 
 
 def test_smp_is_asked_where_its_files_look_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(smp_names, "_text", lambda path: "")
+    monkeypatch.setattr(smp_names, "_read_text", lambda path: "")
     assert smp_names.smp_encoder_names.__wrapped__() == theirs.get_encoder_names()
 
 
@@ -144,7 +144,7 @@ def test_it_is_dilated_or_says_that_it_cannot_be(name: str, output_stride: int) 
     if name in POOLED:
         message = refusal(spec, device="meta")
         assert f"smp/{name} does not take output_stride={output_stride} (ValueError: " in message
-        assert message.endswith("; leave it out, or take a ResNet")
+        assert message.endswith("; leave it out, or use a ResNet")
         return
     model: Any = unetkit.build(spec, device="meta")
     assert model.encoder.strides == tuple(stride for stride in KINDS[name] if stride <= output_stride)
@@ -171,7 +171,7 @@ def test_fewer_levels_leave_out_the_layers_below_them(name: str, levels: int) ->
 @pytest.mark.parametrize("levels", [1, 6])
 def test_as_many_levels_as_it_has(levels: int) -> None:
     message = refusal(f"smp/resnet18:levels={levels}", device="meta")
-    assert message.endswith(f"smp/resnet18 gives 5 maps; levels={levels} must be from 2 to that")
+    assert message.endswith(f"smp/resnet18 has 5 feature maps; levels={levels} must be from 2 to 5")
 
 
 def test_what_it_has_no_option_for_is_refused() -> None:
@@ -279,20 +279,20 @@ def test_what_images_were_normalised_by_is_what_smp_says(
     hub.files[f"/{repo}/resolve/{revision}/config.json"] = json.dumps(said).encode()
     for whole in (None, "smp/unet"):
         model = unetkit.build(f"smp/{name}", model=whole, pretrained=True, device="meta")  # no weights are had
-        found = statistics_of(model.encoder)
+        found = get_normalization_stats(model.encoder)
         assert found == (expected and tuple(map(tuple, expected)))
     params = theirs.get_preprocessing_params(name, pretrained="imagenet")
     assert found is None or [*map(list, found)] == [params["mean"], params["std"]]
-    assert statistics_of(unetkit.build(f"smp/{name}", device="meta").encoder) is None
+    assert get_normalization_stats(unetkit.build(f"smp/{name}", device="meta").encoder) is None
 
 
 def test_those_of_a_file_stand_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     safetensors.torch.save_file(random_weights(), path)
     encoder = unetkit.build("smp/resnet18", pretrained=str(path)).encoder
-    assert statistics_of(encoder) is None
+    assert get_normalization_stats(encoder) is None
     (tmp_path / "config.json").write_text(json.dumps({"mean": HALF, "std": HALF}))
-    assert statistics_of(encoder) == (tuple(HALF), tuple(HALF))
+    assert get_normalization_stats(encoder) == (tuple(HALF), tuple(HALF))
 
 
 def test_a_hub_that_has_none_is_refused_in_one_line(hub: Hub) -> None:
@@ -300,7 +300,7 @@ def test_a_hub_that_has_none_is_refused_in_one_line(hub: Hub) -> None:
     with pytest.raises(
         BuildError, match=r"the mean and standard deviation that smp resnet18\.imagenet was trained"
     ) as no:
-        statistics_of(encoder)
+        get_normalization_stats(encoder)
     assert "\n" not in str(no.value)
 
 
@@ -313,7 +313,7 @@ def test_a_hub_that_is_not_there_is_asked_once(
     message = refusal("smp/resnet18", pretrained=True)
     close_session()
     assert not waits
-    assert "the pretrained weights of smp/resnet18 cannot be had from smp's hub (" in message
+    assert "the pretrained weights of smp/resnet18 cannot be loaded from smp's hub (" in message
     assert message.endswith(
         "; give a .safetensors file of its tensors with `--pretrained FILE`, "
         "or leave --pretrained out for random weights"
@@ -322,7 +322,7 @@ def test_a_hub_that_is_not_there_is_asked_once(
 
 def test_a_hub_without_the_weights(hub: Hub) -> None:
     message = refusal("smp/resnet18", pretrained=True)
-    assert "smp/resnet18 cannot be had from smp's hub (" in message
+    assert "smp/resnet18 cannot be loaded from smp's hub (" in message
     assert "Not Found" in message
 
 

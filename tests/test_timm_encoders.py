@@ -17,11 +17,11 @@ from torch import Tensor, nn
 import unetkit
 from unetkit import build
 from unetkit.errors import BuildError, InputSizeError, OptionError
-from unetkit.parts.encoders.feature_pyramid import Pyramid
-from unetkit.parts.encoders.input_sizes import accepts, probe_sizes, search
+from unetkit.parts.encoders.feature_pyramid import SimpleFeaturePyramid
+from unetkit.parts.encoders.input_sizes import accepts, probe_sizes, search_size_limits
 from unetkit.parts.encoders.timm import TimmEncoder
 from unetkit.parts.encoders.timm_features import TimmSpec, read_feature_maps
-from unetkit.parts.encoders.timm_options import refuse_useless
+from unetkit.parts.encoders.timm_options import check_option_effect
 from unetkit.utils.flops import CostMeter
 
 
@@ -82,7 +82,7 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def test_a_pyramid_is_that_of_the_paper() -> None:
-    pyramid = Pyramid(16, 16).double()
+    pyramid = SimpleFeaturePyramid(16, 16).double()
     for parameter in pyramid.parameters():
         nn.init.normal_(parameter)
     x = torch.randn(2, 16, 4, 6, dtype=torch.float64)
@@ -143,7 +143,7 @@ def test_two_strides_and_more_are_the_models_own(
 
 def test_of_maps_with_one_stride_the_deepest_is_given() -> None:
     maps = read_feature_maps(TimmSpec("sequencer2d_s", 3), reporting([7, 14, 14]), None)
-    assert (maps.strides, maps.channels, maps.take) == ((7, 14), (1, 3), (0, 2))
+    assert (maps.strides, maps.channels, maps.selected) == ((7, 14), (1, 3), (0, 2))
     assert maps.source == ("timm a, reduction 7", "timm c, reduction 14")
 
 
@@ -153,7 +153,7 @@ def test_levels_count_from_the_shallowest() -> None:
     assert (two.min_size, two.multiple) == (16, 16)
     three = build("levit_128s:levels=2", device="meta")
     assert three.strides == (16, 32)
-    with pytest.raises(BuildError, match="timm/test_vit gives 4 maps; levels=5 must be from 2 to that"):
+    with pytest.raises(BuildError, match="timm/test_vit has 4 feature maps; levels=5 must be from 2 to 4"):
         build("test_vit:levels=5", device="meta")
 
 
@@ -226,11 +226,11 @@ def test_a_multiple_is_believed_only_beyond_the_models_own_size() -> None:
     def windows(height: int, width: int) -> bool:
         return all(side // 32 <= 7 or side % 224 == 0 for side in (height, width))
 
-    assert search(windows, 32) == (224, 224)
-    assert search(lambda height, width: height == width == 224, 32) is None
-    assert search(lambda *_: False, 32) is None
-    assert search(lambda *_: True, 32) == (32, 1)
-    assert search(lambda *_: True, 32, aligned=True) == (32, 32)
+    assert search_size_limits(windows, 32) == (224, 224)
+    assert search_size_limits(lambda height, width: height == width == 224, 32) is None
+    assert search_size_limits(lambda *_: False, 32) is None
+    assert search_size_limits(lambda *_: True, 32) == (32, 1)
+    assert search_size_limits(lambda *_: True, 32, aligned=True) == (32, 32)
 
 
 def test_a_size_is_kept_only_where_one_passed() -> None:
@@ -372,7 +372,7 @@ def test_a_transformer_of_two_blocks_gives_its_last_map() -> None:
     assert model.strides == (4, 8, 16, 32)
     assert (model.min_size, model.multiple, model.size) == SIZES["test_vit"]
     assert on_meta(model, 33, 65).shape == (1, 2, 33, 65)
-    with pytest.raises(OptionError, match="cannot be made with depth=0"):
+    with pytest.raises(OptionError, match="cannot be built with depth=0"):
         build("test_vit:depth=0", device="meta")
 
 
@@ -394,12 +394,12 @@ def test_an_option_at_the_constructors_default_is_taken_quietly() -> None:
         ("test_convnext:head_hidden_size=128", "head_hidden_size=128 changes nothing in its feature maps"),
         ("test_vit:img_size=[0,64]", "timm/test_vit: img_size=0x64 has a side below 1"),
         ("resnet18:img_size=[-5,10]", "timm/resnet18: img_size=-5x10 has a side below 1"),
-        ("resnet18:in_chans=4", "timm/resnet18 takes no in_chans: --in-channels says it; leave it out"),
-        ("resnet18:num_classes=4", "takes no num_classes: --classes says it"),
-        ("resnet18:out_indices=[1,2]", "takes no out_indices: levels says how many maps to use"),
-        ("resnet18:features_only=true", "takes no features_only: an encoder is always asked for its maps only"),
-        ("test_vit:class_token=false", "cannot be made with class_token=False .*leave it out, or give another value"),
-        ("test_byobnet:bogus=3", "cannot be made with bogus=3 .*unexpected keyword argument 'bogus'"),
+        ("resnet18:in_chans=4", "timm/resnet18 does not take in_chans, because --in-channels sets it; leave it out"),
+        ("resnet18:num_classes=4", "does not take num_classes, because --classes sets it"),
+        ("resnet18:out_indices=[1,2]", "does not take out_indices, because levels sets the number of feature maps"),
+        ("resnet18:features_only=true", "does not take features_only, because an encoder always gives feature maps"),
+        ("test_vit:class_token=false", "cannot be built with class_token=False .*leave it out, or give another value"),
+        ("test_byobnet:bogus=3", "cannot be built with bogus=3 .*unexpected keyword argument 'bogus'"),
     ],
 )
 def test_options_are_refused(encoder: str, message: str) -> None:
@@ -421,7 +421,7 @@ def test_trying_an_option_leaves_no_trace() -> None:
 def test_an_option_is_tried_without_a_word_to_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[int] = []
     monkeypatch.setattr(torch.cuda, "manual_seed_all", told.append)
-    refuse_useless.cache_clear()
+    check_option_effect.cache_clear()
     build("test_resnet:zero_init_last=false", device="meta")
     assert told == []
 
@@ -429,7 +429,7 @@ def test_an_option_is_tried_without_a_word_to_a_gpu(monkeypatch: pytest.MonkeyPa
 def test_options_tried_in_another_thread_leave_a_seeded_build_as_it_is() -> None:
     def trying() -> None:
         for _ in range(8):
-            refuse_useless.cache_clear()
+            check_option_effect.cache_clear()
             build("test_resnet:zero_init_last=false", device="meta")
 
     wanted = build("test_resnet", seed=3).state_dict()

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import unetkit
 from unetkit.errors import InputSizeError, UnetkitError
-from unetkit.summary.input_sizes import nearest_sizes, smallest_input
+from unetkit.summary.input_sizes import find_nearest_sizes, find_smallest_input
 from unetkit.summary.sanity_check import run_sanity_check
 from unetkit.utils.formatting import format_bytes, format_count
 
@@ -120,26 +120,26 @@ def test_the_table_and_the_data_say_the_same() -> None:
 def test_small_inputs_are_padded_and_said_to_be() -> None:
     traced = unetkit.trace(unetkit.build("plain:widths=[4,8]", device="meta"), 1)
     assert (traced.rows[-1].level, traced.rows[-1].height, traced.rows[-1].width) == ("output", 1, 1)
-    assert "the input is padded with zeros to 2x2, and the output cut back" in traced.notes
-    assert any("takes a batch of 2" in note for note in traced.notes)
+    assert "the input is padded with zeros to 2x2, and the output is cropped" in traced.notes
+    assert any("needs a batch of 2" in note for note in traced.notes)
 
 
 def test_a_size_that_does_not_pass_names_the_level_and_the_nearest_that_do() -> None:
     model = unetkit.build(recipe="unet-2015", device="meta")
     message = (
-        "size 100x100 does not pass: encoder.levels.4.0.conv, a Conv2d of kernel (3, 3), gets 512x2x2; "
-        "the nearest sizes that pass are 188x188 and 204x204"
+        "input size 100x100 does not work: encoder.levels.4.0.conv, a Conv2d of kernel (3, 3), gets 512x2x2; "
+        "the nearest sizes that work are 188x188 and 204x204"
     )
     with pytest.raises(InputSizeError) as caught:
         unetkit.trace(model, 100)
     assert str(caught.value) == message
-    with pytest.raises(InputSizeError, match="nearest sizes that pass are 188x572 and 204x572"):
+    with pytest.raises(InputSizeError, match="nearest sizes that work are 188x572 and 204x572"):
         unetkit.trace(model, (60, 572))
 
 
 def test_a_decoder_level_that_breaks_is_named() -> None:
     model = unetkit.build("plain:widths=[4,8],padding=0", block="double:padding=0", align="crop", device="meta")
-    least = smallest_input(model)
+    least = find_smallest_input(model)
     assert least is not None
     with pytest.raises(InputSizeError, match=r"stages\.0\.block\.\d\.conv, a Conv2d of kernel \(3, 3\), gets"):
         unetkit.trace(model, least - 1)
@@ -149,22 +149,22 @@ def test_a_decoder_level_that_breaks_is_named() -> None:
 def test_an_odd_pool_in_a_valid_net_is_noted_with_sizes_that_lose_nothing() -> None:
     traced = unetkit.trace(unetkit.build(recipe="unet-2015", device="meta"), 573)
     assert traced.notes == (
-        "encoder.pool halves 569x569, which leaves out a row or column; 572x572 and 588x588 leave none out",
+        "encoder.pool halves 569x569, which drops a row or column; 572x572 and 588x588 drop none",
     )
 
 
 def test_smallest_size_is_the_smallest() -> None:
     model = unetkit.build("plain:widths=[2,2,2],padding=0", block="double:padding=0", align="crop", in_channels=1)
-    least = smallest_input(unetkit.build(model.plan, device="meta"))
+    least = find_smallest_input(unetkit.build(model.plan, device="meta"))
     assert least == 44
     assert model(torch.zeros(1, 1, least, least)).shape[-1] > 0
     with pytest.raises(RuntimeError):
         model(torch.zeros(1, 1, least - 1, least - 1))
-    assert nearest_sizes(unetkit.build(model.plan, device="meta"), (50, 50)) == ((48, 48), (52, 52))
+    assert find_nearest_sizes(unetkit.build(model.plan, device="meta"), (50, 50)) == ((48, 48), (52, 52))
 
 
 def test_what_is_no_network_of_ours_is_refused() -> None:
-    with pytest.raises(UnetkitError, match="a Linear holds no network that unetkit built"):
+    with pytest.raises(UnetkitError, match="a Linear contains no network that unetkit built"):
         unetkit.trace(nn.Linear(1, 1), 8)
     with pytest.raises(UnetkitError, match="must be at least 1"):
         unetkit.trace(unetkit.build("plain:widths=[2,4]", device="meta"), 0)
@@ -256,7 +256,7 @@ def test_a_block_that_two_levels_share_has_a_row_in_each() -> None:
 
 
 def test_a_batch_below_one_is_refused() -> None:
-    with pytest.raises(UnetkitError, match="batch=0: takes at least 1"):
+    with pytest.raises(UnetkitError, match="batch=0 must be at least 1"):
         unetkit.trace(unetkit.build("plain:widths=[2,4]", device="meta"), 8, batch=0)
 
 
@@ -281,4 +281,4 @@ def test_an_encoder_of_one_size_says_so() -> None:
 
 def test_padding_alone_is_nothing_to_leave_out() -> None:
     model = unetkit.build("resnet18", block="double:padding=0", device="meta")
-    assert not [note for note in unetkit.trace(model, 256).notes if "leaves out" in note]
+    assert not [note for note in unetkit.trace(model, 256).notes if "drops" in note]

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from unetkit import build
 from unetkit.errors import BuildError, OptionError
-from unetkit.parts.upsamplers import Bilinear, Nearest, PixelShuffle, Transposed, bilinear_weight
+from unetkit.parts.upsamplers import (
+    BilinearUpsampler,
+    NearestUpsampler,
+    PixelShuffleUpsampler,
+    TransposedUpsampler,
+    bilinear_weight,
+)
 
 SIZE = (0, 0)  # what a learned upsampler is asked for does not matter
 
@@ -30,7 +36,7 @@ def inside(x: Tensor, scale: int) -> Tensor:
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("bias", [True, False])
 def test_bilinear_start_is_bilinear_interpolation(scale: int, groups: int, bias: bool) -> None:
-    up = Transposed(4, scale, init="bilinear", channels="keep", groups=groups, bias=bias)
+    up = TransposedUpsampler(4, scale, init="bilinear", channels="keep", groups=groups, bias=bias)
     assert up.kernel_size == (2 * scale - scale % 2,) * 2
     assert up.padding == ((up.kernel_size[0] - scale) // 2,) * 2
     x = torch.randn(2, 4, 7, 6)
@@ -44,14 +50,14 @@ def test_bilinear_start_is_bilinear_interpolation(scale: int, groups: int, bias:
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_with_fewer_channels_out_each_is_the_mean_of_those_that_fall_to_it(scale: int, groups: int) -> None:
-    up = Transposed(8, scale, init="bilinear", groups=groups)
+    up = TransposedUpsampler(8, scale, init="bilinear", groups=groups)
     x = torch.randn(2, 8, 5, 5)
     means = torch.stack([x[:, 0:2].mean(1), x[:, 2:4].mean(1), x[:, 4:6].mean(1), x[:, 6:8].mean(1)], dim=1)
     torch.testing.assert_close(inside(up(x, SIZE), scale), inside(bilinear(means, scale), scale), atol=1e-5, rtol=0)
 
 
 def test_an_odd_number_of_channels_falls_as_evenly_as_it_can() -> None:
-    up = Transposed(5, 2, init="bilinear")
+    up = TransposedUpsampler(5, 2, init="bilinear")
     x = torch.randn(1, 5, 5, 5)
     means = torch.stack([x[:, 0:3].mean(1), x[:, 3:5].mean(1)], dim=1)
     torch.testing.assert_close(inside(up(x, SIZE), 2), inside(bilinear(means, 2), 2), atol=1e-5, rtol=0)
@@ -80,19 +86,21 @@ def test_the_kernel_is_that_of_the_formula(kernel: int, factor: int, centre: flo
 def test_a_kernel_that_cannot_be_exact_is_refused_with_the_one_that_is(
     scale: int, kernel: int, exact: int, padding: int
 ) -> None:
-    with pytest.raises(OptionError, match=f"kernel={exact}, padding={padding}, output_padding=0 is") as refusal:
-        Transposed(4, scale, kernel=kernel, init="bilinear")
+    with pytest.raises(
+        OptionError, match=f"leave them out, which means kernel={exact}, padding={padding}, output_padding=0"
+    ) as refusal:
+        TransposedUpsampler(4, scale, kernel=kernel, init="bilinear")
     assert f"kernel={kernel}, " in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
 def test_padding_that_shifts_the_kernel_is_refused() -> None:
-    with pytest.raises(OptionError, match="padding=1, output_padding=0 is"):
-        Transposed(4, 2, kernel=4, padding=0, init="bilinear")
+    with pytest.raises(OptionError, match="which means kernel=4, padding=1, output_padding=0"):
+        TransposedUpsampler(4, 2, kernel=4, padding=0, init="bilinear")
 
 
 def test_reset_parameters_starts_as_bilinear_again() -> None:
-    up = Transposed(4, 2, init="bilinear")
+    up = TransposedUpsampler(4, 2, init="bilinear")
     start = up.weight.detach().clone()
     with torch.no_grad():
         nn.init.normal_(up.weight)
@@ -104,7 +112,7 @@ def test_reset_parameters_starts_as_bilinear_again() -> None:
 
 def test_a_random_start_is_torchs_own() -> None:
     torch.manual_seed(3)
-    ours = Transposed(6, 2)
+    ours = TransposedUpsampler(6, 2)
     torch.manual_seed(3)
     theirs = nn.ConvTranspose2d(6, 3, 2, stride=2)
     assert torch.equal(ours.weight, theirs.weight)
@@ -116,9 +124,9 @@ def test_a_random_start_is_torchs_own() -> None:
 def test_transposed_gives_exactly_stride_times_the_size(kernel: int, stride: int, height: int, width: int) -> None:
     if stride == 1 and kernel % 2 == 0:  # no padding keeps the size there
         with pytest.raises(OptionError, match=f"kernel={kernel}, stride=1"):
-            Transposed(2, stride, kernel=kernel)
+            TransposedUpsampler(2, stride, kernel=kernel)
         return
-    up = Transposed(2, stride, kernel=kernel)
+    up = TransposedUpsampler(2, stride, kernel=kernel)
     assert up(torch.empty(1, 2, height, width), SIZE).shape == (1, 1, stride * height, stride * width)
     assert up.out_channels == 1
 
@@ -137,19 +145,19 @@ def test_transposed_gives_exactly_stride_times_the_size(kernel: int, stride: int
 )
 def test_transposed_refuses_numbers_that_torch_cannot_take(options: dict[str, int], message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        Transposed(4, 2, **options)  # type: ignore[arg-type]
+        TransposedUpsampler(4, 2, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(1, 1), (6, 4), (4, 0), (6, 6)])
 def test_transposed_refuses_groups_that_do_not_divide(channels: int, groups: int) -> None:
-    with pytest.raises(BuildError, match=f"groups={groups} cannot join {channels} to"):
-        Transposed(channels, 2, groups=groups)
+    with pytest.raises(BuildError, match=f"groups={groups} cannot map {channels} to"):
+        TransposedUpsampler(channels, 2, groups=groups)
 
 
 @given(st.tuples(st.integers(1, 8), st.integers(1, 8)), st.tuples(st.integers(1, 30), st.integers(1, 30)))
 def test_interpolation_reaches_any_size(have: tuple[int, int], wanted: tuple[int, int]) -> None:
     x = torch.randn(1, 3, *have)
-    for up in (Bilinear(3, 2), Bilinear(3, 1.5, align_corners=True), Nearest(3, 2)):
+    for up in (BilinearUpsampler(3, 2), BilinearUpsampler(3, 1.5, align_corners=True), NearestUpsampler(3, 2)):
         out = up(x, wanted)
         assert out.shape == (1, 3, *wanted)
         assert out.isfinite().all()
@@ -161,14 +169,14 @@ def test_interpolation_is_torchs() -> None:
     x = torch.randn(1, 3, 4, 5)
     for corners in (False, True):
         wanted = F.interpolate(x, (9, 7), mode="bilinear", align_corners=corners)
-        assert torch.equal(Bilinear(3, 2, align_corners=corners)(x, (9, 7)), wanted)
-    assert torch.equal(Nearest(3, 2)(x, (8, 10)), x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+        assert torch.equal(BilinearUpsampler(3, 2, align_corners=corners)(x, (9, 7)), wanted)
+    assert torch.equal(NearestUpsampler(3, 2)(x, (8, 10)), x.repeat_interleave(2, 2).repeat_interleave(2, 3))
 
 
 @pytest.mark.parametrize(("kernel", "channels", "out_channels"), [(1, "keep", 6), (3, "keep", 6), (3, "half", 3)])
 @pytest.mark.parametrize("scale", [1, 2, 3])
 def test_pixelshuffle(kernel: int, channels: str, out_channels: int, scale: int) -> None:
-    up = PixelShuffle(6, scale, kernel=kernel, channels=channels)  # type: ignore[arg-type]
+    up = PixelShuffleUpsampler(6, scale, kernel=kernel, channels=channels)  # type: ignore[arg-type]
     x = torch.randn(2, 6, 3, 4)
     out = up(x, SIZE)
     assert out.shape == (2, out_channels, 3 * scale, 4 * scale)
@@ -180,22 +188,22 @@ def test_pixelshuffle(kernel: int, channels: str, out_channels: int, scale: int)
 
 def test_pixelshuffle_refuses() -> None:
     for kernel in (0, 2, -1):
-        with pytest.raises(OptionError, match=f"kernel={kernel}: takes an odd number"):
-            PixelShuffle(4, 2, kernel=kernel)
-    with pytest.raises(BuildError, match="cannot halve 1 channels"):
-        PixelShuffle(1, 2, channels="half")
+        with pytest.raises(OptionError, match=f"kernel={kernel} must be a positive odd number"):
+            PixelShuffleUpsampler(4, 2, kernel=kernel)
+    with pytest.raises(BuildError, match="cannot halve 1 channel; give channels=keep"):
+        PixelShuffleUpsampler(1, 2, channels="half")
 
 
 def test_a_scale_that_is_no_whole_number_is_refused() -> None:
-    for made in (lambda: Transposed(4, 1.5), lambda: PixelShuffle(4, 1.5)):
-        with pytest.raises(BuildError, match=r"cannot upsample by 1\.5.*take bilinear or nearest"):
+    for made in (lambda: TransposedUpsampler(4, 1.5), lambda: PixelShuffleUpsampler(4, 1.5)):
+        with pytest.raises(BuildError, match=r"cannot upsample by 1\.5.*use bilinear or nearest"):
             made()
 
 
 def test_a_bilinear_start_in_a_network() -> None:
     model = build("plain:widths=[4,8,16]", up="transposed:init=bilinear,channels=keep", seed=0)
     up = model.stages[0].get_submodule("up")
-    assert isinstance(up, Transposed)
+    assert isinstance(up, TransposedUpsampler)
     assert torch.equal(up.weight, bilinear_weight(16, 16, 4))
     with pytest.raises(OptionError, match=r"at stages\.0 \(stride 2\).*kernel=4"):
         build("plain:widths=[4,8,16]", up="transposed:init=bilinear,kernel=3")

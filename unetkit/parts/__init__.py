@@ -1,4 +1,7 @@
-"""The built-in parts, registered through the same hook as a plugin's. Importing this imports no torch."""
+"""Built-in parts of a network, registered through the same hook as a plugin's parts.
+
+Importing this package does not import torch: a part is registered as "module:attr" and imported on first use.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,16 @@ _HERE = "unetkit.parts"
 @hookimpl
 def unetkit_register(parts: Parts) -> None:
     """Register every built-in part by "module:attr"."""
-    parts.encoders.add("plain", f"{_HERE}.encoders.plain:Plain")
+    parts.encoders.add("plain", f"{_HERE}.encoders.plain:PlainEncoder")
     parts.encoders.add_library(
         "timm", f"{_HERE}.encoders.timm_catalog:timm_model_names", f"{_HERE}.encoders.timm:TimmEncoder"
     )
     parts.encoders.add_library("smp", "unetkit.smp.catalog:smp_encoder_names", "unetkit.smp.encoders:SmpEncoder")
     for name, attr in {
-        "bilinear": "Bilinear",
-        "nearest": "Nearest",
-        "transposed": "Transposed",
-        "pixelshuffle": "PixelShuffle",
+        "bilinear": "BilinearUpsampler",
+        "nearest": "NearestUpsampler",
+        "transposed": "TransposedUpsampler",
+        "pixelshuffle": "PixelShuffleUpsampler",
     }.items():
         parts.upsamplers.add(name, f"{_HERE}.upsamplers:{attr}")
     for name, attr in {"concat": "Concat", "add": "Add", "mean": "Mean", "max": "Max"}.items():
@@ -28,13 +31,13 @@ def unetkit_register(parts: Parts) -> None:
     for name, attr in {"crop": "Crop", "pad": "Pad", "resize": "Resize"}.items():
         parts.aligns.add(name, f"{_HERE}.aligns:{attr}")
     for name, attr in {
-        "double": "Double",
-        "basic": "Basic",
+        "double": "DoubleConv",
+        "basic": "BasicBlock",
         "bottleneck": "Bottleneck",
-        "preact": "PreActivation",
+        "preact": "PreActBlock",
     }.items():
         parts.blocks.add(name, f"{_HERE}.blocks:{attr}")
-    for name, attr in {"conv": "Conv", "conv-act-norm": "ConvActNorm"}.items():
+    for name, attr in {"conv": "ConvHead", "conv-act-norm": "ConvActNormHead"}.items():
         parts.heads.add(name, f"{_HERE}.heads:{attr}")
     for name in (
         "unet-2015",
@@ -46,10 +49,10 @@ def unetkit_register(parts: Parts) -> None:
         "resnet101-unet",
     ):
         parts.recipes.add(name, f"{_HERE}.recipes:{name.replace('-', '_')}")
-    smp = "unetkit.smp.catalog"
+    catalog = "unetkit.smp.catalog"
     parts.models.add_library(
         "smp",
-        f"{smp}:smp_architecture_names",
+        f"{catalog}:smp_architecture_names",
         "unetkit.smp.models:smp_model",
-        options=f"{smp}:smp_architecture_options",
+        options=f"{catalog}:smp_architecture_options",
     )

@@ -1,4 +1,4 @@
-"""Aligns: bring the upsampled map (B, C, h, w) and the skip (B, D, H, W) to one size."""
+"""Aligns, which bring the upsampled map (B, C, h, w) and the skip (B, D, H, W) to one height and width."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from unetkit.utils.spatial import crop_center, is_same_size, pad_center, size_of
 
 
 class Crop(nn.Module):
-    """Cut the skip to the map, from the centre (Ronneberger 2015)."""
+    """Center crop of the skip to the size of the upsampled map (Ronneberger 2015)."""
 
     def target_size(self, scaled: Size, skip: Size) -> Size:
-        """The map is brought to its size times the scale."""
+        """Return `scaled`: the upsampler enlarges the map by the scale, whatever the size of the skip."""
         return scaled
 
     def forward(self, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
-        """The map as it is, and the skip cut to it."""
-        have, given = size_of(x), size_of(skip)
-        # Where upsampling made the map larger than an odd skip, it is the map that loses the surplus.
-        size = cast(Size, (torch.sym_min(have[0], given[0]), torch.sym_min(have[1], given[1])))
+        """Return the map unchanged, and the skip cropped to its size."""
+        x_size, skip_size = size_of(x), size_of(skip)
+        # Where upsampling makes the map larger than an odd skip, the map is cropped instead.
+        size = cast(Size, (torch.sym_min(x_size[0], skip_size[0]), torch.sym_min(x_size[1], skip_size[1])))
         return crop_center(x, size), crop_center(skip, size)
 
 
 class Pad(nn.Module):
-    """Surround the map with zeros up to the skip's size: floor half before, the rest after."""
+    """Zero padding of the upsampled map to the size of the skip, half on each side; an odd pixel goes after."""
 
     def target_size(self, scaled: Size, skip: Size) -> Size:
-        """The map is brought to its size times the scale."""
+        """Return `scaled`: the upsampler enlarges the map by the scale, whatever the size of the skip."""
         return scaled
 
     def forward(self, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
-        """The map padded (or, where it is the larger, cut) to the skip's size, and the skip as it is."""
+        """Return the map padded to the size of the skip (cropped where it is larger), and the skip unchanged."""
         return pad_center(x, size_of(skip)), skip
 
 
 class Resize(nn.Module):
-    """Bring the map to the skip's size; an upsampler that resamples goes there at once.
+    """Upsampling straight to the size of the skip, by interpolation where the upsampler gives another size.
 
     Args:
-        mode: how a map is resampled where the upsampler could not reach the size itself.
+        mode: interpolation used where the upsampler does not reach the size of the skip.
     """
 
     def __init__(self, *, mode: Literal["nearest", "bilinear"] = "nearest") -> None:
@@ -51,10 +51,10 @@ class Resize(nn.Module):
         self.mode = mode
 
     def target_size(self, scaled: Size, skip: Size) -> Size:
-        """The map is brought to the skip's size."""
+        """Return `skip`: the upsampler is asked for the size of the skip."""
         return skip
 
     def forward(self, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
-        """The map resampled to the skip's size where it is not there yet, and the skip as it is."""
+        """Return the map, interpolated to the size of the skip unless it has it already, and the skip unchanged."""
         size = size_of(skip)
         return (x if is_same_size(size_of(x), size) else F.interpolate(x, size, mode=self.mode)), skip

@@ -1,4 +1,4 @@
-"""Blocks: the convolutions after a fusion, (B, in_channels, H, W) -> (B, out_channels, H', W')."""
+"""Blocks, the convolutions after a fusion, which map (B, in_channels, H, W) to (B, out_channels, H', W')."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from unetkit.parts.conv_unit import ConvUnit, make_act
 from unetkit.utils.spatial import crop_center, size_of
 
 
-class Double(nn.Sequential):
-    """Two 3x3 convolutions, both to the block's width (Ronneberger 2015).
+class DoubleConv(nn.Sequential):
+    """Two 3x3 convolutions, both with the block's number of output channels (Ronneberger 2015).
 
     Args:
-        order: of the layers in a unit; conv-norm-act is the usual one, norm-act-conv that of ResNet v2.
-        norm: after or before the convolution, as the order says.
-        act: any activation that timm names.
-        dropout: share of channels dropped after each unit in training.
-        padding: 1 keeps the size, 0 ("valid") takes 2 pixels off height and width a convolution.
-        bias: of the convolutions; none gives them one only where no norm makes it redundant.
+        order: order of the layers in each convolution unit; norm-act-conv is the pre-activation order of ResNet v2.
+        norm: normalization of each unit; group uses at most 32 groups, layer normalizes over channels.
+        act: activation of each unit, by its name in timm, such as relu, gelu or silu.
+        dropout: probability of dropping a channel after each unit in training, from 0 to below 1.
+        padding: 1 keeps height and width, 0 (valid convolutions) makes both smaller by 2 per 3x3 convolution.
+        bias: whether convolutions have a bias; none gives them one only where no norm makes it redundant.
     """
 
     def __init__(
@@ -35,24 +35,24 @@ class Double(nn.Sequential):
         padding: Literal[0, 1] = 1,
         bias: bool | None = None,
     ) -> None:
-        style = ConvUnit(order, norm, act, dropout, padding, bias)
-        super().__init__(style.unit(in_channels, out_channels), style.unit(out_channels, out_channels))
+        unit = ConvUnit(order, norm, act, dropout, padding, bias)
+        super().__init__(unit.make(in_channels, out_channels), unit.make(out_channels, out_channels))
         self.valid = padding == 0
 
 
-class Basic(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, as ResNet-18 and 34 have them (He 2015).
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with a residual shortcut, as in ResNet-18 and ResNet-34 (He 2015).
 
-    The shortcut is a 1x1 convolution where the widths differ. In the order conv-norm-act the last activation comes
-    after the sum; in the other orders the units are whole and nothing follows the sum.
+    Where the channel counts differ, the shortcut is a 1x1 convolution. With the order conv-norm-act the last activation
+    comes after the sum; with the other orders each unit keeps its activation and nothing follows the sum.
 
     Args:
-        order: of the layers in a unit.
-        norm: after or before the convolution, as the order says.
-        act: any activation that timm names.
-        dropout: share of channels dropped after each unit in training.
-        padding: 1 keeps the size, 0 ("valid") takes 2 pixels off height and width a 3x3 convolution.
-        bias: of the convolutions; none gives them one only where no norm makes it redundant.
+        order: order of the layers in each convolution unit; norm-act-conv is the pre-activation order of ResNet v2.
+        norm: normalization of each unit; group uses at most 32 groups, layer normalizes over channels.
+        act: activation of each unit, by its name in timm, such as relu, gelu or silu.
+        dropout: probability of dropping a channel after each unit in training, from 0 to below 1.
+        padding: 1 keeps height and width, 0 (valid convolutions) makes both smaller by 2 per 3x3 convolution.
+        bias: whether convolutions have a bias; none gives them one only where no norm makes it redundant.
     """
 
     def __init__(
@@ -68,19 +68,19 @@ class Basic(nn.Module):
         bias: bool | None = None,
     ) -> None:
         super().__init__()
-        style = ConvUnit(order, norm, act, dropout, padding, bias)
-        after = order == "conv-norm-act"
-        self.units = self.make_units(style, in_channels, out_channels, last_act=not after)
-        self.shortcut = _shortcut(style, in_channels, out_channels)
-        self.act = make_act(act) if after else nn.Identity()
+        unit = ConvUnit(order, norm, act, dropout, padding, bias)
+        has_final_act = order == "conv-norm-act"
+        self.units = self.make_units(unit, in_channels, out_channels, last_act=not has_final_act)
+        self.shortcut = _make_shortcut(unit, in_channels, out_channels)
+        self.act = make_act(act) if has_final_act else nn.Identity()
         self.valid = padding == 0
 
     @staticmethod
-    def make_units(style: ConvUnit, in_channels: int, out_channels: int, *, last_act: bool) -> nn.Sequential:
-        """The residual path; the last unit has an activation of its own only where none follows the sum."""
+    def make_units(unit: ConvUnit, in_channels: int, out_channels: int, *, last_act: bool) -> nn.Sequential:
+        """Make the residual path; `last_act` says whether its last unit has an activation."""
         return nn.Sequential(
-            style.unit(in_channels, out_channels),
-            style.unit(out_channels, out_channels, act=last_act),
+            unit.make(in_channels, out_channels),
+            unit.make(out_channels, out_channels, act=last_act),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,39 +93,41 @@ class Basic(nn.Module):
         return out
 
 
-class Bottleneck(Basic):
-    """1x1, 3x3 and 1x1 convolutions beside a shortcut, a quarter as wide inside, as ResNet-50 and up (He 2015).
+class Bottleneck(BasicBlock):
+    """1x1, 3x3 and 1x1 convolutions with a residual shortcut, as in ResNet-50 and deeper (He 2015).
+
+    The inner convolutions have a quarter of the output channels, and at least 1.
 
     Args:
-        order: of the layers in a unit.
-        norm: after or before the convolution, as the order says.
-        act: any activation that timm names.
-        dropout: share of channels dropped after each unit in training.
-        padding: 1 keeps the size, 0 ("valid") takes 2 pixels off height and width.
-        bias: of the convolutions; none gives them one only where no norm makes it redundant.
+        order: order of the layers in each convolution unit; norm-act-conv is the pre-activation order of ResNet v2.
+        norm: normalization of each unit; group uses at most 32 groups, layer normalizes over channels.
+        act: activation of each unit, by its name in timm, such as relu, gelu or silu.
+        dropout: probability of dropping a channel after each unit in training, from 0 to below 1.
+        padding: 1 keeps height and width, 0 (valid convolutions) makes both smaller by 2 per 3x3 convolution.
+        bias: whether convolutions have a bias; none gives them one only where no norm makes it redundant.
     """
 
     @staticmethod
-    def make_units(style: ConvUnit, in_channels: int, out_channels: int, *, last_act: bool) -> nn.Sequential:
-        """The residual path, as wide inside as a quarter of the output (at least 1)."""
-        inside = max(1, out_channels // 4)
+    def make_units(unit: ConvUnit, in_channels: int, out_channels: int, *, last_act: bool) -> nn.Sequential:
+        """Make the residual path; `last_act` says whether its last unit has an activation."""
+        inner_channels = max(1, out_channels // 4)
         return nn.Sequential(
-            style.unit(in_channels, inside, kernel=1),
-            style.unit(inside, inside),
-            style.unit(inside, out_channels, kernel=1, act=last_act),
+            unit.make(in_channels, inner_channels, kernel=1),
+            unit.make(inner_channels, inner_channels),
+            unit.make(inner_channels, out_channels, kernel=1, act=last_act),
         )
 
 
-class PreActivation(Basic):
-    """Two 3x3 convolutions beside a shortcut that nothing touches: norm and activation come first (He 2016, v2).
+class PreActBlock(BasicBlock):
+    """Two 3x3 convolutions with a residual shortcut, norm and activation before each, as in ResNet v2 (He 2016).
 
     Args:
-        order: of the layers in a unit.
-        norm: after or before the convolution, as the order says.
-        act: any activation that timm names.
-        dropout: share of channels dropped after each unit in training.
-        padding: 1 keeps the size, 0 ("valid") takes 2 pixels off height and width a 3x3 convolution.
-        bias: of the convolutions; none gives them one only where no norm makes it redundant.
+        order: order of the layers in each convolution unit; norm-act-conv is the pre-activation order of ResNet v2.
+        norm: normalization of each unit; group uses at most 32 groups, layer normalizes over channels.
+        act: activation of each unit, by its name in timm, such as relu, gelu or silu.
+        dropout: probability of dropping a channel after each unit in training, from 0 to below 1.
+        padding: 1 keeps height and width, 0 (valid convolutions) makes both smaller by 2 per 3x3 convolution.
+        bias: whether convolutions have a bias; none gives them one only where no norm makes it redundant.
     """
 
     def __init__(
@@ -152,9 +154,9 @@ class PreActivation(Basic):
         )
 
 
-def _shortcut(style: ConvUnit, in_channels: int, out_channels: int) -> nn.Module:
+def _make_shortcut(unit: ConvUnit, in_channels: int, out_channels: int) -> nn.Module:
     if in_channels == out_channels:
         return nn.Identity()
-    if style.order == "conv-norm-act":
-        return replace(style, dropout=0.0).unit(in_channels, out_channels, kernel=1, act=False)
-    return nn.Conv2d(in_channels, out_channels, 1, bias=style.norm == "none" if style.bias is None else style.bias)
+    if unit.order == "conv-norm-act":
+        return replace(unit, dropout=0.0).make(in_channels, out_channels, kernel=1, act=False)
+    return nn.Conv2d(in_channels, out_channels, 1, bias=unit.norm == "none" if unit.bias is None else unit.bias)

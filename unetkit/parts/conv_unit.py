@@ -1,4 +1,4 @@
-"""The convolution unit that blocks, heads and the plain encoder are made of."""
+"""The convolution unit that blocks, heads and the plain encoder are made of: a convolution, a norm, an activation."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ Norm = Literal["batch", "group", "instance", "layer", "none"]
 
 
 def make_norm(norm: Norm, channels: int) -> nn.Module:
-    """Timm's layer for a norm of (B, C, H, W).
+    """Make timm's normalization layer for maps (B, channels, H, W).
 
-    "group" has 32 groups (Wu & He 2018), or as many as divide both 32 and the channels, of two channels at least.
-    "instance" is a group for each channel, with weight and bias.
+    Args:
+        norm: "group" has 32 groups (Wu & He 2018), or the greatest common divisor of 32 and the channels, and at least
+            two channels per group; "instance" has one group per channel, with weight and bias; "layer" normalizes
+            over channels.
+        channels: number of channels of the map.
     """
     if norm in ("group", "instance"):
         groups = channels if norm == "instance" else gcd(32, channels)
         if norm == "group" and groups == channels > 1:
-            groups = channels // 2  # a channel a group would be instance norm
-        grouped: nn.Module = create_norm_layer("groupnorm", channels, num_groups=groups)
-        return grouped
+            groups = channels // 2  # one channel per group would be instance norm
+        group_norm: nn.Module = create_norm_layer("groupnorm", channels, num_groups=groups)
+        return group_norm
     if norm == "none":
         return nn.Identity()
     layer: nn.Module = create_norm_layer({"batch": "batchnorm2d", "layer": "layernorm2d"}[norm], channels)
@@ -35,24 +38,31 @@ def make_norm(norm: Norm, channels: int) -> nn.Module:
 
 
 def make_act(act: str, *, inplace: bool = True) -> nn.Module:
-    """Timm's layer for an activation's name. Raises OptionError for a name that timm has not."""
+    """Make timm's activation layer of a name. Raise OptionError where timm has no such activation."""
     try:
         layer: nn.Module | None = create_act_layer(act, inplace=inplace)
     except KeyError:
         layer = None
-    if layer is None:  # timm's answer to an empty name
-        known = create_act._ACT_LAYER_DEFAULT
+    if layer is None:  # timm returns None for an empty name
+        names = create_act._ACT_LAYER_DEFAULT
         raise OptionError(
-            f"act={act}: timm has no such activation{did_you_mean(act, known)}; it has {', '.join(known)}"
+            f"act={act}: timm has no such activation{did_you_mean(act, names)}; it has {', '.join(names)}"
         )
     return layer
 
 
 @dataclass(frozen=True)
 class ConvUnit:
-    """How every unit of a block is made: the order of its layers, which they are, and whether it is padded.
+    """A recipe for convolution units: the order of their layers, the kinds of layers, and the padding.
 
-    `bias` None gives the convolution a bias unless a norm follows it, in its own unit or (norm-act-conv) the next.
+    Attributes:
+        order: the order of the layers.
+        norm: the kind of norm, as `make_norm` takes it.
+        act: the name of the activation in timm.
+        dropout: probability of dropping a channel in training, from 0 to below 1.
+        padding: 1 pads each convolution so that the size stays the same, 0 does not pad.
+        bias: whether the convolution has a bias; None gives it one unless a norm makes it redundant, in the same unit
+            or (norm-act-conv) in the next one.
     """
 
     order: Order
@@ -64,12 +74,18 @@ class ConvUnit:
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
-            raise OptionError(f"dropout={self.dropout}: takes a share from 0 to below 1")
+            raise OptionError(f"dropout={self.dropout} must be at least 0 and below 1")
 
-    def unit(self, in_channels: int, out_channels: int, kernel: int = 3, *, act: bool = True) -> nn.Sequential:
-        """One convolution with its norm and activation, in order; modules are named conv, norm, act, dropout.
+    def make(self, in_channels: int, out_channels: int, kernel: int = 3, *, act: bool = True) -> nn.Sequential:
+        """Make one unit, whose modules are called conv, norm, act and dropout.
 
-        (B, in_channels, H, W) -> (B, out_channels, H', W'), where H' is H, or H - kernel + 1 without padding.
+        It maps (B, in_channels, H, W) to (B, out_channels, H', W'), where H' is H, or H - kernel + 1 without padding.
+
+        Args:
+            in_channels: channels of the input.
+            out_channels: channels of the output.
+            kernel: kernel size of the convolution.
+            act: whether the unit has its activation.
         """
         bias = self.bias if self.bias is not None else self.norm == "none" or self.order == "conv-act-norm"
         conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2 * self.padding, bias=bias)
@@ -81,7 +97,7 @@ class ConvUnit:
             elif name == "norm" and self.norm != "none":
                 layers["norm"] = norm
             elif name == "act" and act:
-                # In place only on a map that this unit made: the first layer would overwrite its caller's.
+                # In place only on a map that this unit made: as the first layer it would overwrite the caller's map.
                 layers["act"] = make_act(self.act, inplace=bool(layers))
         if self.dropout:
             layers["dropout"] = nn.Dropout2d(self.dropout)

@@ -1,4 +1,4 @@
-"""Fusions: (B, x_channels, H, W) and (B, skip_channels, H, W) -> (B, out_channels, H, W)."""
+"""Fusions, which join the upsampled map (B, x_channels, H, W) and the skip (B, skip_channels, H, W) into one map."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Concat(nn.Module):
-    """The skip's channels, then the map's (Ronneberger 2015)."""
+    """Concatenation of the skip's channels and then the map's channels (Ronneberger 2015)."""
 
     def __init__(self, x_channels: int, skip_channels: int) -> None:
         super().__init__()
@@ -19,21 +19,24 @@ class Concat(nn.Module):
 
 
 class _Elementwise(nn.Module):
-    """Two maps of as many channels each; where they differ, a 1x1 convolution narrows the wider one."""
+    """Base of the elementwise fusions: where channel counts differ, a 1x1 convolution projects the wider map."""
 
     def __init__(self, x_channels: int, skip_channels: int) -> None:
         super().__init__()
         self.out_channels = min(x_channels, skip_channels)
-        self.project_x = _projection(x_channels, self.out_channels)
-        self.project_skip = _projection(skip_channels, self.out_channels)
+        self.project_x = _make_projection(x_channels, self.out_channels)
+        self.project_skip = _make_projection(skip_channels, self.out_channels)
 
 
-def _projection(channels: int, out_channels: int) -> nn.Module:
+def _make_projection(channels: int, out_channels: int) -> nn.Module:
     return nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
 
 class Add(_Elementwise):
-    """The sum; where channels differ a 1x1 convolution first narrows the wider map (as LinkNet, Chaurasia 2017)."""
+    """Sum of map and skip, as in LinkNet (Chaurasia 2017).
+
+    Where the channel counts differ, a 1x1 convolution first projects the wider map to the smaller count.
+    """
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """(B, X, H, W), (B, S, H, W) -> (B, min(X, S), H, W)."""
@@ -42,7 +45,10 @@ class Add(_Elementwise):
 
 
 class Mean(_Elementwise):
-    """The mean; where channels differ a 1x1 convolution first narrows the wider map."""
+    """Mean of map and skip.
+
+    Where the channel counts differ, a 1x1 convolution first projects the wider map to the smaller count.
+    """
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """(B, X, H, W), (B, S, H, W) -> (B, min(X, S), H, W)."""
@@ -51,7 +57,10 @@ class Mean(_Elementwise):
 
 
 class Max(_Elementwise):
-    """The larger of the two; where channels differ a 1x1 convolution first narrows the wider map."""
+    """Elementwise maximum of map and skip.
+
+    Where the channel counts differ, a 1x1 convolution first projects the wider map to the smaller count.
+    """
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """(B, X, H, W), (B, S, H, W) -> (B, min(X, S), H, W)."""

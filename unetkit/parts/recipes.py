@@ -1,10 +1,10 @@
-"""Named U-Nets: each a function that returns a plan. Nothing here imports torch."""
+"""Recipes, the named U-Nets: each is a function that returns a Plan. Importing this module does not import torch."""
 
 from __future__ import annotations
 
 from unetkit.plan import Plan
 
-#: What the variants of 2015 have in common.
+#: Shared by the variants of the U-Net of 2015.
 _CLASSIC = {
     "up": "transposed",
     "fuse": "concat",
@@ -15,7 +15,7 @@ _CLASSIC = {
 
 
 def unet_2015() -> Plan:
-    """The original: valid convolutions without norm, cropped skips, 572 in and 388 out (Ronneberger 2015).
+    """Original U-Net: valid convolutions, no norms, cropped skips, 572x572 in, 388x388 out (Ronneberger 2015).
 
     "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI 2015.
     """
@@ -30,12 +30,12 @@ def unet_2015() -> Plan:
 
 
 def unet_same() -> Plan:
-    """The original's shape with padded conv-BN-ReLU, so that the output is as large as the input."""
+    """Original architecture with padded conv-BN-ReLU units, so that the output has the size of the input."""
     return Plan.of(encoder="plain:bias=true", block="double:bias=true", align="pad", head="conv", **_CLASSIC)
 
 
 def unet_bilinear() -> Plan:
-    """Bilinear upsampling (align_corners) padded to the skip, widths 64 to 512, the common PyTorch variant."""
+    """Common PyTorch variant: bilinear upsampling (align_corners=true) padded to the skip, widths 64 to 512."""
     return Plan.of(
         encoder="plain:widths=[64,128,256,512,512],bias=true",
         up="bilinear:align_corners=true",
@@ -51,7 +51,7 @@ def unet_bilinear() -> Plan:
 
 
 def unet_relu_bn() -> Plan:
-    """Valid convolutions with the norm after the ReLU, transposed 3x3 upsampling, a head of conv, ReLU and BN."""
+    """Valid convolutions with the norm after the ReLU, 3x3 transposed convolutions, a head of conv, ReLU and BN."""
     return Plan.of(
         encoder="plain:order=conv-act-norm,padding=0",
         block="double:order=conv-act-norm,padding=0",
@@ -63,15 +63,15 @@ def unet_relu_bn() -> Plan:
 
 
 def vgg16_unet() -> Plan:
-    """VGG-16 as the contracting path: its five maps before the pools, at strides 1 to 16 (Simonyan 2014)."""
+    """VGG-16 encoder: the five feature maps before its pools, at strides 1 to 16 (Simonyan 2014)."""
     return Plan.of(encoder="timm/vgg16:levels=5", up="transposed", fuse="concat", align="resize", decode_to=1)
 
 
 def resnet34_unet() -> Plan:
-    """ResNet-34's maps at strides 2 to 32 as the contracting path (He 2015)."""
+    """ResNet-34 encoder, with feature maps at strides 2 to 32 (He 2015)."""
     return Plan.of(encoder="timm/resnet34", up="bilinear", fuse="concat", align="resize", decode_to=1)
 
 
 def resnet101_unet() -> Plan:
-    """ResNet-101 decoded to a quarter of the input, its logits resized from there; the place to compare fusions."""
+    """ResNet-101 encoder, decoded to a quarter of the input size; suited to comparing fusions."""
     return Plan.of(encoder="timm/resnet101", up="bilinear", fuse="add", align="resize", decode_to=4)

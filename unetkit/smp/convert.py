@@ -1,4 +1,8 @@
-"""Moving over: a trained U-Net of segmentation_models_pytorch (smp) becomes one of ours, proved equal in eval mode."""
+"""Conversion of models of segmentation_models_pytorch (smp).
+
+`from_smp` turns a trained `smp.Unet` into a U-Net made of parts and verifies that both compute the same in eval mode.
+`read_pretrained_folder` reads a folder that smp's `save_pretrained` wrote, as plan and tensors of a whole model.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ from unetkit.utils.lazy_init import preserve_rng
 from unetkit.utils.modules import preserve_mode
 from unetkit.utils.rounding import computes_in, difference_beyond_rounding
 
-#: Encoders of smp's that timm has with the same layers and maps: how their names begin here and there.
+#: Encoders of smp that timm has with the same layers and maps: how their names begin in smp and in timm.
 _TIMM_PREFIXES = {
     "resnet": "resnet",
     "resnext": "resnext",
@@ -37,13 +41,14 @@ _TIMM_PREFIXES = {
     "senet": "legacy_senet",
     "mobileone": "mobileone",
 }
+#: Values of decoder_use_norm by the name of unetkit's norm.
 _NORMS: dict[str, list[Any]] = {
     "batch": [True, "batchnorm", {"type": "batchnorm"}],
     "instance": [{"type": "instancenorm", "affine": True}],
     "none": [False, "identity", {"type": "identity"}],
 }
 _INTERPOLATIONS = ("nearest", "bilinear")
-#: smp's own arguments; it hands all others to the encoder.
+#: The arguments of `smp.Unet` itself; it passes all others to the encoder.
 _SMP_ARGUMENTS = {
     "encoder_name",
     "encoder_depth",
@@ -62,25 +67,27 @@ _SMP_ARGUMENTS = {
 
 
 def list_unsupported(model: Any) -> list[str]:
-    """What of a U-Net cannot be carried over, in smp's words."""
-    said, depth = model.config, model.config["encoder_depth"]
-    stride = said.get("output_stride", 32)
-    facts = {
-        "the centre block of a vgg encoder": not isinstance(model.decoder.center, nn.Identity),
-        "an encoder's map of the input's size that is not joined": getattr(model.encoder, "_is_vgg_style", False),
-        f"decoder_attention_type={said['decoder_attention_type']}": said["decoder_attention_type"] is not None,
-        f"decoder_use_norm={_get_norm(said)}": not any(_get_norm(said) in known for known in _NORMS.values()),
-        f"decoder_interpolation={said['decoder_interpolation']}": said["decoder_interpolation"] not in _INTERPOLATIONS,
-        f"output_stride={stride}, which gives it several maps of one stride": stride < 2**depth,
-        f"activation={said['activation'] or 'a callable'}": not _has_plain_head(model),
-        "aux_params, the classification head": model.classification_head is not None,
+    """List what a U-Net of smp has and a network of unetkit cannot have, by the names of smp's arguments."""
+    config, depth = model.config, model.config["encoder_depth"]
+    stride = config.get("output_stride", 32)
+    attention, norm = config["decoder_attention_type"], _get_norm(config)
+    interpolation = config["decoder_interpolation"]
+    unsupported = {
+        "the center block of a vgg encoder": not isinstance(model.decoder.center, nn.Identity),
+        "an encoder's full-resolution map that is not a skip": getattr(model.encoder, "_is_vgg_style", False),
+        f"decoder_attention_type={attention}": attention is not None,
+        f"decoder_use_norm={norm}": not any(norm in known for known in _NORMS.values()),
+        f"decoder_interpolation={interpolation}": interpolation not in _INTERPOLATIONS,
+        f"output_stride={stride}, which gives several feature maps of one stride": stride < 2**depth,
+        f"activation={config['activation'] or 'a callable'}": not _has_plain_head(model),
+        "aux_params (a classification head)": model.classification_head is not None,
     }
-    return [what for what, is_so in facts.items() if is_so]
+    return [name for name, is_present in unsupported.items() if is_present]
 
 
-def _get_norm(said: dict[str, Any]) -> Any:
-    old = said.get("decoder_use_batchnorm")
-    return said["decoder_use_norm"] if old is None else old
+def _get_norm(config: dict[str, Any]) -> Any:
+    old = config.get("decoder_use_batchnorm")
+    return config["decoder_use_norm"] if old is None else old
 
 
 def _has_plain_head(model: Any) -> bool:
@@ -88,50 +95,55 @@ def _has_plain_head(model: Any) -> bool:
 
 
 def list_modified_parts(model: Any) -> list[str]:
-    """The parts of a U-Net whose layers are not those that its arguments make."""
+    """List the parts of a U-Net of smp whose layers are not those that its arguments make."""
     with warnings.catch_warnings(), torch.device("meta"), LinspaceOnCpu():
-        warnings.simplefilter("ignore")  # of names that smp gave up and still has
+        warnings.simplefilter("ignore")  # smp warns of deprecated names, which it still accepts
         fresh: Any = smp.Unet(**(model.config | {"encoder_weights": None}))
     pairs = {
         "encoder": (model.encoder, fresh.encoder),
         "decoder": (model.decoder, fresh.decoder),
         "segmentation_head": tuple([*head][:2] for head in (model.segmentation_head, fresh.segmentation_head)),
     }
-    return [name for name, (here, there) in pairs.items() if str(here) != str(there)]
+    return [name for name, (part, expected) in pairs.items() if str(part) != str(expected)]
 
 
 def candidate_plans(model: Any) -> list[Plan]:
-    """The lines that may say it, the best first: timm's encoder where there is one, then smp's own."""
-    said = model.config
-    norm = next(ours for ours, theirs in _NORMS.items() if _get_norm(said) in theirs)
+    """Return plans that may build an equal U-Net, best first: with timm's encoder if there is one, then with smp's."""
+    config = model.config
+    norm = next(name for name, values in _NORMS.items() if _get_norm(config) in values)
     words = {
-        "up": said["decoder_interpolation"],
+        "up": config["decoder_interpolation"],
         "block": "double" if norm == "batch" else f"double:norm={norm}",
         "head": "conv:kernel=3",
-        "widths": tuple(said["decoder_channels"]),
-        "in_channels": said["in_channels"],
-        "classes": said["classes"],
+        "widths": tuple(config["decoder_channels"]),
+        "in_channels": config["in_channels"],
+        "classes": config["classes"],
     }
     return [Plan.of(encoder=encoder, **words) for encoder in _candidate_encoders(model)]
 
 
 def _candidate_encoders(model: Any) -> list[PartSpec]:
-    said, encoder = model.config, model.encoder
+    config, encoder = model.config, model.encoder
     maps = sum(1 for channels in encoder.out_channels[1:] if channels)
-    levels = {} if said["encoder_depth"] == 5 else {"levels": maps}
-    options = {key: value for key, value in said.items() if key not in _SMP_ARGUMENTS and value is not None}
+    levels = {} if config["encoder_depth"] == 5 else {"levels": maps}
+    options = {key: value for key, value in config.items() if key not in _SMP_ARGUMENTS and value is not None}
     if isinstance(encoder, TimmUniversalEncoder):
         return [PartSpec.of(f"timm/{encoder.name}", options | levels)]
     if options:
-        raise BuildError(f"smp's own encoders take no {min(options)}; build the smp model without")
-    name = said["encoder_name"]
-    twins = [there + name.removeprefix(here) for here, there in _TIMM_PREFIXES.items() if name.startswith(here)]
-    return [PartSpec.of(full, levels) for full in [*(f"timm/{t}" for t in twins if t in timm_names()), f"smp/{name}"]]
+        raise BuildError(f"smp's own encoders ignore {min(options)}; build the smp.Unet without it")
+    name = config["encoder_name"]
+    in_timm = [timm + name.removeprefix(start) for start, timm in _TIMM_PREFIXES.items() if name.startswith(start)]
+    names = [*(f"timm/{timm}" for timm in in_timm if timm in timm_names()), f"smp/{name}"]
+    return [PartSpec.of(full_name, levels) for full_name in names]
 
 
 def match_tensors(theirs: Any, ours: Any) -> dict[str, str]:
-    """Each tensor of ours, and the one of theirs that is in its place. Raises BuildError for another encoder."""
-    there = theirs.state_dict()
+    """Map the name of each tensor of unetkit's U-Net to the name of its counterpart in smp's.
+
+    Raises:
+        BuildError: the encoders have different tensors.
+    """
+    state = theirs.state_dict()
     paths = {
         f"stages.{i}.block.{j}.{layer}": f"decoder.blocks.{i}.conv{j + 1}.{k}"
         for i in range(len(ours.stages))
@@ -139,25 +151,34 @@ def match_tensors(theirs: Any, ours: Any) -> dict[str, str]:
         for k, layer in enumerate(("conv", "norm"))
     }
     paths["head.conv"] = "segmentation_head.0"
-    leaves = [name.rpartition(".") for name in there]
+    leaves = [name.rpartition(".") for name in state]
     decoder = {f"{a}.{leaf}": f"{b}.{leaf}" for a, b in paths.items() for path, _, leaf in leaves if path == b}
     return decoder | _match_encoder_tensors(theirs.encoder.state_dict(), ours.encoder.state_dict())
 
 
 def _match_encoder_tensors(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, str]:
-    """By name where all of ours are there, else in order, for twins that differ in names only."""
-    named = {f"model.{name.removeprefix('model.')}": name for name in theirs}
-    if not ours.keys() <= named.keys():
+    """Match tensors by name if smp's encoder has all names, else by order, for encoders that differ only in names."""
+    names = {f"model.{name.removeprefix('model.')}": name for name in theirs}
+    if not ours.keys() <= names.keys():
         if [tensor.shape for tensor in ours.values()] != [tensor.shape for tensor in theirs.values()]:
-            raise BuildError("its encoder has other tensors than ours of that name")
-        named = dict(zip(ours, theirs, strict=True))
-    return {f"encoder.{name}": f"encoder.{named[name]}" for name in ours}
+            raise BuildError("its encoder has other tensors than unetkit's encoder of that name")
+        names = dict(zip(ours, theirs, strict=True))
+    return {f"encoder.{name}": f"encoder.{names[name]}" for name in ours}
 
 
 def convert_tensors(ours: Any, theirs: Any, names: dict[str, str]) -> dict[str, Tensor]:
-    """Copies of their tensors by our names; theirs joins the map before the skip, ours the skip before the map."""
+    """Copy smp's tensors under unetkit's names.
+
+    smp concatenates the map before the skip and unetkit the skip before the map, so the input channels of each first
+    convolution are swapped.
+
+    Args:
+        ours: unetkit's U-Net.
+        theirs: smp's U-Net.
+        names: what `match_tensors` returned for both.
+    """
     state = theirs.state_dict()
-    tensors = {name: state[there].clone() for name, there in names.items()}
+    tensors = {name: state[smp_name].clone() for name, smp_name in names.items()}
     for index, stage in enumerate(ours.stages):
         first = f"stages.{index}.block.0.conv.weight"
         of_map, of_skip = tensors[first].tensor_split([stage.up.out_channels], dim=1)
@@ -186,40 +207,44 @@ def from_smp(model: nn.Module) -> UNet:
             named; or it gives the same at every pixel, by which nothing is proved.
     """
     theirs = _unwrap_smp_unet(model)
-    why: UnetkitError | None = None
+    failure: UnetkitError | None = None
     for plan in candidate_plans(theirs):
         try:
             return _convert(theirs, plan)
         except UnetkitError as error:
-            why = error
-    raise BuildError(f"this smp.Unet cannot be carried over: {why}") from why
+            failure = error
+    raise BuildError(f"this smp.Unet cannot be converted: {failure}") from failure
 
 
 def _unwrap_smp_unet(model: nn.Module) -> Any:
-    """The U-Net of smp in what was given, if all of it can be carried."""
-    model = getattr(model, "_orig_mod", model)  # as torch.compile wraps it
+    """Return the `smp.Unet` in a model. Raise BuildError where there is none, or where it cannot be converted."""
+    model = getattr(model, "_orig_mod", model)  # torch.compile wraps it so
     model = model.model if isinstance(model, WholeModel) else model
     if type(model) is not smp.Unet:
-        raise BuildError(f"a {type(model).__name__} is no smp.Unet; unetkit.from_smp takes what smp.Unet(...) gives")
+        raise BuildError(
+            f"a {type(model).__name__} is not an smp.Unet; unetkit.from_smp takes what smp.Unet(...) returns"
+        )
     if any(tensor.is_meta for tensor in model.state_dict().values()):
-        raise BuildError("this smp.Unet is on the meta device and has no weights; build it on the cpu or a gpu")
-    names = list_unsupported(model) or [f"{name}, which was changed after it was built" for name in list_modified_parts(model)]
-    if names:
-        raise BuildError(f"this smp.Unet cannot be carried over; we have no word for {'; '.join(names)}")
+        raise BuildError("this smp.Unet is on the meta device and has no weights; build it on the CPU or a GPU")
+    if unsupported := list_unsupported(model):
+        raise BuildError(f"this smp.Unet cannot be converted: unetkit does not support {'; '.join(unsupported)}")
+    if modified := list_modified_parts(model):
+        parts = f"{' and '.join(modified)} {'were' if len(modified) > 1 else 'was'}"
+        raise BuildError(f"this smp.Unet cannot be converted: its {parts} changed after the model was built")
     return model
 
 
 def _convert(theirs: Any, plan: Plan) -> UNet:
-    """The network of a plan with their weights, proved."""
+    """Build the network of a plan with smp's weights, and verify that both compute the same."""
     first = next(theirs.parameters())
-    # Random weights that nobody sees should not change what is drawn next.
+    # The random weights are replaced, so building must not change what is drawn next.
     with preserve_rng(*[first.device] if first.is_cuda else []):
         ours = cast(UNet, build_plan(plan, current_parts(), first.device))
     names = match_tensors(theirs, ours)
     try:
         ours.to(first.dtype).load_state_dict(convert_tensors(ours, theirs, names), assign=True)
     except RuntimeError as error:
-        raise BuildError(f"{plan} has other tensors: {' '.join(str(error).split())[:300]}") from error
+        raise BuildError(f"{plan} has different tensors: {' '.join(str(error).split())[:300]}") from error
     _prove(theirs, ours, plan)
     _copy_training_state(theirs, ours, names)
     vars(ours.encoder)["weights_from"] = "an smp.Unet"
@@ -278,7 +303,7 @@ def _run(model: Any, x: Tensor) -> Tensor:
 
 
 def _copy_training_state(theirs: Any, ours: UNet, names: dict[str, str]) -> None:
-    """Train what theirs trains: mode and frozen parameters, also of single layers."""
+    """Copy training mode and frozen parameters, layer by layer."""
     ours.train(theirs.training)
     ours.encoder.train(theirs.encoder.training)
     parameters = dict(theirs.named_parameters())
@@ -288,15 +313,16 @@ def _copy_training_state(theirs: Any, ours: UNet, names: dict[str, str]) -> None
         ours.get_submodule(name.rpartition(".")[0]).training = theirs.get_submodule(there.rpartition(".")[0]).training
 
 
+#: The files of a folder that `save_pretrained` writes.
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-#: What a checkpoint may say that a network of logits has not, unless it is one of these.
+#: Arguments that a network of unetkit does not have, with the values that change nothing.
 _WITHOUT_EFFECT = {"activation": (None, "identity"), "aux_params": (None,)}
-#: What smp 0.6 calls encoders that it had under the name before.
+#: How names of encoders begin that smp 0.6 renamed and still accepts.
 _RENAMED_PREFIXES = ("timm-regnet", "timm-res2", "timm-resnest", "timm-mobilenetv3", "timm-gernet")
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a path is a folder; false where it cannot be looked at, as reading it will say."""
+    """Return whether a path is a folder; False where it cannot be accessed, which reading it then reports."""
     try:
         return path.is_dir()
     except OSError:
@@ -304,10 +330,13 @@ def is_folder(path: Path) -> bool:
 
 
 def read_pretrained_folder(folder: Path) -> tuple[Plan, dict[str, Tensor]]:
-    """The plan and the tensors of what `save_pretrained` wrote; nothing is unpickled or downloaded.
+    """Read a folder that smp's `save_pretrained` wrote, without unpickling or downloading anything.
+
+    Returns:
+        The plan of the whole model, and its tensors by their names in the network.
 
     Raises:
-        FileError: it is no such folder, or its model has what no plan can say.
+        FileError: the folder was not written by `save_pretrained`, or no plan can describe its model.
     """
     config = _read_config(folder)
     try:
@@ -318,16 +347,18 @@ def read_pretrained_folder(folder: Path) -> tuple[Plan, dict[str, Tensor]]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    absent = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
-    if absent:
-        what = f"is a folder without {' and '.join(absent)}"
-        raise FileError(f"{folder} {what}; give a file that unetkit.save wrote, or a folder of smp's save_pretrained")
+    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+    if missing:
+        problem = f"is a folder without {' and '.join(missing)}"
+        raise FileError(
+            f"{folder} {problem}; give a file that unetkit.save wrote, or a folder of smp's save_pretrained"
+        )
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FileError(f"{folder / CONFIG} cannot be read ({error})") from error
     if not isinstance(config, dict) or str(config.get("_model_class")).lower() not in smp_architecture_names():
-        raise FileError(f"{folder / CONFIG} names no architecture of smp; take the folder of smp's save_pretrained")
+        raise FileError(f"{folder / CONFIG} names no architecture of smp; give a folder of smp's save_pretrained")
     return config
 
 
@@ -336,25 +367,27 @@ def _plan_from_config(folder: Path, config: dict[str, Any]) -> Plan:
     known = {option.name for option in smp_architecture_options(architecture)}
     words = {word: config.get(word) for word in ("in_channels", "classes")}
     rest = {key: value for key, value in config.items() if key[0] != "_" and key not in words}
-    for name, without in _WITHOUT_EFFECT.items():
-        if rest.pop(name, None) not in without:
-            has = f"its model has {name}={config[name]}, and a network of ours gives logits alone"
-            raise FileError(f"{folder}: {has}; open it with smp, take that off, and give it to unetkit.from_smp")
+    for name, values in _WITHOUT_EFFECT.items():
+        if rest.pop(name, None) not in values:
+            problem = f"its model has {name}={config[name]}, but a network of unetkit gives logits alone"
+            raise FileError(f"{folder}: {problem}; open it with smp, remove {name}, and give it to unetkit.from_smp")
     encoder, _ = str(rest.pop("encoder_name", "resnet34")), rest.pop("encoder_weights", None)
     if (old := rest.pop("decoder_use_batchnorm", None)) is not None:  # until smp 0.4
         rest["decoder_use_norm"] = old
-    said = {key: value for key, value in rest.items() if value is not None}
-    if unsayable := [key for key, value in said.items() if isinstance(value, dict)]:
-        raise FileError(f"{folder}: no line can say its {unsayable[0]}={said[unsayable[0]]}; open it with smp itself")
+    options = {key: value for key, value in rest.items() if value is not None}
+    if dicts := [key for key, value in options.items() if isinstance(value, dict)]:
+        raise FileError(f"{folder}: no plan can have {dicts[0]}={options[dicts[0]]}; open it with smp itself")
+    model_options = {key: value for key, value in options.items() if key in known}
+    encoder_options = {key: value for key, value in options.items() if key not in known}
     return Plan.of(
-        model=PartSpec.of(f"smp/{architecture}", {key: value for key, value in said.items() if key in known}),
-        encoder=PartSpec.of(_translate_encoder_name(encoder), {key: value for key, value in said.items() if key not in known}),
+        model=PartSpec.of(f"smp/{architecture}", model_options),
+        encoder=PartSpec.of(_translate_encoder_name(encoder), encoder_options),
         **words,
     )
 
 
 def _translate_encoder_name(encoder: str) -> str:
-    """What we call an encoder of smp's."""
+    """Return unetkit's name of an encoder of smp."""
     if encoder.startswith(_RENAMED_PREFIXES):
         encoder = encoder.replace("timm-", "tu-tf_" if "mobilenetv3" in encoder else "tu-")
     if encoder.startswith("tu-"):

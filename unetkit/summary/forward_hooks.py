@@ -1,4 +1,7 @@
-"""Runs one forward pass on meta tensors and sees where it stands: which module, on what shapes."""
+"""A record of one forward pass on meta tensors: which modules were called, with which shapes, and where it failed.
+
+Also here is what every summary starts with: the network in a model, and an input for it.
+"""
 
 from __future__ import annotations
 
@@ -18,93 +21,115 @@ from unetkit.utils.formatting import Size
 
 @dataclass(eq=False)
 class ModuleCall:
-    """One call of a module: its name in the state_dict, what went in, what came out, and when (`clock`)."""
+    """One call of a module.
+
+    Attributes:
+        name: the module's name in the state_dict.
+        module: the module.
+        inputs: the tensors among its positional arguments.
+        start: the clock when the call began.
+        outputs: the tensors that it returned.
+        end: the clock when the call ended; -1 where it did not.
+    """
 
     name: str
     module: nn.Module
-    given: list[Tensor]
+    inputs: list[Tensor]
     start: int
-    gave: list[Tensor] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
     end: int = -1
 
 
 @dataclass
-class Observation:
-    """Every call of a forward pass in the order in which they began, and the output; or the error that ended it.
+class ForwardRecord:
+    """Everything recorded in one forward pass.
 
-    A wrapper may give several outputs in training; the first is the network's, and `others` says how many there are
-    beside it.
+    Attributes:
+        calls: every call of a module, in the order in which they began.
+        output: the output of the pass; None where it failed.
+        extra_outputs: number of further outputs, which a plugin's wrapper may return in training.
+        error: the error that ended the pass; None where there was none.
     """
 
     calls: list[ModuleCall] = field(default_factory=list)
     output: Tensor | None = None
-    others: int = 0
+    extra_outputs: int = 0
     error: Exception | None = None
 
-    def failure(self) -> str:
-        """Where the pass ended and on what, in words."""
-        inside = [call for call in self.calls if call.end < 0]
-        if not inside:
-            return reason(self.error)
-        last = inside[-1]
-        shapes = " and ".join("x".join(map(str, t.shape[1:])) for t in last.given) or "nothing"
+    def describe_failure(self) -> str:
+        """Say in words which module failed, and with which shapes."""
+        unfinished = [call for call in self.calls if call.end < 0]
+        if not unfinished:
+            return first_line(self.error)
+        last = unfinished[-1]
+        shapes = " and ".join("x".join(map(str, t.shape[1:])) for t in last.inputs) or "nothing"
         if "Kernel size can't be greater" in str(self.error) or "Output size is too small" in str(self.error):
-            # Of torch's words for a map smaller than the kernel, these are what a person needs.
+            # torch's own message does not name the layer, nor the shape of the map without its batch.
             kernel = getattr(last.module, "kernel_size", "?")
             return f"{last.name}, a {type(last.module).__name__} of kernel {kernel}, gets {shapes}"
-        return f"{last.name or 'the network'} gets {shapes} ({reason(self.error)})"
+        return f"{last.name or 'the network'} gets {shapes} ({first_line(self.error)})"
 
     def calls_within(self, module: nn.Module) -> list[ModuleCall]:
-        """The calls that began during a module's first call and ended well."""
-        whole = next((call for call in self.calls if call.module is module), None)
-        if whole is None:
-            raise InputSizeError(f"the forward pass never calls its {type(module).__name__}, so it cannot be traced")
-        start = self.calls.index(whole)
-        return [call for call in self.calls[start + 1 :] if call.start <= whole.end and call.end >= 0]
+        """Return the calls that began during a module's first call and ended without an error.
 
-    def dropped(self) -> list[str]:
-        """The pools that leave out the last row or column of an odd map."""
+        Raises:
+            InputSizeError: the module was not called.
+        """
+        outer = next((call for call in self.calls if call.module is module), None)
+        if outer is None:
+            raise InputSizeError(f"the forward pass never calls its {type(module).__name__}, so it cannot be traced")
+        start = self.calls.index(outer)
+        return [call for call in self.calls[start + 1 :] if call.start <= outer.end and call.end >= 0]
+
+    def list_lossy_pools(self) -> list[str]:
+        """Describe each max pool that drops the last row or column of a map with an odd side."""
         return [
-            f"{call.name} halves {call.given[0].shape[-2]}x{call.given[0].shape[-1]}"
+            f"{call.name} halves {call.inputs[0].shape[-2]}x{call.inputs[0].shape[-1]}"
             for call in self.calls
-            if isinstance(call.module, nn.MaxPool2d) and call.given and _leftover(call.module, call.given[0])
+            if isinstance(call.module, nn.MaxPool2d) and call.inputs and _drops_pixels(call.module, call.inputs[0])
         ]
 
 
-def reason(error: Exception | None) -> str:
-    """An error's first line."""
+def first_line(error: Exception | None) -> str:
+    """Return an error's first line, with the type of the error unless it is unetkit's own."""
     text = str(error).strip().split("\n")[0]
     return text if isinstance(error, UnetkitError) else f"{type(error).__name__}: {text[:200]}"
 
 
-def record_forward(model: nn.Module, x: Tensor, clock: Callable[[], int] = lambda: 0) -> Observation:
-    """Pass a meta tensor through a model on meta. An error is part of what is observed, not raised."""
-    seen = Observation()
+def record_forward(model: nn.Module, x: Tensor, clock: Callable[[], int] = lambda: 0) -> ForwardRecord:
+    """Record one forward pass. An error of the pass is recorded too, not raised.
+
+    Args:
+        model: a model on the meta device.
+        x: its input, on the meta device.
+        clock: gives the time of each event, such as the number of operations so far.
+    """
+    record = ForwardRecord()
     try:
-        with torch.device("meta"), _watching(model, seen, clock):
-            out = model(x)
-            seen.output, *rest = tensors_of(out) or [out]
-            seen.others = len(rest)
-    except Exception as error:  # any part's own complaint
-        seen.error = error
-    return seen
+        with torch.device("meta"), _record_calls(model, record, clock):
+            output = model(x)
+            record.output, *extra = collect_tensors(output) or [output]
+            record.extra_outputs = len(extra)
+    except Exception as error:  # a part may raise anything
+        record.error = error
+    return record
 
 
 @contextmanager
-def _watching(model: nn.Module, seen: Observation, clock: Callable[[], int]) -> Iterator[None]:
+def _record_calls(model: nn.Module, record: ForwardRecord, clock: Callable[[], int]) -> Iterator[None]:
     names = {module: name for name, module in model.named_modules()}
-    inside: list[ModuleCall] = []
+    unfinished: list[ModuleCall] = []
 
     def before(module: nn.Module, args: Any) -> None:
-        call = ModuleCall(names[module], module, tensors_of(args), clock())
-        inside.append(call)
-        seen.calls.append(call)
+        call = ModuleCall(names[module], module, collect_tensors(args), clock())
+        unfinished.append(call)
+        record.calls.append(call)
 
-    def after(_module: nn.Module, _args: Any, out: Any) -> None:
-        call = inside.pop()
-        call.gave, call.end = tensors_of(out), clock()
+    def after(_module: nn.Module, _args: Any, output: Any) -> None:
+        call = unfinished.pop()
+        call.outputs, call.end = collect_tensors(output), clock()
 
-    # On each module, since hooks for all modules would see what other threads run.
+    # Hooks on each module, because torch's global hooks would also record what other threads run.
     handles = [h for m in names for h in (m.register_forward_pre_hook(before), m.register_forward_hook(after))]
     try:
         yield
@@ -113,41 +138,47 @@ def _watching(model: nn.Module, seen: Observation, clock: Callable[[], int]) -> 
             handle.remove()
 
 
-def tensors_of(value: Any) -> list[Tensor]:
-    """The tensors of what a module was given or gave: one, or tuples and lists of them."""
+def collect_tensors(value: Any) -> list[Tensor]:
+    """Return the tensors in a module's arguments or output: one tensor, or nested tuples and lists of them."""
     if isinstance(value, tuple | list):
-        return [tensor for item in value for tensor in tensors_of(item)]
+        return [tensor for item in value for tensor in collect_tensors(item)]
     return [value] if isinstance(value, Tensor) else []
 
 
-def _leftover(pool: nn.MaxPool2d, x: Tensor) -> bool:
-    kernel, stride, padding = (_int(v) for v in (pool.kernel_size, pool.stride, pool.padding))
+def _drops_pixels(pool: nn.MaxPool2d, x: Tensor) -> bool:
+    kernel, stride, padding = (_first_int(v) for v in (pool.kernel_size, pool.stride, pool.padding))
     if pool.ceil_mode:
         return False
-    # What a last step does not reach may be padding alone.
+    # What the last step of the kernel does not reach may be padding alone.
     return any((size + 2 * padding - kernel) % stride > padding for size in x.shape[-2:])
 
 
-def _int(value: Any) -> int:
+def _first_int(value: Any) -> int:
     return int(value[0] if isinstance(value, tuple) else value)
 
 
-def network_of(model: nn.Module) -> Network:
-    """The network in a model, which a plugin may have wrapped. Raises UnetkitError where there is none."""
+def find_network(model: nn.Module) -> Network:
+    """Return the network in a model, which a plugin may have wrapped.
+
+    Raises:
+        UnetkitError: the model contains no network.
+    """
     for module in model.modules():
         if isinstance(module, Network):
             return module
-    raise UnetkitError(f"a {type(model).__name__} holds no network that unetkit built; give what unetkit.build returns")
+    raise UnetkitError(
+        f"a {type(model).__name__} contains no network that unetkit built; give what unetkit.build returns"
+    )
 
 
-def meta_input(network: Network, size: Size, batch: int = 1) -> Tensor:
-    """An input of a size, (batch, in_channels, *size), on meta and with grad."""
+def make_meta_input(network: Network, size: Size, batch: int = 1) -> Tensor:
+    """Make an input (batch, in_channels, *size) for a network, on the meta device and with grad."""
     dtype = next(network.parameters()).dtype
     return torch.empty(
         batch, network.resolved_plan.in_channels or 3, *size, dtype=dtype, device="meta", requires_grad=True
     )
 
 
-def input_size_for(network: Network, size: int | Size | None) -> Size:
-    """The size asked for, else the plan's own, else the one that the encoder is fixed to, else 256."""
+def resolve_input_size(network: Network, size: int | Size | None) -> Size:
+    """Return the given size, else the size of the plan, else the only size that the encoder takes, else 256x256."""
     return Plan.of(size=size).size or network.resolved_plan.size or network.size or (256, 256)

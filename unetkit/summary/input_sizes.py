@@ -1,4 +1,4 @@
-"""Which sizes a network takes: the smallest, the nearest to one that it does not, and whether its own passes."""
+"""Checks of a network on meta tensors: whether its parts keep their contracts, and which input sizes it takes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from unetkit.errors import BuildError, InputSizeError, UnetkitError
 from unetkit.network import Network
-from unetkit.plan import spec_at
+from unetkit.plan import part_at_level
 from unetkit.summary.forward_hooks import (
+    ForwardRecord,
     ModuleCall,
-    Observation,
-    input_size_for,
-    meta_input,
-    network_of,
+    find_network,
+    make_meta_input,
     record_forward,
+    resolve_input_size,
 )
 from unetkit.unet import Stage, UNet
 from unetkit.utils.formatting import Size, format_size
@@ -28,199 +28,226 @@ from unetkit.utils.modules import meta_copy
 from unetkit.utils.spatial import size_of
 
 
+def verify(model: nn.Module, *, any_size: bool) -> None:
+    """Check that a network takes the input size that it is meant for, and that its parts return what they declare.
+
+    Args:
+        model: the model as it was built.
+        any_size: whether it is enough that the network takes some size.
+
+    Raises:
+        InputSizeError: the network does not take the size; says which module failed and with which shapes.
+        BuildError: a part violates its contract, or fails for a reason other than the size.
+    """
+    meta_model = meta_copy(model).eval()
+    network = find_network(meta_model)
+    size = resolve_input_size(network, None)
+    with torch.no_grad():
+        record = record_forward(meta_model, make_meta_input(network, size))
+    if re.search(r"\bmeta tensor|\bon meta\b|'Meta' backend|meta device", str(record.error)):
+        return  # a part that reads values of tensors cannot be checked on meta
+    if violation := contract_violation(network, record):
+        raise BuildError(violation) from record.error
+    if isinstance(record.error, NotImplementedError):  # at every size
+        raise BuildError(f"{failing_part(network, record)}{record.describe_failure()}") from record.error
+    if record.error is not None and not (any_size and find_nearest_sizes(meta_model, size)):
+        if not isinstance(record.error, RuntimeError | ValueError | UnetkitError):  # a mistake in the code of a part
+            raise BuildError(f"{failing_part(network, record)}{record.describe_failure()}") from record.error
+        raise size_error(meta_model, size, record) from record.error
+    if record.error is None and not isinstance(record.output, Tensor):
+        return  # a plugin's wrapper may return several outputs
+    classes = network.resolved_plan.classes
+    if record.output is not None and record.output.shape[1] != classes:
+        raise BuildError(f"the logits have {record.output.shape[1]} channels for {classes} classes")
+
+
+# Contracts of parts
+
+
 @dataclass(frozen=True)
-class _Promise:
-    """What a part that gives one tensor is to give.
+class _Contract:
+    """What a part that returns one tensor must return.
 
     Attributes:
-        said: the word and spec that ask for it.
-        channels: of its output.
-        because: why so many.
-        kind: where it keeps height and width, what calls it so; else "".
+        flag: the option of the command line that chose the part, with its value.
+        channels: the channels of its output.
+        reason: why it must have these channels, in words.
+        kind: what to call the part if it must keep height and width; "" if it may change them.
     """
 
-    said: str
+    flag: str
     channels: int
-    because: str
+    reason: str
     kind: str = ""
 
 
-def contract_violation(network: Network, seen: Observation) -> str:
-    """Which part gave something else than it promises, in words; "" where none did."""
+def contract_violation(network: Network, record: ForwardRecord) -> str:
+    """Say in words which part violated its contract in a recorded pass; "" where none did."""
     if not isinstance(network, UNet):
-        return _shrunk(network, seen)
-    promises = _promises(network)
-    for call in seen.calls:
+        return _find_size_violation(network, record)
+    contracts = _read_contracts(network)
+    for call in record.calls:
         if call.end < 0:
             continue
-        if call.module is network.encoder and (fault := _encoder(network, call, seen)):
-            return f"the encoder (--encoder {network.resolved_plan.encoder}) {fault}"
-        promise = promises.get(call.module)
-        if promise and (fault := _fault(promise, call)):
-            return f"{call.name} ({promise.said}) {fault}"
+        if call.module is network.encoder and (violation := _find_encoder_violation(network, call)):
+            return f"the encoder (--encoder {network.resolved_plan.encoder}) {violation}"
+        contract = contracts.get(call.module)
+        if contract and (violation := _find_violation(contract, call)):
+            return f"{call.name} ({contract.flag}) {violation}"
     return ""
 
 
-def _shrunk(network: Network, seen: Observation) -> str:
-    """What is wrong with the size of what a whole model gives."""
-    call = next((call for call in seen.calls if call.module is network.encoder and call.end >= 0), None)
-    if call is None or not call.gave or call.gave[0].ndim != 4:
-        return ""
-    given, gave = size_of(call.given[0]), size_of(call.gave[0])
-    if given == gave:
-        return ""
-    sizes = f"{format_size(gave)} for {format_size(given)}"
-    return f"--model {network.resolved_plan.model} gives {sizes}; logits have the size of the input"
-
-
-def failing_part(network: Network, seen: Observation) -> str:
-    """The word and spec of the part in which a pass ended: "--fuse gate: "; "" where it ended in none."""
+def failing_part(network: Network, record: ForwardRecord) -> str:
+    """Return the option that chose the part in which a pass failed, as in "--fuse gate: "; "" where none did."""
     if not isinstance(network, UNet):
         return f"--model {network.resolved_plan.model}: "
-    said = {module: promise.said for module, promise in _promises(network).items()}
-    said[network.encoder] = f"--encoder {network.resolved_plan.encoder}"
-    inside = [said[call.module] for call in seen.calls if call.end < 0 and call.module in said]
-    return f"{inside[-1]}: " if inside else ""
+    flags = {module: contract.flag for module, contract in _read_contracts(network).items()}
+    flags[network.encoder] = f"--encoder {network.resolved_plan.encoder}"
+    unfinished = [flags[call.module] for call in record.calls if call.end < 0 and call.module in flags]
+    return f"{unfinished[-1]}: " if unfinished else ""
 
 
-def _promises(network: UNet) -> dict[nn.Module, _Promise]:
-    whole = network.resolved_plan
-    found: dict[nn.Module, _Promise] = {}
+def _find_size_violation(network: Network, record: ForwardRecord) -> str:
+    """Say in words what is wrong with the size of the logits of a whole model."""
+    call = next((call for call in record.calls if call.module is network.encoder and call.end >= 0), None)
+    if call is None or not call.outputs or call.outputs[0].ndim != 4:
+        return ""
+    input_size, output_size = size_of(call.inputs[0]), size_of(call.outputs[0])
+    if input_size == output_size:
+        return ""
+    sizes = f"{format_size(output_size)} for an input of {format_size(input_size)}"
+    return f"--model {network.resolved_plan.model} gives logits of {sizes}; they must have the size of the input"
+
+
+def _read_contracts(network: UNet) -> dict[nn.Module, _Contract]:
+    plan = network.resolved_plan
+    contracts: dict[nn.Module, _Contract] = {}
     for index, stage in enumerate(network.stages):
         assert isinstance(stage, Stage)  # noqa: S101
-        width = (whole.widths or ())[min(index, len(whole.widths or ()) - 1)]
-        found[stage.up] = _declared("up", spec_at(whole.up, index), stage.up)
+        width = (plan.widths or ())[min(index, len(plan.widths or ()) - 1)]
+        contracts[stage.up] = _declared_contract("up", part_at_level(plan.up, index), stage.up)
         if stage.fuse is not None:
-            found[stage.fuse] = _declared("fuse", spec_at(whole.fuse, index), stage.fuse, "a fusion")
-        said = f"--block {spec_at(whole.block, index)}"
-        found[stage.block] = _Promise(said, width, f"is to give {width} channels", "" if network.valid else "a block")
-    classes = whole.classes or 0
-    found[network.head] = _Promise(f"--head {whole.head}", classes, f"is to give {classes} channels, the classes")
-    return found
+            contracts[stage.fuse] = _declared_contract("fuse", part_at_level(plan.fuse, index), stage.fuse, "fusion")
+        flag, kind = f"--block {part_at_level(plan.block, index)}", "" if network.valid else "block"
+        contracts[stage.block] = _Contract(flag, width, f"must give {width} channels", kind)
+    classes = plan.classes or 0
+    contracts[network.head] = _Contract(f"--head {plan.head}", classes, f"must give {classes} channels, one per class")
+    return contracts
 
 
-def _declared(word: str, spec: str, part: Any, kind: str = "") -> _Promise:
-    return _Promise(f"--{word} {spec}", part.out_channels, f"declares out_channels={part.out_channels}", kind)
+def _declared_contract(word: str, spec: str, part: Any, kind: str = "") -> _Contract:
+    return _Contract(f"--{word} {spec}", part.out_channels, f"declares out_channels={part.out_channels}", kind)
 
 
-def _fault(promise: _Promise, call: ModuleCall) -> str:
-    if len(call.gave) != 1 or call.gave[0].ndim != 4:
-        shape = (
-            "a tensor of shape " + "x".join(map(str, call.gave[0].shape))
-            if len(call.gave) == 1
-            else f"{len(call.gave)} tensors"
+def _find_violation(contract: _Contract, call: ModuleCall) -> str:
+    if len(call.outputs) != 1 or call.outputs[0].ndim != 4:
+        result = (
+            "a tensor of shape " + "x".join(map(str, call.outputs[0].shape))
+            if len(call.outputs) == 1
+            else f"{len(call.outputs)} tensors"
         )
-        return f"gives {shape if call.gave else 'no tensor'}; promised is one of (B, C, H, W)"
-    (gave,) = call.gave
-    if gave.shape[1] != promise.channels:
-        return f"{promise.because}, but gives {gave.shape[1]}{_nhwc(call.gave, (promise.channels,))}"
-    if promise.kind and call.given and size_of(gave) != size_of(call.given[0]):
-        sizes = f"{format_size(size_of(gave))} for {format_size(size_of(call.given[0]))}"
-        return f"gives {sizes}; {promise.kind} keeps height and width"
+        return f"gives {result if call.outputs else 'no tensor'} instead of one of shape (B, C, H, W)"
+    (output,) = call.outputs
+    if output.shape[1] != contract.channels:
+        return f"{contract.reason}, but gives {output.shape[1]}{_nhwc_hint(call.outputs, (contract.channels,))}"
+    if contract.kind and call.inputs and size_of(output) != size_of(call.inputs[0]):
+        sizes = f"{format_size(size_of(output))} for an input of {format_size(size_of(call.inputs[0]))}"
+        return f"gives {sizes}; a {contract.kind} must keep height and width"
     return ""
 
 
-def _nhwc(gave: list[Tensor], channels: tuple[int, ...]) -> str:
-    last = tuple(tensor.shape[-1] for tensor in gave)
-    return "; its maps look NHWC: permute them to NCHW" if last == channels else ""
+def _nhwc_hint(outputs: list[Tensor], channels: tuple[int, ...]) -> str:
+    last_sides = tuple(tensor.shape[-1] for tensor in outputs)
+    return "; its maps look NHWC: permute them to NCHW" if last_sides == channels else ""
 
 
-def _encoder(network: UNet, call: ModuleCall, seen: Observation) -> str:
-    if not call.gave or any(tensor.ndim != 4 for tensor in call.gave):
-        return "gives no maps of (B, C, H, W) in a list"
-    gave = tuple(tensor.shape[1] for tensor in call.gave)
-    if gave != network.channels:
-        return f"declares channels {network.channels}, but gives {gave}{_nhwc(call.gave, network.channels)}"
-    whole = size_of(call.given[0])
-    for stride, tensor in zip(network.strides, call.gave, strict=True):
-        # Models round up or down, and unpadded stems lose some: about.
-        pairs = zip(whole, size_of(tensor), strict=True)
-        near = all(abs(n / stride - side) <= max(1, n / stride / 4) for n, side in pairs)
-        if not near and not network.valid:
-            return f"declares stride {stride} for a map that is {format_size(size_of(tensor))} of {format_size(whole)}"
+def _find_encoder_violation(network: UNet, call: ModuleCall) -> str:
+    if not call.outputs or any(tensor.ndim != 4 for tensor in call.outputs):
+        return "does not give a list of maps of shape (B, C, H, W)"
+    channels = tuple(tensor.shape[1] for tensor in call.outputs)
+    if channels != network.channels:
+        return f"declares channels {network.channels}, but gives {channels}{_nhwc_hint(call.outputs, network.channels)}"
+    input_size = size_of(call.inputs[0])
+    for stride, tensor in zip(network.strides, call.outputs, strict=True):
+        # Models round up or down, and stems without padding lose some pixels, so sizes need to fit only roughly.
+        pairs = zip(input_size, size_of(tensor), strict=True)
+        fits = all(abs(n / stride - side) <= max(1, n / stride / 4) for n, side in pairs)
+        if not fits and not network.valid:
+            sizes = f"{format_size(size_of(tensor))} from an input of {format_size(input_size)}"
+            return f"declares stride {stride} for a map of {sizes}"
     return ""
 
 
-#: No known network refuses a size for being too small from here on.
-_LARGEST = 2048
+# Input sizes
+
+#: The largest side that is tried: no known network refuses a side of this length for being too small.
+_MAX_SIDE = 2048
 
 
-def smallest_input(ghost: nn.Module) -> int | None:
-    """The smallest height and width that a model on meta takes; None where it takes none up to 2048."""
-    least = 1 + bisect_left(range(1, _LARGEST + 1), x=True, key=lambda side: accepts_size(ghost, (side, side)))
-    return least if least <= _LARGEST else None
+def find_smallest_input(meta_model: nn.Module) -> int | None:
+    """Find the smallest height and width that a model on meta takes; None where it takes none up to 2048."""
+    sides = range(1, _MAX_SIDE + 1)
+    smallest = 1 + bisect_left(sides, x=True, key=lambda side: accepts_size(meta_model, (side, side)))
+    return smallest if smallest <= _MAX_SIDE else None
 
 
-def accepts_size(ghost: nn.Module, size: Size, *, whole: bool = False) -> bool:
-    """Whether a model on meta takes a size; `whole` also asks that no pool leaves out a row or column."""
+def accepts_size(meta_model: nn.Module, size: Size, *, lossless: bool = False) -> bool:
+    """Return whether a model on meta takes an input size.
+
+    Args:
+        meta_model: the model.
+        size: height and width.
+        lossless: whether no pool may drop a row or column either.
+    """
     with torch.no_grad():
-        seen = record_forward(ghost, meta_input(network_of(ghost), size))
-    return seen.error is None and not (whole and seen.dropped())
+        record = record_forward(meta_model, make_meta_input(find_network(meta_model), size))
+    return record.error is None and not (lossless and record.list_lossy_pools())
 
 
-def nearest_sizes(ghost: nn.Module, size: Size) -> tuple[Size, ...]:
-    """The two sizes nearest to one that pass and leave nothing out, smaller first; fewer where there are not two."""
-    least = smallest_input(ghost) if network_of(ghost).valid else 1
-    if least is None:
+def find_nearest_sizes(meta_model: nn.Module, size: Size) -> tuple[Size, ...]:
+    """Find the two sizes nearest to a size that a model on meta takes and at which no pool drops a row or column.
+
+    Returns:
+        The smaller size, then the larger; fewer where there are not two.
+    """
+    smallest = find_smallest_input(meta_model) if find_network(meta_model).valid else 1
+    if smallest is None:
         return ()
-    heights, widths = (_nearest(ghost, side, least) for side in size)
+    heights, widths = (_find_nearest_sides(meta_model, side, smallest) for side in size)
     return tuple(dict.fromkeys(zip(heights, widths, strict=False)))
 
 
-def _nearest(ghost: nn.Module, side: int, least: int) -> list[int]:
-    # The strides' phases repeat, so among twice the deepest there is a size of every kind.
-    reach = 2 * network_of(ghost).period + 2
-    if side >= least and _first(ghost, [side]):
+def _find_nearest_sides(meta_model: nn.Module, side: int, smallest: int) -> list[int]:
+    # The phases of the strides repeat, so twice the deepest stride has a side of every kind.
+    reach = 2 * find_network(meta_model).period + 2
+    if side >= smallest and _first_accepted(meta_model, [side]):
         return [side, side]
-    below = _first(ghost, range(side - 1, max(least, side - reach) - 1, -1))
-    above = _first(ghost, range(max(side + 1, least), max(side + 1, least) + reach))
-    return below + above if below or not above else above + _first(ghost, range(above[0] + 1, above[0] + reach))
+    start = max(side + 1, smallest)
+    below = _first_accepted(meta_model, range(side - 1, max(smallest, side - reach) - 1, -1))
+    above = _first_accepted(meta_model, range(start, start + reach))
+    if below or not above:
+        return below + above
+    return above + _first_accepted(meta_model, range(above[0] + 1, above[0] + reach))
 
 
-def _first(ghost: nn.Module, sides: Iterable[int]) -> list[int]:
-    return next(([side] for side in sides if accepts_size(ghost, (side, side), whole=True)), [])
+def _first_accepted(meta_model: nn.Module, sides: Iterable[int]) -> list[int]:
+    return next(([side] for side in sides if accepts_size(meta_model, (side, side), lossless=True)), [])
 
 
-def size_error(ghost: nn.Module, size: Size, seen: Observation) -> InputSizeError:
-    """What to raise for a pass that failed: where it broke, on what, and the sizes that pass."""
-    failure = seen.failure()
-    if isinstance(seen.error, InputSizeError) and network_of(ghost).size:
-        return seen.error  # says what is too large for the encoder
-    if sizes := nearest_sizes(ghost, size):
-        nearest = " and ".join(map(format_size, sizes))
-        return InputSizeError(
-            f"size {format_size(size)} does not pass: {failure}; the nearest sizes that pass are {nearest}"
-        )
-    return InputSizeError(f"no size passes: at {format_size(size)}, {failure}")
-
-
-def verify(model: nn.Module, *, any_size: bool) -> None:
-    """Pass the size that a network is meant for through it, on meta.
+def size_error(meta_model: nn.Module, size: Size, record: ForwardRecord) -> InputSizeError:
+    """Make the error for a pass that failed: which module failed, with which shapes, and which sizes work.
 
     Args:
-        model: as it was built.
-        any_size: whether it is enough that some size passes.
-
-    Raises:
-        InputSizeError: it breaks; says where and on what shapes.
-        BuildError: a part gives something else than it promises, or fails in a way that no size mends.
+        meta_model: the model on meta.
+        size: the size of the input.
+        record: the failed pass.
     """
-    ghost = meta_copy(model).eval()
-    network = network_of(ghost)
-    size = input_size_for(network, None)
-    with torch.no_grad():
-        seen = record_forward(ghost, meta_input(network, size))
-    if re.search(r"\bmeta tensor|\bon meta\b|'Meta' backend|meta device", str(seen.error)):
-        return  # a part that looks at values cannot be followed without them
-    if wrong := contract_violation(network, seen):
-        raise BuildError(wrong) from seen.error
-    if isinstance(seen.error, NotImplementedError):  # no size mends that
-        raise BuildError(f"{failing_part(network, seen)}{seen.failure()}") from seen.error
-    if seen.error is not None and not (any_size and nearest_sizes(ghost, size)):
-        if not isinstance(seen.error, RuntimeError | ValueError | UnetkitError):  # a mistake in the code of a part
-            raise BuildError(f"{failing_part(network, seen)}{seen.failure()}") from seen.error
-        raise size_error(ghost, size, seen) from seen.error
-    if seen.error is None and not isinstance(seen.output, Tensor):
-        return  # a plugin's wrapper may give several outputs
-    if seen.output is not None and seen.output.shape[1] != network.resolved_plan.classes:
-        raise BuildError(f"the logits have {seen.output.shape[1]} channels for {network.resolved_plan.classes} classes")
+    if isinstance(record.error, InputSizeError) and find_network(meta_model).size:
+        return record.error  # says by itself what is too large for the encoder
+    failure = record.describe_failure()
+    if sizes := find_nearest_sizes(meta_model, size):
+        nearest = " and ".join(map(format_size, sizes))
+        return InputSizeError(
+            f"input size {format_size(size)} does not work: {failure}; the nearest sizes that work are {nearest}"
+        )
+    return InputSizeError(f"no input size works: at {format_size(size)}, {failure}")

@@ -1,4 +1,4 @@
-"""A trace as a table, down one side of the U and up the other."""
+"""The trace of a network: its steps with their shapes and costs, and the table that shows them."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ class TraceRow:
     """One step of the forward pass.
 
     Attributes:
-        level: the module that it belongs to, as in the state_dict: "input", "encoder.0" (its first map), "stages.0",
-            "head", "logits", or what a whole model calls it; "output" where a padded input is cut back, "other" for
-            what stands in none of them.
-        step: "up", "align", "fuse" or "block" within a stage; within a part of a whole model, what it calls the step;
-            else "".
-        side: on which arm of the U it stands.
-        what: in words.
-        channels, height, width: of its output.
-        stride: of its output, in input pixels.
-        parameters: that this step alone has.
-        macs: multiply-accumulates of this step, for the batch.
-        activation_bytes: what autograd keeps of this step's results for the backward pass, for the batch.
+        level: the module that the step belongs to, as in the state_dict: "input", "encoder.0" (its first map),
+            "stages.0", "head", "logits", or the name of a part of a whole model; "output" where a padded input is
+            cropped, "other" for operations outside all of these.
+        step: "up", "align", "fuse" or "block" within a stage; the name of a step in a part of a whole model; else "".
+        side: the side of the U on which the step is drawn, "down" or "up".
+        what: description of the step in words.
+        channels: channels of the output.
+        height: height of the output in pixels.
+        width: width of the output in pixels.
+        stride: stride of the output in input pixels.
+        parameters: number of parameters that only this step has.
+        macs: multiply-accumulates of this step, for the whole batch.
+        activation_bytes: bytes of this step's results that autograd keeps for the backward pass, for the whole batch.
     """
 
     level: str
@@ -51,20 +52,20 @@ class TraceRow:
 
 @dataclass(frozen=True)
 class Trace:
-    """Every step of one forward pass, with totals. `print` shows the table; `to_dict` is plain data.
+    """Every step of one forward pass, with totals. `print` shows the table, `to_dict` returns plain data.
 
     Attributes:
         line: the line that builds the network.
-        batch: images in the pass.
-        rows: the steps, in order: the input, the encoder's maps shallow to deep, each stage's steps deep to shallow,
-            the head, and the logits' resize where there is one. Of a whole model: the maps of its encoder, and what
-            its other parts do, by their names in it.
-        skips: for each stage, the level ("encoder.1") whose map it joins, or None; empty for a whole model.
-        weights: "random", or where the encoder's come from.
-        receptive_field: input pixels that one output pixel can depend on.
-        minimum: the smallest height and width that pass; None where none up to 2048 does.
-        maximum: the largest size that passes, where the encoder is built for one; else None.
-        notes: what a user should know of this size, one line each.
+        batch: number of images in the pass.
+        rows: the steps in order: the input, the encoder's maps shallow to deep, each stage's steps deep to shallow, the
+            head, and the resize of the logits where there is one. Of a whole model: the maps of its encoder, and the
+            steps of its other parts under their names.
+        skips: for each stage, the level ("encoder.1") whose map it fuses, or None; empty for a whole model.
+        weights: where the encoder's weights come from; "random" where they are not pretrained.
+        receptive_field: the input pixels that one output pixel depends on.
+        minimum: the smallest height and width that the network takes; None where it takes none up to 2048.
+        maximum: the largest size that the network takes, if the encoder is built for one size; else None.
+        notes: remarks on this size, one line each.
     """
 
     line: str
@@ -79,7 +80,7 @@ class Trace:
 
     @property
     def parameters(self) -> int:
-        """Of the whole network."""
+        """Parameters of the whole network."""
         return sum(row.parameters for row in self.rows)
 
     @property
@@ -89,27 +90,27 @@ class Trace:
 
     @property
     def activation_bytes(self) -> int:
-        """What autograd keeps for the backward pass of the batch, in float32."""
+        """Bytes that autograd keeps for the backward pass of the batch."""
         return sum(row.activation_bytes for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, as `unetkit build --json` prints it."""
+        """Return plain data, as `unetkit build --json` prints it."""
         totals = {"parameters": self.parameters, "macs": self.macs, "activation_bytes": self.activation_bytes}
         field = {"size": self.receptive_field.size, "because": self.receptive_field.because}
         return {**asdict(self), "receptive_field": field, "totals": totals}
 
     def __str__(self) -> str:
-        return as_text(self)
+        return format_text(self)
 
 
-#: Columns of a file or a pipe, which have no width of their own.
-PAGE = 160
-#: On a narrower terminal, figures are short and stand in one column less.
-_ROOMY = 116
+#: Width in columns where the output is a file or a pipe.
+PAGE_WIDTH = 160
+#: On a terminal with fewer columns, numbers are abbreviated and the column of strides is left out.
+_WIDE_FROM = 116
 
 
-def as_text(trace: Trace, width: int = PAGE) -> str:
-    """The table without colours."""
+def format_text(trace: Trace, width: int = PAGE_WIDTH) -> str:
+    """Return the table as text without colours, for a width in columns."""
     from rich.console import Console
 
     out = StringIO()
@@ -117,8 +118,8 @@ def as_text(trace: Trace, width: int = PAGE) -> str:
     return out.getvalue().rstrip()
 
 
-def render(trace: Trace, width: int = PAGE) -> Group:
-    """The table with its totals and notes, for a rich console of so many columns."""
+def render(trace: Trace, width: int = PAGE_WIDTH) -> Group:
+    """Make the table with its totals and notes for a rich console, for a width in columns."""
     from rich.console import Group
     from rich.text import Text
 
@@ -130,37 +131,37 @@ def _table(trace: Trace, width: int) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    roomy = width >= _ROOMY
+    is_wide = width >= _WIDE_FROM
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("level", "what it does"):
         table.add_column(name, overflow="fold")
-    long = ("channels", "HxW", "stride", "parameters", "MACs", "activations")
-    for name in long if roomy else ("C", "HxW", "params", "MACs", "memory"):
+    columns = ("channels", "HxW", "stride", "parameters", "MACs", "activations")
+    for name in columns if is_wide else ("C", "HxW", "params", "MACs", "memory"):
         table.add_column(name, justify="right", no_wrap=True)
     for side, rows in groupby(trace.rows, key=lambda row: row.side):
         level = ""
         for row in rows:
-            first, level = row.level != level, row.level
+            is_first, level = row.level != level, row.level
             arrow = "↓" if side == "down" else "↑"
-            name = f"{arrow} {row.level}" if first else ""
-            table.add_row(name, Text(f"{row.step}: {row.what}" if row.step else row.what), *_figures(row, roomy))
+            name = f"{arrow} {row.level}" if is_first else ""
+            table.add_row(name, Text(f"{row.step}: {row.what}" if row.step else row.what), *_format_row(row, is_wide))
         table.add_section()
-    costs = _costs(trace.parameters, trace.macs, trace.activation_bytes, roomy)
-    table.add_row("total", "", "", "", *([""] if roomy else []), *costs, style="bold")
+    costs = _format_costs(trace.parameters, trace.macs, trace.activation_bytes, is_wide)
+    table.add_row("total", "", "", "", *([""] if is_wide else []), *costs, style="bold")
     return table
 
 
-def _figures(row: TraceRow, roomy: bool) -> tuple[str, ...]:
-    stride = (f"{row.stride:g}",) if roomy else ()
-    costs = _costs(row.parameters, row.macs, row.activation_bytes, roomy)
+def _format_row(row: TraceRow, is_wide: bool) -> tuple[str, ...]:
+    stride = (f"{row.stride:g}",) if is_wide else ()
+    costs = _format_costs(row.parameters, row.macs, row.activation_bytes, is_wide)
     return str(row.channels), f"{row.height}x{row.width}", *stride, *costs
 
 
-def _costs(parameters: int, macs: int, activation_bytes: int, roomy: bool) -> tuple[str, str, str]:
-    """In words, and nothing where there is nothing."""
-    how_many = f"{parameters:,}" if roomy else format_count(parameters)
+def _format_costs(parameters: int, macs: int, activation_bytes: int, is_wide: bool) -> tuple[str, str, str]:
+    """Format the costs of a row, with "" for zero."""
+    count = f"{parameters:,}" if is_wide else format_count(parameters)
     return (
-        how_many if parameters else "",
+        count if parameters else "",
         format_count(macs) if macs else "",
         format_bytes(activation_bytes) if activation_bytes else "",
     )
@@ -170,19 +171,19 @@ def _footer(trace: Trace) -> list[str]:
     first, last = trace.rows[0], trace.rows[-1]
     images = f"batch {trace.batch}, " if trace.batch > 1 else ""
     return [
-        f"{images}input {_shape(first)}, output {_shape(last)}",
+        f"{images}input {_format_shape(first)}, output {_format_shape(last)}",
         f"parameters {trace.parameters:,} ({format_bytes(4 * trace.parameters)} in float32), "
         f"MACs {format_count(trace.macs)}, activations kept for training {format_bytes(trace.activation_bytes)}",
-        f"receptive field {trace.receptive_field}; {_least(trace)}; encoder weights {trace.weights}",
+        f"receptive field {trace.receptive_field}; {_format_size_limits(trace)}; encoder weights {trace.weights}",
         *(f"note: {note}" for note in trace.notes),
     ]
 
 
-def _least(trace: Trace) -> str:
-    least = trace.minimum
+def _format_size_limits(trace: Trace) -> str:
+    smallest = trace.minimum
     largest = f", largest {format_size(trace.maximum)}" if trace.maximum else ""
-    return (f"smallest input {least}x{least}" if least else "no size passes") + largest
+    return (f"smallest input {smallest}x{smallest}" if smallest else "no input size works") + largest
 
 
-def _shape(row: TraceRow) -> str:
+def _format_shape(row: TraceRow) -> str:
     return f"{row.channels}x{row.height}x{row.width}"

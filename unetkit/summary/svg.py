@@ -1,4 +1,7 @@
-"""Where everything stands in the picture of a U, in pixels with y downwards."""
+"""The drawing of a network as a U: an SVG figure of a trace, for a paper or a README.
+
+`layout` places every box, arrow and text in pixels, with y downwards, and `draw` writes them as SVG.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,16 @@ from xml.etree import ElementTree as ET
 from unetkit.summary.report import Trace, TraceRow
 from unetkit.utils.formatting import format_count
 
-#: The largest box; the others follow the square root of channels and height, so that 3 and 2048 can both be read.
+#: Width and height of the largest box; all boxes scale with the square root of channels and height, so that both 3 and
+#: 2048 are legible.
 WIDEST, TALLEST = 132.0, 116.0
 CAPTION, GAP, ARM, MARGIN, CLOSEST, NARROWEST = 21.0, 48.0, 44.0, 36.0, 340.0, 560.0
 TITLE, TEXT, SMALL = 14.0, 13.0, 11.5
-#: Of a character to its font size, generously: nobody knows which font the reader has.
+#: Width of a character relative to the font size, with a margin, since the font of the reader is unknown.
 SANS_SHARE, MONO_SHARE = 0.58, 0.61
 SANS = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
 MONO = "Menlo, Consolas, 'DejaVu Sans Mono', monospace"
-#: Fill and line of a box, by what it is.
+#: Fill and line colour of each kind of box.
 COLOURS = {
     "input": ("#e6e9ee", "#5d6878"),
     "encoder": ("#cfe1f7", "#2f68ad"),
@@ -30,16 +34,48 @@ COLOURS = {
     "logits": ("#fbe3c5", "#a35e0a"),
 }
 TIMES, DIVIDED = "\N{MULTIPLICATION SIGN}", "\N{DIVISION SIGN}"
-STAY = "\N{NO-BREAK SPACE}"
+NO_BREAK = "\N{NO-BREAK SPACE}"
 INK, MUTED, FLOW, SKIP = "#1f2733", "#667080", "#4a5566", "#929cad"
 LEGEND = (
     f"Boxes are \N{SQUARE ROOT}channels wide and \N{SQUARE ROOT}height high; above: channels, height {TIMES} width."
 )
 
 
+def draw(trace: Trace) -> str:
+    """Draw a network as a U.
+
+    The encoder's maps go down on the left and the stages go up on the right, with maps of one stride on one line. The
+    width of a box is proportional to the square root of the channels, its height to the square root of the map's
+    height; above it are the channels and height x width. Arrows show the skips and how they are fused.
+
+    Args:
+        trace: the trace of the network.
+
+    Returns:
+        The text of a self-contained SVG file with its own background.
+    """
+    figure = layout(trace)
+    view = " ".join(_number(value) for value in (figure.left, figure.top, figure.width, figure.height))
+    root = ET.Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "viewBox": view, "role": "img"})
+    root.attrib |= {"width": _number(figure.width), "height": _number(figure.height), "font-family": SANS}
+    ET.SubElement(root, "title").text = f"U-Net: {trace.line}"
+    ET.SubElement(root, "desc").text = description(trace)
+    corner = figure.left + 0.5, figure.top + 0.5, figure.width - 1, figure.height - 1
+    _draw_rect(root, "background", corner, ("#fcfcfd", "#d9dee6"), 12)
+    for arrow in figure.arrows:
+        _draw_arrow(root, arrow)
+    for box in figure.boxes:
+        _draw_box(root, box)
+    for text in figure.texts:
+        _draw_text(root, text)
+    for element in root:
+        element.tail = "\n"
+    return ET.tostring(root, encoding="unicode") + "\n"
+
+
 @dataclass(frozen=True)
 class Label:
-    """One line, after a bold and coloured lead if it has one; y is of its baseline."""
+    """One line of text, with a bold and coloured lead before it if it has one; y is that of the baseline."""
 
     text: str
     x: float
@@ -53,7 +89,7 @@ class Label:
 
     @property
     def ends(self) -> tuple[float, float]:
-        """Left and right, as wide as it could be."""
+        """The left and right ends, for the widest font."""
         width = _width(self.lead + self.text, self.size, MONO_SHARE if self.font == MONO else SANS_SHARE)
         left = self.x - width * {"start": 0.0, "middle": 0.5, "end": 1.0}[self.anchor]
         return left, left + width
@@ -61,7 +97,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Box:
-    """A map; x and y are of its centre."""
+    """The box of a feature map; x and y are those of its center."""
 
     row: TraceRow
     kind: str
@@ -89,11 +125,12 @@ class Box:
 
     @property
     def roof(self) -> float:
-        """Above its caption."""
+        """The y above the caption."""
         return self.top - CAPTION * (2 if self.tag else 1)
 
     @property
     def texts(self) -> tuple[Label, ...]:
+        """The caption above the box, and the tag above the caption if there is one."""
         channels, size = _caption(self.row)
         colour = COLOURS[self.kind][1]
         caption = Label(size, self.x, self.top - 7, size=TEXT, lead=channels, lead_fill=colour)
@@ -103,7 +140,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Arrow:
-    """A line through points that ends in a head; its kind says what flows."""
+    """A line through points that ends in an arrowhead; its kind is "flow" or "skip"."""
 
     kind: str
     points: tuple[tuple[float, float], ...]
@@ -112,7 +149,7 @@ class Arrow:
 
 @dataclass(frozen=True)
 class Drawing:
-    """All that is drawn, and the rectangle that it fills."""
+    """Everything that is drawn, and the rectangle that it fills."""
 
     boxes: tuple[Box, ...]
     arrows: tuple[Arrow, ...]
@@ -125,25 +162,25 @@ class Drawing:
 
 @dataclass(frozen=True)
 class _Scale:
-    """Channels and heights to pixels: the largest of the network is as large as a box can be."""
+    """The scale from channels and heights to pixels, by which the largest map has the largest box."""
 
     channels: int
     height: int
 
     def box(self, row: TraceRow) -> tuple[float, float]:
-        """The width and height of a map's box."""
+        """Return the width and height of a map's box."""
         return WIDEST * (row.channels / self.channels) ** 0.5, TALLEST * (row.height / self.height) ** 0.5
 
-    def reach(self, row: TraceRow) -> float:
-        """From its centre to the end of its box or of its caption, whichever is wider."""
+    def half_width(self, row: TraceRow) -> float:
+        """Return the distance from the center of a map to the end of its box or caption, whichever is wider."""
         return max(self.box(row)[0], _width("".join(_caption(row)), TEXT)) / 2
 
-    def apart(self, a: TraceRow, b: TraceRow, labels: Iterable[str] = ()) -> float:
-        """Between the centres of two maps on one line, with room for an arrow and its labels."""
-        return self.reach(a) + max([ARM, *(_width(label) + 24 for label in labels)]) + self.reach(b)
+    def distance(self, a: TraceRow, b: TraceRow, labels: Iterable[str] = ()) -> float:
+        """Return the distance between the centers of two maps on one line, with room for an arrow and its labels."""
+        return self.half_width(a) + max([ARM, *(_width(label) + 24 for label in labels)]) + self.half_width(b)
 
     def lines(self, rows: Iterable[TraceRow]) -> dict[float, float]:
-        """Where the centres of the maps of each stride stand."""
+        """Return for each stride the y of the centers of its maps."""
         tallest: dict[float, float] = {}
         for row in sorted(rows, key=lambda row: row.stride):
             tallest[row.stride] = max(tallest.get(row.stride, 0.0), self.box(row)[1])
@@ -155,11 +192,11 @@ class _Scale:
 
 
 def layout(trace: Trace) -> Drawing:
-    """The picture of a trace."""
+    """Place everything that the drawing of a trace shows."""
     boxes = _boxes(trace)
     arrows = tuple(_arrows(trace, boxes))
-    shown = [text for box in boxes.values() for text in box.texts] + [text for arrow in arrows for text in arrow.texts]
-    ends = [text.ends for text in shown] + [(box.left, box.right) for box in boxes.values()]
+    labels = [text for box in boxes.values() for text in box.texts] + [text for arrow in arrows for text in arrow.texts]
+    ends = [label.ends for label in labels] + [(box.left, box.right) for box in boxes.values()]
     left, right = min(start for start, _ in ends), max(end for _, end in ends)
     middle, width = (left + right) / 2, max(right - left, NARROWEST)
     heading = _heading(trace, middle, min(box.roof for box in boxes.values()) - 26, width)
@@ -171,15 +208,15 @@ def layout(trace: Trace) -> Drawing:
 
 
 def _boxes(trace: Trace) -> dict[str, Box]:
-    """Every map's box by its level, along the U; a stage's map is that of its block, its last step."""
+    """Return the box of every map by its level, along the U; the map of a stage is that of its block, the last step."""
     rows = {row.level: row for row in trace.rows if row.level not in ("output", "other")}
     scale = _Scale(max(row.channels for row in rows.values()), max(row.height for row in rows.values()))
     lines, columns = scale.lines(rows.values()), _columns(trace, rows, scale)
-    maps, ups = _sides(rows)
+    maps, ups = _split_levels(rows)
     kinds = dict.fromkeys(maps, "encoder") | {level: _kind(level, ups) for level in ups}
     kinds |= {"input": "input", maps[-1]: "bottom"}
-    cut = [row for row in trace.rows if row.level == "output"]
-    output = f"output, cut to {cut[0].height}{TIMES}{cut[0].width}" if cut else "output"
+    cropped = [row for row in trace.rows if row.level == "output"]
+    output = f"output, cropped to {cropped[0].height}{TIMES}{cropped[0].width}" if cropped else "output"
     tags = {"input": "input", [*rows][-1]: output}
     return {
         level: Box(row, kinds[level], columns[level], lines[row.stride], *scale.box(row), tags.get(level, ""))
@@ -188,37 +225,37 @@ def _boxes(trace: Trace) -> dict[str, Box]:
 
 
 def _columns(trace: Trace, rows: dict[str, TraceRow], scale: _Scale) -> dict[str, float]:
-    """The x of every map: the encoder's at 0, the stages' in a column to the right, the deepest between them."""
-    maps, ups = _sides(rows)
+    """Return the x of every map: the encoder's at 0, the stages' in a column on the right, the deepest in between."""
+    maps, ups = _split_levels(rows)
     stages = [level for level in ups if _kind(level, ups) == "stages"]
-    skips = [scale.apart(rows[skip], rows[stage], _joined(trace, stage, skip)) for stage, skip in _skips(trace)]
-    right = max([CLOSEST, 2 * scale.reach(rows[maps[-1]]) + 2 * ARM, *skips])
+    skips = [scale.distance(rows[skip], rows[stage], _skip_labels(trace, stage, skip)) for stage, skip in _skips(trace)]
+    right = max([CLOSEST, 2 * scale.half_width(rows[maps[-1]]) + 2 * ARM, *skips])
     columns = dict.fromkeys(maps, 0.0) | {maps[-1]: right / 2} | dict.fromkeys(stages, right)
     columns["input"], column = 0.0, right
     if rows["input"].stride == rows[maps[0]].stride:
-        columns["input"] = -scale.apart(rows["input"], rows[maps[0]])
+        columns["input"] = -scale.distance(rows["input"], rows[maps[0]])
     for a, b in pairwise([stages[-1], *[*rows][[*rows].index(stages[-1]) + 1 :]]):
         if rows[a].stride == rows[b].stride:
-            column += scale.apart(rows[a], rows[b], _wrap(rows[b].what))
+            column += scale.distance(rows[a], rows[b], _wrap(rows[b].what))
         columns[b] = column
     return columns
 
 
 def _arrows(trace: Trace, boxes: dict[str, Box]) -> Iterator[Arrow]:
-    """Along the U from input to output, then the skips across it."""
+    """Yield the arrows along the U from input to output, then those of the skips across it."""
     for a, b in pairwise(boxes.values()):
-        yield _flow(a, b, _wrap(_way(a.row, b.row, trace)))
+        yield _flow_arrow(a, b, _wrap(_transition(a.row, b.row, trace)))
     for stage, skip in _skips(trace):
         a, b = boxes[skip], boxes[stage]
-        (how, gives), middle = _joined(trace, stage, skip), (a.right + b.left) / 2
-        texts = Label(how, middle, a.y - 7, fill=INK), Label(gives, middle, a.y + 16)
+        (fusion, channels), middle = _skip_labels(trace, stage, skip), (a.right + b.left) / 2
+        texts = Label(fusion, middle, a.y - 7, fill=INK), Label(channels, middle, a.y + 16)
         yield Arrow("skip", ((a.right + 5, a.y), (b.left - 5, b.y)), texts)
 
 
-def _flow(a: Box, b: Box, label: list[str]) -> Arrow:
-    """From a map to the next: along a line, down, up, or around the corner to and from the deepest."""
+def _flow_arrow(a: Box, b: Box, label: list[str]) -> Arrow:
+    """Return the arrow from a map to the next: straight, or around the corner to and from the deepest map."""
     if a.y == b.y:
-        return Arrow("flow", ((a.right + 5, a.y), (b.left - 5, b.y)), _along(a, b, label))
+        return Arrow("flow", ((a.right + 5, a.y), (b.left - 5, b.y)), _level_texts(a, b, label))
     if a.y < b.y:
         turn = (a.x, b.roof - 1) if a.x == b.x else (a.x, b.y)
         texts = _stack(label, a.x - 10, (a.bottom + b.roof) / 2, "end")
@@ -232,56 +269,58 @@ def _flow(a: Box, b: Box, label: list[str]) -> Arrow:
     return Arrow("flow", tuple(points), texts)
 
 
-def _along(a: Box, b: Box, label: list[str]) -> tuple[Label, ...]:
-    """A label over a level arrow. The one to the first map goes unsaid: it stands for a level, not a way."""
+def _level_texts(a: Box, b: Box, label: list[str]) -> tuple[Label, ...]:
+    """Return the label above a horizontal arrow; the one to the first map has none, since that names a level."""
     if b.kind == "encoder":
         return ()
     return _stack(label, (a.right + b.left) / 2, a.y - 11 - (len(label) - 1) * 7.5, "middle")
 
 
 def _stack(lines: list[str], x: float, middle: float, anchor: str) -> tuple[Label, ...]:
+    """Return lines of text below each other, centered at a y."""
     start = middle + 4 - (len(lines) - 1) * 7.5
     return tuple(Label(line, x, start + 15 * index, anchor) for index, line in enumerate(lines))
 
 
 def _heading(trace: Trace, x: float, bottom: float, width: float) -> list[Label]:
-    """The line, cut to three, and the totals under it."""
+    """Return the line that builds the network, on at most three lines, and the totals below it."""
     room = int(width / (TITLE * MONO_SHARE))
-    # A value stays on the line of its flag where the two fit on one.
-    words = [word.replace(" ", STAY) if len(word) <= room else word for word in re.split(r" (?=--)", trace.line)]
+    # A value stays on the line of its flag if both fit on one.
+    words = [word.replace(" ", NO_BREAK) if len(word) <= room else word for word in re.split(r" (?=--)", trace.line)]
     title = textwrap.wrap(" ".join(words), room, max_lines=3, placeholder=" …", break_on_hyphens=False) or ["U-Net"]
     parameters, macs = trace.parameters, trace.macs
     totals = [f"{parameters:,} parameters"] * bool(parameters) + [f"{format_count(macs)} MACs"] * bool(macs)
     top = bottom - 24 - 20 * (len(title) - 1)
     lines = [
-        Label(line.replace(STAY, " "), x, top + 20 * i, size=TITLE, fill=INK, font=MONO) for i, line in enumerate(title)
+        Label(line.replace(NO_BREAK, " "), x, top + 20 * i, size=TITLE, fill=INK, font=MONO)
+        for i, line in enumerate(title)
     ]
     return [*lines, Label("  ·  ".join(totals), x, bottom, size=TEXT)]
 
 
 def description(trace: Trace) -> str:
-    """What the picture shows, for those who cannot see it."""
+    """Describe the drawing in words, for readers who cannot see it."""
     rows = {row.level: row for row in trace.rows if row.level not in ("output", "other")}
     maps = "; ".join(f"{level} {row.channels} x {row.height} x {row.width}" for level, row in rows.items())
-    joins = "; ".join(f"{stage} joins {skip} by {_joined(trace, stage, skip)[0]}" for stage, skip in _skips(trace))
+    joins = "; ".join(f"{stage} joins {skip} by {_skip_labels(trace, stage, skip)[0]}" for stage, skip in _skips(trace))
     skips = f" Skips: {joins or 'none'}." if trace.skips else ""
     return f"Channels x height x width along the U: {maps}.{skips}"
 
 
-def _sides(rows: dict[str, TraceRow]) -> tuple[list[str], list[str]]:
-    """The levels of the contracting path, and those after it."""
+def _split_levels(rows: dict[str, TraceRow]) -> tuple[list[str], list[str]]:
+    """Return the levels of the contracting path without the input, and the levels after it."""
     down = [level for level, row in rows.items() if row.side == "down" and level != "input"]
     return down, [level for level, row in rows.items() if row.side == "up"]
 
 
 def _kind(level: str, ups: list[str]) -> str:
-    """What a level after the contracting path counts as; of a whole model the last is its head."""
+    """Return the kind of a level after the contracting path; the last one of a whole model is its head."""
     kind = level.split(".")[0]
     return kind if kind in COLOURS else "head" if level == ups[-1] and len(ups) > 1 else "stages"
 
 
 def _skips(trace: Trace) -> list[tuple[str, str]]:
-    """The level of each stage that joins a map, and of that map."""
+    """Return the level of each stage with a skip, and the level of the map that it fuses."""
     return [(f"stages.{index}", skip) for index, skip in enumerate(trace.skips) if skip is not None]
 
 
@@ -289,75 +328,45 @@ def _step(trace: Trace, level: str, step: str) -> TraceRow:
     return next(row for row in trace.rows if (row.level, row.step) == (level, step))
 
 
-def _joined(trace: Trace, stage: str, skip: str) -> tuple[str, str]:
-    """How a stage joins its skip, after what the align had to do if anything, and what that gives."""
+def _skip_labels(trace: Trace, stage: str, skip: str) -> tuple[str, str]:
+    """Return the labels of a skip: its fusion, after the align if sizes differed, and the channels of the result."""
     up, fuse = _step(trace, stage, "up"), _step(trace, stage, "fuse")
-    given = next(row for row in trace.rows if row.level == skip)
-    aligned = (up.height, up.width) == (given.height, given.width)
-    how = fuse.what.partition(" skip ")[0]
-    if not aligned:
-        how = _step(trace, stage, "align").what.partition(": ")[0] + " · " + how
-    return _cut(how, 40), f"{'projected to ' * ('project' in fuse.what)}{fuse.channels} channels"
+    skip_map = next(row for row in trace.rows if row.level == skip)
+    fusion = fuse.what.partition(" skip ")[0]
+    if (up.height, up.width) != (skip_map.height, skip_map.width):
+        fusion = _step(trace, stage, "align").what.partition(": ")[0] + " · " + fusion
+    return _shorten(fusion, 40), f"{'projected to ' * ('project' in fuse.what)}{fuse.channels} channels"
 
 
 def _caption(row: TraceRow) -> tuple[str, str]:
     return str(row.channels), f"\N{EN SPACE}{row.height}{TIMES}{row.width}"
 
 
-def _cut(text: str, room: int) -> str:
+def _shorten(text: str, room: int) -> str:
     return text if len(text) <= room else text[: room - 1].rstrip() + "…"
 
 
 def _wrap(text: str) -> list[str]:
-    """On short lines, at most three; a part's options stand under its name and scale."""
+    """Wrap a description to at most three short lines; the options of a part go below its name and scale."""
     head, _, scale = text.partition(" ")
     name, _, options = head.partition(":")
     lines = [f"{name} {scale}", options.replace(",", ", ")]
-    signed = [re.sub(r"(?<![^\W\d])x(?=\d)", TIMES, line.strip()) for line in lines]
-    return [short for line in signed for short in textwrap.wrap(line, 26, max_lines=2, placeholder=" …")][:3]
+    with_signs = [re.sub(r"(?<![^\W\d])x(?=\d)", TIMES, line.strip()) for line in lines]
+    return [short for line in with_signs for short in textwrap.wrap(line, 26, max_lines=2, placeholder=" …")][:3]
 
 
-def _way(a: TraceRow, b: TraceRow, trace: Trace) -> str:
-    """What leads from a map to the next."""
+def _transition(a: TraceRow, b: TraceRow, trace: Trace) -> str:
+    """Describe the step from a map to the next."""
     if b.side == "up" and not trace.skips:
         return b.level
     if b.side == "up":
         return _step(trace, b.level, "up").what if b.step else b.what
-    what = re.sub(r", reduction \d+", "", b.what)  # the sizes beside it say that
+    what = re.sub(r", reduction \d+", "", b.what)  # the sizes next to it say the same
     return f"{what} {DIVIDED}{b.stride / a.stride:g}".strip() if b.stride > a.stride else what
 
 
 def _width(text: str, size: float = SMALL, share: float = SANS_SHARE) -> float:
     return len(text) * size * share
-
-
-def draw(trace: Trace) -> str:
-    """The network as a U.
-
-    The encoder's maps go down on the left and the stages up on the right, maps of one stride on one line. A box is
-    as wide as the square root of its channels and as high as that of its height; above it stand its channels and
-    its height x width. Skips are arrows that say how they are joined.
-
-    Returns:
-        The text of a self-contained SVG file with its own background.
-    """
-    figure = layout(trace)
-    view = " ".join(_number(value) for value in (figure.left, figure.top, figure.width, figure.height))
-    root = ET.Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "viewBox": view, "role": "img"})
-    root.attrib |= {"width": _number(figure.width), "height": _number(figure.height), "font-family": SANS}
-    ET.SubElement(root, "title").text = f"U-Net: {trace.line}"
-    ET.SubElement(root, "desc").text = description(trace)
-    corner = figure.left + 0.5, figure.top + 0.5, figure.width - 1, figure.height - 1
-    _draw_rect(root, "background", corner, ("#fcfcfd", "#d9dee6"), 12)
-    for arrow in figure.arrows:
-        _draw_arrow(root, arrow)
-    for box in figure.boxes:
-        _draw_box(root, box)
-    for text in figure.texts:
-        _draw_text(root, text)
-    for element in root:
-        element.tail = "\n"
-    return ET.tostring(root, encoding="unicode") + "\n"
 
 
 def _number(value: float) -> str:

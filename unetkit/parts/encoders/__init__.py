@@ -1,1 +1,1 @@
-"""Encoders: contracting paths that describe themselves by channels and strides."""
+"""Encoders, the contracting paths of a network, which declare the channels and strides of their feature maps."""

@@ -1,4 +1,4 @@
-"""What images were normalised by when an encoder's pretrained weights were made."""
+"""The mean and standard deviation by which images were normalized when an encoder's weights were pretrained."""
 
 from __future__ import annotations
 
@@ -7,29 +7,33 @@ from typing import Any, cast
 
 from torch import nn
 
-#: Mean and standard deviation of red, green and blue, of values from 0 to 1.
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+#: Mean and standard deviation of red, green and blue, for values from 0 to 1.
+NormalizationStats = tuple[tuple[float, ...], tuple[float, ...]]
 
 
-def statistics_of(encoder: nn.Module) -> Statistics | None:
-    """Those that an encoder, or a whole model, says its weights were made with.
-
-    None where they are random, or its library does not say, or says what is not of RGB from 0 to 1. They are of three
-    channels, however many the encoder takes.
+def get_normalization_stats(encoder: nn.Module) -> NormalizationStats | None:
+    """Return the mean and standard deviation that an encoder's pretrained weights expect.
 
     Args:
-        encoder: as a network has it in `encoder`; one of a plugin says them by a method `statistics()`.
+        encoder: the `encoder` of a network, or a whole model; one of a plugin declares them by a method `statistics()`.
+
+    Returns:
+        Mean and standard deviation of three channels, however many the encoder takes. None where the weights are
+        random, where the encoder's library does not declare them, or where they are not for RGB values from 0 to 1.
 
     Raises:
-        BuildError: they stand in a file of smp's hub, which cannot be had.
+        BuildError: they are in a file on the hub that cannot be read.
     """
-    told = getattr(encoder, "statistics", None)
-    return cast("Statistics | None", told()) if callable(told) else None
+    statistics = getattr(encoder, "statistics", None)
+    return cast("NormalizationStats | None", statistics()) if callable(statistics) else None
 
 
-def of_config(config: Mapping[str, Any]) -> Statistics | None:
-    """Those of the settings that timm or smp keeps with weights."""
-    ranged = [*config.get("input_range", (0, 1))] == [0, 1] and config.get("input_space", "RGB") == "RGB"
-    if not ranged or "mean" not in config or "std" not in config:
+def parse_normalization_stats(config: Mapping[str, Any]) -> NormalizationStats | None:
+    """Read mean and standard deviation from the configuration that timm or smp keeps beside weights.
+
+    Return None where they are missing or are not for RGB values from 0 to 1.
+    """
+    is_rgb = [*config.get("input_range", (0, 1))] == [0, 1] and config.get("input_space", "RGB") == "RGB"
+    if not is_rgb or "mean" not in config or "std" not in config:
         return None
     return tuple(map(float, config["mean"])), tuple(map(float, config["std"]))

@@ -1,4 +1,4 @@
-"""The names of timm's models without importing timm: read from its source once, then kept in the user's cache."""
+"""The names of timm's models, without importing timm: read from its source once, then kept in the user's cache."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from platformdirs import user_cache_path
 
 from unetkit.utils.files import atomic_write
 
-_REGISTERED = re.compile(r"^@register_model\s*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
+_REGISTRATION = re.compile(r"^@register_model\s*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
 
 
 @cache
 def timm_model_names() -> list[str]:
-    """Every name of `timm.list_models()`, in its order: resnet9 before resnet10."""
+    """Return every name of `timm.list_models()`, in its order: resnet9 before resnet10."""
     path = user_cache_path("unetkit") / f"timm-{version('timm')}.json"
     try:
         cached = json.loads(path.read_text(encoding="utf-8"))
@@ -26,29 +26,29 @@ def timm_model_names() -> list[str]:
         cached = None
     if isinstance(cached, list) and cached and all(isinstance(name, str) for name in cached):
         return cached
-    found = scan_timm_source()
+    names = scan_timm_source()
     try:
         with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(found), encoding="utf-8")
+            temporary.write_text(json.dumps(names), encoding="utf-8")
     except OSError:
-        pass  # a read-only home costs a tenth of a second a run, no more
-    return found
+        pass  # without a writable cache each run reads the source anew, which takes a tenth of a second
+    return names
 
 
 def scan_timm_source() -> list[str]:
-    """Read the names from timm's source files; ask timm itself where they do not look as expected."""
+    """Read the names from timm's source files; import timm for them if the files do not look as expected."""
     spec = find_spec("timm")
     if spec is None or spec.origin is None:
         return []
     files = (Path(spec.origin).parent / "models").glob("*.py")
-    found = {name for file in files for name in _REGISTERED.findall(file.read_text(encoding="utf-8"))}
-    if "resnet50" in found:
-        return sorted(found, key=_natural)
+    names = {name for file in files for name in _REGISTRATION.findall(file.read_text(encoding="utf-8"))}
+    if "resnet50" in names:
+        return sorted(names, key=_natural_key)
     import timm
 
     models: list[str] = timm.list_models()
     return models
 
 
-def _natural(name: str) -> list[str | int]:
+def _natural_key(name: str) -> list[str | int]:
     return [int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", name.lower())]

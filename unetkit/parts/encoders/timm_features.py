@@ -1,4 +1,7 @@
-"""One timm model's feature network, as timm makes it; what timm raises, in one line that says what to do."""
+"""Feature networks of timm models: how one is created, and which feature maps it gives.
+
+timm's errors are raised anew as a BuildError of one line that says what to do.
+"""
 
 from __future__ import annotations
 
@@ -12,158 +15,183 @@ from timm.layers import Format
 from torch import Tensor
 
 from unetkit.errors import BuildError, UnetkitError
-from unetkit.parts.encoders.feature_pyramid import MADE_BY, scales_of
-from unetkit.parts.encoders.timm_weights import capture_load, check_keys, find_timm_weights
+from unetkit.parts.encoders.feature_pyramid import SCALE_LABELS, get_scales
+from unetkit.parts.encoders.timm_weights import capture_load, check_keys, check_timm_weights
 
 
 class TimmSpec(NamedTuple):
-    """What is asked of timm: a name, channels of the input, the stride to dilate from, and timm's own options."""
+    """Specification of a feature network for timm.
+
+    Attributes:
+        name: the model's name in timm, with or without a tag.
+        in_channels: channels of the input.
+        output_stride: largest stride of its maps, reached by dilation; 32 leaves the model as it is.
+        options: further options of the model's constructor, as sorted pairs.
+    """
 
     name: str
     in_channels: int
     output_stride: int = 32
     options: tuple[tuple[str, Any], ...] = ()
 
-    def create(self, weights: bool | str = False, **extra: Any) -> Any:
-        """Its feature network, with timm's weights (True), those of a file, or random ones.
+    def create(self, pretrained: bool | str = False, **extra: Any) -> Any:
+        """Create the feature network.
 
         Args:
-            weights: as said.
-            extra: more of timm's options; those that were asked for go before them.
+            pretrained: True loads timm's weights, a path loads that file, False leaves the weights random.
+            extra: options of the constructor to add; the options of this specification take precedence.
 
         Raises:
-            BuildError: timm does not make it so, or has no such weights.
+            BuildError: timm cannot create it, or has no such weights.
         """
         options = {**extra, **dict(self.options)}
         if self.output_stride != 32:
             options["output_stride"] = self.output_stride
-        if isinstance(weights, str):
-            if not Path(weights).is_file():
-                raise BuildError(f"there is no weights file {weights}; --pretrained takes a file in timm's format")
-            options["pretrained_cfg_overlay"] = {"file": weights}
-        loads = bool(weights) and torch.get_default_device().type != "meta"
+        if isinstance(pretrained, str):
+            if not Path(pretrained).is_file():
+                raise BuildError(f"there is no weights file {pretrained}; --pretrained takes a file in timm's format")
+            options["pretrained_cfg_overlay"] = {"file": pretrained}
+        loads = bool(pretrained) and torch.get_default_device().type != "meta"
         try:
-            find_timm_weights(self.name, pretrained=weights is True, loads=loads)
-            with capture_load(loads) as loadings:
+            check_timm_weights(self.name, pretrained=pretrained is True, loads=loads)
+            with capture_load(loads) as captured:
                 model = timm.create_model(
                     self.name, features_only=True, in_chans=self.in_channels, pretrained=loads, **options
                 )
-            check_keys(self.name, model, loadings)
+            check_keys(self.name, model, captured)
         except MemoryError:
             raise
         except Exception as error:  # whatever timm, its hub client or a file's reader raises
-            raise BuildError(self._reason(error, weights)) from error
+            raise BuildError(self._describe_error(error, pretrained)) from error
         return model
 
-    def meta_model(self, **extra: Any) -> Any:
-        """Its feature network on meta, in eval mode."""
+    def create_on_meta(self, **extra: Any) -> Any:
+        """Create the feature network on the meta device, in eval mode."""
         with torch.device("meta"):
             return self.create(**extra).eval()
 
-    def _reason(self, error: Exception, weights: bool | str) -> str:
+    def _describe_error(self, error: Exception, pretrained: bool | str) -> str:
         text = " ".join(str(error).split())[:300]
-        why = text if isinstance(error, UnetkitError) else f"{type(error).__name__}: {text}".rstrip(": ")
-        if weights:
-            where = f"read from {weights}" if isinstance(weights, str) else "had from timm's hub"
+        reason = text if isinstance(error, UnetkitError) else f"{type(error).__name__}: {text}".rstrip(": ")
+        if pretrained:
+            failure = f"read from {pretrained}" if isinstance(pretrained, str) else "loaded from timm's hub"
             return (
-                f"the pretrained weights of timm/{self.name} cannot be {where} ({why}); give a file in timm's format "
-                "with `--pretrained FILE`, or leave --pretrained out for random weights"
+                f"the pretrained weights of timm/{self.name} cannot be {failure} ({reason}); give a file in timm's "
+                "format with `--pretrained FILE`, or leave --pretrained out for random weights"
             )
         if isinstance(error, UnetkitError):
             return text
         if self.options:
-            said = ", ".join(f"{name}={value}" for name, value in self.options)
-            return f"timm/{self.name} cannot be made with {said} ({why}); leave it out, or give another value"
+            options = ", ".join(f"{name}={value}" for name, value in self.options)
+            return f"timm/{self.name} cannot be built with {options} ({reason}); leave it out, or give another value"
         if self.output_stride != 32:
-            said = f"timm/{self.name} does not take output_stride={self.output_stride}"
-            return f"{said} ({why}); leave it out, or take a ResNet"
-        return f"timm/{self.name} gives no feature maps ({why})"
+            refusal = f"timm/{self.name} does not take output_stride={self.output_stride}"
+            return f"{refusal} ({reason}); leave it out, or use a ResNet"
+        return f"timm/{self.name} has no feature maps ({reason})"
 
 
 class FeatureMaps(NamedTuple):
-    """The maps of an encoder, shallow to deep.
+    """The feature maps that an encoder uses of a timm model, shallow to deep.
 
     Attributes:
-        only: the indices that timm is asked for, so that it leaves out what no map needs; None for its own choice.
-        take: which of the maps that timm then gives are used.
-        strides, channels: of those.
+        out_indices: the indices that timm is asked for, so that it leaves out what no map needs; None for its default.
+        selected: which of the maps that timm then gives are used.
+        strides: strides of the used maps.
+        channels: channels of the used maps.
         source: for each map of the encoder, timm's module and reduction.
-        pyramid: the strides of the pyramid that is made of the one map; () where the model has its own.
+        pyramid_strides: strides of the pyramid that is made from the one map; () where the model has its own maps.
     """
 
-    only: tuple[int, ...] | None
-    take: tuple[int, ...]
+    out_indices: tuple[int, ...] | None
+    selected: tuple[int, ...]
     strides: tuple[int, ...]
     channels: tuple[int, ...]
     source: tuple[str, ...]
-    pyramid: tuple[int, ...] = ()
+    pyramid_strides: tuple[int, ...] = ()
 
-    def fit(self, given: list[Tensor], size: Sequence[int]) -> bool:
-        """Whether maps of an input of (H, W) have the channels and about the sizes that are declared.
+    def has_declared_shapes(self, maps: list[Tensor], size: Sequence[int]) -> bool:
+        """Return whether the maps of an input of a size have the declared channels and about the declared sizes.
 
-        Valid convolutions take some off; a model that makes one size of every input is off by far.
+        Valid convolutions make maps somewhat smaller; a model that makes one size of every input is far off.
         """
-        for x, stride, channels in zip(given, self.strides, self.channels, strict=True):
-            wanted = [side / stride for side in size]
+        for x, stride, channels in zip(maps, self.strides, self.channels, strict=True):
+            expected = [side / stride for side in size]
             if x.shape[1] != channels or any(
-                not 0.7 * w - 2 <= side <= w + 2 for w, side in zip(wanted, x.shape[2:], strict=True)
+                not 0.7 * e - 2 <= side <= e + 2 for e, side in zip(expected, x.shape[2:], strict=True)
             ):
                 return False
         return True
 
     @property
-    def step(self) -> int:
-        """What sides are multiples of where every map is to have a whole number of pixels."""
-        return max(self.strides + self.pyramid)
+    def max_stride(self) -> int:
+        """The deepest stride, whose multiples as sides give every map a whole number of pixels."""
+        return max(self.strides + self.pyramid_strides)
 
 
-def read_feature_maps(request: TimmSpec, network: Any, levels: int | None) -> FeatureMaps:
-    """The maps of a feature network, the first `levels` of them; raises BuildError where it has not so many.
+def read_feature_maps(spec: TimmSpec, network: Any, levels: int | None) -> FeatureMaps:
+    """Read from a feature network which maps an encoder uses.
 
-    Where several maps have one stride, the deepest of them is given; where all have, a pyramid is made of the last.
+    Where several maps have one stride, the deepest of them is used; where all have one stride, a pyramid is made from
+    the last.
+
+    Args:
+        spec: the specification of the network.
+        network: a feature network of timm, also on meta.
+        levels: number of maps to use, counted from the shallowest; None means all.
+
+    Raises:
+        BuildError: the network does not have as many maps, or does not dilate as its specification says.
     """
     info = network.feature_info
     strides, channels, modules = info.reduction(), info.channels(), info.module_name()
-    if request.output_stride != 32 and strides[-1] > request.output_stride:
+    if spec.output_stride != 32 and strides[-1] > spec.output_stride:
         raise BuildError(
-            f"timm/{request.name} does not take output_stride={request.output_stride}: its deepest map stays at stride "
-            f"{strides[-1]}; leave it out, or take a ResNet"
+            f"timm/{spec.name} does not take output_stride={spec.output_stride}: its deepest map stays at stride "
+            f"{strides[-1]}; leave it out, or use a ResNet"
         )
     last = len(strides) - 1
-    take = [i for i, stride in enumerate(strides) if i == last or strides[i + 1] > stride]
-    source = [f"timm {modules[i]}, reduction {strides[i]}" for i in take]
-    scales = scales_of(strides[last]) if len(take) == 1 else []
-    if levels is not None and not 2 <= levels <= len(scales or take):
-        raise BuildError(
-            f"timm/{request.name} gives {len(scales or take)} maps; levels={levels} must be from 2 to that"
-        )
+    distinct = [i for i, stride in enumerate(strides) if i == last or strides[i + 1] > stride]
+    source = [f"timm {modules[i]}, reduction {strides[i]}" for i in distinct]
+    scales = get_scales(strides[last]) if len(distinct) == 1 else []
+    count = len(scales or distinct)
+    if levels is not None and not 2 <= levels <= count:
+        raise BuildError(f"timm/{spec.name} has {count} feature maps; levels={levels} must be from 2 to {count}")
     if scales:
-        pyramid = tuple(int(strides[last] / scale) for scale in scales[:levels])
-        made = tuple(source[0] + MADE_BY[scale] for scale in scales[:levels])
-        return FeatureMaps((info.out_indices[last],), (0,), (strides[last],), (channels[last],), made, pyramid)
-    chosen = take[:levels]
-    only = None if levels is None else tuple(info.out_indices[i] for i in chosen)
+        pyramid_strides = tuple(int(strides[last] / scale) for scale in scales[:levels])
+        pyramid_source = tuple(source[0] + SCALE_LABELS[scale] for scale in scales[:levels])
+        return FeatureMaps(
+            (info.out_indices[last],), (0,), (strides[last],), (channels[last],), pyramid_source, pyramid_strides
+        )
+    used = distinct[:levels]
+    out_indices = None if levels is None else tuple(info.out_indices[i] for i in used)
     return FeatureMaps(
-        only,
-        tuple(range(len(chosen)) if only else chosen),
-        tuple(strides[i] for i in chosen),
-        tuple(channels[i] for i in chosen),
+        out_indices,
+        tuple(range(len(used)) if out_indices else used),
+        tuple(strides[i] for i in used),
+        tuple(channels[i] for i in used),
         tuple(source[:levels]),
     )
 
 
-def flatten(network: Any) -> None:
-    """Ask a getter for maps as (B, N, C), where its own (B, C, H, W) reads values of tensors."""
+def set_nlc_output(network: Any) -> None:
+    """Make a feature network of timm give maps as (B, N, C), where its (B, C, H, W) would read values of tensors."""
     network.output_fmt = Format.NLC
 
 
-def nchw(given: list[Tensor], network: Any, maps: FeatureMaps, size: Sequence[int]) -> list[Tensor]:
-    """Those of the maps that a network gives for an input of (H, W) that are used, each as (B, C, h, w)."""
+def to_nchw(outputs: list[Tensor], network: Any, maps: FeatureMaps, size: Sequence[int]) -> list[Tensor]:
+    """Select the maps that are used, and bring each to (B, C, h, w).
+
+    Args:
+        outputs: what the network gave.
+        network: the feature network.
+        maps: says which of its outputs are used.
+        size: height and width of the input.
+    """
     layout = getattr(network, "output_fmt", Format.NCHW)
-    taken = [given[i] for i in maps.take]
+    selected = [outputs[i] for i in maps.selected]
     if layout == Format.NHWC:
-        return [x.permute(0, 3, 1, 2) for x in taken]
+        return [x.permute(0, 3, 1, 2) for x in selected]
     if layout == Format.NLC:
         rows, columns = (side // maps.strides[0] for side in size)
-        return [x.transpose(1, 2).reshape(*x.shape[::2], rows, columns) for x in taken]
-    return taken
+        return [x.transpose(1, 2).reshape(*x.shape[::2], rows, columns) for x in selected]
+    return selected

@@ -1,4 +1,7 @@
-"""Which sizes a timm model takes, and what it must be made with to take them: tried on meta tensors, once a process."""
+"""Input sizes that a timm model takes, and the options that it must be built with to take them.
+
+A model is tried on meta tensors, once per process.
+"""
 
 from __future__ import annotations
 
@@ -12,34 +15,36 @@ import timm
 from torch import Tensor
 
 from unetkit.errors import BuildError, OptionError
-from unetkit.parts.encoders.input_sizes import TRIES, accepts, enclosing_sizes, round_up, search
-from unetkit.parts.encoders.timm_features import FeatureMaps, TimmSpec, flatten, nchw, read_feature_maps
-from unetkit.parts.encoders.timm_weights import find_timm_weights
-from unetkit.utils.formatting import Size
+from unetkit.parts.encoders.input_sizes import MAX_MULTIPLES, accepts, enclosing_sizes, round_up, search_size_limits
+from unetkit.parts.encoders.timm_features import FeatureMaps, TimmSpec, read_feature_maps, set_nlc_output, to_nchw
+from unetkit.parts.encoders.timm_weights import check_timm_weights
+from unetkit.utils.formatting import Size, format_size
 
 
 @dataclass(frozen=True)
 class SizeLimits:
-    """What an encoder of a timm model is made with, and what it declares.
+    """Size limits of a timm model, with the options and the maps for which they hold.
 
     Attributes:
-        maps: which maps it gives.
-        extra: what timm is asked for beside the request.
-        own: the size that the model is meant for.
-        flat: whether its map is asked for as (B, N, C), where timm's own (B, C, H, W) reads values of tensors.
-        min_size, multiple, size: as an encoder declares them.
+        maps: the feature maps that it gives.
+        timm_options: options for timm beside those of the specification.
+        native_size: the size that the model was designed for.
+        has_nlc_output: whether its map is requested as (B, N, C), because timm's (B, C, H, W) reads values of tensors.
+        min_size: the smallest height and width.
+        multiple: what height and width must be multiples of.
+        size: the only size that it takes; None where it takes many.
     """
 
     maps: FeatureMaps
-    extra: dict[str, Any]
-    own: Size
-    flat: bool = False
+    timm_options: dict[str, Any]
+    native_size: Size
+    has_nlc_output: bool = False
     min_size: int = 1
     multiple: int = 1
     size: Size | None = None
 
-    def padded(self, size: Size) -> Size:
-        """The size that an input is padded to."""
+    def padded_size(self, size: Size) -> Size:
+        """Return the size to which an input is padded."""
         if self.size:
             return max(size[0], self.size[0]), max(size[1], self.size[1])
         height, width = (max(self.min_size, round_up(side, self.multiple)) for side in size)
@@ -47,116 +52,122 @@ class SizeLimits:
 
 
 @cache
-def probe(request: TimmSpec, levels: int | None, img_size: Size | None) -> SizeLimits:
-    """All that is to be known of a model before it is built.
+def probe(spec: TimmSpec, levels: int | None, img_size: Size | None) -> SizeLimits:
+    """Find the size limits of a model before it is built.
 
     Args:
-        request: the model.
-        levels: how many of its maps to use, counted from the shallowest; None means all.
-        img_size: the size that it is meant for, where that is not timm's.
+        spec: the model.
+        levels: number of its maps to use, counted from the shallowest; None means all.
+        img_size: the size to build it for; None means timm's default.
 
     Raises:
-        BuildError: timm cannot make it, not with so many levels, or not for this size.
+        BuildError: timm cannot build it, or not with this number of levels or for this size.
         OptionError: the size has a side below 1.
     """
     if img_size and min(img_size) < 1:
-        raise OptionError(f"timm/{request.name}: img_size={_by(img_size)} has a side below 1; give (height, width)")
-    facts = _Trial(request, levels).facts()
-    if img_size is None or img_size == facts.own:
-        return facts
-    if facts.size:
-        return _rebuilt(request, levels, facts, img_size)
+        raise OptionError(
+            f"timm/{spec.name}: img_size={format_size(img_size)} has a side below 1; give a positive height and width"
+        )
+    limits = _SizeProbe(spec, levels).find_limits()
+    if img_size is None or img_size == limits.native_size:
+        return limits
+    if limits.size:
+        return _probe_for_size(spec, levels, limits, img_size)
     with suppress(BuildError):
-        made = _Trial(request, levels, img_size=facts.padded(img_size)).facts()
-        # Positions are made for the size; windows that grew with it would only narrow what the model takes.
-        if (made.min_size, made.multiple, made.size) == (facts.min_size, facts.multiple, None):
-            return made
-    return facts
+        # Position embeddings are made for the size; windows that grew with it would only narrow what the model takes.
+        resized = _SizeProbe(spec, levels, img_size=limits.padded_size(img_size)).find_limits()
+        if (resized.min_size, resized.multiple, resized.size) == (limits.min_size, limits.multiple, None):
+            return resized
+    return limits
 
 
-def _rebuilt(request: TimmSpec, levels: int | None, facts: SizeLimits, img_size: Size) -> SizeLimits:
-    """What a model of one size is for another; the smallest for which timm makes it and that holds the other."""
-    for size in _candidates(facts, img_size):
+def _probe_for_size(spec: TimmSpec, levels: int | None, limits: SizeLimits, img_size: Size) -> SizeLimits:
+    """Find the smallest size that encloses `img_size` and for which timm can build a model of one fixed size."""
+    for size in _candidate_sizes(limits, img_size):
         with suppress(BuildError):
-            trial = _Trial(request, levels, img_size=size)
-            if trial.passes(*size):
-                return trial.fixed()
-    if facts.padded(img_size) == facts.size:
-        return facts
+            size_probe = _SizeProbe(spec, levels, img_size=size)
+            if size_probe.accepts_size(*size):
+                return size_probe.fixed_limits()
+    if limits.padded_size(img_size) == limits.size:
+        return limits
+    native_size = format_size(limits.native_size)
     raise BuildError(
-        f"timm/{request.name} takes {_by(facts.own)} only, and timm cannot make it for {_by(img_size)}; "
-        f"give --size {_by(facts.own)} or less, or take another encoder"
+        f"timm/{spec.name} takes {native_size} only, and timm cannot build it for {format_size(img_size)}; "
+        f"give --size {native_size} or less, or use another encoder"
     )
 
 
-def _candidates(facts: SizeLimits, img_size: Size) -> Iterator[Size]:
-    """Multiples of the deepest stride, then of the model's own side, that hold an image, the nearest first."""
-    steps = [facts.maps.step * times for times in range(1, TRIES + 1)] + [max(facts.own)]
-    yield from enclosing_sizes(img_size, steps)
+def _candidate_sizes(limits: SizeLimits, img_size: Size) -> Iterator[Size]:
+    """Yield sizes that enclose an image, of multiples of the deepest stride and of the native side, smallest first."""
+    multiples = [limits.maps.max_stride * times for times in range(1, MAX_MULTIPLES + 1)] + [max(limits.native_size)]
+    yield from enclosing_sizes(img_size, multiples)
 
 
-class _Trial:
-    """A model on meta, tried at sizes."""
+class _SizeProbe:
+    """A model on the meta device whose input sizes are probed."""
 
-    def __init__(self, request: TimmSpec, levels: int | None, **extra: Any) -> None:
-        self.in_channels = request.in_channels
-        self.ghost, self.extra = _flexible(request, extra)
-        self.maps = read_feature_maps(request, self.ghost, levels)
-        if self.maps.only:
-            self.extra["out_indices"] = self.maps.only
-            self.ghost = request.meta_model(**self.extra)
-        height, width = extra.get("img_size", self.ghost.pretrained_cfg["input_size"][-2:])
-        self.own: Size = height, width
-        getter = hasattr(self.ghost, "out_indices")
-        self.flat = bool(self.maps.pyramid) and getter and not self.passes(height, width)
-        if self.flat:
-            flatten(self.ghost)
+    def __init__(self, spec: TimmSpec, levels: int | None, **timm_options: Any) -> None:
+        self.in_channels = spec.in_channels
+        self.meta_model, self.timm_options = _create_flexible(spec, timm_options)
+        self.maps = read_feature_maps(spec, self.meta_model, levels)
+        if self.maps.out_indices:
+            self.timm_options["out_indices"] = self.maps.out_indices
+            self.meta_model = spec.create_on_meta(**self.timm_options)
+        height, width = timm_options.get("img_size", self.meta_model.pretrained_cfg["input_size"][-2:])
+        self.native_size: Size = height, width
+        is_getter = hasattr(self.meta_model, "out_indices")  # timm's FeatureGetterNet, which can give (B, N, C)
+        has_pyramid = bool(self.maps.pyramid_strides)
+        self.has_nlc_output = has_pyramid and is_getter and not self.accepts_size(height, width)
+        if self.has_nlc_output:
+            set_nlc_output(self.meta_model)
 
-    def passes(self, *size: int) -> bool:
-        """Whether a height and width pass, with maps of the sizes that their strides say."""
+    def accepts_size(self, height: int, width: int) -> bool:
+        """Return whether the model takes a size and gives maps of the declared shapes."""
+        size = height, width
 
-        def fit(given: list[Tensor]) -> bool:
-            return self.maps.fit(nchw(given, self.ghost, self.maps, size), size)
+        def is_valid_output(outputs: list[Tensor]) -> bool:
+            return self.maps.has_declared_shapes(to_nchw(outputs, self.meta_model, self.maps, size), size)
 
-        return accepts(self.ghost, self.in_channels, *size, fit=fit)
+        return accepts(self.meta_model, self.in_channels, *size, is_valid_output=is_valid_output)
 
-    def fixed(self) -> SizeLimits:
-        """What it is where it takes one size only."""
-        return SizeLimits(self.maps, self.extra, self.own, self.flat, size=self.own)
+    def fixed_limits(self) -> SizeLimits:
+        """Return the limits of a model that takes its native size only."""
+        return SizeLimits(self.maps, self.timm_options, self.native_size, self.has_nlc_output, size=self.native_size)
 
-    def facts(self) -> SizeLimits:
-        """What its sizes are. Who takes its own size, but not twice that, takes no multiple of anything."""
-        step, (height, width) = self.maps.step, self.own
-        said = self.ghost.pretrained_cfg.get("fixed_input_size")
-        if said and not self.passes(2 * height, 2 * width) and self.passes(height, width):
-            return self.fixed()
-        found = search(self.passes, step, max(self.own), aligned=bool(self.maps.pyramid))
-        if found is None and self.passes(height, width):
-            return self.fixed()
-        return SizeLimits(self.maps, self.extra, self.own, self.flat, *(found or (step, step)))
+    def find_limits(self) -> SizeLimits:
+        """Find the limits. A model that takes its native size, but not twice that size, takes no other size either."""
+        stride, (height, width) = self.maps.max_stride, self.native_size
+        is_fixed = self.meta_model.pretrained_cfg.get("fixed_input_size")
+        if is_fixed and not self.accepts_size(2 * height, 2 * width) and self.accepts_size(height, width):
+            return self.fixed_limits()
+        aligned = bool(self.maps.pyramid_strides)
+        found = search_size_limits(self.accepts_size, stride, max(self.native_size), aligned=aligned)
+        if found is None and self.accepts_size(height, width):
+            return self.fixed_limits()
+        limits = found or (stride, stride)
+        return SizeLimits(self.maps, self.timm_options, self.native_size, self.has_nlc_output, *limits)
 
 
-def _flexible(request: TimmSpec, extra: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """A model on meta that takes many sizes, where timm makes it so when asked, and what it was asked for."""
-    find_timm_weights(request.name, pretrained=False, loads=False)
-    if timm.get_pretrained_cfg(request.name).fixed_input_size:
+def _create_flexible(spec: TimmSpec, timm_options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Create a model on meta, one that takes many sizes if timm can build it so, and return it with its options."""
+    check_timm_weights(spec.name, pretrained=False, loads=False)
+    if timm.get_pretrained_cfg(spec.name).fixed_input_size:
         with suppress(BuildError):
-            return _ghost(request, {**extra, "dynamic_img_size": True})
-    return _ghost(request, {**extra})
+            return _create_meta_model(spec, {**timm_options, "dynamic_img_size": True})
+    return _create_meta_model(spec, {**timm_options})
 
 
-def _ghost(request: TimmSpec, extra: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """A model on meta, and what it was asked for: its last map, where it is a transformer that has not timm's three."""
+def _create_meta_model(spec: TimmSpec, timm_options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Create a model on meta, and return it with its options.
+
+    A transformer with fewer blocks than the three that timm takes maps from is asked for its last map.
+    """
     try:
-        return request.meta_model(**extra), extra
+        return spec.create_on_meta(**timm_options), timm_options
     except BuildError:
         with suppress(BuildError):
-            last = {**extra, "out_indices": 1}
-            ghost = request.meta_model(**last)
-            if hasattr(ghost, "out_indices"):
-                return ghost, last
+            last_map = {**timm_options, "out_indices": 1}
+            meta_model = spec.create_on_meta(**last_map)
+            if hasattr(meta_model, "out_indices"):
+                return meta_model, last_map
         raise
-
-
-def _by(size: Size) -> str:
-    return f"{size[0]}x{size[1]}"

@@ -1,4 +1,4 @@
-"""Pretrained weights of timm's encoders: found before they are asked for, and refused where they are another's."""
+"""Checks of the pretrained weights of timm's encoders, before they are loaded and afterwards."""
 
 from __future__ import annotations
 
@@ -17,11 +17,20 @@ from torch import nn
 
 from unetkit.errors import BuildError
 
-_WATCHING = Lock()
+_PATCH_LOCK = Lock()
 
 
-def find_timm_weights(name: str, *, pretrained: bool, loads: bool) -> None:
-    """Refuse a tag that timm does not know, weights that it does not have, and a hub that is not there."""
+def check_timm_weights(name: str, *, pretrained: bool, loads: bool) -> None:
+    """Check that timm has the pretrained weights of a model.
+
+    Args:
+        name: the model's name in timm, with or without the tag of its weights.
+        pretrained: whether timm's own weights are used.
+        loads: whether they are loaded too, for which the hub must be reachable unless they are in its cache.
+
+    Raises:
+        BuildError: timm does not know the tag, or has no weights for the model.
+    """
     architecture, _, tag = name.partition(".")
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
@@ -32,59 +41,77 @@ def find_timm_weights(name: str, *, pretrained: bool, loads: bool) -> None:
     if config is None or not config.has_weights:
         raise BuildError(f"timm has no weights for {name}")
     if loads and config.hf_hub_id:
-        _reach(config.hf_hub_id, config.hf_hub_filename)
+        _check_hub(config.hf_hub_id, config.hf_hub_filename)
 
 
-def _reach(hub_id: str, file: str | None) -> None:
-    """Ask once for weights that are not in the hub's cache; timm's own loading would ask for most of a minute."""
+def _check_hub(hub_id: str, file: str | None) -> None:
+    """Ask the hub once for weights that are not in its cache; timm's own loading would retry for most of a minute."""
     repo, _, revision = hub_id.partition("@")
     files = [file] if file else ["model.safetensors", "pytorch_model.bin"]
     if any(isinstance(try_to_load_from_cache(repo, file, revision=revision or None), str) for file in files):
         return
-    with suppress(HfHubHTTPError):  # an answer, if not the wanted one: timm knows more places to look
+    with suppress(HfHubHTTPError):  # the hub answered; timm knows more places to look
         get_hf_file_metadata(hf_hub_url(repo, files[0], revision=revision or None))
 
 
 @contextmanager
-def capture_load(loads: bool) -> Iterator[list[tuple[nn.Module, Any]]]:
-    """This thread's load_state_dicts within: the module, and its missing and unexpected keys, which timm only logs."""
-    seen: list[tuple[nn.Module, Any]] = []
-    if not loads:
-        yield seen
+def capture_load(enabled: bool) -> Iterator[list[tuple[nn.Module, Any]]]:
+    """Capture this thread's calls of load_state_dict, whose missing and unexpected keys timm only logs.
+
+    Args:
+        enabled: False captures nothing.
+
+    Yields:
+        A list that gets the module and the keys of each call.
+    """
+    captured: list[tuple[nn.Module, Any]] = []
+    if not enabled:
+        yield captured
         return
     original = nn.Module.load_state_dict
     log = logging.getLogger("timm.models._builder")
-    mine = get_ident()
+    thread = get_ident()
 
     def load(self: nn.Module, *args: Any, **options: Any) -> Any:
         keys = original(self, *args, **options)
-        if get_ident() == mine:
-            seen.append((self, keys))
+        if get_ident() == thread:
+            captured.append((self, keys))
         return keys
 
-    with _WATCHING:
+    with _PATCH_LOCK:
         nn.Module.load_state_dict = load  # type: ignore[method-assign]
-        log.addFilter(_silent)
+        log.addFilter(_drop_record)
         try:
-            yield seen
+            yield captured
         finally:
             nn.Module.load_state_dict = original  # type: ignore[method-assign]
-            log.removeFilter(_silent)
+            log.removeFilter(_drop_record)
 
 
-def _silent(_: logging.LogRecord) -> bool:
-    return False  # every key by its name, on stderr, also where all is well
+def _drop_record(_: logging.LogRecord) -> bool:
+    return False  # timm logs every key by name, also where nothing is wrong
 
 
-def check_keys(name: str, model: nn.Module, loadings: list[tuple[nn.Module, Any]]) -> None:
-    """Refuse weights of another network. A classifier's, which the encoder has not, may be missing or superfluous."""
-    kept = {id(tensor) for tensor in chain(model.parameters(), model.buffers())}
-    for module, keys in loadings:
+def check_keys(name: str, model: nn.Module, captured: list[tuple[nn.Module, Any]]) -> None:
+    """Check that loaded weights are those of this network.
+
+    The tensors of a classifier, which an encoder does not have, may be missing or left over.
+
+    Args:
+        name: the model's name in timm.
+        model: the feature network.
+        captured: what `capture_load` captured.
+
+    Raises:
+        BuildError: the weights lack tensors of the network, or have tensors that the whole model does not have.
+    """
+    used = {id(tensor) for tensor in chain(model.parameters(), model.buffers())}
+    for module, keys in captured:
         tensors = dict(chain(module.named_parameters(), module.named_buffers()))
-        if missing := [key for key in keys.missing_keys if id(tensors.get(key)) in kept]:
+        if missing := [key for key in keys.missing_keys if id(tensors.get(key)) in used]:
             raise BuildError(f"they lack {len(missing)} of {name}'s tensors, such as {missing[0]}")
         if keys.unexpected_keys:
             with torch.device("meta"):
-                whole = timm.create_model(name).state_dict()
-            if foreign := [key for key in keys.unexpected_keys if key not in whole]:
-                raise BuildError(f"they have {len(foreign)} tensors that {name} has not, such as {foreign[0]}")
+                known = timm.create_model(name).state_dict()
+            if foreign := [key for key in keys.unexpected_keys if key not in known]:
+                raise BuildError(f"they have {len(foreign)} tensors that {name} does not have, such as {foreign[0]}")
