@@ -8,7 +8,7 @@ import torch
 from scipy import ndimage
 
 from unetkit.data.synthetic_cells import cells
-from unetkit.train.metrics import GROWN, separated_instances, touches
+from unetkit.train.metrics import DILATION, find_touching, separated_instances
 
 
 def row(text: str) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
@@ -67,9 +67,9 @@ def test_touching_is_what_growing_each_cell_alone_gives() -> None:
     instances = cells(size=96, crowding=0.3).splits["train"][0].instances
     assert instances is not None
     owner = np.unique(instances.numpy(), return_inverse=True)[1].reshape(96, 96)
-    grown = [ndimage.grey_dilation(owner == number, 2 * GROWN + 1) for number in range(1, owner.max() + 1)]
+    grown = [ndimage.grey_dilation(owner == number, 2 * DILATION + 1) for number in range(1, owner.max() + 1)]
     slow = [any((one & other).any() for other in grown if other is not one) for one in grown]
-    assert touches(owner).tolist() == slow
+    assert find_touching(owner).tolist() == slow
     assert 0 < sum(slow) < len(slow)
 
 

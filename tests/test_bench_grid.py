@@ -74,7 +74,7 @@ def test_what_is_joined_by_commas_is_found_again(names: list[str]) -> None:
             "encoder",
             "resnexxt*",
             UnknownNameError,
-            "--encoder resnexxt*: no encoder matches; `unetkit list encoders` lists",
+            "--encoder resnexxt*: no encoder matches; see `unetkit list encoders`",
         ),
         ("fuse", "add,,concat", OptionError, "--fuse add,,concat: an item of the list is empty; remove a comma"),
         ("fuse", "add,ad/concat", UnknownNameError, "--fuse ad: no fusion is called 'ad'; did you mean add"),
@@ -85,7 +85,7 @@ def test_what_is_joined_by_commas_is_found_again(names: list[str]) -> None:
             "--up transposed:kernal=4: transposed has no option 'kernal'; did you",
         ),
         ("recipe", "unet-2051", UnknownNameError, "--recipe unet-2051: no recipe is called 'unet-2051'; did you mean"),
-        ("decode_to", "two", OptionError, "--decode-to: takes an integer; got 'two'"),
+        ("decode_to", "two", OptionError, "--decode-to: must be an integer; got 'two'"),
         ("up", "transposed:x=[1", OptionError, "--up transposed:x=[1: "),
     ],
 )

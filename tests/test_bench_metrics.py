@@ -45,9 +45,9 @@ def test_a_plugins_metrics_stand_behind_ours(tmp_path: Path) -> None:
         ("", False, "less"),
     ]
     assert {info.summary for info in infos} == {"Layers of the network"}
-    assert [metric.name for metric in metrics.chosen(["b", "latency"])] == ["latency", "b"]
+    assert [metric.name for metric in metrics.select(["b", "latency"])] == ["latency", "b"]
     with pytest.raises(UnknownNameError, match=r"^--metrics: no metric is called 'pas'; did you mean pass or "):
-        metrics.chosen(["pas"])
+        metrics.select(["pas"])
 
 
 #: What the hook of a plugin called bad may do wrong, and what its one line says of it.
@@ -58,10 +58,10 @@ FAILING = {
     "another's": ("metrics.add('also', layers)", "metric 'also' of bad is already registered by also; rename it"),
     "of-the-grid": (
         "metrics.add('encoder', layers)",
-        "'encoder' of bad has the name of what a grid chooses; rename it",
+        "'encoder' of bad has the name of a grid option; rename it",
     ),
     "no-name": ("metrics.add('a b', layers)", "'a b' is not a name for a metric: use letters, digits, '.', '_' and"),
-    "no-function": ("metrics.add('three', 3)", "metric 'three' of bad is no function of a subject"),
+    "no-function": ("metrics.add('three', 3)", "metric 'three' of bad is not a function"),
     "not-there": ("metrics.add('x', 'nowhere:x')", "nowhere:x cannot be loaded: there is no module 'nowhere'"),
     "by-hand": ("metrics.entries['x'] = layers", "is not a Metric; add metrics with metrics.add(name, function)"),
     "keyword": ("metrics.add('x', layers, units='J')", "unexpected keyword argument 'units'"),

@@ -133,7 +133,7 @@ def drive(asked: list[dict[str, Any]]) -> None:
 def drive_one(names: list[str], folder: str, leave: int | None, options: dict[str, Any]) -> None:
     ended = run_on_ray([(name, folder) for name in names], f"{NAME}:child", **options)
     for number, one in enumerate(ended, 1):
-        print(json.dumps({"name": one.task[0], "cause": one.cause, **one.said}), flush=True)
+        print(json.dumps({"name": one.task[0], "cause": one.error, **one.facts}), flush=True)
         if number == leave:
             wait_for(Path(folder, "stay").exists)
             ended.close()
@@ -234,13 +234,13 @@ def test_an_error_is_a_result_and_not_tried_again(ended: dict[str, dict[str, Any
 
 
 def test_a_trial_that_dies_is_a_result_with_what_it_said(ended: dict[str, dict[str, Any]], folder: Path) -> None:
-    assert ended["die"]["cause"] == "its process was ended by SIGSEGV"
+    assert ended["die"]["cause"] == "its process was killed by SIGSEGV"
     assert ended["die"]["torch_device"] == "cpu"
     assert attempts(folder, "die") == 1
 
 
 def test_a_trial_that_takes_too_long_is_ended(ended: dict[str, dict[str, Any]], folder: Path) -> None:
-    assert ended["stay"]["cause"] == f"no answer within {SHORT} s"
+    assert ended["stay"]["cause"] == f"no result within {SHORT} s"
     assert not (folder / "stay").exists() or attempts(folder, "stay") == 1
 
 

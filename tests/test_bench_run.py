@@ -83,7 +83,7 @@ def test_figures_are_those_of_the_network(measured: bench.BenchRows, tmp_path: P
 
 def test_what_cannot_be_built_is_a_row_with_its_reason(measured: bench.BenchRows) -> None:
     row = measured[2]
-    assert row.error == "--fuse nope: no fusion is called 'nope'; `unetkit list fusions` lists all"
+    assert row.error == "--fuse nope: no fusion is called 'nope'; see `unetkit list fusions`"
     assert (row.values, row.timings, row.is_measured) == ({}, {}, False)
 
 
@@ -218,9 +218,9 @@ def test_what_dies_or_hangs_is_a_row_with_its_cause(strange: str, tmp_path: Path
     found = bench.run(plans, plugins=[strange], metrics=["macs", "latency"], timeout=6, **QUICK)
     fine, killed, crashes, hangs, leaves, raises, exhausts = found
     assert (fine.error, fine.failures) == ("", {})
-    assert killed.error == "its process was ended by SIGKILL, while measuring latency"
-    assert crashes.error == "its process was ended by SIGSEGV, while measuring latency"
-    assert hangs.error == "no answer within 6 s, while measuring latency"
+    assert killed.error == "its process was killed by SIGKILL, while measuring latency"
+    assert crashes.error == "its process was killed by SIGSEGV, while measuring latency"
+    assert hangs.error == "no result within 6 s, while measuring latency"
     assert leaves.error == "its process ended with exit code 3, while measuring latency"
     assert raises.failures == {"latency": "ZeroDivisionError: no such luck"}
     assert exhausts.failures["latency"].startswith("ran out of memory: RuntimeError: ")

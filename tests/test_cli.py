@@ -81,7 +81,7 @@ def test_a_picture_that_cannot_be_written_is_refused(tmp_path: Path, capsys: pyt
 
 
 REFUSALS = [
-    (["build"], "nothing says which encoder; give --encoder (such as resnet34), --recipe or --model"),
+    (["build"], "no encoder is given; use --encoder (such as resnet34), --recipe or --model"),
     (
         ["build", "--encoder", "resnet1O1"],
         "--encoder resnet1O1: no encoder is called 'resnet1O1'; did you mean resnet101",
@@ -94,14 +94,14 @@ REFUSALS = [
     (["build", "--encoder", "resnet18", "--classes", "0"], "--classes: must be at least 1; got 0"),
     (["build", "--encoder", "resnet18", "--in-channels", "0"], "--in-channels: must be at least 1; got 0"),
     (["build", "--encoder", "resnet18", "--decode-to", "32"], "--decode-to 32: the deepest map of resnet18 is at"),
-    (["build", "--encoder", "resnet18", "--size", "big"], "--size: takes 572 or 480x640; got 'big'"),
-    (["build", "--encoder", "test_vit:levels=9"], "timm/test_vit gives 4 maps; levels=9 must be from 2 to that"),
+    (["build", "--encoder", "resnet18", "--size", "big"], "--size: must be 572 or 480x640; got 'big'"),
+    (["build", "--encoder", "test_vit:levels=9"], "timm/test_vit has 4 feature maps; levels=9 must be from 2 to 4"),
     (["build", "--encoder", "vgg11:output_stride=8"], "timm/vgg11 does not take output_stride=8"),
-    (["build", "--recipe", "unet-2015", "--size", "100"], "nearest sizes that pass are 188x188 and 204x204"),
+    (["build", "--recipe", "unet-2015", "--size", "100"], "nearest sizes that work are 188x188 and 204x204"),
     (["build", "--recipe", "unet-2051"], "no recipe is called 'unet-2051'; did you mean unet-2015"),
-    (["build", *SMALL, "--pretrained"], "--pretrained: encoder plain has no weights to load; leave it out"),
+    (["build", *SMALL, "--pretrained"], "--pretrained: encoder plain has no pretrained weights; leave it out"),
     (["build", "--encoder", "resnet18", "--pretrained", "no/file"], "there is no weights file no/file"),
-    (["build", *SMALL, "--up", "transposed:init=bilinear,kernel=3"], "kernel=4, padding=1, output_padding=0 is"),
+    (["build", *SMALL, "--up", "transposed:init=bilinear,kernel=3"], "which means kernel=4, padding=1, output_padding=0"),
     (["build", *SMALL, "--logits", "transposed"], "take one that keeps them (such as transposed:channels=keep)"),
     (["build", *SMALL, "--block", "double:act=rellu"], "timm has no such activation; did you mean"),
     (["list", "fussions"], "no kind of part is called 'fussions'; did you mean fusions"),
@@ -247,7 +247,7 @@ def test_a_real_process_refuses_in_one_line() -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == (
-        "Error: --fuse ad: no fusion is called 'ad'; did you mean add?; `unetkit list fusions` lists all\n"
+        "Error: --fuse ad: no fusion is called 'ad'; did you mean add?; see `unetkit list fusions`\n"
     )
 
 
@@ -285,7 +285,10 @@ def test_a_plugin_file_gives_parts_to_the_command_line(tmp_path: Path) -> None:
             ["build", *SMALL, "--save", "m.pth"],
             "--save m.pth: only safetensors can be written; give a file name that ends in .safetensors",
         ),
-        (["build", *SMALL, "--picture", "u.png"], "--picture u.png: only SVG can be drawn; give a file name that ends in .svg"),
+        (
+            ["build", *SMALL, "--picture", "u.png"],
+            "--picture u.png: only SVG can be drawn; give a file name that ends in .svg",
+        ),
         (["build", *SMALL, "--fuse", "add,concat"], "levels are separated by slashes, as in add/concat"),
     ],
 )
@@ -299,7 +302,7 @@ def test_pretrained_alone_asks_for_timms_weights(
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     message = refusal(capsys, "build", "--encoder", "test_resnet", "--pretrained")
-    assert "the pretrained weights of timm/test_resnet cannot be had from timm's hub" in message
+    assert "the pretrained weights of timm/test_resnet cannot be loaded from timm's hub" in message
 
 
 def test_a_plugins_docstring_is_no_markup(tmp_path: Path) -> None:

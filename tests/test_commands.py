@@ -343,7 +343,7 @@ def test_bare_groups_show_their_help(capsys: pytest.CaptureFixture[str], monkeyp
 
 
 NOT_COMMANDS = {
-    "object": ("cli.commands['mine'] = 3", "command 'mine' is a int, and no click command"),
+    "object": ("cli.commands['mine'] = 3", "command 'mine' is a int, not a click command"),
     "help": (
         "import click\n    class Bad(click.Command):\n        def get_short_help_str(self, limit=45): 1 / 0\n"
         "    cli.add_command(Bad('mine'))",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import unetkit
 from unetkit.errors import BuildError, OptionError, PluginError, UnknownNameError
-from unetkit.parts.blocks import Basic, Double
+from unetkit.parts.blocks import BasicBlock, DoubleConv
 from unetkit.plan import PartSpec, Plan
 from unetkit.plugins import load_parts
 from unetkit.registry import Parts
@@ -23,7 +23,7 @@ PLAIN = "plain:widths=[4,8]"
 def test_blocks_follow_one_another() -> None:
     model: Any = unetkit.build(PLAIN, block="double:norm=none+basic+double:act=gelu", widths=(6,), seed=0)
     first, second, third = block = model.stages[0].block
-    assert [type(b) for b in block] == [Double, Basic, Double]
+    assert [type(b) for b in block] == [DoubleConv, BasicBlock, DoubleConv]
     assert [m.in_channels for m in block.modules() if isinstance(m, nn.Conv2d)] == [12, 6, 6, 6, 6, 6]
     assert isinstance(second.shortcut, nn.Identity)
     assert str(model.plan) == f"--encoder '{PLAIN}' --block double:norm=none+basic+double:act=gelu --widths 6 --seed 0"
@@ -38,7 +38,7 @@ def test_each_level_has_its_own_chain_and_each_link_its_canonical_form() -> None
     )
     assert str(model.plan).endswith("--block double+basic/preact")
     assert Plan.parse(str(model.plan)) == model.plan
-    assert [type(stage.block).__name__ for stage in model.stages] == ["BlockSequence", "PreActivation"]
+    assert [type(stage.block).__name__ for stage in model.stages] == ["BlockSequence", "PreActBlock"]
 
 
 def test_a_chain_may_hold_python_objects() -> None:
@@ -52,7 +52,7 @@ def test_a_chain_may_hold_python_objects() -> None:
 
     spec = PartSpec.of("double") + Twice + "basic"
     model: Any = unetkit.build(PLAIN, block=spec)
-    assert [type(b).__name__ for b in model.stages[0].block] == ["Double", "Twice", "Basic"]
+    assert [type(b).__name__ for b in model.stages[0].block] == ["DoubleConv", "Twice", "BasicBlock"]
     assert str(model.plan).endswith("--block 'double+<test_a_chain_may_hold_python_objects.<locals>.Twice>+basic'")
     with pytest.raises(unetkit.UnetkitError, match="was given as a Python object"):
         unetkit.save(model, "never.safetensors")
@@ -68,7 +68,7 @@ def test_a_chain_is_valid_where_a_link_is() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"up": "bilinear+nearest"}, "--up bilinear+nearest: only blocks follow one another with +; give one part"),
+        ({"up": "bilinear+nearest"}, "--up bilinear+nearest: only blocks can be chained with +; give one part"),
         ({"head": "conv+conv"}, "--head conv+conv: only blocks follow one another with +"),
         ({"block": "double+"}, "'' is not a part"),
         ({"block": "+double"}, "'' is not a part"),
@@ -88,7 +88,7 @@ def test_a_part_alone() -> None:
     assert type(unetkit.make_part("fusions", "add", 4, 4)).__name__ == "Add"
     assert unetkit.make_part("encoder", "test_resnet:output_stride=16", 1).strides == (2, 4, 8, 16)
     chain = unetkit.make_part("blocks", "double+basic", 3, 5)
-    assert [type(b).__name__ for b in chain.children()] == ["Double", "Basic"]
+    assert [type(b).__name__ for b in chain.children()] == ["DoubleConv", "BasicBlock"]
     assert isinstance(unetkit.make_part("head", nn.Conv2d, 4, 2, 1), nn.Conv2d)
 
 
@@ -266,10 +266,10 @@ def test_a_model_with_several_outputs_in_training(tmp_path: Path) -> None:
     model = unetkit.build("plain:widths=[4,8,16]", block="inner", parts=parts)
     traced = unetkit.trace(model, 32)
     assert traced.notes == (
-        "it is wrapped in a Several: figures are of its pass in training",
-        "in training it gives 1 more outputs, which a loss may use",
+        "the network is wrapped in a Several: the figures are those of a pass in training",
+        "in training it returns 1 extra output, which a loss may use",
     )
-    assert traced.rows[-1].what == "what stands outside the network's parts"
+    assert traced.rows[-1].what == "operations outside the network's parts"
     assert traced.rows[-1].parameters == 8 * 2 + 2
     assert traced.parameters == sum(p.numel() for p in model.parameters())
     from unetkit.summary.sanity_check import run_sanity_check
@@ -286,17 +286,17 @@ def test_a_model_with_several_outputs_in_training(tmp_path: Path) -> None:
 def test_a_block_with_the_wrong_channels_is_named_at_build(tmp_path: Path) -> None:
     source = INNER.replace("in_channels, out_channels, 1)", "in_channels, out_channels + 1, 1)")
     (tmp_path / "wrong.py").write_text(source)
-    with pytest.raises(BuildError, match=r"^stages\.0\.block \(--block inner\) is to give 4 channels, but gives 5$"):
+    with pytest.raises(BuildError, match=r"^stages\.0\.block \(--block inner\) must give 4 channels, but gives 5$"):
         unetkit.build(PLAIN, block="inner", parts=load_parts([tmp_path / "wrong.py"]))
 
 
 BROKEN = {
     "mistake": ("x + self.q", r"^--fuse broken: stages\.0\.fuse gets 8x.* has no attribute 'q'\)$"),
-    "none": ("None", r"^stages\.0\.fuse \(--fuse broken\) gives no tensor; promised is one of \(B, C, H, W\)$"),
-    "pair": ("(x, skip)", r"^stages\.0\.fuse \(--fuse broken\) gives 2 tensors; promised is one of \(B, C, H, W\)$"),
-    "flat": ("x.flatten(2)", r"gives a tensor of shape 1x8x65536; promised is one of \(B, C, H, W\)$"),
+    "none": ("None", r"^stages\.0\.fuse \(--fuse broken\) gives no tensor instead of one of shape \(B, C, H, W\)$"),
+    "pair": ("(x, skip)", r"^stages\.0\.fuse \(--fuse broken\) gives 2 tensors instead of one of shape \(B, C, H, W\)$"),
+    "flat": ("x.flatten(2)", r"gives a tensor of shape 1x8x65536 instead of one of shape \(B, C, H, W\)$"),
     "nhwc": ("x.permute(0, 2, 3, 1)", r"out_channels=8, but gives 256; its maps look NHWC: permute them to NCHW$"),
-    "size": ("x[..., 1:, 1:]", r"gives 255x255 for 256x256; a fusion keeps height and width$"),
+    "size": ("x[..., 1:, 1:]", r"gives 255x255 for an input of 256x256; a fusion must keep height and width$"),
 }
 
 
@@ -330,7 +330,7 @@ class Strided(nn.Module):
 
 def test_what_an_encoder_declares_is_held_to_its_maps() -> None:
     unetkit.build(Strided, device="meta")
-    with pytest.raises(BuildError, match=r"declares stride 2 for a map that is 256x256 of 256x256$"):
+    with pytest.raises(BuildError, match=r"declares stride 2 for a map of 256x256 from an input of 256x256$"):
         unetkit.build(PartSpec.of(Strided, {"strides": (2, 4)}), device="meta")
-    with pytest.raises(BuildError, match=r"gives no maps of \(B, C, H, W\) in a list$"):
+    with pytest.raises(BuildError, match=r"does not give a list of maps of shape \(B, C, H, W\)$"):
         unetkit.build(PartSpec.of(Strided, {"listed": False}), device="meta")

@@ -531,7 +531,7 @@ def test_a_split_that_cannot_be_made_is_refused(rules: SplitConfig, why: str) ->
         ("nowhere", FileError, "nowhere: the folder does not exist; give one, or the name of a data set: cells, voc"),
         ("cell:size=9", UnknownNameError, "there is no data set 'cell'; did you mean cells?"),
         ("cells:sise=9", OptionError, "cells has no option 'sise'; did you mean size"),
-        ("cells:size=x", OptionError, "size takes an integer; got x"),
+        ("cells:size=x", OptionError, "size must be an integer; got x"),
         ("voc", OptionError, "voc needs root=..., which has no default"),
         ("pet:root=x,border=9", OptionError, "border takes one of ignore, pet, class"),
         ("voc:root=a+b", OptionError, "put a path that contains one in double quotes"),

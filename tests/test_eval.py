@@ -31,7 +31,7 @@ from unetkit.tiling.sliding_window import tiled
 from unetkit.train.checkpoint import TrainRun, read_run
 from unetkit.train.config import TrainConfig
 from unetkit.train.metrics import confusion_matrix, scores
-from unetkit.train.plots import draw_confusion, short
+from unetkit.train.plots import draw_confusion, format_short
 from unetkit.train.runner import check_fingerprints
 
 CELLS = "cells:count=3,val=2,test=4,size=48"
@@ -106,7 +106,7 @@ def refused(*words: Any) -> str:
 
 def test_the_scores_are_those_of_the_networks_masks(photos: Path) -> None:
     run = read_run(photos)
-    network, data = run.network(), open_data(run.choices.data)
+    network, data = run.network(), open_data(run.config.data)
     table = torch.zeros(3, 3, dtype=torch.int64)
     each = {}
     for index in range(len(data.splits["val"])):
@@ -121,13 +121,13 @@ def test_the_scores_are_those_of_the_networks_masks(photos: Path) -> None:
     expected = scores(table, NAMES).to_dict()
     assert {name: found[name] for name in expected if name != "boundary"} == expected
     assert {image["name"]: image["iou"] for image in found["each"]} == {name: one["iou"] for name, one in each.items()}
-    assert (found["split"], found["data"], found["images"]) == ("val", run.choices.data, len(each))
+    assert (found["split"], found["data"], found["images"]) == ("val", run.config.data, len(each))
     means = [image["miou"] for image in found["each"]]
     assert means == sorted(means)
 
 
 def test_a_perfect_network_has_every_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photos: Path) -> None:
-    data = open_data(read_run(photos).choices.data)
+    data = open_data(read_run(photos).config.data)
     split = data.splits["val"]
     truths = iter([split[index].mask for index in range(len(split))])
 
@@ -177,7 +177,7 @@ def test_the_split_is_test_where_there_is_one_then_val_and_all_of_other_data(cel
     assert (told(cells)["split"], told(cells)["images"]) == ("test", 4)
     assert (told(cells, "--split", "all")["images"], told(cells, "--split", "train")["images"]) == (9, 3)
     assert told(cells, "--data", CELLS + ",seed=7")["split"] == "test"
-    own = read_run(photos).choices.data
+    own = read_run(photos).config.data
     assert told(photos, "--data", own)["split"] == told(photos, "--data", f"{own}/../data")["split"] == "val"
     copied = shutil.copytree(own, Path(own).parent / "copied")
     found = told(photos, "--data", copied)
@@ -282,7 +282,7 @@ def test_what_does_not_fit_is_refused_in_one_line(cells: Path, photos: Path, tmp
     assert said.endswith(f"and {cells} was trained on 2 classes (background, cell)")
     grey = drawn(tmp_path / "grey", channels=1)
     assert refused(photos, "--data", grey).endswith(f"has images of 1 channel(s), and {photos} takes 3")
-    assert "nowhere: there is no such folder" in refused(photos, "--data", "nowhere")
+    assert "nowhere: the folder does not exist" in refused(photos, "--data", "nowhere")
     assert refused(photos, "--split", "test").endswith("has train, val; give one of them, or all")
     assert refused(cells, "--data", CELLS + ",test=0", "--split", "test")
     assert "--picture a.svg: draws PNG" in refused(cells, "--picture", "a.svg")
@@ -299,7 +299,7 @@ def test_masks_with_more_classes_than_the_run_are_refused_by_file(photos: Path, 
 
 
 def test_an_image_that_cannot_be_read_is_refused_by_its_name(photos: Path, tmp_path: Path) -> None:
-    copied = shutil.copytree(read_run(photos).choices.data, tmp_path / "copied")
+    copied = shutil.copytree(read_run(photos).config.data, tmp_path / "copied")
     path = copied / "images" / "photo3.png"
     path.write_bytes(path.read_bytes()[:200])
     assert "photo3.png" in refused(photos, "--data", copied)
@@ -312,7 +312,7 @@ def test_the_command_is_refused_with_2_and_one_line(
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
-    said = f"{tmp_path} is no training run: it has no run.json; give the folder that `unetkit train` wrote"
+    said = f"{tmp_path} is not a training run: it does not contain run.json; give the folder that `unetkit train` wrote"
     assert capsys.readouterr() == ("", f"Error: {said}\n")
 
 
@@ -347,4 +347,4 @@ def test_a_class_that_does_not_occur_has_an_empty_row(tmp_path: Path) -> None:
     [(0, "0"), (999, "999"), (12_345, "12.3k"), (999_900, "1M"), (4_560_000, "4.56M"), (7 * 10**9, "7G")],
 )
 def test_counts_are_short(count: int, text: str) -> None:
-    assert short(count) == text
+    assert format_short(count) == text

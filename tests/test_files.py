@@ -25,7 +25,7 @@ import unetkit
 from tests.test_composition import INNER
 from unetkit import serialization as files
 from unetkit.errors import FileError, OptionError, PluginError, UnetkitError, UnknownNameError
-from unetkit.parts.blocks import Double
+from unetkit.parts.blocks import DoubleConv
 from unetkit.plan import Plan
 from unetkit.registry import Parts
 from unetkit.serialization import digest
@@ -240,7 +240,7 @@ def test_a_model_without_a_plan_is_not_saved(tmp_path: Path) -> None:
 def test_a_part_given_as_an_object_is_not_saved(tmp_path: Path) -> None:
     message = refused_save(unetkit.build(Tied), tmp_path / "model.safetensors")
     assert message == (
-        "--encoder <Tied> was given as a Python object, so no name in a file can rebuild it; "
+        "--encoder <Tied> was given as a Python object and has no name by which a file could rebuild it; "
         "register it in a plugin and build with its name"
     )
 
@@ -554,7 +554,7 @@ def test_another_version_is_told_where_the_file_does_not_fit(tmp_path: Path, mon
     parts = unetkit.load_parts(["inner"], isolated=True)
     unetkit.save(unetkit.build("plain:widths=[4,8]", block="inner", parts=parts), path)
     parts.plugins[1].version = "1.3"
-    parts.blocks.entries["inner"] = replace(parts.blocks.entries["inner"], factory=Double)
+    parts.blocks.entries["inner"] = replace(parts.blocks.entries["inner"], factory=DoubleConv)
     with pytest.raises(FileError, match=r"builds here \(plugin inner was 1\.2 and is 1\.3\): "):
         unetkit.load(path, parts=parts)
     del parts.blocks.entries["inner"]
@@ -601,7 +601,7 @@ def test_a_part_that_replaced_a_default_counts_among_a_files_plugins(tmp_path: P
     source = INNER.replace(
         'parts.blocks.add("inner", Inner)', 'parts.upsamplers.add("bilinear", Up, replaces="unetkit")'
     )
-    source += "\n\nfrom unetkit.parts.upsamplers import Nearest\n\nclass Up(Nearest):\n    pass\n"
+    source += "\n\nfrom unetkit.parts.upsamplers import NearestUpsampler\n\nclass Up(NearestUpsampler):\n    pass\n"
     (tmp_path / "up.py").write_text(source)
     parts = unetkit.load_parts([tmp_path / "up.py"])
     model = unetkit.build("plain:widths=[4,8,16]", up="nearest", decode_to=2, parts=parts)

@@ -18,7 +18,7 @@ CHILDREN = "tests.sweep_children"
 def test_where_nothing_can_be_forked_children_are_spawned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "get_all_start_methods", lambda: ["spawn"])
     ended = [*pool.run_tasks(["a", "b"], f"{CHILDREN}:fine", [None], timeout=60, preload=["nowhere"])]
-    assert [(each.task, each.cause, each.said["built"]) for each in ended] == [("a", "", "ok"), ("b", "", "ok")]
+    assert [(each.task, each.error, each.facts["built"]) for each in ended] == [("a", "", "ok"), ("b", "", "ok")]
 
 
 def test_a_folder_for_temporary_files_that_is_too_deep_is_told() -> None:
@@ -26,7 +26,7 @@ def test_a_folder_for_temporary_files_that_is_too_deep_is_told() -> None:
         raise OSError("AF_UNIX path too long")
 
     with pytest.raises(BuildError) as found:
-        pool._started(start)
+        pool._start_process(start)
     assert str(found.value).startswith("no process can be started: OSError: AF_UNIX path too long; `python")
 
 

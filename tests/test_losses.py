@@ -369,7 +369,7 @@ def test_dice_is_blind_to_a_class_that_the_truth_has_not_and_bce_sees_it() -> No
         ("sigmoid", "focal:gamma=0.5", "--loss focal:gamma=0.5: gamma must be 0 or at least 1; got 0.5"),
         ("sigmoid", "border:sigma=0", "w0 must be 0 or more and sigma above 0; got 10 and 0"),
         ("sigmoid", "border+border:w0=5", "border appears twice"),
-        ("sigmoid", "dice:smooth=1", "dice has no option 'smooth'; it has share; docs/losses.md describes them"),
+        ("sigmoid", "dice:smooth=1", "dice has no option 'smooth'; it has share; docs/losses.md lists its options"),
         ("sigmoid", "border:sima=2", "border has no option 'sima'; did you mean sigma?"),
         ("sigmoid", "bce+", "'' is not a part"),
     ],

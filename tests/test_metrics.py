@@ -23,7 +23,7 @@ from unetkit.train.metrics import (
     boundary_counts,
     boundary_scores,
     confusion_matrix,
-    known_mean,
+    mean_of_defined,
     mean_scores,
     scores,
 )
@@ -237,7 +237,7 @@ def test_the_worst_images_come_first_and_those_without_a_score_last() -> None:
     for name, prediction in (("good", truth), ("bad", 1 - truth), ("half", half)):
         found.add(name, likely(prediction, 2), sample_of(truth))
     found.add("nothing", likely(truth, 2), sample_of(torch.full_like(truth, IGNORE)))
-    assert [image.name for image in found.worst()] == ["bad", "half", "good", "nothing"]
+    assert [image.name for image in found.lowest_first()] == ["bad", "half", "good", "nothing"]
 
 
 def test_an_evaluation_without_images_has_no_score() -> None:
@@ -246,8 +246,8 @@ def test_an_evaluation_without_images_has_no_score() -> None:
 
 def test_means_leave_out_what_is_not_there_and_have_no_order() -> None:
     values = [random.Random(0).random() for _ in range(100)]
-    assert known_mean([*values, math.nan]) == known_mean(sorted(values)) == math.fsum(values) / 100
-    assert math.isnan(known_mean([math.nan]))
+    assert mean_of_defined([*values, math.nan]) == mean_of_defined(sorted(values)) == math.fsum(values) / 100
+    assert math.isnan(mean_of_defined([math.nan]))
     assert isinstance(mean_scores([], NAMES), Scores)
 
 

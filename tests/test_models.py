@@ -140,7 +140,7 @@ def test_what_smp_makes_of_values_is_built_on_meta_too() -> None:
         ("--model smp/unett", UnknownNameError, "no model is called 'smp/unett'; did you mean smp/unet"),
         ("--model smp/unet:decoder_chanels=[1]", OptionError, "did you mean decoder_channels"),
         ("--model smp/unet:activation=sigmoid", OptionError, "unet has no option 'activation'"),
-        ("--model smp/unet:encoder_depth=x", OptionError, "encoder_depth takes an integer; got x"),
+        ("--model smp/unet:encoder_depth=x", OptionError, "encoder_depth must be an integer; got x"),
     ],
 )
 def test_what_does_not_go_is_refused_before_torch_is_needed(line: str, error: type[Exception], message: str) -> None:

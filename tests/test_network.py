@@ -298,7 +298,11 @@ def test_a_part_may_be_a_callable() -> None:
 def test_a_level_may_have_its_own_word() -> None:
     model = build("plain:widths=[4,8,16,32]", fuse="add/max/concat", up="nearest/transposed/bilinear")
     assert [type(stage.fuse) for stage in model.stages] == [Add, Max, Concat]
-    assert [type(stage.up).__name__ for stage in model.stages] == ["Nearest", "Transposed", "Bilinear"]
+    assert [type(stage.up).__name__ for stage in model.stages] == [
+        "NearestUpsampler",
+        "TransposedUpsampler",
+        "BilinearUpsampler",
+    ]
     assert run(model.eval(), image(20, 20)).shape == (1, 2, 20, 20)
     assert str(build("plain:widths=[4,8,16,32]", fuse="add/add/add").plan).endswith("--fuse add")
 
@@ -362,7 +366,7 @@ def test_a_fusion_that_cannot_join_is_refused_at_build_with_the_level_and_both_s
             return x + skip
 
     with pytest.raises(
-        InputSizeError, match=r"no size passes: at 256x256, stages\.0\.fuse gets 16x256x256 and 8x256x256 \("
+        InputSizeError, match=r"no input size works: at 256x256, stages\.0\.fuse gets 16x256x256 and 8x256x256 \("
     ):
         build("plain:widths=[8,16]", fuse=Careless)
     build("plain:widths=[8,8]", fuse=Careless)
@@ -372,7 +376,7 @@ def test_a_head_with_other_channels_than_classes_is_refused_at_build() -> None:
     def head(in_channels: int, classes: int) -> nn.Module:
         return nn.Conv2d(in_channels, 7, 1)
 
-    with pytest.raises(BuildError, match=r"is to give 2 channels, the classes, but gives 7$"):
+    with pytest.raises(BuildError, match=r"must give 2 channels, one per class, but gives 7$"):
         build("plain:widths=[4,8]", head=head)
 
 

@@ -175,7 +175,7 @@ FAILING = {
     ),
     "taken": (
         PARTLY + "parts.fusions.add('add', max)\n",
-        "fusion 'add' of bad is already registered by unetkit; rename it, or say replaces='unetkit'",
+        "fusion 'add' of bad is already registered by unetkit; rename it, or use replaces='unetkit'",
     ),
     "name": (PARTLY + "parts.fusions.add('a b', max)\n", "'a b' is not a name for a fusion: use letters, digits,"),
     "unmarked": (
@@ -238,7 +238,7 @@ def test_metadata_that_cannot_be_read_costs_one_line(
     blank, mangled = sorted(lines(capsys))
     assert blank == f"unetkit: plugin blank failed in unetkit {OURS}: ZeroDivisionError: division by zero"
     assert mangled.startswith(
-        f"unetkit: plugin mangled 2.5 failed in unetkit {OURS}: its entry points cannot be read ("
+        f"unetkit: plugin mangled 2.5 failed in unetkit {OURS}: its entry points are not readable ("
     )
 
 
@@ -279,7 +279,7 @@ def test_two_plugins_of_one_name_for_a_part(write: Write, capsys: pytest.Capture
     assert host.parts.fusions.get("gate").owner == "one"
     assert lines(capsys) == [
         f"unetkit: plugin two failed in unetkit {OURS}: fusion 'gate' of two is already registered by one; "
-        "rename it, or say replaces='one' where that is meant"
+        "rename it, or use replaces='one' to replace the other one"
     ]
 
 
@@ -322,7 +322,7 @@ def test_a_module_under_two_names_works_once(write: Write, install: Any, capsys:
     host = load_manager(["one", importlib.import_module("one"), "two_module"])
     assert fusions(host) == [*BUILTIN, "two", "gate"]
     assert lines(capsys) == [
-        f"unetkit: plugin second 2.5 failed in unetkit {OURS}: its module is loaded already, as plugin first; "
+        f"unetkit: plugin second 2.5 failed in unetkit {OURS}: its module is already loaded, as plugin first; "
         "list it once"
     ]
 
@@ -397,7 +397,7 @@ def test_a_wrapper_is_told_the_whole_plan() -> None:
         ("return 3", "TypeError: 'int' object is not callable"),
         (
             "return lambda model: None",
-            "what unetkit_wrap_model returned made NoneType of a model; it must return a module that holds it",
+            "what unetkit_wrap_model returned made NoneType of a model; it must return a module that contains the model",
         ),
         ("import sys; sys.exit(1)", "SystemExit: 1"),
     ],
@@ -437,7 +437,7 @@ def test_two_versions_of_one(
         f"unetkit: plugin gated 2.4 failed in unetkit {OURS}: version 2.5 is installed too and comes first; "
         "uninstall one"
     ]
-    with pytest.raises(UnknownNameError, match=r"^no fusion is called 'other'; `unetkit list fusions` lists all$"):
+    with pytest.raises(UnknownNameError, match=r"^no fusion is called 'other'; see `unetkit list fusions`$"):
         host.parts.fusions.get("other")
 
 
@@ -448,8 +448,8 @@ def test_two_distributions_of_one_plugins_name(install: Callable[..., None], cap
     assert len(found) == len(BUILTIN) + 1
     (line,) = lines(capsys)
     assert "failed in unetkit" in line
-    assert "a plugin of this name is loaded already, from " in line
-    assert line.endswith("; rename or drop one")
+    assert "a plugin with this name is already loaded, from " in line
+    assert line.endswith("; rename or remove one")
 
 
 def test_what_is_installed_can_be_left_out(
@@ -544,7 +544,7 @@ def test_who_imports_torch_to_register_is_known(write: Write) -> None:
 def test_every_kind_may_be_added_and_is_listed_under_its_owner(write: Write, capsys: Any) -> None:
     adds = "\n".join(f"    parts.{kind.attribute}.add('mine', 'nowhere:Mine')" for kind in KINDS)
     host = load_manager([write("all.py", HEAD + "@hookimpl\ndef unetkit_register(parts):\n" + adds)], isolated=True)
-    assert [(e.kind, e.name) for e in host.parts.of("all")] == [(kind, "mine") for kind in KINDS]
+    assert [(e.kind, e.name) for e in host.parts.registered_by("all")] == [(kind, "mine") for kind in KINDS]
     assert not host.implements("unetkit_wrap_model", host.plugins[1])
     assert lines(capsys) == []
 
@@ -608,7 +608,7 @@ def test_what_a_part_prints_goes_to_stderr(write: Write, capsys: Any) -> None:
 def test_a_wrapper_that_changes_the_model_and_fails_is_an_error(write: Write) -> None:
     body = "def wrap(model):\n        model.head = nn.Conv2d(2, 7, 1)\n        1 / 0\n    return wrap"
     parts = load_parts([write("bad.py", WRAP.format(body=body))])
-    with pytest.raises(PluginError, match=r"^plugin bad changed the model and then failed: ZeroDivisionError"):
+    with pytest.raises(PluginError, match=r"^plugin bad modified the model and then failed: ZeroDivisionError"):
         build("plain:widths=[2,4]", parts=parts)
 
 
@@ -657,8 +657,8 @@ def test_an_installed_plugin_whose_files_are_gone(install: Any, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("target", "reason"),
     [
-        ("no_such_mod:Gate", "there is no module 'no_such_mod'; write the whole name of the module that holds it"),
-        ("json.Nope", "it is written with a colon, 'module:attr'"),
+        ("no_such_mod:Gate", "there is no module 'no_such_mod'; write the full name of the module"),
+        ("json.Nope", "it must contain a colon, as in 'module:attr'"),
         ("json:Nope", "module json has no 'Nope'"),
     ],
 )
@@ -721,7 +721,7 @@ def test_a_hook_that_is_no_function_is_told(write: Write, capsys: Any) -> None:
     source = "class Call:\n    def __call__(self, parts): ...\n\nunetkit_register = hookimpl(Call())\n"
     load_manager([write("made.py", HEAD + source)])
     (line,) = lines(capsys)
-    assert line.endswith("unetkit_register is a Call, and a hook is a function; write one that calls it")
+    assert line.endswith("unetkit_register is a Call, but a hook must be a function; write a function that calls it")
 
 
 def test_a_file_is_one_however_its_path_is_written(write: Write, tmp_path: Path, capsys: Any) -> None:

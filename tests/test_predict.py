@@ -174,7 +174,7 @@ def test_a_png_written_by_rows_is_what_pillow_reads(palette: bytes, tmp_path: Pa
 
 def chances(run: TrainRun, path: Path) -> Tensor:
     """The probabilities of an image's pixels (L, H, W)."""
-    x = run.normalised(read_image(path))
+    x = run.normalize(read_image(path))
     return tiled(run.network(), x, tile=(1200, 1200), then=run.target.probabilities)
 
 
@@ -185,7 +185,7 @@ def test_a_file_becomes_a_mask_with_the_runs_palette(run: TrainRun, tmp_path: Pa
     assert result.exit_code == 0, result.output
     assert "in tiles of 128x96 that overlap by 18x18: exactly what one pass over the whole image gives" in result.output
     assert "0 of 180,000 pixels are decided otherwise" in result.output
-    assert result.stdout == f"1 of 1 images are done, in {tmp_path / 'out'}\n"
+    assert result.stdout == f"1 of 1 images written to {tmp_path / 'out'}\n"
     written = read_mask(tmp_path / "out" / "a.png")
     assert (torch.from_numpy(written.values) == run.target.to_mask(chances(run, path)[None])[0]).float().mean() == 1
     assert written.palette is not None
@@ -272,7 +272,7 @@ def test_what_cannot_be_done_is_reported_and_the_others_are_done(
     done = called(run.folder, images, "absent.png", "--out", tmp_path / "out")
     assert done.exit_code == 1, done.output
     assert not caplog.records  # of tifffile's, which a process without pytest would print
-    assert done.stdout == f"2 of 7 images are done, in {tmp_path / 'out'}\n"
+    assert done.stdout == f"2 of 7 images written to {tmp_path / 'out'}\n"
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["a.png", "f.png"]
     lines = done.stderr.splitlines()
     assert lines[0] == "in one tile: exactly what one pass over the whole image gives"
@@ -283,7 +283,7 @@ def test_what_cannot_be_done_is_reported_and_the_others_are_done(
     takes = f"has 3 channels, and the network of {run.folder} takes 1; give images such as it was trained on"
     assert lines[4].endswith(f"d.png: {takes}")
     assert "e.tif: cannot be read as TIFF: " in lines[5]
-    assert lines[7] == "7 of 7: failed: absent.png: there is no such file"
+    assert lines[7] == "7 of 7: failed: absent.png: the file does not exist"
     assert len(lines) == 8
 
 
@@ -308,7 +308,7 @@ def test_an_image_that_memory_does_not_hold_costs_a_line_and_a_wrong_option_ends
     network.head = nn.Sequential(network.head, Hungry())
     jobs = plan_outputs(images, tmp_path / "out", run.target)
     assert predict_all(Predictor(run, network, PredictConfig()).predict, jobs, Told()) == 1
-    lacks = "memory does not suffice for a pass of 1 of 100x100; give a smaller --tile or --batch-size"
+    lacks = "not enough memory for a pass of 1 of 100x100; give a smaller --tile or --batch-size"
     assert told == [f"{images[0]}: {lacks}"]
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["b.png"]
     with pytest.raises(OptionError, match="--overlap 64: must be below what a tile gives, 64x64"):
@@ -390,7 +390,7 @@ def test_what_is_asked_wrongly_is_refused(run: TrainRun, tmp_path: Path) -> None
     assert refused(*asked, "--overlap", -1) == "--overlap -1: must be at least 0"
     assert "device=nowhere cannot be used here" in refused(*asked, "--device", "nowhere")
     assert "has no last.safetensors" in refused(*asked, "--weights", "last")
-    with pytest.raises(OptionError, match="300 classes do not fit the palette of a PNG, which holds 255"):
+    with pytest.raises(OptionError, match="300 classes do not fit into the palette of a PNG, which has 255"):
         plan_outputs([tmp_path / "x.png"], tmp_path, Target("multiclass", tuple(map(str, range(300)))))
     assert not (tmp_path / "out").exists()
 
@@ -414,7 +414,7 @@ def test_the_plugins_of_a_run_are_loaded_with_it(tmp_path: Path) -> None:
     Image.fromarray(pixels(20, 20)).save(tmp_path / "x.png")
     result = called(folder, tmp_path / "x.png", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert result.stdout == f"1 of 1 images are done, in {tmp_path / 'out'}\n"
+    assert result.stdout == f"1 of 1 images written to {tmp_path / 'out'}\n"
 
 
 def test_what_cannot_be_written_is_said(run: TrainRun, tmp_path: Path) -> None:

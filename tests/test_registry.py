@@ -71,7 +71,7 @@ def test_a_taken_name_names_both_owners(parts: Parts) -> None:
     staged = parts.staged("mine")
     assert message(PluginError, lambda: staged.fusions.add("gate", gate)) == (
         "fusion 'gate' of mine is already registered by unetkit; "
-        "rename it, or say replaces='unetkit' where that is meant"
+        "rename it, or use replaces='unetkit' to replace the other one"
     )
     assert "replaces='unetkit'" in message(PluginError, lambda: staged.fusions.add("gate", gate, replaces="another"))
 
@@ -144,18 +144,18 @@ def test_names_match_globs(parts: Parts) -> None:
 def test_a_missing_name_says_the_nearest(parts: Parts, name: str) -> None:
     missing = message(UnknownNameError, lambda: parts.encoders.get(name))
     assert missing.startswith(f"no encoder is called {name!r}; did you mean resnet18 or resnet34")
-    assert missing.endswith("; `unetkit list encoders` lists all")
+    assert missing.endswith("; see `unetkit list encoders`")
 
 
 @pytest.mark.parametrize("name", ["", "/", "lib/", "zzzzzz"])
 def test_a_missing_name_that_nothing_is_near(parts: Parts, name: str) -> None:
     missing = message(UnknownNameError, lambda: parts.encoders.get(name))
-    assert missing == f"no encoder is called {name!r}; `unetkit list encoders` lists all"
+    assert missing == f"no encoder is called {name!r}; see `unetkit list encoders`"
 
 
 def test_a_missing_name_may_be_a_failed_plugins(parts: Parts) -> None:
     parts.plugins += [Plugin("gated"), Plugin("attend"), Plugin("twice"), Plugin("twice", loaded=True)]
     assert message(UnknownNameError, lambda: parts.staged("x").fusions.get("zzz")) == (
         "no fusion is called 'zzz' (a plugin that failed may provide it: gated, attend); "
-        "`unetkit list fusions` lists all"
+        "see `unetkit list fusions`"
     )

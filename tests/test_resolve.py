@@ -30,13 +30,13 @@ UNKNOWN = {
     "--encoder resnet19": "--encoder resnet19: no encoder is called 'resnet19'; did you mean resnet18 or ",
     "--encoder timn/resnet18": "--encoder timn/resnet18: no encoder is called 'timn/resnet18'; did you mean resnet18",
     "--encoder plain --fuse ad": "--fuse ad: no fusion is called 'ad'; did you mean add?; "
-    "`unetkit list fusions` lists all",
+    "see `unetkit list fusions`",
     "--encoder plain --up bilinaer/nearest": "--up bilinaer: no upsampler is called 'bilinaer'; "
-    "did you mean bilinear?; `unetkit list upsamplers` lists all",
-    "--encoder plain --logits zzz": "--logits zzz: no upsampler is called 'zzz'; `unetkit list upsamplers` lists all",
+    "did you mean bilinear?; see `unetkit list upsamplers`",
+    "--encoder plain --logits zzz": "--logits zzz: no upsampler is called 'zzz'; see `unetkit list upsamplers`",
     "--encoder plain --up none": "--up none: no upsampler is called 'none'",
     "--recipe unet2015": "--recipe unet2015: no recipe is called 'unet2015'; "
-    "did you mean unet-2015?; `unetkit list recipes` lists all",
+    "did you mean unet-2015?; see `unetkit list recipes`",
 }
 
 
@@ -47,15 +47,15 @@ def test_unknown_names(line: str, message: str, parts: Parts) -> None:
 
 BAD = {
     "--encoder plain:widht=1": "--encoder plain:widht=1: plain has no option 'widht'; did you mean widths?; "
-    "`unetkit list encoder plain` describes them",
+    "`unetkit list encoder plain` lists its options",
     "--encoder plain:zzz=1": "--encoder plain:zzz=1: plain has no option 'zzz'; it has "
-    "depth, widths, order, norm, act, dropout, padding, bias; `unetkit list encoder plain` describes them",
+    "depth, widths, order, norm, act, dropout, padding, bias; `unetkit list encoder plain` lists its options",
     "--encoder plain --fuse add:k=1": "--fuse add:k=1: add has no option 'k'; it has none; "
-    "`unetkit list fuse add` describes them",
+    "`unetkit list fuse add` lists its options",
     "--encoder plain --logits bilinear:corners=true": "--logits bilinear:corners=true: bilinear has no option "
-    "'corners'; did you mean align_corners?; `unetkit list up bilinear` describes them",
+    "'corners'; did you mean align_corners?; `unetkit list up bilinear` lists its options",
     "--recipe unet-2015:depth=3": "--recipe unet-2015:depth=3: unet-2015 has no option 'depth'; it has none; "
-    "`unetkit list recipe unet-2015` describes them",
+    "`unetkit list recipe unet-2015` lists its options",
     "--encoder plain:depth=two": "--encoder plain:depth=two: depth takes an integer or none; got two",
     "--encoder plain:widths=64": "--encoder plain:widths=64: widths takes a list like [1,2] or none; got 64",
     "--encoder plain:norm=bach": "--encoder plain:norm=bach: norm takes one of batch, group, instance, layer, none; "
@@ -65,7 +65,7 @@ BAD = {
     "--encoder plain:dropout=much": "--encoder plain:dropout=much: dropout takes a number; got much",
     "--encoder plain --up bilinear:align_corners=no": "--up bilinear:align_corners=no: align_corners takes "
     "true or false; got no",
-    "--encoder plain 'a:b=1'": "'a:b=1' stands where a word such as --encoder is expected",
+    "--encoder plain 'a:b=1'": "'a:b=1' appears where an option such as --encoder is expected",
     "--encoder 'plain:depth=2\n3'": "--encoder plain:depth=2 3: depth takes an integer or none; got 2 3",
     "--encoder plain --up transposed:kernel=2,kernel=4": "--up: 'transposed:kernel=2,kernel=4' gives 'kernel' twice",
 }
@@ -78,7 +78,7 @@ def test_bad_options(line: str, message: str, parts: Parts) -> None:
 
 def test_an_encoder_is_needed(parts: Parts) -> None:
     assert refused("--fuse add", parts, BuildError) == (
-        "nothing says which encoder; give --encoder (such as resnet34), --recipe or --model"
+        "no encoder is given; use --encoder (such as resnet34), --recipe or --model"
     )
 
 
@@ -101,7 +101,7 @@ def circular() -> Plan:
 
 def test_a_recipe_returns_a_plan_without_a_recipe(parts: Parts) -> None:
     for recipe in (circular, lambda: 3):
-        with pytest.raises(BuildError, match="a recipe returns a Plan that names no other recipe; got"):
+        with pytest.raises(BuildError, match="a recipe must return a Plan that names no other recipe; got"):
             resolve(Plan.of(recipe=recipe), parts)
 
 
@@ -130,7 +130,7 @@ def test_the_canonical_form_of_a_part(part: tuple[str, str], text: str, parts: P
 
 def test_a_shadowed_name_keeps_its_source() -> None:
     parts = load_parts(isolated=True)
-    parts.encoders.add("resnet18", "unetkit.parts.encoders.plain:Plain")
+    parts.encoders.add("resnet18", "unetkit.parts.encoders.plain:PlainEncoder")
     assert canonical_spec("encoder", PartSpec("timm/resnet18"), parts) == PartSpec("timm/resnet18")
     assert canonical_spec("encoder", PartSpec("resnet18"), parts) == PartSpec("resnet18")
 

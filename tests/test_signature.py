@@ -252,7 +252,7 @@ def test_objects() -> None:
     assert signature.read_signature(nn.Conv2d).options == ()
     assert signature.read_signature(partial(nn.Conv2d, bias=False)).options[0].name == "bias"
     assert signature.read_signature(lambda x, *, k=3: x).options == (Option("k", int, 3, ""),)
-    with pytest.raises(OptionError, match=r"^<class 'dict'> has no signature to read its options from; wrap it in a"):
+    with pytest.raises(OptionError, match=r"^<class 'dict'> has no readable signature; wrap it in a"):
         signature.read_signature(dict)
 
 

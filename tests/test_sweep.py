@@ -201,8 +201,8 @@ def test_what_dies_or_hangs_is_a_row_with_its_cause() -> None:
     names = ["killed", "hangs", "fine", "leaves", "raises"]
     found = {row["name"]: row for row in rows(names, Settings(jobs=3, timeout=8), f"{CHILDREN}:strange")}
     assert {name: row["odd"] for name, row in found.items()} == {
-        "killed": "its process was ended by SIGKILL",
-        "hangs": "no answer within 8 s",
+        "killed": "its process was killed by SIGKILL",
+        "hangs": "no result within 8 s",
         "fine": "ok",
         "leaves": "its process ended with exit code 3",
         "raises": "ZeroDivisionError: no such luck",
@@ -265,7 +265,7 @@ def test_children_end_with_their_leader(tmp_path: Path, how: signal.Signals) -> 
     wait_for(lambda: not alive(int(told.read_text())))
     assert leader.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}[how]
     if how == signal.SIGINT:
-        assert said == "Error: interrupted: 0 of 1 are in sweep.jsonl; the same command goes on from there\n"
+        assert said == "Error: interrupted: 0 of 1 are in sweep.jsonl; the same command continues\n"
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:

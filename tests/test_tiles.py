@@ -18,7 +18,7 @@ from unetkit.tiling.layout import TileAxis, TileLayout, TileRequirements, blende
 from unetkit.tiling.requirements import find_tile_requirements, full_size
 from unetkit.tiling.sliding_window import InMemoryImage, windows
 from unetkit.unet import UNet
-from unetkit.utils.spatial import at_full_size
+from unetkit.utils.spatial import resize_to_input
 
 sides = st.integers(1, 700)
 
@@ -90,8 +90,8 @@ EXACT: list[tuple[dict[str, Any], tuple[int, int], tuple[int, int]]] = [
 ]
 #: Words of networks whose tiles are not, and why.
 BLENDED: list[tuple[dict[str, Any], str]] = [
-    ({"encoder": "test_efficientnet", "widths": THIN}, "the whole image (by a global pooling or norm)"),
-    ({"encoder": "test_vit", "widths": THIN}, "the whole image (by a reshape of the map, as attention makes)"),
+    ({"encoder": "test_efficientnet", "widths": THIN}, "the whole image (because of a global pooling or norm)"),
+    ({"encoder": "test_vit", "widths": THIN}, "the whole image (because of a reshape of the map, as in attention)"),
     ({"encoder": SAME, "up": "bilinear:align_corners=true"}, "an interpolation aligns corners"),
     ({"encoder": "plain:widths=[4,8],norm=group"}, "a norm takes its statistics from the whole image"),
     ({"encoder": "plain:widths=[4,8],norm=instance"}, "a norm takes its statistics from the whole image"),
@@ -134,7 +134,7 @@ def test_tiles_are_what_one_pass_gives(words: dict[str, Any], tile: tuple[int, i
     layout = asks.layout(size, tile)
     assert layout.tiles > 1
     assert "exactly" in layout.why
-    found, whole = stitched(model, x, layout, batch_size=3), stitched(model, x, asks.single_tile(size))
+    found, whole = stitched(model, x, layout, batch=3), stitched(model, x, asks.single_tile(size))
     # Convolutions of other sizes may be summed in another order: no more than rounding in float64.
     assert float((found - whole).abs().max()) <= 1e-10 * float(whole.abs().max())
 
@@ -221,10 +221,10 @@ def test_logits_at_a_stride_are_resized_in_float32_at_least() -> None:
     values = image(6, 5)[None]
     for kind in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
         logits = values.to(kind)
-        assert at_full_size(logits, 1) is logits
+        assert resize_to_input(logits, 1) is logits
         wanted = torch.float64 if kind == torch.float64 else torch.float32
         expected = nn.functional.interpolate(logits.to(wanted), size=(24, 20), mode="bilinear")
-        torch.testing.assert_close(at_full_size(logits, 4), expected)
+        torch.testing.assert_close(resize_to_input(logits, 4), expected)
 
 
 def test_tiled_makes_what_then_makes_and_leaves_the_network_as_it_was() -> None:
@@ -246,7 +246,7 @@ def test_a_tile_that_memory_does_not_hold_is_refused_in_words() -> None:
 
     model = unetkit.build("plain:widths=[4,8]", in_channels=2, seed=0)
     model.head = nn.Sequential(model.head, Hungry())
-    with pytest.raises(InputSizeError, match="memory does not suffice for a pass of 1 of 64x64; give a smaller --tile"):
+    with pytest.raises(InputSizeError, match="not enough memory for a pass of 1 of 64x64; give a smaller --tile"):
         tiled(model, image(100, 100).float(), tile=(64, 64))
 
 

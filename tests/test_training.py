@@ -294,7 +294,7 @@ def test_what_does_not_fit_the_data_is_refused(tmp_path: Path) -> None:
         train.run(TINY, tmp_path / "a", data=squares(), dtype="bf16")
     with pytest.raises(UnknownNameError, match=r"no step is called|hflp"):
         train.run(TINY, tmp_path / "a", data=squares(), augment="hflp", **QUICK)
-    with pytest.raises(InputSizeError, match=r"size 32x32 does not pass: .* nearest sizes that pass are"):
+    with pytest.raises(InputSizeError, match=r"input size 32x32 does not work: .* nearest sizes that work are"):
         train.run("--recipe unet-2015", tmp_path / "a", data=squares(), **QUICK)
     with pytest.raises(OptionError, match=r"clip must be at least 0"):
         train.run(TINY, tmp_path / "a", data=squares(), optimizer="adamw:clip=nan", **QUICK)

@@ -199,10 +199,10 @@ def test_brackets_and_quotes_protect_separators() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[1,2", "unbalanced brackets in '[1,2'"),
-        ("1]", "unbalanced brackets in '1]'"),
-        ("][", "unbalanced brackets in ']['"),
-        ('"a', "a double quote is left open in '\"a'"),
+        ("[1,2", "a bracket is not closed in '[1,2'"),
+        ("1]", "a bracket is not closed in '1]'"),
+        ("][", "a bracket is not closed in ']['"),
+        ('"a', "a double quote is not closed in '\"a'"),
     ],
 )
 def test_what_is_left_open_is_refused(text: str, message: str) -> None:

@@ -1164,7 +1164,7 @@ def by_hand() -> Plan:
     return Plan(widths=[64, 32])  # type: ignore[arg-type]
 
 
-@wrong("recipe", "plan", r"^making its plan fails with UnknownNameError: there is no word 'fusion'")
+@wrong("recipe", "plan", r"^making its plan fails with UnknownNameError: there is no option 'fusion'")
 def misspelled() -> Plan:
     """Says a word that there is not."""
     return Plan.of(fusion="add")
@@ -1179,7 +1179,7 @@ def unknown_encoder() -> Plan:
 @wrong(
     "recipe",
     "own size",
-    r"^at its own size: size 20x20 does not pass: .*; the nearest sizes that pass are 44x44 and 48x48$",
+    r"^at its own size: input size 20x20 does not work: .*; the nearest sizes that work are 44x44 and 48x48$",
 )
 def too_small() -> Plan:
     """Is meant for a size that it does not take."""

@@ -1,4 +1,4 @@
-"""From a plan and the registered parts to a network: picks parts, negotiates channels, refuses early."""
+"""Build a network from a plan and the registered parts: select parts, propagate channels, and reject errors early."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from unetkit.utils.modules import check_device
 
 
 def make_part(kind: str, part: Any, *wiring: Any, parts: Parts | None = None) -> nn.Module:
-    """Make one part alone: `make_part("block", "double:norm=group", 8, 16)`.
+    """Create a single part: `make_part("block", "double:norm=group", 8, 16)`.
 
-    For parts that hold others, and for trying one. Names are looked up where the build that is under way looks them
-    up, and what it is made of counts among the model's.
+    This is for parts that contain other parts, and for trying one. During a build, names are looked up where the build
+    looks them up, and the plugins of the part count as plugins of the model.
 
     Args:
-        kind: the word, title or plural of a kind: "fuse", "fusion" or "fusions".
+        kind: the option, title or plural of a kind: "fuse", "fusion" or "fusions".
         part: a name with options, a PartSpec, or a class or callable.
-        wiring: what the builder would supply: the positional arguments of its kind's factory.
-        parts: where names are looked up; those of the build under way, or all that is installed, if None.
+        wiring: the positional arguments that the builder would supply to the factory.
+        parts: the registered parts; None for those of the build in progress, or all that are installed.
 
     Raises:
-        UnetkitError: there is no such part, or it cannot be made so.
+        UnetkitError: The part does not exist or cannot be created with these arguments.
     """
     parts = parts or current_parts()
     word = parts[kind].kind.word
@@ -54,14 +54,14 @@ _UNDER_WAY: ContextVar[tuple[Parts, set[str]] | None] = ContextVar("_UNDER_WAY",
 
 
 def current_parts() -> Parts:
-    """Where names are looked up: as the build under way does, or else among all that is installed."""
+    """Return the registered parts of the build in progress, or all that are installed."""
     parts, _ = _UNDER_WAY.get() or (None, set())
     return parts or default_parts()
 
 
 @contextmanager
 def build_context(parts: Parts) -> Iterator[set[str]]:
-    """Look names up in these parts within; gives the owners of what is made, which grows meanwhile."""
+    """Look names up in these parts within the context; yields the owners of the parts that are created in it."""
     _, outside = _UNDER_WAY.get() or (None, set())
     owners: set[str] = set()
     token = _UNDER_WAY.set((parts, owners))
@@ -76,14 +76,14 @@ BUILTIN = "unetkit"
 
 
 def owner_of(word: str, spec: PartSpec, parts: Parts) -> str:
-    """Who registered a part; unetkit's own are known to join. "" for a Python object."""
+    """Return the plugin that registered a part; several built-in registrations count as one. "" for a Python object."""
     if spec == NO_LOGITS:
         return BUILTIN
     return "" if spec.factory is not None else parts[kind_of(word)].get(spec.name).owner
 
 
 class Level(NamedTuple):
-    """Where a stage stands: the stride it ends at, its scale, and the index of the map that it joins."""
+    """The stride at which a stage ends, its scale, and the index of the map that it joins."""
 
     stride: int
     scale: float
@@ -91,7 +91,7 @@ class Level(NamedTuple):
 
 
 class PartBuilder:
-    """Makes a plan's parts one after the other, and says where it stands when one does not fit."""
+    """Creates the parts of a plan one after the other; errors say at which stage a part does not fit."""
 
     def __init__(self, plan: Any, parts: Parts) -> None:
         self.plan = plan
@@ -99,9 +99,11 @@ class PartBuilder:
         self.out_channels = 0
 
     def __call__(self, word: str, spec: PartSpec, wiring: tuple[Any, ...], where: str = "", **extra: Any) -> Any:
-        if spec.then:
+        if spec.chained:
             if len(wiring) != 2:
-                raise BuildError(f"--{word} {spec} needs in_channels and out_channels; got {_told(wiring) or 'none'}")
+                raise BuildError(
+                    f"--{word} {spec} needs in_channels and out_channels; got {_format_args(wiring) or 'none'}"
+                )
             first, *rest = spec.links
             alike = (wiring[-1], wiring[-1])  # what follows keeps the channels
             return BlockSequence(self(word, first, wiring, where), *(self(word, link, alike, where) for link in rest))
@@ -126,12 +128,12 @@ class PartBuilder:
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:  # a foreign factory's own mistake: say whose and where
-            why = f"with {_told(wiring)} failed: {one_line(error)}"
+            why = f"with {_format_args(wiring)} failed: {one_line(error)}"
             raise BuildError(f"--{word} {spec}{owner}{where} {why}") from error
         if not isinstance(part, nn.Module):
             raise BuildError(f"--{word} {spec}{where} made a {type(part).__name__}; a part is a torch.nn.Module")
         if any(isinstance(p, UninitializedParameter) for p in part.parameters()):
-            raise BuildError(f"--{word} {spec}{where} has lazy layers, whose shapes are not known yet; give channels")
+            raise BuildError(f"--{word} {spec}{where} has lazy layers, whose shapes are unknown; give their channels")
         return part
 
     def encoder(self) -> Any:
@@ -140,7 +142,7 @@ class PartBuilder:
         takes = {option.name for option in signature_of("encoder", spec, self.parts).options}
         if plan.pretrained:
             if "pretrained" not in takes:
-                raise BuildError(f"--pretrained: encoder {spec.name} has no weights to load; leave it out")
+                raise BuildError(f"--pretrained: encoder {spec.name} has no pretrained weights; leave it out")
             extra["pretrained"] = plan.pretrained
         if plan.size and "img_size" in takes.difference(name for name, _ in spec.options):
             extra["img_size"] = plan.size
@@ -154,7 +156,7 @@ class PartBuilder:
         return encoder
 
     def model(self) -> nn.Module:
-        """The whole model of a plan; its encoder is told with the library that it is of, as "timm/resnet34"."""
+        """Create the whole model of a plan; it receives its encoder with the library, as in "timm/resnet34"."""
         spec, plan = self.plan.model, self.plan
         takes = {option.name for option in signature_of("model", spec, self.parts).options}
         extra: dict[str, Any] = {"pretrained": plan.pretrained} if plan.pretrained else {}
@@ -188,11 +190,13 @@ class PartBuilder:
         return made
 
     def build_declaring(self, word: str, spec: PartSpec, wiring: tuple[Any, ...], where: str) -> Any:
-        """A part that declares how many channels it gives; they become those of the next part's input."""
+        """Create a part that declares its output channels, which are the input channels of the next part."""
         part = self(word, spec, wiring, where)
         out_channels = getattr(part, "out_channels", None)
         if not isinstance(out_channels, int) or out_channels < 1:
-            raise BuildError(f"--{word} {spec}{where} must declare out_channels, an integer; it has {out_channels!r}")
+            raise BuildError(
+                f"--{word} {spec}{where} must have an integer attribute out_channels; it has {out_channels!r}"
+            )
         self.out_channels = out_channels
         return part
 
@@ -212,7 +216,7 @@ T = TypeVar("T")
 
 
 def broadcast_levels(word: str, given: tuple[T, ...] | None, levels: list[Level]) -> tuple[T, ...]:
-    """One value a level, from one for all or one for each. Raises BuildError for any other number."""
+    """Return a value for each level from one for all or one for each. Raises BuildError for any other number."""
     given = given or ()
     if len(given) == 1 and (word != "widths" or len(levels) == 1):
         return given * len(levels)
@@ -228,7 +232,7 @@ def broadcast_levels(word: str, given: tuple[T, ...] | None, levels: list[Level]
     return given
 
 
-def _told(wiring: tuple[Any, ...]) -> str:
+def _format_args(wiring: tuple[Any, ...]) -> str:
     return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in wiring)
 
 
@@ -307,18 +311,18 @@ def build(
         "seed": seed,
     }
     if not isinstance(parts, Parts | None):
-        raise OptionError(f"parts={parts!r:.80} is no Parts; unetkit.load_parts(plugins=[...]) returns one")
+        raise OptionError(f"parts={parts!r:.80} is not a Parts object; use unetkit.load_parts(plugins=[...])")
     return build_plan(Plan.of(**words).with_defaults(plan), parts or current_parts(), device)
 
 
 def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool = True) -> Network:
-    """Build what a plan says, and let plugins wrap the result.
+    """Build the model of a plan, and let plugins wrap the result.
 
     Args:
-        plan: what was said.
-        parts: where names are looked up.
-        device: where the model is made.
-        pretrained: whether to load the weights that the plan asks for; not where others take their place.
+        plan: the plan.
+        parts: the registered parts.
+        device: the device on which the model is created.
+        pretrained: whether to load the weights that the plan requests; False if others will replace them.
     """
     whole, base = resolve(plan, parts)
     check_device(device)
@@ -328,7 +332,7 @@ def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool
         if whole.seed is not None:
             stack.enter_context(_seeded(whole.seed, device))
         owners = stack.enter_context(build_context(parts))
-        assemble = _assemble if whole.model is None else _wrapped
+        assemble = _assemble if whole.model is None else _build_whole_model
         network, derived = assemble(whole if pretrained else replace(whole, pretrained=None), parts)
         network.resolved_plan = whole.with_defaults(derived)
         network.plan = minimal_plan(network.resolved_plan, base.with_defaults(derived))
@@ -336,10 +340,10 @@ def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool
         wrapped, wrappers = parts.wrap(network, network.resolved_plan, owners)
     model = cast(Network, wrapped)
     try:
-        model.plan, model.layout = network.plan, state_shapes(model)
+        model.plan, model.built_shapes = network.plan, state_shapes(model)
     except AttributeError as error:
         named = f"{', '.join(sorted(wrappers))} made a {type(model).__name__}"
-        raise PluginError(f"plugin {named} of a model, which takes no plan or layout: {error}") from error
+        raise PluginError(f"plugin {named} of a model, which cannot store its plan: {error}") from error
     used = (owners | wrappers) - {BUILTIN}
     network.plugins = tuple(plugin for plugin in parts.plugins if plugin.loaded and plugin.name in used)
     if plan.size is not None or used or whole.model is not None:
@@ -350,7 +354,7 @@ def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool
 
 @contextmanager
 def _seeded(seed: int, device: Any) -> Iterator[None]:
-    """Draw from a seed and leave the random state as it was, that of the device built on included."""
+    """Draw from a seed, and restore the random state afterwards, including that of the device."""
     target = torch.get_default_device() if device is None else torch.device(device)
     on_gpu = [target] if target.type == "cuda" else []
     with preserve_rng(*on_gpu):
@@ -362,10 +366,9 @@ def _seeded(seed: int, device: Any) -> Iterator[None]:
 
 
 def _assemble(plan: Any, parts: Parts) -> tuple[Network, Plan]:
-    """The network of a whole plan, and the words that follow from its encoder where nothing is said.
+    """Return the network of a resolved plan, and the options that follow from its encoder where none are given.
 
-    A whole plan is typed Any here and below: it says every word that a network needs, and a twin of Plan would be
-    needed only to say so.
+    A resolved plan is typed Any here and below, since it has a value for every option that a network needs.
     """
     make = PartBuilder(plan, parts)
     encoder = make.encoder()
@@ -388,13 +391,13 @@ def _assemble(plan: Any, parts: Parts) -> tuple[Network, Plan]:
     return network, derived
 
 
-def _wrapped(plan: Any, parts: Parts) -> tuple[Network, Plan]:
-    """The network of a plan that names a whole model."""
+def _build_whole_model(plan: Any, parts: Parts) -> tuple[Network, Plan]:
+    """Return the network of a plan with a whole model."""
     return WholeModel(PartBuilder(plan, parts).model()), Plan()
 
 
 def _levels(encoder: Any, plan: Any) -> list[Level]:
-    """The stages that lead from the deepest map to the stride to decode to; the last ones may join no map."""
+    """Return the levels from the deepest map to the stride where the decoder ends; the last ones may have no skip."""
     *strides, stride = encoder.strides
     if plan.decode_to >= stride:
         raise BuildError(f"--decode-to {plan.decode_to}: the deepest map of {plan.encoder} is at stride {stride}")
@@ -408,7 +411,7 @@ def _levels(encoder: Any, plan: Any) -> list[Level]:
 
 
 def _default_widths(encoder: Any, levels: list[Level]) -> tuple[int, ...]:
-    """As wide as the skip, at most WIDEST; half as wide as the stage before where there is no skip."""
+    """Return the width of the skip, at most MAX_WIDTH, or half the width of the previous stage without a skip."""
     wanted = getattr(encoder, "widths", None) or encoder.channels
     widths: list[int] = []
     for level in levels:

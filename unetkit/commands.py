@@ -1,4 +1,4 @@
-"""The commands of the command line: unetkit's own, and those that plugins add."""
+"""The commands of the command line: those of unetkit, and those that plugins add."""
 
 from __future__ import annotations
 
@@ -25,14 +25,17 @@ COMMANDS = {
 
 @dataclass(frozen=True)
 class PluginCommand:
-    """A command that a plugin added."""
+    """A command of a plugin."""
 
     command: click.Command
     owner: str
 
 
 def plugin_commands(host: PluginManager) -> dict[str, PluginCommand]:
-    """The commands that plugins add, by name. A plugin whose hook fails, or takes a name, costs a line."""
+    """Return the commands of plugins by name.
+
+    A plugin whose hook fails, or whose command name is taken, is reported in one line.
+    """
     commands: dict[str, PluginCommand] = {}
     for plugin in host.loaded():
         with host.isolated(plugin):
@@ -45,7 +48,7 @@ def plugin_commands(host: PluginManager) -> dict[str, PluginCommand]:
                 if owner:
                     raise PluginError(f"command {name!r} of {plugin.name} is already registered by {owner}; rename it")
                 if not isinstance(command, click.Command):
-                    raise PluginError(f"command {name!r} is a {type(command).__name__}, and no click command")
+                    raise PluginError(f"command {name!r} is a {type(command).__name__}, not a click command")
                 command.get_short_help_str()  # what fails here would fail the help of all
             commands |= {name: PluginCommand(command, plugin.name) for name, command in staged.commands.items()}
     return commands

@@ -1,4 +1,7 @@
-"""What unetkit raises. Every message is one line meant for a person: what, where, and what to do instead."""
+"""The exceptions that unetkit raises. Every message is one line for people.
+
+What is wrong, where, and what to do instead.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from difflib import get_close_matches
 
 
 class UnetkitError(Exception):
-    """Anything unetkit refuses. The command line prints it without a traceback and exits with 2."""
+    """The base class of all errors of unetkit. The command line prints it without a traceback and exits with code 2."""
 
     def __str__(self) -> str:
         # A message may quote what a user or another library said, which need not be one line.
@@ -15,30 +18,30 @@ class UnetkitError(Exception):
 
 
 class UnknownNameError(UnetkitError):
-    """A name that no part, option or word has."""
+    """No part, option or data set has this name."""
 
 
 class OptionError(UnetkitError):
-    """An option or word with a value that it cannot take."""
+    """An option has a value that is not allowed."""
 
 
 class BuildError(UnetkitError):
-    """Parts that do not fit together, or weights that cannot be had."""
+    """Parts do not fit together, or weights are not available."""
 
 
 class InputSizeError(UnetkitError):
-    """An input size that a network cannot take."""
+    """A network does not accept an input size."""
 
 
 class FileError(UnetkitError):
-    """A file that is not a whole, untouched model of ours."""
+    """A file cannot be read or written, or has the wrong content."""
 
 
 class PluginError(UnetkitError):
-    """A plugin that does not load, or a name that two plugins claim."""
+    """A plugin does not load, or two plugins register the same name."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """'did you mean' for a message: the up to three known names nearest to `name`, or ''."""
+    """Return "; did you mean A or B?" with the known names that are closest to `name`, or ""."""
     close = get_close_matches(name.lower(), list(known), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(close)}?" if close else ""

@@ -1,4 +1,4 @@
-"""The hooks that a plugin may implement. All are optional; mark yours with `@unetkit.hookimpl`."""
+"""The hooks that a plugin may implement. All are optional; mark your functions with `@unetkit.hookimpl`."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ def unetkit_register(parts: Parts) -> None:
 
 @hookspec
 def unetkit_wrap_model(plan: Plan) -> Callable[[Module], Module] | None:
-    """Return what takes a built model and gives the one to use in its place, or None to leave it as it is.
+    """Return a function that takes a built model and returns its replacement, or None to leave the model unchanged.
 
-    `plan` is the whole plan of the model: it says every word. Answer None unless it names a part of yours, so that
-    the line of a model still says all that the model is.
+    `plan` is the resolved plan of the model, which contains every choice. Return None unless it names a part of this
+    plugin, so that the line of a model still describes the model completely.
     """
 
 
 @hookspec
 def unetkit_register_commands(cli: Group) -> None:
-    """Add commands: `@cli.command()` above a function. Import torch within it."""
+    """Add commands: decorate functions with `@cli.command()`. Import torch within the functions."""
 
 
 @hookspec
 def unetkit_register_metrics(metrics: Metrics) -> None:
-    """Add what `unetkit bench` can measure: `metrics.add("energy", "my_package.energy:joules", unit="J")`.
+    """Add metrics for `unetkit bench`: `metrics.add("energy", "my_package.energy:joules", unit="J")`.
 
-    The function is given a `unetkit.bench.builtin_metrics.BenchModel` (`.model`, `.x`, `.device`, `.forward()`) and
-    returns a number; with `timed=True` it returns what is timed in turns with the baseline's.
+    The function takes a `unetkit.bench.builtin_metrics.BenchModel` (`.model`, `.x`, `.device`, `.forward()`) and
+    returns a number; with `timed=True` it returns a callable that is timed together with the baseline's.
     """

@@ -1,6 +1,7 @@
-"""What every network that unetkit builds has: the plan that rebuilds it, and room for inputs of any size.
+"""What every network that unetkit builds has: the plan that rebuilds it, and padding for inputs of any size.
 
-H and W are height and width; sizes are (H, W).
+A `WholeModel` is a model of another library that is built, traced, saved and padded like a U-Net. Shapes: H and W are
+height and width; sizes are (H, W).
 """
 
 from __future__ import annotations
@@ -20,24 +21,25 @@ if TYPE_CHECKING:
 
 
 class Network(nn.Module):
-    """An encoder and what makes logits of its maps.
+    """An encoder, and whatever makes logits of its maps.
 
     Attributes:
-        encoder: what the trace is told by.
-        plan: the shortest line that rebuilds it.
-        whole: the plan with everything said, a part a level; what the network is told by.
-        layout: the shape of every tensor of the state_dict as it was built, by which files know it again.
-        plugins: whose parts it has, or who wrapped it.
-        min_size, multiple: a height or width below the one, or no multiple of the other, is padded with zeros below
-            and to the right, and the output cut back.
-        size: the one size that its encoder takes, where it takes only one; a smaller input is padded to it.
+        encoder: the encoder, for the trace.
+        plan: the shortest plan that rebuilds the network.
+        resolved_plan: the plan with every choice, with a part for each level.
+        built_shapes: the shape of every tensor of the state_dict as it was built, which identifies the network in
+            files.
+        plugins: the plugins of its parts, and those that wrapped it.
+        min_size, multiple: inputs whose height or width is smaller than the first, or not a multiple of the second, are
+            padded with zeros at the bottom and the right, and the output is cropped.
+        size: the only size that its encoder accepts, if there is only one; smaller inputs are padded to it.
         valid: whether unpadded convolutions make the output smaller than the input.
     """
 
     encoder: nn.Module
     plan: Plan
     resolved_plan: Plan
-    layout: dict[str, tuple[int, ...]]
+    built_shapes: dict[str, tuple[int, ...]]
     plugins: tuple[Plugin, ...]
 
     if TYPE_CHECKING:
@@ -54,34 +56,39 @@ class Network(nn.Module):
 
     @property
     def output_stride(self) -> int:
-        """Of what a pass gives: 1 where its output has the input's size."""
+        """The stride of the output: 1 if it has the input size."""
         return 1
 
     @property
     def period(self) -> int:
-        """Sizes that differ by this are of one kind to it: what they must be multiples of, or the usual stride."""
+        """The period of input sizes: the multiple that is required, or the usual stride.
+
+        Sizes that differ by it behave alike.
+        """
         return max(self.multiple, 32)
 
     def forward(self, x: Tensor, maps: list[Tensor] | None = None) -> Tensor:
-        """(B, in_channels, H, W) -> logits (B, classes, H, W); smaller than the input where convolutions are valid.
+        """(B, in_channels, H, W) -> logits (B, classes, H, W), smaller than the input with valid convolutions.
 
         Args:
             x: the images.
-            maps: a list that takes the map of each stage, as `forward_features` of a U-Net gives them.
+            maps: a list to which the map of each stage is appended; see `forward_features` of a U-Net.
         """
         size = size_of(x)
         if self.multiple == 1 and self.size is None and min(size) >= self.min_size:
-            return self._whole(x, maps)
+            return self._forward_padded(x, maps)
         height, width = self.padded_size(size)
-        x = self._whole(pad_end(x, (height, width)), maps)
+        x = self._forward_padded(pad_end(x, (height, width)), maps)
         stride = self.output_stride
         return crop_end(x, ((size[0] - 1) // stride + 1, (size[1] - 1) // stride + 1))
 
     def padded_size(self, size: Size) -> Size:
-        """The size that an input is padded to with zeros, below and to the right; its own where that passes.
+        """Return the size to which an input is padded with zeros at the bottom and the right.
+
+        Its own size if that is accepted.
 
         Raises:
-            InputSizeError: it is larger than the one size that the encoder takes.
+            InputSizeError: The input is larger than the only size that the encoder accepts.
         """
         if self.size is not None:
             if torch.compiler.is_compiling():
@@ -92,7 +99,7 @@ class Network(nn.Module):
                 who = self.resolved_plan.encoder or self.resolved_plan.model
                 raise InputSizeError(
                     f"an input of {given} is larger than {fixed}, the one size that {who} is built for; "
-                    f"build it with --size {given}, or cut the input"
+                    f"build it with --size {given}, or crop the input"
                 )
             return self.size
         least, multiple = self.min_size, self.multiple
@@ -100,31 +107,31 @@ class Network(nn.Module):
         return cast(Size, (height, width))
 
     def __prepare_scriptable__(self) -> Network:
-        """What `torch.jit.script` calls first. Raises UnetkitError, where it would end deep in a part with torch's."""
+        """Raise UnetkitError when `torch.jit.script` calls this first; it would otherwise fail deep in a part."""
         raise UnetkitError(
             "torch.jit.script, which torch itself has given up, does not take a network of unetkit; "
             "use torch.export for a program to ship, or torch.compile for speed"
         )
 
-    def _whole(self, x: Tensor, kept: list[Tensor] | None) -> Tensor:
-        """A pass of an input of a size that the encoder takes."""
+    def _forward_padded(self, x: Tensor, kept: list[Tensor] | None) -> Tensor:
+        """Compute the forward pass for an input size that the encoder accepts."""
         raise NotImplementedError
 
 
 def state_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of a state_dict."""
+    """Return the shape of every tensor of a state_dict."""
     return {name: tuple(value.shape) for name, value in model.state_dict().items() if isinstance(value, Tensor)}
 
 
 class WholeModel(Network):
-    """A whole model, by itself in `model`; see `unetkit.protocols.Model` for what it may declare.
+    """A whole model in the attribute `model`; see `unetkit.protocols.Model` for what it may declare.
 
     Attributes:
-        model: as its factory made it.
+        model: the model as its factory returned it.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        """Declare what the model does."""
+        """Take over what the model declares."""
         super().__init__(
             min_size=getattr(model, "min_size", 1),
             multiple=getattr(model, "multiple", 1),
@@ -135,12 +142,12 @@ class WholeModel(Network):
 
     @property
     def encoder(self) -> nn.Module:  # type: ignore[override]
-        """The model: what it declares of itself, it declares here."""
+        """The model itself, since it declares what an encoder would."""
         return self.model
 
-    def _whole(self, x: Tensor, kept: list[Tensor] | None) -> Tensor:
+    def _forward_padded(self, x: Tensor, kept: list[Tensor] | None) -> Tensor:
         out = self.model(x)
         if not isinstance(out, Tensor):
-            what = f"gives a {type(out).__name__}; promised is one tensor, the logits"
+            what = f"gives a {type(out).__name__}; expected is one tensor of logits"
             raise InputSizeError(f"--model {self.resolved_plan.model} {what}")
         return out

@@ -1,8 +1,10 @@
-"""A factory's options, read from its signature and docstring.
+"""The options of a factory, read from its signature and docstring, and option values as text.
 
-A factory's positional parameters are wiring, given by the builder; its keyword-only parameters are the user's
-options. For a factory registered as "module:attr" both are read from the source text, so that listing parts,
-completing them and refusing a wrong option need not import torch.
+The positional parameters of a factory are supplied by the builder; its keyword-only parameters are the user's options.
+For a factory that is registered as "module:attr", both are read from source text, so that listing and completing parts
+and rejecting wrong options need not import torch. Values are written as `kernel=4`, `widths=[64,128]`, `init=bilinear`
+and read by the annotation of the parameter; brackets and double quotes protect the characters that separate parts,
+options and levels.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ _NOTHING = ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[],
 
 @dataclass(frozen=True)
 class Option:
-    """One keyword-only parameter of a factory."""
+    """A keyword-only parameter of a factory."""
 
     name: str
     type: Any
@@ -50,9 +52,9 @@ class Option:
 
 @dataclass(frozen=True)
 class Signature:
-    """What a factory says of itself: a one-line summary, its whole docstring, its options, and where it stands.
+    """The description of a factory: its summary, its docstring, its options and its source location.
 
-    `wiring` has the names of its positional parameters, which the builder gives.
+    `positional` contains the names of its positional parameters, which the builder supplies.
     """
 
     summary: str
@@ -66,31 +68,31 @@ class Signature:
 
 
 def read_signature(factory: Callable[..., Any] | str) -> Signature:
-    """The signature of a callable, or of a "module:attr" that is not imported unless its source cannot tell."""
+    """Read the signature of a callable or of a "module:attr", imported only if its source is not sufficient."""
     if isinstance(factory, str):
         return _from_source(factory) or _from_object(load_target(factory))
     return _from_object(factory)
 
 
 def load_target(target: str) -> Callable[..., Any]:
-    """Import "module:attr". Raises PluginError where it is not there."""
+    """Import "module:attr". Raises PluginError if it does not exist."""
     module, _, attr = target.partition(":")
     with wrap_errors(f"{target} cannot be loaded"):
         try:
             return typing.cast(Callable[..., Any], getattr(importlib.import_module(module), attr))
         except ModuleNotFoundError as error:
-            raise PluginError(f"{target} cannot be loaded: {_absent(module, attr, error)}") from error
+            raise PluginError(f"{target} cannot be loaded: {_explain_missing_module(module, attr, error)}") from error
         except AttributeError as error:
             if not hasattr(sys.modules.get(module), attr):
                 raise PluginError(f"{target} cannot be loaded: module {module} has no {attr!r}") from error
             raise
 
 
-def _absent(module: str, attr: str, error: ModuleNotFoundError) -> str:
+def _explain_missing_module(module: str, attr: str, error: ModuleNotFoundError) -> str:
     if not attr:
-        return "it is written with a colon, 'module:attr'"
+        return "it must contain a colon, as in 'module:attr'"
     if f"{module}.".startswith(f"{error.name}."):
-        return f"there is no module {error.name!r}; write the whole name of the module that holds it"
+        return f"there is no module {error.name!r}; write the full name of the module"
     return f"it needs the package {error.name!r}, which is not installed; install it"
 
 
@@ -121,20 +123,20 @@ def _parameters(factory: Callable[..., Any]) -> list[inspect.Parameter]:
     try:
         return list(inspect.signature(factory).parameters.values())
     except (TypeError, ValueError):
-        raise OptionError(f"{factory!r} has no signature to read its options from; wrap it in a function") from None
+        raise OptionError(f"{factory!r} has no readable signature; wrap it in a function") from None
 
 
 def _type(annotation: Any, default: Any) -> Any:
     if annotation is inspect.Parameter.empty:
-        return _kind_of(default)
+        return _type_of_default(default)
     try:
         return _annotation(ast.parse(annotation, mode="eval").body) if isinstance(annotation, str) else annotation
     except (ValueError, TypeError, SyntaxError):
-        return _kind_of(default)
+        return _type_of_default(default)
 
 
-def _kind_of(default: Any) -> type:
-    """What an option without a readable annotation takes: the type of its default, or text."""
+def _type_of_default(default: Any) -> type:
+    """Return the type of an option without a readable annotation: that of its default, or text."""
     return type(default) if type(default) in (bool, int, float) else str
 
 
@@ -169,7 +171,7 @@ def _from_source(target: str) -> Signature | None:
 
 
 def _init(node: ast.ClassDef, nodes: dict[str, Any]) -> ast.arguments | None:
-    """What the __init__ takes that a class has or inherits; None where this file alone cannot tell."""
+    """Return the parameters of a class's own or inherited __init__; None if this file alone does not determine them."""
     for statement in node.body:
         if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
             return statement.args
@@ -183,11 +185,11 @@ def _init(node: ast.ClassDef, nodes: dict[str, Any]) -> ast.arguments | None:
 
 
 def _static(node: ast.expr | None, default: Any) -> Any:
-    return _kind_of(default) if node is None else _annotation(node)
+    return _type_of_default(default) if node is None else _annotation(node)
 
 
 def _annotation(node: ast.expr) -> Any:
-    """The type that an annotation writes with _VOCABULARY; nothing of the file is run. Raises ValueError."""
+    """Return the type of an annotation made of _VOCABULARY, without executing the file. Raises ValueError."""
     match node:
         case ast.Constant(value=value) if value is None or value is Ellipsis:
             return value
@@ -213,7 +215,7 @@ def _first_line(doc: str) -> str:
 
 
 def help_of(doc: str, name: str) -> str:
-    """The text of `name` in the docstring's "Args:" section (Google style)."""
+    """Return the text for `name` in the "Args:" section of a Google-style docstring."""
     section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)+)", doc, re.MULTILINE)
     if not section:
         return ""
@@ -227,9 +229,9 @@ _WORDS = {"none", "true", "false", "inf", "infinity", "nan"}
 
 
 def format_value(value: Any, kind: Any = None) -> str:
-    """A value as the grammar writes it; `parse_value` with the right type gives it back.
+    """Format a value as text from which `parse_value` with the right type restores it.
 
-    Where the type is known to be a choice of words, none of them needs quotes to differ from none or true.
+    If the type is a choice of words, no word needs quotes to differ from none or true.
     """
     if isinstance(value, str) and get_origin(kind) is Literal:
         return value if _PLAIN.fullmatch(value) else json.dumps(value)
@@ -248,9 +250,9 @@ def format_value(value: Any, kind: Any = None) -> str:
 
 
 def parse_value(text: str, kind: Any) -> Any:
-    """Read a value by its annotation. Raises ValueError where the text is not of that type."""
+    """Parse a value by its annotation. Raises ValueError if the text does not have that type."""
     if get_origin(kind) in (Union, types.UnionType):
-        for choice in sorted(get_args(kind), key=_greed):
+        for choice in sorted(get_args(kind), key=_parse_priority):
             try:
                 return parse_value(text, choice)
             except ValueError:
@@ -258,30 +260,30 @@ def parse_value(text: str, kind: Any) -> Any:
         raise ValueError(text)
     if get_origin(kind) is Literal:
         choices = get_args(kind)
-        return _exactly(text, {str(c): c for c in choices} | {format_value(c): c for c in choices})
+        return _parse_choice(text, {str(c): c for c in choices} | {format_value(c): c for c in choices})
     if get_origin(kind) is tuple:
-        return _tuple(text, get_args(kind))
+        return _parse_tuple(text, get_args(kind))
     if kind is None or kind is type(None):
-        return _exactly(text, {"none": None})
+        return _parse_choice(text, {"none": None})
     if kind is bool:
-        return _exactly(text.lower(), {"true": True, "false": False})
+        return _parse_choice(text.lower(), {"true": True, "false": False})
     if kind in (int, float):
         return kind(text)
     return json.loads(text) if text.startswith('"') else text
 
 
-def _greed(kind: Any) -> int:
-    """Which types of a union are asked last: a Literal takes its choices unquoted too, str takes anything."""
+def _parse_priority(kind: Any) -> int:
+    """Order the types of a union for parsing: a Literal accepts unquoted choices, and str accepts anything."""
     return 2 if kind is str else int(get_origin(kind) is Literal)
 
 
-def _exactly(text: str, table: dict[str, Any]) -> Any:
+def _parse_choice(text: str, table: dict[str, Any]) -> Any:
     if text not in table:
         raise ValueError(text)
     return table[text]
 
 
-def _tuple(text: str, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
+def _parse_tuple(text: str, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
     if not (text.startswith("[") and text.endswith("]")):
         raise ValueError(text)
     items = split_unquoted(text[1:-1], ",") if text[1:-1] else []
@@ -293,7 +295,7 @@ def _tuple(text: str, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def guess_value(text: str) -> Any:
-    """Read a value whose type nothing tells: none, true, a number, a list of such, or else text."""
+    """Parse a value of unknown type: none, true, a number, a list of these, or else text."""
     try:
         return parse_value(text, bool | int | float | None)
     except ValueError:
@@ -304,7 +306,7 @@ def guess_value(text: str) -> Any:
 
 
 def describe_type(kind: Any) -> str:
-    """A type in words, for messages and listings: "an integer or none", "one of half, keep"."""
+    """Describe a type in words for messages and lists: "an integer or none", "one of half, keep"."""
     if get_origin(kind) in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(describe_type(choice) for choice in get_args(kind)))
     if get_origin(kind) is Literal:
@@ -317,9 +319,9 @@ def describe_type(kind: Any) -> str:
 
 
 def split_unquoted(text: str, separator: str) -> list[str]:
-    """Split at a separator that stands outside brackets and double quotes.
+    """Split text at a separator outside of brackets and double quotes.
 
-    Raises ValueError where a bracket or quote is left open.
+    Raises ValueError if a bracket or a quote is not closed.
     """
     parts, depth, start = [], 0, 0
     for index, char in _outside_quotes(text):
@@ -330,14 +332,14 @@ def split_unquoted(text: str, separator: str) -> list[str]:
             parts.append(text[start:index])
             start = index + 1
     if depth:
-        raise ValueError(f"unbalanced brackets in {text!r}")
+        raise ValueError(f"a bracket is not closed in {text!r}")
     return [*parts, text[start:]]
 
 
 def split_items(text: str) -> list[str]:
-    """Names with options between commas: in `elastic:grid=3,std=10,light` are two, since `std=10` goes on with options.
+    """Split names with options at commas: `elastic:grid=3,std=10,light` has two items, since `std=10` is an option.
 
-    Raises ValueError where brackets or quotes do not close.
+    Raises ValueError if a bracket or a quote is not closed.
     """
     found: list[str] = []
     for piece in split_unquoted(text, ","):
@@ -358,4 +360,4 @@ def _outside_quotes(text: str) -> Iterator[tuple[int, str]]:
         else:
             yield index, char
     if quoted:
-        raise ValueError(f"a double quote is left open in {text!r}")
+        raise ValueError(f"a double quote is not closed in {text!r}")

@@ -1,7 +1,7 @@
-"""The line that describes a model, as an object: `--encoder resnet101 --fuse add` and back.
+"""The description of a model as an object, to and from text: `--encoder resnet101 --fuse add`.
 
-A Plan holds what was said, and None for what was not; the builder fills in recipes and defaults. Everything here is
-text and numbers: nothing imports torch.
+A Plan contains what was given, and None for everything else; the builder adds recipes and defaults. This module handles
+text and numbers only and does not import torch.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from unetkit.utils.formatting import Size
 
 @dataclass(frozen=True)
 class PartSpec:
-    """One part: a name with options, `transposed:kernel=4`, or a Python factory that has no name yet.
+    """A part: a name with options, such as `transposed:kernel=4`, or a Python factory without a name.
 
-    Options are kept as the text that the grammar writes, so that a spec compares and prints without knowing types.
-    A block may be followed by others: `double+scse`, or `PartSpec.of("double") + "scse"`, has `scse` in `then`.
+    Options are stored as text, so that specs can be compared and printed without knowing their types. A chain of blocks
+    such as `double+scse`, which is also `PartSpec.of("double") + "scse"`, has the second block in `chained`.
     """
 
     name: str
     options: tuple[tuple[str, str], ...] = ()
     factory: Callable[..., Any] | None = None
-    then: tuple[PartSpec, ...] = ()
+    chained: tuple[PartSpec, ...] = ()
 
     @classmethod
     def of(cls, part: Any, options: Mapping[str, Any] | None = None) -> PartSpec:
-        """A spec from a spec, from text, or from a class or callable."""
+        """Create a spec from a spec, from text, or from a class or callable."""
         if isinstance(part, str):
             spec = cls.parse(part)
         elif isinstance(part, cls):
@@ -45,12 +45,12 @@ class PartSpec:
 
     @classmethod
     def parse(cls, text: str) -> PartSpec:
-        """Read `name:key=value,key=[1,2]`, or several with + between. Raises OptionError where the text is not that."""
+        """Parse `name:key=value,key=[1,2]`, or several of these joined by +. Raises OptionError for other text."""
         try:
             first, *rest = split_unquoted(text, "+")
         except ValueError as error:
             raise OptionError(f"{text!r}: {error}") from error
-        return replace(cls._link(first), then=tuple(map(cls._link, rest)))
+        return replace(cls._link(first), chained=tuple(map(cls._link, rest)))
 
     @classmethod
     def _link(cls, text: str) -> PartSpec:
@@ -60,23 +60,23 @@ class PartSpec:
             raise OptionError(f"{text!r} is not a part: write a name, or name:option=value,option=value{levels}")
         pairs = [item.partition("=") for item in split_unquoted(rest, ",")] if colon else []
         if not all(key and equals and value for key, equals, value in pairs):
-            raise OptionError(f"{text!r}: after the colon come option=value pairs, with commas between them")
+            raise OptionError(f"{text!r}: write option=value pairs, separated by commas, after the colon")
         keys = [key for key, _, _ in pairs]
         if twice := {key for key in keys if keys.count(key) > 1}:
             raise OptionError(f"{text!r} gives {min(twice)!r} twice")
         return cls(name).with_options({key: value for key, _, value in pairs})
 
     def with_options(self, options: Mapping[str, str]) -> PartSpec:
-        """The same part with these options (as text) beside or instead of its own."""
+        """Return the same part with these options (as text), which replace its own options of the same names."""
         return replace(self, options=tuple(sorted({**dict(self.options), **options}.items())))
 
     @property
     def links(self) -> tuple[PartSpec, ...]:
-        """The part and those that follow it, each alone."""
-        return (replace(self, then=()), *(link for part in self.then for link in part.links))
+        """Return each part of a chain as a separate spec."""
+        return (replace(self, chained=()), *(link for part in self.chained for link in part.links))
 
     def __add__(self, other: Any) -> PartSpec:
-        return replace(self, then=(*self.then, *PartSpec.of(other).links))
+        return replace(self, chained=(*self.chained, *PartSpec.of(other).links))
 
     def __str__(self) -> str:
         return "+".join(map(_link_text, self.links))
@@ -90,12 +90,12 @@ def _link_text(spec: PartSpec) -> str:
 Levels = tuple[PartSpec, ...]
 
 
-def _part(value: Any) -> PartSpec:
+def _parse_part(value: Any) -> PartSpec:
     return PartSpec.of(value)
 
 
-def _levels(value: Any) -> Levels:
-    """One part, or one a level from deep to shallow: text with slashes, or a list."""
+def _parse_levels(value: Any) -> Levels:
+    """Read one part, or one for each level from deep to shallow: text with slashes, or a list."""
     if isinstance(value, str):
         try:
             value = split_unquoted(value, "/")
@@ -103,12 +103,10 @@ def _levels(value: Any) -> Levels:
             raise OptionError(f"{value!r}: {error}") from error
     specs = tuple(map(PartSpec.of, value if isinstance(value, list | tuple) else [value]))
     if not specs:
-        raise OptionError("a list of parts, one a level, needs at least one")
+        raise OptionError("a list of parts for the levels must not be empty")
     for spec in specs:
         if spec.factory is None and len(split_unquoted(str(spec), "/")) > 1:
-            raise OptionError(
-                f"{str(spec)!r}: a slash separates levels; within an option put the text in double quotes"
-            )
+            raise OptionError(f"{str(spec)!r}: a slash separates levels; put text that contains one in double quotes")
     return specs
 
 
@@ -116,13 +114,13 @@ def _levels(value: Any) -> Levels:
 _MOST = 2**20
 
 
-def _whole(value: Any, least: int = 1, what: str = "an integer", most: int = _MOST) -> int:
+def _parse_int(value: Any, least: int = 1, what: str = "an integer", most: int = _MOST) -> int:
     try:
         number = int(value)
         if isinstance(value, bool) or (not isinstance(value, str) and number != value):
             raise ValueError
     except (TypeError, ValueError, OverflowError):
-        raise OptionError(f"takes {what}; got {value!r}") from None
+        raise OptionError(f"must be {what}; got {value!r}") from None
     if number < least:
         raise OptionError(f"must be at least {least}; got {number}")
     if number > most:
@@ -130,13 +128,13 @@ def _whole(value: Any, least: int = 1, what: str = "an integer", most: int = _MO
     return number
 
 
-def _widths(value: Any) -> tuple[int, ...]:
+def _parse_widths(value: Any) -> tuple[int, ...]:
     items = value.split(",") if isinstance(value, str) else value
     if not isinstance(items, Iterable):
-        raise OptionError(f"takes integers like 256,128,64; got {value!r}")
-    widths = tuple(_whole(item, what="integers like 256,128,64") for item in items)
+        raise OptionError(f"must be integers such as 256,128,64; got {value!r}")
+    widths = tuple(_parse_int(item, what="integers such as 256,128,64") for item in items)
     if not widths:
-        raise OptionError("takes at least one integer")
+        raise OptionError("must contain at least one integer")
     return widths
 
 
@@ -145,22 +143,22 @@ def parse_size(value: Any) -> Size:
     items = value.lower().split("x") if isinstance(value, str) else value
     items = list(items) if isinstance(items, Iterable) else [items]
     if len(items) not in (1, 2):
-        raise OptionError(f"takes one number or HEIGHTxWIDTH, such as 572 or 480x640; got {value!r}")
-    numbers = [_whole(item, what="572 or 480x640") for item in items]
+        raise OptionError(f"must be a number or HEIGHTxWIDTH, such as 572 or 480x640; got {value!r}")
+    numbers = [_parse_int(item, what="572 or 480x640") for item in items]
     return numbers[0], numbers[-1]
 
 
-def _pretrained(value: Any) -> bool | str:
+def _parse_pretrained(value: Any) -> bool | str:
     if value is True:
         return True
     if isinstance(value, str | Path) and str(value):
         return str(value)
-    raise OptionError(f"takes nothing, or the path of a weights file; got {value!r}")
+    raise OptionError(f"must be without a value or the path of a weights file; got {value!r}")
 
 
 @dataclass(frozen=True)
 class PlanField:
-    """One word of the line: its name in Python (`decode_to`), how its value is written, read, and what it means."""
+    """One option that describes a model: its Python name (`decode_to`), metavar, parser and help text."""
 
     name: str
     metavar: str
@@ -173,41 +171,45 @@ class PlanField:
 
 
 PLAN_FIELDS = (
-    PlanField("recipe", "NAME", _part, "start from a named U-Net; the other options override what it sets"),
-    PlanField("model", "NAME", _part, "use a whole model of another library, such as smp/unetplusplus"),
-    PlanField("encoder", "PART", _part, "encoder: plain, or any of timm's or smp's, such as resnet101 or smp/mit_b0"),
-    PlanField("up", "PART[/PART...]", _levels, "upsampler that brings a feature map to the size of the next level"),
-    PlanField("fuse", "PART[/PART...]", _levels, "fusion of the upsampled map with the skip connection"),
-    PlanField("align", "PART[/PART...]", _levels, "how both maps are brought to one size before they are fused"),
-    PlanField("block", "PART[+PART][/...]", _levels, "convolution block after each fusion; a + chains several"),
-    PlanField("head", "PART", _part, "head that turns the last feature map into logits"),
-    PlanField("logits", "PART|none", _part, "upsampler that brings the logits to the input size"),
-    PlanField("widths", "N,N,...", _widths, "channels of the decoder's levels, deep to shallow"),
-    PlanField("decode_to", "STRIDE", _whole, "stride at which the decoder ends, such as 1, 2 or 4"),
-    PlanField("in_channels", "N", _whole, "number of input channels"),
-    PlanField("classes", "N", _whole, "number of output channels"),
+    PlanField("recipe", "NAME", _parse_part, "start from a named U-Net; the other options override what it sets"),
+    PlanField("model", "NAME", _parse_part, "use a whole model of another library, such as smp/unetplusplus"),
+    PlanField(
+        "encoder", "PART", _parse_part, "encoder: plain, or any of timm's or smp's, such as resnet101 or smp/mit_b0"
+    ),
+    PlanField(
+        "up", "PART[/PART...]", _parse_levels, "upsampler that brings a feature map to the size of the next level"
+    ),
+    PlanField("fuse", "PART[/PART...]", _parse_levels, "fusion of the upsampled map with the skip connection"),
+    PlanField("align", "PART[/PART...]", _parse_levels, "how both maps are brought to one size before they are fused"),
+    PlanField("block", "PART[+PART][/...]", _parse_levels, "convolution block after each fusion; a + chains several"),
+    PlanField("head", "PART", _parse_part, "head that turns the last feature map into logits"),
+    PlanField("logits", "PART|none", _parse_part, "upsampler that brings the logits to the input size"),
+    PlanField("widths", "N,N,...", _parse_widths, "channels of the decoder's levels, deep to shallow"),
+    PlanField("decode_to", "STRIDE", _parse_int, "stride at which the decoder ends, such as 1, 2 or 4"),
+    PlanField("in_channels", "N", _parse_int, "number of input channels"),
+    PlanField("classes", "N", _parse_int, "number of output channels"),
     PlanField("size", "HxW", parse_size, "input size, such as 572 or 480x640 (height first)"),
     PlanField(
-        "pretrained", "[FILE]", _pretrained, "load the encoder's pretrained weights from its library or from FILE"
+        "pretrained", "[FILE]", _parse_pretrained, "load the encoder's pretrained weights from its library or from FILE"
     ),
-    PlanField("seed", "N", lambda value: _whole(value, least=0, most=2**64 - 1), "seed of the random weights"),
+    PlanField("seed", "N", lambda value: _parse_int(value, least=0, most=2**64 - 1), "seed of the random weights"),
 )
 _BY_NAME = {word.name: word for word in PLAN_FIELDS}
 
 
-def _known(name: str) -> PlanField:
+def _find_field(name: str) -> PlanField:
     if name not in _BY_NAME:
         raise UnknownNameError(
-            f"there is no word {name!r}{did_you_mean(name, _BY_NAME)}; `unetkit build --help` has all"
+            f"there is no option {name!r}{did_you_mean(name, _BY_NAME)}; `unetkit build --help` lists all"
         )
     return _BY_NAME[name]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A model's whole description. None means not said.
+    """The description of a model. None means that an option was not given.
 
-    `Plan.of` reads Python values or text, `Plan.parse` a whole line, `str` writes the line back.
+    `Plan.of` reads Python values or text, `Plan.parse` reads a command line, and `str` writes one.
     """
 
     recipe: PartSpec | None = None
@@ -229,15 +231,15 @@ class Plan:
 
     @classmethod
     def of(cls, **words: Any) -> Plan:
-        """A plan from values as people give them; None means not said.
+        """Create a plan from Python values; None means not given.
 
         Raises:
-            UnknownNameError: a word that there is not.
-            OptionError: a value that the word cannot take.
+            UnknownNameError: An option does not exist.
+            OptionError: An option has a value that is not allowed.
         """
         read = {}
         for name, value in words.items():
-            word = _known(name)
+            word = _find_field(name)
             if value is None or (name == "pretrained" and value is False):
                 continue
             try:
@@ -248,18 +250,18 @@ class Plan:
 
     @classmethod
     def parse(cls, line: str) -> Plan:
-        """Read a line such as `--encoder resnet101 --fuse add`, quoted as a shell wants it."""
+        """Parse a line such as `--encoder resnet101 --fuse add`, with quotes as in a shell."""
         try:
             tokens = shlex.split(line)
         except ValueError as error:
-            raise OptionError(f"{line!r} is not a line of words: {error}") from None
+            raise OptionError(f"{line!r} is not a valid line of options: {error}") from None
         words: dict[str, Any] = {}
         while tokens:
             token = tokens.pop(0)
             if not token.startswith("--"):
-                raise OptionError(f"{token!r} stands where a word such as --encoder is expected")
+                raise OptionError(f"{token!r} appears where an option such as --encoder is expected")
             flag, equals, value = token.partition("=")
-            name = _known(flag[2:].replace("-", "_")).name
+            name = _find_field(flag[2:].replace("-", "_")).name
             if name in words:
                 raise OptionError(f"{flag} is given twice")
             if equals:
@@ -273,15 +275,15 @@ class Plan:
         return cls.of(**words)
 
     def with_defaults(self, base: Plan) -> Plan:
-        """This plan, with what it does not say taken from `base`."""
+        """Return this plan with the options that it does not have taken from `base`."""
         return replace(base, **self.explicit())
 
     def explicit(self) -> dict[str, Any]:
-        """The words that are said, in order."""
+        """Return the options that were given, in order."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
 
     def specs(self) -> list[tuple[str, PartSpec]]:
-        """Every part that is said, with its word; those that follow one another each alone."""
+        """Return every part with its option; parts of a chain are separate."""
         found: list[tuple[str, PartSpec]] = []
         for name, value in self.explicit().items():
             members = value if isinstance(value, tuple) else (value,)
@@ -295,17 +297,17 @@ class Plan:
             if name == "pretrained":
                 tokens.append(flag if value is True else f"{flag}={value}")
             else:
-                tokens += [flag, _write(name, value)]
+                tokens += [flag, _format_field(name, value)]
         return shlex.join(tokens)
 
 
-def _write(name: str, value: Any) -> str:
+def _format_field(name: str, value: Any) -> str:
     if name == "size":
         return str(value[0]) if value[0] == value[1] else f"{value[0]}x{value[1]}"
     separator = "," if name == "widths" else "/"
     return separator.join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def spec_at(levels: Levels | None, index: int) -> str:
-    """The part that is said for a stage, as text; one said once goes for all."""
+def part_at_level(levels: Levels | None, index: int) -> str:
+    """Return the part at a level as text; a single part applies to all levels."""
     return str(levels[min(index, len(levels) - 1)]) if levels else ""

@@ -1,8 +1,8 @@
-"""What each kind of part promises. Typing only: a part need not inherit from these.
+"""The interface of each kind of part, for type checkers; a part need not inherit from these classes.
 
-Shapes are NCHW. In a factory, positional parameters are wiring that the builder supplies, keyword-only ones are the
-user's options; there is no `**kwargs`, so that an option that does not exist is refused. Only the factory of a library
-(`Registry.add_library`) may take them, where it refuses with OptionError what the library would not use.
+Shapes are NCHW. In a factory, positional parameters are supplied by the builder, and keyword-only ones are the user's
+options. There is no `**kwargs`, so that an option that does not exist is an error. Only the factory of a library
+(`Registry.add_library`) may have it, and must raise OptionError for options that the library would not use.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
 
 
 class Encoder(Protocol):
-    """Made by `(in_channels, *, ...)`.
+    """The factory is `(in_channels, *, ...)`.
 
     Attributes:
-        channels: of each map it gives, shallow to deep.
-        strides: of each, strictly increasing.
-        valid: True where unpadded convolutions shorten the maps on purpose, so that the output stays smaller than
-            the input. Optional, False.
-        min_size: the smallest height and width that it takes. Optional, the deepest stride. A smaller input is padded
-            by the network, unless the encoder is valid.
-        multiple: what height and width must be multiples of, padded likewise. Optional, 1.
-        size: the one height and width that it takes, where it takes only one; a smaller input is padded to it, a larger
-            one refused. Optional, None. An encoder that can be built for a size has an option `img_size`, (height,
-            width), which is given what `--size` says.
-        widths: for each map, how wide a stage that joins it is where no widths are said; for maps that hold several
-            side by side. Optional, `channels`.
+        channels: the channels of each map, shallow to deep.
+        strides: the stride of each map, strictly increasing.
+        valid: True if unpadded convolutions make maps smaller on purpose, so that the output is smaller than the input.
+            Optional, False.
+        min_size: the smallest height and width that it accepts. Optional, the deepest stride. The network pads smaller
+            inputs, unless the encoder is valid.
+        multiple: height and width must be multiples of this number; the network pads inputs. Optional, 1.
+        size: the only height and width that it accepts, if there is only one; smaller inputs are padded, larger ones
+            are errors. Optional, None. An encoder that can be built for a size has an option `img_size`, (height,
+            width), which receives `--size`.
+        widths: for each map, the width of the stage that joins it if no widths are given, for maps that concatenate
+            several maps. Optional, `channels`.
         weights_from: where its weights come from, in words, for the trace. Optional, "random".
-        source: for each map, where it comes from, for the trace. Optional.
-        statistics: a method without arguments, which gives the mean and the standard deviation that its pretrained
-            weights take images by, or None; see `unetkit.parts.encoders.normalization`. Optional.
+        source: where each map comes from, for the trace. Optional.
+        statistics: a method without arguments that returns the mean and the standard deviation by which images must be
+            normalized for its pretrained weights, or None; see `unetkit.parts.encoders.normalization`. Optional.
     """
 
     channels: tuple[int, ...]
@@ -46,29 +46,32 @@ class Encoder(Protocol):
 
 
 class Upsampler(Protocol):
-    """Made by `(channels, scale, *, ...)`."""
+    """The factory is `(channels, scale, *, ...)`."""
 
     out_channels: int
 
     def __call__(self, x: Tensor, size: Size, /) -> Tensor:
-        """(B, channels, h, w) -> (B, out_channels, *size), or what is nearest to that size for this upsampler."""
+        """(B, channels, h, w) -> (B, out_channels, *size), or the nearest size that this upsampler can return."""
         ...
 
 
 class Align(Protocol):
-    """Made by `(*, ...)`: brings the upsampled map and the skip to one size."""
+    """The factory is `(*, ...)`. An alignment brings the upsampled map and the skip to one size."""
 
     def target_size(self, scaled: Size, skip: Size, /) -> Size:
-        """The size to ask the upsampler for: `scaled` (the map's times the scale) or `skip` (the skip's)."""
+        """Return the size that the upsampler should return.
+
+        `scaled` (the map's size times the scale) or `skip` (the skip's size).
+        """
         ...
 
     def __call__(self, x: Tensor, skip: Tensor, /) -> tuple[Tensor, Tensor]:
-        """(B, C, h, w), (B, D, H, W) -> both with one height and width."""
+        """(B, C, h, w), (B, D, H, W) -> both with the same height and width."""
         ...
 
 
 class Fusion(Protocol):
-    """Made by `(x_channels, skip_channels, *, ...)`."""
+    """The factory is `(x_channels, skip_channels, *, ...)`."""
 
     out_channels: int
 
@@ -78,7 +81,7 @@ class Fusion(Protocol):
 
 
 class Block(Protocol):
-    """Made by `(in_channels, out_channels, *, ...)`. May declare `valid` as an encoder does."""
+    """The factory is `(in_channels, out_channels, *, ...)`. A block may have `valid` like an encoder."""
 
     def __call__(self, x: Tensor, /) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H', W')."""
@@ -86,19 +89,19 @@ class Block(Protocol):
 
 
 class Model(Protocol):
-    """Made by `(in_channels, classes, *, ...)`: a whole model, in place of parts.
+    """The factory is `(in_channels, classes, *, ...)`. A whole model replaces all parts.
 
     Attributes:
-        min_size: the smallest height and width that it takes. Optional, 1. A smaller input is padded by the network.
-        multiple: what height and width must be multiples of, padded likewise. Optional, 1.
-        size: the one height and width that it takes, where it takes only one, as of an encoder. Optional, None.
-        weights_from: where its encoder's weights come from, in words, for the trace. Optional, "random".
-        source: for each map of the part that gives several, where it comes from, for the trace. Optional.
-        statistics: as of an encoder. Optional.
+        min_size: the smallest height and width that it accepts. Optional, 1. The network pads smaller inputs.
+        multiple: height and width must be multiples of this number; the network pads inputs. Optional, 1.
+        size: the only height and width that it accepts, as for an encoder. Optional, None.
+        weights_from: where the weights of its encoder come from, in words, for the trace. Optional, "random".
+        source: where each map of its encoder comes from, for the trace. Optional.
+        statistics: as for an encoder. Optional.
 
-    What `--encoder` says is given to an option `encoder` as text, with the library that it is of ("timm/resnet34"),
-    what `--pretrained` says to `pretrained`, and `--size` to `img_size`; without such an option the first two are
-    refused.
+    The option `encoder` receives `--encoder` as text with its library ("timm/resnet34"), `pretrained` receives
+    `--pretrained`, and `img_size` receives `--size`. Without the first two options, `--encoder` and `--pretrained` are
+    errors.
     """
 
     def __call__(self, x: Tensor, /) -> Tensor:
@@ -107,7 +110,7 @@ class Model(Protocol):
 
 
 class Head(Protocol):
-    """Made by `(in_channels, classes, *, ...)`."""
+    """The factory is `(in_channels, classes, *, ...)`."""
 
     def __call__(self, x: Tensor, /) -> Tensor:
         """(B, in_channels, H, W) -> logits (B, classes, H, W)."""

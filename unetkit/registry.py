@@ -1,6 +1,6 @@
-"""Names and what they stand for: one Registry a kind of part, gathered in Parts.
+"""The registered names and their factories: a Registry for each kind of part, collected in Parts; and metrics.
 
-There is no registry at module level: `unetkit.plugins.load_parts()` makes a Parts, and whoever needs one is given it.
+There is no global registry: `unetkit.plugins.load_parts()` creates a Parts, which is passed to whatever needs it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Factory = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of part: the word that picks one (`--fuse`), what people call it, and its attribute in Parts."""
+    """A kind of part: its option (`--fuse`), its title, and its attribute in Parts."""
 
     word: str
     title: str
@@ -46,16 +46,16 @@ KINDS = (
 
 @dataclass
 class Plugin:
-    """A plugin as it was found, and what became of it.
+    """A plugin that was found, with its state.
 
     Attributes:
-        name: of its entry point, or of the file or module.
-        version, distribution: of what is installed; "" for a file or module.
-        target: the file or module that holds its hooks.
+        name: the name of its entry point, file or module.
+        version, distribution: those of the installed package; "" for a file or module.
+        target: the file or module that contains its hooks.
         loaded: whether it is in use.
-        heavy: the libraries that it imported to register, which every command then waits for.
-        error, traceback: of its last failure; "" where there was none.
-        missing: whether nothing was found under the name that it was asked for by.
+        heavy: slow libraries that it imports when it registers, which delays every command.
+        error, traceback: its last failure; "" if there was none.
+        not_found: whether nothing was found under the requested name.
     """
 
     name: str
@@ -66,14 +66,14 @@ class Plugin:
     heavy: tuple[str, ...] = ()
     error: str = ""
     traceback: str = ""
-    missing: bool = False
+    not_found: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} {self.version}".strip()
 
     def fail(self, error: BaseException, *, strict: bool = False) -> None:
-        """Remember a failure and tell it in one line, or raise it, if strict or UNETKIT_STRICT=1."""
-        self.missing = isinstance(error, UnknownNameError)
+        """Store a failure and print it as one line, or raise it if `strict` or UNETKIT_STRICT=1 is set."""
+        self.not_found = isinstance(error, UnknownNameError)
         self.error, self.traceback = one_line(error), "".join(traceback.format_exception(error))
         line = f"plugin {self} failed in unetkit {version('unetkit')}: {self.error}"
         if strict or os.environ.get("UNETKIT_STRICT") == "1":
@@ -84,7 +84,7 @@ class Plugin:
 
 @dataclass(frozen=True)
 class Entry:
-    """A name, the factory behind it (an object, or "module:attr" loaded on first use) and who registered it."""
+    """A name with its factory (an object, or "module:attr" loaded on first use) and the plugin that registered it."""
 
     kind: Kind
     name: str
@@ -93,44 +93,46 @@ class Entry:
     #: The library that supplies the name; its one factory is told the name as a last positional argument.
     source: str | None = None
     #: "module:attr" of what gives the library's own options of the name, beside those of its factory.
-    more: str | None = None
+    library_options: str | None = None
     #: Whether the bare name means another, or would hide whose it is.
-    sourced: bool = False
+    needs_library_prefix: bool = False
     #: Whose part it stands in for.
     replaces: str | None = None
 
     @property
     def qualified_name(self) -> str:
-        """The shortest name that means it: "resnet18" is timm's, "smp/resnet18" is not."""
-        return f"{self.source}/{self.name}" if self.sourced else self.name
+        """The shortest unambiguous name: "resnet18" is timm's, "smp/resnet18" is not."""
+        return f"{self.source}/{self.name}" if self.needs_library_prefix else self.name
 
     @property
     def names(self) -> set[str]:
-        """All that it may be called by: "resnet18" and "timm/resnet18"."""
+        """Return all names of the entry, such as "resnet18" and "timm/resnet18"."""
         return {self.name, self.qualified_name, f"{self.source}/{self.name}" if self.source else self.name}
 
     @property
     def signature(self) -> Signature:
         known = read_signature(self.factory)
-        if self.more is None:
+        if self.library_options is None:
             return known
-        with wrap_errors(f"{self.more}, which gives the options of {self.name}, fails"):
-            options = {option.name: option for option in (*known.options, *load_target(self.more)(self.name))}
+        with wrap_errors(f"{self.library_options}, which gives the options of {self.name}, fails"):
+            options = {
+                option.name: option for option in (*known.options, *load_target(self.library_options)(self.name))
+            }
         return replace(known, options=tuple(options.values()), var_keyword="")
 
     def load(self) -> Factory:
-        """The factory itself; imports it where it was registered as "module:attr"."""
+        """Return the factory, which is imported if it was registered as "module:attr"."""
         found = load_target(self.factory) if isinstance(self.factory, str) else self.factory
-        return found if self.source is None else partial(_named, found, self.name)
+        return found if self.source is None else partial(_bind_name, found, self.name)
 
 
-def _named(factory: Factory, name: str, /, *wiring: Any, **options: Any) -> Any:
+def _bind_name(factory: Factory, name: str, /, *wiring: Any, **options: Any) -> Any:
     return factory(*wiring, name, **options)
 
 
 @dataclass(frozen=True)
 class Library:
-    """A library that supplies names, all made by one factory, which is told the name after its wiring."""
+    """A library that supplies names, with one factory for all, which takes the name after its positional parameters."""
 
     name: str
     names: str  # "module:attr" of a function that lists them without importing torch
@@ -145,16 +147,24 @@ class Library:
         return names
 
     def entry(self, kind: Kind, name: str, *, taken: bool) -> Entry:
-        """The entry of a name, which an earlier library or part may have taken."""
+        """Return the entry of a name; `taken` says whether an earlier library or part has the same name."""
         sourced = taken or kind.word == "model"  # whose a whole model is, is the point of naming it
-        return Entry(kind, name, self.factory, self.owner, source=self.name, more=self.options, sourced=sourced)
+        return Entry(
+            kind,
+            name,
+            self.factory,
+            self.owner,
+            source=self.name,
+            library_options=self.options,
+            needs_library_prefix=sourced,
+        )
 
 
 @dataclass
 class Registry:
-    """The names of one kind.
+    """The names of one kind of part.
 
-    A bare name is looked up here, then in each source in turn; "timm/resnet18" says which source is meant.
+    A bare name is looked up among the registered parts and then in each library; "timm/resnet18" selects a library.
     """
 
     kind: Kind
@@ -169,11 +179,11 @@ class Registry:
 
         Args:
             name: letters, digits, dots, dashes and underscores.
-            factory: a callable, or "module:attr", which is not imported before it is used: prefer that.
-            replaces: the owner of the part of this name that is meant to be replaced.
+            factory: a callable, or preferably "module:attr", which is imported on first use.
+            replaces: the plugin whose part of the same name is replaced.
 
         Raises:
-            PluginError: the name is taken and `replaces` does not name its owner, or the name is not a name.
+            PluginError: The name is taken and `replaces` does not name its owner, or the name is not valid.
         """
         if not name or name[0] == "-" or not all(c.isalnum() or c in "._-" for c in name):
             what = f"{name!r} is not a name for a {self.kind.title}"
@@ -184,26 +194,26 @@ class Registry:
         if taken and replaces != taken.owner:
             raise PluginError(
                 f"{self.kind.title} {name!r} of {self.owner} is already registered by {taken.owner}; "
-                f"rename it, or say replaces={taken.owner!r} where that is meant"
+                f"rename it, or use replaces={taken.owner!r} to replace the other one"
             )
         self.entries[name] = Entry(self.kind, name, factory, self.owner, replaces=replaces)
 
     def add_library(self, name: str, names: str, factory: Factory | str, *, options: str | None = None) -> None:
-        """Register a library of parts, encoders or models, that says which there are.
+        """Register a library of encoders or models, which lists their names itself.
 
         Args:
-            name: of the library, by which "name/part" says whose part is meant.
-            names: "module:attr" of a function that lists the parts.
-            factory: makes each; after its wiring it is given the part's name.
-            options: "module:attr" of a function that is given a part's name and returns its own options (a list of
-                `unetkit.options.Option`), where they are not the same for all.
+            name: the name of the library, for "name/part".
+            names: "module:attr" of a function that returns the names of the parts.
+            factory: creates each part; it takes the part's name after its positional parameters.
+            options: "module:attr" of a function that takes a part's name and returns its options (a list of
+                `unetkit.options.Option`), if they differ from part to part.
         """
         if name in self.libraries:
             raise PluginError(f"source {name!r} is already registered by {self.libraries[name].owner}")
         self.libraries[name] = Library(name, names, factory, self.owner, options)
 
     def get(self, name: str) -> Entry:
-        """The entry of a name. Raises UnknownNameError with the nearest names."""
+        """Return the entry of a name. Raises UnknownNameError with the closest names."""
         if name in self.entries:
             return self.entries[name]
         source, _, rest = name.rpartition("/")
@@ -211,14 +221,14 @@ class Registry:
         for candidate in self.libraries.values():
             # A tag names weights ("resnet18.a1_in1k"), not another network.
             tagged = rest.endswith(".") or rest.split(".")[0]
-            found = tagged in self.listed(candidate)
+            found = tagged in self.library_names(candidate)
             if found and source in ("", candidate.name):
                 return candidate.entry(self.kind, rest, taken=taken)
             taken = taken or found
-        raise UnknownNameError(self._missing(name))
+        raise UnknownNameError(self._unknown_name(name))
 
-    def listed(self, source: Library) -> list[str]:
-        """The names of a library; none where a plugin's cannot be listed, which is told once."""
+    def library_names(self, source: Library) -> list[str]:
+        """Return the names of a library. If a plugin's library cannot be listed, report it once and return none."""
         try:
             return source.listing()
         except UnetkitError as error:
@@ -229,38 +239,38 @@ class Registry:
                 plugin.fail(error)
             return []
 
-    def _missing(self, name: str) -> str:
+    def _unknown_name(self, name: str) -> str:
         bare = name.rpartition("/")[2]
         loaded = {plugin.name for plugin in self.plugins if plugin.loaded}
         failed = [plugin.name for plugin in self.plugins if plugin.name not in loaded]
         return (
             f"no {self.kind.title} is called {name!r}{did_you_mean(bare.split('.')[0], self.names())}"
             + (f" (a plugin that failed may provide it: {', '.join(failed)})" if failed else "")
-            + f"; `unetkit list {self.kind.attribute}` lists all"
+            + f"; see `unetkit list {self.kind.attribute}`"
         )
 
     def names(self) -> list[str]:
-        """Every name, our own and plugins' first, then each source's."""
+        """Return all names, those of unetkit and plugins first, then those of each library."""
         return [entry.qualified_name for entry in self.find()]
 
     def find(self, pattern: str = "*") -> list[Entry]:
-        """The entries whose name matches a glob, with the library or without it."""
+        """Return the entries whose name matches a glob, with or without the name of the library."""
         found, taken = list(self.entries.values()), set(self.entries)
         for source in self.libraries.values():
-            names = self.listed(source)
+            names = self.library_names(source)
             found += [source.entry(self.kind, name, taken=name in taken) for name in names]
             taken.update(names)
         return [entry for entry in found if any(fnmatchcase(name, pattern) for name in entry.names)]
 
 
 class Parts:
-    """Every registered part: one Registry a kind.
+    """All registered parts, with a Registry for each kind.
 
     Attributes:
-        encoders, upsamplers, fusions, aligns, blocks, heads, recipes, models: a Registry each.
-        plugins: all that were found, those that failed included.
-        wrap: passes a built model, its whole plan and the owners of its parts through the plugins that wrap models;
-            gives what comes out, and the names of those that did.
+        encoders, upsamplers, fusions, aligns, blocks, heads, recipes, models: the registries.
+        plugins: all plugins that were found, including those that failed.
+        wrap: passes a built model, its resolved plan and the owners of its parts through the plugins that wrap models;
+            returns the result and the names of the plugins that wrapped it.
     """
 
     plugins: list[Plugin]
@@ -292,7 +302,7 @@ class Parts:
         return (getattr(self, kind.attribute) for kind in KINDS)
 
     def __getitem__(self, word: str) -> Registry:
-        """The registry of a kind by its word ("fuse"), title ("fusion") or plural ("fusions")."""
+        """Return the registry of a kind by its option ("fuse"), title ("fusion") or plural ("fusions")."""
         for kind in KINDS:
             if word in (kind.word, kind.title, kind.attribute):
                 registry: Registry = getattr(self, kind.attribute)
@@ -302,12 +312,12 @@ class Parts:
             f"no kind of part is called {word!r}{did_you_mean(word, known)}; there are {', '.join(known)}"
         )
 
-    def of(self, owner: str) -> list[Entry]:
-        """What one plugin registered, kind by kind; a library's names are left out."""
+    def registered_by(self, owner: str) -> list[Entry]:
+        """Return what a plugin registered, by kind, without the names of libraries."""
         return [entry for registry in self for entry in registry.entries.values() if entry.owner == owner]
 
     def staged(self, owner: str) -> Parts:
-        """A copy in which `owner` may register; nothing of it counts until `commit`."""
+        """Return a copy in which `owner` may register; it takes effect with `commit`."""
         copy = Parts()
         for mine, theirs in zip(copy, self, strict=True):
             mine.owner, mine.plugins = owner, theirs.plugins
@@ -325,15 +335,15 @@ Better = Literal["less", "more", ""]
 
 @dataclass(frozen=True)
 class MetricInfo:
-    """What a run says of a metric, so that reading it needs no plugin.
+    """The description of a metric in the results of a benchmark, so that reading them needs no plugin.
 
     Attributes:
-        name: as `--metrics` takes it, and as rows have it.
-        unit: "s", "B" (bytes), "" for a count, or a plugin's own; of a timed metric always "s".
-        timed: whether rows have it in `timings`, else in `figures`.
-        summary: what it is and how it is measured, in a line.
-        owner: the plugin that adds it, or "unetkit".
-        better: which numbers are better: "less", "more", or "" where neither is.
+        name: the name for `--metrics` and in rows.
+        unit: "s", "B" (bytes), "" for a count, or another unit; timed metrics have "s".
+        timed: whether rows have samples in `timings` or a number in `values`.
+        summary: what is measured and how, in one line.
+        owner: the plugin that adds the metric, or "unetkit".
+        better: which numbers are better: "less", "more", or "" for neither.
     """
 
     name: str
@@ -354,7 +364,7 @@ _TAKEN = {"batch_size", "batch-size", "mode", "id", "line", "error", *(word.name
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric: its name, and the function that measures it, as "module:attr" or as the object."""
+    """A metric: its name, and the function that measures it, as "module:attr" or as an object."""
 
     name: str
     function: MetricFunction | str
@@ -369,14 +379,14 @@ class Metric:
         return MetricInfo(self.name, self.unit, self.timed, summary, self.owner, self.better)
 
     def load(self) -> MetricFunction:
-        """The function; imports it where it was registered as "module:attr"."""
+        """Return the function, which is imported if it was registered as "module:attr"."""
         function: MetricFunction = load_target(self.function) if isinstance(self.function, str) else self.function
         return function
 
 
 @dataclass
 class Metrics:
-    """The registered metrics, in the order in which they are measured. A plugin is given one to add its own to."""
+    """The registered metrics in the order in which they are measured. A plugin receives one to add its own metrics."""
 
     owner: str = "unetkit"
     entries: dict[str, Metric] = field(default_factory=dict)
@@ -388,22 +398,22 @@ class Metrics:
 
         Args:
             name: letters, digits, dots, dashes and underscores.
-            function: takes a `unetkit.bench.builtin_metrics.BenchModel`; returns a number, or, if `timed`, a callable
-                without arguments that is timed in turns with the baseline's. The first line of its docstring describes
-                it. "module:attr" is not imported before it is used: prefer that.
-            unit: "B" for bytes, "s" for seconds, "" for a count, or any other; a timed metric is in seconds.
-            timed: whether it is timed.
-            better: which numbers are better: "less" of a cost, "more" of a gain, "" where neither is.
+            function: takes a `unetkit.bench.builtin_metrics.BenchModel` and returns a number or, if `timed`, a callable
+                without arguments that is timed together with the baseline's. The first line of its docstring describes
+                the metric. A "module:attr" is preferable, since it is imported on first use.
+            unit: "B" for bytes, "s" for seconds, "" for a count, or any other unit; a timed metric is in seconds.
+            timed: whether the metric is timed.
+            better: which numbers are better: "less" for a cost, "more" for a gain, "" for neither.
 
         Raises:
-            PluginError: the name is taken or is no name.
+            PluginError: The name is taken or not valid.
         """
         if not name or name[0] == "-" or not all(c.isalnum() or c in "._-" for c in name):
             raise PluginError(f"{name!r} is not a name for a metric: use letters, digits, '.', '_' and (but first) '-'")
         if name in _TAKEN:
-            raise PluginError(f"metric {name!r} of {self.owner} has the name of what a grid chooses; rename it")
+            raise PluginError(f"metric {name!r} of {self.owner} has the name of a grid option; rename it")
         if not (isinstance(function, str) or callable(function)):
-            raise PluginError(f"metric {name!r} of {self.owner} is no function of a subject")
+            raise PluginError(f"metric {name!r} of {self.owner} is not a function")
         if taken := self.entries.get(name):
             raise PluginError(f"metric {name!r} of {self.owner} is already registered by {taken.owner}; rename it")
         self.entries[name] = Metric(name, function, "s" if timed else unit, timed, self.owner, better)
@@ -411,10 +421,10 @@ class Metrics:
     def __iter__(self) -> Iterator[Metric]:
         return iter(self.entries.values())
 
-    def chosen(self, names: Iterable[str]) -> list[Metric]:
-        """The metrics of these names, in the order in which they are measured; all, where none is named.
+    def select(self, names: Iterable[str]) -> list[Metric]:
+        """Return the metrics of these names in the order in which they are measured; all if no name is given.
 
-        Raises UnknownNameError with the nearest names.
+        Raises UnknownNameError with the closest names.
         """
         wanted = {*names} or {*self.entries}
         for name in sorted(wanted - {*self.entries}):

@@ -1,4 +1,4 @@
-"""From what was said to a whole plan, and back to the shortest line that says it. Nothing here imports torch."""
+"""Complete a plan with its recipe and the defaults, and find the shortest equivalent plan. This imports no torch."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ NO_LOGITS = PartSpec("none")
 
 
 def kind_of(word: str) -> str:
-    """The kind of part behind a word: logits are brought to size by an upsampler."""
+    """Return the kind of part that an option takes; --logits takes an upsampler."""
     return "up" if word == "logits" else word
 
 
 def resolve(plan: Plan, parts: Parts) -> tuple[Plan, Plan]:
-    """Fill in recipe and defaults, with every name and option checked and in its one canonical form.
+    """Add recipe and defaults to a plan, check every name and option, and bring each part into its canonical form.
 
     Returns:
-        The whole plan, and the base that it stands on: what recipe and defaults alone give.
+        The resolved plan, and the base that recipe and defaults alone give.
 
     Raises:
-        UnknownNameError, OptionError: for a name, an option or a value that there is not.
-        BuildError: where nothing says which encoder.
+        UnknownNameError, OptionError: A name, an option or a value does not exist.
+        BuildError: No encoder is given.
     """
     said = Plan()
     if plan.recipe is not None:
@@ -55,24 +55,30 @@ def resolve(plan: Plan, parts: Parts) -> tuple[Plan, Plan]:
     plan = canonical_plan(plan, parts)
     model = plan.model or said.model
     if plan.recipe is not None and model is not None and said.model is None:
-        raise BuildError(f"--recipe {plan.recipe} is a U-Net of parts, but --model {model} is whole; leave one out")
-    base = said.with_defaults(DEFAULTS if model is None else _beside(model, plan.with_defaults(said), parts))
+        raise BuildError(
+            f"--recipe {plan.recipe} is a U-Net of parts, but --model {model} is a whole model; leave one of them out"
+        )
+    base = said.with_defaults(
+        DEFAULTS if model is None else _defaults_beside_model(model, plan.with_defaults(said), parts)
+    )
     whole = plan.with_defaults(base)
     if whole.encoder is None and model is None:
-        raise BuildError("nothing says which encoder; give --encoder (such as resnet34), --recipe or --model")
+        raise BuildError("no encoder is given; use --encoder (such as resnet34), --recipe or --model")
     return whole, base
 
 
-def _beside(model: PartSpec, plan: Plan, parts: Parts) -> Plan:
-    """What stands where nothing is said beside a whole model: its own encoder's name among it.
+def _defaults_beside_model(model: PartSpec, plan: Plan, parts: Parts) -> Plan:
+    """Return the defaults for a whole model, including its own encoder.
 
-    Raises BuildError for a word that says a part of a U-Net of ours, or of this model has none.
+    Raises BuildError for an option that describes a part of a U-Net, or that this model does not have.
     """
     takes = {option.name: option for option in signature_of("model", model, parts).options}
     for word in plan.explicit():
         if word not in _BESIDE:
             flag = word.replace("_", "-")
-            raise BuildError(f"--{flag} says a part of a U-Net, but --model {model} is whole; leave one of them out")
+            raise BuildError(
+                f"--{flag} describes a part of a U-Net, but --model {model} is a whole model; leave one of them out"
+            )
         if word in _MOVED and word not in takes:
             raise BuildError(f"--{word}: model {model} takes none; leave it out")
     encoder = takes["encoder"].default if "encoder" in takes else None
@@ -80,20 +86,23 @@ def _beside(model: PartSpec, plan: Plan, parts: Parts) -> Plan:
 
 
 def minimal_plan(whole: Plan, base: Plan) -> Plan:
-    """The plan that says only what differs from its base, a word once where it is the same at every level."""
-    said = {name: _collapse(value) for name, value in whole.explicit().items()}
-    news = {name for name in said if name == "recipe" or said[name] != _collapse(getattr(base, name))}
+    """Return the plan with only the options that differ from its base, and one part where all levels have the same."""
+    said = {name: _collapse_levels(value) for name, value in whole.explicit().items()}
+    news = {name for name in said if name == "recipe" or said[name] != _collapse_levels(getattr(base, name))}
     return Plan(**{name: said[name] for name in news})
 
 
-def _collapse(value: Any) -> Any:
+def _collapse_levels(value: Any) -> Any:
     is_levels = isinstance(value, tuple) and isinstance(value[0], PartSpec)
     return value[:1] if is_levels and len(set(value)) == 1 else value
 
 
 def canonical_plan(plan: Plan, parts: Parts) -> Plan:
-    """Every part of a plan in its canonical form; an option that is a word too becomes that word."""
-    plan = _moved(plan)
+    """Bring every part of a plan into its canonical form.
+
+    An option of a part that is also an option of the plan moves there.
+    """
+    plan = _options_to_fields(plan)
     changed: dict[str, Any] = {}
     for word, value in plan.explicit().items():
         if isinstance(value, PartSpec):
@@ -108,7 +117,7 @@ def canonical_plan(plan: Plan, parts: Parts) -> Plan:
 _MOVED = {"encoder": str, "pretrained": bool | str}
 
 
-def _moved(plan: Plan) -> Plan:
+def _options_to_fields(plan: Plan) -> Plan:
     for word in ("model", "encoder"):
         spec: PartSpec | None = getattr(plan, word)
         options = dict(spec.options) if spec is not None else {}
@@ -123,14 +132,14 @@ def _moved(plan: Plan) -> Plan:
 
 
 def canonical_spec(word: str, spec: PartSpec, parts: Parts) -> PartSpec:
-    """A part with the shortest name that means it, typed options, and none that equals its default."""
+    """Return a part with its shortest unambiguous name and typed options, without those at their default."""
     if word == "logits" and spec == NO_LOGITS:
         return spec
-    if spec.then:
+    if spec.chained:
         if word != "block":
-            raise OptionError(f"--{word} {spec}: only blocks follow one another with +; give one part")
+            raise OptionError(f"--{word} {spec}: only blocks can be chained with +; give one part")
         first, *rest = (canonical_spec(word, link, parts) for link in spec.links)
-        return replace(first, then=tuple(rest))
+        return replace(first, chained=tuple(rest))
     known = signature_of(word, spec, parts)
     given = parse_options(word, spec, known)
     options = {
@@ -149,7 +158,7 @@ def _name(word: str, spec: PartSpec, parts: Parts) -> str:
 
 
 def signature_of(word: str, spec: PartSpec, parts: Parts) -> Signature:
-    """What the factory behind a spec says of itself. Raises UnknownNameError."""
+    """Return the signature of the factory of a spec. Raises UnknownNameError."""
     if spec.factory is not None:
         return read_signature(spec.factory)
     owner = ""
@@ -164,12 +173,12 @@ def signature_of(word: str, spec: PartSpec, parts: Parts) -> Signature:
 
 
 def parse_options(word: str, spec: PartSpec, known: Signature, see: str = "") -> dict[str, Any]:
-    """A spec's options as Python values, by the signature's annotations. Raises OptionError.
+    """Parse the options of a spec to Python values by the annotations of the signature. Raises OptionError.
 
     Args:
-        word: that the spec was given for, without its dashes.
+        word: the option that the spec was given for, without dashes.
         spec: a name with options.
-        known: what its factory takes.
+        known: the signature of its factory.
         see: where its options are described, if not by `unetkit list`.
     """
     types = {option.name: option.type for option in known.options}
@@ -186,7 +195,7 @@ def parse_options(word: str, spec: PartSpec, known: Signature, see: str = "") ->
             where = see or f"`unetkit list {kind_of(word)} {spec.name}`"
             raise OptionError(
                 f"--{word} {spec}: {spec.name} has no option {name!r}{did_you_mean(name, types) or has}"
-                f"; {where} describes them"
+                f"; {where} lists its options"
             )
         try:
             typed[name] = parse_value(text, types[name])
@@ -203,34 +212,34 @@ def _recipe(spec: PartSpec, parts: Parts) -> Plan:
     factory = spec.factory or parts.recipes.get(spec.name).load()
     plan = factory(**parse_options("recipe", spec, known))
     if not isinstance(plan, Plan) or plan.recipe is not None:
-        raise BuildError(f"--recipe {spec}: a recipe returns a Plan that names no other recipe; got {plan!r}")
+        raise BuildError(f"--recipe {spec}: a recipe must return a Plan that names no other recipe; got {plan!r}")
     return plan
 
 
 class Menu:
-    """The names that a word of a command takes, each a factory with keyword-only options."""
+    """The names that an option of a command accepts, each a factory with keyword-only options."""
 
     def __init__(self, word: str, what: str, see: str, factories: Mapping[str, Callable[..., Any] | str]) -> None:
-        """Offer names.
+        """Set the names.
 
         Args:
-            word: of the command line, without its dashes: "loss".
-            what: one of them is: "loss".
-            see: where all are described: "docs/losses.md".
-            factories: by name, each a callable or "module:attr"; its positional parameters are given by whoever makes
-                one, its keyword-only ones are options.
+            word: the option of the command line without dashes, such as "loss".
+            what: the noun for messages, such as "loss".
+            see: where all names are described, such as "docs/losses.md".
+            factories: a callable or "module:attr" for each name. Whoever calls `make` supplies the positional
+                parameters; the keyword-only ones are the user's options.
         """
         self.word, self.what, self.see, self.factories = word, what, see, factories
 
     def make(self, text: str | PartSpec, *wiring: Any) -> Any:
-        """What a name with options means. Raises UnknownNameError, or OptionError."""
+        """Create the object for a name with options. Raises UnknownNameError or OptionError."""
         spec, known = PartSpec.of(text), self.signature(text)
         options = parse_options(self.word, spec, known, self.see)
         factory = self.factories[spec.name]
         return (load_target(factory) if isinstance(factory, str) else factory)(*wiring, **options)
 
-    def said(self, text: str | PartSpec) -> str:
-        """The shortest text that means the same."""
+    def canonical_text(self, text: str | PartSpec) -> str:
+        """Return the shortest equivalent text."""
         spec, known = PartSpec.of(text), self.signature(text)
         given = parse_options(self.word, spec, known, self.see)
         defaults = {option.name: option.default for option in known.options}
@@ -239,10 +248,10 @@ class Menu:
         return str(PartSpec(spec.name).with_options(kept))
 
     def signature(self, text: str | PartSpec) -> Signature:
-        """What the factory behind a name takes. Raises UnknownNameError, or OptionError."""
+        """Return the signature of the factory of a name. Raises UnknownNameError or OptionError."""
         spec = PartSpec.of(text)
-        if spec.then:
-            raise OptionError(f"--{self.word} {spec}: one {self.what} is taken here; nothing follows it with +")
+        if spec.chained:
+            raise OptionError(f"--{self.word} {spec}: one {self.what} is expected here; do not use +")
         if spec.name not in self.factories:
             near = did_you_mean(spec.name, self.factories) or f"; there are {', '.join(self.factories)}"
             raise UnknownNameError(f"--{self.word} {spec}: no {self.what} is called {spec.name!r}{near}")

@@ -1,4 +1,7 @@
-"""A model as one file: its weights in a .safetensors file, and in its metadata the line that rebuilds it."""
+"""A model as one .safetensors file: its weights, and in the metadata the line that rebuilds it.
+
+The file contains a digest of all its other bytes, so that damage and edits are detected. This is not a signature.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,8 @@ from unetkit.network import Network, state_shapes
 from unetkit.plan import Plan
 from unetkit.plugins import default_parts
 from unetkit.registry import Parts
-from unetkit.smp.convert import is_folder, read_folder
-from unetkit.summary.forward_hooks import network_of
+from unetkit.smp.convert import is_folder, read_pretrained_folder
+from unetkit.summary.forward_hooks import find_network
 from unetkit.utils.files import atomic_write
 from unetkit.utils.modules import check_device
 
@@ -33,7 +36,7 @@ _DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 
 
 def digest(data: bytes, at: int) -> bytes:
-    """The digest of a file's bytes, in hex, with zeros where it stands itself."""
+    """Return the digest of a file's bytes in hex, with zeros in place of the digest itself."""
     view = memoryview(data)
     digest = sha256(view[:at])
     digest.update(BLANK)
@@ -42,10 +45,10 @@ def digest(data: bytes, at: int) -> bytes:
 
 
 def read(path: Path) -> bytes:
-    """All of a file. Raises FileError where it is none, empty, or cannot be read."""
+    """Read a file. Raises FileError if it does not exist, is empty, or cannot be read."""
     try:
         if not path.is_file():
-            raise FileError(f"{path} is not there; give a file that unetkit.save wrote")
+            raise FileError(f"{path} does not exist; give a file that unetkit.save wrote")
         data = path.read_bytes()
     except OSError as error:
         raise FileError(f"{path} cannot be read ({error.strerror or error})") from error
@@ -54,8 +57,8 @@ def read(path: Path) -> bytes:
     return data
 
 
-def checked(path: Path, data: bytes) -> dict[str, Any]:
-    """The metadata of a whole, untouched model of ours. Raises FileError for any other file."""
+def read_metadata(path: Path, data: bytes) -> dict[str, Any]:
+    """Return the metadata of an intact file that unetkit saved. Raises FileError for any other file."""
     end = 8 + int.from_bytes(data[:8], "little")
     starts_well = data[8:9] in (b"{", b"")
     if _is_pickle(data):
@@ -73,7 +76,7 @@ def checked(path: Path, data: bytes) -> dict[str, Any]:
     metadata = header.get("__metadata__")
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise FileError(
-            f"{path} is a safetensors file, but none of unetkit's, which hold the plan of a model; "
+            f"{path} is a safetensors file, but it does not contain the plan of a model; "
             "an encoder's weights in timm's format are loaded with --pretrained"
         )
     if metadata.get("version") != str(VERSION):
@@ -89,14 +92,14 @@ def checked(path: Path, data: bytes) -> dict[str, Any]:
 
 
 def _is_pickle(data: bytes) -> bool:
-    """Whether it is one of torch.save's zip archives, or a bare pickle of protocol 2 or later."""
+    """Return whether the data are a zip archive of torch.save, or a pickle of protocol 2 or later."""
     bare = data[:1] == b"\x80" and data[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
     # A header of 640 bytes starts a safetensors file as protocol 2 starts a pickle.
     return (bare and data[8:10] != b'{"') or (data[:4] == b"PK\x03\x04" and b"data.pkl" in data)
 
 
 def _size(header: dict[str, Any]) -> int:
-    """How many bytes of data a header speaks of; 0 where it makes no sense."""
+    """Return the number of data bytes that a header describes; 0 if it is invalid."""
     try:
         return max(int(v["data_offsets"][1]) for name, v in header.items() if name != "__metadata__")
     except (ValueError, TypeError, LookupError):
@@ -107,17 +110,17 @@ _WRITERS = ("unetkit", "torch", "timm")
 
 
 def save(model: nn.Module, path: str | Path) -> None:
-    """Write a model's weights and the line that rebuilds it. `path` is written whole or left as it was.
+    """Save the weights of a model and the line that rebuilds it. An existing file is replaced only by a complete one.
 
-    Dtypes are kept; device, memory format, and what was frozen are not. Tensors that share memory are written out for
-    each name, and are shared again when loaded where the plan itself builds them so.
+    Dtypes are kept; device, memory format, and which parameters are frozen are not. Tensors that share memory are
+    written for each name, and are shared again when they are loaded if the plan builds them so.
 
     Args:
-        model: what `unetkit.build` made, or that compiled.
-        path: usually *.safetensors; its folder is made where there is none.
+        model: a model from `unetkit.build`, or a compiled one.
+        path: usually *.safetensors; its folder is created if necessary.
 
     Raises:
-        FileError: the model has no plan, or no weights, that a file could hold, or the place cannot be written.
+        FileError: The model has no plan, or no weights, that a file could store, or the file cannot be written.
     """
     model, path = getattr(model, "_orig_mod", model), Path(path)
     data = safetensors.torch.save(_tensors(model), _metadata(model))
@@ -134,28 +137,32 @@ def save(model: nn.Module, path: str | Path) -> None:
 
 
 def load(path: str | Path, *, parts: Parts | None = None, device: Any = None) -> Network:
-    """Rebuild the model that `save` wrote, with the same weights to the bit. Nothing is downloaded or unpickled.
+    """Rebuild a model that `save` wrote, with weights that are identical to the bit.
+
+    Nothing is downloaded or unpickled.
 
     Args:
-        path: of the file; or a folder that `save_pretrained` of segmentation-models-pytorch wrote, whose model becomes
-            a whole model (`--model smp/unet`; see `from_smp` to make it a U-Net of ours).
-        parts: where the plan's names are looked up; all that is installed, if None.
-        device: where the weights are put; torch's default device, if None.
+        path: the file, or a folder that `save_pretrained` of segmentation-models-pytorch wrote; that becomes a whole
+            model (`--model smp/unet`; see `from_smp` to convert it to a U-Net of parts).
+        parts: the registered parts; None for all that are installed.
+        device: the device for the weights; None for torch's default device.
 
     Returns:
-        The network in training mode, as `build` returns it, and with every parameter as trainable as `build` makes it;
-        call `.eval()` to predict.
+        The network in training mode, as `build` returns it, with every parameter as trainable as `build` makes it; call
+        `.eval()` to predict.
 
     Raises:
-        FileError: the file is not there, is no model of ours, or not as it was saved.
-        PluginError: a plugin that it was built with is not loaded here; nothing is imported to find one.
-        UnknownNameError: its plan names a part that there is not.
+        FileError: The file does not exist, was not saved by unetkit, or is damaged.
+        PluginError: A plugin that the model needs is not loaded; nothing is imported to find one.
+        UnknownNameError: The plan names a part that does not exist.
     """
     path = Path(path)
     if is_folder(path):
-        return _of_smp(path, parts or default_parts(), torch.get_default_device() if device is None else device)
+        return _load_smp_folder(
+            path, parts or default_parts(), torch.get_default_device() if device is None else device
+        )
     data = read(path)
-    metadata = checked(path, data)
+    metadata = read_metadata(path, data)
     parts = parts or default_parts()
     elsewhere = _plugins(path, metadata, parts)
     device = torch.get_default_device() if device is None else device
@@ -163,33 +170,33 @@ def load(path: str | Path, *, parts: Parts | None = None, device: Any = None) ->
     try:
         tensors = {name: tensor.to(device) for name, tensor in safetensors.torch.load(data).items()}
         plan = Plan.parse(metadata["plan"])
-        model = _built(plan, parts, device, tensors)
+        model = _build_with(plan, parts, device, tensors)
     except (KeyError, RuntimeError, SafetensorError) as error:
         writers = ", ".join(f"{name} {metadata.get(name)}" for name in _WRITERS)
-        why = f"does not fit what its plan builds here{elsewhere}: {_short(error)}"
+        why = f"does not fit what its plan builds here{elsewhere}: {_short_error(error)}"
         raise FileError(f"{path}, of {writers}, {why}") from error
     except UnetkitError as error:
         raise type(error)(f"{path} cannot be rebuilt{elsewhere}: {error}") from error
-    network = network_of(model)
+    network = find_network(model)
     vars(network.encoder)["weights_from"] = str(path)
     return model
 
 
-def _of_smp(folder: Path, parts: Parts, device: Any) -> Network:
-    plan, tensors = read_folder(folder)
+def _load_smp_folder(folder: Path, parts: Parts, device: Any) -> Network:
+    plan, tensors = read_pretrained_folder(folder)
     check_device(device)
     try:
-        model = _built(plan, parts, device, {name: tensor.to(device) for name, tensor in tensors.items()})
+        model = _build_with(plan, parts, device, {name: tensor.to(device) for name, tensor in tensors.items()})
     except (KeyError, RuntimeError) as error:
-        raise FileError(f"{folder} does not fit what its config.json builds here: {_short(error)}") from error
+        raise FileError(f"{folder} does not fit what its config.json builds here: {_short_error(error)}") from error
     except UnetkitError as error:
         raise type(error)(f"{folder} cannot be rebuilt: {error}") from error
-    vars(network_of(model).encoder)["weights_from"] = str(folder)
+    vars(find_network(model).encoder)["weights_from"] = str(folder)
     return model
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The state_dict, contiguous, each tensor in memory of its own."""
+    """Return the state_dict as contiguous tensors with separate memory."""
     tensors: dict[str, Tensor] = {}
     taken: set[int] = set()
     for name, value in model.state_dict().items():
@@ -212,31 +219,31 @@ def _metadata(model: nn.Module) -> dict[str, str]:
         if spec.factory is not None:
             flag = word.replace("_", "-")
             raise FileError(
-                f"--{flag} {spec} was given as a Python object, so no name in a file can rebuild it; "
+                f"--{flag} {spec} was given as a Python object and has no name by which a file could rebuild it; "
                 "register it in a plugin and build with its name"
             )
-    if not hasattr(model, "layout"):
+    if not hasattr(model, "built_shapes"):
         raise FileError(
             "the network within what a plugin made of it is no whole model; save what unetkit.build returned"
         )
-    if changed := state_shapes(model).items() ^ cast(Network, model).layout.items():
+    if changed := state_shapes(model).items() ^ cast(Network, model).built_shapes.items():
         name = min(name for name, _ in changed)
         raise FileError(
-            f"{name} is not as the plan builds it, so no file could rebuild it; save a model as it was built"
+            f"{name} differs from what the plan builds, so a file could not rebuild it; save the model as it was built"
         )
     about = {"format": FORMAT, "version": str(VERSION), "plan": str(plan), "sha256": BLANK.decode()}
     plugins = [
         {"name": p.name, "version": p.version, "distribution": p.distribution, "target": Path(p.target).name}
-        for p in network_of(model).plugins
+        for p in find_network(model).plugins
     ]
     return about | {"plugins": json.dumps(plugins)} | {name: version(name) for name in _WRITERS}
 
 
 def _plugins(path: Path, metadata: dict[str, Any], parts: Parts) -> str:
-    """Which of a file's plugins are here in another version, in words. Raises PluginError where some are not loaded."""
+    """Return notes on plugins of a file that have another version here. Raises PluginError if some are not loaded."""
     here = {plugin.name: plugin for plugin in parts.plugins if plugin.loaded}
     failed = {plugin.name: plugin.error for plugin in parts.plugins if not plugin.loaded}
-    saved = _named(path, metadata.get("plugins", "[]"))
+    saved = _read_plugins(path, metadata.get("plugins", "[]"))
     absent = [plugin for plugin in saved if plugin.name not in here]
     for plugin in absent:
         if plugin.name in failed:
@@ -244,7 +251,7 @@ def _plugins(path: Path, metadata: dict[str, Any], parts: Parts) -> str:
     if absent:
         names = ", ".join(f"{plugin.name} {plugin.version}".strip() for plugin in absent)
         are = "s {}, which are not here" if len(absent) > 1 else " {}, which is not here"
-        raise PluginError(f"{path} was built with plugin{are.format(names)}; {_to_get(absent)}")
+        raise PluginError(f"{path} was built with plugin{are.format(names)}; {_installation_advice(absent)}")
     others = [
         f"plugin {name} was {version_ or 'a file'} and is {here[name].version or 'a file'}"
         for name, version_, _, _ in saved
@@ -253,15 +260,15 @@ def _plugins(path: Path, metadata: dict[str, Any], parts: Parts) -> str:
     return f" ({', '.join(others)})" if others else ""
 
 
-def _to_get(absent: list[_Saved]) -> str:
+def _installation_advice(absent: list[_SavedPlugin]) -> str:
     install = [f"{plugin.distribution}=={plugin.version}" for plugin in absent if plugin.distribution]
     files = [plugin.target for plugin in absent if not plugin.distribution]
     load_files = [f"parts=unetkit.load_parts({files!r}) loads it"] if files else []
     return " and ".join([*([f"pip install {' '.join(install)}"] if install else []), *load_files])
 
 
-class _Saved(NamedTuple):
-    """A plugin as a file names it."""
+class _SavedPlugin(NamedTuple):
+    """A plugin as a file stores it."""
 
     name: str
     version: str
@@ -273,24 +280,24 @@ _IS_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)?")
 _IS_VERSION = re.compile(r"[A-Za-z0-9.+!_-]*")
 
 
-def _named(path: Path, text: str) -> list[_Saved]:
+def _read_plugins(path: Path, text: str) -> list[_SavedPlugin]:
     """Read the plugins that a file names.
 
     Raises FileError for what unetkit never writes, since a message repeats it to a shell.
     """
     try:
-        saved = [_Saved(**plugin) for plugin in json.loads(text)]
+        saved = [_SavedPlugin(**plugin) for plugin in json.loads(text)]
         right = all(_IS_VERSION.fullmatch(p.version) and _IS_NAME.fullmatch(p.distribution) for p in saved)
         right = right and all(isinstance(value, str) for p in saved for value in p)
     except (ValueError, TypeError):
         right = False
     if not right:
-        raise FileError(f"{path} names its plugins as unetkit never does; take it again from where it is whole")
+        raise FileError(f"{path} contains invalid plugin names; copy the file again from its source")
     return saved
 
 
-def _built(plan: Plan, parts: Parts, device: Any, tensors: dict[str, Tensor]) -> Network:
-    """Build without weights and put these in; with weights, where a part computes some that no file holds."""
+def _build_with(plan: Plan, parts: Parts, device: Any, tensors: dict[str, Tensor]) -> Network:
+    """Build without weights and insert these; build with weights if a part computes some that no file contains."""
     try:
         model = build_plan(plan, parts, "meta", pretrained=False)
         _assign(model, tensors)
@@ -304,7 +311,7 @@ def _built(plan: Plan, parts: Parts, device: Any, tensors: dict[str, Tensor]) ->
 
 
 def _assign(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Make the tensors the model's own, dtypes and all; parameters that are one in the model stay one."""
+    """Assign the tensors to the model with their dtypes; parameters that are shared in the model remain shared."""
     tensors, made = dict(tensors), dict[int, nn.Parameter]()
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if name in tensors:
@@ -321,5 +328,5 @@ def _within(value: object) -> Iterator[Tensor]:
             yield from _within(member)
 
 
-def _short(error: Exception) -> str:
+def _short_error(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

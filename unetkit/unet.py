@@ -1,6 +1,6 @@
-"""The network: forward passes over parts that are already built. Nothing here knows a name.
+"""The forward pass of a U-Net over parts that are already built.
 
-B batch, C channels, H and W height and width; sizes are (H, W).
+Shapes: B batch, C channels, H and W height and width; sizes are (H, W).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from unetkit.utils.spatial import crop_end, is_same_size, size_of
 
 
 class Stage(nn.Module):
-    """One level of the expanding path: upsample, join the skip, convolve.
+    """One level of the decoder: upsample, fuse with the skip, apply the block.
 
     Attributes:
-        stride: of its output.
-        scale: between the stride below and its own.
-        align, fuse: None where the encoder has no map of this stride.
+        stride: the stride of its output.
+        scale: the ratio of the stride below to its own.
+        align, fuse: None if the encoder has no map of this stride.
     """
 
     def __init__(
@@ -47,9 +47,9 @@ class Stage(nn.Module):
         """Decode one level.
 
         Args:
-            x: (B, C, h, w) from below.
-            skip: (B, D, H, W) from the encoder, where this stage joins one.
-            size: what a stage without a skip ends at; None leaves it at h and w times the scale.
+            x: the map from below, (B, C, h, w).
+            skip: the encoder's map (B, D, H, W), if this stage has a skip.
+            size: the output size of a stage without a skip; None for h and w times the scale.
         """
         up, block = cast(Upsampler, self.up), cast(Block, self.block)
         scaled = round(x.shape[-2] * self.scale), round(x.shape[-1] * self.scale)
@@ -63,7 +63,7 @@ class Stage(nn.Module):
 
 
 class BlockSequence(nn.Sequential):
-    """Blocks that follow one another: `double+scse`."""
+    """A chain of blocks, such as `double+scse`."""
 
     def __init__(self, *blocks: nn.Module) -> None:
         super().__init__(*blocks)
@@ -71,13 +71,13 @@ class BlockSequence(nn.Sequential):
 
 
 class UNet(Network):
-    """An encoder, stages that decode, and a head.
+    """An encoder, decoder stages, and a head.
 
     Attributes:
-        encoder: gives the maps, shallow to deep.
-        stages: deep to shallow.
+        encoder: returns the maps, shallow to deep.
+        stages: the decoder stages, deep to shallow.
         head: turns the last map into logits.
-        logits: the upsampler that brings logits to the input's size; None in a net of valid convolutions, whose
+        logits: the upsampler that brings logits to the input size; None for a network of valid convolutions, whose
             output is smaller than its input.
     """
 
@@ -94,12 +94,13 @@ class UNet(Network):
         size: Size | None,
         valid: bool,
     ) -> None:
-        """Put parts together.
+        """Combine the parts.
 
         Args:
-            encoder, stages, head, logits, min_size, multiple, size: as the attributes.
-            skips: the index of the map that each stage joins, deep to shallow; stages after those join none.
-            valid: whether stages without a skip keep to the scale instead of ending at the input's share.
+            encoder, stages, head, logits, min_size, multiple, size: see the attributes.
+            skips: the index of the map that each stage joins, deep to shallow; later stages join none.
+            valid: whether stages without a skip multiply sizes by the scale instead of ending at the input size's
+                share.
         """
         super().__init__(min_size=min_size, multiple=multiple, size=size, valid=valid)
         self.encoder = encoder
@@ -112,7 +113,7 @@ class UNet(Network):
 
     @property
     def output_stride(self) -> int:
-        """Of the last stage where the logits stay at its size, else 1."""
+        """The stride of the last stage if the logits keep its size, else 1."""
         return 1 if self.logits is not None else cast(int, self.stages[-1].stride)
 
     @property
@@ -120,14 +121,14 @@ class UNet(Network):
         return max(self.strides)
 
     def forward_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The logits, and the map of each stage, deep to shallow: (B, widths[i], h, w).
+        """Return the logits, and the map of each stage, deep to shallow: (B, widths[i], h, w).
 
-        Where the input is padded (see `padded_size`), the maps are those of the padded one.
+        If the input is padded (see `padded_size`), the maps are those of the padded input.
         """
         maps: list[Tensor] = []
         return self(x, maps), maps
 
-    def _whole(self, x: Tensor, kept: list[Tensor] | None) -> Tensor:
+    def _forward_padded(self, x: Tensor, kept: list[Tensor] | None) -> Tensor:
         size = size_of(x)
         maps = cast(Encoder, self.encoder)(x)
         x = maps[-1]
@@ -147,10 +148,10 @@ class UNet(Network):
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """Of the encoder's maps, shallow to deep."""
+        """The channels of the encoder's maps, shallow to deep."""
         return tuple(cast(Encoder, self.encoder).channels)
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Of the encoder's maps, shallow to deep."""
+        """The strides of the encoder's maps, shallow to deep."""
         return cast(Encoder, self.encoder).strides

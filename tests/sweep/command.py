@@ -111,7 +111,7 @@ def _measure(measured: Generator[Row, None, None], left: int, record: Record) ->
             record.append(row)
             done += 1
     except KeyboardInterrupt:
-        told = f"interrupted: {done} of {left} are in {record.path}; the same command goes on from there"
+        told = f"interrupted: {done} of {left} are in {record.path}; the same command continues"
         raise _Interrupted(told) from None
     finally:
         measured.close()  # ends the children

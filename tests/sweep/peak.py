@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from unetkit.utils.flops import storage
+from unetkit.utils.flops import storage_key
 
 
 class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -24,7 +24,7 @@ class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = 0
         self._now = 0
-        self._existing = {storage(tensor) for tensor in existing}
+        self._existing = {storage_key(tensor) for tensor in existing}
         self._alive: dict[int, Any] = {}  # storage -> what tells when it is gone
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -35,7 +35,7 @@ class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def _see(self, tensor: Tensor) -> None:
-        key, memory = storage(tensor), tensor.untyped_storage()
+        key, memory = storage_key(tensor), tensor.untyped_storage()
         if key in self._existing or key in self._alive:
             return
         size = memory.nbytes()

@@ -1,7 +1,7 @@
 """The file of a sweep: JSON lines, each on disk before the next model begins.
 
 A header line says what a sweep was made with and has an `id`; a row says by `at` which header it belongs to. A name
-that stands twice was measured again, and the later row counts. A last line that was cut off is no row.
+that appears twice was measured again, and the later row counts. A last line that was cut off is no row.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def combined(paths: Iterable[Path]) -> Recorded:
     together = Recorded()
     for path in paths:
         if not path.exists():
-            raise FileError(f"there is no file {path}; `python -m tests.sweep --out {path}` makes it")
+            raise FileError(f"the file {path} does not exist; `python -m tests.sweep --out {path}` makes it")
         found = read(path)
         together.headers.update(found.headers)
         together.rows.update(found.rows)

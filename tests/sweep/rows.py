@@ -26,7 +26,7 @@ def rows(names: Iterable[str], settings: Settings, ask: str = MEASURE) -> Genera
 
 def _row(ended: TaskResult) -> Row:
     """What a child was busy with when it died is what failed."""
-    row = {"name": ended.task, **ended.said}
+    row = {"name": ended.task, **ended.facts}
     missing = [answer for answer in ANSWERS if answer not in row]
-    row.update(dict.fromkeys(missing[:1], ended.cause) | dict.fromkeys(missing[1:], "not asked"))
+    row.update(dict.fromkeys(missing[:1], ended.error) | dict.fromkeys(missing[1:], "not asked"))
     return {"real": False, **row, "took": ended.seconds}

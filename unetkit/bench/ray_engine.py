@@ -152,7 +152,7 @@ def _run_trial(task: Any, slot: NodeSlot, options: _TrialOptions) -> TaskResult:
     os.environ.update(options.environment)
     slots = [_make_slot(slot, options.threads)]
     (result,) = run_tasks([task], options.target, slots, timeout=options.timeout, preload=options.preload)
-    return replace(result, said={"device": slot.node_name, **result.said})
+    return replace(result, facts={"device": slot.node_name, **result.facts})
 
 
 def _make_slot(node_slot: NodeSlot, threads: int | None) -> Slot:

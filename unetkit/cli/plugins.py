@@ -68,7 +68,7 @@ def _list_additions(host: PluginManager, plugin: Plugin) -> list[str]:
     if not plugin.loaded:
         return []
     wraps = ["wraps models"] if host.implements("unetkit_wrap_model", plugin) else []
-    return [f"{entry.kind.title} {entry.name}" for entry in host.parts.of(plugin.name)] + wraps
+    return [f"{entry.kind.title} {entry.name}" for entry in host.parts.registered_by(plugin.name)] + wraps
 
 
 def _list_problems(plugin: Plugin) -> Iterator[str]:

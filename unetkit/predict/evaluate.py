@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from unetkit.data.datasets import named, open_data
+from unetkit.data.datasets import is_named_dataset, open_data
 from unetkit.data.folder import read_classes
 from unetkit.data.types import Dataset, DatasetSplits, Sample, Target, fingerprint
 from unetkit.errors import FileError, OptionError
@@ -49,9 +49,9 @@ def open_evaluation(run: TrainRun, text: str | None = None) -> DatasetSplits:
     Raises:
         OptionError: it has other classes or channels than the run.
     """
-    choices = run.choices
+    choices = run.config
     text = text or choices.data
-    target = run.target if not named(text) and read_classes(Path(text)) is None else None
+    target = run.target if not is_named_dataset(text) and read_classes(Path(text)) is None else None
     val = (
         choices.val_fraction if same_place(text, choices.data) else None
     )  # what it was not trained on is not split either
@@ -75,22 +75,22 @@ def chosen(run: TrainRun, data: DatasetSplits, split: str | None = None) -> tupl
     """
     name = split or ("test" if "test" in data.splits else "val" if own(run, data) else ALL)
     if name != ALL and name not in data.splits:
-        raise OptionError(f"--split {name}: {data.said} has {', '.join(data.splits)}; give one of them, or {ALL}")
+        raise OptionError(f"--split {name}: {data.source} has {', '.join(data.splits)}; give one of them, or {ALL}")
     was = dict(run.splits).get(name)
     if own(run, data) and was and was != fingerprint(data.splits[name]):
         raise OptionError(
-            f"--split {name}: {data.said} holds other images than when {run.folder} was trained, which may have seen "
+            f"--split {name}: {data.source} holds other images than when {run.folder} was trained, which may have seen "
             f"some of these; put them back, or give --split {ALL}"
         )
     images = Together([*data.splits.values()]) if name == ALL else data.splits[name]
     if not len(images):
-        raise OptionError(f"--split {name}: {data.said} has no image in it")
+        raise OptionError(f"--split {name}: {data.source} has no image in it")
     return name, images
 
 
 def own(run: TrainRun, data: DatasetSplits) -> bool:
     """Whether it is what the run was trained on."""
-    return same_place(data.said, run.choices.data)
+    return same_place(data.source, run.config.data)
 
 
 def same_place(said: str, trained: str) -> bool:
@@ -131,17 +131,17 @@ def evaluate(
 
 def probabilities(run: TrainRun, network: Network, image: Tensor) -> Tensor:
     """Of an image (C, H, W) as it was read, (L, H, W) on the CPU; what `unetkit predict` gives of it."""
-    return tiled(network, run.normalised(image), then=run.target.probabilities)
+    return tiled(network, run.normalize(image), then=run.target.probabilities)
 
 
 def report(found: Evaluation) -> dict[str, Any]:
     """All that there is to say, as JSON can hold it: the scores, the confusion, and the images, worst first."""
     classes = {"kind": found.target.kind, "classes": [*found.target.names]}
-    return classes | found.summary() | {"confusion": found.matrix.tolist(), "each": [*map(_each, found.worst())]}
+    return classes | found.summary() | {"confusion": found.matrix.tolist(), "each": [*map(_each, found.lowest_first())]}
 
 
 def _each(image: ImageScores) -> dict[str, Any]:
-    touching = {"touching": describe_separation(image.apart)} if image.apart else {}
+    touching = {"touching": describe_separation(image.separated)} if image.separated else {}
     return {"name": image.name, **image.scores.to_dict(), "confusion": image.matrix.tolist(), **touching}
 
 

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from unetkit.data.io import (
     channels_along,
-    check_holds,
+    check_not_empty,
     describe_error,
     read_image,
-    scaled,
     silence_tifffile,
     squeeze_axes,
+    to_float_image,
     without_alpha,
 )
 from unetkit.errors import FileError
@@ -161,7 +161,7 @@ class _Windows:
 
     def read(self, rows: slice, columns: slice) -> Tensor:
         try:
-            return scaled(self._stored.read(rows, columns))
+            return to_float_image(self._stored.read(rows, columns))
         except Exception as error:  # tifffile and its codecs raise whatever they meet
             raise FileError(f"{self._path}: {describe_error(error)}") from error
 
@@ -179,7 +179,7 @@ def open_image(path: Path) -> Iterator[ImageReader]:
     with silence_tifffile(), ExitStack() as stack:
         try:
             file = stack.enter_context(tifffile.TiffFile(path))
-            check_holds(file, path)
+            check_not_empty(file, path)
         except FileError:
             raise
         except Exception as error:

@@ -52,7 +52,7 @@ def plan_outputs(
             palette of a PNG holds.
     """
     if target.kind != "multilabel" and len(target.names) > VOID:
-        raise OptionError(f"{len(target.names)} classes do not fit the palette of a PNG, which holds {VOID}")
+        raise OptionError(f"{len(target.names)} classes do not fit into the palette of a PNG, which has {VOID}")
     jobs = [_job(path, out / inside, target, probabilities, overlays) for path, inside in find_images(images).items()]
     places: dict[Path, Path] = {}
     for job in jobs:
@@ -172,7 +172,7 @@ class NormalizedReader:
         self.size = picture.size
 
     def read(self, rows: slice, columns: slice) -> Tensor:
-        return self._run.normalised(self._picture.read(rows, columns))
+        return self._run.normalize(self._picture.read(rows, columns))
 
 
 class PredictCallback:

@@ -13,19 +13,19 @@ from torch import Tensor, nn
 
 from unetkit.errors import InputSizeError
 from unetkit.network import Network
-from unetkit.summary.forward_hooks import meta_input, network_of, record_forward, tensors_of
-from unetkit.summary.input_sizes import nearest_sizes, size_error, smallest_input
+from unetkit.summary.forward_hooks import collect_tensors, find_network, make_meta_input, record_forward
+from unetkit.summary.input_sizes import find_nearest_sizes, find_smallest_input, size_error
 from unetkit.summary.receptive_field import receptive_field
 from unetkit.tiling.layout import TILE, TileRequirements
 from unetkit.unet import UNet
 from unetkit.utils.formatting import Size
 from unetkit.utils.modules import meta_copy
-from unetkit.utils.spatial import at_full_size
+from unetkit.utils.spatial import resize_to_input
 
 
 def full_size(model: nn.Module, x: Tensor) -> Tensor:
     """Logits (B, K, h, w) of images (B, C, H, W), resized bilinearly where the model leaves them at a stride."""
-    return at_full_size(tensors_of(model(x))[0], network_of(model).output_stride)
+    return resize_to_input(collect_tensors(model(x))[0], find_network(model).output_stride)
 
 
 class _Full(nn.Module):
@@ -58,7 +58,7 @@ def find_tile_requirements(model: nn.Module) -> TileRequirements:
 
 
 def _fit(model: nn.Module) -> TileRequirements:
-    network = network_of(model)
+    network = find_network(model)
     period = lcm(network.period, network.multiple, *(network.strides if isinstance(network, UNet) else ()))
     with torch.inference_mode(False), torch.enable_grad():
         ghost = _Full(meta_copy(model).eval()).eval()
@@ -77,7 +77,7 @@ def _least(ghost: nn.Module, network: Network, period: int) -> int:
     """The smallest side that passes, of those that differ by periods and leave no row or column out."""
     if not network.valid:
         return -(-max(1, network.min_size) // period) * period
-    least, sizes = smallest_input(ghost), nearest_sizes(ghost, (TILE, TILE))
+    least, sizes = find_smallest_input(ghost), find_nearest_sizes(ghost, (TILE, TILE))
     if least is None or not sizes:
         raise InputSizeError(f"no size up to 2048 passes through {network.plan}")
     return least + (sizes[0][0] - least) % period
@@ -85,7 +85,7 @@ def _least(ghost: nn.Module, network: Network, period: int) -> int:
 
 def _passed(ghost: nn.Module, size: Size) -> tuple[Tensor, Tensor]:
     """The output of a pass, and its input."""
-    x = meta_input(network_of(ghost), size)
+    x = make_meta_input(find_network(ghost), size)
     seen = record_forward(ghost, x)
     if seen.output is None:
         raise size_error(ghost, size, seen) from seen.error

@@ -190,7 +190,7 @@ def make_forward(
                 raise
             what = f"{x.shape[0]} of {x.shape[-2]}x{x.shape[-1]}"
             raise InputSizeError(
-                f"memory does not suffice for a pass of {what}; give a smaller --tile or --batch-size"
+                f"not enough memory for a pass of {what}; give a smaller --tile or --batch-size"
             ) from error
 
     return passed

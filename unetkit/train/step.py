@@ -24,7 +24,7 @@ from unetkit.train.dataloader import Batch
 from unetkit.train.distributed import ProcessGroup
 from unetkit.train.losses import Loss
 from unetkit.train.optim import OPTIMIZERS, OptimizerConfig
-from unetkit.utils.spatial import at_full_size, crop_center, crop_end, size_of
+from unetkit.utils.spatial import crop_center, crop_end, resize_to_input, size_of
 
 
 def loss_of(outputs: Tensor | Sequence[Tensor], batch: Batch, loss: Loss, network: Network) -> Tensor:
@@ -51,7 +51,7 @@ def loss_of(outputs: Tensor | Sequence[Tensor], batch: Batch, loss: Loss, networ
 def _loss_of_logits(logits: Tensor, batch: Batch, loss: Loss, network: Network) -> Tensor:
     masks, weights = batch.masks, batch.weights
     if network.output_stride > 1:
-        logits = crop_end(at_full_size(logits, network.output_stride), size_of(masks))
+        logits = crop_end(resize_to_input(logits, network.output_stride), size_of(masks))
     if network.valid:
         masks = crop_center(masks, size_of(logits))
         weights = None if weights is None else crop_center(weights, size_of(logits))

@@ -273,7 +273,7 @@ class Trainer:
         """Remove files of later epochs than the state's; called with the lock held."""
         if not (self.run.folder / HEADER).exists():
             self.run.write()
-        lines.keep(self.state.epochs_done)
+        lines.truncate(self.state.epochs_done)
         for name in (HEADER, STATE, BEST, LAST):
             for torn in self.run.folder.glob(f".{name}.*.tmp"):  # of a process that was killed
                 torn.unlink()

@@ -1,1 +1,1 @@
-"""Work in child processes, and its results on disk, line by line: what sweeps and benchmarks stand on."""
+"""General tools: files, processes, system, formatting and tables; for torch, model copies, FLOP counts and sizes."""

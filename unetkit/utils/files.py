@@ -1,4 +1,7 @@
-"""Files that are there whole or not at all."""
+"""Files that are either complete or absent, and files of JSON lines that grow while work is in progress.
+
+Each JSON line is on disk before the next begins, and only one process writes. An incomplete last line is dropped.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,14 @@ from unetkit.errors import FileError
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` to write to; it takes `path`'s place only if nothing went wrong.
+    """Yield a temporary path next to `path`, which replaces `path` if no exception is raised.
 
     Raises:
-        OSError: the folder cannot be made or written to.
+        OSError: The folder cannot be created or written to.
     """
     path = path.resolve()  # a link's target is written, and the link stays
     if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "it is no regular file")
+        raise OSError(errno.EINVAL, "it is not a regular file")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
@@ -43,11 +46,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def written_as_asked(path: Path, asked: str) -> Iterator[Path]:
-    """`atomic_write` for a file that a command was asked for.
+def write_requested_file(path: Path, asked: str) -> Iterator[Path]:
+    """Write a file that an option of a command requested, like `atomic_write`.
 
     Raises:
-        FileError: it cannot be written; `asked` is the option that named it.
+        FileError: The file cannot be written; `asked` is the option.
     """
     try:
         with atomic_write(path) as temporary:
@@ -60,11 +63,12 @@ JsonLine = dict[str, Any]
 
 
 def read_json_lines(path: Path, take: Callable[[JsonLine], None], what: str) -> None:
-    """Give every whole line of a file to `take`; a file that is not there has none.
+    """Pass every complete line of a file to `take`; a file that does not exist has none.
 
     Raises:
-        FileError: it cannot be read, or `take` raises ValueError, KeyError or TypeError of a line. `what` says whose
-            lines are expected: "sweep".
+        FileError: The file cannot be read, or `take` raises ValueError, KeyError or TypeError for a line. `what` names
+            the
+            expected content: "sweep".
     """
     try:
         lines = path.read_bytes().split(b"\n") if path.exists() else []
@@ -75,23 +79,23 @@ def read_json_lines(path: Path, take: Callable[[JsonLine], None], what: str) -> 
             take(json.loads(line))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FileError(
-                f"{path}, line {number}, is no line of a {what}'s; give another file, or mend it"
+                f"{path}, line {number}, is not a line of a {what}; give another file, or repair it"
             ) from error
 
 
 def encode_json_line(line: JsonLine) -> bytes:
-    """As it stands in the file."""
+    """Encode a line as it is stored in the file."""
     return json.dumps(line, separators=(",", ":")).encode() + b"\n"
 
 
 class JsonLinesWriter:
-    """A file that this process alone adds lines to, until `close`."""
+    """A file to which only this process appends lines until `close`."""
 
     def __init__(self, path: Path, what: str) -> None:
-        """Make it if it is not there, and cut off a torn last line.
+        """Create the file if it does not exist, and remove an incomplete last line.
 
         Raises:
-            FileError: it cannot be written, or another process is writing to it.
+            FileError: The file cannot be written, or another process is writing to it.
         """
         self.path = path
         try:
@@ -108,30 +112,30 @@ class JsonLinesWriter:
             raise FileError(f"{path} cannot be written: {error.strerror or error}; give another --out") from error
 
     def append(self, line: JsonLine) -> None:
-        """Add a line; when this returns, it is on disk. Raises FileError where it cannot be."""
+        """Append a line; it is on disk when this returns. Raises FileError if that fails."""
         try:
             self._file.write(encode_json_line(line))
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
             raise FileError(
-                f"{self.path} cannot be written on: {error.strerror or error}; what it holds stands"
+                f"{self.path} cannot be extended: {error.strerror or error}; its previous content is unchanged"
             ) from error
 
-    def keep(self, count: int) -> None:
-        """Leave the first so many lines alone; they are done again."""
+    def truncate(self, count: int) -> None:
+        """Keep only the first `count` lines; the others will be written again."""
         lines = self.path.read_bytes().splitlines(keepends=True)
         os.truncate(self.path, sum(map(len, lines[:count])))
 
-    def remove(self) -> None:
-        """Leave no file, and no folder that held nothing else; after `close`."""
+    def delete_file(self) -> None:
+        """Delete the file, and its folder if that is empty; call this after `close`."""
         with suppress(OSError):
             self.path.unlink()
             Path(self._lock.lock_file).unlink(missing_ok=True)
             self.path.parent.rmdir()
 
     def close(self) -> None:
-        """Let others write."""
+        """Allow other processes to write."""
         try:
             with suppress(OSError):  # what could not be written was told
                 self._file.close()

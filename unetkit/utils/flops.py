@@ -1,8 +1,8 @@
-"""Watches one forward pass on meta tensors: MACs of every operation, and what autograd keeps of its result.
+"""Count the MACs of every operation of a forward pass on meta tensors, and the memory that autograd keeps.
 
-MACs are half of what `torch.utils.flop_counter` counts, by its own formulas; bilinear and nearest resizing, norms and
-activations count nothing there. Activation memory is the bytes of the tensors that autograd saves for the backward
-pass, each storage once, parameters and buffers left out; each is charged to the operation that made it.
+MACs are half of what `torch.utils.flop_counter` counts with its own formulas; bilinear and nearest resizing, norms and
+activations count nothing there. Activation memory is the size of the tensors that autograd saves for the backward pass,
+each storage once, without parameters and buffers; each is attributed to the operation that created it.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from torch.utils.flop_counter import flop_registry
 
 
 class CostMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts operations in the order in which they run; `operations` so far is the position of the next one."""
+    """Counts operations in the order in which they run; `operations` is the index of the next one."""
 
     def __init__(self, given: Iterable[Tensor], left_out: Iterable[Tensor]) -> None:
         """Start counting.
 
         Args:
-            given: tensors made before the first operation whose memory counts (the input).
-            left_out: parameters and buffers, whose memory does not.
+            given: tensors that exist before the first operation and whose memory counts (the input).
+            left_out: parameters and buffers, whose memory does not count.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self.macs: list[int] = []
         self.saved: dict[int, tuple[int, int]] = {}  # storage -> (the operation that made it, bytes)
-        self._made: dict[int, int] = {storage(tensor): -1 for tensor in given}
-        self._left_out = {storage(tensor) for tensor in left_out}
+        self._made: dict[int, int] = {storage_key(tensor): -1 for tensor in given}
+        self._left_out = {storage_key(tensor) for tensor in left_out}
         self._kept: list[Tensor] = []  # a storage's address is its name only as long as it lives
         self._known: dict[Any, Any] = {}
         self._hooks = saved_tensors_hooks(self._save, lambda tensor: tensor)
 
     @property
     def operations(self) -> int:
-        """How many operations have run."""
+        """The number of operations that have run."""
         return len(self.macs)
 
     def __enter__(self) -> CostMeter:
@@ -51,16 +51,16 @@ class CostMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._hooks.__exit__(*error)
 
-    def made(self, tensor: Tensor) -> int:
-        """The operation that made a tensor's memory; -1 where none did."""
-        return self._made.get(storage(tensor), -1)
+    def creating_operation(self, tensor: Tensor) -> int:
+        """Return the operation that created a tensor's memory; -1 if none did."""
+        return self._made.get(storage_key(tensor), -1)
 
-    def bytes_made(self, start: int, end: int) -> int:
-        """Bytes that autograd keeps of the results of operations start to end."""
+    def saved_bytes(self, start: int, end: int) -> int:
+        """Return the bytes that autograd keeps of the results of operations `start` to `end`."""
         return sum(size for made, size in self.saved.values() if start <= made < end)
 
     def _save(self, tensor: Tensor) -> Tensor:
-        key = storage(tensor)
+        key = storage_key(tensor)
         if key not in self._left_out and key not in self.saved:
             self._kept.append(tensor)
             self.saved[key] = self._made.get(key, -1), tensor.untyped_storage().nbytes()
@@ -74,11 +74,11 @@ class CostMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not aliases:  # a view or an operation in place gives memory that an earlier one made
             for tensor in tree_iter(out):
                 if isinstance(tensor, Tensor):
-                    self._made[storage(tensor)] = len(self.macs) - 1
+                    self._made[storage_key(tensor)] = len(self.macs) - 1
         return out
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Run an operation, or repeat the shapes that it gave for the same arguments: deep nets repeat themselves."""
+        """Run an operation, or reuse its output shapes for the same arguments, as deep networks repeat themselves."""
         try:
             key = (func, _key_of(args), _key_of(tuple(kwargs.items())))
             known = self._known.get(key)
@@ -89,28 +89,30 @@ class CostMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             out = shortcut(*args) if shortcut else func(*args, **kwargs)
             self._known[key] = _shape_of(out)
             return out
-        return _made_like(known)
+        return _empty_like_shape(known)
 
 
-def _resized(x: Tensor, size: Any, *rest: Any) -> Tensor:
+def _resize_shape(x: Tensor, size: Any, *rest: Any) -> Tensor:
     return x.new_empty((*x.shape[:2], *size))
 
 
-def _normed(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, *rest: Any) -> tuple[Tensor, ...]:
+def _norm_shape(
+    x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, *rest: Any
+) -> tuple[Tensor, ...]:
     kept = x.shape[1] if training else 0
     return torch.empty_like(x), x.new_empty(kept), x.new_empty(kept)
 
 
 #: What torch works out on meta tensors operation by operation, in tens of milliseconds a time.
 _SHORTCUTS: dict[Any, Any] = {
-    torch.ops.aten.upsample_bilinear2d.default: _resized,
-    torch.ops.aten.upsample_nearest2d.default: _resized,
-    torch.ops.aten.native_batch_norm.default: _normed,
+    torch.ops.aten.upsample_bilinear2d.default: _resize_shape,
+    torch.ops.aten.upsample_nearest2d.default: _resize_shape,
+    torch.ops.aten.native_batch_norm.default: _norm_shape,
 }
 
 
 class _Shape(tuple[Any, ...]):
-    """Size, stride and dtype of a meta tensor."""
+    """The size, stride and dtype of a meta tensor."""
 
     __slots__ = ()
 
@@ -124,18 +126,18 @@ def _shape_of(value: Any) -> Any:
 
 
 def _key_of(value: Any) -> Any:
-    """What the shapes that an operation gives depend on; 1, 1.0 and True are three things."""
+    """Return a key for the arguments that determine the output shapes; 1, 1.0 and True differ."""
     if isinstance(value, tuple | list):
         return tuple(map(_key_of, value))
     return _shape_of(value) if isinstance(value, Tensor) else (type(value), value)
 
 
-def _made_like(shape: Any) -> Any:
+def _empty_like_shape(shape: Any) -> Any:
     if isinstance(shape, _Shape):
         return torch.empty_strided(shape[0], shape[1], dtype=shape[2], device="meta")
-    return tuple(map(_made_like, shape)) if isinstance(shape, tuple) else shape
+    return tuple(map(_empty_like_shape, shape)) if isinstance(shape, tuple) else shape
 
 
-def storage(tensor: Tensor) -> int:
-    """What tensors that share memory have in common, for as long as one of them lives."""
+def storage_key(tensor: Tensor) -> int:
+    """Return a key that tensors with shared memory have in common, as long as one of them exists."""
     return int(tensor.untyped_storage()._cdata)

@@ -1,4 +1,4 @@
-"""Figures as people write them."""
+"""Numbers, sizes and units as text for people."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Size = tuple[int, int]
 
 
 def format_count(number: int) -> str:
-    """12.3 G for 12,300,000,000, with three significant digits."""
+    """Format a count with three significant digits: 12.3 G for 12,300,000,000."""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
             return f"{number / size:.3g} {unit}" if number < 1000 * size else f"{number / size:.0f} {unit}"
@@ -20,7 +20,7 @@ def format_count(number: int) -> str:
 
 
 def format_bytes(number: int) -> str:
-    """Bytes in binary units: 1.5 MiB."""
+    """Format bytes in binary units: 1.5 MiB."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if number >= size:
             return f"{number / size:.4g} {unit}"
@@ -28,12 +28,15 @@ def format_bytes(number: int) -> str:
 
 
 def format_size(size: Size) -> str:
-    """572x388, height first."""
+    """Format a size with the height first: 572x388."""
     return f"{size[0]}x{size[1]}"
 
 
 def format_metric(number: float, unit: str) -> str:
-    """A metric's number: 12.3 ms, 97.8 MiB, 24.4 M, or 0.513 of whatever unit a plugin's metric has."""
+    """Format the number of a metric with its unit.
+
+    12.3 ms, 97.8 MiB, 24.4 M, or 0.513 with the unit of a plugin's metric.
+    """
     if unit == "s":
         return format_seconds(number)
     if unit == "B":
@@ -44,12 +47,12 @@ def format_metric(number: float, unit: str) -> str:
 
 
 def format_seconds(number: float) -> str:
-    """Milliseconds below ten seconds, so that a column of them can be compared at a glance."""
+    """Format seconds; below ten seconds as milliseconds, so that a column of them is easy to compare."""
     return f"{format_digits(number)} s" if number >= 10 else f"{format_digits(number * 1e3)} ms"
 
 
 def format_digits(number: float) -> str:
-    """Three significant digits, never as a power of ten where that can be helped: 0.0123, 1.23, 12.3, 1,230."""
+    """Format three significant digits, without a power of ten if possible: 0.0123, 1.23, 12.3, 1,230."""
     rounded = float(f"{number:.3g}")
     if abs(rounded) >= 1000:
         return f"{rounded:,.0f}"
@@ -57,5 +60,5 @@ def format_digits(number: float) -> str:
 
 
 def format_ratio(number: float) -> str:
-    """0.97, 1.43, 12.3."""
+    """Format a ratio: 0.97, 1.43, 12.3."""
     return f"{number:.2f}" if 0.1 <= number < 10 else f"{number:.3g}"

@@ -1,4 +1,4 @@
-"""Running others' code: what it raises becomes one kind of error, and what it prints goes to stderr."""
+"""Run code of others: convert their exceptions to one kind of error, and redirect their output to stderr."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from unetkit.errors import PluginError, UnetkitError
 
 
 def one_line(error: BaseException) -> str:
-    """An error in one line: our own as it is, others with their type."""
+    """Format an exception as one line, with its type unless it is an UnetkitError."""
     text = " ".join(str(error).split()) or "no message"
     return text if isinstance(error, UnetkitError) else f"{type(error).__name__}: {text}"
 
 
 @contextmanager
 def wrap_errors(what: str) -> Iterator[None]:
-    """Run others' code within. Whatever it raises, sys.exit included, becomes a PluginError that begins with `what`.
+    """Convert any exception, including SystemExit, to a PluginError that begins with `what`.
 
-    What is an UnetkitError already stays as it is; the keyboard passes through.
+    An UnetkitError is not converted, and KeyboardInterrupt passes through.
     """
     try:
         with stdout_to_stderr():
@@ -41,9 +41,9 @@ _turned: TextIO | None = None
 
 @contextmanager
 def stdout_to_stderr() -> Iterator[None]:
-    """Within, what is printed goes to stderr: it must not mix with what a command prints.
+    """Redirect stdout to stderr within the context, since it must not mix with the output of a command.
 
-    The stream belongs to the whole process. The first of several threads turns it, the last turns it back.
+    The stream belongs to the whole process. The first of several threads redirects it, and the last restores it.
     """
     global _inside, _before, _turned
     with _lock:

@@ -1,8 +1,8 @@
-"""Random weights drawn once: a fill that another fill overwrites before anybody looks is never carried out.
+"""Draw random weights once: a random fill that is overwritten before it is read is never executed.
 
-Layers draw default weights when they are made, and models then draw their own over them; for a ResNet that is half of
-the time that building takes. Under `defer_init` a random fill waits until something reads the tensor, or the end.
-Values have the same distributions; for a given seed they are always the same, but not those of an eager build.
+Layers draw default weights when they are created, and models then overwrite them with their own; for a ResNet that
+takes half of the build time. Under `defer_init`, a random fill waits until the tensor is read, or until the end. The
+distributions are the same. For a given seed the values are always the same, but differ from those of an eager build.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _ASIDE = RLock()
 
 @contextmanager
 def preserve_rng(*gpus: torch.device) -> Iterator[None]:
-    """Leave the random state of the cpu, and of the gpus that are drawn on, as it was.
+    """Restore the random state of the CPU and of the given GPUs at the end of the context.
 
-    It belongs to the whole process: what several threads draw in here comes one after another.
+    The random state belongs to the whole process, so several threads take turns in this context.
     """
     with _ASIDE, torch.random.fork_rng(devices=gpus):
         yield
 
 
-class _Waiting(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Keeps random fills until they are needed; others' operations see what an eager run would show them."""
+class _PendingFills(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Delays random fills until they are needed; other operations see what an eager run would show."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -46,11 +46,11 @@ class _Waiting(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        target, sources = (args[0], args[1:]) if func in _OVERWRITES and _whole(args[0]) else (None, args)
+        target, sources = (args[0], args[1:]) if func in _OVERWRITES and _covers_storage(args[0]) else (None, args)
         if self.fills and not _is_view(func):
             for tensor in tree_iter((sources, kwargs)):
                 if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
-                    self._carry_out(_storage(tensor))
+                    self._fill_now(_storage(tensor))
         if target is not None:
             self.fills.pop(_storage(target), None)
             if func in _RANDOM and target.device.type == "cpu" and kwargs.get("generator") is None:
@@ -59,15 +59,15 @@ class _Waiting(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return target
         return func(*args, **kwargs)
 
-    def _carry_out(self, storage: int) -> None:
+    def _fill_now(self, storage: int) -> None:
         if storage in self.fills:
             func, args, kwargs = self.fills.pop(storage)
             func(*args, **kwargs)
 
     def finish(self) -> None:
-        """Carry out what still waits, several at a time, each from a generator of its own.
+        """Execute all pending fills in several threads, each with its own generator.
 
-        The generators are seeded in order from the one in force, so that the weights do not depend on timing.
+        The generators are seeded in order from the current one, so that the weights do not depend on timing.
         """
         fills = [*self.fills.values()]
         self.fills.clear()
@@ -85,15 +85,15 @@ def _fill(fill: tuple[Any, Any, Any], seed: int) -> None:
 
 @contextmanager
 def defer_init() -> Iterator[None]:
-    """Build a model in here: its random weights are drawn once, at the latest on leaving.
+    """Draw the random weights of a model that is built in this context once, at the latest at its end.
 
-    What reads a weight through torch sees what an eager build would show it; another thread, or numpy on the same
-    memory, does not. Where tensors are no plain ones (inference mode, fake tensors) nothing waits.
+    An operation of torch that reads a weight sees what an eager build would show; another thread, or numpy on the same
+    memory, does not. Tensors that are not plain ones (inference mode, fake tensors) are filled at once.
     """
     if torch.is_inference_mode_enabled() or _get_current_dispatch_mode() is not None:
         yield
         return
-    waiting = _Waiting()
+    waiting = _PendingFills()
     try:
         with waiting:
             yield
@@ -101,8 +101,8 @@ def defer_init() -> Iterator[None]:
         waiting.finish()
 
 
-def _whole(tensor: Tensor) -> bool:
-    """Whether a tensor is all of its memory, so that overwriting it leaves nothing of what was there."""
+def _covers_storage(tensor: Tensor) -> bool:
+    """Return whether a tensor covers its whole storage, so that overwriting it replaces all previous values."""
     plain = tensor.layout == torch.strided and tensor.is_contiguous()
     return plain and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 

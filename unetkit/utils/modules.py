@@ -1,4 +1,4 @@
-"""Models without weights: shapes and costs are had from meta tensors, which have a size and no memory."""
+"""Copies of models on the meta device, module modes, and devices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def meta_copy(model: M) -> M:
-    """A deep copy on the meta device; no weight is copied, and the model is left as it is."""
+    """Return a deep copy on the meta device; no weight is copied, and the model is unchanged."""
     memo: dict[int, Any] = {}
     for tensor in chain(model.parameters(), model.buffers()):
         empty = torch.empty_like(tensor, device="meta")
@@ -27,7 +27,7 @@ def meta_copy(model: M) -> M:
 
 @contextmanager
 def preserve_mode(model: nn.Module) -> Iterator[None]:
-    """Put training and eval mode back as they were, module by module."""
+    """Restore training or eval mode of each module at the end of the context."""
     was = [(module, module.training) for module in model.modules()]
     try:
         yield
@@ -37,14 +37,14 @@ def preserve_mode(model: nn.Module) -> Iterator[None]:
 
 
 def default_device(said: str | None) -> str:
-    """A device that was named, or the GPU where there is one."""
+    """Return the given device, or a GPU if there is one."""
     return said or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def check_device(device: Any) -> None:
-    """Raise OptionError for a device that torch does not know or this machine has not."""
+    """Raise OptionError for a device that torch does not know or that this machine does not have."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         why = str(error).strip().split("\n")[0][:200]
-        raise OptionError(f"device={device} cannot be used here ({why}); give another, such as cpu") from error
+        raise OptionError(f"device={device} is not available ({why}); give another one, such as cpu") from error

@@ -1,4 +1,4 @@
-"""Each task in a process of its own: one that dies or hangs ends with its cause, and the others go on."""
+"""Run each task in its own process: if one crashes or hangs, its result is an error, and the others continue."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ Emit = Callable[[dict[Any, Any]], None]
 
 @dataclass(frozen=True)
 class TaskResult:
-    """A task that came to its end.
+    """The result of a task.
 
     Attributes:
-        task: what was asked.
-        said: the facts that its child told.
-        cause: why the child ended before it was done, in one line; "" where it was done.
-        seconds: that it took.
+        task: the task.
+        facts: the values that its process reported.
+        error: why the process ended before it was done, in one line; "" if it completed.
+        seconds: the duration.
     """
 
     task: Any
-    said: dict[str, Any]
-    cause: str
+    facts: dict[str, Any]
+    error: str
     seconds: float
 
 
 def run_tasks(
     tasks: Iterable[Any], ask: str, slots: Sequence[Any], *, timeout: float, preload: Sequence[str] = ()
 ) -> Generator[TaskResult, None, None]:
-    """Do every task; give each as it ends, whatever became of it.
+    """Run every task, and yield each result when it is complete, including failures.
 
-    Children are forked from a server that has `preload` imported already, or are spawned where a system cannot fork.
-    Leaving early ends them all.
+    Processes are forked from a server that has imported `preload`, or are spawned on systems without fork. Leaving the
+    generator early ends all of them.
 
     Args:
-        tasks: what can be pickled.
-        ask: what a child calls, (task, slot, say): "module:function".
-        slots: where tasks run, one at a time each; a child is told its own.
+        tasks: objects that can be pickled.
+        ask: the function that a process calls with (task, slot, emit), as "module:function".
+        slots: the places where tasks run, one at a time in each; a process receives its slot.
         timeout: seconds that one task may take.
-        preload: modules; they must not start a GPU, since a forked child could not use it.
+        preload: modules to import first. They must not initialize a GPU, since a forked process could not use it.
     """
     context = _context(preload)
     waiting, free, running = deque(tasks), deque(slots), dict[Connection, _Child]()
@@ -68,7 +68,7 @@ def run_tasks(
                 yield child.result()
     finally:
         for child in running.values():
-            child.end()
+            child.kill()
 
 
 def _context(preload: Sequence[str]) -> Any:
@@ -79,23 +79,23 @@ def _context(preload: Sequence[str]) -> Any:
     if "forkserver" in methods and current_thread() is main_thread():
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # or an interrupt while it imports is a traceback
         try:
-            _started(forkserver.ensure_running)
+            _start_process(forkserver.ensure_running)
         finally:
             signal.signal(signal.SIGINT, before)
     return context
 
 
 def _wait(running: dict[Connection, _Child]) -> None:
-    """Until a child has said something or is overdue."""
+    """Wait until a process has reported something, or has exceeded its time."""
     first = min(child.deadline for child in running.values())
     for ready in connection.wait([*running], timeout=max(0.0, first - monotonic())):
         running[ready].listen()  # type: ignore[index]
     for child in running.values():
-        child.look_at_the_clock()
+        child.check_timeout()
 
 
 class _Child:
-    """One process, and what it has said so far."""
+    """One process, and what it has reported so far."""
 
     def __init__(self, context: Any, task: Any, slot: Any, ask: str, timeout: float) -> None:
         self.task, self.slot, self.timeout = task, slot, timeout
@@ -107,11 +107,11 @@ class _Child:
         self.deadline = self.start + timeout
         self.said, theirs = context.Pipe()
         self.process = context.Process(target=_run, args=(theirs, task, slot, ask), daemon=True)
-        _started(self.process.start)
+        _start_process(self.process.start)
         theirs.close()  # or its end would never be seen
 
     def listen(self) -> None:
-        """Take what it says. The end of the pipe is the end of the process."""
+        """Receive a report. The end of the pipe is the end of the process."""
         if self.ended:
             return
         try:
@@ -123,13 +123,13 @@ class _Child:
             self._kill_group()
             self._finish(_cause_of_death(self.process.exitcode))
 
-    def look_at_the_clock(self) -> None:
+    def check_timeout(self) -> None:
         if not self.ended and monotonic() > self.deadline:
-            self.end()
-            self._finish(f"no answer within {self.timeout:g} s")
+            self.kill()
+            self._finish(f"no result within {self.timeout:g} s")
 
-    def end(self) -> None:
-        """Kill it, if it lives, and what it started: compilers, say."""
+    def kill(self) -> None:
+        """Kill the process and what it started, such as compilers."""
         self._kill_group()
         self.process.kill()
         self.process.join()
@@ -144,7 +144,7 @@ class _Child:
         return TaskResult(self.task, self.facts, self.cause, self.seconds)
 
     def _finish(self, cause: str) -> None:
-        """A child that said that it is done may end as it likes; one that could tell why it failed knows best."""
+        """Store the result. A completed process may end in any way; its own error message has priority."""
         done = self.facts.pop(_DONE, False)
         begun = self.facts.pop(_BEGUN, False) or self.process.exitcode != 1
         own_words = self.facts.pop(_OWN_WORDS, cause if begun else f"{cause}{_NEVER_BEGAN}")
@@ -154,7 +154,7 @@ class _Child:
         self.ended = True
 
 
-def _started(start: Callable[[], object]) -> None:
+def _start_process(start: Callable[[], object]) -> None:
     try:
         start()
     except (OSError, EOFError) as error:
@@ -165,7 +165,7 @@ def _started(start: Callable[[], object]) -> None:
 def _cause_of_death(code: int | None) -> str:
     if code is not None and code < 0:
         name = signal.Signals(-code).name if -code in {*signal.Signals} else f"signal {-code}"
-        return f"its process was ended by {name}"
+        return f"its process was killed by {name}"
     return f"its process ended with exit code {code}"
 
 
@@ -178,7 +178,7 @@ _NEVER_BEGAN = ' before it began; in a script, what starts processes belongs und
 
 
 def _run(said: Connection, task: Any, slot: Any, ask: str) -> None:
-    """The child."""
+    """Run in the child process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the leader is interrupted too, and ends this one
     if hasattr(os, "setsid"):
         os.setsid()  # so that what it starts can be ended with it
@@ -186,7 +186,7 @@ def _run(said: Connection, task: Any, slot: Any, ask: str) -> None:
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
-    Thread(target=_leave_with, args=(said,), daemon=True).start()
+    Thread(target=_exit_with_parent, args=(said,), daemon=True).start()
     module, _, function = ask.partition(":")
     try:
         getattr(import_module(module), function)(task, slot, said.send)
@@ -196,8 +196,8 @@ def _run(said: Connection, task: Any, slot: Any, ask: str) -> None:
         said.send({_DONE: True})
 
 
-def _leave_with(said: Connection) -> None:
-    """End this process when its leader is gone, however it went."""
+def _exit_with_parent(said: Connection) -> None:
+    """End this process when its parent process has ended for any reason."""
     try:
         said.recv()
     except (EOFError, OSError):

@@ -1,4 +1,4 @@
-"""Heights and widths that stay symbolic under torch.compile and torch.export."""
+"""Heights and widths that remain symbolic under torch.compile and torch.export."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def size_of(x: Tensor) -> Size:
 
 
 def is_same_size(a: Size, b: Size) -> bool:
-    """Whether two sizes are equal; while a graph is captured, whether they are known to be.
+    """Return whether two sizes are equal; while a graph is captured, whether they are known to be equal.
 
-    Asking a symbolic size whether it equals another would fix it to the example's, so there the answer may be False
-    for sizes that turn out equal: only skip work that does nothing to equal sizes.
+    Comparing a symbolic size would fix it to the example's size. The result may therefore be False for sizes that turn
+    out to be equal, so use it only to skip work that does not change equal sizes.
     """
     if torch.compiler.is_compiling():
         from torch.fx.experimental.symbolic_shapes import statically_known_true
@@ -30,7 +30,7 @@ def is_same_size(a: Size, b: Size) -> bool:
 
 
 def crop_end(x: Tensor, size: Size) -> Tensor:
-    """Cut what of (B, C, H, W) goes over a size, below and to the right; what is short stays so."""
+    """Crop (B, C, H, W) at the bottom and the right to a size; smaller sides are unchanged."""
     if not torch.compiler.is_compiling():
         return x[..., : size[0], : size[1]]
     # The convolution after a view would ask whether that is contiguous, and so fix its size. And a cut of what may be
@@ -40,7 +40,7 @@ def crop_end(x: Tensor, size: Size) -> Tensor:
 
 
 def pad_end(x: Tensor, size: Size) -> Tensor:
-    """Put zeros below and to the right of (B, C, H, W), up to a size no smaller than its own."""
+    """Pad (B, C, H, W) with zeros at the bottom and the right to a size that is not smaller."""
     height, width = size[0] - x.shape[-2], size[1] - x.shape[-1]
     if not torch.compiler.is_compiling():
         return F.pad(x, [0, width, 0, height])
@@ -48,8 +48,8 @@ def pad_end(x: Tensor, size: Size) -> Tensor:
     return F.pad(F.pad(x, [0, width + 1, 0, height + 1]), [0, -1, 0, -1])
 
 
-def at_full_size(logits: Tensor, stride: int) -> Tensor:
-    """Logits (B, K, H / stride, W / stride) -> (B, K, H, W), resized bilinearly in float32, or float64 if they are."""
+def resize_to_input(logits: Tensor, stride: int) -> Tensor:
+    """Resize logits (B, K, H / stride, W / stride) to (B, K, H, W), bilinearly in at least float32."""
     if stride == 1:
         return logits
     exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -57,14 +57,14 @@ def at_full_size(logits: Tensor, stride: int) -> Tensor:
 
 
 def mirror_indices(places: Tensor, length: int) -> Tensor:
-    """Places along an axis, those beyond it mirrored at its ends, which are not repeated; as often as need be."""
+    """Mirror positions outside an axis at its ends, which are not repeated, as often as necessary."""
     period = max(2 * (length - 1), 1)
     folded = places.remainder(period)
     return torch.minimum(folded, period - folded) if length > 1 else torch.zeros_like(places)
 
 
 def crop_center(x: Tensor, size: Size) -> Tensor:
-    """Cut (B, C, H, W) to a size no larger than its own; of an odd surplus the smaller half goes before."""
+    """Crop (B, C, H, W) around the center to a size that is not larger; an odd surplus is cut one more at the end."""
     height, width = x.shape[-2] - size[0], x.shape[-1] - size[1]
     top, left = height // 2, width // 2
     if torch.compiler.is_compiling():  # no view, as in crop_end
@@ -73,9 +73,9 @@ def crop_center(x: Tensor, size: Size) -> Tensor:
 
 
 def pad_center(x: Tensor, size: Size) -> Tensor:
-    """Surround (B, C, H, W) with zeros to a size; of an odd number the smaller half goes before.
+    """Pad (B, C, H, W) with zeros around it to a size; an odd number is padded one more at the end.
 
-    Where it is larger than that it is cut, by the same rule.
+    Larger sides are cropped with the same rule.
     """
     if is_same_size(size_of(x), size):
         return x
@@ -85,5 +85,5 @@ def pad_center(x: Tensor, size: Size) -> Tensor:
 
 
 def _half(number: int) -> int:
-    """Half of it, rounded towards zero, without asking a symbolic number for its sign."""
+    """Return half of a number rounded towards zero, without testing the sign of a symbolic number."""
     return cast(int, torch.sym_max(number, 0) // 2 - torch.sym_max(-number, 0) // 2)

@@ -1,4 +1,7 @@
-"""What decides a measurement beside the network: the code, the libraries, the processor. Nothing here imports torch."""
+"""The code, the processor and the memory of this machine, which influence measurements. This imports no torch.
+
+Sizes are in bytes.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,9 @@ _NO_PART = ("data", "jobs", "train", "predict", "bench", "sweep", "testing", "sc
 
 @cache
 def code_digest(*also: str, source: Path = _SOURCE) -> str:
-    """A short digest of the source of unetkit that networks are made by, and of other rooms of it that are named.
+    """Return a short digest of the source files of unetkit that build networks, and of other given packages of it.
 
-    A changed checkout has another.
+    An edited checkout has another digest.
     """
     digest = hashlib.sha256()
     for path in sorted(source.rglob("*.py")):
@@ -29,7 +32,7 @@ def code_digest(*also: str, source: Path = _SOURCE) -> str:
 
 
 def cpu_name() -> str:
-    """The processor's name."""
+    """Return the name of the processor."""
     try:
         found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     except OSError:
@@ -38,14 +41,14 @@ def cpu_name() -> str:
 
 
 def available_cores() -> tuple[int, ...]:
-    """The cores that this process may use, those that share a physical one side by side."""
+    """Return the cores that this process may use, with those of one physical core next to each other."""
     known = hasattr(os, "sched_getaffinity")
     found = os.sched_getaffinity(0) if known else range(os.cpu_count() or 1)
     return tuple(sorted(found, key=lambda core: (physical_core(core), core)))
 
 
 def physical_core(core: int) -> int:
-    """What the cores that share one physical core have in common: the first of them."""
+    """Return the first of the logical cores that share a physical core."""
     try:
         told = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list").read_text(encoding="utf-8")
         return int(re.split("[-,]", told)[0])
@@ -64,7 +67,7 @@ _EXHAUSTED = re.compile(
 
 
 def free_memory() -> int:
-    """What this machine, or the container that it runs in, has left."""
+    """Return the free memory of this machine, or of the container that it runs in."""
     found = [_first(Path("/proc/meminfo"), r"MemAvailable:\s+(\d+)", 1024)]
     limit, used = (_first(_GROUP / name, r"(\d+)") for name in ("memory.max", "memory.current"))
     found.append(limit - used if limit is not None and used is not None else None)
@@ -75,9 +78,9 @@ def free_memory() -> int:
 
 
 def limit_memory(share: int) -> None:
-    """Let this process take so much more and no more: then an allocation fails, and nothing else is killed for it.
+    """Limit the additional memory of this process, so that an allocation fails before the system kills another process.
 
-    Where the system does not say what a process has (it is not Linux), nothing is held.
+    Nothing is limited on systems that do not report the memory of a process (other than Linux).
     """
     has = _first(Path("/proc/self/status"), r"VmData:\s+(\d+)", 1024)
     if has is not None:
@@ -88,7 +91,7 @@ def limit_memory(share: int) -> None:
 
 
 def is_oom(error: BaseException) -> bool:
-    """Whether an error is, or tells in the words of another, that memory could not be had."""
+    """Return whether an error means, by its type or message, that memory was not sufficient."""
     return isinstance(error, MemoryError) or bool(_EXHAUSTED.search(str(error)))
 
 

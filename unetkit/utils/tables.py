@@ -1,4 +1,4 @@
-"""Lines and tables as a terminal, a file or a Markdown page shows them: what `show` and `diff` print."""
+"""Lines and tables for a terminal, a file or a Markdown page."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ _STYLES = {"faster": "green", "better": "green", "slower": "red", "worse": "red"
 
 @dataclass(frozen=True)
 class TableData:
-    """A table of texts: headings, rows of as many cells, and what is said above it."""
+    """A table of texts: column headings, rows with a cell for each heading, and a title."""
 
     heads: list[str]
     rows: list[list[str]]
     title: str = ""
 
-    def right(self, index: int) -> bool:
-        """Whether a column is all numbers."""
+    def is_numeric(self, index: int) -> bool:
+        """Return whether all cells of a column are numbers."""
         return all(_NUMBER.fullmatch(row[index]) for row in self.rows)
 
     def width(self) -> int:
-        """How many columns of a terminal it takes, unfolded."""
+        """Return the number of terminal columns that the table needs without folding."""
         from rich.cells import cell_len
 
         heads = [max(head.split(), key=cell_len) for head in self.heads]
@@ -51,7 +51,7 @@ class TableData:
 
 @dataclass(frozen=True)
 class Listing:
-    """What is printed: lines, tables, and lines again."""
+    """Lines, followed by tables, followed by notes."""
 
     head: list[str]
     tables: list[TableData]
@@ -59,19 +59,19 @@ class Listing:
 
 
 def render_listing(listing: Listing, console: Console) -> None:
-    """Print it, cells folded where the console is too narrow."""
+    """Print a listing to a console; cells are folded if it is too narrow."""
     for line in listing.head:
-        console.print(_plain(line), soft_wrap=True)
+        console.print(_plain_text(line), soft_wrap=True)
     for cells in listing.tables:
         if cells.title:
-            console.print(_plain(cells.title))
+            console.print(_plain_text(cells.title))
         console.print(_table(cells), "")
     for line in listing.notes:
-        console.print(_plain(line), soft_wrap=True)
+        console.print(_plain_text(line), soft_wrap=True)
 
 
-def _plain(text: str) -> Text:
-    """A text as it is: what a plugin says is no markup."""
+def _plain_text(text: str) -> Text:
+    """Return a plain text; rich would read markup in texts of plugins."""
     from rich.text import Text
 
     return Text(text, style=_STYLES.get(text.rpartition(" ")[2], ""))
@@ -84,46 +84,46 @@ def _table(cells: TableData) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     for index, head in enumerate(cells.heads):
         short = max((len(row[index]) for row in cells.rows), default=0) <= _SHORT
-        justify: Literal["left", "right"] = "right" if cells.right(index) else "left"
-        table.add_column(_plain("\n".join(head.split())), overflow="fold", no_wrap=short, justify=justify)
+        justify: Literal["left", "right"] = "right" if cells.is_numeric(index) else "left"
+        table.add_column(_plain_text("\n".join(head.split())), overflow="fold", no_wrap=short, justify=justify)
     for row in cells.rows:
-        table.add_row(*map(_plain, row))
+        table.add_row(*map(_plain_text, row))
     return table
 
 
 def to_markdown(listing: Listing) -> str:
-    """The same as GitHub's Markdown."""
+    """Format a listing as GitHub's Markdown."""
     blocks = [_paragraph(listing.head), *map(_markdown_table, listing.tables), _paragraph(listing.notes)]
     return "\n\n".join(block for block in blocks if block)
 
 
 def _paragraph(lines: list[str]) -> str:
-    return "\n".join(f"- {_escaped(line)}" for line in lines)
+    return "\n".join(f"- {_escape_markdown(line)}" for line in lines)
 
 
 def _markdown_table(cells: TableData) -> str:
-    rules = ["---:" if cells.right(index) else "---" for index in range(len(cells.heads))]
+    rules = ["---:" if cells.is_numeric(index) else "---" for index in range(len(cells.heads))]
     lines = "\n".join(_markdown_lines([cells.heads, rules, *cells.rows]))
-    return f"{_escaped(cells.title)}\n\n{lines}" if cells.title else lines
+    return f"{_escape_markdown(cells.title)}\n\n{lines}" if cells.title else lines
 
 
 def _markdown_lines(rows: list[list[str]]) -> Iterator[str]:
     for index, row in enumerate(rows):
-        yield f"| {' | '.join(row if index == 1 else map(_escaped, row))} |"
+        yield f"| {' | '.join(row if index == 1 else map(_escape_markdown, row))} |"
 
 
-def _escaped(text: str) -> str:
-    r"""What Markdown would read as its own: a|b is a\|b."""
+def _escape_markdown(text: str) -> str:
+    r"""Escape characters that Markdown would interpret: a|b becomes a\|b."""
     return re.sub(r"([|<*`\[\]_])", r"\\\1", " ".join(text.split()))
 
 
 def output_width() -> int:
-    """Of the terminal, or of a page where there is none."""
+    """Return the width of the terminal, or that of a page if there is no terminal."""
     return make_console().width
 
 
 def print_listing(listing: Listing, form: str | None) -> None:
-    """Print a listing, as Markdown if `form` says so."""
+    """Print a listing, as Markdown if `form` is "markdown"."""
     if form == "markdown":
         click.echo(to_markdown(listing))
     else:
@@ -131,7 +131,7 @@ def print_listing(listing: Listing, form: str | None) -> None:
 
 
 def make_console() -> Console:
-    """Where tables are printed: as wide as the terminal, or 160 where there is none."""
+    """Return a console for tables: as wide as the terminal, or 160 columns without one."""
     from rich.console import Console
 
     console = Console(highlight=False, markup=False)
@@ -141,7 +141,7 @@ def make_console() -> Console:
 
 
 def make_table(*columns: str) -> Table:
-    """An empty table whose cells fold."""
+    """Return an empty table whose cells fold."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unetkit.errors import OptionError
-from unetkit.parts.upsamplers import whole_scale
+from unetkit.parts.upsamplers import check_integer_scale
 from unetkit.utils.formatting import Size
 
 
@@ -37,7 +37,7 @@ class CARAFE(nn.Module):
         encoder_kernel: int = 3,
         compressed: int = 64,
     ) -> None:
-        n = whole_scale(scale, "carafe")
+        n = check_integer_scale(scale, "carafe")
         for name, side in (("kernel", kernel), ("encoder_kernel", encoder_kernel)):
             if side < 1 or side % 2 == 0:
                 raise OptionError(f"{name}={side}: takes an odd number, so that there is a middle")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unetkit.errors import BuildError, OptionError
-from unetkit.parts.upsamplers import whole_scale
+from unetkit.parts.upsamplers import check_integer_scale
 from unetkit.utils.formatting import Size
 
 
@@ -43,7 +43,7 @@ class DySample(nn.Module):
         groups: int = 4,
         dynamic: bool = False,
     ) -> None:
-        n = whole_scale(scale, "dysample")
+        n = check_integer_scale(scale, "dysample")
         if groups < 1:
             raise OptionError(f"groups={groups}: takes at least 1")
         if style == "pl" and in_channels % n**2:
