@@ -117,7 +117,8 @@ def _unsaid(name: str) -> str:
 def _parts(registry: Registry) -> str:
     own = [_part(entry, entry.name) for entry in registry.entries.values()]
     theirs = [
-        _part(registry.get(source.listing()[0]), f"any of {name}'s") for name, source in registry.libraries.items()
+        _part(registry.get(f"{name}/{source.list_names()[0]}"), f"any of {name}'s")
+        for name, source in registry.libraries.items()
     ]
     return "\n\n".join([*own, *theirs])
 

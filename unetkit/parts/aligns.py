@@ -28,7 +28,7 @@ class Crop(nn.Module):
 
 
 class Pad(nn.Module):
-    """Zero padding of the upsampled map to the size of the skip, half on each side; an odd pixel goes after."""
+    """Zero padding of the upsampled map to the size of the skip, half on each side, with an odd pixel at the end."""
 
     def target_size(self, scaled: Size, skip: Size) -> Size:
         """Return `scaled`: the upsampler enlarges the map by the scale, whatever the size of the skip."""
@@ -40,7 +40,7 @@ class Pad(nn.Module):
 
 
 class Resize(nn.Module):
-    """Upsampling straight to the size of the skip, by interpolation where the upsampler gives another size.
+    """Upsampling straight to the size of the skip; a map of another size is interpolated to it.
 
     Args:
         mode: interpolation used where the upsampler does not reach the size of the skip.

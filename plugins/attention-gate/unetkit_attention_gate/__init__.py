@@ -1,4 +1,7 @@
-"""Attention gates (Oktay 2018) as a fusion for unetkit. Importing this imports no torch."""
+"""Attention gates (Oktay 2018) as a fusion for unetkit.
+
+Importing this package does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -12,5 +15,5 @@ if TYPE_CHECKING:
 
 @hookimpl
 def unetkit_register(parts: Parts) -> None:
-    """Register by "module:attr", which is imported on first use."""
+    """Register the parts by "module:attr", which is imported on first use."""
     parts.fusions.add("attention-gate", "unetkit_attention_gate.gate:AttentionGate")

@@ -1,4 +1,4 @@
-"""The attention gate: (B, X, H, W) and (B, S, H, W) -> (B, S + X, H, W)."""
+"""The attention gate as a fusion: (B, X, H, W) and (B, S, H, W) -> (B, S + X, H, W)."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from torch import Tensor, nn
 
 from unetkit.errors import OptionError
 
-#: Where the last bias starts: sigmoid(3) is 0.95, so that a new gate lets the skip pass and still has a slope.
-_OPEN = 3.0
+#: Initial value of the last bias: sigmoid(3) is 0.95, so that a new gate is open and still has a gradient.
+_INITIAL_BIAS = 3.0
 
 
 class AttentionGate(nn.Module):
-    """The skip behind an attention gate, which the upsampled map opens pixel by pixel, then the map (Oktay 2018).
+    """Concatenation of skip and map, with an attention gate on the skip that the map controls (Oktay 2018).
 
     With g the upsampled map and s the skip, at each pixel
 
         alpha = sigmoid(psi^T relu(W_x^T s + W_g^T g + b_g) + b_psi)
 
-    and the result is the channels of alpha * s, then those of g. The paper computes alpha at the size of the map
-    before it is upsampled, from a skip made as small, and resamples alpha; here both have the skip's size.
+    and the result has the channels of alpha * s and then those of g. The paper computes alpha at the size of the map
+    before it is upsampled, from a downsampled skip, and resamples alpha; here both have the skip's size.
 
     Oktay et al., "Attention U-Net: Learning Where to Look for the Pancreas", MIDL 2018, arXiv 1804.03999.
 
     Args:
-        inner: channels that the skip and the map are compared in; none means half of the skip's, at least 1.
-        norm: after each 1x1 convolution of the gate; the paper's equation has none, many implementations have batch.
+        inner: number of channels in which skip and map are compared; none means half of those of the skip, at least 1.
+        norm: norm after each 1x1 convolution of the gate; the paper has none, many implementations have batch.
     """
 
     def __init__(
@@ -40,16 +40,16 @@ class AttentionGate(nn.Module):
     ) -> None:
         width = max(1, skip_channels // 2) if inner is None else inner
         if width < 1:
-            raise OptionError(f"inner={inner}: takes at least 1")
+            raise OptionError(f"inner={inner} must be at least 1")
         super().__init__()
         self.out_channels = skip_channels + x_channels
-        self.from_skip = _linear(skip_channels, width, norm, bias=False)
-        self.from_x = _linear(x_channels, width, norm)
-        self.psi = _linear(width, 1, norm)
-        nn.init.constant_(self.psi[-1].get_parameter("bias"), _OPEN)
+        self.from_skip = _make_projection(skip_channels, width, norm, bias=False)
+        self.from_x = _make_projection(x_channels, width, norm)
+        self.psi = _make_projection(width, 1, norm)
+        nn.init.constant_(self.psi[-1].get_parameter("bias"), _INITIAL_BIAS)
 
     def attention(self, x: Tensor, skip: Tensor) -> Tensor:
-        """(B, X, H, W), (B, S, H, W) -> alpha (B, 1, H, W), from 0 to 1."""
+        """Compute alpha (B, 1, H, W), from 0 to 1, for a map (B, X, H, W) and a skip (B, S, H, W)."""
         alpha: Tensor = self.psi(torch.relu(self.from_skip(skip) + self.from_x(x))).sigmoid()
         return alpha
 
@@ -58,8 +58,8 @@ class AttentionGate(nn.Module):
         return torch.cat([self.attention(x, skip) * skip, x], dim=1)
 
 
-def _linear(in_channels: int, out_channels: int, norm: str, *, bias: bool = True) -> nn.Sequential:
-    """A linear map at each pixel; with a norm, that holds the bias."""
+def _make_projection(in_channels: int, out_channels: int, norm: str, *, bias: bool = True) -> nn.Sequential:
+    """Make a 1x1 convolution; with a norm, the norm has the bias."""
     if norm == "none":
         return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=bias))
     return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))

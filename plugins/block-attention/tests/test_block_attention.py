@@ -105,7 +105,7 @@ def test_the_map_is_not_changed_in_place(block: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize(("name", "block"), BLOCKS.items())
 def test_other_channels_are_refused_with_what_to_say_instead(name: str, block: Callable[..., Any]) -> None:
-    message = f"{name} keeps the channels, and cannot join 8 to 4; put it after a block that does: double\\+{name}"
+    message = f"{name} keeps the number of channels and cannot change it from 8 to 4; put .* as in double\\+{name}"
     with pytest.raises(BuildError, match=message):
         block(8, 4)
     with pytest.raises(BuildError, match=rf"--block {name} at stages\.0 .*double\+{name}"):
@@ -115,10 +115,10 @@ def test_other_channels_are_refused_with_what_to_say_instead(name: str, block: C
 @pytest.mark.parametrize(
     ("block", "options", "message"),
     [
-        (SCSE, {"reduction": 0}, "reduction=0: takes at least 1"),
-        (CBAM, {"reduction": -1}, "reduction=-1: takes at least 1"),
-        (CBAM, {"kernel": 4}, "kernel=4: takes an odd number"),
-        (CBAM, {"kernel": -1}, "kernel=-1: takes an odd number"),
+        (SCSE, {"reduction": 0}, "reduction=0 must be at least 1"),
+        (CBAM, {"reduction": -1}, "reduction=-1 must be at least 1"),
+        (CBAM, {"kernel": 4}, "kernel=4 must be a positive odd number"),
+        (CBAM, {"kernel": -1}, "kernel=-1 must be a positive odd number"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(

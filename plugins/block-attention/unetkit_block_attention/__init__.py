@@ -1,4 +1,7 @@
-"""Squeeze and excitation (Roy 2018) and CBAM (Woo 2018) as blocks for unetkit. Importing this imports no torch."""
+"""Squeeze and excitation (Roy 2018) and CBAM (Woo 2018) as blocks for unetkit.
+
+Importing this package does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,6 @@ if TYPE_CHECKING:
 
 @hookimpl
 def unetkit_register(parts: Parts) -> None:
-    """Register by "module:attr", which is imported on first use."""
+    """Register the parts by "module:attr", which is imported on first use."""
     parts.blocks.add("scse", "unetkit_block_attention.scse:SCSE")
     parts.blocks.add("cbam", "unetkit_block_attention.cbam:CBAM")

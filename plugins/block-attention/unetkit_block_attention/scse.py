@@ -1,4 +1,4 @@
-"""Concurrent spatial and channel squeeze and excitation: (B, C, H, W) -> (B, C, H, W)."""
+"""Concurrent spatial and channel squeeze and excitation (scSE): (B, C, H, W) -> (B, C, H, W)."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from unetkit_block_attention.squeeze import same_channels, squeeze
+from unetkit_block_attention.squeeze_excitation import check_same_channels, make_excitation
 
 
 class SCSE(nn.Module):
-    """Concurrent squeeze and excitation: the map weighed by channel and by pixel, then joined (Roy 2018).
+    """Concurrent squeeze and excitation: the map weighted by channel and by pixel, then combined (scSE, Roy 2018).
 
         channels: x * sigmoid(W_1 relu(W_2 z)), where z is the mean of x over height and width
-        pixels:   x * sigmoid(W_sq x), where W_sq makes one channel of all
+        pixels:   x * sigmoid(W_sq x), where W_sq has one output channel
 
     Roy, Navab, Wachinger, "Concurrent Spatial and Channel 'Squeeze & Excitation' in Fully Convolutional Networks",
-    MICCAI 2018, arXiv 1803.02579. It keeps the channels: use it after a block that sets them, double+scse.
+    MICCAI 2018, arXiv 1803.02579. It keeps the number of channels, so it follows a block that
+    sets it, as in double+scse.
 
     Args:
-        reduction: how many times fewer channels there are where they are squeezed, between W_2 and W_1.
-        join: add the two maps, or take the larger value of them at each place.
+        reduction: factor by which the number of channels is reduced between W_2 and W_1.
+        join: how the two weighted maps are combined, by their sum (add) or their elementwise maximum (max).
     """
 
     def __init__(
@@ -33,9 +34,9 @@ class SCSE(nn.Module):
         join: Literal["add", "max"] = "add",
     ) -> None:
         super().__init__()
-        channels = same_channels("scse", in_channels, out_channels)
+        channels = check_same_channels("scse", in_channels, out_channels)
         self.join = join
-        self.channels = squeeze(channels, reduction)
+        self.channels = make_excitation(channels, reduction)
         self.pixels = nn.Conv2d(channels, 1, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:

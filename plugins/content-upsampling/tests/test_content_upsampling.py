@@ -195,18 +195,18 @@ def test_groups_that_do_not_divide_the_channels_give_way(channels: int, groups: 
 
 @pytest.mark.parametrize("name", ["carafe", "dysample"])
 def test_a_scale_that_is_not_whole_is_refused(name: str) -> None:
-    with pytest.raises(BuildError, match=f"{name} cannot upsample by 1.5, .*take bilinear or nearest"):
+    with pytest.raises(BuildError, match=f"{name} cannot upsample by 1.5, .*use bilinear or nearest"):
         {"carafe": CARAFE, "dysample": DySample}[name](4, 1.5)
 
 
 @pytest.mark.parametrize(
     ("up", "options", "error", "message"),
     [
-        (CARAFE, {"kernel": 4}, OptionError, "kernel=4: takes an odd number"),
-        (CARAFE, {"encoder_kernel": 0}, OptionError, "encoder_kernel=0: takes an odd number"),
-        (CARAFE, {"compressed": 0}, OptionError, "compressed=0: takes at least 1"),
-        (DySample, {"groups": 0}, OptionError, "groups=0: takes at least 1"),
-        (DySample, {"style": "pl"}, BuildError, "style=pl makes 2x2 pixels of channels, .* of 6; take style=lp"),
+        (CARAFE, {"kernel": 4}, OptionError, "kernel=4 must be a positive odd number"),
+        (CARAFE, {"encoder_kernel": 0}, OptionError, "encoder_kernel=0 must be a positive odd number"),
+        (CARAFE, {"compressed": 0}, OptionError, "compressed=0 must be at least 1"),
+        (DySample, {"groups": 0}, OptionError, "groups=0 must be at least 1"),
+        (DySample, {"style": "pl"}, BuildError, "style=pl needs .* divisible by 4, not 6; use style=lp"),
     ],
 )
 def test_options_that_cannot_be_are_refused(

@@ -1,4 +1,7 @@
-"""CARAFE (Wang 2019) and DySample (Liu 2023) as upsamplers for unetkit. Importing this imports no torch."""
+"""CARAFE (Wang 2019) and DySample (Liu 2023) as upsamplers for unetkit.
+
+Importing this package does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,6 @@ if TYPE_CHECKING:
 
 @hookimpl
 def unetkit_register(parts: Parts) -> None:
-    """Register by "module:attr", which is imported on first use."""
+    """Register the parts by "module:attr", which is imported on first use."""
     parts.upsamplers.add("carafe", "unetkit_content_upsampling.carafe:CARAFE")
     parts.upsamplers.add("dysample", "unetkit_content_upsampling.dysample:DySample")

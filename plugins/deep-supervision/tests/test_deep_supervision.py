@@ -112,16 +112,16 @@ def test_heads_stand_on_the_stages_before_the_last(words: dict[str, Any], widths
 @pytest.mark.parametrize(
     ("words", "error", "message"),
     [
-        ({"head": "deep-supervision:levels=4"}, BuildError, "levels=4: of the stages .* there are only 3; take lev"),
-        ({"encoder": "plain:depth=1"}, BuildError, "which it supervises, there are none; decode one level more"),
+        ({"head": "deep-supervision:levels=4"}, BuildError, "levels=4 .* of which there are only 3; give levels=3"),
+        ({"encoder": "plain:depth=1"}, BuildError, "stages before the last, and there are none; decode one level more"),
         ({"decode_to": 8}, BuildError, "there are none; decode one level more"),
         (
             {"head": "deep-supervision:levels=0"},
             OptionError,
-            "takes at least 1; for no deep supervision take --head con",
+            "must be at least 1; use --head conv for no deep supervis",
         ),
-        ({"encoder": "plain:padding=0", "align": "crop"}, BuildError, "takes no valid convolutions, .* take padding"),
-        ({"block": "double:padding=0", "align": "crop"}, BuildError, "takes no valid convolutions"),
+        ({"encoder": "plain:padding=0", "align": "crop"}, BuildError, "does not support valid .* use padding"),
+        ({"block": "double:padding=0", "align": "crop"}, BuildError, "does not support valid convolutions"),
     ],
 )
 def test_refuses_in_one_line(words: dict[str, Any], error: type[UnetkitError], message: str) -> None:

@@ -1,4 +1,7 @@
-"""Deep supervision (Lee 2015) as a head and a model wrap for unetkit. Importing this imports no torch."""
+"""Deep supervision (Lee 2015) for unetkit, as a head and a wrapper of the model.
+
+Importing this package does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,17 @@ if TYPE_CHECKING:
 
 @hookimpl
 def unetkit_register(parts: Parts) -> None:
-    """Register by "module:attr", which is imported on first use."""
+    """Register the parts by "module:attr", which is imported on first use."""
     parts.heads.add("deep-supervision", "unetkit_deep_supervision.head:DeepSupervision")
 
 
 @hookimpl
 def unetkit_wrap_model(plan: Plan) -> Callable[[Module], Module] | None:
-    """Wrap the models whose line has our head, and no other: a line says all that a model is."""
+    """Wrap only the models whose plan has this plugin's head: a plan describes a model completely."""
     return _wrap if plan.head is not None and plan.head.name == "deep-supervision" else None
 
 
 def _wrap(model: Module) -> Module:
-    from unetkit_deep_supervision.model import DeeplySupervised  # imports torch
+    from unetkit_deep_supervision.model import DeepSupervisionModel  # imports torch
 
-    return DeeplySupervised(model)
+    return DeepSupervisionModel(model)

@@ -1,4 +1,4 @@
-"""The head that asks for deep supervision."""
+"""The head that selects deep supervision."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from unetkit.errors import OptionError
 
 
 class DeepSupervision(nn.Sequential):
-    """A 1x1 convolution, and in training one more on each of the stages before the last (Lee 2015).
+    """1x1 convolution to the classes, with further 1x1 convolutions on earlier stages in training (Lee 2015).
 
-    In training the model returns a tuple of logits instead of one tensor, in eval the main logits alone.
+    In training the model returns a tuple of logits, in eval mode only the main logits.
 
     Args:
-        levels: how many stages before the last have a head of their own; none means all but the deepest (and one at
-            least), which leaves out the two lowest resolutions as nnU-Net does (Isensee 2021).
+        levels: number of stages before the last that have a head; none means all but the deepest, and at least one,
+            which leaves out the two lowest resolutions as nnU-Net does (Isensee 2021).
     """
 
     def __init__(self, in_channels: int, classes: int, *, levels: int | None = None) -> None:
         if levels is not None and levels < 1:
-            raise OptionError(f"levels={levels}: takes at least 1; for no deep supervision take --head conv")
+            raise OptionError(f"levels={levels} must be at least 1; use --head conv for no deep supervision")
         super().__init__(OrderedDict(conv=nn.Conv2d(in_channels, classes, 1)))
         self.levels = levels

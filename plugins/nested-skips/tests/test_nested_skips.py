@@ -186,11 +186,11 @@ def test_two_levels_have_no_nodes_between() -> None:
 @pytest.mark.parametrize(
     ("encoder", "error", "message"),
     [
-        ('nested:of="plain:padding=0"', BuildError, "shortens its maps, and nodes join whole ones; take padding=1"),
-        ('nested:block="double:padding=0"', BuildError, "shortens the maps, and a node is as large as its level"),
+        ('nested:of="plain:padding=0"', BuildError, "which nodes cannot fuse; use padding=1"),
+        ('nested:block="double:padding=0"', BuildError, "a node must keep the size of its level; use padding=1"),
         ("nested:of=rasnet34", UnknownNameError, "did you mean"),
         ("nested:up=bilinaer", UnknownNameError, "did you mean"),
-        ('nested:of="resnet18:pretrained=true"', OptionError, "weights are said beside it, with --pretrained"),
+        ('nested:of="resnet18:pretrained=true"', OptionError, "leave pretrained out, and give --pretrained instead"),
         ('nested:of="plain:widht=3"', OptionError, "plain has no option 'widht'"),
         ("nested:pretrained=true", OptionError, "plain has no option 'pretrained'"),
     ],

@@ -1,4 +1,7 @@
-"""Nested skips (UNet++, Zhou 2018) as an encoder for unetkit. Importing this imports no torch."""
+"""Nested skips (UNet++, Zhou 2018) as an encoder for unetkit.
+
+Importing this package does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,6 @@ if TYPE_CHECKING:
 
 @hookimpl
 def unetkit_register(parts: Parts) -> None:
-    """Register by "module:attr", which is imported on first use."""
-    parts.encoders.add("nested", "unetkit_nested_skips.encoder:Nested")
+    """Register the parts by "module:attr", which is imported on first use."""
+    parts.encoders.add("nested", "unetkit_nested_skips.encoder:NestedEncoder")
     parts.recipes.add("unet-plus-plus", "unetkit_nested_skips.recipes:unet_plus_plus")

@@ -1,4 +1,4 @@
-"""UNet++'s nested skip pathways, as an encoder around another."""
+"""The nested skip pathways of UNet++, as an encoder that contains another encoder."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from unetkit.protocols import Align, Block, Encoder, Upsampler
 from unetkit.utils.spatial import size_of
 
 
-class Nested(nn.Module):
-    """The nodes of UNet++ between another encoder's maps and the decoder (Zhou 2018).
+class NestedEncoder(nn.Module):
+    """Nodes of UNet++ between the maps of another encoder and the decoder (Zhou 2018).
 
-    Node X(i,j) convolves all nodes before it on its level and the one below: X(i,0), ..., X(i,j-1), up(X(i+1,j-1)),
-    where X(i,0) is the other encoder's map. It is as wide as that map. Of N + 1 levels, this has the nodes with i + j
-    below N, and gives those of a level as one map; with `--fuse concat`, the decoder's stages are the rest, X(i,N-i).
+    Node X(i,j) convolves all earlier nodes of its level and the node below, X(i,0), ..., X(i,j-1) and up(X(i+1,j-1)).
+    X(i,0) is the map of the other encoder, and all nodes of a level have its number of channels. Of N + 1 levels, this
+    encoder computes the nodes with i + j below N, and gives those of a level as one map; with `--fuse concat`, the
+    stages of the decoder are the remaining nodes, X(i,N-i).
 
     Args:
-        of: the encoder that makes the first node of each level; with options in quotes, of="resnet34:levels=4".
-        up: the upsampler that brings the node below to a level.
-        block: the convolutions of a node.
-        pretrained: the inner encoder's weights, or a file of them; `--pretrained` says the same.
+        of: encoder that makes the first node of each level; with options in quotes, as in of="resnet34:levels=4".
+        up: upsampler that brings the node below to the size of a level.
+        block: convolution block of a node.
+        pretrained: true loads pretrained weights of the inner encoder, a path loads a file of them; the same as
+            `--pretrained`.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class Nested(nn.Module):
         self.widths = widths = tuple(inner.channels)
         levels = len(widths) - 1
         scales = [below / stride for stride, below in pairwise(inner.strides)]
-        #: columns[j][i] is node X(i,j+1).
+        # columns[j][i] is node X(i,j+1).
         self.columns = nn.ModuleList(
             nn.ModuleList(Node(j, widths[i], widths[i + 1], scales[i], up, block) for i in range(levels - j))
             for j in range(1, levels)
@@ -56,10 +58,10 @@ class Nested(nn.Module):
         self.size = getattr(inner, "size", None)
         self.weights_from = getattr(inner, "weights_from", "random")
         sources = getattr(inner, "source", None) or ("",) * len(widths)
-        self.source = tuple(_told(source, max(0, levels - 1 - i)) for i, source in enumerate(sources))
+        self.source = tuple(_describe_source(source, max(0, levels - 1 - i)) for i, source in enumerate(sources))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, C, H, W) -> for each level its nodes side by side, X(i,0) first: (B, channels[i], h, w)."""
+        """Return for each level its nodes as one map (B, channels[i], h, w), X(i,0) first."""
         levels = [[first] for first in self.encoder(x)]
         for j, column in enumerate(self.columns):
             for i, node in enumerate(cast(nn.ModuleList, column)):
@@ -68,28 +70,31 @@ class Nested(nn.Module):
 
 
 class Node(nn.Module):
-    """One node: what stands before it on its level and what comes up from below, convolved.
+    """One node of UNet++: a block over the earlier nodes of its level and the upsampled node below.
 
     Args:
-        before: how many nodes stand before it.
-        width: their channels, and its own.
+        earlier: number of earlier nodes of its level.
+        width: channels of each of these, and of this node.
         below: channels of the node below.
-        scale: between the level below and its own.
-        up, block: the parts that it is made of.
+        scale: scale between the level below and this level.
+        up: upsampler of the node below.
+        block: block of this node.
     """
 
-    def __init__(self, before: int, width: int, below: int, scale: float, up: str, block: str) -> None:
+    def __init__(self, earlier: int, width: int, below: int, scale: float, up: str, block: str) -> None:
         super().__init__()
         self.up = unetkit.make_part("up", up, below, scale)
         self.align = unetkit.make_part("align", "resize")
-        joined = before * width + cast(Upsampler, self.up).out_channels
-        self.block = unetkit.make_part("block", block, joined, width)
+        in_channels = earlier * width + cast(Upsampler, self.up).out_channels
+        self.block = unetkit.make_part("block", block, in_channels, width)
         if getattr(self.block, "valid", False):
-            raise BuildError(f"block={block} shortens the maps, and a node is as large as its level; take padding=1")
+            raise BuildError(
+                f"block={block} makes the maps smaller, but a node must keep the size of its level; use padding=1"
+            )
 
-    def forward(self, before: list[Tensor], below: Tensor) -> Tensor:
-        """(B, width, H, W) each and (B, below, h, w) -> (B, width, H, W)."""
-        skip = torch.cat(before, dim=1)
+    def forward(self, earlier: list[Tensor], below: Tensor) -> Tensor:
+        """Compute the node (B, width, H, W) from earlier nodes (B, width, H, W) and the node below (B, below, h, w)."""
+        skip = torch.cat(earlier, dim=1)
         up, align, block = cast(Upsampler, self.up), cast(Align, self.align), cast(Block, self.block)
         x, skip = align(up(below, size_of(skip)), skip)
         return block(torch.cat([skip, x], dim=1))
@@ -98,15 +103,17 @@ class Node(nn.Module):
 def _make_encoder(of: str, in_channels: int, pretrained: bool | str) -> nn.Module:
     spec = unetkit.PartSpec.parse(of)
     if "pretrained" in dict(spec.options):
-        raise OptionError(f"of={of}: weights are said beside it, with --pretrained")
+        raise OptionError(f"of={of}: leave pretrained out, and give --pretrained instead")
     if pretrained:
         spec = spec.with_options({"pretrained": format_value(pretrained)})
     encoder = unetkit.make_part("encoder", spec, in_channels)
     if getattr(encoder, "valid", False):
-        raise BuildError(f"of={of} shortens its maps, and nodes join whole ones; take padding=1")
+        raise BuildError(
+            f"of={of} makes its maps smaller by valid convolutions, which nodes cannot fuse; use padding=1"
+        )
     return encoder
 
 
-def _told(source: str, nodes: int) -> str:
-    """Where a level's map comes from, for the trace."""
+def _describe_source(source: str, nodes: int) -> str:
+    """Describe where the map of a level comes from, for the trace."""
     return ", ".join([source] * bool(source) + [f"{nodes} nested node{'s' * (nodes > 1)}"] * bool(nodes))

@@ -1,4 +1,4 @@
-"""UNet++ as published. Nothing here imports torch."""
+"""The recipe of UNet++ as published. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from unetkit import Plan
 
 
 def unet_plus_plus() -> Plan:
-    """The network of the paper without deep supervision: 9,041,601 parameters, no norms (Zhou 2018).
+    """UNet++ as published, without norms and without deep supervision; 9,041,601 parameters (Zhou 2018).
 
     "UNet++: A Nested U-Net Architecture for Medical Image Segmentation", DLMIA 2018, arXiv 1807.10165.
     """
