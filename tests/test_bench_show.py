@@ -235,7 +235,7 @@ def shown_within(width: int | None) -> Listing:
 
 def test_a_narrow_terminal_loses_lesser_columns_and_says_which() -> None:
     made = shown_within(120)
-    heads = made.tables[0].heads
+    heads = made.tables[0].headers
     assert {"latency p50", "latency ratio", "encoder"} <= {*heads}
     assert "latency p90" not in heads
     assert any(note.startswith("left out for want of room: ") and "latency-p90" in note for note in made.notes)
@@ -251,7 +251,7 @@ def test_columns_that_nobody_asked_for_are_not_said_to_be_left_out() -> None:
 
 def test_without_a_width_no_column_is_left_out() -> None:
     made = shown_within(None)
-    assert len(made.tables[0].heads) == 1 + sum(column.rank < 9 for column in columns().values())
+    assert len(made.tables[0].headers) == 1 + sum(column.rank < 9 for column in columns().values())
     assert not any("left out" in note for note in made.notes)
 
 

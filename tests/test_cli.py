@@ -101,7 +101,10 @@ REFUSALS = [
     (["build", "--recipe", "unet-2051"], "no recipe is called 'unet-2051'; did you mean unet-2015"),
     (["build", *SMALL, "--pretrained"], "--pretrained: encoder plain has no pretrained weights; leave it out"),
     (["build", "--encoder", "resnet18", "--pretrained", "no/file"], "there is no weights file no/file"),
-    (["build", *SMALL, "--up", "transposed:init=bilinear,kernel=3"], "which means kernel=4, padding=1, output_padding=0"),
+    (
+        ["build", *SMALL, "--up", "transposed:init=bilinear,kernel=3"],
+        "which means kernel=4, padding=1, output_padding=0",
+    ),
     (["build", *SMALL, "--logits", "transposed"], "take one that keeps them (such as transposed:channels=keep)"),
     (["build", *SMALL, "--block", "double:act=rellu"], "timm has no such activation; did you mean"),
     (["list", "fussions"], "no kind of part is called 'fussions'; did you mean fusions"),

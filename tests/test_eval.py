@@ -90,7 +90,7 @@ def called(*words: Any) -> Result:
 
 
 def told(*words: Any) -> dict[str, Any]:
-    result = called(*words, "--json", "-")
+    result = called(*words, "--json")
     assert result.exit_code == 0, result.exception
     found: dict[str, Any] = json.loads(result.stdout)
     return found
@@ -146,7 +146,7 @@ def test_the_tables_show_classes_images_and_objects(cells: Path) -> None:
     assert result.exit_code == 0, result.exception
     for text in (
         f"4 images of {CELLS} (test)",
-        "All pixels together (micro):",
+        "Over all pixels (micro):",
         "Mean over the images in which a class occurs (macro):",
         "IoU of each image, the worst 2 of 4:",
         "background",
@@ -160,7 +160,7 @@ def test_the_tables_show_classes_images_and_objects(cells: Path) -> None:
 
 
 def test_json_holds_all_of_it_and_alone_stands_on_the_output(cells: Path, tmp_path: Path) -> None:
-    assert called(cells, "--json", tmp_path / "new" / "scores.json").exit_code == 0
+    assert called(cells, "--json-out", tmp_path / "new" / "scores.json").exit_code == 0
     found = json.loads((tmp_path / "new" / "scores.json").read_text())
     assert found == told(cells)
     assert set(found) == {
@@ -288,7 +288,7 @@ def test_what_does_not_fit_is_refused_in_one_line(cells: Path, photos: Path, tmp
     assert "--picture a.svg: draws PNG" in refused(cells, "--picture", "a.svg")
     assert "--boundary -1: must be 0 or more" in refused(cells, "--boundary", "-1")
     (tmp_path / "file").write_text("")
-    assert "cannot be written" in refused(cells, "--json", tmp_path / "file" / "scores.json")
+    assert "cannot be written" in refused(cells, "--json-out", tmp_path / "file" / "scores.json")
     assert "cannot be written" in refused(cells, "--picture", tmp_path / "file" / "confusion.png")
     assert called(cells, "--split", "most").exit_code == 2
 

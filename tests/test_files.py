@@ -28,7 +28,7 @@ from unetkit.errors import FileError, OptionError, PluginError, UnetkitError, Un
 from unetkit.parts.blocks import DoubleConv
 from unetkit.plan import Plan
 from unetkit.registry import Parts
-from unetkit.serialization import digest
+from unetkit.serialization import compute_digest
 
 SMALL = "plain:widths=[8,16,32]"
 
@@ -73,7 +73,7 @@ def seal(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> No
     """Write a file of our format whose digest is right, whatever its content is."""
     data = safetensors.torch.save(tensors, metadata | {"sha256": "0" * 64})
     at = data.index(b'"sha256":"') + len(b'"sha256":"')
-    path.write_bytes(data[:at] + digest(data, at) + data[at + 64 :])
+    path.write_bytes(data[:at] + compute_digest(data, at) + data[at + 64 :])
 
 
 def assert_same(model: nn.Module, other: nn.Module) -> None:

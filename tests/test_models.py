@@ -135,7 +135,11 @@ def test_what_smp_makes_of_values_is_built_on_meta_too() -> None:
 @pytest.mark.parametrize(
     ("line", "error", "message"),
     [
-        ("--model smp/unet --fuse add", BuildError, "--fuse describes a part of a U-Net, but --model smp/unet is whole"),
+        (
+            "--model smp/unet --fuse add",
+            BuildError,
+            "--fuse describes a part of a U-Net, but --model smp/unet is whole",
+        ),
         ("--model smp/unet --decode-to 2", BuildError, "--decode-to says a part of a U-Net"),
         ("--model smp/unett", UnknownNameError, "no model is called 'smp/unett'; did you mean smp/unet"),
         ("--model smp/unet:decoder_chanels=[1]", OptionError, "did you mean decoder_channels"),
@@ -163,8 +167,14 @@ def test_what_does_not_go_is_refused_before_torch_is_needed(line: str, error: ty
             "built with encoder tu-resnet34 and its options (ValueError: Model depth is 4",
         ),
         ("--model smp/dpt --encoder smp/resnet18", "smp/dpt cannot be built with encoder resnet18"),
-        ("--model smp/fpn:upsampling=2", "gives logits of 128x128 for an input of 256x256; they must have the size of the input"),
-        ("--model smp/fpn:upsampling=8", "gives logits of 512x512 for an input of 256x256; they must have the size of the input"),
+        (
+            "--model smp/fpn:upsampling=2",
+            "gives logits of 128x128 for an input of 256x256; they must have the size of the input",
+        ),
+        (
+            "--model smp/fpn:upsampling=8",
+            "gives logits of 512x512 for an input of 256x256; they must have the size of the input",
+        ),
         ("--model smp/unet --encoder resnet18:drop_rate=0.1", "changes nothing in its feature maps"),
         ("--model smp/unet --encoder resnet18:num_classes=5", "--classes sets it"),
         ("--model smp/deeplabv3 --encoder resnet18:output_stride=8", "smp/deeplabv3:encoder_output_stride=..."),

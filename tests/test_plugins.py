@@ -200,7 +200,7 @@ def test_a_failing_plugin_costs_one_line(write: Write, capsys: pytest.CaptureFix
     assert line.startswith(f"unetkit: plugin bad failed in unetkit {OURS}: ")
     assert reason in line
     assert fusions(host) == [*BUILTIN, "gate"]
-    assert not host.manager.has_plugin("bad")
+    assert not host.pluggy_manager.has_plugin("bad")
     plugin = {p.name: p for p in host.plugins}["bad"]
     assert (plugin.loaded, plugin.error in line, "Traceback" in plugin.traceback) == (False, True, True)
 
@@ -309,7 +309,7 @@ def test_a_plugin_listed_twice_works_once(write: Write, capsys: pytest.CaptureFi
     path = write("one.py", GOOD.format(part="gate") + WRAP.format(body="return Wrapped"))
     host = load_manager([path, path])
     assert fusions(host) == [*BUILTIN, "gate"]
-    assert host.manager.has_plugin("one")
+    assert host.pluggy_manager.has_plugin("one")
     assert lines(capsys) == []
     model: Any = build("plain:widths=[2,4]", parts=host.parts, device="meta")
     assert type(model).__name__ == "Wrapped"
@@ -383,7 +383,7 @@ def test_a_wrapper_is_told_the_whole_plan() -> None:
             seen.append(plan)
 
     host = load_manager()
-    host.manager.register(Spy(), "unetkit spy")
+    host.pluggy_manager.register(Spy(), "unetkit spy")
     host.plugins.append(type(host.plugins[0])("unetkit spy", "", "", loaded=True))
     model = build("plain:widths=[2,4]", fuse="add", classes=2, parts=host.parts, device="meta")
     assert seen == [model.resolved_plan]
@@ -544,7 +544,7 @@ def test_who_imports_torch_to_register_is_known(write: Write) -> None:
 def test_every_kind_may_be_added_and_is_listed_under_its_owner(write: Write, capsys: Any) -> None:
     adds = "\n".join(f"    parts.{kind.attribute}.add('mine', 'nowhere:Mine')" for kind in KINDS)
     host = load_manager([write("all.py", HEAD + "@hookimpl\ndef unetkit_register(parts):\n" + adds)], isolated=True)
-    assert [(e.kind, e.name) for e in host.parts.registered_by("all")] == [(kind, "mine") for kind in KINDS]
+    assert [(e.kind, e.name) for e in host.parts.entries_of("all")] == [(kind, "mine") for kind in KINDS]
     assert not host.implements("unetkit_wrap_model", host.plugins[1])
     assert lines(capsys) == []
 
@@ -569,7 +569,7 @@ def unetkit_register(parts):
 def test_a_library_that_cannot_be_listed_costs_one_line(write: Write, capsys: Any, body: str) -> None:
     parts = load_parts([write("zoo.py", LIBRARY.format(body=body))])
     assert "resnet18" in parts.encoders.names()
-    assert parts.encoders.get("resnet18").source == "timm"
+    assert parts.encoders.get("resnet18").library == "timm"
     with pytest.raises(UnknownNameError, match="no encoder is called 'bogus'"):
         parts.encoders.get("bogus")
     told = [line for line in lines(capsys) if line != "hello"]

@@ -33,9 +33,9 @@ from unetkit.predict.predictor import (
     PredictConfig,
     PredictionJob,
     Predictor,
+    explain_if_too_large,
     plan_outputs,
     predict_all,
-    too_large,
 )
 from unetkit.train.checkpoint import BEST, TrainRun
 from unetkit.train.config import TrainConfig
@@ -117,7 +117,7 @@ def test_windows_of_a_tiff_are_those_of_the_whole(kind: str, tmp_path: Path) -> 
     tifffile.imwrite(path, values, **how)
     whole = read_image(path)
     with open_image(path) as picture:
-        assert isinstance(picture, opening._Windows)
+        assert isinstance(picture, opening._WindowReader)
         assert (picture.channels, *picture.size) == tuple(whole.shape)
         for rows in (slice(0, 40), slice(31, 33), slice(20, whole.shape[1])):
             for columns in (slice(0, 20), slice(15, whole.shape[2])):
@@ -163,7 +163,7 @@ def test_a_png_written_by_rows_is_what_pillow_reads(palette: bytes, tmp_path: Pa
         rows = PngWriter(file, (33, 50), palette)
         for part in (values[:7], values[7:8], values[8:]):
             rows.add(part)
-        rows.end()
+        rows.finish()
     with Image.open(tmp_path / "a.png") as image:
         image.verify()
     with Image.open(tmp_path / "a.png") as image:
@@ -183,8 +183,11 @@ def test_a_file_becomes_a_mask_with_the_runs_palette(run: TrainRun, tmp_path: Pa
     tifffile.imwrite(path, pixels(600, 300), tile=(64, 64), compression="lzw")
     result = called(run.folder, path, "--out", tmp_path / "out", "--tile", "128x96", "--batch-size", 3, "--check")
     assert result.exit_code == 0, result.output
-    assert "in tiles of 128x96 that overlap by 18x18: exactly what one pass over the whole image gives" in result.output
-    assert "0 of 180,000 pixels are decided otherwise" in result.output
+    assert (
+        "in tiles of 128x96 that overlap by 18x18: exactly what a single pass over the whole image gives"
+        in result.output
+    )
+    assert "0 of 180,000 pixels have another class" in result.output
     assert result.stdout == f"1 of 1 images written to {tmp_path / 'out'}\n"
     written = read_mask(tmp_path / "out" / "a.png")
     assert (torch.from_numpy(written.values) == run.target.to_mask(chances(run, path)[None])[0]).float().mean() == 1
@@ -240,17 +243,20 @@ def test_check_tells_how_far_blended_tiles_are_off(tmp_path: Path) -> None:
     result = called(run.folder, tmp_path / "a.png", "--out", tmp_path / "out", "--tile", 96, "--check", "--tta")
     assert result.exit_code == 0, result.output
     assert (
-        "in tiles of 96x96 that overlap by 24x24, blended, since what a pixel depends on is the whole" in result.output
+        "in tiles of 96x96 that overlap by 24x24, blended, since the receptive field of a pixel is the whole"
+        in result.output
     )
-    told = re.search(r"differ by at most (\S+) from one pass over the whole image; ([\d,]+) of 30,000", result.output)
+    told = re.search(
+        r"differ by at most (\S+) from a single pass over the whole image; ([\d,]+) of 30,000", result.output
+    )
     assert told
     assert 0 < float(told[1]) < 0.5
 
 
 def test_an_image_too_large_for_one_pass_is_not_checked(run: TrainRun) -> None:
-    told = too_large(run.network(), (200_000, 200_000))
-    assert re.fullmatch(r"one pass may take .* GiB, and .* are free; check on a smaller image", told)
-    assert too_large(run.network(), (64, 64)) == ""
+    told = explain_if_too_large(run.network(), (200_000, 200_000))
+    assert re.fullmatch(r"a single pass may need .* GiB, but .* are free; use --check on a smaller image", told)
+    assert explain_if_too_large(run.network(), (64, 64)) == ""
 
 
 def test_what_cannot_be_done_is_reported_and_the_others_are_done(
@@ -275,12 +281,12 @@ def test_what_cannot_be_done_is_reported_and_the_others_are_done(
     assert done.stdout == f"2 of 7 images written to {tmp_path / 'out'}\n"
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["a.png", "f.png"]
     lines = done.stderr.splitlines()
-    assert lines[0] == "in one tile: exactly what one pass over the whole image gives"
+    assert lines[0] == "in one tile: exactly what a single pass over the whole image gives"
     assert lines[1].startswith("1 of 7: ")
     assert "2 of 7: failed: " in lines[2]
     assert "b.tif: cannot be read as TIFF: " in lines[2]
     assert "c.png: cannot be read as an image: " in lines[3]
-    takes = f"has 3 channels, and the network of {run.folder} takes 1; give images such as it was trained on"
+    takes = f"has 3 channels, but the network of {run.folder} takes 1; give images like those that it was trained on"
     assert lines[4].endswith(f"d.png: {takes}")
     assert "e.tif: cannot be read as TIFF: " in lines[5]
     assert lines[7] == "7 of 7: failed: absent.png: the file does not exist"
@@ -297,7 +303,7 @@ def test_an_image_that_memory_does_not_hold_costs_a_line_and_a_wrong_option_ends
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: ...")
 
     class Told(PredictCallback):
-        def fails(self, job: PredictionJob, why: str) -> None:
+        def on_image_error(self, job: PredictionJob, why: str) -> None:
             told.append(why)
 
     told: list[str] = []
@@ -311,7 +317,7 @@ def test_an_image_that_memory_does_not_hold_costs_a_line_and_a_wrong_option_ends
     lacks = "not enough memory for a pass of 1 of 100x100; give a smaller --tile or --batch-size"
     assert told == [f"{images[0]}: {lacks}"]
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["b.png"]
-    with pytest.raises(OptionError, match="--overlap 64: must be below what a tile gives, 64x64"):
+    with pytest.raises(OptionError, match="--overlap 64: must be smaller than a tile's output, 64x64"):
         predict_all(Predictor(run, network, PredictConfig(tile=(64, 64), overlap=64)).predict, jobs, Told())
 
 
@@ -350,7 +356,7 @@ def test_a_run_that_is_interrupted_leaves_whole_files_alone(run: TrainRun, tmp_p
         child.send_signal(signal.SIGINT)
         told = child.stderr.read()
     assert child.returncode == 130
-    assert told.splitlines()[-1] == f"Error: interrupted: 1 of 2 images are done and whole, in {out}"
+    assert told.splitlines()[-1] == f"Error: interrupted: 1 of 2 images are complete, in {out}"
     assert sorted(file.name for file in out.iterdir()) == ["a-probabilities.tif", "a.png"]
 
 
@@ -367,7 +373,7 @@ def test_two_images_never_end_in_one_file(run: TrainRun, tmp_path: Path) -> None
     Image.fromarray(pixels(20, 20)).save(tmp_path / "one" / "x.png")
     tifffile.imwrite(tmp_path / "two" / "x.tif", pixels(20, 20))
     told = refused(run.folder, tmp_path / "one", tmp_path / "two", "--out", tmp_path / "out")
-    expected = f"{tmp_path}/one/x.png and {tmp_path}/two/x.tif would both be written to x.png; predict them apart"
+    expected = f"{tmp_path}/one/x.png and {tmp_path}/two/x.tif would both be written to x.png; predict them separately"
     assert told == expected
     assert refused(run.folder, tmp_path / "one", "--out", tmp_path / "one").endswith(
         f"{tmp_path}/one/x.png would be overwritten; give another folder"
@@ -380,7 +386,7 @@ def test_what_is_asked_wrongly_is_refused(run: TrainRun, tmp_path: Path) -> None
     (tmp_path / "empty").mkdir()
     Image.fromarray(pixels(20, 20)).save(tmp_path / "x.png")
     asked = (run.folder, tmp_path / "x.png", "--out", tmp_path / "out")
-    assert "holds no image: none of its files ends in .png" in refused(
+    assert "contains no image: no file name ends in .png" in refused(
         run.folder, tmp_path / "empty", "--out", tmp_path / "out"
     )
     assert refused(tmp_path, *asked[1:]).startswith(f"{tmp_path} is no training run")
@@ -430,10 +436,10 @@ def test_a_file_read_whole_says_so_where_it_is_large(tmp_path: Path, monkeypatch
     Image.fromarray(pixels(40, 50)).save(tmp_path / "a.png")
     tifffile.imwrite(tmp_path / "b.tif", pixels(40, 50), compression="zlib", rowsperstrip=40)
     with open_image(tmp_path / "a.png") as picture:
-        assert picture.note == "is read whole, 7.812 KiB; a tiled TIFF would be read by windows"
+        assert picture.note == "is read as a whole, 7.812 KiB; a tiled TIFF would be read in windows"
     with open_image(tmp_path / "b.tif") as picture:
-        assert picture.note.startswith("has strips or tiles of 1.953 KiB, which are read whole; write it in tiles")
-    with pytest.raises(FileError, match="there is no such file"), open_image(tmp_path / "c.tif"):
+        assert picture.note.startswith("has strips or tiles of 1.953 KiB, which are read as a whole; write it in tiles")
+    with pytest.raises(FileError, match="the file does not exist"), open_image(tmp_path / "c.tif"):
         pass
 
 

@@ -48,7 +48,7 @@ def message(caught: type[Exception], call: Callable[[], object]) -> str:
 
 def test_a_name_gives_its_factory(parts: Parts) -> None:
     entry = parts.fusions.get("gate")
-    assert (entry.name, entry.owner, entry.kind.word) == ("gate", "unetkit", "fuse")
+    assert (entry.name, entry.owner, entry.kind.field) == ("gate", "unetkit", "fuse")
     assert entry.load() is gate
     assert parts.fusions.get("concat").load() is gate
     assert [option.name for option in entry.signature.options] == ["width"]
@@ -56,7 +56,7 @@ def test_a_name_gives_its_factory(parts: Parts) -> None:
 
 def test_a_kind_by_its_word_title_or_plural(parts: Parts) -> None:
     for kind in KINDS:
-        assert parts[kind.word] is parts[kind.title] is parts[kind.attribute] is getattr(parts, kind.attribute)
+        assert parts[kind.field] is parts[kind.title] is parts[kind.attribute] is getattr(parts, kind.attribute)
     assert [registry.kind for registry in parts] == list(KINDS)
 
 
@@ -68,7 +68,7 @@ def test_an_unknown_kind_names_those_there_are(parts: Parts) -> None:
 
 
 def test_a_taken_name_names_both_owners(parts: Parts) -> None:
-    staged = parts.staged("mine")
+    staged = parts.stage("mine")
     assert message(PluginError, lambda: staged.fusions.add("gate", gate)) == (
         "fusion 'gate' of mine is already registered by unetkit; "
         "rename it, or use replaces='unetkit' to replace the other one"
@@ -77,7 +77,7 @@ def test_a_taken_name_names_both_owners(parts: Parts) -> None:
 
 
 def test_a_name_may_be_replaced_on_purpose(parts: Parts) -> None:
-    staged = parts.staged("mine")
+    staged = parts.stage("mine")
     staged.fusions.add("gate", max, replaces="unetkit")
     assert (staged.fusions.get("gate").owner, staged.fusions.get("gate").load()) == ("mine", max)
 
@@ -91,7 +91,7 @@ def test_what_is_no_name(parts: Parts, name: str) -> None:
 
 def test_staged_names_count_only_when_committed(parts: Parts) -> None:
     before = [entry.name for registry in parts for entry in registry.find()]
-    staged = parts.staged("mine")
+    staged = parts.stage("mine")
     staged.fusions.add("new", gate)
     staged.encoders.add_library("third", f"{__name__}:more_names", from_library)
     assert [entry.name for registry in parts for entry in registry.find()] == before
@@ -105,7 +105,7 @@ def test_staged_names_count_only_when_committed(parts: Parts) -> None:
 def test_a_bare_name_is_looked_up_in_the_registry_first_then_in_each_source(parts: Parts) -> None:
     assert parts.encoders.get("resnet34").load()(3, levels=2) == "resnet34 3 2"
     assert parts.encoders.get("resnet34") == parts.encoders.get("lib/resnet34")
-    assert parts.encoders.get("more/resnet34") == parts.encoders.libraries["more"].entry(
+    assert parts.encoders.get("more/resnet34") == parts.encoders.libraries["more"].make_entry(
         KINDS[0], "resnet34", taken=True
     )
     assert parts.encoders.get("own") == parts.encoders.get("more/own")
@@ -121,7 +121,7 @@ def test_a_tag_belongs_to_the_name(parts: Parts) -> None:
 
 
 def test_a_source_is_registered_once(parts: Parts) -> None:
-    staged = parts.staged("mine")
+    staged = parts.stage("mine")
     assert message(PluginError, lambda: staged.encoders.add_library("lib", "a:b", "c:d")) == (
         "source 'lib' is already registered by unetkit"
     )
@@ -155,7 +155,6 @@ def test_a_missing_name_that_nothing_is_near(parts: Parts, name: str) -> None:
 
 def test_a_missing_name_may_be_a_failed_plugins(parts: Parts) -> None:
     parts.plugins += [Plugin("gated"), Plugin("attend"), Plugin("twice"), Plugin("twice", loaded=True)]
-    assert message(UnknownNameError, lambda: parts.staged("x").fusions.get("zzz")) == (
-        "no fusion is called 'zzz' (a plugin that failed may provide it: gated, attend); "
-        "see `unetkit list fusions`"
+    assert message(UnknownNameError, lambda: parts.stage("x").fusions.get("zzz")) == (
+        "no fusion is called 'zzz' (a plugin that failed may provide it: gated, attend); see `unetkit list fusions`"
     )

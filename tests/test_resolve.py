@@ -29,8 +29,7 @@ def refused(line: str, parts: Parts, kind: type[UnetkitError]) -> str:
 UNKNOWN = {
     "--encoder resnet19": "--encoder resnet19: no encoder is called 'resnet19'; did you mean resnet18 or ",
     "--encoder timn/resnet18": "--encoder timn/resnet18: no encoder is called 'timn/resnet18'; did you mean resnet18",
-    "--encoder plain --fuse ad": "--fuse ad: no fusion is called 'ad'; did you mean add?; "
-    "see `unetkit list fusions`",
+    "--encoder plain --fuse ad": "--fuse ad: no fusion is called 'ad'; did you mean add?; see `unetkit list fusions`",
     "--encoder plain --up bilinaer/nearest": "--up bilinaer: no upsampler is called 'bilinaer'; "
     "did you mean bilinear?; see `unetkit list upsamplers`",
     "--encoder plain --logits zzz": "--logits zzz: no upsampler is called 'zzz'; see `unetkit list upsamplers`",

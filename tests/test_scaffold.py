@@ -61,7 +61,7 @@ def test_the_files(kind: str, tmp_path: Path) -> None:
 def test_words_of_the_line_and_plurals_name_a_kind() -> None:
     for kind in KINDS:
         files = plugin_files("my-own", kind.title)
-        assert plugin_files("my-own", kind.word) == plugin_files("my-own", kind.attribute) == files
+        assert plugin_files("my-own", kind.field) == plugin_files("my-own", kind.attribute) == files
     for title in ("wrap", "command", "metric"):
         assert plugin_files("my-own", f"{title}s") == plugin_files("my-own", title)
 

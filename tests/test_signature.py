@@ -23,7 +23,7 @@ from unetkit.registry import Entry
 def builtins() -> list[Entry]:
     """Every built-in part, and one of each source."""
     parts = load_parts(isolated=True)
-    return [e for r in parts for e in (*r.entries.values(), *(r.get(s.listing()[0]) for s in r.libraries.values()))]
+    return [e for r in parts for e in (*r.entries.values(), *(r.get(s.list_names()[0]) for s in r.libraries.values()))]
 
 
 BUILTIN = builtins()
@@ -32,7 +32,7 @@ BUILTIN = builtins()
 @pytest.mark.parametrize("entry", BUILTIN, ids=lambda e: f"{e.kind.word}-{e.name}")
 def test_a_builtin_reads_the_same_from_source_and_imported(entry: Entry) -> None:
     assert isinstance(entry.factory, str)
-    from_source = signature._from_source(entry.factory)
+    from_source = signature._signature_from_source(entry.factory)
     assert from_source == signature.read_signature(signature.load_target(entry.factory))
 
 
@@ -77,7 +77,7 @@ def both(target: str) -> Signature:
 
 def fallen_back(target: str) -> Signature:
     """The signature of a factory that the source text cannot tell."""
-    assert signature._from_source(target) is None
+    assert signature._signature_from_source(target) is None
     return signature.read_signature(target)
 
 

@@ -274,7 +274,7 @@ def test_checks_have_names_and_titles_of_their_own() -> None:
     for check in CHECKS:
         assert all(order.index(need) < order.index(check.name) for need in check.needs)
     for kind in KINDS:
-        job = jobs_of_part(kind.word, "unet-2015" if kind.word == "recipe" else RIGHT[kind.title])[0]
+        job = jobs_of_part(kind.field, "unet-2015" if kind.field == "recipe" else RIGHT[kind.title])[0]
         assert (job.check, job.title) == (CHECKS[0].name, CHECKS[0].title)
 
 

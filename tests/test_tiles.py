@@ -16,7 +16,7 @@ from unetkit.errors import InputSizeError, OptionError
 from unetkit.predict import tiled
 from unetkit.tiling.layout import TileAxis, TileLayout, TileRequirements, blended_axis, exact_axis
 from unetkit.tiling.requirements import find_tile_requirements, full_size
-from unetkit.tiling.sliding_window import InMemoryImage, windows
+from unetkit.tiling.sliding_window import InMemoryImage, iterate_windows
 from unetkit.unet import UNet
 from unetkit.utils.spatial import resize_to_input
 
@@ -25,9 +25,9 @@ sides = st.integers(1, 700)
 
 def shares(axis: TileAxis) -> np.ndarray:
     """For each tile, its share in each pixel of the whole."""
-    table = np.zeros((len(axis.starts), axis.whole))
+    table = np.zeros((len(axis.starts), axis.total))
     for index, start in enumerate(axis.starts):
-        table[index, start : start + axis.tile] = axis.share(index)
+        table[index, start : start + axis.tile] = axis.weight(index)
     return table
 
 
@@ -40,13 +40,13 @@ def test_exact_tiles_give_every_pixel_once_and_none_that_their_ends_reach(
     table = shares(axis)
     assert set(np.unique(table)) <= {0, 1}
     assert (table.sum(0) == 1).all()
-    assert axis.whole >= side > axis.whole - period
-    assert (axis.whole - tile) % period == 0
+    assert axis.total >= side > axis.total - period
+    assert (axis.total - tile) % period == 0
     for index, start in enumerate(axis.starts):
         assert start % period == 0
         taken = np.flatnonzero(table[index])
         assert start == 0 or taken[0] >= start + first
-        assert start + axis.tile == axis.whole or taken[-1] < start + axis.tile - behind
+        assert start + axis.tile == axis.total or taken[-1] < start + axis.tile - behind
 
 
 @given(sides, st.integers(1, 16), st.integers(1, 200), st.floats(0, 0.99))
@@ -55,7 +55,7 @@ def test_blended_tiles_have_shares_that_sum_to_one(side: int, period: int, tile:
     table = shares(axis)
     assert (table >= 0).all()
     np.testing.assert_allclose(table.sum(0), 1, atol=1e-6)
-    assert axis.whole >= side
+    assert axis.total >= side
     gaps = np.diff(axis.starts)
     assert (gaps <= max(period, tile - int(share * tile))).all()
 
@@ -66,7 +66,7 @@ def test_what_is_known_is_known_in_order(side: int, period: int, tile: int) -> N
     table = shares(axis)
     for index, (start, end) in enumerate(zip(axis.starts, axis.ends, strict=True)):
         assert not table[index + 1 :, start:end].any()
-    assert axis.ends[-1] == axis.whole
+    assert axis.ends[-1] == axis.total
 
 
 VALID = "plain:widths=[4,4,8],norm=none,padding=0"
@@ -98,7 +98,7 @@ BLENDED: list[tuple[dict[str, Any], str]] = [
     ({"encoder": "plain:widths=[4,8],padding=0"}, "maps are resized by no whole factor"),
     (
         {"encoder": "test_resnet", "widths": THIN},
-        "a pixel depends on 359x359 pixels; --tile 704 leaves room to be exact",
+        "a pixel depends on 359x359 pixels; --tile 704 would be exact",
     ),
 ]
 
@@ -121,7 +121,7 @@ def image(*size: int, channels: int = 2) -> Tensor:
 def stitched(model: nn.Module, x: Tensor, layout: TileLayout, batch: int = 1) -> Tensor:
     result = torch.full((2, *x.shape[1:]), torch.nan, dtype=x.dtype)
     with torch.inference_mode():
-        for window in windows(lambda tiles: full_size(model, tiles), InMemoryImage(x), layout, batch):
+        for window in iterate_windows(lambda tiles: full_size(model, tiles), InMemoryImage(x), layout, batch):
             assert result[:, window.rows, window.columns].isnan().all()
             result[:, window.rows, window.columns] = window.values
     return result
@@ -133,7 +133,7 @@ def test_tiles_are_what_one_pass_gives(words: dict[str, Any], tile: tuple[int, i
     asks, x = find_tile_requirements(model), image(*size)
     layout = asks.layout(size, tile)
     assert layout.tiles > 1
-    assert "exactly" in layout.why
+    assert "exactly" in layout.explanation
     found, whole = stitched(model, x, layout, batch=3), stitched(model, x, asks.single_tile(size))
     # Convolutions of other sizes may be summed in another order: no more than rounding in float64.
     assert float((found - whole).abs().max()) <= 1e-10 * float(whole.abs().max())
@@ -161,7 +161,7 @@ def test_a_mirrored_border_and_the_original_tile() -> None:
     assert (asks.shrinks, asks.least, asks.edge) == ((184, 184), (188, 188), ((0, 0), (0, 0)))
     rows = asks.layout((2000, 2000), (572, 572)).rows
     assert (rows.tile, rows.margin, rows.starts[1]) == (388, (92, 92), 384)
-    assert rows.taken(0) == (-92, 480)
+    assert rows.input_range(0) == (-92, 480)
 
 
 @pytest.mark.parametrize(("words", "why"), BLENDED, ids=lambda value: str(value)[:60])
@@ -169,8 +169,8 @@ def test_where_tiles_cannot_be_exact_they_are_blended_and_why_is_said(words: dic
     model = made(words)
     asks, x = find_tile_requirements(model), image(150, 131)
     layout = asks.layout((150, 131), (96, 96))
-    assert "blended, since " in layout.why
-    assert why in layout.why
+    assert "blended, since " in layout.explanation
+    assert why in layout.explanation
     found = stitched(model, x, layout)
     assert found.isfinite().all()
     whole = stitched(model, x, asks.single_tile((150, 131)))
@@ -180,20 +180,20 @@ def test_where_tiles_cannot_be_exact_they_are_blended_and_why_is_said(words: dic
 def test_an_overlap_that_is_asked_for_blends() -> None:
     model = made({"encoder": "plain:widths=[4,8]"})
     layout = find_tile_requirements(model).layout((150, 131), (64, 64), 16)
-    assert layout.why == "in tiles of 64x64 that overlap by 16x16, blended, as --overlap asks"
+    assert layout.explanation == "in tiles of 64x64 that overlap by 16x16, blended, as --overlap asks"
     assert layout.rows.starts == (0, 48, 86)
-    with pytest.raises(OptionError, match="--overlap 64: must be below what a tile gives, 64x64"):
+    with pytest.raises(OptionError, match="--overlap 64: must be smaller than a tile's output, 64x64"):
         find_tile_requirements(model).layout((150, 131), (64, 64), 64)
 
 
 def test_a_network_of_one_size_gets_tiles_of_that_size_alone() -> None:
-    fixed = TileRequirements(32, (64, 96), (64, 96), why="the network takes 64x96")
+    fixed = TileRequirements(32, (64, 96), (64, 96), explanation="the network takes 64x96")
     layout = fixed.layout((100, 90))
     assert (layout.rows.tile, layout.columns.tile, layout.tiles) == (64, 96, 3)
-    assert layout.why.endswith("blended, since the network takes 64x96")
-    with pytest.raises(OptionError, match="--tile 64x64: the network takes 64x96 alone; leave it out"):
+    assert layout.explanation.endswith("blended, since the network takes 64x96")
+    with pytest.raises(OptionError, match="--tile 64x64: the network takes 64x96 only; leave it out"):
         fixed.layout((100, 90), (64, 64))
-    with pytest.raises(OptionError, match="no one pass sees 100x90"):
+    with pytest.raises(OptionError, match="a single pass cannot cover 100x90"):
         fixed.single_tile((100, 90))
 
 

@@ -148,9 +148,7 @@ def test_a_decoder_level_that_breaks_is_named() -> None:
 
 def test_an_odd_pool_in_a_valid_net_is_noted_with_sizes_that_lose_nothing() -> None:
     traced = unetkit.trace(unetkit.build(recipe="unet-2015", device="meta"), 573)
-    assert traced.notes == (
-        "encoder.pool halves 569x569, which drops a row or column; 572x572 and 588x588 drop none",
-    )
+    assert traced.notes == ("encoder.pool halves 569x569, which drops a row or column; 572x572 and 588x588 drop none",)
 
 
 def test_smallest_size_is_the_smallest() -> None:

@@ -42,33 +42,33 @@ def make_part(kind: str, part: Any, *wiring: Any, parts: Parts | None = None) ->
         UnetkitError: The part does not exist or cannot be created with these arguments.
     """
     parts = parts or current_parts()
-    word = parts[kind].kind.word
+    word = parts[kind].kind.field
     spec = canonical_spec(word, PartSpec.of(part), parts)
-    _, owners = _UNDER_WAY.get() or (None, set())
+    _, owners = _CURRENT_BUILD.get() or (None, set())
     owners.update(owner_of(word, link, parts) for link in spec.links)
     return cast(nn.Module, PartBuilder(Plan(), parts)(word, spec, wiring))
 
 
 #: The build that a part may be made for: where it looks names up, and the owners of the parts that it has.
-_UNDER_WAY: ContextVar[tuple[Parts, set[str]] | None] = ContextVar("_UNDER_WAY", default=None)
+_CURRENT_BUILD: ContextVar[tuple[Parts, set[str]] | None] = ContextVar("_UNDER_WAY", default=None)
 
 
 def current_parts() -> Parts:
     """Return the registered parts of the build in progress, or all that are installed."""
-    parts, _ = _UNDER_WAY.get() or (None, set())
+    parts, _ = _CURRENT_BUILD.get() or (None, set())
     return parts or default_parts()
 
 
 @contextmanager
 def build_context(parts: Parts) -> Iterator[set[str]]:
     """Look names up in these parts within the context; yields the owners of the parts that are created in it."""
-    _, outside = _UNDER_WAY.get() or (None, set())
+    _, outside = _CURRENT_BUILD.get() or (None, set())
     owners: set[str] = set()
-    token = _UNDER_WAY.set((parts, owners))
+    token = _CURRENT_BUILD.set((parts, owners))
     try:
         yield owners
     finally:
-        _UNDER_WAY.reset(token)
+        _CURRENT_BUILD.reset(token)
         outside |= owners  # a part may build a whole network
 
 
@@ -136,7 +136,7 @@ class PartBuilder:
             raise BuildError(f"--{word} {spec}{where} has lazy layers, whose shapes are unknown; give their channels")
         return part
 
-    def encoder(self) -> Any:
+    def build_encoder(self) -> Any:
         spec, plan = self.plan.encoder, self.plan
         extra: dict[str, Any] = {}
         takes = {option.name for option in signature_of("encoder", spec, self.parts).options}
@@ -155,20 +155,20 @@ class PartBuilder:
             )
         return encoder
 
-    def model(self) -> nn.Module:
+    def build_model(self) -> nn.Module:
         """Create the whole model of a plan; it receives its encoder with the library, as in "timm/resnet34"."""
         spec, plan = self.plan.model, self.plan
         takes = {option.name for option in signature_of("model", spec, self.parts).options}
         extra: dict[str, Any] = {"pretrained": plan.pretrained} if plan.pretrained else {}
         if plan.encoder is not None:
             entry = self.parts.encoders.get(plan.encoder.name)
-            full = replace(plan.encoder, name=f"{entry.source}/{entry.name}" if entry.source else entry.name)
+            full = replace(plan.encoder, name=f"{entry.library}/{entry.name}" if entry.library else entry.name)
             extra["encoder"] = str(full)
         if plan.size and "img_size" in takes.difference(name for name, _ in spec.options):
             extra["img_size"] = plan.size
         return cast(nn.Module, self("model", spec, (plan.in_channels, plan.classes), **extra))
 
-    def stages(self, encoder: Any, levels: list[Level], widths: tuple[int, ...]) -> list[Stage]:
+    def build_stages(self, encoder: Any, levels: list[Level], widths: tuple[int, ...]) -> list[Stage]:
         plan = self.plan
         ups, blocks = broadcast_levels("up", plan.up, levels), broadcast_levels("block", plan.block, levels)
         joins = [level for level in levels if level.skip is not None]
@@ -200,7 +200,7 @@ class PartBuilder:
         self.out_channels = out_channels
         return part
 
-    def logits(self, spec: Any, scale: float) -> nn.Module | None:
+    def build_logits(self, spec: Any, scale: float) -> nn.Module | None:
         if spec == NO_LOGITS:
             return None
         part = self("logits", spec, (self.plan.classes, scale))
@@ -332,12 +332,12 @@ def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool
         if whole.seed is not None:
             stack.enter_context(_seeded(whole.seed, device))
         owners = stack.enter_context(build_context(parts))
-        assemble = _assemble if whole.model is None else _build_whole_model
+        assemble = _build_unet if whole.model is None else _build_whole_model
         network, derived = assemble(whole if pretrained else replace(whole, pretrained=None), parts)
         network.resolved_plan = whole.with_defaults(derived)
         network.plan = minimal_plan(network.resolved_plan, base.with_defaults(derived))
         owners.update(owner_of(word, spec, parts) for word, spec in network.resolved_plan.specs())
-        wrapped, wrappers = parts.wrap(network, network.resolved_plan, owners)
+        wrapped, wrappers = parts.wrap_model(network, network.resolved_plan, owners)
     model = cast(Network, wrapped)
     try:
         model.plan, model.built_shapes = network.plan, state_shapes(model)
@@ -365,23 +365,23 @@ def _seeded(seed: int, device: Any) -> Iterator[None]:
         yield
 
 
-def _assemble(plan: Any, parts: Parts) -> tuple[Network, Plan]:
+def _build_unet(plan: Any, parts: Parts) -> tuple[Network, Plan]:
     """Return the network of a resolved plan, and the options that follow from its encoder where none are given.
 
     A resolved plan is typed Any here and below, since it has a value for every option that a network needs.
     """
     make = PartBuilder(plan, parts)
-    encoder = make.encoder()
-    levels = _levels(encoder, plan)
+    encoder = make.build_encoder()
+    levels = _make_levels(encoder, plan)
     derived = Plan(widths=_default_widths(encoder, levels))
-    stages = make.stages(encoder, levels, broadcast_levels("widths", plan.widths or derived.widths, levels))
+    stages = make.build_stages(encoder, levels, broadcast_levels("widths", plan.widths or derived.widths, levels))
     valid = any(getattr(part, "valid", False) for part in (encoder, *(stage.block for stage in stages)))
     derived = replace(derived, logits=NO_LOGITS if valid else PartSpec("bilinear"))
     network = UNet(
         encoder,
         stages,
         make("head", plan.head, (make.out_channels, plan.classes)),
-        make.logits(plan.logits or derived.logits, plan.decode_to),
+        make.build_logits(plan.logits or derived.logits, plan.decode_to),
         skips=tuple(level.skip for level in levels if level.skip is not None),
         min_size=1 if valid else getattr(encoder, "min_size", max(encoder.strides)),
         multiple=1 if valid else getattr(encoder, "multiple", 1),
@@ -393,10 +393,10 @@ def _assemble(plan: Any, parts: Parts) -> tuple[Network, Plan]:
 
 def _build_whole_model(plan: Any, parts: Parts) -> tuple[Network, Plan]:
     """Return the network of a plan with a whole model."""
-    return WholeModel(PartBuilder(plan, parts).model()), Plan()
+    return WholeModel(PartBuilder(plan, parts).build_model()), Plan()
 
 
-def _levels(encoder: Any, plan: Any) -> list[Level]:
+def _make_levels(encoder: Any, plan: Any) -> list[Level]:
     """Return the levels from the deepest map to the stride where the decoder ends; the last ones may have no skip."""
     *strides, stride = encoder.strides
     if plan.decode_to >= stride:

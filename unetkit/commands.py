@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import click
 
 from unetkit.errors import PluginError
-from unetkit.plugins import PluginManager, heavy_imports_since
+from unetkit.plugins import PluginManager, find_heavy_imports
 
 #: unetkit's own, and where each is.
 COMMANDS = {
@@ -37,12 +37,12 @@ def plugin_commands(host: PluginManager) -> dict[str, PluginCommand]:
     A plugin whose hook fails, or whose command name is taken, is reported in one line.
     """
     commands: dict[str, PluginCommand] = {}
-    for plugin in host.loaded():
-        with host.isolated(plugin):
+    for plugin in host.loaded_plugins():
+        with host.isolate(plugin):
             staged = click.Group("unetkit")
             before = set(sys.modules)
             host.call_one("unetkit_register_commands", plugin)(cli=staged)
-            plugin.heavy += heavy_imports_since(before)
+            plugin.heavy_imports += find_heavy_imports(before)
             for name, command in staged.commands.items():
                 owner = "unetkit" if name in COMMANDS else commands[name].owner if name in commands else ""
                 if owner:

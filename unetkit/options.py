@@ -29,11 +29,11 @@ from unetkit.errors import OptionError, PluginError
 from unetkit.utils.isolation import wrap_errors
 
 #: What an annotation in a factory's signature may be made of, beside Literal and None.
-_VOCABULARY = {"tuple": tuple, "int": int, "float": float, "str": str, "bool": bool}
+_ANNOTATION_NAMES = {"tuple": tuple, "int": int, "float": float, "str": str, "bool": bool}
 
 #: Bases of other files whose __init__ has no options, so that a class without one of its own has none either.
-_WITHOUT_OPTIONS = {"nn.Module", "torch.nn.Module"}
-_NOTHING = ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[], defaults=[])
+_BASES_WITHOUT_OPTIONS = {"nn.Module", "torch.nn.Module"}
+_NO_ARGUMENTS = ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[], defaults=[])
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Signature:
 def read_signature(factory: Callable[..., Any] | str) -> Signature:
     """Read the signature of a callable or of a "module:attr", imported only if its source is not sufficient."""
     if isinstance(factory, str):
-        return _from_source(factory) or _from_object(load_target(factory))
-    return _from_object(factory)
+        return _signature_from_source(factory) or _signature_from_object(load_target(factory))
+    return _signature_from_object(factory)
 
 
 def load_target(target: str) -> Callable[..., Any]:
@@ -96,10 +96,10 @@ def _explain_missing_module(module: str, attr: str, error: ModuleNotFoundError) 
     return f"it needs the package {error.name!r}, which is not installed; install it"
 
 
-def _from_object(factory: Callable[..., Any]) -> Signature:
+def _signature_from_object(factory: Callable[..., Any]) -> Signature:
     doc = inspect.cleandoc(factory.__doc__ or "")
     options = tuple(
-        Option(p.name, _type(p.annotation, p.default), p.default, help_of(doc, p.name))
+        Option(p.name, _option_type(p.annotation, p.default), p.default, help_of(doc, p.name))
         for p in _parameters(factory)
         if p.kind is inspect.Parameter.KEYWORD_ONLY
     )
@@ -112,7 +112,7 @@ def _from_object(factory: Callable[..., Any]) -> Signature:
     init = getattr(factory, "__init__", None) if isinstance(factory, type) else None
     inherits = str(getattr(init, "__module__", "")).startswith("torch.")
     keywords = [p.name for p in _parameters(factory) if p.kind is inspect.Parameter.VAR_KEYWORD and not inherits]
-    return Signature(_first_line(doc), doc, options, file, line, wiring, "".join(keywords))
+    return Signature(_first_paragraph(doc), doc, options, file, line, wiring, "".join(keywords))
 
 
 def _parameters(factory: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -126,11 +126,11 @@ def _parameters(factory: Callable[..., Any]) -> list[inspect.Parameter]:
         raise OptionError(f"{factory!r} has no readable signature; wrap it in a function") from None
 
 
-def _type(annotation: Any, default: Any) -> Any:
+def _option_type(annotation: Any, default: Any) -> Any:
     if annotation is inspect.Parameter.empty:
         return _type_of_default(default)
     try:
-        return _annotation(ast.parse(annotation, mode="eval").body) if isinstance(annotation, str) else annotation
+        return _parse_annotation(ast.parse(annotation, mode="eval").body) if isinstance(annotation, str) else annotation
     except (ValueError, TypeError, SyntaxError):
         return _type_of_default(default)
 
@@ -141,7 +141,7 @@ def _type_of_default(default: Any) -> type:
 
 
 @cache
-def _from_source(target: str) -> Signature | None:
+def _signature_from_source(target: str) -> Signature | None:
     module, _, attr = target.partition(":")
     try:
         spec = find_spec(module)
@@ -154,23 +154,28 @@ def _from_source(target: str) -> Signature | None:
     node = nodes.get(attr)
     if node is None or node.decorator_list:  # a decorator may change the signature
         return None
-    args = _init(node, nodes) if isinstance(node, ast.ClassDef) else node.args
+    args = _init_arguments(node, nodes) if isinstance(node, ast.ClassDef) else node.args
     if args is None:
         return None
     doc = ast.get_docstring(node) or ""
     try:
         options = tuple(
-            Option(arg.arg, _static(arg.annotation, _default(default)), _default(default), help_of(doc, arg.arg))
+            Option(
+                arg.arg,
+                _static_type(arg.annotation, _parse_default(default)),
+                _parse_default(default),
+                help_of(doc, arg.arg),
+            )
             for arg, default in zip(args.kwonlyargs, args.kw_defaults, strict=True)
         )
     except (ValueError, NameError, TypeError):
         return None
     wiring = tuple(arg.arg for arg in args.args if arg.arg != "self")
     rest = args.kwarg.arg if args.kwarg else ""
-    return Signature(_first_line(doc), doc, options, spec.origin, node.lineno, wiring, rest)
+    return Signature(_first_paragraph(doc), doc, options, spec.origin, node.lineno, wiring, rest)
 
 
-def _init(node: ast.ClassDef, nodes: dict[str, Any]) -> ast.arguments | None:
+def _init_arguments(node: ast.ClassDef, nodes: dict[str, Any]) -> ast.arguments | None:
     """Return the parameters of a class's own or inherited __init__; None if this file alone does not determine them."""
     for statement in node.body:
         if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
@@ -180,37 +185,37 @@ def _init(node: ast.ClassDef, nodes: dict[str, Any]) -> ast.arguments | None:
     base = ast.unparse(node.bases[0])
     parent = nodes.get(base)
     if isinstance(parent, ast.ClassDef):
-        return _init(parent, nodes)
-    return _NOTHING if base in _WITHOUT_OPTIONS else None
+        return _init_arguments(parent, nodes)
+    return _NO_ARGUMENTS if base in _BASES_WITHOUT_OPTIONS else None
 
 
-def _static(node: ast.expr | None, default: Any) -> Any:
-    return _type_of_default(default) if node is None else _annotation(node)
+def _static_type(node: ast.expr | None, default: Any) -> Any:
+    return _type_of_default(default) if node is None else _parse_annotation(node)
 
 
-def _annotation(node: ast.expr) -> Any:
+def _parse_annotation(node: ast.expr) -> Any:
     """Return the type of an annotation made of _VOCABULARY, without executing the file. Raises ValueError."""
     match node:
         case ast.Constant(value=value) if value is None or value is Ellipsis:
             return value
         case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):
             return typing.Literal[ast.literal_eval(inner)]
-        case ast.Name(id=name) if name in _VOCABULARY:
-            return _VOCABULARY[name]
+        case ast.Name(id=name) if name in _ANNOTATION_NAMES:
+            return _ANNOTATION_NAMES[name]
         case ast.Tuple(elts=items):
-            return tuple(_annotation(item) for item in items)
+            return tuple(_parse_annotation(item) for item in items)
         case ast.Subscript(value=outer, slice=inner):
-            return _annotation(outer)[_annotation(inner)]
+            return _parse_annotation(outer)[_parse_annotation(inner)]
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return _annotation(left) | _annotation(right)
+            return _parse_annotation(left) | _parse_annotation(right)
     raise ValueError(ast.unparse(node))
 
 
-def _default(node: ast.expr | None) -> Any:
+def _parse_default(node: ast.expr | None) -> Any:
     return inspect.Parameter.empty if node is None else ast.literal_eval(node)
 
 
-def _first_line(doc: str) -> str:
+def _first_paragraph(doc: str) -> str:
     return " ".join(doc.split("\n\n")[0].split()).rstrip(".")
 
 
@@ -223,9 +228,9 @@ def help_of(doc: str, name: str) -> str:
     return " ".join(found.group(2).split()) if found else ""
 
 
-_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_UNQUOTED = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 #: Text that another type than str would take for its own.
-_WORDS = {"none", "true", "false", "inf", "infinity", "nan"}
+_RESERVED_WORDS = {"none", "true", "false", "inf", "infinity", "nan"}
 
 
 def format_value(value: Any, kind: Any = None) -> str:
@@ -234,7 +239,7 @@ def format_value(value: Any, kind: Any = None) -> str:
     If the type is a choice of words, no word needs quotes to differ from none or true.
     """
     if isinstance(value, str) and get_origin(kind) is Literal:
-        return value if _PLAIN.fullmatch(value) else json.dumps(value)
+        return value if _UNQUOTED.fullmatch(value) else json.dumps(value)
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -246,7 +251,7 @@ def format_value(value: Any, kind: Any = None) -> str:
     if isinstance(value, tuple | list):
         return "[" + ",".join(map(format_value, value)) + "]"
     text = str(value)
-    return text if _PLAIN.fullmatch(text) and text.lower() not in _WORDS else json.dumps(text)
+    return text if _UNQUOTED.fullmatch(text) and text.lower() not in _RESERVED_WORDS else json.dumps(text)
 
 
 def parse_value(text: str, kind: Any) -> Any:

@@ -50,10 +50,10 @@ class PartSpec:
             first, *rest = split_unquoted(text, "+")
         except ValueError as error:
             raise OptionError(f"{text!r}: {error}") from error
-        return replace(cls._link(first), chained=tuple(map(cls._link, rest)))
+        return replace(cls._parse_link(first), chained=tuple(map(cls._parse_link, rest)))
 
     @classmethod
-    def _link(cls, text: str) -> PartSpec:
+    def _parse_link(cls, text: str) -> PartSpec:
         name, colon, rest = text.partition(":")
         if not name or name.startswith("-") or any(c in '[]",=<>' or c.isspace() for c in name):
             levels = "; levels are separated by slashes, as in add/concat" if "," in name else ""
@@ -79,10 +79,10 @@ class PartSpec:
         return replace(self, chained=(*self.chained, *PartSpec.of(other).links))
 
     def __str__(self) -> str:
-        return "+".join(map(_link_text, self.links))
+        return "+".join(map(_format_link, self.links))
 
 
-def _link_text(spec: PartSpec) -> str:
+def _format_link(spec: PartSpec) -> str:
     name = spec.name if spec.factory is None else f"<{spec.name}>"
     return name + (":" + ",".join(f"{k}={v}" for k, v in spec.options) if spec.options else "")
 
@@ -111,10 +111,10 @@ def _parse_levels(value: Any) -> Levels:
 
 
 #: Far above any use, and low enough that shapes made of such numbers can still be counted.
-_MOST = 2**20
+_MAX_INTEGER = 2**20
 
 
-def _parse_int(value: Any, least: int = 1, what: str = "an integer", most: int = _MOST) -> int:
+def _parse_int(value: Any, least: int = 1, what: str = "an integer", most: int = _MAX_INTEGER) -> int:
     try:
         number = int(value)
         if isinstance(value, bool) or (not isinstance(value, str) and number != value):
@@ -162,7 +162,7 @@ class PlanField:
 
     name: str
     metavar: str
-    read: Callable[[Any], Any]
+    parse: Callable[[Any], Any]
     help: str
 
     @property
@@ -194,15 +194,15 @@ PLAN_FIELDS = (
     ),
     PlanField("seed", "N", lambda value: _parse_int(value, least=0, most=2**64 - 1), "seed of the random weights"),
 )
-_BY_NAME = {word.name: word for word in PLAN_FIELDS}
+_FIELDS_BY_NAME = {word.name: word for word in PLAN_FIELDS}
 
 
 def _find_field(name: str) -> PlanField:
-    if name not in _BY_NAME:
+    if name not in _FIELDS_BY_NAME:
         raise UnknownNameError(
-            f"there is no option {name!r}{did_you_mean(name, _BY_NAME)}; `unetkit build --help` lists all"
+            f"there is no option {name!r}{did_you_mean(name, _FIELDS_BY_NAME)}; `unetkit build --help` lists all"
         )
-    return _BY_NAME[name]
+    return _FIELDS_BY_NAME[name]
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ class Plan:
             if value is None or (name == "pretrained" and value is False):
                 continue
             try:
-                read[name] = word.read(value)
+                read[name] = word.parse(value)
             except OptionError as error:
                 raise OptionError(f"{word.flag}: {error}") from None
         return cls(**read)
@@ -293,7 +293,7 @@ class Plan:
     def __str__(self) -> str:
         tokens: list[str] = []
         for name, value in self.explicit().items():
-            flag = _BY_NAME[name].flag
+            flag = _FIELDS_BY_NAME[name].flag
             if name == "pretrained":
                 tokens.append(flag if value is True else f"{flag}={value}")
             else:

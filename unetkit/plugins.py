@@ -37,17 +37,17 @@ if TYPE_CHECKING:
 #: The group of entry points that plugins are installed by.
 GROUP = "unetkit"
 
-Find = Callable[[], object]
+Loader = Callable[[], object]
 
 
-def installed_plugins() -> Iterator[tuple[Plugin, Find]]:
+def installed_plugins() -> Iterator[tuple[Plugin, Loader]]:
     """Return every entry point of the group with its loader. A plugin that cannot be used carries its error."""
     for dist in distributions():
         # Before its name, since reading the metadata of everything installed takes longer than all else here.
         if f"[{GROUP}]" not in (dist.read_text("entry_points.txt") or ""):
             continue
         before = _first_on_path(dist)
-        if before.version == dist.version and not _same(before, dist):
+        if before.version == dist.version and not _is_same_distribution(before, dist):
             continue  # an editable install can be listed twice
         told = Plugin(dist.name or "?", dist.version or "", dist.name or "")
         try:
@@ -57,7 +57,7 @@ def installed_plugins() -> Iterator[tuple[Plugin, Find]]:
             yield replace(told, error=unread), object
             continue
         hidden = f"version {before.version} is also installed and comes first; uninstall one"
-        hidden = "" if _same(before, dist) else hidden
+        hidden = "" if _is_same_distribution(before, dist) else hidden
         for entry_point in entry_points:
             plugin = replace(told, name=entry_point.name, target=entry_point.value, error=hidden)
             yield plugin, partial(_load_installed, entry_point, plugin)
@@ -71,7 +71,7 @@ def _first_on_path(dist: Distribution) -> Distribution:
         return dist
 
 
-def _same(one: Distribution, other: Distribution) -> bool:
+def _is_same_distribution(one: Distribution, other: Distribution) -> bool:
     return one.locate_file("") == other.locate_file("") and one.version == other.version
 
 
@@ -85,11 +85,13 @@ def _load_installed(entry_point: EntryPoint, plugin: Plugin) -> object:
         raise
 
 
-def find_plugins(target: str | Path | ModuleType, installed: list[tuple[Plugin, Find]]) -> list[tuple[Plugin, Find]]:
+def find_plugins(
+    target: str | Path | ModuleType, installed: list[tuple[Plugin, Loader]]
+) -> list[tuple[Plugin, Loader]]:
     """Find the plugin for a module, a file, the name of a module, or the name of a plugin or its distribution."""
     if isinstance(target, ModuleType):
         module = target
-        by_name = module.__name__ in sys.modules and not module.__name__.startswith(_OF_A_FILE)
+        by_name = module.__name__ in sys.modules and not module.__name__.startswith(_FILE_MODULE_PREFIX)
         where = module.__name__ if by_name else getattr(module, "__file__", None) or module.__name__
         return [(Plugin(module.__name__, target=where), lambda: module)]
     text = str(target)
@@ -112,13 +114,13 @@ def _normalize_name(distribution: str) -> str:
 
 
 #: What the modules of files are called, with the file's name and a digest of its place.
-_OF_A_FILE = "unetkit_plugin_"
+_FILE_MODULE_PREFIX = "unetkit_plugin_"
 
 
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise UnknownNameError(f"the file {path} does not exist")
-    name = f"{_OF_A_FILE}{path.stem}_{sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    name = f"{_FILE_MODULE_PREFIX}{path.stem}_{sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise PluginError(f"{path} is not a Python file")
@@ -151,7 +153,7 @@ def _import_module(name: str, known: list[str]) -> ModuleType:
 
 
 #: What takes long to import; a plugin that does so to register makes every command wait for it.
-_HEAVY = ("torch", "torchvision", "timm", "segmentation_models_pytorch", "numpy", "scipy")
+_HEAVY_LIBRARIES = ("torch", "torchvision", "timm", "segmentation_models_pytorch", "numpy", "scipy")
 
 
 @dataclass
@@ -159,11 +161,11 @@ class PluginManager:
     """The loaded plugins, and the parts that they and unetkit registered."""
 
     parts: Parts = field(default_factory=Parts)
-    manager: pluggy.PluginManager = field(default_factory=lambda: pluggy.PluginManager("unetkit"))
+    pluggy_manager: pluggy.PluginManager = field(default_factory=lambda: pluggy.PluginManager("unetkit"))
 
     def __post_init__(self) -> None:
-        self.manager.add_hookspecs(hookspecs)
-        self.parts.wrap = self.wrap
+        self.pluggy_manager.add_hookspecs(hookspecs)
+        self.parts.wrap_model = self.wrap_model
 
     @property
     def plugins(self) -> list[Plugin]:
@@ -174,7 +176,7 @@ class PluginManager:
         """Import and register a plugin; a failure is stored and printed as one line, or raised if strict."""
         first = next((p for p in self.plugins if p.loaded and p.name == plugin.name), None)
         self.plugins.append(plugin)
-        with self.isolated(plugin), ExitStack() as undo:
+        with self.isolate(plugin), ExitStack() as undo:
             if plugin.error:
                 raise PluginError(plugin.error)
             if first:
@@ -183,24 +185,24 @@ class PluginManager:
                 )
             before = set(sys.modules)
             module = find()
-            if other := self.manager.get_name(module):
+            if other := self.pluggy_manager.get_name(module):
                 raise PluginError(f"its module is already loaded, as plugin {other}; list it once")
             _check_hooks(module)
-            staged = self.parts.staged(plugin.name)
-            self.manager.register(module, plugin.name)
-            undo.callback(self.manager.unregister, name=plugin.name)
-            self.manager.check_pending()
+            staged = self.parts.stage(plugin.name)
+            self.pluggy_manager.register(module, plugin.name)
+            undo.callback(self.pluggy_manager.unregister, name=plugin.name)
+            self.pluggy_manager.check_pending()
             self.call_one("unetkit_register", plugin)(parts=staged)
             self.parts.commit(staged)
             plugin.loaded = True
-            plugin.heavy = heavy_imports_since(before)
+            plugin.heavy_imports = find_heavy_imports(before)
             undo.pop_all()
 
-    def loaded(self) -> list[Plugin]:
+    def loaded_plugins(self) -> list[Plugin]:
         """Return the plugins in use, ordered by name."""
         return sorted((plugin for plugin in self.plugins if plugin.loaded), key=lambda plugin: plugin.name)
 
-    def wrap(self, model: Module, plan: Plan, owners: set[str]) -> tuple[Module, set[str]]:
+    def wrap_model(self, model: Module, plan: Plan, owners: set[str]) -> tuple[Module, set[str]]:
         """Pass a built model through every plugin that wraps models, ordered by name.
 
         Args:
@@ -213,7 +215,7 @@ class PluginManager:
             The result, and the names of the plugins that wrapped the model.
         """
         wrapped: set[str] = set()
-        for plugin in self.loaded():
+        for plugin in self.loaded_plugins():
             if self.implements("unetkit_wrap_model", plugin):
                 model, done = self._wrap_with(plugin, model, plan, strict=plugin.name in owners)
                 wrapped |= {plugin.name} if done else set()
@@ -221,26 +223,28 @@ class PluginManager:
 
     def _wrap_with(self, plugin: Plugin, model: Module, plan: Plan, *, strict: bool) -> tuple[Module, bool]:
         made: list[Module] = []
-        before = _contents(model)
-        with self.isolated(plugin, strict=strict):
+        before = _named_contents(model)
+        with self.isolate(plugin, strict=strict):
             made += [
                 _check_wrapped(wrap(model), model) for wrap in self.call_one("unetkit_wrap_model", plugin)(plan=plan)
             ]
-        if not made and _contents(model) != before:
+        if not made and _named_contents(model) != before:
             raise PluginError(f"plugin {plugin} modified the model and then failed: {plugin.error}")
         return made[-1] if made else model, bool(made)
 
     def call_one(self, name: str, plugin: Plugin) -> Any:
         """Return a hook that calls only this plugin, since in a common call one failure would stop all others."""
-        others = [p for known, p in self.manager.list_name_plugin() if known != plugin.name and p is not None]
-        return self.manager.subset_hook_caller(name, others)
+        others = [p for known, p in self.pluggy_manager.list_name_plugin() if known != plugin.name and p is not None]
+        return self.pluggy_manager.subset_hook_caller(name, others)
 
     def implements(self, name: str, plugin: Plugin) -> bool:
         """Return whether a plugin implements a hook."""
-        return any(found.plugin_name == plugin.name for found in getattr(self.manager.hook, name).get_hookimpls())
+        return any(
+            found.plugin_name == plugin.name for found in getattr(self.pluggy_manager.hook, name).get_hookimpls()
+        )
 
     @contextmanager
-    def isolated(self, plugin: Plugin, *, strict: bool = False) -> Iterator[None]:
+    def isolate(self, plugin: Plugin, *, strict: bool = False) -> Iterator[None]:
         """Print an error of a plugin as one line on stderr, or raise it if `strict` or UNETKIT_STRICT=1."""
         try:
             with stdout_to_stderr():
@@ -250,12 +254,12 @@ class PluginManager:
         except BaseException as error:  # pyo3 and pytest raise what is no Exception
             if strict and isinstance(error, UnetkitError):
                 raise
-            plugin.fail(error, strict=strict)
+            plugin.report_failure(error, strict=strict)
 
 
-def heavy_imports_since(before: set[str]) -> tuple[str, ...]:
+def find_heavy_imports(before: set[str]) -> tuple[str, ...]:
     """Return the slow libraries among the modules that were imported since."""
-    return tuple(name for name in _HEAVY if name in sys.modules and name not in before)
+    return tuple(name for name in _HEAVY_LIBRARIES if name in sys.modules and name not in before)
 
 
 def load_manager(plugins: Iterable[str | Path | ModuleType] = (), *, isolated: bool = False) -> PluginManager:
@@ -338,7 +342,7 @@ def _hook_markers(thing: object) -> Any:
     return getattr(thing, "unetkit_impl", None)
 
 
-def _contents(model: Module) -> list[tuple[str, int]]:
+def _named_contents(model: Module) -> list[tuple[str, int]]:
     """Return the modules, parameters and buffers of a model."""
     held = (*model.named_modules(), *model.named_parameters(), *model.named_buffers())
     return [(name, id(thing)) for name, thing in held]

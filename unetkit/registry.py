@@ -27,7 +27,7 @@ Factory = Callable[..., Any]
 class Kind:
     """A kind of part: its option (`--fuse`), its title, and its attribute in Parts."""
 
-    word: str
+    field: str
     title: str
     attribute: str
 
@@ -63,7 +63,7 @@ class Plugin:
     distribution: str = ""
     target: str = ""
     loaded: bool = False
-    heavy: tuple[str, ...] = ()
+    heavy_imports: tuple[str, ...] = ()
     error: str = ""
     traceback: str = ""
     not_found: bool = False
@@ -71,7 +71,7 @@ class Plugin:
     def __str__(self) -> str:
         return f"{self.name} {self.version}".strip()
 
-    def fail(self, error: BaseException, *, strict: bool = False) -> None:
+    def report_failure(self, error: BaseException, *, strict: bool = False) -> None:
         """Store a failure and print it as one line, or raise it if `strict` or UNETKIT_STRICT=1 is set."""
         self.not_found = isinstance(error, UnknownNameError)
         self.error, self.traceback = one_line(error), "".join(traceback.format_exception(error))
@@ -91,7 +91,7 @@ class Entry:
     factory: Factory | str
     owner: str
     #: The library that supplies the name; its one factory is told the name as a last positional argument.
-    source: str | None = None
+    library: str | None = None
     #: "module:attr" of what gives the library's own options of the name, beside those of its factory.
     library_options: str | None = None
     #: Whether the bare name means another, or would hide whose it is.
@@ -102,12 +102,12 @@ class Entry:
     @property
     def qualified_name(self) -> str:
         """The shortest unambiguous name: "resnet18" is timm's, "smp/resnet18" is not."""
-        return f"{self.source}/{self.name}" if self.needs_library_prefix else self.name
+        return f"{self.library}/{self.name}" if self.needs_library_prefix else self.name
 
     @property
     def names(self) -> set[str]:
         """Return all names of the entry, such as "resnet18" and "timm/resnet18"."""
-        return {self.name, self.qualified_name, f"{self.source}/{self.name}" if self.source else self.name}
+        return {self.name, self.qualified_name, f"{self.library}/{self.name}" if self.library else self.name}
 
     @property
     def signature(self) -> Signature:
@@ -123,7 +123,7 @@ class Entry:
     def load(self) -> Factory:
         """Return the factory, which is imported if it was registered as "module:attr"."""
         found = load_target(self.factory) if isinstance(self.factory, str) else self.factory
-        return found if self.source is None else partial(_bind_name, found, self.name)
+        return found if self.library is None else partial(_bind_name, found, self.name)
 
 
 def _bind_name(factory: Factory, name: str, /, *wiring: Any, **options: Any) -> Any:
@@ -140,21 +140,21 @@ class Library:
     owner: str
     options: str | None = None  # "module:attr" of a function of a name that gives its own options, without torch too
 
-    def listing(self) -> list[str]:
+    def list_names(self) -> list[str]:
         list_names = load_target(self.names)
         with wrap_errors(f"{self.names}, which lists the names of {self.name}, fails"):
             names: list[str] = list(list_names())
         return names
 
-    def entry(self, kind: Kind, name: str, *, taken: bool) -> Entry:
+    def make_entry(self, kind: Kind, name: str, *, taken: bool) -> Entry:
         """Return the entry of a name; `taken` says whether an earlier library or part has the same name."""
-        sourced = taken or kind.word == "model"  # whose a whole model is, is the point of naming it
+        sourced = taken or kind.field == "model"  # whose a whole model is, is the point of naming it
         return Entry(
             kind,
             name,
             self.factory,
             self.owner,
-            source=self.name,
+            library=self.name,
             library_options=self.options,
             needs_library_prefix=sourced,
         )
@@ -223,23 +223,23 @@ class Registry:
             tagged = rest.endswith(".") or rest.split(".")[0]
             found = tagged in self.library_names(candidate)
             if found and source in ("", candidate.name):
-                return candidate.entry(self.kind, rest, taken=taken)
+                return candidate.make_entry(self.kind, rest, taken=taken)
             taken = taken or found
-        raise UnknownNameError(self._unknown_name(name))
+        raise UnknownNameError(self._unknown_name_message(name))
 
     def library_names(self, source: Library) -> list[str]:
         """Return the names of a library. If a plugin's library cannot be listed, report it once and return none."""
         try:
-            return source.listing()
+            return source.list_names()
         except UnetkitError as error:
             plugin = next((p for p in self.plugins if p.loaded and p.name == source.owner), None)
             if plugin is None or plugin.name == "unetkit":
                 raise
             if plugin.error != str(error):
-                plugin.fail(error)
+                plugin.report_failure(error)
             return []
 
-    def _unknown_name(self, name: str) -> str:
+    def _unknown_name_message(self, name: str) -> str:
         bare = name.rpartition("/")[2]
         loaded = {plugin.name for plugin in self.plugins if plugin.loaded}
         failed = [plugin.name for plugin in self.plugins if plugin.name not in loaded]
@@ -258,7 +258,7 @@ class Registry:
         found, taken = list(self.entries.values()), set(self.entries)
         for source in self.libraries.values():
             names = self.library_names(source)
-            found += [source.entry(self.kind, name, taken=name in taken) for name in names]
+            found += [source.make_entry(self.kind, name, taken=name in taken) for name in names]
             taken.update(names)
         return [entry for entry in found if any(fnmatchcase(name, pattern) for name in entry.names)]
 
@@ -274,7 +274,7 @@ class Parts:
     """
 
     plugins: list[Plugin]
-    wrap: Callable[[Any, Any, set[str]], tuple[Any, set[str]]]
+    wrap_model: Callable[[Any, Any, set[str]], tuple[Any, set[str]]]
 
     encoders: Registry
     upsamplers: Registry
@@ -286,7 +286,7 @@ class Parts:
     models: Registry
 
     def __init__(self) -> None:
-        self.wrap = lambda model, plan, owners: (model, set())
+        self.wrap_model = lambda model, plan, owners: (model, set())
         self.plugins = []
         for kind in KINDS:
             setattr(self, kind.attribute, Registry(kind, plugins=self.plugins))
@@ -304,7 +304,7 @@ class Parts:
     def __getitem__(self, word: str) -> Registry:
         """Return the registry of a kind by its option ("fuse"), title ("fusion") or plural ("fusions")."""
         for kind in KINDS:
-            if word in (kind.word, kind.title, kind.attribute):
+            if word in (kind.field, kind.title, kind.attribute):
                 registry: Registry = getattr(self, kind.attribute)
                 return registry
         known = [kind.attribute for kind in KINDS]
@@ -312,11 +312,11 @@ class Parts:
             f"no kind of part is called {word!r}{did_you_mean(word, known)}; there are {', '.join(known)}"
         )
 
-    def registered_by(self, owner: str) -> list[Entry]:
+    def entries_of(self, owner: str) -> list[Entry]:
         """Return what a plugin registered, by kind, without the names of libraries."""
         return [entry for registry in self for entry in registry.entries.values() if entry.owner == owner]
 
-    def staged(self, owner: str) -> Parts:
+    def stage(self, owner: str) -> Parts:
         """Return a copy in which `owner` may register; it takes effect with `commit`."""
         copy = Parts()
         for mine, theirs in zip(copy, self, strict=True):
@@ -359,7 +359,7 @@ MetricFunction = Callable[[Any], Any]
 
 
 #: What rows are told apart by.
-_TAKEN = {"batch_size", "batch-size", "mode", "id", "line", "error", *(word.name for word in PLAN_FIELDS)}
+_RESERVED_NAMES = {"batch_size", "batch-size", "mode", "id", "line", "error", *(word.name for word in PLAN_FIELDS)}
 
 
 @dataclass(frozen=True)
@@ -410,7 +410,7 @@ class Metrics:
         """
         if not name or name[0] == "-" or not all(c.isalnum() or c in "._-" for c in name):
             raise PluginError(f"{name!r} is not a name for a metric: use letters, digits, '.', '_' and (but first) '-'")
-        if name in _TAKEN:
+        if name in _RESERVED_NAMES:
             raise PluginError(f"metric {name!r} of {self.owner} has the name of a grid option; rename it")
         if not (isinstance(function, str) or callable(function)):
             raise PluginError(f"metric {name!r} of {self.owner} is not a function")

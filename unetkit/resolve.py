@@ -26,7 +26,7 @@ DEFAULTS = Plan.of(
 
 #: The same beside a whole model, which has no parts of ours but an encoder.
 BESIDE_MODEL = Plan.of(in_channels=3, classes=2)
-_BESIDE = ("recipe", "model", "encoder", "in_channels", "classes", "size", "pretrained", "seed")
+_FIELDS_BESIDE_MODEL = ("recipe", "model", "encoder", "in_channels", "classes", "size", "pretrained", "seed")
 
 #: Logits left at the size that the decoder reached.
 NO_LOGITS = PartSpec("none")
@@ -50,7 +50,7 @@ def resolve(plan: Plan, parts: Parts) -> tuple[Plan, Plan]:
     said = Plan()
     if plan.recipe is not None:
         recipe = canonical_spec("recipe", plan.recipe, parts)
-        said = canonical_plan(_recipe(recipe, parts), parts)
+        said = canonical_plan(_run_recipe(recipe, parts), parts)
         plan = replace(plan, recipe=recipe)
     plan = canonical_plan(plan, parts)
     model = plan.model or said.model
@@ -74,12 +74,12 @@ def _defaults_beside_model(model: PartSpec, plan: Plan, parts: Parts) -> Plan:
     """
     takes = {option.name: option for option in signature_of("model", model, parts).options}
     for word in plan.explicit():
-        if word not in _BESIDE:
+        if word not in _FIELDS_BESIDE_MODEL:
             flag = word.replace("_", "-")
             raise BuildError(
                 f"--{flag} describes a part of a U-Net, but --model {model} is a whole model; leave one of them out"
             )
-        if word in _MOVED and word not in takes:
+        if word in _FIELDS_OF_PARTS and word not in takes:
             raise BuildError(f"--{word}: model {model} takes none; leave it out")
     encoder = takes["encoder"].default if "encoder" in takes else None
     return replace(BESIDE_MODEL, encoder=canonical_spec("encoder", PartSpec.of(encoder), parts) if encoder else None)
@@ -114,15 +114,15 @@ def canonical_plan(plan: Plan, parts: Parts) -> Plan:
 
 
 #: Options of a model or an encoder that are said by a word of their name.
-_MOVED = {"encoder": str, "pretrained": bool | str}
+_FIELDS_OF_PARTS = {"encoder": str, "pretrained": bool | str}
 
 
 def _options_to_fields(plan: Plan) -> Plan:
     for word in ("model", "encoder"):
         spec: PartSpec | None = getattr(plan, word)
         options = dict(spec.options) if spec is not None else {}
-        for name in (_MOVED.keys() & options.keys()) - {word}:
-            value = parse_value(options.pop(name), _MOVED[name])
+        for name in (_FIELDS_OF_PARTS.keys() & options.keys()) - {word}:
+            value = parse_value(options.pop(name), _FIELDS_OF_PARTS[name])
             moved = Plan.of(**{name: value}) if value else Plan()
             plan = plan.with_defaults(moved)
         if spec is not None:
@@ -148,10 +148,10 @@ def canonical_spec(word: str, spec: PartSpec, parts: Parts) -> PartSpec:
         if option.name in given and given[option.name] != option.default
     }
     options |= {name: format_value(given[name]) for name in given.keys() - {o.name for o in known.options}}
-    return PartSpec(_name(word, spec, parts), factory=spec.factory).with_options(options)
+    return PartSpec(_qualified_name(word, spec, parts), factory=spec.factory).with_options(options)
 
 
-def _name(word: str, spec: PartSpec, parts: Parts) -> str:
+def _qualified_name(word: str, spec: PartSpec, parts: Parts) -> str:
     if spec.factory is not None:
         return spec.name
     return parts[kind_of(word)].get(spec.name).qualified_name
@@ -207,7 +207,7 @@ def parse_options(word: str, spec: PartSpec, known: Signature, see: str = "") ->
     return typed
 
 
-def _recipe(spec: PartSpec, parts: Parts) -> Plan:
+def _run_recipe(spec: PartSpec, parts: Parts) -> Plan:
     known = signature_of("recipe", spec, parts)
     factory = spec.factory or parts.recipes.get(spec.name).load()
     plan = factory(**parse_options("recipe", spec, known))
@@ -216,7 +216,7 @@ def _recipe(spec: PartSpec, parts: Parts) -> Plan:
     return plan
 
 
-class Menu:
+class NamedFactories:
     """The names that an option of a command accepts, each a factory with keyword-only options."""
 
     def __init__(self, word: str, what: str, see: str, factories: Mapping[str, Callable[..., Any] | str]) -> None:
@@ -229,19 +229,19 @@ class Menu:
             factories: a callable or "module:attr" for each name. Whoever calls `make` supplies the positional
                 parameters; the keyword-only ones are the user's options.
         """
-        self.word, self.what, self.see, self.factories = word, what, see, factories
+        self.field, self.noun, self.reference, self.factories = word, what, see, factories
 
     def make(self, text: str | PartSpec, *wiring: Any) -> Any:
         """Create the object for a name with options. Raises UnknownNameError or OptionError."""
         spec, known = PartSpec.of(text), self.signature(text)
-        options = parse_options(self.word, spec, known, self.see)
+        options = parse_options(self.field, spec, known, self.reference)
         factory = self.factories[spec.name]
         return (load_target(factory) if isinstance(factory, str) else factory)(*wiring, **options)
 
     def canonical_text(self, text: str | PartSpec) -> str:
         """Return the shortest equivalent text."""
         spec, known = PartSpec.of(text), self.signature(text)
-        given = parse_options(self.word, spec, known, self.see)
+        given = parse_options(self.field, spec, known, self.reference)
         defaults = {option.name: option.default for option in known.options}
         types = {option.name: option.type for option in known.options}
         kept = {name: format_value(value, types[name]) for name, value in given.items() if value != defaults[name]}
@@ -251,8 +251,8 @@ class Menu:
         """Return the signature of the factory of a name. Raises UnknownNameError or OptionError."""
         spec = PartSpec.of(text)
         if spec.chained:
-            raise OptionError(f"--{self.word} {spec}: one {self.what} is expected here; do not use +")
+            raise OptionError(f"--{self.field} {spec}: one {self.noun} is expected here; do not use +")
         if spec.name not in self.factories:
             near = did_you_mean(spec.name, self.factories) or f"; there are {', '.join(self.factories)}"
-            raise UnknownNameError(f"--{self.word} {spec}: no {self.what} is called {spec.name!r}{near}")
+            raise UnknownNameError(f"--{self.field} {spec}: no {self.noun} is called {spec.name!r}{near}")
         return read_signature(self.factories[spec.name])

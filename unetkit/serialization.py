@@ -31,20 +31,20 @@ from unetkit.utils.modules import check_device
 
 FORMAT, VERSION = "unetkit", 1
 #: What stands where the digest goes while it is computed.
-BLANK = b"0" * 64
-_DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
+DIGEST_PLACEHOLDER = b"0" * 64
+_DIGEST_PATTERN = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 
 
-def digest(data: bytes, at: int) -> bytes:
+def compute_digest(data: bytes, at: int) -> bytes:
     """Return the digest of a file's bytes in hex, with zeros in place of the digest itself."""
     view = memoryview(data)
     digest = sha256(view[:at])
-    digest.update(BLANK)
-    digest.update(view[at + len(BLANK) :])
+    digest.update(DIGEST_PLACEHOLDER)
+    digest.update(view[at + len(DIGEST_PLACEHOLDER) :])
     return digest.hexdigest().encode()
 
 
-def read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
     """Read a file. Raises FileError if it does not exist, is empty, or cannot be read."""
     try:
         if not path.is_file():
@@ -84,9 +84,9 @@ def read_metadata(path: Path, data: bytes) -> dict[str, Any]:
             f"{path} is of format version {metadata.get('version')}, and unetkit {version('unetkit')} reads {VERSION}; "
             "take a newer unetkit"
         )
-    found = _DIGEST.search(data, 8, end)
-    if found is None or digest(data, found.start(1)) != found[1]:
-        why = "is cut short; copy" if len(data) < end + _size(header) else "was changed after it was saved; take"
+    found = _DIGEST_PATTERN.search(data, 8, end)
+    if found is None or compute_digest(data, found.start(1)) != found[1]:
+        why = "is cut short; copy" if len(data) < end + _data_size(header) else "was changed after it was saved; take"
         raise FileError(f"{path} {why} it again from where it is whole")
     return metadata
 
@@ -98,7 +98,7 @@ def _is_pickle(data: bytes) -> bool:
     return (bare and data[8:10] != b'{"') or (data[:4] == b"PK\x03\x04" and b"data.pkl" in data)
 
 
-def _size(header: dict[str, Any]) -> int:
+def _data_size(header: dict[str, Any]) -> int:
     """Return the number of data bytes that a header describes; 0 if it is invalid."""
     try:
         return max(int(v["data_offsets"][1]) for name, v in header.items() if name != "__metadata__")
@@ -106,7 +106,7 @@ def _size(header: dict[str, Any]) -> int:
         return 0
 
 
-_WRITERS = ("unetkit", "torch", "timm")
+_RECORDED_VERSIONS = ("unetkit", "torch", "timm")
 
 
 def save(model: nn.Module, path: str | Path) -> None:
@@ -123,13 +123,13 @@ def save(model: nn.Module, path: str | Path) -> None:
         FileError: The model has no plan, or no weights, that a file could store, or the file cannot be written.
     """
     model, path = getattr(model, "_orig_mod", model), Path(path)
-    data = safetensors.torch.save(_tensors(model), _metadata(model))
-    at = data.index(b'"sha256":"' + BLANK) + len(b'"sha256":"')
+    data = safetensors.torch.save(_collect_tensors(model), _make_metadata(model))
+    at = data.index(b'"sha256":"' + DIGEST_PLACEHOLDER) + len(b'"sha256":"')
     try:
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             file.write(data[:at])
-            file.write(digest(data, at))
-            file.write(memoryview(data)[at + len(BLANK) :])
+            file.write(compute_digest(data, at))
+            file.write(memoryview(data)[at + len(DIGEST_PLACEHOLDER) :])
     except OSError as error:
         raise FileError(
             f"{path} cannot be written ({error.strerror or error}); give a file in another folder"
@@ -161,10 +161,10 @@ def load(path: str | Path, *, parts: Parts | None = None, device: Any = None) ->
         return _load_smp_folder(
             path, parts or default_parts(), torch.get_default_device() if device is None else device
         )
-    data = read(path)
+    data = read_file(path)
     metadata = read_metadata(path, data)
     parts = parts or default_parts()
-    elsewhere = _plugins(path, metadata, parts)
+    elsewhere = _check_plugins(path, metadata, parts)
     device = torch.get_default_device() if device is None else device
     check_device(device)
     try:
@@ -172,7 +172,7 @@ def load(path: str | Path, *, parts: Parts | None = None, device: Any = None) ->
         plan = Plan.parse(metadata["plan"])
         model = _build_with(plan, parts, device, tensors)
     except (KeyError, RuntimeError, SafetensorError) as error:
-        writers = ", ".join(f"{name} {metadata.get(name)}" for name in _WRITERS)
+        writers = ", ".join(f"{name} {metadata.get(name)}" for name in _RECORDED_VERSIONS)
         why = f"does not fit what its plan builds here{elsewhere}: {_short_error(error)}"
         raise FileError(f"{path}, of {writers}, {why}") from error
     except UnetkitError as error:
@@ -195,7 +195,7 @@ def _load_smp_folder(folder: Path, parts: Parts, device: Any) -> Network:
     return model
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
+def _collect_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return the state_dict as contiguous tensors with separate memory."""
     tensors: dict[str, Tensor] = {}
     taken: set[int] = set()
@@ -211,7 +211,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def _metadata(model: nn.Module) -> dict[str, str]:
+def _make_metadata(model: nn.Module) -> dict[str, str]:
     plan = getattr(model, "plan", None)
     if not isinstance(plan, Plan):
         raise FileError(f"a {type(model).__name__} has no plan to rebuild it from; save what unetkit.build returned")
@@ -231,15 +231,15 @@ def _metadata(model: nn.Module) -> dict[str, str]:
         raise FileError(
             f"{name} differs from what the plan builds, so a file could not rebuild it; save the model as it was built"
         )
-    about = {"format": FORMAT, "version": str(VERSION), "plan": str(plan), "sha256": BLANK.decode()}
+    about = {"format": FORMAT, "version": str(VERSION), "plan": str(plan), "sha256": DIGEST_PLACEHOLDER.decode()}
     plugins = [
         {"name": p.name, "version": p.version, "distribution": p.distribution, "target": Path(p.target).name}
         for p in find_network(model).plugins
     ]
-    return about | {"plugins": json.dumps(plugins)} | {name: version(name) for name in _WRITERS}
+    return about | {"plugins": json.dumps(plugins)} | {name: version(name) for name in _RECORDED_VERSIONS}
 
 
-def _plugins(path: Path, metadata: dict[str, Any], parts: Parts) -> str:
+def _check_plugins(path: Path, metadata: dict[str, Any], parts: Parts) -> str:
     """Return notes on plugins of a file that have another version here. Raises PluginError if some are not loaded."""
     here = {plugin.name: plugin for plugin in parts.plugins if plugin.loaded}
     failed = {plugin.name: plugin.error for plugin in parts.plugins if not plugin.loaded}
@@ -276,8 +276,8 @@ class _SavedPlugin(NamedTuple):
     target: str
 
 
-_IS_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)?")
-_IS_VERSION = re.compile(r"[A-Za-z0-9.+!_-]*")
+_NAME_PATTERN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)?")
+_VERSION_PATTERN = re.compile(r"[A-Za-z0-9.+!_-]*")
 
 
 def _read_plugins(path: Path, text: str) -> list[_SavedPlugin]:
@@ -287,7 +287,7 @@ def _read_plugins(path: Path, text: str) -> list[_SavedPlugin]:
     """
     try:
         saved = [_SavedPlugin(**plugin) for plugin in json.loads(text)]
-        right = all(_IS_VERSION.fullmatch(p.version) and _IS_NAME.fullmatch(p.distribution) for p in saved)
+        right = all(_VERSION_PATTERN.fullmatch(p.version) and _NAME_PATTERN.fullmatch(p.distribution) for p in saved)
         right = right and all(isinstance(value, str) for p in saved for value in p)
     except (ValueError, TypeError):
         right = False
@@ -301,7 +301,7 @@ def _build_with(plan: Plan, parts: Parts, device: Any, tensors: dict[str, Tensor
     try:
         model = build_plan(plan, parts, "meta", pretrained=False)
         _assign(model, tensors)
-        if not any(tensor.is_meta for module in model.modules() for tensor in _within(vars(module))):
+        if not any(tensor.is_meta for module in model.modules() for tensor in _iterate_tensors(vars(module))):
             return model
     except BuildError:
         pass  # a part that cannot be made on meta; one that cannot be made at all says so again
@@ -320,12 +320,12 @@ def _assign(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     model.load_state_dict(tensors, strict=True, assign=True)
 
 
-def _within(value: object) -> Iterator[Tensor]:
+def _iterate_tensors(value: object) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping | list | tuple):
         for member in value.values() if isinstance(value, Mapping) else value:
-            yield from _within(member)
+            yield from _iterate_tensors(member)
 
 
 def _short_error(error: Exception) -> str:

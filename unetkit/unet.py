@@ -108,7 +108,7 @@ class UNet(Network):
         self.head = head
         self.logits = logits
         #: Whether the logits' upsampler has weights; then it also acts on logits of the right size.
-        self.learned = logits is not None and any(True for _ in logits.parameters())
+        self.has_learned_logits = logits is not None and any(True for _ in logits.parameters())
         self.skips = skips
 
     @property
@@ -140,7 +140,7 @@ class UNet(Network):
             if kept is not None:
                 kept.append(x)
         x = cast(Head, self.head)(x)
-        if self.logits is None or (is_same_size(size_of(x), size) and not self.learned):
+        if self.logits is None or (is_same_size(size_of(x), size) and not self.has_learned_logits):
             return x
         # A learned upsampler goes by its stride: what goes over is at the far end, what is short is resized.
         x = crop_end(cast(Upsampler, self.logits)(x, size), size)

@@ -132,7 +132,7 @@ AXES = tuple(field for field in PLAN_FIELDS if field.name not in EXCLUDED_FIELDS
 _MODEL_FIELDS = ("model", "encoder", "in_channels", "classes")
 #: Value of the factor "model" of a U-Net that is made of parts, if other rows are whole models.
 UNET_MODEL = "unet"
-_KIND_FIELDS = {kind.word for kind in KINDS}
+_KIND_FIELDS = {kind.field for kind in KINDS}
 
 
 def parse_axis(field: str, texts: Iterable[str], parts: Parts) -> list[str]:
@@ -186,7 +186,9 @@ def _expand_glob(field: str, item: str, parts: Parts) -> list[str]:
     if kind_of(field) not in _KIND_FIELDS or not any(sign in name for sign in "*?["):
         return [item]
     # Without a library, as in "resnet*", a glob leaves out the names of another library that need its prefix.
-    entries = [e for e in parts[kind_of(field)].find(name) if "/" in name or field == "model" or not e.sourced]
+    entries = [
+        e for e in parts[kind_of(field)].find(name) if "/" in name or field == "model" or not e.needs_library_prefix
+    ]
     names = [entry.qualified_name + colon + options for entry in entries]
     if not names:
         kind = parts[kind_of(field)].kind
@@ -332,7 +334,7 @@ def cache_key(case: Case, baseline: str, owners: set[str], manager: PluginManage
     """
     plans = [case.plan, *([Plan.parse(baseline)] if baseline else [])]
     owners = owners.union(*(_part_owners(plan, manager) for plan in plans)) - {"unetkit"}
-    used = [p for p in manager.loaded() if p.name in owners or manager.implements("unetkit_wrap_model", p)]
+    used = [p for p in manager.loaded_plugins() if p.name in owners or manager.implements("unetkit_wrap_model", p)]
     code = [f"{plugin} {_plugin_digest(plugin)}" for plugin in used]
     return _short_digest(json.dumps([case.id, *code, *map(_source_code, _factories(plans))]).encode())
 

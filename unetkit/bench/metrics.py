@@ -40,8 +40,8 @@ def collect_metrics(manager: PluginManager) -> Metrics:
         manager: the loaded plugins.
     """
     metrics = register_builtin_metrics()
-    for plugin in manager.loaded():
-        with manager.isolated(plugin):
+    for plugin in manager.loaded_plugins():
+        with manager.isolate(plugin):
             staged = Metrics(plugin.name, dict(metrics.entries))
             manager.call_one("unetkit_register_metrics", plugin)(metrics=staged)
             for metric in staged:

@@ -282,7 +282,7 @@ class ResultsWriter:
         """Release the folder for other processes. If no row was written, remove the file and the empty folder."""
         self._lines.close()
         if not self.rows:
-            self._lines.remove()
+            self._lines.delete_file()
 
 
 def utc_now() -> str:

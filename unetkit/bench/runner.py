@@ -170,7 +170,7 @@ class BenchRunner:
     dry_builds: dict[str, dict[Any, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.metrics: list[Metric] = collect_metrics(self.manager).chosen(self.config.metrics)
+        self.metrics: list[Metric] = collect_metrics(self.manager).select(self.config.metrics)
 
     @property
     def timeout(self) -> float:
@@ -193,7 +193,7 @@ class BenchRunner:
         slots = self.select_slots(machine["gpus"])
         failed = self.dry_build(pending)
         if pending and not self.dry_builds and not writer.rows:
-            raise BuildError(f"none of the rows can be built; the first: {failed[0].cause}")
+            raise BuildError(f"none of the rows can be built; the first: {failed[0].error}")
         self.choose_baseline(writer.header)
         writer.start(self.make_header(machine, slots), command, [case.id for case in self.cases])
         self.on_plan(len(pending), len(self.cases))
@@ -217,9 +217,9 @@ class BenchRunner:
     def describe_machine(self) -> dict[str, Any]:
         """Return the description of this machine that `unetkit.bench.worker.describe_machine` emits."""
         [result] = self.run_children([None], DESCRIBE_MACHINE, [None])
-        if result.cause:
-            raise BuildError(f"the process that examines this machine failed: {result.cause}")
-        return result.said
+        if result.error:
+            raise BuildError(f"the process that examines this machine failed: {result.error}")
+        return result.facts
 
     def select_slots(self, gpus: Sequence[tuple[str, str]]) -> list[Slot]:
         """Return the slots of this machine in which rows are measured; none if they are measured on a cluster.
@@ -247,10 +247,10 @@ class BenchRunner:
         failed = []
         slots = [None] * len(available_cores())
         for done, result in enumerate(self.run_children(map(self.make_trial, cases), DRY_BUILD, slots), 1):
-            if result.cause:
+            if result.error:
                 failed.append(result)
             else:
-                self.dry_builds[result.task.case.id] = result.said
+                self.dry_builds[result.task.case.id] = result.facts
             self.on_dry_build(done, len(cases))
         return failed
 
@@ -278,8 +278,8 @@ class BenchRunner:
         size = next((results["size"] for results in self.dry_builds.values()), None)
         case = Case(replace(self.baseline, size=size), self.cases[0].batch_size, self.baseline_mode, ())
         for result in self.run_children([self.make_trial(case)] if self.dry_builds else [], DRY_BUILD, [None]):
-            if result.cause:
-                raise BuildError(f"--baseline {self.baseline}: {result.cause}")
+            if result.error:
+                raise BuildError(f"--baseline {self.baseline}: {result.error}")
 
     def make_header(self, machine: dict[str, Any], slots: Sequence[Slot]) -> Header:
         """Create the header of the results.
@@ -344,7 +344,7 @@ class BenchRunner:
     def _make_row(self, result: TaskResult) -> BenchRow:
         """Create a row from what `dry_build` found of a case and from what its process emitted."""
         case: Case = result.task.case
-        emitted = {**self.dry_builds.get(case.id, {}), **result.said}
+        emitted = {**self.dry_builds.get(case.id, {}), **result.facts}
         by_metric: dict[str, dict[str, Any]] = {"values": {}, "timings": {}, "failures": {}}
         for key, value in emitted.items():
             if isinstance(key, tuple):
@@ -381,15 +381,15 @@ class BenchRunner:
 
         If a process died while it measured a metric, that metric and those after it are added to the failures.
         """
-        current_metric = result.said.get("current_metric")
-        if not result.cause or not current_metric:
-            return result.cause
+        current_metric = result.facts.get("current_metric")
+        if not result.error or not current_metric:
+            return result.error
         measured = {**by_metric["values"], **by_metric["timings"], **by_metric["failures"]}
         if not measured.keys() - {*ANALYTIC_METRICS}:
-            return f"{result.cause}, while measuring {current_metric}"
+            return f"{result.error}, while measuring {current_metric}"
         missing = [metric.name for metric in self.metrics if metric.name not in measured]
         by_metric["failures"] |= {
-            name: result.cause if name == current_metric else "not measured, since its process ended before"
+            name: result.error if name == current_metric else "not measured, since its process ended before"
             for name in missing
         }
         return ""
@@ -448,7 +448,7 @@ def dry_run(runner: BenchRunner, folder: Path | None) -> DryRun:
     slots = runner.select_slots(machine["gpus"]) or [Slot("cpu", (), len(available_cores()))]
     return DryRun(
         pending=tuple((case, runner.dry_builds[case.id]) for case in buildable),
-        failed=tuple((result.task.case, result.cause) for result in failed),
+        failed=tuple((result.task.case, result.error) for result in failed),
         num_done=len(runner.cases) - len(pending),
         baseline=str(runner.baseline),
         estimated_seconds=_estimate_seconds(runner, buildable, slots[0]) / len(slots),
@@ -462,7 +462,7 @@ def _estimate_seconds(runner: BenchRunner, cases: list[Case], slot: Slot) -> flo
     first = cases[0]
     baseline_case = replace(first, plan=replace(runner.baseline, size=first.plan.size))
     [result] = runner.run_children([replace(runner.make_trial(first), case=baseline_case)], PROBE, [slot])
-    probed = result.said
+    probed = result.facts
     timed = [metric.name for metric in runner.metrics if metric.timed]
     seconds_per_mac = [probed[name] / max(1, probed["macs"]) for name in timed if name in probed]
     total = _OVERHEAD * len(cases)

@@ -102,9 +102,9 @@ def measure_tasks(
     timeout = 300 + 4 * max(task.rules.budget for task in planned)
     ask = f"{__name__}:time_one"
     for ended in run_locally(planned, ask, [slot], timeout=timeout, preload=PRELOAD, on_notice=notice):
-        if ended.cause:
-            raise BuildError(f"{ended.task.plan} cannot be timed: {ended.cause}")
-        yield SelftestResult(ended.task.extra, Timing.from_dict(ended.said), ended.seconds)
+        if ended.error:
+            raise BuildError(f"{ended.task.plan} cannot be timed: {ended.error}")
+        yield SelftestResult(ended.task.extra, Timing.from_dict(ended.facts), ended.seconds)
 
 
 def time_one(task: SelftestTask, slot: Slot, say: Emit) -> None:

@@ -22,7 +22,7 @@ from unetkit.errors import OptionError
 from unetkit.plan import PlanField
 from unetkit.registry import KINDS, Parts
 from unetkit.resolve import kind_of
-from unetkit.utils.tables import output_width, print_listing
+from unetkit.utils.tables import page_width, print_listing
 
 if TYPE_CHECKING:  # these import numpy, which `unetkit --help` does not need
     from unetkit.bench.runner import BenchRunner
@@ -36,7 +36,7 @@ _SUBCOMMANDS = {
     "metrics": "unetkit.cli.bench",
     "selftest": "unetkit.cli.bench_selftest",
 }
-_KINDS = {kind.word for kind in KINDS}
+_KINDS = {kind.field for kind in KINDS}
 
 
 class _Group(click.Group):
@@ -243,7 +243,7 @@ def _print_results(folder: Path) -> None:
     from unetkit.bench.show import format_run
 
     found = read_results(folder)
-    print_listing(format_run(found, found.rows, select_columns(columns_of(found), None), output_width()), None)
+    print_listing(format_run(found, found.rows, select_columns(columns_of(found), None), page_width()), None)
     click.echo(f"`unetkit bench show {folder}` shows more columns; `unetkit bench report {folder}` writes charts")
 
 

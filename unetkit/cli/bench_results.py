@@ -56,7 +56,7 @@ def show(
     from unetkit.bench.columns import columns_of, filter_rows, select_columns, sort_rows
     from unetkit.bench.results import read_results
     from unetkit.bench.show import format_run, rows_to_csv, run_to_dict
-    from unetkit.utils.tables import output_width, print_listing
+    from unetkit.utils.tables import page_width, print_listing
 
     found = read_results(run)
     known = columns_of(found)
@@ -78,7 +78,7 @@ def show(
         click.echo(rows_to_csv(rows, all_or_shown), nl=False)
     elif not as_json:
         fits_terminal = columns is None and form is None
-        print_listing(format_run(found, rows, shown, output_width() if fits_terminal else None), form)
+        print_listing(format_run(found, rows, shown, page_width() if fits_terminal else None), form)
 
 
 def _print_effects(run: BenchRun, names: str | None, form: str | None, as_json: bool, json_out: Path | None) -> None:

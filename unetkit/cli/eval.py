@@ -75,18 +75,18 @@ def eval_run(
     if boundary is not None and not 0 <= boundary < float("inf"):
         raise OptionError(f"--boundary {boundary:g}: must be 0 or more")
 
-    from unetkit.predict.evaluate import chosen, evaluate, open_evaluation, own, report
+    from unetkit.predict.evaluate import evaluate, is_training_data, open_evaluation, report, select_images
     from unetkit.train.checkpoint import read_run
 
     found = read_run(run)
     with stdout_to_stderr():  # keeps what a part prints out of this command's output
         network = load_trained(ctx, found, weights, device)
         against = open_evaluation(found, data)
-        name, images = chosen(found, against, split)
+        name, images = select_images(found, against, split)
         with _progress_bar() as tell:
             scored = evaluate(found, network, images, tolerance=boundary, tell=tell)
     about = {"run": str(run), "weights": weights, "plan": str(found.plan), "data": against.source, "split": name}
-    seen = own(found, against) and name in ("train", "all")
+    seen = is_training_data(found, against) and name in ("train", "all")
     done = []
     if picture:
         from unetkit.train.plots import draw_confusion

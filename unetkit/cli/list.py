@@ -65,7 +65,7 @@ def _kinds_table(parts: Parts) -> Table:
     for registry in parts:
         names = registry.names()
         shown = ", ".join(names[:7]) + (" ..." if len(names) > 7 else "")
-        listed.add_row(registry.kind.attribute, f"--{registry.kind.word}", str(len(names)), shown)
+        listed.add_row(registry.kind.attribute, f"--{registry.kind.field}", str(len(names)), shown)
     return listed
 
 
@@ -76,14 +76,14 @@ def _print_names(console: Console, registry: Registry, pattern: str) -> None:
         raise UnknownNameError(
             f"no {registry.kind.title} matches {pattern!r}; see `unetkit list {registry.kind.attribute}`"
         )
-    own = [entry for entry in found if entry.source is None]
+    own = [entry for entry in found if entry.library is None]
     if own:
         listed = make_table("name", "description", "from")
         for entry in own:
             add_plain_row(listed, entry.name, summarize_entry(entry), entry.owner)
         console.print(listed)
     for source in registry.libraries:
-        names = [entry.qualified_name for entry in found if entry.source == source]
+        names = [entry.qualified_name for entry in found if entry.library == source]
         if names and console.is_terminal:
             console.print(f"{len(names)} from {source}:")
             from rich.columns import Columns
@@ -97,7 +97,7 @@ def _print_details(console: Console, entry: Entry) -> None:
     from rich.text import Text
 
     known = entry.signature
-    source = f" for all of {entry.source}" if entry.source else ""
+    source = f" for all of {entry.library}" if entry.library else ""
     console.print(Text.assemble((entry.qualified_name, "bold"), f": {known.summary}"))
     listed = make_table("option", "type", "default", "description")
     for option in known.options:
@@ -106,7 +106,7 @@ def _print_details(console: Console, entry: Entry) -> None:
     console.print(listed if known.options else "This part has no options.")
     if known.var_keyword:
         console.print(
-            f"Other options are passed to {entry.source}'s constructor of {entry.name}; "
+            f"Other options are passed to {entry.library}'s constructor of {entry.name}; "
             "an option that it would ignore is an error.",
             soft_wrap=True,
         )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 F = TypeVar("F", bound=Callable[..., Any])
-_WORDS = {kind.word for kind in KINDS}
+_WORDS = {kind.field for kind in KINDS}
 
 
 def get_manager(ctx: click.Context) -> PluginManager:
@@ -117,13 +117,13 @@ def summarize_entry(entry: Entry) -> str:
 
 def complete_part(registry: Registry, incomplete: str) -> list[CompletionItem]:
     """Complete a part's name, and its options after a colon; after a slash or a plus another part begins."""
-    separators = {"encoder": "", "recipe": "", "model": "", "head": "", "block": "/+"}.get(registry.kind.word, "/")
+    separators = {"encoder": "", "recipe": "", "model": "", "head": "", "block": "/+"}.get(registry.kind.field, "/")
     cut = 1 + max((incomplete.rfind(separator) for separator in separators), default=-1)
     before, last = incomplete[:cut], incomplete[cut:]
     name, colon, options = last.partition(":")
     if not colon:
         source, _, bare = name.rpartition("/")
-        found = [entry for entry in registry.find(f"{bare}*") if source in ("", entry.source)]
+        found = [entry for entry in registry.find(f"{bare}*") if source in ("", entry.library)]
         helps = [summarize_entry(entry) if len(found) < 50 else None for entry in found]
         names = [f"{source}/{entry.name}" if source else entry.qualified_name for entry in found]
         return [CompletionItem(before + name, help=help_) for name, help_ in zip(names, helps, strict=True)]

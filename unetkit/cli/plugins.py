@@ -68,19 +68,19 @@ def _list_additions(host: PluginManager, plugin: Plugin) -> list[str]:
     if not plugin.loaded:
         return []
     wraps = ["wraps models"] if host.implements("unetkit_wrap_model", plugin) else []
-    return [f"{entry.kind.title} {entry.name}" for entry in host.parts.registered_by(plugin.name)] + wraps
+    return [f"{entry.kind.title} {entry.name}" for entry in host.parts.entries_of(plugin.name)] + wraps
 
 
 def _list_problems(plugin: Plugin) -> Iterator[str]:
-    if plugin.heavy:
-        yield f"imports {plugin.heavy[0]} when it registers, which slows every command"
+    if plugin.heavy_imports:
+        yield f"imports {plugin.heavy_imports[0]} when it registers, which slows every command"
     if plugin.error:
         yield plugin.error
 
 
 def _complete_target(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete names of plugins, or files."""
-    names = [plugin.name for plugin in get_manager(ctx).loaded() if plugin.name.startswith(incomplete)]
+    names = [plugin.name for plugin in get_manager(ctx).loaded_plugins() if plugin.name.startswith(incomplete)]
     return [*map(CompletionItem, names)] or [CompletionItem(incomplete, type="file")]
 
 

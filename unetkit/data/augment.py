@@ -24,7 +24,7 @@ from unetkit.data.types import IGNORE, Sample
 from unetkit.errors import OptionError
 from unetkit.options import split_items
 from unetkit.plan import PartSpec
-from unetkit.resolve import Menu
+from unetkit.resolve import NamedFactories
 from unetkit.utils.spatial import mirror_indices
 
 #: A map as a tv_tensor, and how to read between its pixels -> the map, moved, with 0 where it has none.
@@ -273,7 +273,7 @@ class Blur:
 Step = Callable[[SampleTensors, Generator], SampleTensors]
 
 _MOVES = {"hflip": HFlip, "vflip": VFlip, "rotate90": Rotate90, "rotate": Rotate, "scale": Scale, "elastic": Elastic}
-AUGMENT_STEPS = Menu(
+AUGMENT_STEPS = NamedFactories(
     "augment", "augmentation", "docs/augmentation.md", {**_MOVES, "light": Light, "noise": Noise, "blur": Blur}
 )
 NONE = "none"
@@ -342,7 +342,7 @@ def split_steps(text: str) -> Sequence[str]:
 
 
 def _step(text: str) -> Step:
-    if PartSpec.parse(text).then:
+    if PartSpec.parse(text).chained:
         raise OptionError(f"--augment {text}: separate steps with commas, not with +")
     try:
         step: Step = AUGMENT_STEPS.make(text)

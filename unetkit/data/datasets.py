@@ -13,10 +13,10 @@ from unetkit.data.types import DatasetSplits, Target
 from unetkit.errors import FileError, OptionError, UnknownNameError, did_you_mean
 from unetkit.options import format_value
 from unetkit.plan import PartSpec
-from unetkit.resolve import Menu
+from unetkit.resolve import NamedFactories
 
 #: Sets that are named, and what makes each: its keyword-only parameters are the options.
-DATASETS = Menu(
+DATASETS = NamedFactories(
     "data",
     "set",
     "docs/data.md",
@@ -95,7 +95,7 @@ def is_named_dataset(text: str) -> bool:
 
 def _open_named(text: str, rules: SplitConfig, ignore_index: int | None) -> DatasetSplits:
     spec = PartSpec.parse(text)
-    if spec.then:
+    if spec.chained:
         raise OptionError(f"--data {text}: a + separates parts; put a path that contains one in double quotes")
     splits = bool(DATASETS.signature(spec).positional)
     if ignore_index is not None or (rules.group_by and not splits):

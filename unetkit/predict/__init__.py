@@ -1,6 +1,6 @@
-"""From images to masks: networks passed over images of any size by tiles, and files written as they come.
+"""Prediction of masks for images of any size, by tiles, and scores of a trained network.
 
-`tiled` passes an image in memory; `unetkit predict` passes files, also those that are larger than memory.
+`tiled` segments an image in memory; `unetkit predict` segments image files, including those larger than memory.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Image files as sources of windows: TIFF by the strips or tiles that a window touches, others read whole.
+"""Image files as sources of windows: TIFF by the strips or tiles that a window touches, other formats as a whole.
 
-C channels, H and W height and width.
+tifffile finds and decodes the strips and tiles (TIFF 6.0). Shapes: C channels, H and W height and width.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from unetkit.utils.formatting import Size, format_bytes
 
 
 class UnsupportedTiff(Exception):
-    """A file that windows are not read of."""
+    """A TIFF file that cannot be read in windows."""
 
 
 class TiffWindows:
-    """The first image of a file.
+    """The first image of a TIFF file, read in windows.
 
     Attributes:
-        size: height and width.
-        channels: the numbers of those that are read: all but alpha.
-        least: bytes that are in memory at once, whatever the window.
+        size: the height and width.
+        channels: the indices of the channels that are read: all but alpha.
+        segment_bytes: the bytes that are in memory at once for any window.
     """
 
     def __init__(self, file: tifffile.TiffFile) -> None:
-        """Raises Unusual, or ValueError of a stack, where only the whole image can be read, if that."""
+        """Open the file. Raises UnsupportedTiff, or ValueError for a stack, if it cannot be read in windows."""
         series, page = file.series[0], file.series[0].keyframe
         shape, axes = squeeze_axes(series.shape, series.axes)
         place = channels_along(shape, axes)
@@ -60,27 +60,30 @@ class TiffWindows:
         self._flat = series.dataoffset if page.is_memmappable else None
         self._high = page.tilelength if page.is_tiled else min(page.rowsperstrip, self.size[0])
         self._wide = page.tilewidth if page.is_tiled else self.size[1]
-        self.least = 0 if self._flat is not None else self._high * self._wide * series.dtype.itemsize
+        self.segment_bytes = 0 if self._flat is not None else self._high * self._wide * series.dtype.itemsize
 
     def read(self, rows: slice, columns: slice) -> np.ndarray:
-        """A window (h, w, C), or (h, w) of one channel, in the machine's byte order."""
-        read = self._decoded if self._flat is None else self._mapped
+        """Read a window (h, w, C), or (h, w) for one channel, in the machine's byte order."""
+        read = self._read_decoded if self._flat is None else self._read_mapped
         window = read(rows, columns)[..., self.channels]
         return window.astype(window.dtype.newbyteorder("="))
 
-    def _mapped(self, rows: slice, columns: slice) -> np.ndarray:
-        """Of a file that is not compressed; mapped anew each time, so that what was read counts as nobody's."""
+    def _read_mapped(self, rows: slice, columns: slice) -> np.ndarray:
+        """Read from an uncompressed file.
+
+        It is mapped each time, so that pages that were read do not count as used memory.
+        """
         shape = (self._count, *self.size) if self._first else (*self.size, self._count)
         kind = np.dtype(self._file.byteorder + self._series.dtype.char)
         mapped: np.ndarray = np.memmap(self._file.filehandle.path, kind, "r", self._flat or 0, shape)
         window = np.moveaxis(mapped[:, rows, columns], 0, -1) if self._first else mapped[rows, columns]
         return np.array(window)
 
-    def _decoded(self, rows: slice, columns: slice) -> np.ndarray:
+    def _read_decoded(self, rows: slice, columns: slice) -> np.ndarray:
         window = np.zeros((rows.stop - rows.start, columns.stop - columns.start, self._count), self._series.dtype)
         # Windows come from the top down, so what lies above this one is not needed again.
         self._held = {key: kept for key, kept in self._held.items() if kept[1][0] + self._high > rows.start}
-        for page, index in self._touched(rows, columns):
+        for page, index in self._find_segments(rows, columns):
             data, (top, left, channel) = self._segment(page, index)
             low, high = max(top, rows.start), min(top + data.shape[0], rows.stop)
             near, far = max(left, columns.start), min(left + data.shape[1], columns.stop)
@@ -89,8 +92,8 @@ class TiffWindows:
             into[..., channel : channel + data.shape[2]] = part
         return window
 
-    def _touched(self, rows: slice, columns: slice) -> Iterator[tuple[int, int]]:
-        """Page and number of each segment that a window touches."""
+    def _find_segments(self, rows: slice, columns: slice) -> Iterator[tuple[int, int]]:
+        """Return the page and the number of each segment that a window touches."""
         down, across = -(-self.size[0] // self._high), -(-self.size[1] // self._wide)
         planes = self._page.samplesperpixel if self._page.planarconfig == tifffile.PLANARCONFIG.SEPARATE else 1
         for page in range(len(self._series.pages)):
@@ -100,7 +103,7 @@ class TiffWindows:
                         yield page, (plane * down + row) * across + column
 
     def _segment(self, page: int, index: int) -> tuple[np.ndarray, tuple[int, int, int]]:
-        """Its numbers (h, w, samples), and where they stand: row, column, channel."""
+        """Return the numbers of a segment (h, w, samples), and its row, column and channel."""
         if (page, index) not in self._held:
             frame: Any = self._series.pages[page]
             self._file.filehandle.seek(frame.dataoffsets[index])
@@ -116,11 +119,11 @@ _LARGE = 512 << 20
 
 
 class ImageReader(Protocol):
-    """An image file that is open.
+    """An open image file.
 
     Attributes:
-        channels: of it.
-        note: what a user should know of how it is read, or "".
+        channels: the number of channels.
+        note: how the file is read, if the user should know that; otherwise "".
     """
 
     channels: int
@@ -132,29 +135,29 @@ class ImageReader(Protocol):
     def read(self, rows: slice, columns: slice) -> Tensor: ...
 
 
-class _Whole(InMemoryImage):
-    """A file that was read whole."""
+class _WholeReader(InMemoryImage):
+    """A file that is read as a whole."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(read_image(path))
         self.channels = self.image.shape[0]
         held = self.image.nbytes
         self.note = (
-            f"is read whole, {format_bytes(held)}; a tiled TIFF would be read by windows" if held > _LARGE else ""
+            f"is read as a whole, {format_bytes(held)}; a tiled TIFF would be read in windows" if held > _LARGE else ""
         )
 
 
-class _Windows:
-    """A TIFF that is read by windows, with the same numbers as `read_image` gives."""
+class _WindowReader:
+    """A TIFF that is read in windows, with the same numbers as `read_image`."""
 
     def __init__(self, path: Path, file: tifffile.TiffFile) -> None:
         self._path, self._stored = path, TiffWindows(file)
         self.size: Size = self._stored.size
         self.channels = len(self._stored.channels)
-        segment_bytes = self._stored.least
-        advice = "write it in tiles of 256x256, which are read by windows"
+        segment_bytes = self._stored.segment_bytes
+        advice = "write it in tiles of 256x256, which are read in windows"
         self.note = (
-            f"has strips or tiles of {format_bytes(segment_bytes)}, which are read whole; {advice}"
+            f"has strips or tiles of {format_bytes(segment_bytes)}, which are read as a whole; {advice}"
             if segment_bytes > _LARGE
             else ""
         )
@@ -168,13 +171,13 @@ class _Windows:
 
 @contextmanager
 def open_image(path: Path) -> Iterator[ImageReader]:
-    """An image file.
+    """Open an image file.
 
     Raises:
-        FileError: it cannot be read, also later, when a window is.
+        FileError: The file cannot be read, possibly only later when a window is read.
     """
     if path.suffix.lower() not in (".tif", ".tiff") or not path.is_file():
-        yield _Whole(path)
+        yield _WholeReader(path)
         return
     with silence_tifffile(), ExitStack() as stack:
         try:
@@ -185,7 +188,7 @@ def open_image(path: Path) -> Iterator[ImageReader]:
         except Exception as error:
             raise FileError(f"{path}: {describe_error(error)}") from error
         try:
-            picture: ImageReader = _Windows(path, file)
+            picture: ImageReader = _WindowReader(path, file)
         except Exception:  # laid out in a way that no windows are read of
-            picture = _Whole(path)
+            picture = _WholeReader(path)
         yield picture

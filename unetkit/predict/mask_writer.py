@@ -1,6 +1,7 @@
-"""What is written of an image, while its windows come: masks, probabilities, and the overlay at the end.
+"""Write the masks, probabilities and overlay of an image while its windows arrive.
 
-L classes or labels, H and W height and width, h and w those of a window.
+Masks are written row by row as PNG, so a mask of any size needs only the memory of a few rows. Shapes: L classes or
+labels, H and W height and width of the image, h and w those of a window.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ _GREY, _INDEXED = 0, 3
 
 
 class PngWriter:
-    """A PNG of one 8-bit number a pixel, without interlace or filters (W3C, PNG specification, third edition).
+    """A PNG with one 8-bit number per pixel, without interlacing and filters (W3C, PNG specification, third edition).
 
     Args:
-        file: open for writing; is not closed.
-        size: height and width.
-        palette: red, green and blue of each number; grey without.
+        file: the file, open for writing; it is not closed.
+        size: the height and width.
+        palette: the red, green and blue of each number; grey without a palette.
     """
 
     def __init__(self, file: BinaryIO, size: Size, palette: bytes = b"") -> None:
@@ -45,15 +46,15 @@ class PngWriter:
             self._chunk(b"PLTE", palette)
 
     def add(self, rows: np.ndarray) -> None:
-        """The next rows, (h, W) uint8."""
+        """Write the next rows, (h, W) uint8."""
         begun = np.zeros((rows.shape[0], 1 + rows.shape[1]), np.uint8)  # each row begins with its filter, none
         begun[:, 1:] = rows
         self._written += rows.shape[0]
         if data := self._packed.compress(begun.tobytes()):
             self._chunk(b"IDAT", data)
 
-    def end(self) -> None:
-        """Write what is left, when all rows are there."""
+    def finish(self) -> None:
+        """Write the end of the file after all rows."""
         if self._written != self._size[0]:
             raise ValueError(f"{self._written} of {self._size[0]} rows were written")
         self._chunk(b"IDAT", self._packed.flush())
@@ -72,14 +73,14 @@ _ROWS = 256
 
 
 class RowBands:
-    """Windows of the same rows, put side by side."""
+    """Joins the windows of the same rows to a band."""
 
     def __init__(self, width: int) -> None:
         self._width = width
         self._band = np.empty(0)
 
     def add(self, window: Window, values: np.ndarray) -> np.ndarray | None:
-        """Add what a window gave, (..., h, w); the band (..., h, W) when it is whole."""
+        """Add the values of a window, (..., h, w); return the band (..., h, W) when it is complete."""
         if window.columns.start == 0:
             self._band = np.empty((*values.shape[:-1], self._width), values.dtype)
         self._band[..., window.columns] = values
@@ -87,13 +88,13 @@ class RowBands:
 
 
 class MaskWriter:
-    """The mask of an image as indexed PNG; of several labels one PNG each, of 0 and 255.
+    """The mask of an image as an indexed PNG; multi-label masks as a PNG of 0 and 255 for each label.
 
     Args:
-        stack: what closes the files, and puts them in place if all went well.
-        paths: one, or one a label.
-        size: height and width.
-        target: what the probabilities are of.
+        stack: closes the files, and moves them to their final names if no exception is raised.
+        paths: one path, or one for each label.
+        size: the height and width.
+        target: what the masks mean.
     """
 
     def __init__(self, stack: ExitStack, paths: tuple[Path, ...], size: Size, target: Target) -> None:
@@ -103,20 +104,20 @@ class MaskWriter:
         self._bands = RowBands(size[1])
 
     def add(self, window: Window, decided: Tensor) -> None:
-        """What was decided of a window: classes (h, w), or labels (L, h, w)."""
+        """Add the mask of a window: classes (h, w), or labels (L, h, w)."""
         values = decided.numpy().astype(np.uint8)
         band = self._bands.add(window, values * np.uint8(255) if self._labels else values[None])
         for rows, plane in zip(self._rows, () if band is None else band, strict=band is not None):
             rows.add(plane)
 
-    def end(self) -> None:
-        """All windows were added."""
+    def finish(self) -> None:
+        """Finish the files after all windows."""
         for rows in self._rows:
-            rows.end()
+            rows.finish()
 
 
 class OverlayWriter:
-    """The decided pixels of an image, every so manieth, so that an overlay has no side above OVERLAY."""
+    """A subsampled mask of the image, so that no side of the overlay is longer than OVERLAY."""
 
     def __init__(self, size: Size, target: Target) -> None:
         self.step = -(-max(size) // OVERLAY)
@@ -125,19 +126,19 @@ class OverlayWriter:
         self._mask = torch.zeros(*planes, *self.size, dtype=torch.uint8)
 
     def add(self, window: Window, decided: Tensor) -> None:
-        """What was decided of a window: classes (h, w), or labels (L, h, w)."""
+        """Add the mask of a window: classes (h, w), or labels (L, h, w)."""
         top, left = -window.rows.start % self.step, -window.columns.start % self.step
         some = decided[..., top :: self.step, left :: self.step]
         row, column = (window.rows.start + top) // self.step, (window.columns.start + left) // self.step
         self._mask[..., row : row + some.shape[-2], column : column + some.shape[-1]] = some
 
     def write(self, path: Path, picture: ImageReader) -> None:
-        """Lay it over the picture, which is read again for it."""
-        drawn = overlay(self._thinned(picture), self._mask, self.target)
+        """Draw the mask over the image, which is read again for this."""
+        drawn = overlay(self._subsample(picture), self._mask, self.target)
         with atomic_write(path) as temporary:
             drawn.save(temporary, "PNG")
 
-    def _thinned(self, picture: ImageReader) -> Tensor:
+    def _subsample(self, picture: ImageReader) -> Tensor:
         height, width = picture.size
         rows = self.step * max(1, _ROWS // self.step)
         starts = range(0, height, rows)
@@ -146,7 +147,7 @@ class OverlayWriter:
 
 
 def write_probabilities(path: Path, windows: Iterator[Window], size: Size, planes: int) -> None:
-    """Write windows (L, h, w) as they come to a BigTIFF (H, W, L) of float32, in tiles, compressed by zlib."""
+    """Write windows (L, h, w) to a BigTIFF (H, W, L) in float32 as they arrive, in tiles compressed by zlib."""
     shape = (*size, planes) if planes > 1 else size
     with tifffile.TiffWriter(path, bigtiff=True) as file:
         file.write(
@@ -163,7 +164,7 @@ def write_probabilities(path: Path, windows: Iterator[Window], size: Size, plane
 
 
 def _tiles(windows: Iterator[Window], size: Size, planes: int) -> Iterator[np.ndarray]:
-    """Tiles (TILE, TILE, L) row by row, those at the end filled up with zeros."""
+    """Yield tiles (TILE, TILE, L) row by row; those at the ends are padded with zeros."""
     bands, waiting, done = RowBands(size[1]), np.empty((planes, 0, size[1]), np.float32), 0
     for window in windows:
         band = bands.add(window, window.values.numpy())
@@ -171,11 +172,11 @@ def _tiles(windows: Iterator[Window], size: Size, planes: int) -> Iterator[np.nd
             continue
         waiting, done = np.concatenate([waiting, band], 1), done + band.shape[1]
         while waiting.shape[1] >= TILE or (done == size[0] and waiting.shape[1]):
-            yield from _across(waiting[:, :TILE])
+            yield from _merge_row(waiting[:, :TILE])
             waiting = waiting[:, TILE:]
 
 
-def _across(rows: np.ndarray) -> Iterator[np.ndarray]:
+def _merge_row(rows: np.ndarray) -> Iterator[np.ndarray]:
     planes, height, width = rows.shape
     for left in range(0, width, TILE):
         part = rows[:, :, left : left + TILE]

@@ -1,4 +1,8 @@
-"""One image after the other: read, passed by tiles, written; one that cannot be read costs a line."""
+"""Predict one image after the other: plan the files, read, process by tiles, and write.
+
+All files are planned before anything is read, so that no two images are written to the same file. An image that cannot
+be read is reported in one line, and the others are still processed.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ from unetkit.predict.mask_writer import MaskWriter, OverlayWriter, write_probabi
 from unetkit.summary.trace import trace
 from unetkit.tiling.layout import TileLayout, TileRequirements
 from unetkit.tiling.requirements import find_tile_requirements
-from unetkit.tiling.sliding_window import Pass, Source, Window, make_forward, windows
+from unetkit.tiling.sliding_window import Pass, Source, Window, iterate_windows, make_forward
 from unetkit.train.checkpoint import TrainRun
 from unetkit.utils.files import atomic_write
 from unetkit.utils.formatting import Size, format_bytes, format_size
@@ -28,7 +32,7 @@ from unetkit.utils.system import free_memory
 
 @dataclass(frozen=True)
 class PredictionJob:
-    """An image, and the files that are written of it: None for those that are not wanted."""
+    """An image and the files to write for it; None for files that are not requested."""
 
     image: Path
     masks: tuple[Path, ...]
@@ -37,28 +41,32 @@ class PredictionJob:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All that are written."""
+        """Return all files that are written."""
         return (*self.masks, *(path for path in (self.probabilities, self.overlay) if path))
 
 
 def plan_outputs(
     images: Iterable[Path], out: Path, target: Target, *, probabilities: bool = False, overlays: bool = False
 ) -> list[PredictionJob]:
-    """What is to be done of images and of folders of images.
+    """Plan the files for images and for folders of images.
 
     Raises:
-        FileError: a folder holds no image.
-        OptionError: two images would be written to one file, or one over an image; or there are more classes than the
-            palette of a PNG holds.
+        FileError: A folder contains no image.
+        OptionError: Two images have the same output file, an output would overwrite an image, or there are more classes
+            than a PNG palette can hold.
     """
     if target.kind != "multilabel" and len(target.names) > VOID:
         raise OptionError(f"{len(target.names)} classes do not fit into the palette of a PNG, which has {VOID}")
-    jobs = [_job(path, out / inside, target, probabilities, overlays) for path, inside in find_images(images).items()]
+    jobs = [
+        _plan_job(path, out / inside, target, probabilities, overlays) for path, inside in find_images(images).items()
+    ]
     places: dict[Path, Path] = {}
     for job in jobs:
         for file in map(Path.resolve, job.files):
             if (other := places.setdefault(file, job.image)) != job.image:
-                raise OptionError(f"{other} and {job.image} would both be written to {file.name}; predict them apart")
+                raise OptionError(
+                    f"{other} and {job.image} would both be written to {file.name}; predict them separately"
+                )
     for job in jobs:
         if job.image.resolve() in places:
             raise OptionError(f"--out {out}: {job.image} would be overwritten; give another folder")
@@ -66,9 +74,9 @@ def plan_outputs(
 
 
 def find_images(images: Iterable[Path]) -> dict[Path, Path]:
-    """Images, those in folders and their sub-folders included: each once, in the order they are named.
+    """Return the images, including those in folders and their sub-folders, each once and in the given order.
 
-    With each goes the sub-folder that it lies in, which its files keep.
+    Each comes with the sub-folder that it lies in, which is also used for its outputs.
     """
     paths: dict[Path, tuple[Path, Path]] = {}
     for path in images:
@@ -76,14 +84,14 @@ def find_images(images: Iterable[Path]) -> dict[Path, Path]:
         if path.is_dir():
             inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS and file.name[0] != ".")
             if not inside:
-                raise FileError(f"{path} holds no image: none of its files ends in {', '.join(ENDINGS)}")
+                raise FileError(f"{path} contains no image: no file name ends in {', '.join(ENDINGS)}")
         for file in inside:
             below = file.parent.relative_to(path) if path.is_dir() else Path()
             paths.setdefault(file.resolve(), (file, below))
     return dict(paths.values())
 
 
-def _job(image: Path, out: Path, target: Target, probabilities: bool, overlays: bool) -> PredictionJob:
+def _plan_job(image: Path, out: Path, target: Target, probabilities: bool, overlays: bool) -> PredictionJob:
     mask, name = out / f"{image.stem}.png", image.stem
     masks = tuple(label_paths(mask, target)) if target.kind == "multilabel" else (mask,)
     chances = out / f"{name}-probabilities.tif" if probabilities else None
@@ -91,9 +99,9 @@ def _job(image: Path, out: Path, target: Target, probabilities: bool, overlays: 
 
 
 class TilingCheck:
-    """The largest difference from what one pass over the whole image gives, and how often it decides otherwise.
+    """The largest difference from a single pass over the whole image, and the number of pixels with another class.
 
-    Where one pass cannot be had, `said` says so.
+    If a single pass is impossible, `summary` says why.
     """
 
     def __init__(self, fit: TileRequirements, network: nn.Module, passed: Pass, source: Source) -> None:
@@ -101,10 +109,12 @@ class TilingCheck:
         self._whole = torch.empty(0)
         try:
             layout = fit.single_tile(source.size)
-            if why := too_large(network, (layout.rows.whole + fit.shrinks[0], layout.columns.whole + fit.shrinks[1])):
+            if why := explain_if_too_large(
+                network, (layout.rows.total + fit.shrinks[0], layout.columns.total + fit.shrinks[1])
+            ):
                 self._why = why
                 return
-            (found,) = windows(passed, source, layout)
+            (found,) = iterate_windows(passed, source, layout)
             self._whole = found.values
         except UnetkitError as error:
             self._why = str(error)
@@ -119,35 +129,36 @@ class TilingCheck:
         self._otherwise += int((other.any(0) if other.ndim == 3 else other).sum())
 
     @property
-    def said(self) -> str:
-        """What came of it, in words."""
+    def summary(self) -> str:
+        """The result as text."""
         if self._why:
             return f"not checked: {self._why}"
-        share = f"{self._otherwise:,} of {self._pixels:,} pixels are decided otherwise"
-        return f"probabilities differ by at most {self._most:.1e} from one pass over the whole image; {share}"
+        share = f"{self._otherwise:,} of {self._pixels:,} pixels have another class"
+        return f"probabilities differ by at most {self._most:.1e} from a single pass over the whole image; {share}"
 
 
-def too_large(network: nn.Module, size: Size) -> str:
-    """Why one pass over an input of a size would take more memory than there is, or ""."""
+def explain_if_too_large(network: nn.Module, size: Size) -> str:
+    """Explain why a single pass over an input of this size would need more memory than is free; "" if it would not."""
     device = next(network.parameters()).device
     left = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
     # What autograd would keep is more than what a pass without it holds at any time.
     needs = trace(network, size).activation_bytes
     if needs <= left:
         return ""
-    return f"one pass may take {format_bytes(needs)}, and {format_bytes(left)} are free; check on a smaller image"
+    what = f"a single pass may need {format_bytes(needs)}, but {format_bytes(left)} are free"
+    return f"{what}; use --check on a smaller image"
 
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """How images are passed.
+    """How images are processed.
 
     Attributes:
-        tile: height and width of what is passed at a time; None lets the network decide.
-        overlap: of tiles, which are then blended; None lets the network decide.
-        batch_size: tiles a pass.
-        tta: whether the mean is taken over the image and its mirror images.
-        check: whether the result is compared with one pass over the whole image.
+        tile: the height and width of tiles; None lets the network decide.
+        overlap: the overlap of tiles, which are then blended; None lets the network decide.
+        batch_size: the number of tiles in a forward pass.
+        tta: whether to average over the image and its mirror images.
+        check: whether to compare the result with a single pass over the whole image.
     """
 
     tile: Size | None = None
@@ -165,7 +176,7 @@ class PredictConfig:
 
 
 class NormalizedReader:
-    """An image as the network takes it."""
+    """An image, normalized as the network expects it."""
 
     def __init__(self, picture: ImageReader, run: TrainRun) -> None:
         self._picture, self._run = picture, run
@@ -176,28 +187,28 @@ class NormalizedReader:
 
 
 class PredictCallback:
-    """What becomes of images as they are passed; this one keeps it to itself."""
+    """The base class of callbacks for the progress of prediction; its methods do nothing."""
 
-    def begins(self, job: PredictionJob, picture: ImageReader, layout: TileLayout) -> None:
-        """An image is open."""
+    def on_image_begin(self, job: PredictionJob, picture: ImageReader, layout: TileLayout) -> None:
+        """Called when an image was opened."""
 
-    def passed(self, done: int, tiles: int) -> None:
-        """So many of its tiles are done."""
+    def on_tile_end(self, done: int, tiles: int) -> None:
+        """Called with the number of tiles that are done."""
 
-    def ends(self, job: PredictionJob, checked: str) -> None:
-        """Its files are written; what --check found, or ""."""
+    def on_image_end(self, job: PredictionJob, checked: str) -> None:
+        """Called when the files of an image are written, with the result of --check or ""."""
 
-    def fails(self, job: PredictionJob, why: str) -> None:
-        """It could not be done."""
+    def on_image_error(self, job: PredictionJob, why: str) -> None:
+        """Called when an image could not be processed."""
 
 
 class Predictor:
-    """A trained network, ready for images.
+    """A trained network, ready to predict images.
 
     Args:
-        run: what it was trained as.
-        network: its network, in eval mode on its device.
-        how: images are passed.
+        run: the run of the network.
+        network: the network in eval mode on its device.
+        how: how images are processed.
     """
 
     def __init__(self, run: TrainRun, network: nn.Module, how: PredictConfig) -> None:
@@ -207,19 +218,19 @@ class Predictor:
         self._passed = make_forward(network, first.device, first.dtype, run.target.probabilities, tta=how.tta)
 
     def predict(self, job: PredictionJob, tell: PredictCallback | None = None) -> None:
-        """Write the files of an image, all of them or none.
+        """Write the files of an image, either all of them or none.
 
         Raises:
-            FileError: it cannot be read, has other channels than the network takes, or the files cannot be written.
-            InputSizeError: no size of tile passes that is near it, or memory does not suffice for one.
+            FileError: The image cannot be read, has the wrong number of channels, or the files cannot be written.
+            InputSizeError: The network accepts no tile near the requested size, or memory is not sufficient for one.
         """
         with open_image(job.image) as picture:
             if picture.channels != self.run.channels:
-                takes = f"{picture.channels} channels, and the network of {self.run.folder} takes {self.run.channels}"
-                raise FileError(f"{job.image}: has {takes}; give images such as it was trained on")
+                takes = f"{picture.channels} channels, but the network of {self.run.folder} needs {self.run.channels}"
+                raise FileError(f"{job.image}: has {takes}; give images like those that it was trained on")
             layout = self.fit.layout(picture.size, self.how.tile, self.how.overlap, tta=self.how.tta)
             tell = tell or PredictCallback()
-            tell.begins(job, picture, layout)
+            tell.on_image_begin(job, picture, layout)
             source = NormalizedReader(picture, self.run)
             check = TilingCheck(self.fit, self.network, self._passed, source) if self.how.check else None
             try:
@@ -227,33 +238,33 @@ class Predictor:
                     self._write(job, picture, self._windows(source, layout, tell, check))
             except OSError as error:
                 raise FileError(f"{job.image}: its files cannot be written: {error.strerror or error}") from error
-            tell.ends(job, check.said if check else "")
+            tell.on_image_end(job, check.summary if check else "")
 
     def _windows(
         self, source: Source, layout: TileLayout, tell: PredictCallback, check: TilingCheck | None
     ) -> Iterator[Window]:
-        for done, window in enumerate(windows(self._passed, source, layout, self.how.batch_size), 1):
+        for done, window in enumerate(iterate_windows(self._passed, source, layout, self.how.batch_size), 1):
             if check:
                 check.add(window, self.run.target.to_mask)
             yield window
-            tell.passed(done, layout.tiles)
+            tell.on_tile_end(done, layout.tiles)
 
     def _write(self, job: PredictionJob, picture: ImageReader, found: Iterator[Window]) -> None:
-        """Let each window pass all that is written of it."""
+        """Yield each window after it was passed to all writers."""
         with ExitStack() as stack:
             masks = MaskWriter(stack, job.masks, picture.size, self.run.target)
             laid = OverlayWriter(picture.size, self.run.target) if job.overlay else None
-            found = self._decided(found, masks, laid)
+            found = self._to_masks(found, masks, laid)
             if job.probabilities:
                 temporary = stack.enter_context(atomic_write(job.probabilities))
                 write_probabilities(temporary, found, picture.size, len(self.run.target.names))
             for _ in found:
                 pass
-            masks.end()
+            masks.finish()
             if laid and job.overlay:
                 laid.write(job.overlay, picture)
 
-    def _decided(self, found: Iterator[Window], masks: MaskWriter, laid: OverlayWriter | None) -> Iterator[Window]:
+    def _to_masks(self, found: Iterator[Window], masks: MaskWriter, laid: OverlayWriter | None) -> Iterator[Window]:
         for window in found:
             decided = self.run.target.to_mask(window.values[None])[0]
             masks.add(window, decided)
@@ -265,15 +276,15 @@ class Predictor:
 def predict_all(
     predictor: Callable[[PredictionJob, PredictCallback], None], jobs: Iterable[PredictionJob], tell: PredictCallback
 ) -> int:
-    """Do all that can be done; how many could not be."""
+    """Process all images, and return the number of those that failed."""
     failed = 0
     for job in jobs:
         try:
             predictor(job, tell)
         except FileError as error:
             failed += 1
-            tell.fails(job, str(error))
+            tell.on_image_error(job, str(error))
         except InputSizeError as error:  # a smaller image may pass
             failed += 1
-            tell.fails(job, f"{job.image}: {error}")
+            tell.on_image_error(job, f"{job.image}: {error}")
     return failed

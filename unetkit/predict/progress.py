@@ -1,4 +1,4 @@
-"""Images as they are done: a bar with the time left on a terminal, a line an image elsewhere; on stderr."""
+"""The progress of prediction on stderr: a bar with the time left in a terminal, a line for each image elsewhere."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from unetkit.utils.formatting import format_size
 
 
 class PredictProgress(PredictCallback):
-    """Shows images on stderr.
+    """A callback that shows the progress on stderr.
 
     Args:
-        count: of all images.
+        count: the number of images.
     """
 
     def __init__(self, count: int) -> None:
@@ -28,31 +28,31 @@ class PredictProgress(PredictCallback):
         if self.console.is_terminal:
             self._bar.start()
 
-    def begins(self, job: PredictionJob, picture: ImageReader, layout: TileLayout) -> None:
-        """Say how it is passed, where that is not as it was with the one before."""
-        if layout.why != self._why:
-            self._why = layout.why
-            self._say(layout.why)
+    def on_image_begin(self, job: PredictionJob, picture: ImageReader, layout: TileLayout) -> None:
+        """Print how the image is divided into tiles, if that differs from the previous image."""
+        if layout.explanation != self._why:
+            self._why = layout.explanation
+            self._print(layout.explanation)
         if picture.note:
-            self._say(f"{job.image} {picture.note}")
+            self._print(f"{job.image} {picture.note}")
         self._named = f"{self._tried + 1} of {self._count}: {job.image}, {format_size(picture.size)}"
         self._bar.update(self._task, description=self._named)
 
-    def passed(self, done: int, tiles: int) -> None:
+    def on_tile_end(self, done: int, tiles: int) -> None:
         self._bar.update(self._task, completed=self._tried + done / tiles)
 
-    def ends(self, job: PredictionJob, checked: str) -> None:
+    def on_image_end(self, job: PredictionJob, checked: str) -> None:
         self._next()
         self.done += 1
         files = ", ".join(map(str, job.files))
-        self._say(f"{self._named}: {files}" + (f"; {checked}" if checked else ""))
+        self._print(f"{self._named}: {files}" + (f"; {checked}" if checked else ""))
 
-    def fails(self, job: PredictionJob, why: str) -> None:
+    def on_image_error(self, job: PredictionJob, why: str) -> None:
         self._next()
-        self._say(f"{self._tried} of {self._count}: failed: {why}")
+        self._print(f"{self._tried} of {self._count}: failed: {why}")
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self.console.is_terminal:
             self._bar.stop()
 
@@ -60,5 +60,5 @@ class PredictProgress(PredictCallback):
         self._tried += 1
         self._bar.update(self._task, completed=self._tried)
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         self.console.print(Text(line), soft_wrap=True)

@@ -93,7 +93,7 @@ class PluginNames:
             entry = registry.get(self.part)
         except UnknownNameError:
             return
-        self.refuse(f"would make the {registry.kind.title} {self.part!r}, and {entry.source or entry.owner} has one")
+        self.refuse(f"would make the {registry.kind.title} {self.part!r}, and {entry.library or entry.owner} has one")
 
     def check_command(self) -> None:
         """Refuse the name of a command that there is."""
@@ -179,7 +179,7 @@ def _symbol(names: PluginNames, made: str) -> str:
 
 def _kind(word: str) -> Kind:
     for kind in _MADE:
-        if word in (kind.word, kind.title, kind.attribute):
+        if word in (kind.field, kind.title, kind.attribute):
             return kind
     raise OptionError(f"no plugin is made of {word!r}{did_you_mean(word, TITLES)}; there are {', '.join(TITLES)}")
 
@@ -187,9 +187,9 @@ def _kind(word: str) -> Kind:
 def _fields(names: PluginNames, made: str) -> dict[str, str]:
     """What the templates leave open."""
     kind = _kind("head" if made == "wrap" else made)
-    use = f"unetkit build --encoder resnet18 --{kind.word} {names.part}"
+    use = f"unetkit build --encoder resnet18 --{kind.field} {names.part}"
     if made in ("encoder", "recipe", "model"):
-        use = f"unetkit build --{kind.word} {names.part}"
+        use = f"unetkit build --{kind.field} {names.part}"
     elif made == "command":
         use = f"unetkit {names.part} --encoder resnet18 --fuse add"
     elif made == "metric":

@@ -100,10 +100,10 @@ def jobs_of_part(kind: str, part: Any, *, parts: Parts | None = None) -> list[Ch
     """The checks of one part, not yet made: for showing progress. See `check_part`."""
     parts = default_parts() if parts is None else parts
     title, spec = parts[kind].kind.title, PartSpec.of(part)
-    if spec.then:
+    if spec.chained:
         raise OptionError(f"{spec}: blocks that follow one another are checked each by itself")
     if spec.factory is None and spec.options:
-        parse_options(parts[kind].kind.word, spec, parts[kind].get(spec.name).signature)
+        parse_options(parts[kind].kind.field, spec, parts[kind].get(spec.name).signature)
     elif spec.factory is None:
         parts[kind].get(spec.name)
 
@@ -121,7 +121,7 @@ def jobs_of_plugin(target: str | Path | ModuleType) -> list[CheckJob]:
     ours = target == "unetkit"
     with redirect_stderr(StringIO()):  # what goes wrong is told by a check
         host = load_manager([] if ours else [target], isolated=True)
-    if host.plugins[-1].missing:
+    if host.plugins[-1].not_found:
         raise UnknownNameError(host.plugins[-1].error)
     found = host.plugins if ours else host.plugins[1:]  # a distribution may have several
     told = "" if ours else target.__name__ if isinstance(target, ModuleType) else str(target)
@@ -131,8 +131,8 @@ def jobs_of_plugin(target: str | Path | ModuleType) -> list[CheckJob]:
         asked = _jobs(_Examined(title, "plugin", partial(_guest, host, plugin, told)))
         jobs += [job for job in asked if job.check in _of_plugin(host, plugin)]
     for plugin in found:
-        for entry in host.parts.of(plugin.name) if plugin.loaded else ():
-            jobs += jobs_of_part(entry.kind.word, entry.name, parts=host.parts)
+        for entry in host.parts.entries_of(plugin.name) if plugin.loaded else ():
+            jobs += jobs_of_part(entry.kind.field, entry.name, parts=host.parts)
     return jobs
 
 

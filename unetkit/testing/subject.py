@@ -55,12 +55,12 @@ class PartSubject:
     @cached_property
     def entry(self) -> Entry | None:
         """What is registered under its name; None for a Python object."""
-        return self.parts[self.kind.word].get(self.spec.name) if self.spec.factory is None else None
+        return self.parts[self.kind.field].get(self.spec.name) if self.spec.factory is None else None
 
     @cached_property
     def signature(self) -> Signature:
         """What the factory says of itself."""
-        return signature_of(self.kind.word, self.spec, self.parts)
+        return signature_of(self.kind.field, self.spec, self.parts)
 
     @cached_property
     def written(self) -> Factory:
@@ -77,7 +77,7 @@ class PartSubject:
     @cached_property
     def options(self) -> dict[str, Any]:
         """What its line sets."""
-        return parse_options(self.kind.word, self.spec, self.signature)
+        return parse_options(self.kind.field, self.spec, self.signature)
 
     def make(self, wiring: Wiring, *, seed: int = 0, **options: Any) -> Any:
         """A new part whose weights are drawn from a seed."""

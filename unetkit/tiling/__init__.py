@@ -1,1 +1,1 @@
-"""What becomes of a built network: files, exports, predictions."""
+"""Pass images of any size through a network by tiles."""

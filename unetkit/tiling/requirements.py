@@ -1,4 +1,4 @@
-"""What tiles a network takes, found from passes on meta tensors: sizes, and how far a tile's ends reach inwards."""
+"""Find which tiles a network requires, from passes on meta tensors: sizes, and the influence of a tile's borders."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from unetkit.utils.spatial import resize_to_input
 
 
 def full_size(model: nn.Module, x: Tensor) -> Tensor:
-    """Logits (B, K, h, w) of images (B, C, H, W), resized bilinearly where the model leaves them at a stride."""
+    """Compute logits (B, K, h, w) of images (B, C, H, W), resized bilinearly if the model returns them at a stride."""
     return resize_to_input(collect_tensors(model(x))[0], find_network(model).output_stride)
 
 
-class _Full(nn.Module):
-    """A model whose logits have the size that tiles are put together at."""
+class _FullSizeModel(nn.Module):
+    """A model whose logits have the size at which tiles are combined."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -44,13 +44,13 @@ _known: WeakKeyDictionary[nn.Module, TileRequirements] = WeakKeyDictionary()
 
 
 def find_tile_requirements(model: nn.Module) -> TileRequirements:
-    """What a network asks of tiles.
+    """Find what a network requires of tiles.
 
     Args:
-        model: as `unetkit.build` or `load` gives it; it is left as it was.
+        model: a model from `unetkit.build` or `load`, which is not changed.
 
     Raises:
-        InputSizeError: no size passes.
+        InputSizeError: The network accepts no size.
     """
     if model not in _known:
         _known[model] = _fit(model)
@@ -61,30 +61,30 @@ def _fit(model: nn.Module) -> TileRequirements:
     network = find_network(model)
     period = lcm(network.period, network.multiple, *(network.strides if isinstance(network, UNet) else ()))
     with torch.inference_mode(False), torch.enable_grad():
-        ghost = _Full(meta_copy(model).eval()).eval()
+        ghost = _FullSizeModel(meta_copy(model).eval()).eval()
         if network.size:
             return TileRequirements(
-                period, network.size, network.size, why=f"the network takes {network.size[0]}x{network.size[1]}"
+                period, network.size, network.size, explanation=f"the network takes {network.size[0]}x{network.size[1]}"
             )
-        least = _least(ghost, network, period)
-        out, x = _passed(ghost, (least, least))
+        least = _smallest_side(ghost, network, period)
+        out, x = _run(ghost, (least, least))
         shrinks = x.shape[-2] - out.shape[-2], x.shape[-1] - out.shape[-1]
         edge, why = _edge(ghost, least, period)
     return TileRequirements(period, None, (least, least), shrinks, edge, why)
 
 
-def _least(ghost: nn.Module, network: Network, period: int) -> int:
-    """The smallest side that passes, of those that differ by periods and leave no row or column out."""
+def _smallest_side(ghost: nn.Module, network: Network, period: int) -> int:
+    """Return the smallest accepted side among those that differ by the period and drop no row or column."""
     if not network.valid:
         return -(-max(1, network.min_size) // period) * period
     least, sizes = find_smallest_input(ghost), find_nearest_sizes(ghost, (TILE, TILE))
     if least is None or not sizes:
-        raise InputSizeError(f"no size up to 2048 passes through {network.plan}")
+        raise InputSizeError(f"no size up to 2048 is accepted by {network.plan}")
     return least + (sizes[0][0] - least) % period
 
 
-def _passed(ghost: nn.Module, size: Size) -> tuple[Tensor, Tensor]:
-    """The output of a pass, and its input."""
+def _run(ghost: nn.Module, size: Size) -> tuple[Tensor, Tensor]:
+    """Return the output of a pass, and its input."""
     x = make_meta_input(find_network(ghost), size)
     seen = record_forward(ghost, x)
     if seen.output is None:
@@ -93,22 +93,22 @@ def _passed(ghost: nn.Module, size: Size) -> tuple[Tensor, Tensor]:
 
 
 def _edge(ghost: nn.Module, least: int, period: int) -> tuple[tuple[Size, Size] | None, str]:
-    """How far the ends of an input reach into the output, or None; and what makes it so."""
-    out, x = _passed(ghost, (least + 8 * period,) * 2)
+    """Return how far the borders of an input influence the output, or None; and which property causes this."""
+    out, x = _run(ghost, (least + 8 * period,) * 2)
     field = receptive_field(out, x)
     if field.size is None:
-        return None, f"what a pixel depends on is {field}"
+        return None, f"the receptive field of a pixel is {field}"
     larger = least + -(-(2 * max(field.size) + 2 * period) // period) * period
-    out, x = _passed(ghost, (larger, larger))
+    out, x = _run(ghost, (larger, larger))
     if receptive_field(out, x).size != field.size:
         return None, "what a pixel depends on grows with the image"
-    if uneven := next(filter(None, map(_uneven, _nodes(out.grad_fn))), ""):
+    if uneven := next(filter(None, map(_explain_if_position_dependent, _nodes(out.grad_fn))), ""):
         return None, uneven
-    return _reached(out, x), f"a pixel depends on {field} pixels"
+    return _count_affected(out, x), f"a pixel depends on {field} pixels"
 
 
-def _reached(out: Tensor, x: Tensor) -> tuple[Size, Size]:
-    """How many rows and columns of an output depend on what lies before its input's first pixel, or behind its last."""
+def _count_affected(out: Tensor, x: Tensor) -> tuple[Size, Size]:
+    """Count the output rows and columns that depend on what lies before the first or behind the last input pixel."""
 
     def beyond(at: int, pixel: int, axis: int) -> bool:
         # What a pixel of the output and one at the input's far end depend on together spans more than the input.
@@ -123,7 +123,7 @@ def _reached(out: Tensor, x: Tensor) -> tuple[Size, Size]:
 
 
 def _count(side: int, until: Callable[[int], bool]) -> int:
-    """How many pixels stand before the first of which it holds, and of all behind it."""
+    """Count the pixels before the first, and behind the last, for which `until` holds."""
     return bisect_left(range(side), x=True, key=until)
 
 
@@ -137,8 +137,8 @@ def _nodes(root: Any) -> Iterator[Any]:
             stack += [parent for parent, _ in node.next_functions]
 
 
-def _uneven(node: Any) -> str:
-    """Why an operation does not do the same everywhere, whatever its input's size; else ""."""
+def _explain_if_position_dependent(node: Any) -> str:
+    """Explain why an operation depends on the position or the size of its input; "" if it does not."""
     name = node.name()
     statistics = "NativeGroupNorm" in name or ("BatchNorm" in name and node._saved_training)
     if statistics or ("NativeLayerNorm" in name and len(node._saved_normalized_shape) > 1):

@@ -1,6 +1,6 @@
-"""An image through a network by tiles: windows of the result, one after the other, and no more held than they need.
+"""Pass an image through a network by tiles, and yield windows of the result with little memory.
 
-B batch, C channels, L planes of what is made of the logits, H and W height and width.
+Shapes: B batch, C channels, L planes that are computed from the logits, H and W height and width.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ Pass = Callable[[Tensor], Tensor]
 
 
 class Source(Protocol):
-    """An image that is read by windows."""
+    """An image that is read in windows."""
 
     @property
     def size(self) -> Size: ...
 
     def read(self, rows: slice, columns: slice) -> Tensor:
-        """A window (C, h, w), float32 or float64; both slices lie within the image."""
+        """Read a window (C, h, w), float32 or float64; both slices lie within the image."""
         ...
 
 
 class InMemoryImage:
-    """An image (C, H, W) that is in memory already."""
+    """An image (C, H, W) in memory."""
 
     def __init__(self, image: Tensor) -> None:
         self.image = image
@@ -47,45 +47,45 @@ class InMemoryImage:
 
 
 class Window(NamedTuple):
-    """What is known of rows and columns of the image: values (L, h, w) on the CPU."""
+    """The result for some rows and columns of the image: values (L, h, w) on the CPU."""
 
     rows: slice
     columns: slice
     values: Tensor
 
 
-def windows(passed: Pass, source: Source, layout: TileLayout, batch_size: int = 1) -> Iterator[Window]:
-    """The result, window by window: row by row from the top left, a window a tile. Together they cover the image.
+def iterate_windows(passed: Pass, source: Source, layout: TileLayout, batch_size: int = 1) -> Iterator[Window]:
+    """Yield the result in windows, one for each tile, row by row from the top left. Together they cover the image.
 
     Args:
-        passed: the network and what is made of its logits, in eval mode.
+        passed: computes the planes of a batch of tiles with the network in eval mode.
         source: the image.
-        layout: as `Fit.layout` gives it.
-        batch_size: tiles a pass.
+        layout: the result of `TileRequirements.layout`.
+        batch_size: the number of tiles in a forward pass.
     """
     tiles = _outputs(passed, source, layout, batch_size)
     above: Tensor | None = None
     for row in range(len(layout.rows.starts)):
-        kept = _Kept(layout, row, above)
+        kept = _RowAssembler(layout, row, above)
         for column in range(len(layout.columns.starts)):
-            yield kept.take(column, next(tiles))
+            yield kept.add(column, next(tiles))
         above = kept.below
 
 
-class _Kept:
-    """A row of tiles as it is put together: what is not yet whole is kept, for the next tile or the next row."""
+class _RowAssembler:
+    """Combines the tiles of a row; incomplete values are kept for the next tile or the next row."""
 
     def __init__(self, layout: TileLayout, row: int, above: Tensor | None) -> None:
         self.rows, self.columns, self.row, self.above = layout.rows, layout.columns, row, above
         self.top, self.done = self.rows.starts[row], self.rows.ends[row]
-        self.share = torch.from_numpy(self.rows.share(row))[:, None]
+        self.share = torch.from_numpy(self.rows.weight(row))[:, None]
         self.right: Tensor | None = None
         self.below: Tensor | None = None
 
-    def take(self, column: int, out: Tensor) -> Window:
-        """Add a tile's output (L, h, w); give the window that is whole now."""
+    def add(self, column: int, out: Tensor) -> Window:
+        """Add a tile's output (L, h, w); return the window that is now complete."""
         left, right = self.columns.starts[column], self.columns.ends[column]
-        out = out * (self.share * torch.from_numpy(self.columns.share(column)))
+        out = out * (self.share * torch.from_numpy(self.columns.weight(column)))
         if self.right is not None:
             out[..., : self.right.shape[-1]] += self.right
         whole, self.right = out[..., : right - left], out[..., right - left :]
@@ -94,22 +94,25 @@ class _Kept:
         done = self.done - self.top
         if done < whole.shape[1]:
             if self.below is None:
-                self.below = out.new_empty(out.shape[0], whole.shape[1] - done, self.columns.whole)
+                self.below = out.new_empty(out.shape[0], whole.shape[1] - done, self.columns.total)
             self.below[..., left:right] = whole[:, done:]
         bottom, end = min(self.done, self.rows.side), min(right, self.columns.side)
         return Window(slice(self.top, bottom), slice(left, end), whole[:, : bottom - self.top, : end - left])
 
 
 def _outputs(passed: Pass, source: Source, layout: TileLayout, batch_size: int) -> Iterator[Tensor]:
-    """What a pass makes of each tile, (L, h, w), row by row."""
+    """Yield the output of each tile, (L, h, w), row by row."""
     places = ((row, column) for row in range(len(layout.rows.starts)) for column in range(len(layout.columns.starts)))
     while some := list(islice(places, batch_size)):
-        tiles = [mirrored_window(source, layout.rows.taken(row), layout.columns.taken(column)) for row, column in some]
+        tiles = [
+            mirrored_window(source, layout.rows.input_range(row), layout.columns.input_range(column))
+            for row, column in some
+        ]
         yield from passed(torch.stack(tiles)).cpu()
 
 
 def mirrored_window(source: Source, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
-    """A window (C, h, w) of an image that is mirrored beyond its ends."""
+    """Read a window (C, h, w) of an image that is mirrored at its ends."""
     down, across = (
         mirror_indices(torch.arange(*span), side) for span, side in zip((rows, columns), source.size, strict=True)
     )
@@ -132,25 +135,27 @@ def tiled(
     tta: bool = False,
     then: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Pass an image by tiles, mirrored beyond its borders; exactly as in one pass where the network allows it.
+    """Pass an image through a network by tiles; the result equals that of a single pass if the network allows it.
+
+    The image is mirrored at its borders.
 
     Args:
-        network: as `unetkit.build` or `unetkit.load` gives it, on any device; it is used in eval mode and left as it
-            was.
-        image: (C, H, W), as the network takes it, on any device.
-        tile: height and width of what is passed at a time; if None, 512x512, the network's one size, or all of an image
-            of no more than 1024x1024.
-        overlap: blend tiles that overlap by so many pixels; where None, as `unetkit.tiling.layout` decides.
-        batch_size: tiles a pass.
-        tta: take the mean over the image and its three mirror images.
-        then: makes of logits (B, K, h, w) what is blended and averaged, such as a run's `target.probabilities`.
+        network: a network from `unetkit.build` or `unetkit.load`, on any device; it is used in eval mode and not
+            changed.
+        image: (C, H, W), normalized for the network, on any device.
+        tile: the height and width of tiles; None for 512x512, for the only size that the network accepts, or for a
+            single pass if the image is at most 1024x1024.
+        overlap: blend tiles that overlap by this number of pixels; None lets `unetkit.tiling.layout` decide.
+        batch_size: the number of tiles in a forward pass.
+        tta: average over the image and its three mirror images.
+        then: converts logits (B, K, h, w) to what is blended and averaged, such as a run's `target.probabilities`.
 
     Returns:
-        The logits, or what `then` makes of them, (L, H, W), on the CPU.
+        The logits, or the result of `then`, (L, H, W), on the CPU.
 
     Raises:
-        InputSizeError: no size passes, or memory does not suffice for a tile.
-        OptionError: a tile or overlap that the network does not take.
+        InputSizeError: The network accepts no size, or memory is not sufficient for a tile.
+        OptionError: The network does not accept this tile or overlap.
     """
     source = InMemoryImage(image)
     layout = find_tile_requirements(network).layout(source.size, tile, overlap, tta=tta)
@@ -159,7 +164,7 @@ def tiled(
         network.eval()
         through = make_forward(network, first.device, first.dtype, then, tta=tta)
         result = torch.empty(0)
-        for window in windows(through, source, layout, batch_size):
+        for window in iterate_windows(through, source, layout, batch_size):
             if not result.numel():
                 result = window.values.new_empty(window.values.shape[0], *source.size)
             result[:, window.rows, window.columns] = window.values
@@ -174,7 +179,7 @@ def make_forward(
     *,
     tta: bool = False,
 ) -> Pass:
-    """What a batch of tiles is passed through: the network in eval mode, and what is made of its logits."""
+    """Return a function that passes a batch of tiles through the network in eval mode and converts its logits."""
 
     def once(x: Tensor) -> Tensor:
         logits = full_size(network, x)
@@ -184,7 +189,7 @@ def make_forward(
         try:
             with torch.inference_mode():
                 x = x.to(device, dtype)
-                return _mean(once, x) if tta else once(x)
+                return _mean_over_flips(once, x) if tta else once(x)
         except (RuntimeError, MemoryError) as error:
             if not is_oom(error):
                 raise
@@ -196,8 +201,8 @@ def make_forward(
     return passed
 
 
-def _mean(once: Pass, x: Tensor) -> Tensor:
-    """Over an input and its mirror images, each turned back."""
+def _mean_over_flips(once: Pass, x: Tensor) -> Tensor:
+    """Average over an input and its mirror images, each flipped back."""
     total = once(x)
     for axes in _MIRRORED:
         total = total + once(x.flip(axes)).flip(axes)

@@ -17,7 +17,7 @@ from unetkit.data.border_weights import check_border
 from unetkit.data.types import IGNORE, Activation, Target
 from unetkit.errors import OptionError
 from unetkit.plan import PartSpec
-from unetkit.resolve import Menu
+from unetkit.resolve import NamedFactories
 
 #: What a pixel of each class weighs: 1; as given, one a class; or so that the classes of an image weigh alike.
 Weights = tuple[float, ...] | Literal["balanced"] | None
@@ -250,7 +250,7 @@ class Border(LossTerm):
         return mean_per_image(weight * self._nll(logits, masks), masks)
 
 
-LOSS_TERMS = Menu(
+LOSS_TERMS = NamedFactories(
     "loss", "loss", "docs/losses.md", {"ce": CE, "bce": BCE, "dice": Dice, "focal": Focal, "border": Border}
 )
 #: What is taken where nothing is said.

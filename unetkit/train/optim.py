@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from unetkit.errors import OptionError
-from unetkit.resolve import Menu
+from unetkit.resolve import NamedFactories
 from unetkit.summary.forward_hooks import find_network
 
 #: Of the rate of the rest, where an encoder has pretrained weights and no rate of its own is said.
@@ -79,4 +79,4 @@ def adamw(
     return OptimizerConfig(encoder_lr, weight_decay, warmup, clip)
 
 
-OPTIMIZERS = Menu("optimizer", "optimizer", "docs/training.md", {"adamw": adamw})
+OPTIMIZERS = NamedFactories("optimizer", "optimizer", "docs/training.md", {"adamw": adamw})

@@ -31,10 +31,10 @@ class CostMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.macs: list[int] = []
         self.saved: dict[int, tuple[int, int]] = {}  # storage -> (the operation that made it, bytes)
-        self._made: dict[int, int] = {storage_key(tensor): -1 for tensor in given}
-        self._left_out = {storage_key(tensor) for tensor in left_out}
-        self._kept: list[Tensor] = []  # a storage's address is its name only as long as it lives
-        self._known: dict[Any, Any] = {}
+        self._creators: dict[int, int] = {storage_key(tensor): -1 for tensor in given}
+        self._excluded = {storage_key(tensor) for tensor in left_out}
+        self._saved_tensors: list[Tensor] = []  # a storage's address is its name only as long as it lives
+        self._output_shapes: dict[Any, Any] = {}
         self._hooks = saved_tensors_hooks(self._save, lambda tensor: tensor)
 
     @property
@@ -53,7 +53,7 @@ class CostMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def creating_operation(self, tensor: Tensor) -> int:
         """Return the operation that created a tensor's memory; -1 if none did."""
-        return self._made.get(storage_key(tensor), -1)
+        return self._creators.get(storage_key(tensor), -1)
 
     def saved_bytes(self, start: int, end: int) -> int:
         """Return the bytes that autograd keeps of the results of operations `start` to `end`."""
@@ -61,9 +61,9 @@ class CostMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _save(self, tensor: Tensor) -> Tensor:
         key = storage_key(tensor)
-        if key not in self._left_out and key not in self.saved:
-            self._kept.append(tensor)
-            self.saved[key] = self._made.get(key, -1), tensor.untyped_storage().nbytes()
+        if key not in self._excluded and key not in self.saved:
+            self._saved_tensors.append(tensor)
+            self.saved[key] = self._creators.get(key, -1), tensor.untyped_storage().nbytes()
         return tensor
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -74,20 +74,20 @@ class CostMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not aliases:  # a view or an operation in place gives memory that an earlier one made
             for tensor in tree_iter(out):
                 if isinstance(tensor, Tensor):
-                    self._made[storage_key(tensor)] = len(self.macs) - 1
+                    self._creators[storage_key(tensor)] = len(self.macs) - 1
         return out
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operation, or reuse its output shapes for the same arguments, as deep networks repeat themselves."""
         try:
             key = (func, _key_of(args), _key_of(tuple(kwargs.items())))
-            known = self._known.get(key)
+            known = self._output_shapes.get(key)
         except TypeError:  # an argument that cannot be hashed
             return func(*args, **kwargs)
         if known is None:
             shortcut = _SHORTCUTS.get(func)
             out = shortcut(*args) if shortcut else func(*args, **kwargs)
-            self._known[key] = _shape_of(out)
+            self._output_shapes[key] = _shape_of(out)
             return out
         return _empty_like_shape(known)
 

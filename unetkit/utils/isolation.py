@@ -33,10 +33,10 @@ def wrap_errors(what: str) -> Iterator[None]:
 
 
 _lock = Lock()
-_inside = 0
+_depth = 0
 #: What standard output was, and what it was turned to.
-_before: TextIO | None = None
-_turned: TextIO | None = None
+_original_stdout: TextIO | None = None
+_redirected_stdout: TextIO | None = None
 
 
 @contextmanager
@@ -45,17 +45,17 @@ def stdout_to_stderr() -> Iterator[None]:
 
     The stream belongs to the whole process. The first of several threads redirects it, and the last restores it.
     """
-    global _inside, _before, _turned
+    global _depth, _original_stdout, _redirected_stdout
     with _lock:
-        if _inside == 0:
-            _before, _turned = sys.stdout, sys.stderr
+        if _depth == 0:
+            _original_stdout, _redirected_stdout = sys.stdout, sys.stderr
             sys.stdout = sys.stderr
-        _inside += 1
+        _depth += 1
     try:
         yield
     finally:
         with _lock:
-            _inside -= 1
+            _depth -= 1
             # A plugin may have put another stream there; so may another thread, which will put its own back.
-            if _inside == 0 and (sys.stdout is _turned or active_count() == 1):
-                sys.stdout = _before
+            if _depth == 0 and (sys.stdout is _redirected_stdout or active_count() == 1):
+                sys.stdout = _original_stdout

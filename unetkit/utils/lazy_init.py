@@ -19,12 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from torch.utils._pytree import tree_iter
 
 _aten = torch.ops.aten
-_RANDOM = {_aten.uniform_.default, _aten.normal_.default}
-_OVERWRITES = {*_RANDOM, _aten.zero_.default, _aten.fill_.Scalar, _aten.fill_.Tensor, _aten.copy_.default}
+_RANDOM_FILLS = {_aten.uniform_.default, _aten.normal_.default}
+_OVERWRITES = {*_RANDOM_FILLS, _aten.zero_.default, _aten.fill_.Scalar, _aten.fill_.Tensor, _aten.copy_.default}
 
 
 #: Held by whoever sets the random state aside. A part may build a seeded network within a seeded build.
-_ASIDE = RLock()
+_RNG_LOCK = RLock()
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def preserve_rng(*gpus: torch.device) -> Iterator[None]:
 
     The random state belongs to the whole process, so several threads take turns in this context.
     """
-    with _ASIDE, torch.random.fork_rng(devices=gpus):
+    with _RNG_LOCK, torch.random.fork_rng(devices=gpus):
         yield
 
 
@@ -53,7 +53,7 @@ class _PendingFills(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self._fill_now(_storage(tensor))
         if target is not None:
             self.fills.pop(_storage(target), None)
-            if func in _RANDOM and target.device.type == "cpu" and kwargs.get("generator") is None:
+            if func in _RANDOM_FILLS and target.device.type == "cpu" and kwargs.get("generator") is None:
                 # The memory is what waits, not the tensor, which may be given other memory (`weight.data = ...`).
                 self.fills[_storage(target)] = func, (target.detach(), *sources), kwargs
                 return target

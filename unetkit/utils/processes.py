@@ -54,16 +54,16 @@ def run_tasks(
         timeout: seconds that one task may take.
         preload: modules to import first. They must not initialize a GPU, since a forked process could not use it.
     """
-    context = _context(preload)
+    context = _make_context(preload)
     waiting, free, running = deque(tasks), deque(slots), dict[Connection, _Child]()
     try:
         while waiting or running:
             while waiting and free:
                 child = _Child(context, waiting.popleft(), free.popleft(), ask, timeout)
-                running[child.said] = child
-            _wait(running)
+                running[child.pipe] = child
+            _receive_reports(running)
             for child in [child for child in running.values() if child.ended]:
-                del running[child.said]
+                del running[child.pipe]
                 free.append(child.slot)
                 yield child.result()
     finally:
@@ -71,7 +71,7 @@ def run_tasks(
             child.kill()
 
 
-def _context(preload: Sequence[str]) -> Any:
+def _make_context(preload: Sequence[str]) -> Any:
     methods = get_all_start_methods()
     context = get_context("forkserver" if "forkserver" in methods else "spawn")
     if preload and "forkserver" in methods:
@@ -85,7 +85,7 @@ def _context(preload: Sequence[str]) -> Any:
     return context
 
 
-def _wait(running: dict[Connection, _Child]) -> None:
+def _receive_reports(running: dict[Connection, _Child]) -> None:
     """Wait until a process has reported something, or has exceeded its time."""
     first = min(child.deadline for child in running.values())
     for ready in connection.wait([*running], timeout=max(0.0, first - monotonic())):
@@ -105,8 +105,8 @@ class _Child:
         self.ended = False
         self.start = monotonic()
         self.deadline = self.start + timeout
-        self.said, theirs = context.Pipe()
-        self.process = context.Process(target=_run, args=(theirs, task, slot, ask), daemon=True)
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_run_child, args=(theirs, task, slot, ask), daemon=True)
         _start_process(self.process.start)
         theirs.close()  # or its end would never be seen
 
@@ -115,13 +115,13 @@ class _Child:
         if self.ended:
             return
         try:
-            self.facts.update(self.said.recv())
+            self.facts.update(self.pipe.recv())
             if _DONE in self.facts:  # what still runs in it is none of the task's
-                self.deadline = min(self.deadline, monotonic() + _LEAVING)
+                self.deadline = min(self.deadline, monotonic() + _EXIT_SECONDS)
         except (EOFError, OSError):
-            self.process.join(_LEAVING)
+            self.process.join(_EXIT_SECONDS)
             self._kill_group()
-            self._finish(_cause_of_death(self.process.exitcode))
+            self._finish(_describe_exit(self.process.exitcode))
 
     def check_timeout(self) -> None:
         if not self.ended and monotonic() > self.deadline:
@@ -133,7 +133,7 @@ class _Child:
         self._kill_group()
         self.process.kill()
         self.process.join()
-        self.said.close()
+        self.pipe.close()
 
     def _kill_group(self) -> None:
         if hasattr(os, "killpg"):
@@ -147,10 +147,10 @@ class _Child:
         """Store the result. A completed process may end in any way; its own error message has priority."""
         done = self.facts.pop(_DONE, False)
         begun = self.facts.pop(_BEGUN, False) or self.process.exitcode != 1
-        own_words = self.facts.pop(_OWN_WORDS, cause if begun else f"{cause}{_NEVER_BEGAN}")
+        own_words = self.facts.pop(_OWN_WORDS, cause if begun else f"{cause}{_NOT_STARTED_HINT}")
         self.cause = "" if done else own_words
         self.seconds = round(monotonic() - self.start, 2)
-        self.said.close()
+        self.pipe.close()
         self.ended = True
 
 
@@ -162,7 +162,7 @@ def _start_process(start: Callable[[], object]) -> None:
         raise BuildError(f"{why}; `python -c 'import torch, timm'` must work, and TMPDIR be a short path") from error
 
 
-def _cause_of_death(code: int | None) -> str:
+def _describe_exit(code: int | None) -> str:
     if code is not None and code < 0:
         name = signal.Signals(-code).name if -code in {*signal.Signals} else f"signal {-code}"
         return f"its process was killed by {name}"
@@ -170,14 +170,14 @@ def _cause_of_death(code: int | None) -> str:
 
 
 #: Seconds that a child has to leave when all is done.
-_LEAVING = 5.0
+_EXIT_SECONDS = 5.0
 #: Facts of the pool's own: that the child runs, that it did all, and why it failed where it can tell.
 _BEGUN, _DONE, _OWN_WORDS = "_begun", "_done", "_error"
 #: What a child that is spawned does first is to import the script that its leader was started by.
-_NEVER_BEGAN = ' before it began; in a script, what starts processes belongs under `if __name__ == "__main__":`'
+_NOT_STARTED_HINT = ' before it began; in a script, what starts processes belongs under `if __name__ == "__main__":`'
 
 
-def _run(said: Connection, task: Any, slot: Any, ask: str) -> None:
+def _run_child(said: Connection, task: Any, slot: Any, ask: str) -> None:
     """Run in the child process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the leader is interrupted too, and ends this one
     if hasattr(os, "setsid"):

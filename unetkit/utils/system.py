@@ -14,7 +14,7 @@ from pathlib import Path
 
 _SOURCE = Path(__file__).parent.parent
 #: Code that asks, or speaks to a user, and so changes no network.
-_NO_PART = ("data", "jobs", "train", "predict", "bench", "sweep", "testing", "scaffold", "cli")
+_PACKAGES_WITHOUT_NETWORKS = ("data", "jobs", "train", "predict", "bench", "sweep", "testing", "scaffold", "cli")
 
 
 @cache
@@ -26,7 +26,7 @@ def code_digest(*also: str, source: Path = _SOURCE) -> str:
     digest = hashlib.sha256()
     for path in sorted(source.rglob("*.py")):
         inside = path.relative_to(source)
-        if inside.parts[0] not in {*_NO_PART} - {*also}:
+        if inside.parts[0] not in {*_PACKAGES_WITHOUT_NETWORKS} - {*also}:
             digest.update(f"{inside.as_posix()}\0{path.stat().st_size}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -57,10 +57,10 @@ def physical_core(core: int) -> int:
 
 
 #: Bytes, where the system does not tell.
-_UNKNOWN = 4 << 30
-_GROUP = Path("/sys/fs/cgroup")
+_DEFAULT_FREE_MEMORY = 4 << 30
+_CGROUP = Path("/sys/fs/cgroup")
 #: Not all that oneDNN "could not create": it says that of a primitive for shapes that it does not know.
-_EXHAUSTED = re.compile(
+_OOM_PATTERN = re.compile(
     r"\bMemoryError\b|[Cc]an(no|')t allocate memory|not enough memory|bad_alloc|out of memory"
     r"|could not create a memory object"
 )
@@ -68,12 +68,12 @@ _EXHAUSTED = re.compile(
 
 def free_memory() -> int:
     """Return the free memory of this machine, or of the container that it runs in."""
-    found = [_first(Path("/proc/meminfo"), r"MemAvailable:\s+(\d+)", 1024)]
-    limit, used = (_first(_GROUP / name, r"(\d+)") for name in ("memory.max", "memory.current"))
+    found = [_read_number(Path("/proc/meminfo"), r"MemAvailable:\s+(\d+)", 1024)]
+    limit, used = (_read_number(_CGROUP / name, r"(\d+)") for name in ("memory.max", "memory.current"))
     found.append(limit - used if limit is not None and used is not None else None)
     known = [size for size in found if size is not None]
     if known or not hasattr(os, "sysconf"):
-        return min(known, default=_UNKNOWN)
+        return min(known, default=_DEFAULT_FREE_MEMORY)
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
@@ -82,7 +82,7 @@ def limit_memory(share: int) -> None:
 
     Nothing is limited on systems that do not report the memory of a process (other than Linux).
     """
-    has = _first(Path("/proc/self/status"), r"VmData:\s+(\d+)", 1024)
+    has = _read_number(Path("/proc/self/status"), r"VmData:\s+(\d+)", 1024)
     if has is not None:
         import resource  # which Windows has not
 
@@ -92,10 +92,10 @@ def limit_memory(share: int) -> None:
 
 def is_oom(error: BaseException) -> bool:
     """Return whether an error means, by its type or message, that memory was not sufficient."""
-    return isinstance(error, MemoryError) or bool(_EXHAUSTED.search(str(error)))
+    return isinstance(error, MemoryError) or bool(_OOM_PATTERN.search(str(error)))
 
 
-def _first(path: Path, pattern: str, unit: int = 1) -> int | None:
+def _read_number(path: Path, pattern: str, unit: int = 1) -> int | None:
     try:
         found = re.search(pattern, path.read_text(encoding="utf-8"))
     except OSError:

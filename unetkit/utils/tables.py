@@ -33,7 +33,7 @@ _STYLES = {"faster": "green", "better": "green", "slower": "red", "worse": "red"
 class TableData:
     """A table of texts: column headings, rows with a cell for each heading, and a title."""
 
-    heads: list[str]
+    headers: list[str]
     rows: list[list[str]]
     title: str = ""
 
@@ -45,7 +45,7 @@ class TableData:
         """Return the number of terminal columns that the table needs without folding."""
         from rich.cells import cell_len
 
-        heads = [max(head.split(), key=cell_len) for head in self.heads]
+        heads = [max(head.split(), key=cell_len) for head in self.headers]
         return sum(max(map(cell_len, column)) + _GAP for column in zip(heads, *self.rows, strict=True))
 
 
@@ -82,7 +82,7 @@ def _table(cells: TableData) -> Table:
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
-    for index, head in enumerate(cells.heads):
+    for index, head in enumerate(cells.headers):
         short = max((len(row[index]) for row in cells.rows), default=0) <= _SHORT
         justify: Literal["left", "right"] = "right" if cells.is_numeric(index) else "left"
         table.add_column(_plain_text("\n".join(head.split())), overflow="fold", no_wrap=short, justify=justify)
@@ -102,8 +102,8 @@ def _paragraph(lines: list[str]) -> str:
 
 
 def _markdown_table(cells: TableData) -> str:
-    rules = ["---:" if cells.is_numeric(index) else "---" for index in range(len(cells.heads))]
-    lines = "\n".join(_markdown_lines([cells.heads, rules, *cells.rows]))
+    rules = ["---:" if cells.is_numeric(index) else "---" for index in range(len(cells.headers))]
+    lines = "\n".join(_markdown_lines([cells.headers, rules, *cells.rows]))
     return f"{_escape_markdown(cells.title)}\n\n{lines}" if cells.title else lines
 
 
@@ -117,7 +117,7 @@ def _escape_markdown(text: str) -> str:
     return re.sub(r"([|<*`\[\]_])", r"\\\1", " ".join(text.split()))
 
 
-def output_width() -> int:
+def page_width() -> int:
     """Return the width of the terminal, or that of a page if there is no terminal."""
     return make_console().width
 

@@ -16,7 +16,7 @@ from unetkit.network import Network
 from unetkit.plan import PartSpec, Plan
 from unetkit.registry import Parts
 from unetkit.serialization import load, save
-from unetkit.summary.forward_hooks import input_size_for, network_of, tensors_of
+from unetkit.summary.forward_hooks import collect_tensors, find_network, resolve_input_size
 from unetkit.summary.trace import trace
 from unetkit.testing.catalog import Nonconformity, one_line
 from unetkit.testing.contracts import by, drawn, encoder_shapes
@@ -38,9 +38,9 @@ def network(subject: PartSubject) -> None:
     """A network with it takes a batch of an odd size, sends gradients to it, and comes back equal from a file."""
     parts, spec = _named(subject)
     model, said = _first_built(subject, parts, spec)
-    x = drawn(2, _CHANNELS, *_size_of(subject, network_of(model)))
+    x = drawn(2, _CHANNELS, *_size_of(subject, find_network(model)))
     try:
-        trains(model, x, said, only=subject.kind.word)
+        trains(model, x, said, only=subject.kind.field)
         predicts(model, x, said)
         comes_back(model, x, parts, said)
     except UnetkitError as error:
@@ -51,18 +51,18 @@ def _named(subject: PartSubject) -> tuple[Parts, PartSpec]:
     """Where the part is looked up, and its spec; a Python object is given a name there."""
     if subject.spec.factory is None:
         return subject.parts, subject.spec
-    parts = subject.parts.staged("unetkit.testing")
-    parts[subject.kind.word].add(_NAME, subject.spec.factory)
+    parts = subject.parts.stage("unetkit.testing")
+    parts[subject.kind.field].add(_NAME, subject.spec.factory)
     return parts, PartSpec(_NAME, subject.spec.options)
 
 
 def _first_built(subject: PartSubject, parts: Parts, spec: PartSpec) -> tuple[Network, str]:
     refusals = []
     for words in _words(subject):
-        line = str(Plan.of(**{**words, subject.kind.word: subject.spec}))
+        line = str(Plan.of(**{**words, subject.kind.field: subject.spec}))
         said = f"in the network `{line}` "
         try:
-            words = {**words, subject.kind.word: spec}
+            words = {**words, subject.kind.field: spec}
             return build(**words, classes=_CLASSES, in_channels=_CHANNELS, seed=0, parts=parts), said
         except UnetkitError as error:
             refusals.append(f"{said}it is refused: {error}".replace(_NAME, str(subject.spec)))
@@ -76,7 +76,7 @@ def _words(subject: PartSubject) -> Iterator[dict[str, Any]]:
         yield {}
         return
     if subject.kind.title != "encoder":
-        yield from ({k: v for k, v in words.items() if k != subject.kind.word} for words in _ROUND)
+        yield from ({k: v for k, v in words.items() if k != subject.kind.field} for words in _ROUND)
         return
     encoder = subject.make(subject.wirings[0])
     yield {"widths": (8,) * (len(encoder.strides) - 1), "decode_to": encoder.strides[0]}
@@ -91,7 +91,7 @@ def _size_of(subject: PartSubject, model: Network) -> Size:
 def trains(model: nn.Module, x: Tensor, said: str, *, only: str = "") -> None:
     """A batch passes in training, and gradients reach every parameter (`only`: those of the parts of a word)."""
     try:
-        outputs = tensors_of(model.train()(x))
+        outputs = collect_tensors(model.train()(x))
         torch.autograd.backward([(out * drawn(*out.shape)).sum() for out in outputs])
     except Exception as error:
         size = by(x.shape[-2:])
@@ -108,8 +108,8 @@ def predicts(model: nn.Module, x: Tensor, said: str) -> None:
         out = model.eval()(x)
     if not isinstance(out, Tensor):
         raise Nonconformity(f"{said}in eval it gives a {type(out).__name__}; promised is one tensor of logits")
-    wanted = (len(x), network_of(model).resolved_plan.classes, *x.shape[-2:])
-    wrong = out.shape[:2] != wanted[:2] if network_of(model).valid else out.shape != wanted
+    wanted = (len(x), find_network(model).resolved_plan.classes, *x.shape[-2:])
+    wrong = out.shape[:2] != wanted[:2] if find_network(model).valid else out.shape != wanted
     if wrong:
         raise Nonconformity(f"{said}an input of {by(x.shape)} comes out as {by(out.shape)}; promised is {by(wanted)}")
 
@@ -154,10 +154,10 @@ def own_size(subject: PartSubject) -> None:
         model = build(recipe=subject.spec, parts=subject.parts, device="meta")
     except UnetkitError as error:
         raise Nonconformity(f"it does not build: {error}") from error
-    size = input_size_for(network_of(model), None)
+    size = resolve_input_size(find_network(model), None)
     try:
         last = trace(model, size).rows[-1]
     except UnetkitError as error:
         raise Nonconformity(f"at its own size: {error}") from error
-    if not network_of(model).valid and (last.height, last.width) != size:
+    if not find_network(model).valid and (last.height, last.width) != size:
         raise Nonconformity(f"an input of its own size {by(size)} comes out as {by((last.height, last.width))}")

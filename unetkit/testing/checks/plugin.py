@@ -55,7 +55,7 @@ def loads(guest: PluginSubject) -> None:
         raise Nonconformity(f"it does not load: {guest.plugin.error}")
     hooks = ("unetkit_wrap_model", "unetkit_register_commands", "unetkit_register_metrics")
     adds = any(guest.host.implements(hook, guest.plugin) for hook in hooks)
-    if not (adds or guest.host.parts.of(guest.plugin.name) or _sources(guest)):
+    if not (adds or guest.host.parts.entries_of(guest.plugin.name) or _sources(guest)):
         raise Nonconformity(
             "it adds nothing: register a part, wrap models, or add a command or a metric in one of its hooks"
         )
@@ -159,9 +159,9 @@ _PASSED_ON = ("encoder", "stages", "head", "resolved_plan", "plugins")
 def _networks(guest: PluginSubject) -> Iterator[dict[str, Any]]:
     base = {"encoder": "plain:widths=[4,8,16]"}
     yield base
-    for entry in guest.host.parts.of(guest.plugin.name):
-        if entry.kind.word not in ("encoder", "recipe"):
-            yield {**({} if entry.kind.word == "model" else base), entry.kind.word: entry.name}
+    for entry in guest.host.parts.entries_of(guest.plugin.name):
+        if entry.kind.field not in ("encoder", "recipe"):
+            yield {**({} if entry.kind.field == "model" else base), entry.kind.field: entry.name}
 
 
 def metrics(guest: PluginSubject) -> None:

@@ -32,7 +32,7 @@ def _parameters(subject: PartSubject) -> list[Parameter]:
 def wiring(subject: PartSubject) -> None:
     """Positional parameters are the wiring that the builder supplies, everything else is keyword-only."""
     parameters = _parameters(subject)
-    of_source = subject.entry is not None and subject.entry.source is not None
+    of_source = subject.entry is not None and subject.entry.library is not None
     for parameter in parameters:
         if parameter.kind is Parameter.VAR_KEYWORD and not of_source:  # a library's own; an unknown one it refuses
             raise Nonconformity(f"takes **{parameter.name}, so an option that there is not would be taken in silence")
@@ -133,7 +133,7 @@ def unknown(subject: PartSubject) -> None:
     if subject.signature.var_keyword:
         return  # the grammar leaves it to the factory
     try:
-        parse_options(subject.kind.word, subject.spec.with_options({_UNHEARD: "1"}), subject.signature)
+        parse_options(subject.kind.field, subject.spec.with_options({_UNHEARD: "1"}), subject.signature)
     except OptionError:
         return
     raise Nonconformity(f"its signature has {_UNHEARD}")  # pragma: no cover
