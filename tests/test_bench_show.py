@@ -383,7 +383,8 @@ def test_a_run_of_one_metric_is_read() -> None:
 
 
 def test_help_needs_neither_torch_nor_rich() -> None:
-    code = "import sys; from unetkit.cli.bench_results import show, diff; print([n for n in sys.argv[1:] if n in sys.modules])"
+    imports = "from unetkit.cli.bench_results import show, diff"
+    code = f"import sys; {imports}; print([n for n in sys.argv[1:] if n in sys.modules])"
     command = [sys.executable, "-c", code, "torch", "rich", "numpy", "pandas"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
 

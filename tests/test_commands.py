@@ -268,7 +268,8 @@ def test_check_of_what_does_not_load(tmp_path: Path) -> None:
     [
         (
             "attention-gat",
-            "no plugin is called attention-gat, and no module can be; did you mean attention-gate or block-attention?",
+            "no plugin is called attention-gat, and it is not a valid module name; "
+            "did you mean attention-gate or block-attention?",
         ),
         ("no_such_plugin_at_all", "no plugin or module is called no_such_plugin_at_all"),
         ("./nowhere.py", "there is no file nowhere.py"),

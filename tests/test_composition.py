@@ -69,7 +69,7 @@ def test_a_chain_is_valid_where_a_link_is() -> None:
     ("words", "message"),
     [
         ({"up": "bilinear+nearest"}, "--up bilinear+nearest: only blocks can be chained with +; give one part"),
-        ({"head": "conv+conv"}, "--head conv+conv: only blocks follow one another with +"),
+        ({"head": "conv+conv"}, "--head conv+conv: only blocks can be chained with +"),
         ({"block": "double+"}, "'' is not a part"),
         ({"block": "+double"}, "'' is not a part"),
         ({"block": "double+bass"}, "--block bass: no block is called 'bass'; did you mean basic"),

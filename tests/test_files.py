@@ -97,7 +97,7 @@ def assert_same(model: nn.Module, other: nn.Module) -> None:
 )
 def test_a_loaded_model_is_equal_to_the_bit(tmp_path: Path, words: dict[str, Any]) -> None:
     model = saved(tmp_path / "model.safetensors", **words)
-    x = torch.rand(2, model.whole.in_channels, 64, 64)
+    x = torch.rand(2, model.resolved_plan.in_channels, 64, 64)
     model(x)  # moves the norms' statistics
     unetkit.save(model, tmp_path / "model.safetensors")
     loaded = unetkit.load(tmp_path / "model.safetensors")

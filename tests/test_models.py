@@ -138,9 +138,9 @@ def test_what_smp_makes_of_values_is_built_on_meta_too() -> None:
         (
             "--model smp/unet --fuse add",
             BuildError,
-            "--fuse describes a part of a U-Net, but --model smp/unet is whole",
+            "--fuse describes a part of a U-Net, but --model smp/unet is a whole model",
         ),
-        ("--model smp/unet --decode-to 2", BuildError, "--decode-to says a part of a U-Net"),
+        ("--model smp/unet --decode-to 2", BuildError, "--decode-to describes a part of a U-Net"),
         ("--model smp/unett", UnknownNameError, "no model is called 'smp/unett'; did you mean smp/unet"),
         ("--model smp/unet:decoder_chanels=[1]", OptionError, "did you mean decoder_channels"),
         ("--model smp/unet:activation=sigmoid", OptionError, "unet has no option 'activation'"),

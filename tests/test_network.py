@@ -259,7 +259,7 @@ def test_dilation_in_place_of_stride(stride: int, strides: tuple[int, ...], chan
 def test_an_encoder_without_dilation_says_so() -> None:
     with pytest.raises(BuildError, match=r"timm/vgg11 does not take output_stride=16 .*leave it out"):
         build("vgg11:output_stride=16", device="meta")
-    with pytest.raises(OptionError, match="output_stride takes one of 8, 16, 32; got 4"):
+    with pytest.raises(OptionError, match="output_stride must be one of 8, 16, 32; got 4"):
         build("resnet50:output_stride=4", device="meta")
 
 
@@ -339,7 +339,7 @@ def nothing(in_channels: int, out_channels: int) -> None:
         ({"in_channels": 0}, OptionError, "--in-channels: must be at least 1; got 0"),
         ({"fuse": "conkat"}, UnknownNameError, "conkat.*did you mean concat"),
         ({"up": "transposed:kernal=3"}, OptionError, "no option 'kernal'; did you mean kernel"),
-        ({"up": "transposed:kernel=big"}, OptionError, "kernel takes an integer or none; got big"),
+        ({"up": "transposed:kernel=big"}, OptionError, "kernel must be an integer or none; got big"),
         ({"block": 3}, OptionError, "--block: 3 is not a part"),
     ],
 )

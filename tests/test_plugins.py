@@ -251,11 +251,11 @@ def test_the_keyboard_passes_through(write: Write) -> None:
 @pytest.mark.parametrize(
     ("target", "reason"),
     [
-        ("nowhere/gone.py", "there is no file nowhere/gone.py"),
+        ("nowhere/gone.py", "the file nowhere/gone.py does not exist"),
         ("no_such_module_at_all", "no plugin or module is called no_such_module_at_all"),
-        ("attention-gat", "no plugin is called attention-gat, and no module can be; did you mean attention-gate or "),
-        (".relative", "no plugin is called .relative, and no module can be; a file ends in .py"),
-        ("./gate.txt", "no plugin is called ./gate.txt, and no module can be; a file ends in .py"),
+        ("attention-gat", "no plugin is called attention-gat, and it is not a valid module name; did you mean"),
+        (".relative", "no plugin is called .relative, and it is not a valid module name; a file ends in .py"),
+        ("./gate.txt", "no plugin is called ./gate.txt, and it is not a valid module name; a file ends in .py"),
     ],
 )
 def test_a_plugin_that_is_not_there(target: str, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -397,7 +397,8 @@ def test_a_wrapper_is_told_the_whole_plan() -> None:
         ("return 3", "TypeError: 'int' object is not callable"),
         (
             "return lambda model: None",
-            "what unetkit_wrap_model returned made NoneType of a model; it must return a module that contains the model",
+            "what unetkit_wrap_model returned made NoneType of a model; "
+            "it must return a module that contains the model",
         ),
         ("import sys; sys.exit(1)", "SystemExit: 1"),
     ],

@@ -156,7 +156,7 @@ def test_what_runs_out_of_memory_is_asked_on_meta(monkeypatch: pytest.MonkeyPatc
     from tests.sweep import measure
 
     told: dict[str, Any] = {}
-    monkeypatch.setattr(measure, "hold", lambda share: None)
+    monkeypatch.setattr(measure, "limit_memory", lambda share: None)
 
     def exhausted(name: str, *rest: Any) -> bool:
         told["tried"] = name
@@ -321,7 +321,7 @@ def test_what_was_measured_with_other_code_is_measured_again(tmp_path: Path, mon
     held = read(recorded(tmp_path / "a", row("resnet18")))
     theirs = read(recorded(tmp_path / "b", row("resnet18"), settings=Settings(of="smp")))
     assert held.done("resnet18", Settings(), again=False)
-    monkeypatch.setattr("tests.sweep.settings.code", lambda: "another")
+    monkeypatch.setattr("tests.sweep.settings.code_digest", lambda: "another")
     assert not held.done("resnet18", Settings(), again=False)
     assert theirs.done("resnet18", Settings(of="smp"), again=False)
 

@@ -385,7 +385,7 @@ def test_an_option_at_the_constructors_default_is_taken_quietly() -> None:
     [
         ("resnet18:drop_path=0.1", "timm/resnet18 has no option 'drop_path'; did you mean .*drop_path_rate"),
         ("resnet18:bogus=none", "timm/resnet18 has no option 'bogus'"),
-        ("resnet18:drop_path_rate=high", "drop_path_rate takes a number; got high"),
+        ("resnet18:drop_path_rate=high", "drop_path_rate must be a number; got high"),
         ("resnet18:drop_rate=0.2", "drop_rate=0.2 changes nothing in its feature maps; leave it out"),
         ("test_vit:drop_rate=0.2", "drop_rate=0.2 changes nothing in its feature maps; leave it out"),
         ("test_vit:global_pool=avg", "global_pool=avg changes nothing in its feature maps; leave it out"),

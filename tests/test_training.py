@@ -33,7 +33,7 @@ from unetkit.summary.forward_hooks import find_network
 from unetkit.train.checkpoint import BEST, HEADER, LAST, LOG, STATE, read_state
 from unetkit.train.dataloader import AugmentedDataset, Loader, epoch_batches
 from unetkit.train.optim import adamw
-from unetkit.train.progress import CURVES, SAMPLES
+from unetkit.train.progress import CURVES, PREVIEWS
 from unetkit.train.trainer import STOPPED, TrainCallback
 
 TINY = "--encoder plain:widths=[4,8]"
@@ -396,9 +396,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_a_run_leaves_weights_a_log_curves_and_samples(trained: Path) -> None:
-    assert {path.name for path in trained.iterdir()} >= {HEADER, LOG, STATE, BEST, LAST, CURVES, SAMPLES, "tensorboard"}
+    assert {path.name for path in trained.iterdir()} >= {HEADER, LOG, STATE, BEST, LAST, CURVES, PREVIEWS, "tensorboard"}
     assert [line["epoch"] for line in log_of(trained)] == [1, 2]
-    for picture in (trained / CURVES, trained / SAMPLES / "epoch-002.png"):
+    for picture in (trained / CURVES, trained / PREVIEWS / "epoch-002.png"):
         with Image.open(picture) as opened:
             assert min(opened.size) > 100
     assert [*(trained / "tensorboard").glob("events*")]

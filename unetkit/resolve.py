@@ -200,7 +200,7 @@ def parse_options(word: str, spec: PartSpec, known: Signature, see: str = "") ->
         try:
             typed[name] = parse_value(text, types[name])
         except ValueError:
-            raise OptionError(f"--{word} {spec}: {name} takes {describe_type(types[name])}; got {text}") from None
+            raise OptionError(f"--{word} {spec}: {name} must be {describe_type(types[name])}; got {text}") from None
     missing = [option.name for option in known.options if option.required and option.name not in typed]
     if missing:
         raise OptionError(f"--{word} {spec}: {spec.name} needs {missing[0]}=..., which has no default")

@@ -41,7 +41,7 @@ _PATH: click.Path = click.Path(path_type=Path)
 @click.option(
     "--timeout", type=click.FloatRange(1), default=600, show_default=True, metavar="S", help="Seconds for one model."
 )
-@click.option("--retry-failed", is_flag=True, help="Measure what failed again.")
+@click.option("--retry-failed", is_flag=True, help="Measure names that failed again.")
 @click.option("--table", is_flag=True, help="Measure nothing; write the table of FILES into the page.")
 @click.option("--page", type=_PATH, default=Path("docs/sweep.md"), show_default=True, help="For --table.")
 @click.argument("files", nargs=-1, type=_PATH)
@@ -55,7 +55,7 @@ def command(
     memory: float | None,
     real_up_to: float | None,
     timeout: float,
-    again: bool,
+    retry_failed: bool,
     table: bool,
     page: Path,
     files: tuple[Path, ...],
@@ -86,7 +86,7 @@ def command(
         real_up_to=int(real_up_to) if real_up_to is not None else Settings.real_up_to,
         timeout=timeout,
     )
-    sweep(settings, out, again=again)
+    sweep(settings, out, again=retry_failed)
 
 
 def sweep(settings: Settings, out: Path, *, again: bool = False, ask: str = MEASURE) -> None:

@@ -69,7 +69,8 @@ def select_images(run: TrainRun, data: DatasetSplits, split: str | None = None) 
             f"--split {name}: {data.source} contains other images than when {run.folder} was trained, so the network "
             f"may have seen some of these; restore them, or use --split {ALL}"
         )
-    images: Any = ConcatDataset([*data.splits.values()]) if name == ALL else data.splits[name]
+    splits: Any = [*data.splits.values()]
+    images: Any = ConcatDataset(splits) if name == ALL else data.splits[name]
     if not len(images):
         raise OptionError(f"--split {name}: {data.source} is empty")
     return name, images

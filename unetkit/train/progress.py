@@ -22,7 +22,7 @@ from unetkit.utils.files import read_json_lines
 _SEEN = 12
 #: Seconds between two drawings of the curves.
 _PAUSE = 20.0
-CURVES, SAMPLES, BOARD = "curves.png", "samples", "tensorboard"
+CURVES, PREVIEWS, BOARD = "curves.png", "previews", "tensorboard"
 
 
 class TrainProgress(TrainCallback):
@@ -80,7 +80,7 @@ class TrainProgress(TrainCallback):
             draw_curves(self._lines, folder / CURVES)
             self._drawn = monotonic()
         if every and (last or line["epoch"] % every == 0):
-            draw_samples(found.previews, self.trainer.run.target, folder / SAMPLES / f"epoch-{line['epoch']:03}.png")
+            draw_samples(found.previews, self.trainer.run.target, folder / PREVIEWS / f"epoch-{line['epoch']:03}.png")
         if self._board:
             _write_tensorboard(self._board, line)
 
@@ -94,7 +94,7 @@ class TrainProgress(TrainCallback):
         self.console.print(
             f"{why}; best mIoU {_format_score(best['miou'])} after epoch {best['epoch']}", soft_wrap=True
         )
-        self.console.print(f"curves in {folder / CURVES}; predictions in {folder / SAMPLES}", soft_wrap=True)
+        self.console.print(f"curves in {folder / CURVES}; predictions in {folder / PREVIEWS}", soft_wrap=True)
         then = f"next: unetkit eval {folder}, or unetkit predict {folder} IMAGE... --out masks"
         self.console.print(then, soft_wrap=True)
 

@@ -66,7 +66,7 @@ def _check_option(spec: TimmSpec, name: str, value: Any, known: dict[str, Any], 
             f"timm/{spec.name} has no option {name!r}{did_you_mean(name, others) or '; it has ' + ', '.join(others)}"
         )
     if name in known and not _is_of_type(value, kind := known[name].annotation):
-        raise OptionError(f"timm/{spec.name}: {name} takes {describe_type(kind)}; got {format_value(value)}")
+        raise OptionError(f"timm/{spec.name}: {name} must be {describe_type(kind)}; got {format_value(value)}")
 
 
 @cache
