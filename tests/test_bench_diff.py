@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from tests.bench_runs import made_run
 from tests.test_bench_show import written
-from unetkit.bench.compare import VERDICTS, Change, Diff, diff_runs, format_diff, judge_changes, quotient
+from unetkit.bench.compare import CHANGE_VERDICTS, Change, Diff, diff_runs, divide_ratios, format_diff, judge_changes
 from unetkit.bench.results import BenchRow, BenchRun, Timing
 from unetkit.bench.statistics import Estimate
 from unetkit.cli.bench_results import diff
@@ -53,7 +53,7 @@ def found(made: Diff, verdict: str, metric: str | None = None) -> list[Change]:
 
 def test_a_run_is_no_worse_than_itself() -> None:
     made = diff_runs(before(), before())
-    assert not made.worse
+    assert not made.is_worse
     assert {*made.counts} <= {"same", "inconclusive", "unpaired"}
     assert made.differences == []
     assert made.only_a == made.only_b == []
@@ -67,7 +67,7 @@ def test_other_samples_of_the_same_networks_are_no_change() -> None:
 
 def test_what_became_slower_is_found_and_nothing_else() -> None:
     made = diff_runs(before(), after(up__nearest=1.3))
-    assert made.worse
+    assert made.is_worse
     slower = found(made, "worse", "latency")
     assert {change.row.factors["up"] for change in slower} == {"nearest"}
     assert len(slower) >= 7  # of 8, one of which fluctuates by 34%
@@ -91,15 +91,17 @@ def test_a_machine_that_slowed_for_both_is_no_regression_but_is_said() -> None:
 
     slow = with_rows(before(), lambda row: replace(row, timings={k: slowed(v) for k, v in row.timings.items()}))
     made = diff_runs(before(), slow)
-    assert not made.worse
-    assert made.notes[0].startswith("the baseline's own median, B over A: latency 1.50, training 1.50; what slows")
+    assert not made.is_worse
+    assert made.notes[0].startswith(
+        "median time of the baseline in B divided by that in A: latency 1.50, training 1.50; "
+    )
 
 
 def test_the_worst_comes_first() -> None:
     made = diff_runs(before(), after(up__nearest=1.3, fuse__add=1.5))
-    verdicts = [VERDICTS.index(change.verdict) for change in made.changes]
+    verdicts = [CHANGE_VERDICTS.index(change.verdict) for change in made.changes]
     assert verdicts == sorted(verdicts)
-    sizes = [change.size for change in found(made, "worse")]
+    sizes = [change.magnitude for change in found(made, "worse")]
     assert sizes == sorted(sizes, reverse=True)
 
 
@@ -121,13 +123,13 @@ def test_peak_memory_may_differ_as_it_does_between_processes(share: float, worse
 def test_a_plugins_figure_is_changed_and_fails_nothing() -> None:
     made = diff_runs(before(), with_figures(before(), lambda row: {"energy": row.values["energy"] * 2}))
     assert len(found(made, "changed", "energy")) == 26
-    assert not made.worse
+    assert not made.is_worse
 
 
 def test_seconds_that_are_no_rounds_prove_nothing() -> None:
     made = diff_runs(before(), with_figures(before(), lambda row: {"build": 9.0}))
     assert len(found(made, "unpaired", "build")) == 26
-    assert not made.worse
+    assert not made.is_worse
     assert "build" not in str(format_diff(made).tables)
 
 
@@ -158,7 +160,7 @@ def test_rows_and_metrics_that_one_run_has_alone_are_listed() -> None:
     )
     assert [row.id for row in made.only_a] == [before().rows[-1].id]
     assert [row.id for row in made.only_b] == [row.id for row in before().rows[:2]]
-    assert "measured in A alone: parameters" in made.notes
+    assert "measured only in A: parameters" in made.notes
     assert any(note.startswith("only in B: --encoder resnet18, batch size 1") for note in format_diff(made).notes)
 
 
@@ -170,8 +172,8 @@ def test_what_differs_in_machine_and_versions_is_said_first() -> None:
     )
     made = diff_runs(before(), replace(before(), header=header))
     assert made.differences == [
-        "machine: cores is 8 in A, 4 in B",
-        "versions: torch is 2.9.0 in A, 2.10.0 in B",
+        "machine: cores is 8 in A and 4 in B",
+        "versions: torch is 2.9.0 in A and 2.10.0 in B",
     ]
     assert format_diff(made).head[1:3] == made.differences
 
@@ -179,14 +181,14 @@ def test_what_differs_in_machine_and_versions_is_said_first() -> None:
 def test_times_to_other_baselines_are_refused_or_shown_without_a_verdict() -> None:
     header = replace(before().header, baseline="--encoder resnet34")
     with pytest.raises(
-        OptionError, match="times cannot be compared: the baseline of runs/before is --encoder resnet18"
+        OptionError, match="times cannot be compared, since the baseline of runs/before is --encoder resnet18"
     ):
         diff_runs(before(), replace(before(), header=header))
     made = diff_runs(before(), replace(before(), header=header), unpaired=True)
     assert len(found(made, "unpaired", "latency")) == 26
     assert all(change.ratio is None for change in made.changes)
-    assert not made.worse
-    assert "baseline: --encoder resnet18, eager in A, --encoder resnet34, eager in B" in made.differences
+    assert not made.is_worse
+    assert "baseline: --encoder resnet18, eager in A; --encoder resnet34, eager in B" in made.differences
     assert {row[1] for row in format_diff(made).tables[0].rows} == {"latency", "training"}
 
 
@@ -195,11 +197,11 @@ def test_runs_without_times_need_no_common_baseline() -> None:
     a, b = (
         replace(before(), header=replace(before().header, baseline=line, metrics=metrics)) for line in ("one", "two")
     )
-    assert not diff_runs(a, b).worse
+    assert not diff_runs(a, b).is_worse
 
 
 def test_runs_with_no_row_in_common_are_refused() -> None:
-    with pytest.raises(OptionError, match="no row in common"):
+    with pytest.raises(OptionError, match="have no rows in common"):
         diff_runs(replace(before(), rows=before().rows[:3]), replace(before(), rows=before().rows[3:]))
 
 
@@ -213,7 +215,7 @@ def test_the_interval_of_a_quotient_holds_the_truth_as_often_as_it_says(draws: i
 
     held = 0
     for _ in range(200):
-        made = quotient(timing(1.2), timing(1.5))
+        made = divide_ratios(timing(1.2), timing(1.5))
         held += made.low <= 1.25 <= made.high
     assert held >= 184  # 95% of 200 is 190; fewer than 184 come by chance in one of 3000
 

@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.bench_runs import BASELINE, made_run
-from unetkit.bench.effects import VALUES, list_effects
+from unetkit.bench.effects import MAX_PAIRWISE_VALUES, list_effects
 from unetkit.bench.report.charts import DOTS, pareto_front
-from unetkit.bench.report.page import page_of
+from unetkit.bench.report.page import render_report
 from unetkit.bench.results import BenchRow, BenchRun, ResultsWriter
-from unetkit.bench.show import missing
+from unetkit.bench.show import describe_missing_rows
 from unetkit.cli.bench_results import report
 from unetkit.errors import FileError, OptionError, UnetkitError
 from unetkit.registry import MetricInfo
@@ -69,7 +69,7 @@ def run() -> BenchRun:
 
 @cache
 def html() -> str:
-    return page_of(run())
+    return render_report(run())
 
 
 class Tags(HTMLParser):
@@ -161,7 +161,7 @@ def test_rows_of_different_conditions_share_no_front() -> None:
 
 
 def test_many_rounds_are_drawn_in_part_and_it_says_so() -> None:
-    text = page_of(replace(made_run(Path("runs/long"), rounds=500), rows=made_run(Path("x"), rounds=500).rows[:2]))
+    text = render_report(replace(made_run(Path("runs/long"), rounds=500), rows=made_run(Path("x"), rounds=500).rows[:2]))
     drawn = Tags(text).embedded()
     assert len(drawn["rounds"]["latency"][0][0]["dots"]) == DOTS
     assert f"at most {DOTS} rounds are drawn" in text
@@ -172,12 +172,12 @@ def test_many_rounds_are_drawn_in_part_and_it_says_so() -> None:
 def test_of_many_values_each_is_compared_with_the_first() -> None:
     rows = tuple(
         replace(row, id=f"{row.id}{number}", factors={**row.factors, "encoder": f"e{number}"})
-        for number in range(VALUES + 2)
+        for number in range(MAX_PAIRWISE_VALUES + 2)
         for row in run().rows[:2]
     )
     (metric,) = {info.name for info, _ in list_effects(replace(run(), rows=rows)) if info.name == "macs"}
     told = [one for info, one in list_effects(replace(run(), rows=rows)) if info.name == metric]
-    assert [(one.a, one.b) for one in told] == [("e0", f"e{number}") for number in range(1, VALUES + 2)]
+    assert [(one.a, one.b) for one in told] == [("e0", f"e{number}") for number in range(1, MAX_PAIRWISE_VALUES + 2)]
 
 
 @pytest.mark.parametrize("rows", ["none", "failed", "one", "untimed"])
@@ -188,14 +188,14 @@ def test_it_is_written_of_every_run(rows: str) -> None:
         "one": run().rows[:1],
         "untimed": tuple(replace(row, timings={}) for row in run().rows),
     }[rows]
-    text = page_of(replace(run(), rows=chosen))
-    for line in missing(replace(run(), rows=chosen)):
+    text = render_report(replace(run(), rows=chosen))
+    for line in describe_missing_rows(replace(run(), rows=chosen)):
         assert line in text
     assert ("Nothing was timed." in text) == (rows != "one")
 
 
 def test_nothing_is_loaded_and_nothing_gets_in() -> None:
-    told = Tags(page_of(hostile(run())))
+    told = Tags(render_report(hostile(run())))
     tags = [tag for tag, _ in told.found]
     assert tags.count("script") == 4  # the data, plotly and our two
     assert not {"img", "link", "iframe", "object", "embed", "base", "form"} & {*tags}
@@ -209,7 +209,7 @@ def test_nothing_is_loaded_and_nothing_gets_in() -> None:
 def test_without_plotly_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
     with pytest.raises(UnetkitError, match=r"pip install 'unetkit\[report\]'$"):
-        page_of(run())
+        render_report(run())
 
 
 @pytest.fixture
@@ -416,7 +416,7 @@ def test_a_phone_scrolls_the_page_down_and_only_tables_sideways(
 
 def test_names_made_to_break_out_run_and_load_nothing(browser: Browser, tmp_path: Path) -> None:
     path = tmp_path / "evil.html"
-    path.write_text(page_of(hostile(run())), encoding="utf-8")
+    path.write_text(render_report(hostile(run())), encoding="utf-8")
     opened = Opened(browser, path)
     opened.page.locator("#table-rows thead button").nth(1).click()
     assert opened.page.evaluate("window.hacked") is None

@@ -20,7 +20,7 @@ import pytest
 import unetkit
 from unetkit import bench
 from unetkit.bench.results import BenchRow, ResultsWriter, read_results
-from unetkit.bench.statistics import LEAST
+from unetkit.bench.statistics import MIN_ROUNDS
 from unetkit.errors import BuildError, FileError, OptionError, UnetkitError, UnknownNameError
 from unetkit.utils.files import JsonLinesWriter
 
@@ -63,7 +63,7 @@ def test_every_metric_is_measured_of_every_row(measured: bench.BenchRows) -> Non
         assert (row.error, row.failures) == ("", {})
         assert {*row.values, *row.timings} == {*names}
         for timing in row.timings.values():
-            assert len(timing.candidate) == len(timing.baseline) >= LEAST
+            assert len(timing.candidate) == len(timing.baseline) >= MIN_ROUNDS
             assert min(timing.candidate + timing.baseline) > 0
 
 
@@ -230,7 +230,7 @@ def test_what_dies_or_hangs_is_a_row_with_its_cause(strange: str, tmp_path: Path
 def test_plugins_add_metrics(strange: str) -> None:
     [row] = bench.run([TINY], plugins=[strange], metrics=["depth", "twice", "broken"], **QUICK)
     assert row.values == {"depth": len([*unetkit.build("plain:widths=[4,8]").modules()])}
-    assert len(row.timings["twice"].candidate) >= LEAST
+    assert len(row.timings["twice"].candidate) >= MIN_ROUNDS
     assert row.failures == {"broken": "KeyError: 'nothing here'"}
 
 

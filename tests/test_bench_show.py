@@ -18,7 +18,15 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 
 from tests.bench_runs import made_run
-from unetkit.bench.columns import HIDDEN, Column, columns_of, constants, filter_rows, select_columns, sort_rows
+from unetkit.bench.columns import (
+    HIDDEN,
+    Column,
+    filter_rows,
+    find_constant_factors,
+    make_columns,
+    select_columns,
+    sort_rows,
+)
 from unetkit.bench.results import BenchRow, BenchRun, ResultsWriter
 from unetkit.bench.show import format_run, rows_to_dataframe, run_to_dict
 from unetkit.cli.bench_results import show
@@ -35,7 +43,7 @@ def run() -> BenchRun:
 
 @cache
 def columns() -> dict[str, Column]:
-    return {column.name: column for column in columns_of(run())}
+    return {column.name: column for column in make_columns(run())}
 
 
 def written(folder: Path, made: BenchRun, missing: int = 0) -> str:
@@ -77,11 +85,11 @@ def chosen(*filters: str, sort: str | None = None) -> list[BenchRow]:
 def test_factors_that_vary_come_first_and_those_that_do_not_stand_once() -> None:
     assert [*columns()][:7] == ["encoder", "up", "fuse", "batch_size", "model", "size", "mode"]
     assert [column.rank for column in columns().values()][4:7] == [0, HIDDEN, HIDDEN]
-    assert constants(run()) == {"size": "256", "mode": "eager"}
+    assert find_constant_factors(run()) == {"size": "256", "mode": "eager"}
 
 
 def test_names_of_columns_are_unique_and_each_says_what_it_is() -> None:
-    assert len(columns()) == len(columns_of(run()))
+    assert len(columns()) == len(make_columns(run()))
     assert all(column.summary for column in columns().values())
 
 
@@ -184,10 +192,10 @@ def test_filters_must_all_pass() -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ("latncy<1", "no column is called 'latncy'; did you mean latency"),
-        ("latency", "write a column, one of"),
-        ("latency<fast", "'fast' is no number; what may follow one here: ns, us, ms, s"),
-        ("latency<5MiB", "'5MiB' is no number"),
+        ("latncy<1", "there is no column 'latncy'; did you mean latency"),
+        ("latency", "is not a test; give a column, one of"),
+        ("latency<fast", "'fast' is not a number; give a number, optionally with a unit: ns, us, ms, s"),
+        ("latency<5MiB", "'5MiB' is not a number"),
     ],
 )
 def test_a_bad_filter_is_refused_in_a_line(asked: str, message: str) -> None:
@@ -218,7 +226,7 @@ def test_a_row_without_the_figure_comes_after_those_with_it_whichever_way() -> N
 def test_names_are_sorted_by_their_numbers() -> None:
     names = ("resnet101", "resnet34", "plain", "resnet18d", "7")
     rows = [replace(run().rows[0], factors={"encoder": name}) for name in names]
-    known = columns_of(replace(run(), rows=tuple(rows)))
+    known = make_columns(replace(run(), rows=tuple(rows)))
     found = [row.factors["encoder"] for row in sort_rows(rows, known, "encoder")]
     assert found == ["7", "plain", "resnet18d", "resnet34", "resnet101"]
 
@@ -238,7 +246,10 @@ def test_a_narrow_terminal_loses_lesser_columns_and_says_which() -> None:
     heads = made.tables[0].headers
     assert {"latency p50", "latency ratio", "encoder"} <= {*heads}
     assert "latency p90" not in heads
-    assert any(note.startswith("left out for want of room: ") and "latency-p90" in note for note in made.notes)
+    assert any(
+        note.startswith("columns hidden because the terminal is too narrow: ") and "latency-p90" in note
+        for note in made.notes
+    )
     table = drawn(Listing([], made.tables[:1], []), 120)
     assert max(map(len, table.splitlines())) <= 120
     assert len(table.splitlines()) <= len(run().rows) + 5  # no row is folded
@@ -252,7 +263,7 @@ def test_columns_that_nobody_asked_for_are_not_said_to_be_left_out() -> None:
 def test_without_a_width_no_column_is_left_out() -> None:
     made = shown_within(None)
     assert len(made.tables[0].headers) == 1 + sum(column.rank < 9 for column in columns().values())
-    assert not any("left out" in note for note in made.notes)
+    assert not any("hidden" in note for note in made.notes)
 
 
 def test_what_others_said_is_no_markup() -> None:
@@ -268,20 +279,20 @@ def test_show_says_baseline_machine_failures_and_warnings(folder: str) -> None:
     for text in (
         "baseline --encoder resnet18, eager\n",
         "on cpu 0-1, 2 threads, Example CPU 2.0 GHz, 8 cores, 16 GiB",
-        "28 rows, 2 of them without figures; in all of them size 256, mode eager",
-        "without figures: 2",
+        "28 rows, 2 of which failed; common to all rows: size 256, mode eager",
+        "failed rows: 2",
         "out of memory: 14.2 GiB asked",
-        ": no training-memory: the child was killed at 12 GiB; give --batch-size 4",
+        ": training-memory failed: the child was killed at 12 GiB; give --batch-size 4",
         "the rounds fluctuate by 34%",
     ):
         assert text in result.output, text
-    assert "still to do" not in result.output
+    assert "not measured yet" not in result.output
 
 
 def test_show_says_how_to_go_on(tmp_path: Path) -> None:
     result = called(written(tmp_path / "half", run(), missing=3))
     assert "\n25 rows" in result.output
-    assert f"3 of 28 rows are still to do; this goes on: {run().command}" in result.output
+    assert f"3 of 28 rows are not measured yet; continue with: {run().command}" in result.output
 
 
 def test_a_run_without_rows_is_shown(tmp_path: Path) -> None:
@@ -291,7 +302,7 @@ def test_a_run_without_rows_is_shown(tmp_path: Path) -> None:
     (folder / "rows.jsonl").write_text("".join(line for line in lines if not line.startswith('{"row"')))
     result = called(held)
     assert result.exit_code == 0, result.output
-    assert "28 of 28 rows are still to do" in result.output
+    assert "28 of 28 rows are not measured yet" in result.output
 
 
 def test_csv_has_every_row_and_column_in_base_units(folder: str) -> None:
@@ -352,9 +363,10 @@ def test_markdown_is_a_table(folder: str) -> None:
 
 def test_a_column_that_is_not_there_is_refused_with_the_list(folder: str) -> None:
     message = refused(folder, "--columns", "latensy")
-    assert message.startswith("--columns: no column is called 'latensy'; did you mean latency")
-    assert "there are encoder, up, fuse, batch_size, model, size, mode, parameters" in message
-    assert refused(folder, "--sort", "-speed").startswith("--sort: no column is called 'speed'")
+    assert message.startswith("--columns: there is no column 'latensy'; did you mean latency")
+    message = refused(folder, "--columns", "q")
+    assert "the columns are encoder, up, fuse, batch_size, model, size, mode, parameters" in message
+    assert refused(folder, "--sort", "-speed").startswith("--sort: there is no column 'speed'")
 
 
 def test_a_folder_without_a_benchmark_is_refused(tmp_path: Path) -> None:
@@ -378,7 +390,7 @@ def test_without_pandas_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_run_of_one_metric_is_read() -> None:
     alone = replace(run().header, metrics=(MetricInfo("training", "s", True, "one step"),))
-    names = [column.name for column in columns_of(replace(run(), header=alone)) if column.rank == 0]
+    names = [column.name for column in make_columns(replace(run(), header=alone)) if column.rank == 0]
     assert names == ["encoder", "up", "fuse", "batch_size", "model", "training", "training-ratio"]
 
 
@@ -419,11 +431,11 @@ def test_effects_are_a_table(folder: str) -> None:
     assert "concat -> add" in called(*words).output
     rows = list(csv.DictReader(io.StringIO(called(*words, "--csv").output)))
     assert rows[0]["pairs"] == "11"
-    assert "there are no effects to tell" in called(*words, "--filter", "model=smp/unet").output
+    assert "there are no effects to show" in called(*words, "--filter", "model=smp/unet").output
 
 
 def test_effects_take_neither_an_order_nor_a_column_that_is_no_metric(folder: str) -> None:
     assert refused(folder, "--effects", "--sort", "latency").startswith("--effects cannot be combined with --sort")
-    assert "no metric is called 'latency-p90'; did you mean latency" in refused(
+    assert "there is no metric 'latency-p90'; did you mean latency" in refused(
         folder, "--effects", "--columns", "latency-p90"
     )

@@ -10,16 +10,16 @@ import numpy
 import pytest
 
 from tests.bench_runs import made_run
-from unetkit.bench.effects import Effect, effects_of, student
+from unetkit.bench.effects import Effect, estimate_effects, t_quantile
 from unetkit.bench.results import BenchRun, Timing
 from unetkit.bench.statistics import (
     Estimate,
     estimate_ratio,
-    fluctuation,
-    judge_together,
+    find_timing_warnings,
+    judge_with_holm,
     minimum_ratio,
     quantile,
-    timing_warnings,
+    relative_iqr,
 )
 
 
@@ -85,7 +85,7 @@ def test_a_verdict_needs_the_whole_interval(low: float, high: float, verdict: st
 
 def test_an_exact_ratio_has_a_verdict_though_it_has_no_rounds() -> None:
     assert Estimate(1.5, 1.5, 1.5, 0).verdict == "slower"
-    assert judge_together([Estimate(1.5, 1.5, 1.5, 0)] * 100) == ["slower"] * 100
+    assert judge_with_holm([Estimate(1.5, 1.5, 1.5, 0)] * 100) == ["slower"] * 100
 
 
 def test_five_percent_is_found_and_nothing_is_found_in_the_same() -> None:
@@ -101,45 +101,46 @@ def test_a_table_of_twenty_alike_has_a_false_alarm_in_at_most_one_of_twenty_tabl
             estimate_ratio(timed(1.01, 24, 1000 * table + row)) for row in range(20)
         ]  # as far off as is no difference
         alone += any(estimate.verdict in ("slower", "faster") for estimate in estimates)
-        together += any(verdict in ("slower", "faster") for verdict in judge_together(estimates))
+        together += any(verdict in ("slower", "faster") for verdict in judge_with_holm(estimates))
     assert alone > 15
     assert together <= 6
 
 
 def test_a_table_keeps_clear_differences_and_six_rounds_alone_can_make_none_among_many() -> None:
     clear, none = estimate_ratio(timed(1.2, 40, 0)), estimate_ratio(timed(1.0, 40, 1))
-    assert judge_together([clear, *[none] * 19]) == ["slower", *["same"] * 19]
+    assert judge_with_holm([clear, *[none] * 19]) == ["slower", *["same"] * 19]
     few = estimate_ratio(timed(1.5, 6, 0))
     assert few.verdict == "slower"
-    assert judge_together([few]) == ["slower"]
-    assert judge_together([few, few]) == ["inconclusive", "inconclusive"]
-    assert judge_together([]) == []
+    assert judge_with_holm([few]) == ["slower"]
+    assert judge_with_holm([few, few]) == ["inconclusive", "inconclusive"]
+    assert judge_with_holm([]) == []
 
 
 def test_quantiles_minimum_and_fluctuation() -> None:
     assert quantile([1.0, 2.0, 3.0], 0.5) == 2.0
-    assert fluctuation([9.0, 10.0, 10.0, 10.0, 11.0]) == 0.0
-    assert fluctuation([8.0, 9.0, 10.0, 11.0, 12.0]) == pytest.approx(0.2)
+    assert relative_iqr([9.0, 10.0, 10.0, 10.0, 11.0]) == 0.0
+    assert relative_iqr([8.0, 9.0, 10.0, 11.0, 12.0]) == pytest.approx(0.2)
     assert minimum_ratio(Timing((3.0, 2.0), (1.0, 4.0), 1, 0, "budget")) == 2.0
 
 
 def test_a_reader_is_warned_of_samples_that_fluctuate_are_few_or_not_precise() -> None:
     steady = Timing((1.0,) * 20, (1.0,) * 20, 1, 3, "precise")
-    assert timing_warnings(steady, "latency") == []
+    assert find_timing_warnings(steady, "latency") == []
     moving = replace(steady, baseline=(1.0, 1.15, 1.3, 1.3) * 5)
-    assert timing_warnings(moving, "latency") == [
+    assert find_timing_warnings(moving, "latency") == [
         "latency: its samples or the baseline's fluctuate by 15% (IQR/median)"
     ]
     wild = replace(steady, candidate=(1.0, 2.0) * 10)
-    [line] = timing_warnings(wild, "latency")
+    [line] = find_timing_warnings(wild, "latency")
     assert "unreliable" in line
     few = Timing((1.0, 1.2) * 3, (1.0,) * 6, 1, 1, "budget")
-    [line] = timing_warnings(few, "training")
-    assert line.endswith(", only 6 rounds, the budget ended at ±9.1%; --retry-failed with a larger --budget tells more")
+    [line] = find_timing_warnings(few, "training")
+    advice = "use --retry-failed with a larger --budget"
+    assert line.endswith(f"; only 6 rounds were timed; the budget ended at an interval of ±9.1% ({advice})")
 
 
 def effect(run: BenchRun, metric: str, factor: str, b: str) -> Effect:
-    [found] = [effect for effect in effects_of(run, metric) if (effect.factor, effect.b) == (factor, b)]
+    [found] = [effect for effect in estimate_effects(run, metric) if (effect.factor, effect.b) == (factor, b)]
     return found
 
 
@@ -165,7 +166,12 @@ def test_two_names_of_one_part_have_no_effect(tmp_path: Path) -> None:
 
 
 def test_size_and_batch_are_conditions_and_have_no_effects(tmp_path: Path) -> None:
-    assert {effect.factor for effect in effects_of(made_run(tmp_path), "latency")} == {"encoder", "up", "fuse", "model"}
+    assert {effect.factor for effect in estimate_effects(made_run(tmp_path), "latency")} == {
+        "encoder",
+        "up",
+        "fuse",
+        "model",
+    }
 
 
 def test_a_whole_model_is_matched_with_whole_models_alone(tmp_path: Path) -> None:
@@ -174,7 +180,7 @@ def test_a_whole_model_is_matched_with_whole_models_alone(tmp_path: Path) -> Non
     assert [one.batch_size for one, _, _ in found.pairs] == [1]  # at 8 it cannot be built
     assert found.estimate.ratio == pytest.approx(0.7 / 1.02, rel=0.03)
     models = {row.id for row in run.rows if "model" in row.factors}
-    others = [pair for effect in effects_of(run, "latency") if effect.factor != "model" for pair in effect.pairs]
+    others = [pair for effect in estimate_effects(run, "latency") if effect.factor != "model" for pair in effect.pairs]
     assert not models & {row.id for one, two, _ in others for row in (one, two)}
 
 
@@ -204,10 +210,10 @@ def test_pairs_that_disagree_make_the_interval_wide(tmp_path: Path) -> None:
 def test_figures_that_are_not_above_zero_have_no_effect(tmp_path: Path) -> None:
     run = made_run(tmp_path)
     rows = tuple(replace(row, values={"energy": 0.0}) for row in run.rows)
-    assert effects_of(replace(run, rows=rows), "energy") == []
+    assert estimate_effects(replace(run, rows=rows), "energy") == []
 
 
 def test_students_t() -> None:
-    assert [student(n) for n in (2, 5, 10)] == [4.303, 2.571, 2.228]
-    assert student(30) == pytest.approx(2.042, rel=0.01)
-    assert student(1e9) == pytest.approx(1.96)
+    assert [t_quantile(n) for n in (2, 5, 10)] == [4.303, 2.571, 2.228]
+    assert t_quantile(30) == pytest.approx(2.042, rel=0.01)
+    assert t_quantile(1e9) == pytest.approx(1.96)

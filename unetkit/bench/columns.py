@@ -1,11 +1,10 @@
-"""What the rows of a run are read by: a Column for each factor that varies and for each figure.
+"""The columns of a benchmark, for factors of the grid and for metrics, and how rows are sorted and filtered by them.
 
-What this promises to `show`, `report` and pandas: `columns_of` gives factors first, in the order of the grid, then the
-columns of each metric, in the order of the header. `value` and `text` take any row of the run, failed ones too: the
-number in the column's unit, or None; and what people read, with its unit, or "" (of a metric that failed alone
-"failed"). A timed metric `latency` has the columns `latency` (the median), `latency-p90`, `latency-min`,
-`latency-rate`, `latency-ratio` (to the baseline), `latency-ratio-low` and `-high` (its 95% interval),
-`latency-verdict`, `latency-min-ratio`, `latency-fluctuation` and `latency-rounds`.
+`make_columns` returns the factors first, in the order of the grid, and then the columns of each metric, in the order of
+the header. A timed metric `latency` has the columns `latency` (median), `latency-p90`, `latency-min`, `latency-rate`,
+`latency-ratio` (to the baseline), `latency-ratio-low` and `latency-ratio-high` (bounds of its 95% confidence interval),
+`latency-verdict`, `latency-min-ratio`, `latency-fluctuation` and `latency-rounds`. Every column accepts every row of
+the run, including failed ones. The tables, the report, CSV, JSON and pandas all use these columns.
 """
 
 from __future__ import annotations
@@ -18,15 +17,126 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 
 from unetkit.bench.results import BenchRow, BenchRun, Timing
-from unetkit.bench.statistics import Estimate, estimate_ratio, fluctuation, format_interval, minimum_ratio, quantile
+from unetkit.bench.statistics import Estimate, estimate_ratio, format_interval, minimum_ratio, quantile, relative_iqr
 from unetkit.errors import OptionError, UnknownNameError, did_you_mean
 from unetkit.registry import Better, MetricInfo
 from unetkit.utils.formatting import format_digits, format_metric, format_ratio, format_seconds
 
 Value = float | str | None
 
-#: The rank of columns that are shown only where they are asked for.
+#: Rank of the columns that are shown only on request.
 HIDDEN = 9
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a run.
+
+    Attributes:
+        name: name in `--columns`, `--sort` and `--filter`.
+        title: heading.
+        unit: unit of `value`: "s", "B", "images/s", "" for counts and ratios, or the unit of a plugin's metric.
+        better: which numbers are better, "less" or "more"; "" if neither is.
+        value: returns the number or name of a row, in the column's unit; None if the row has none.
+        text: returns the text of a row for people, with its unit; "" if the row has none, "failed" if only this metric
+            failed.
+        rank: 0 if the column is always shown. Columns with higher ranks are shown if there is room, the highest rank
+            being left out first. HIDDEN columns are shown only on request.
+        summary: description, in one line.
+        is_factor: True for a factor of the grid, False for a column of a metric.
+    """
+
+    name: str
+    title: str
+    unit: str
+    better: Better
+    value: Callable[[BenchRow], Value]
+    text: Callable[[BenchRow], str]
+    rank: int = 0
+    summary: str = ""
+    is_factor: bool = False
+
+
+def make_columns(run: BenchRun) -> list[Column]:
+    """Return all columns of a run.
+
+    Args:
+        run: the results of a benchmark.
+    """
+    first_timed = next((metric.name for metric in run.header.metrics if metric.timed), "")
+    columns = [_make_factor_column(name, 0) for name in find_varying_factors(run)]
+    columns += [_make_factor_column(name, HIDDEN) for name in find_constant_factors(run)]
+    for metric in run.header.metrics:
+        if metric.timed:
+            is_first = metric.name == first_timed
+            columns += [_make_timing_column(metric, column, is_first) for column in TIMING_COLUMNS]
+        else:
+            columns.append(_make_value_column(metric))
+    return columns
+
+
+def find_varying_factors(run: BenchRun) -> list[str]:
+    """Return the factors in which rows differ, in the order of the grid, including those that only some rows have.
+
+    Args:
+        run: the results of a benchmark.
+    """
+    return find_varying_keys([row.factors for row in run.rows])
+
+
+def find_varying_keys(mappings: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the keys whose values differ between mappings, or that some mappings lack, in order of appearance.
+
+    Args:
+        mappings: any number of mappings.
+    """
+    keys = dict.fromkeys(key for mapping in mappings for key in mapping)
+    return [key for key in keys if len({mapping.get(key) for mapping in mappings}) > 1]
+
+
+def find_constant_factors(run: BenchRun) -> dict[str, str]:
+    """Return the factors that have one value in all rows, with this value.
+
+    Args:
+        run: the results of a benchmark.
+    """
+    varying = find_varying_factors(run)
+    names = dict.fromkeys(name for row in run.rows for name in row.factors)
+    return {name: run.rows[0].factors[name] for name in names if name not in varying}
+
+
+def _make_factor_column(name: str, rank: int) -> Column:
+    def value(row: BenchRow) -> Value:
+        return _parse_factor(row.factors.get(name))
+
+    def text(row: BenchRow) -> str:
+        return row.factors.get(name, "")
+
+    return Column(name, name.replace("_", " "), "", "", value, text, rank, "set by the grid", is_factor=True)
+
+
+def _parse_factor(text: str | None) -> Value:
+    """Convert the value of a factor to a number if it is one, so that batch size 8 is sorted before 16."""
+    if text is None or not re.fullmatch(r"\d+(\.\d+)?", text):
+        return text
+    return float(text) if "." in text else int(text)
+
+
+def _make_value_column(metric: MetricInfo) -> Column:
+    """Return the column of a metric that is not timed."""
+
+    def value(row: BenchRow) -> Value:
+        return row.values.get(metric.name)
+
+    def text(row: BenchRow) -> str:
+        number = row.values.get(metric.name)
+        return _missing_text(metric, row) if number is None else format_metric(number, metric.unit)
+
+    return Column(metric.name, metric.name, metric.unit, metric.better, value, text, 3, metric.summary)
+
+
+def _missing_text(metric: MetricInfo, row: BenchRow) -> str:
+    return "failed" if metric.name in row.failures else ""
 
 
 @dataclass(frozen=True)
@@ -34,11 +144,13 @@ class TimingColumn:
     """One of the columns that every timed metric has.
 
     Attributes:
-        suffix: after the metric's name and a dash; "" for the column with the metric's own name.
-        summary: what it is.
-        value, text: of a timing and its row.
-        unit, better: as a Column's.
-        ranks: as a Column's, for a run's first timed metric and for its others.
+        suffix: follows the metric's name and a dash; "" for the column that has the metric's own name.
+        summary: description, in one line.
+        value: returns the number or verdict of a timing and its row.
+        text: returns the text for people of a timing and its row.
+        unit: unit of `value`, as in `Column`.
+        better: "less", "more" or "", as in `Column`.
+        ranks: ranks as in `Column`, for the first timed metric of a run and for the others.
     """
 
     suffix: str
@@ -50,9 +162,30 @@ class TimingColumn:
     ranks: tuple[int, int] = (HIDDEN, HIDDEN)
 
 
+def _make_timing_column(metric: MetricInfo, column: TimingColumn, is_first: bool) -> Column:
+    """Return a column of a timed metric; `is_first` tells whether it is the first timed metric of the run."""
+
+    def value(row: BenchRow) -> Value:
+        timing = row.timings.get(metric.name)
+        return None if timing is None else column.value(timing, row)
+
+    def text(row: BenchRow) -> str:
+        timing = row.timings.get(metric.name)
+        return _missing_text(metric, row) if timing is None else column.text(timing, row)
+
+    name = f"{metric.name}-{column.suffix}".removesuffix("-")
+    title = f"{metric.name} {column.suffix.replace('-', ' ') or 'p50'}"
+    rank = column.ranks[0 if is_first else 1]
+    return Column(name, title, column.unit, column.better, value, text, rank, f"{metric.summary}: {column.summary}")
+
+
 @lru_cache(maxsize=8192)
-def estimate_of(timing: Timing) -> Estimate:
-    """The ratio to the baseline, worked out once, though numbers, texts and sorting all ask for it."""
+def estimate_ratio_cached(timing: Timing) -> Estimate:
+    """Return `estimate_ratio(timing)`, computed only once, since values, texts and sorting all need it.
+
+    Args:
+        timing: paired samples of a candidate and the baseline.
+    """
     return estimate_ratio(timing)
 
 
@@ -64,175 +197,163 @@ def _p90(timing: Timing) -> float:
     return quantile(timing.candidate, 0.9)
 
 
-def _rate(timing: Timing, row: BenchRow) -> float:
+def _throughput(timing: Timing, row: BenchRow) -> float:
     return row.batch_size / _p50(timing)
 
 
-def _judged(timing: Timing) -> str:
-    return f"{format_interval(estimate_of(timing))} {estimate_of(timing).verdict}"
+def _format_ratio_and_verdict(timing: Timing) -> str:
+    estimate = estimate_ratio_cached(timing)
+    return f"{format_interval(estimate)} {estimate.verdict}"
 
 
-def _seconds(
-    suffix: str, summary: str, of: Callable[[Timing], float], ranks: tuple[int, int] = (HIDDEN, HIDDEN)
+def _seconds_column(
+    suffix: str, summary: str, statistic: Callable[[Timing], float], ranks: tuple[int, int] = (HIDDEN, HIDDEN)
 ) -> TimingColumn:
-    return TimingColumn(suffix, summary, lambda t, row: of(t), lambda t, row: format_seconds(of(t)), "s", ranks=ranks)
+    return TimingColumn(
+        suffix, summary, lambda t, row: statistic(t), lambda t, row: format_seconds(statistic(t)), "s", ranks=ranks
+    )
 
 
-def _ratio(suffix: str, summary: str, of: Callable[[Timing], float]) -> TimingColumn:
-    return TimingColumn(suffix, summary, lambda t, row: of(t), lambda t, row: format_ratio(of(t)))
+def _ratio_column(suffix: str, summary: str, statistic: Callable[[Timing], float]) -> TimingColumn:
+    return TimingColumn(suffix, summary, lambda t, row: statistic(t), lambda t, row: format_ratio(statistic(t)))
 
 
-#: In the order of the columns.
+#: The columns of a timed metric, in this order.
 TIMING_COLUMNS = (
-    _seconds("", "median of the rounds", _p50, (0, 1)),
-    _seconds("p90", "nine of ten rounds took no longer", _p90, (5, HIDDEN)),
-    _seconds("min", "the fastest round", lambda t: min(t.candidate), (2, HIDDEN)),
+    _seconds_column("", "median of the rounds", _p50, (0, 1)),
+    _seconds_column("p90", "90th percentile of the rounds", _p90, (5, HIDDEN)),
+    _seconds_column("min", "minimum of the rounds", lambda t: min(t.candidate), (2, HIDDEN)),
     TimingColumn(
         "rate",
-        "images a second: batch over median",
-        _rate,
-        lambda t, row: f"{format_digits(_rate(t, row))}/s",
+        "images per second, the batch size divided by the median",
+        _throughput,
+        lambda t, row: f"{format_digits(_throughput(t, row))}/s",
         "images/s",
         "more",
         (4, HIDDEN),
     ),
     TimingColumn(
         "ratio",
-        "to the baseline in the same rounds, with its 95% interval and verdict",
-        lambda t, row: estimate_of(t).ratio,
-        lambda t, row: _judged(t),
+        "ratio to the baseline in the same rounds, with its 95% confidence interval and verdict",
+        lambda t, row: estimate_ratio_cached(t).ratio,
+        lambda t, row: _format_ratio_and_verdict(t),
         ranks=(0, 1),
     ),
-    _ratio("ratio-low", "lower end of the interval", lambda t: estimate_of(t).low),
-    _ratio("ratio-high", "upper end of the interval", lambda t: estimate_of(t).high),
+    _ratio_column(
+        "ratio-low", "lower bound of the ratio's 95% confidence interval", lambda t: estimate_ratio_cached(t).low
+    ),
+    _ratio_column(
+        "ratio-high", "upper bound of the ratio's 95% confidence interval", lambda t: estimate_ratio_cached(t).high
+    ),
     TimingColumn(
         "verdict",
-        "slower, faster, same or inconclusive against the baseline",
-        lambda t, row: estimate_of(t).verdict,
-        lambda t, row: estimate_of(t).verdict,
+        "slower, faster, same or inconclusive, compared with the baseline",
+        lambda t, row: estimate_ratio_cached(t).verdict,
+        lambda t, row: estimate_ratio_cached(t).verdict,
         better="",
     ),
-    _ratio("min-ratio", "the fastest round over the baseline's fastest", minimum_ratio),
+    _ratio_column("min-ratio", "ratio of the minimum to the baseline's minimum", minimum_ratio),
     TimingColumn(
         "fluctuation",
-        "interquartile range over median: above 10% a row is noisy, above 25% unreliable",
-        lambda t, row: fluctuation(t.candidate),
-        lambda t, row: f"{fluctuation(t.candidate):.1%}",
+        "interquartile range divided by the median; above 10% a row is noisy, above 25% unreliable",
+        lambda t, row: relative_iqr(t.candidate),
+        lambda t, row: f"{relative_iqr(t.candidate):.1%}",
     ),
     TimingColumn(
-        "rounds", "rounds timed", lambda t, row: len(t.candidate), lambda t, row: str(len(t.candidate)), better=""
+        "rounds",
+        "number of timed rounds",
+        lambda t, row: len(t.candidate),
+        lambda t, row: str(len(t.candidate)),
+        better="",
     ),
 )
 
 
-@dataclass(frozen=True)
-class Column:
-    """One column of a run.
+def find_column(columns: Sequence[Column], name: str, option: str) -> Column:
+    """Return the column with a name, in which dashes may stand for underscores.
 
-    Attributes:
-        name: as `--columns`, `--sort` and `--filter` take it.
-        title: its heading.
-        unit: of `value`: "s", "B", "images/s", "" for counts and ratios, or a plugin's own.
-        better: which numbers are better, "" where none are.
-        value, text: of a row.
-        rank: 0 where it is always shown; from 1 on where there is room, the greatest left out first; HIDDEN where it
-            must be asked for.
-        summary: what it is, in a line.
-        factor: whether it tells rows apart, and is no figure.
+    Args:
+        columns: the columns to choose from.
+        name: name of the column.
+        option: option that contains the name, for the error message.
+
+    Raises:
+        UnknownNameError: There is no such column.
     """
-
-    name: str
-    title: str
-    unit: str
-    better: Better
-    value: Callable[[BenchRow], Value]
-    text: Callable[[BenchRow], str]
-    rank: int = 0
-    summary: str = ""
-    factor: bool = False
+    for column in columns:
+        if name in (column.name, column.name.replace("_", "-")):
+            return column
+    names = [column.name for column in columns]
+    advice = did_you_mean(name, names) or f"; the columns are {', '.join(names)}"
+    raise UnknownNameError(f"{option}: there is no column {name!r}{advice}")
 
 
-def columns_of(run: BenchRun) -> list[Column]:
-    """Every column that a run has."""
-    first = next((metric.name for metric in run.header.metrics if metric.timed), "")
-    varied = varying(run)
-    columns = [_factor(name, 0) for name in varied] + [_factor(name, HIDDEN) for name in constants(run)]
-    for metric in run.header.metrics:
-        if metric.timed:
-            columns += [_timed(metric, aspect, aspect.ranks[metric.name != first]) for aspect in TIMING_COLUMNS]
-        else:
-            columns.append(_plain(metric))
-    return columns
+def select_columns(columns: Sequence[Column], names: str | None) -> list[Column]:
+    """Return the columns to show.
+
+    Args:
+        columns: all columns of a run.
+        names: names of columns, separated by commas, as in `--columns`. The factors that vary are shown before them.
+            None selects all columns that are not HIDDEN.
+
+    Raises:
+        UnknownNameError: There is no such column.
+    """
+    if names is None:
+        return [column for column in columns if column.rank < HIDDEN]
+    named = [find_column(columns, name.strip(), "--columns") for name in names.split(",")]
+    varying = [column for column in columns if column.is_factor and column.rank == 0 and column not in named]
+    return [*varying, *named]
 
 
-def varying(run: BenchRun) -> list[str]:
-    """The factors in which rows differ, in the order of the grid; one that some rows have not is among them."""
-    return varied([row.factors for row in run.rows])
+def sort_rows(rows: Sequence[BenchRow], columns: Sequence[Column], names: str | None) -> list[BenchRow]:
+    """Return the rows sorted by columns.
+
+    In either direction, rows without a value come after those with one, and failed rows come last.
+
+    Args:
+        rows: rows of a run.
+        columns: all columns of the run.
+        names: names of columns, separated by commas, as in `--sort`; the first has priority. A dash before a name sorts
+            in descending order. None keeps the order.
+
+    Raises:
+        UnknownNameError: There is no such column.
+    """
+    rows = list(rows)
+    for name in reversed(names.split(",") if names else []):
+        is_descending = name.strip().startswith("-")
+        value = find_column(columns, name.strip().removeprefix("-"), "--sort").value
+        rows.sort(key=lambda row: _natural_sort_key(value(row)), reverse=is_descending)
+        rows.sort(key=lambda row: value(row) is None)
+    return sorted(rows, key=lambda row: not row.is_measured)
 
 
-def varied(found: Sequence[Mapping[str, str]]) -> list[str]:
-    """The factors in which they differ, in order."""
-    names = dict.fromkeys(name for factors in found for name in factors)
-    return [name for name in names if len({factors.get(name) for factors in found}) > 1]
+def _natural_sort_key(value: Value) -> tuple[object, ...]:
+    """Return a key that sorts numbers before names, and resnet34 before resnet101."""
+    if value is None or not isinstance(value, str):
+        return (0, value or 0)
+    parts = re.split(r"(\d+)", value)
+    return (1, *((int(part), "") if part.isdigit() else (-1, part) for part in parts))
 
 
-def constants(run: BenchRun) -> dict[str, str]:
-    """The factors that all rows share."""
-    varied = varying(run)
-    return {name: run.rows[0].factors[name] for name in _factors(run) if name not in varied}
+def filter_rows(rows: Sequence[BenchRow], columns: Sequence[Column], filters: Sequence[str]) -> list[BenchRow]:
+    """Return the rows that pass all filters.
+
+    Args:
+        rows: rows of a run.
+        columns: all columns of the run.
+        filters: tests as in `--filter`: "latency<50ms", "batch_size>=8", "encoder=resnet*".
+
+    Raises:
+        OptionError: A filter cannot be parsed.
+        UnknownNameError: There is no such column.
+    """
+    tests = [_parse_filter(columns, text) for text in filters]
+    return [row for row in rows if all(test(row) for test in tests)]
 
 
-def _factors(run: BenchRun) -> list[str]:
-    return list(dict.fromkeys(name for row in run.rows for name in row.factors))
-
-
-def _factor(name: str, rank: int) -> Column:
-    def value(row: BenchRow) -> Value:
-        return _number(row.factors.get(name))
-
-    def text(row: BenchRow) -> str:
-        return row.factors.get(name, "")
-
-    return Column(name, name.replace("_", " "), "", "", value, text, rank, "chosen by the grid", factor=True)
-
-
-def _number(text: str | None) -> Value:
-    """A factor's value: a number where it is written as one, so that batch 8 comes before 16."""
-    if text is None or not re.fullmatch(r"\d+(\.\d+)?", text):
-        return text
-    return float(text) if "." in text else int(text)
-
-
-def _plain(metric: MetricInfo) -> Column:
-    def value(row: BenchRow) -> Value:
-        return row.values.get(metric.name)
-
-    def text(row: BenchRow) -> str:
-        number = row.values.get(metric.name)
-        return _missing(metric, row) if number is None else format_metric(number, metric.unit)
-
-    return Column(metric.name, metric.name, metric.unit, metric.better, value, text, 3, metric.summary)
-
-
-def _missing(metric: MetricInfo, row: BenchRow) -> str:
-    return "failed" if metric.name in row.failures else ""
-
-
-def _timed(metric: MetricInfo, aspect: TimingColumn, rank: int) -> Column:
-    def value(row: BenchRow) -> Value:
-        timing = row.timings.get(metric.name)
-        return None if timing is None else aspect.value(timing, row)
-
-    def text(row: BenchRow) -> str:
-        timing = row.timings.get(metric.name)
-        return _missing(metric, row) if timing is None else aspect.text(timing, row)
-
-    name = f"{metric.name}-{aspect.suffix}".removesuffix("-")
-    title = f"{metric.name} {aspect.suffix.replace('-', ' ') or 'p50'}"
-    return Column(name, title, aspect.unit, aspect.better, value, text, rank, f"{metric.summary}: {aspect.summary}")
-
-
-_COMPARE: dict[str, Callable[[float, float], bool]] = {
+_OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
     ">=": operator.ge,
     "<": operator.lt,
@@ -240,93 +361,45 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "=": operator.eq,
     "!=": operator.ne,
 }
-_FILTER = re.compile(r"\s*([^<>=!]+?)\s*(<=|>=|!=|==|<|>|=)\s*(.+?)\s*")
-_NUMBER = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*(\S*)", re.IGNORECASE)
-#: What may follow a number, by the column's unit.
-_UNITS = {
+_FILTER_PATTERN = re.compile(r"\s*([^<>=!]+?)\s*(<=|>=|!=|==|<|>|=)\s*(.+?)\s*")
+_NUMBER_PATTERN = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*(\S*)", re.IGNORECASE)
+#: Scale of each unit that may follow a number, by the column's unit.
+_UNIT_SCALES = {
     "s": {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0},
     "B": {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30},
     "": {"%": 1e-2, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12},
 }
 
 
-def find_column(columns: Sequence[Column], name: str, option: str) -> Column:
-    """The column of that name. Raises UnknownNameError, which lists all."""
-    for found in columns:
-        if found.name == name or found.name.replace("_", "-") == name:
-            return found
-    names = [found.name for found in columns]
-    raise UnknownNameError(
-        f"{option}: no column is called {name!r}{did_you_mean(name, names)}; there are {', '.join(names)}"
-    )
-
-
-def select_columns(columns: Sequence[Column], names: str | None) -> list[Column]:
-    """The columns that tell rows apart and those that `--columns a,b` names, or all that are shown unasked.
-
-    Raises UnknownNameError.
-    """
-    if names is None:
-        return [found for found in columns if found.rank < HIDDEN]
-    named = [find_column(columns, name.strip(), "--columns") for name in names.split(",")]
-    return [*(found for found in columns if found.factor and not found.rank and found not in named), *named]
-
-
-def sort_rows(rows: Sequence[BenchRow], columns: Sequence[Column], names: str | None) -> list[BenchRow]:
-    """The rows as `--sort a,-b` has them: by `a`, and where that is equal by `b` downwards.
-
-    Rows without a figure come last in either direction, and rows that were not measured come after those.
-
-    Raises UnknownNameError.
-    """
-    rows = list(rows)
-    for name in reversed(names.split(",") if names else []):
-        down = name.strip().startswith("-")
-        value = find_column(columns, name.strip().removeprefix("-"), "--sort").value
-        rows.sort(key=lambda row: _natural(value(row)), reverse=down)
-        rows.sort(key=lambda row: value(row) is None)
-    return sorted(rows, key=lambda row: not row.is_measured)
-
-
-def filter_rows(rows: Sequence[BenchRow], columns: Sequence[Column], filters: Sequence[str]) -> list[BenchRow]:
-    """The rows that pass every filter, as `latency<50ms`, `batch_size>=8`, `encoder=resnet*`. Raises OptionError."""
-    asked = [_asked(columns, text) for text in filters]
-    return [row for row in rows if all(passes(row) for passes in asked)]
-
-
-def _natural(value: Value) -> tuple[object, ...]:
-    """What to sort by: numbers before words, and resnet34 before resnet101."""
-    if value is None or not isinstance(value, str):
-        return (0, value or 0)
-    parts = re.split(r"(\d+)", value)
-    return (1, *((int(part), "") if part.isdigit() else (-1, part) for part in parts))
-
-
-def _asked(columns: Sequence[Column], text: str) -> Callable[[BenchRow], bool]:
-    """What one filter asks of a row."""
-    found = _FILTER.fullmatch(text)
-    if not found:
-        raise OptionError(f"--filter {text!r}: write a column, one of < <= > >= = != and a value, as 'latency<50ms'")
-    name, sign, wanted = found.groups()
-    asked, sign = find_column(columns, name, f"--filter {text!r}"), "=" if sign == "==" else sign
-    number = _parse_number(wanted, asked.unit)
+def _parse_filter(columns: Sequence[Column], text: str) -> Callable[[BenchRow], bool]:
+    """Return the test of a row that a filter describes."""
+    match = _FILTER_PATTERN.fullmatch(text)
+    if not match:
+        raise OptionError(
+            f"--filter {text!r} is not a test; give a column, one of < <= > >= = != and a value, such as 'latency<50ms'"
+        )
+    name, sign, operand = match.groups()
+    column, sign = find_column(columns, name, f"--filter {text!r}"), "=" if sign == "==" else sign
+    number = _parse_number(operand, column.unit)
     if number is None and sign not in ("=", "!="):
-        units = ", ".join(_UNITS.get(asked.unit, [])) or asked.unit
-        raise OptionError(f"--filter {text!r}: {wanted!r} is no number; what may follow one here: {units}")
+        units = ", ".join(_UNIT_SCALES.get(column.unit, [])) or column.unit
+        raise OptionError(
+            f"--filter {text!r}: {operand!r} is not a number; give a number, optionally with a unit: {units}"
+        )
 
-    def passes(row: BenchRow) -> bool:
-        value = asked.value(row)
+    def test(row: BenchRow) -> bool:
+        value = column.value(row)
         if value is None:
             return sign == "!="
         if isinstance(value, str) or number is None:
-            return (sign in ("=", "!=")) and fnmatchcase(str(value), wanted) == (sign == "=")
-        return _COMPARE[sign](value, number)
+            return (sign in ("=", "!=")) and fnmatchcase(str(value), operand) == (sign == "=")
+        return _OPERATORS[sign](value, number)
 
-    return passes
+    return test
 
 
 def _parse_number(text: str, unit: str) -> float | None:
-    """A number in the column's unit, from one with a unit of its own: 0.05 from 50ms."""
-    found = _NUMBER.fullmatch(text)
-    scale = {"": 1.0, unit: 1.0, **_UNITS.get(unit, {})}.get(found[2]) if found else None
-    return None if found is None or scale is None else float(found[1]) * scale
+    """Convert a number with an optional unit to the column's unit: 50ms to 0.05; None if it is not a number."""
+    match = _NUMBER_PATTERN.fullmatch(text)
+    scale = {"": 1.0, unit: 1.0, **_UNIT_SCALES.get(unit, {})}.get(match[2]) if match else None
+    return None if match is None or scale is None else float(match[1]) * scale

@@ -1,4 +1,8 @@
-"""Two runs compared, row by row, for regressions."""
+"""Compare two runs of a benchmark row by row, to find regressions.
+
+`diff_runs` compares every value of the rows that both runs have, and `format_diff` and `diff_to_dict` show the result.
+Times are compared as ratios to the baseline that both runs were timed against, counts and sizes as they are.
+"""
 
 from __future__ import annotations
 
@@ -12,35 +16,51 @@ from typing import Any
 
 import numpy
 
-from unetkit.bench.columns import estimate_of
+from unetkit.bench.columns import estimate_ratio_cached
 from unetkit.bench.devices import is_contended
 from unetkit.bench.results import BenchRow, BenchRun, Header, Timing
-from unetkit.bench.statistics import SAME, Estimate, format_interval, judge_together, log_draws
+from unetkit.bench.statistics import (
+    EQUIVALENCE_MARGIN,
+    TAILS,
+    Estimate,
+    bootstrap_log_ratio,
+    format_interval,
+    judge_with_holm,
+)
 from unetkit.errors import OptionError
 from unetkit.registry import MetricInfo
 from unetkit.utils.formatting import format_metric, format_ratio
 from unetkit.utils.tables import Listing, TableData
 
-#: Verdicts, the worst first. "changed": nobody knows which way is better. "unpaired": raw times, which prove nothing.
-VERDICTS = ("worse", "changed", "unpaired", "inconclusive", "better", "same")
-#: Peak memory, the one size that is measured and not counted, differs between processes that do the same: by up to
-#: 13 MiB over 8 of resnet18 at 128x128 on two cores (median 83 MiB, in training 273). What is less proves nothing.
-PEAKS = ("memory", "training-memory")
-_SHARE, _BYTES = 0.05, 16 * 2**20
+#: Verdicts on a change, the worst first. "changed": it is unknown which values are better. "unpaired": times that were
+#: not measured in rounds with the baseline, and therefore prove nothing.
+CHANGE_VERDICTS = ("worse", "changed", "unpaired", "inconclusive", "better", "same")
+#: Verdicts that are only counted unless all changes are shown.
+_HIDDEN_VERDICTS = ("same", "inconclusive")
+#: Relative change of a time that counts as no change, by default. In each of the two runs, the ratio of two copies of
+#: one network may be off by 1% for as long as their process lives (`statistics.DIFFERENCE_MARGIN`).
+MARGIN = 0.02
+#: Metrics of peak memory, which differ between processes that do the same work: for resnet18 at 128x128 on two cores,
+#: eight processes differed by up to 13 MiB (with medians of 83 MiB, and 273 MiB in training). Other metrics that are
+#: not timed are exact.
+PEAK_MEMORY_METRICS = ("memory", "training-memory")
+#: Largest differences of peak memory that count as none: relative, and in bytes. The larger one applies.
+_PEAK_REL_TOLERANCE, _PEAK_ABS_TOLERANCE = 0.05, 16 * 2**20
 
 
 @dataclass(frozen=True)
 class Change:
-    """One figure of one row in run A and in run B.
+    """One value of one row in run A and in run B.
 
     Attributes:
-        row: as B has it.
-        metric: whose figure it is; None where the whole row is measured in one run and failed in the other.
-        a, b: the numbers, of a timed metric the medians in seconds; None where there is none.
-        ratios: of a timed metric, to the baseline in A and in B.
-        ratio: b over a; of a timed metric ratios[1] over ratios[0], with its 95% interval.
-        verdict: one of VERDICTS; "" before it is judged.
-        note: why a or b is missing.
+        row: the row of run B.
+        metric: metric of the value; None if the whole row was measured in one run and failed in the other.
+        a: value in run A, of a timed metric the median in seconds; None if there is none.
+        b: value in run B, of a timed metric the median in seconds; None if there is none.
+        verdict: one of CHANGE_VERDICTS; "" before it is judged.
+        ratio: of a timed metric, the ratio to the baseline in B divided by that in A, with its 95% confidence interval.
+        ratios: of a timed metric, the ratios to the baseline in A and in B.
+        note: why `a` or `b` is missing, or what disturbed the timing.
     """
 
     row: BenchRow
@@ -53,8 +73,8 @@ class Change:
     note: str = ""
 
     @property
-    def size(self) -> float:
-        """How far from unchanged, as a share; what came or went altogether comes before all else."""
+    def magnitude(self) -> float:
+        """The relative size of the change; infinite if the value exists in only one run."""
         if self.a is None or self.b is None:
             return float("inf")
         if self.ratio:
@@ -62,102 +82,18 @@ class Change:
         return abs(self.b - self.a) / max(abs(self.a), abs(self.b), 1e-300)
 
 
-def compare_rows(a: BenchRow, b: BenchRow, metrics: tuple[MetricInfo, ...], paired: bool) -> Iterator[Change]:
-    """Every figure that both runs ask of a row; ratios of times are not judged yet, which takes all of them.
-
-    Args:
-        a, b: the row in either run.
-        metrics: that both measure.
-        paired: whether both are timed against one baseline.
-    """
-    if a.is_measured != b.is_measured:
-        yield Change(b, None, None, None, "worse" if a.is_measured else "better", note=b.error or a.error)
-    if not (a.is_measured and b.is_measured):
-        return
-    for metric in metrics:
-        was, is_ = _number(a, metric), _number(b, metric)
-        if was is None or is_ is None:
-            if was is not is_:
-                why = (b if is_ is None else a).failures.get(metric.name, "no figure")
-                yield Change(b, metric, was, is_, "worse" if is_ is None else "better", note=why)
-        elif metric.timed:
-            yield _timed(a, b, metric, paired)
-        else:
-            yield _plain(b, metric, was, is_)
-
-
-def quotient(a: Timing, b: Timing) -> Estimate:
-    """B's ratio to the baseline over A's, with the bootstrap's 95% interval: rounds of either run are drawn apart."""
-    chance = numpy.random.default_rng(0)
-    (before, draws_a), (after, draws_b) = (log_draws(timing, chance) for timing in (a, b))
-    low, high = numpy.quantile(draws_b - draws_a, (0.025, 0.975)).tolist()
-    middle = after - before
-    rounds = min(len(a.candidate), len(b.candidate))
-    return Estimate(exp(middle), exp(min(low, middle)), exp(max(high, middle)), rounds)
-
-
-def judge_changes(estimates: Sequence[Estimate], margin: float) -> list[str]:
-    """The verdicts of a whole comparison.
-
-    Worse or better where the whole interval lies beyond the margin, and the difference is one among so many figures,
-    by Holm (`statistics.compare`); the same where the interval lies within 5%.
-    """
-    holds = [verdict in ("slower", "faster") for verdict in judge_together(estimates)]
-    return [_judged(estimate, margin, sure) for estimate, sure in zip(estimates, holds, strict=True)]
-
-
-def _judged(estimate: Estimate, margin: float, sure: bool) -> str:
-    if sure and estimate.low > 1 + margin:
-        return "worse"
-    if sure and estimate.high < 1 / (1 + margin):
-        return "better"
-    return "same" if estimate.low >= 1 / (1 + SAME) and estimate.high <= 1 + SAME else "inconclusive"
-
-
-def _number(row: BenchRow, metric: MetricInfo) -> float | None:
-    if metric.timed:
-        timing = row.timings.get(metric.name)
-        return median(timing.candidate) if timing else None
-    return row.values.get(metric.name)
-
-
-def _timed(a: BenchRow, b: BenchRow, metric: MetricInfo, paired: bool) -> Change:
-    medians = _number(a, metric), _number(b, metric)
-    if not paired:
-        return Change(b, metric, *medians, "unpaired")
-    before, after = (row.timings[metric.name] for row in (a, b))
-    ratios = estimate_of(before).ratio, estimate_of(after).ratio
-    noise = max(a.cpu_contention, b.cpu_contention)
-    note = f"other work took {noise:.0%} of its cores" if is_contended(noise) else ""
-    return Change(b, metric, *medians, "", quotient(before, after), ratios, note)
-
-
-def _plain(row: BenchRow, metric: MetricInfo, a: float, b: float) -> Change:
-    if metric.unit == "s":
-        return Change(row, metric, a, b, "unpaired")
-    slack = max(_SHARE * max(a, b), _BYTES) if metric.name in PEAKS else 0.0
-    if isclose(a, b, rel_tol=1e-9, abs_tol=slack):
-        return Change(row, metric, a, b, "same")
-    better = metric.better
-    verdict = "changed" if not better else "worse" if (b > a) == (better == "less") else "better"
-    return Change(row, metric, a, b, verdict)
-
-
-#: The ratio of two copies of one network can be off by 1%, for as long as their process lives (`statistics.MARGIN`): in
-#: each of the two runs.
-MARGIN = 0.02
-
-
 @dataclass(frozen=True)
 class Diff:
-    """What changed from run A to run B.
+    """The changes from run A to run B.
 
     Attributes:
-        a, b: their folders.
-        differences: in what their headers differ, a line each.
-        notes: what a reader should know of the comparison.
-        changes: of every figure of the rows that both have, the worst first.
-        only_a, only_b: rows that one of them has not.
+        a: folder of run A.
+        b: folder of run B.
+        differences: differences of the headers, one line each.
+        notes: remarks on the comparison, one line each.
+        changes: changes of all values of the rows that both runs have, the worst first.
+        only_a: rows that only run A has.
+        only_b: rows that only run B has.
     """
 
     a: Path
@@ -169,186 +105,292 @@ class Diff:
     only_b: list[BenchRow]
 
     @property
-    def worse(self) -> bool:
-        """Whether anything is."""
+    def is_worse(self) -> bool:
+        """True if any value got worse."""
         return any(change.verdict == "worse" for change in self.changes)
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many figures have each verdict, the worst first."""
-        counted = Counter(change.verdict for change in self.changes)
-        return {verdict: counted[verdict] for verdict in VERDICTS if counted[verdict]}
+        """The number of values with each verdict, the worst verdict first."""
+        counter = Counter(change.verdict for change in self.changes)
+        return {verdict: counter[verdict] for verdict in CHANGE_VERDICTS if counter[verdict]}
 
 
 def diff_runs(a: BenchRun, b: BenchRun, *, margin: float = MARGIN, unpaired: bool = False) -> Diff:
-    """Compare every figure of the rows that both runs have, matched by id.
+    """Compare every value of the rows that both runs have, matched by id.
 
-    Times are compared as ratios to the baseline that both runs were timed against, so that a machine that is slower
-    today is no regression. Counts and sizes must be equal; peak memory may differ as it does between processes.
+    Times are compared as ratios to the baseline that both runs were timed against, so a machine that became slower is
+    no regression. Counts and sizes must be equal. Peak memory may differ by as much as it does between processes.
 
     Args:
-        a, b: the run before and the run after.
-        margin: times are worse or better where the whole 95% interval lies beyond this share.
-        unpaired: where the baselines differ, show raw medians, without a verdict, instead of refusing.
+        a: the run before.
+        b: the run after.
+        margin: times are worse or better if the whole 95% interval is beyond this relative change.
+        unpaired: if the baselines differ, compare raw medians without a verdict instead of raising an error.
 
     Raises:
-        OptionError: both have times, and their baselines differ; or the runs share no row.
+        OptionError: Both runs contain times, but with different baselines; or the runs have no rows in common.
     """
-    metrics = _shared(a.header, b.header)
-    paired = _baseline(a.header) == _baseline(b.header)
-    if not paired and not unpaired and any(metric.timed for metric in metrics):
+    metrics = _shared_metrics(a.header, b.header)
+    is_paired = _format_baseline(a.header) == _format_baseline(b.header)
+    if not is_paired and not unpaired and any(metric.timed for metric in metrics):
         raise OptionError(
-            f"times cannot be compared: the baseline of {a.folder} is {_baseline(a.header)}, that of {b.folder} "
-            f"{_baseline(b.header)}; --unpaired shows raw medians, without a verdict, and compares all else"
+            f"times cannot be compared, since the baseline of {a.folder} is {_format_baseline(a.header)} and that of "
+            f"{b.folder} is {_format_baseline(b.header)}; use --unpaired to show raw medians without a verdict"
         )
     before, after = ({row.id: row for row in run.rows} for run in (a, b))
-    both = [(before[id_], after[id_]) for id_ in before if id_ in after]
-    if not both:
-        raise OptionError(f"{a.folder} and {b.folder} have no row in common: nothing can be compared")
-    found = _all_judged([change for pair in both for change in compare_rows(*pair, metrics, paired)], margin)
+    pairs = [(before[row_id], after[row_id]) for row_id in before if row_id in after]
+    if not pairs:
+        raise OptionError(f"{a.folder} and {b.folder} have no rows in common; compare two runs of the same models")
+    changes = _judge_timings([change for pair in pairs for change in compare_rows(*pair, metrics, is_paired)], margin)
     return Diff(
         a.folder,
         b.folder,
-        list(_differences(a.header, b.header)),
-        [*_drift(both, metrics, paired), *_unmatched(a.header, b.header)],
-        sorted(found, key=lambda change: (VERDICTS.index(change.verdict), -change.size)),
+        list(_describe_differences(a.header, b.header)),
+        [*_describe_drift(pairs, metrics, is_paired), *_describe_unshared_metrics(a.header, b.header)],
+        sorted(changes, key=lambda change: (CHANGE_VERDICTS.index(change.verdict), -change.magnitude)),
         [row for row in a.rows if row.id not in after],
         [row for row in b.rows if row.id not in before],
     )
 
 
-def _all_judged(found: list[Change], margin: float) -> list[Change]:
-    ratios = [change.ratio for change in found if change.ratio]
+def compare_rows(a: BenchRow, b: BenchRow, metrics: tuple[MetricInfo, ...], is_paired: bool) -> Iterator[Change]:
+    """Yield the change of every value of a row; timings still lack a verdict, which depends on all of them.
+
+    Args:
+        a: the row in run A.
+        b: the row in run B.
+        metrics: metrics that both runs measure.
+        is_paired: True if both runs have the same baseline.
+    """
+    if a.is_measured != b.is_measured:
+        yield Change(b, None, None, None, "worse" if a.is_measured else "better", note=b.error or a.error)
+    if not (a.is_measured and b.is_measured):
+        return
+    for metric in metrics:
+        before, after = _get_value(a, metric), _get_value(b, metric)
+        if before is None or after is None:
+            if before is not after:
+                reason = (b if after is None else a).failures.get(metric.name, "not measured")
+                yield Change(b, metric, before, after, "worse" if after is None else "better", note=reason)
+        elif metric.timed:
+            yield _compare_timings(a, b, metric, is_paired)
+        else:
+            yield _compare_values(b, metric, before, after)
+
+
+def _get_value(row: BenchRow, metric: MetricInfo) -> float | None:
+    if metric.timed:
+        timing = row.timings.get(metric.name)
+        return median(timing.candidate) if timing else None
+    return row.values.get(metric.name)
+
+
+def _compare_timings(a: BenchRow, b: BenchRow, metric: MetricInfo, is_paired: bool) -> Change:
+    medians = _get_value(a, metric), _get_value(b, metric)
+    if not is_paired:
+        return Change(b, metric, *medians, "unpaired")
+    before, after = (row.timings[metric.name] for row in (a, b))
+    ratios = estimate_ratio_cached(before).ratio, estimate_ratio_cached(after).ratio
+    contention = max(a.cpu_contention, b.cpu_contention)
+    note = f"other processes used {contention:.0%} of its cores" if is_contended(contention) else ""
+    return Change(b, metric, *medians, "", divide_ratios(before, after), ratios, note)
+
+
+def _compare_values(row: BenchRow, metric: MetricInfo, a: float, b: float) -> Change:
+    if metric.unit == "s":
+        return Change(row, metric, a, b, "unpaired")
+    is_peak_memory = metric.name in PEAK_MEMORY_METRICS
+    tolerance = max(_PEAK_REL_TOLERANCE * max(a, b), _PEAK_ABS_TOLERANCE) if is_peak_memory else 0.0
+    if isclose(a, b, rel_tol=1e-9, abs_tol=tolerance):
+        return Change(row, metric, a, b, "same")
+    better = metric.better
+    verdict = "changed" if not better else "worse" if (b > a) == (better == "less") else "better"
+    return Change(row, metric, a, b, verdict)
+
+
+def divide_ratios(a: Timing, b: Timing) -> Estimate:
+    """Estimate the ratio to the baseline in B divided by that in A, with a bootstrap interval.
+
+    The two timings come from different processes, so their rounds are resampled independently.
+
+    Args:
+        a: paired samples of a row and the baseline in run A.
+        b: paired samples of the same row and baseline in run B.
+    """
+    rng = numpy.random.default_rng(0)
+    (before, draws_a), (after, draws_b) = (bootstrap_log_ratio(timing, rng) for timing in (a, b))
+    low, high = numpy.quantile(draws_b - draws_a, TAILS).tolist()
+    center = after - before
+    rounds = min(len(a.candidate), len(b.candidate))
+    return Estimate(exp(center), exp(min(low, center)), exp(max(high, center)), rounds)
+
+
+def judge_changes(estimates: Sequence[Estimate], margin: float) -> list[str]:
+    """Return the verdicts on all timings of a comparison.
+
+    A timing is worse or better if the whole interval is beyond the margin and the difference remains significant after
+    Holm's correction for all timings (`statistics.judge_with_holm`). It is the same if the interval is within 5% of 1.
+
+    Args:
+        estimates: ratios of B over A.
+        margin: relative change that counts as no change.
+    """
+    significant = [verdict in ("slower", "faster") for verdict in judge_with_holm(estimates)]
+    return [_judge(estimate, margin, flag) for estimate, flag in zip(estimates, significant, strict=True)]
+
+
+def _judge(estimate: Estimate, margin: float, is_significant: bool) -> str:
+    if is_significant and estimate.low > 1 + margin:
+        return "worse"
+    if is_significant and estimate.high < 1 / (1 + margin):
+        return "better"
+    is_same = estimate.low >= 1 / (1 + EQUIVALENCE_MARGIN) and estimate.high <= 1 + EQUIVALENCE_MARGIN
+    return "same" if is_same else "inconclusive"
+
+
+def _judge_timings(changes: list[Change], margin: float) -> list[Change]:
+    """Return the changes with a verdict on each timing.
+
+    Timings that other processes disturbed are inconclusive instead of worse or better, since they differ by more
+    between processes than their rounds show.
+    """
+    ratios = [change.ratio for change in changes if change.ratio]
     verdicts = iter(judge_changes(ratios, margin))
-    return [_noted(replace(change, verdict=next(verdicts))) if change.ratio else change for change in found]
+    judged = []
+    for change in changes:
+        verdict = next(verdicts) if change.ratio else change.verdict
+        is_disturbed = bool(change.ratio and change.note)
+        if is_disturbed and verdict in ("worse", "better"):
+            verdict = "inconclusive"
+        judged.append(replace(change, verdict=verdict))
+    return judged
 
 
-def _noted(change: Change) -> Change:
-    """Two processes that others disturb differ by more than the rounds of each tell."""
-    moved = change.verdict in ("worse", "better")
-    return replace(change, verdict="inconclusive") if moved and change.note else change
-
-
-def _shared(a: Header, b: Header) -> tuple[MetricInfo, ...]:
+def _shared_metrics(a: Header, b: Header) -> tuple[MetricInfo, ...]:
     known = {(metric.name, metric.unit, metric.timed) for metric in a.metrics}
     return tuple(metric for metric in b.metrics if (metric.name, metric.unit, metric.timed) in known)
 
 
-def _baseline(header: Header) -> str:
+def _format_baseline(header: Header) -> str:
     return f"{header.baseline}, {header.baseline_mode}"
 
 
-def _differences(a: Header, b: Header) -> Iterator[str]:
-    if _baseline(a) != _baseline(b):
-        yield f"baseline: {_baseline(a)} in A, {_baseline(b)} in B"
+def _describe_differences(a: Header, b: Header) -> Iterator[str]:
+    if _format_baseline(a) != _format_baseline(b):
+        yield f"baseline: {_format_baseline(a)} in A; {_format_baseline(b)} in B"
     for title in ("machine", "versions", "settings"):
-        yield from _unlike(title, getattr(a, title), getattr(b, title))
+        yield from _describe_items(title, getattr(a, title), getattr(b, title))
 
 
-def _unlike(title: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
+def _describe_items(title: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
     for key in {**a, **b}:
         if a.get(key) != b.get(key):
-            yield f"{title}: {key} is {a.get(key, 'not said')} in A, {b.get(key, 'not said')} in B"
+            yield f"{title}: {key} is {a.get(key, 'not recorded')} in A and {b.get(key, 'not recorded')} in B"
 
 
-def _unmatched(a: Header, b: Header) -> Iterator[str]:
-    shared = {metric.name for metric in _shared(a, b)}
-    for one, name in ((a, "A"), (b, "B")):
-        if only := [metric.name for metric in one.metrics if metric.name not in shared]:
-            yield f"measured in {name} alone: {', '.join(only)}"
+def _describe_unshared_metrics(a: Header, b: Header) -> Iterator[str]:
+    shared = {metric.name for metric in _shared_metrics(a, b)}
+    for header, name in ((a, "A"), (b, "B")):
+        if only := [metric.name for metric in header.metrics if metric.name not in shared]:
+            yield f"measured only in {name}: {', '.join(only)}"
 
 
-def _drift(both: list[tuple[BenchRow, BenchRow]], metrics: tuple[MetricInfo, ...], paired: bool) -> Iterator[str]:
-    """What became of the baseline itself, which the ratios to it cannot show."""
-    drifts = {metric.name: _drift_of(both, metric.name) for metric in metrics if metric.timed and paired}
-    if told := ", ".join(f"{name} {format_ratio(drift)}" for name, drift in drifts.items() if drift):
-        alike = "what slows it and a row alike shows here alone, unpaired"
-        yield f"the baseline's own median, B over A: {told}; {alike}"
+def _describe_drift(
+    pairs: list[tuple[BenchRow, BenchRow]], metrics: tuple[MetricInfo, ...], is_paired: bool
+) -> Iterator[str]:
+    """Yield how the times of the baseline itself changed, which ratios to it cannot show."""
+    drifts = {metric.name: _measure_drift(pairs, metric.name) for metric in metrics if metric.timed and is_paired}
+    if texts := ", ".join(f"{name} {format_ratio(drift)}" for name, drift in drifts.items() if drift):
+        hint = "anything that slows the baseline and a row equally shows only here"
+        yield f"median time of the baseline in B divided by that in A: {texts}; {hint}"
 
 
-def _drift_of(both: list[tuple[BenchRow, BenchRow]], name: str) -> float | None:
-    pairs = [(a.timings[name], b.timings[name]) for a, b in both if name in a.timings and name in b.timings]
-    return median(median(b.baseline) / median(a.baseline) for a, b in pairs) if pairs else None
-
-
-_HEADS = ["row", "metric", "A", "B", "B/A", "verdict"]
-#: What is only counted unless all is asked for.
-_QUIET = ("same", "inconclusive")
+def _measure_drift(pairs: list[tuple[BenchRow, BenchRow]], name: str) -> float | None:
+    timings = [(a.timings[name], b.timings[name]) for a, b in pairs if name in a.timings and name in b.timings]
+    return median(median(b.baseline) / median(a.baseline) for a, b in timings) if timings else None
 
 
 def format_diff(diff: Diff, *, everything: bool = False) -> Listing:
-    """What differs, the changes, and what they come to. `everything`: what did not change, too."""
-    shown = [change for change in diff.changes if everything or _told(change)]
-    named = _namer(diff)
-    rows = [[named(change.row), *_cells(change), change.verdict] for change in shown]
-    title = f"{len(shown)} of {len(diff.changes)} figures, the worst first"
-    tables = [TableData(_HEADS, rows, title)] if rows else []
+    """Format a comparison for people: the differences of the runs, the changes, and how many there are.
+
+    Args:
+        diff: the comparison.
+        everything: also show values that did not change.
+    """
+    shown = [change for change in diff.changes if everything or _is_shown(change)]
+    name_row = _make_row_namer(diff)
+    rows = [[name_row(change.row), *_make_cells(change), change.verdict] for change in shown]
+    title = f"{len(shown)} of {len(diff.changes)} values, the worst first"
+    tables = [TableData(["row", "metric", "A", "B", "B/A", "verdict"], rows, title)] if rows else []
+    counts = ", ".join(f"{number} {verdict}" for verdict, number in diff.counts.items())
     return Listing(
         [f"A is {diff.a}, B is {diff.b}", *diff.differences, *diff.notes],
         tables,
         [
-            *(f"only in A: {named(row)}" for row in diff.only_a),
-            *(f"only in B: {named(row)}" for row in diff.only_b),
-            _total(diff),
+            *(f"only in A: {name_row(row)}" for row in diff.only_a),
+            *(f"only in B: {name_row(row)}" for row in diff.only_b),
+            f"{len(diff.changes)} values compared: {counts}" if counts else "no values to compare",
         ],
     )
 
 
 def diff_to_dict(diff: Diff) -> dict[str, Any]:
-    """The same as plain data, every figure included."""
+    """Convert a comparison with all its values to plain data for JSON.
+
+    Args:
+        diff: the comparison.
+    """
     return {
         "a": str(diff.a),
         "b": str(diff.b),
-        "worse": diff.worse,
+        "worse": diff.is_worse,
         "counts": diff.counts,
         "differences": diff.differences,
         "notes": diff.notes,
         "only_a": [row.line for row in diff.only_a],
         "only_b": [row.line for row in diff.only_b],
-        "changes": [_change(change) for change in diff.changes],
+        "changes": [_change_to_dict(change) for change in diff.changes],
     }
 
 
-def _told(change: Change) -> bool:
-    once = change.metric is not None and not change.metric.timed and change.verdict == "unpaired"
-    return not once and change.verdict not in _QUIET
+def _is_shown(change: Change) -> bool:
+    """Return whether a change is shown by default; times that were measured only once are not."""
+    is_untimed_seconds = change.metric is not None and not change.metric.timed and change.verdict == "unpaired"
+    return not is_untimed_seconds and change.verdict not in _HIDDEN_VERDICTS
 
 
-def _namer(diff: Diff) -> Callable[[BenchRow], str]:
-    """How a row is called: its line, and those of its conditions that differ between rows."""
+def _make_row_namer(diff: Diff) -> Callable[[BenchRow], str]:
+    """Return a function that names a row by its line and those of its conditions that differ between rows."""
     rows = [*(change.row for change in diff.changes), *diff.only_a, *diff.only_b]
-    differ = [name for name in ("size", "batch_size", "mode") if len({row.factors[name] for row in rows}) > 1]
-    return lambda row: ", ".join([row.line, *(f"{name.replace('_', ' ')} {row.factors[name]}" for name in differ)])
+    varying = [name for name in ("size", "batch_size", "mode") if len({row.factors[name] for row in rows}) > 1]
+    return lambda row: ", ".join([row.line, *(f"{name.replace('_', ' ')} {row.factors[name]}" for name in varying)])
 
 
-def _cells(change: Change) -> list[str]:
-    """Metric, A, B, and B over A."""
+def _make_cells(change: Change) -> list[str]:
+    """Return the cells for metric, A, B, and B over A."""
     if change.metric is None:
-        sides = ["measured", f"failed: {change.note}"]
-        return ["the row", *(sides if change.verdict == "worse" else sides[::-1]), ""]
-    return [change.metric.name, _side(change, 0), _side(change, 1), _ratio(change)]
+        cells = ["measured", f"failed: {change.note}"]
+        return ["all", *(cells if change.verdict == "worse" else cells[::-1]), ""]
+    return [change.metric.name, _format_value(change, 0), _format_value(change, 1), _format_change(change)]
 
 
-def _side(change: Change, index: int) -> str:
+def _format_value(change: Change, index: int) -> str:
+    """Format the value in A (index 0) or in B (index 1)."""
     number = (change.a, change.b)[index]
     if number is None or change.metric is None:
-        return f"none: {change.note}"
+        return f"missing: {change.note}"
     text = format_metric(number, change.metric.unit)
     return f"{text}, ratio {format_ratio(change.ratios[index])}" if change.ratios else text
 
 
-def _ratio(change: Change) -> str:
+def _format_change(change: Change) -> str:
     if change.ratio:
         return format_interval(change.ratio)
     return format_ratio(change.b / change.a) if change.a and change.b else ""
 
 
-def _total(diff: Diff) -> str:
-    counts = ", ".join(f"{number} {verdict}" for verdict, number in diff.counts.items())
-    return f"{len(diff.changes)} figures compared: {counts or 'none'}"
-
-
-def _change(change: Change) -> dict[str, Any]:
+def _change_to_dict(change: Change) -> dict[str, Any]:
     row, metric = change.row, change.metric
     return {
         "id": row.id,

@@ -1,7 +1,7 @@
-"""What a choice changes: rows that differ in one factor alone, compared pair by pair, and over all pairs.
+"""The effects of choices: what changing one factor does to a metric, over all pairs of rows that differ only in it.
 
-Every row is timed against the same baseline, in a process of its own; so the ratio of two rows is the quotient of two
-ratios that the machine's drift has left already, and not that of two times taken minutes apart.
+Every row is timed against the same baseline in its own process. The ratio of two rows is therefore the quotient of two
+ratios, neither of which contains the drift of the machine, and not the quotient of two times measured minutes apart.
 """
 
 from __future__ import annotations
@@ -17,34 +17,41 @@ from zlib import crc32
 
 import numpy
 
-from unetkit.bench.compare import PEAKS
+from unetkit.bench.compare import PEAK_MEMORY_METRICS
 from unetkit.bench.results import BenchRow, BenchRun
-from unetkit.bench.show import head
-from unetkit.bench.statistics import TAILS, Estimate, Floats, format_interval, log_draws
+from unetkit.bench.show import summarize_run
+from unetkit.bench.statistics import TAILS, Estimate, FloatArray, bootstrap_log_ratio, format_interval
 from unetkit.errors import UnknownNameError, did_you_mean
 from unetkit.registry import MetricInfo
 from unetkit.utils.tables import Listing, TableData
 
-#: What a row is measured under, and no choice.
+#: Factors that are conditions of a measurement rather than choices, so they have no effects.
 CONDITIONS = ("size", "batch_size")
-#: Values of a factor that are all compared with each other; of more, each is compared with the first.
-VALUES = 8
-#: 97.5% of Student's t for 2 to 10 degrees of freedom.
-_T = (4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+#: Largest number of values of a factor that are all compared with each other. If there are more, each is compared only
+#: with the first.
+MAX_PAIRWISE_VALUES = 8
+#: Number of pairs from which their differences alone give an interval.
+_MIN_PAIRS = 3
+#: Quantiles at 97.5% of Student's t distribution, for 2 to 10 degrees of freedom.
+_T_QUANTILES = (4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+#: Verdicts for metrics that are not timed.
+_VALUE_VERDICTS = {"slower": "more", "faster": "less"}
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What b in place of a does to a metric.
+    """The effect on a metric of replacing value `a` of a factor by value `b`.
 
     Attributes:
-        factor: "fuse".
-        a, b: two of its values, in the order of the rows.
-        metric: that is compared.
-        estimate: b over a, the geometric mean over the pairs. Its interval covers both the noise of rounds and, from
-            three pairs on, what differs from pair to pair: the wider of the bootstrap's and Student's t. Of a figure
-            it is from the least pair to the greatest.
-        pairs: rows that differ in this factor alone, and b over a for each.
+        factor: name of the factor, such as "fuse".
+        a: value of the factor before, which appears first in the rows.
+        b: value of the factor after.
+        metric: name of the metric.
+        estimate: geometric mean over the pairs of the metric with `b` divided by that with `a`. The interval of a timed
+            metric is the wider of two: the bootstrap interval over the rounds, and, from three pairs on, Student's t
+            interval over the pairs, which includes the variation between pairs. The interval of any other metric
+            extends from the smallest to the largest ratio.
+        pairs: pairs of rows that differ only in this factor, with the ratio of each pair.
     """
 
     factor: str
@@ -55,41 +62,81 @@ class Effect:
     pairs: tuple[tuple[BenchRow, BenchRow, Estimate], ...]
 
 
+MetricEffect = tuple[MetricInfo, Effect]
+
+
 @dataclass(frozen=True)
-class _Known:
-    """The logarithm of a row's figure or ratio, and draws of it; where it is exact, rounds 0 and one draw."""
+class _LogValue:
+    """The logarithm of a row's value or ratio, and bootstrap draws of it; an exact value has 0 rounds and one draw."""
 
     log: float
-    draws: Floats
+    draws: FloatArray
     rounds: int
 
+    def __sub__(self, other: _LogValue) -> _LogValue:
+        return _LogValue(self.log - other.log, self.draws - other.draws, min(other.rounds, self.rounds))
 
-def effects_of(run: BenchRun, metric: str) -> list[Effect]:
-    """The effect of every two values of each factor that was chosen, where rows tell it; of many, beside the first.
 
-    A factor that a row has not, as a whole model has no fusion, is no match for one that another has. Figures that are
-    not above 0 have no ratio, and are left out.
+def list_effects(run: BenchRun, names: str | None = None) -> list[MetricEffect]:
+    """Return the effects on metrics of a run.
+
+    Args:
+        run: the results of a benchmark.
+        names: names of metrics, separated by commas; all metrics if None.
+
+    Raises:
+        UnknownNameError: The run has no such metric.
     """
-    known = {row.id: found for row in run.rows if row.is_measured and (found := _known(row, metric))}
-    rows = [row for row in run.rows if row.id in known]
+    metrics = {metric.name: metric for metric in run.header.metrics}
+    selected = [*metrics] if names is None else [name.strip() for name in names.split(",")]
+    for name in selected:
+        if name not in metrics:
+            advice = did_you_mean(name, metrics) or f"; the metrics are {', '.join(metrics)}"
+            raise UnknownNameError(f"--columns: there is no metric {name!r}{advice}")
+    return [(metrics[name], effect) for name in selected for effect in estimate_effects(run, name)]
+
+
+def estimate_effects(run: BenchRun, metric: str) -> list[Effect]:
+    """Estimate the effects on a metric of all choices for which there are pairs of rows that differ only in them.
+
+    Only rows with the same factors are paired; a whole model, which has no fusion, is never paired with a U-Net that
+    has one. Values that are not positive have no ratio and are left out.
+
+    Args:
+        run: the results of a benchmark.
+        metric: name of a metric.
+    """
+    log_values = {row.id: value for row in run.rows if row.is_measured and (value := _make_log_value(row, metric))}
+    rows = [row for row in run.rows if row.id in log_values]
     factors = dict.fromkeys(factor for row in rows for factor in row.factors if factor not in CONDITIONS)
-    return [effect for factor in factors for effect in _effects(factor, rows, metric, known)]
+    return [effect for factor in factors for effect in _estimate_factor(factor, rows, metric, log_values)]
 
 
-def _effects(factor: str, rows: list[BenchRow], metric: str, known: dict[str, _Known]) -> Iterator[Effect]:
-    groups = _alike(factor, rows)
+def _make_log_value(row: BenchRow, metric: str) -> _LogValue | None:
+    if metric in row.timings:
+        rng = numpy.random.default_rng(crc32(f"{row.id} {metric}".encode()))  # equal draws in every process
+        timing = row.timings[metric]
+        return _LogValue(*bootstrap_log_ratio(timing, rng), len(timing.candidate))
+    value = row.values.get(metric, 0.0)
+    return _LogValue(log(value), numpy.array([log(value)]), 0) if value > 0 else None
+
+
+def _estimate_factor(
+    factor: str, rows: list[BenchRow], metric: str, log_values: dict[str, _LogValue]
+) -> Iterator[Effect]:
+    groups = _group_by_other_factors(factor, rows)
     values = dict.fromkeys(row.factors[factor] for row in rows if factor in row.factors)
-    both = [*combinations(values, 2)]
-    for a, b in both if len(values) <= VALUES else both[: len(values) - 1]:
+    choices = [*combinations(values, 2)]
+    for a, b in choices if len(values) <= MAX_PAIRWISE_VALUES else choices[: len(values) - 1]:
         pairs = [(group[a], group[b]) for group in groups if a in group and b in group]
         if pairs:
-            quotients = [_over(known[two.id], known[one.id]) for one, two in pairs]
-            told = tuple((*pair, _estimate([quotient])) for pair, quotient in zip(pairs, quotients, strict=True))
-            yield Effect(factor, a, b, metric, _estimate(quotients), told)
+            differences = [log_values[after.id] - log_values[before.id] for before, after in pairs]
+            rated = tuple((*pair, _average([diff])) for pair, diff in zip(pairs, differences, strict=True))
+            yield Effect(factor, a, b, metric, _average(differences), rated)
 
 
-def _alike(factor: str, rows: Iterable[BenchRow]) -> list[dict[str, BenchRow]]:
-    """Rows that have all but this factor in common, by its value."""
+def _group_by_other_factors(factor: str, rows: Iterable[BenchRow]) -> list[dict[str, BenchRow]]:
+    """Group rows that are equal in all factors but one, and return each group by the value of that factor."""
     groups: dict[frozenset[tuple[str, str]], dict[str, BenchRow]] = {}
     for row in rows:
         if factor in row.factors:
@@ -98,107 +145,95 @@ def _alike(factor: str, rows: Iterable[BenchRow]) -> list[dict[str, BenchRow]]:
     return [*groups.values()]
 
 
-def _known(row: BenchRow, metric: str) -> _Known | None:
-    if metric in row.timings:
-        chance = numpy.random.default_rng(crc32(f"{row.id} {metric}".encode()))  # the same whenever it is read
-        return _Known(*log_draws(row.timings[metric], chance), len(row.timings[metric].candidate))
-    figure = row.values.get(metric, 0.0)
-    return _Known(log(figure), numpy.array([log(figure)]), 0) if figure > 0 else None
-
-
-def _over(b: _Known, a: _Known) -> _Known:
-    return _Known(b.log - a.log, b.draws - a.draws, min(a.rounds, b.rounds))
-
-
-def _estimate(quotients: list[_Known]) -> Estimate:
-    """Their geometric mean."""
-    logs = numpy.array([quotient.log for quotient in quotients])
+def _average(differences: list[_LogValue]) -> Estimate:
+    """Return the geometric mean of ratios, given their logarithms."""
+    logs = numpy.array([difference.log for difference in differences])
     mean = float(logs.mean())
-    rounds = sum(quotient.rounds for quotient in quotients)
-    low, high = _tails([quotient.draws for quotient in quotients]) if rounds else (float(logs.min()), float(logs.max()))
-    if rounds and len(logs) >= 3:
-        reach = student(len(logs) - 1) * float(logs.std(ddof=1)) / len(logs) ** 0.5
-        low, high = min(low, mean - reach), max(high, mean + reach)
+    rounds = sum(difference.rounds for difference in differences)
+    if rounds:
+        draws = numpy.mean([difference.draws for difference in differences], axis=0)
+        low, high = numpy.quantile(draws, TAILS).tolist()
+    else:
+        low, high = float(logs.min()), float(logs.max())
+    if rounds and len(logs) >= _MIN_PAIRS:
+        half_width = t_quantile(len(logs) - 1) * float(logs.std(ddof=1)) / len(logs) ** 0.5
+        low, high = min(low, mean - half_width), max(high, mean + half_width)
     return Estimate(exp(mean), exp(min(low, mean)), exp(max(high, mean)), rounds)
 
 
-def _tails(draws: list[Floats]) -> tuple[float, float]:
-    low, high = numpy.quantile(numpy.mean(draws, axis=0), TAILS).tolist()
-    return low, high
+def t_quantile(degrees: float) -> float:
+    """Return the quantile at 97.5% of Student's t distribution, within 1%.
 
-
-def student(degrees: float) -> float:
-    """97.5% of Student's t; `degrees` of freedom from 2 on, within 1%."""
-    return float(numpy.interp(degrees, range(2, 11), _T)) if degrees <= 10 else 1.96 + 2.5 / degrees
-
-
-#: A Verdict's words, for what is counted and not timed.
-_COUNTED = {"slower": "more", "faster": "less"}
-#: Pairs from which on their differences alone give an interval.
-_ENOUGH = 3
-
-Told = tuple[MetricInfo, Effect]
-
-
-def list_effects(run: BenchRun, names: str | None = None) -> list[Told]:
-    """The effects on every metric of a run, or on those that "latency,memory" names.
-
-    Raises:
-        UnknownNameError: the run has no such metric.
+    Args:
+        degrees: degrees of freedom, at least 2.
     """
-    asked = {metric.name: metric for metric in run.header.metrics}
-    wanted = [*asked] if names is None else [name.strip() for name in names.split(",")]
-    if unknown := [name for name in wanted if name not in asked]:
-        hint = did_you_mean(unknown[0], asked)
-        raise UnknownNameError(f"--columns: no metric is called {unknown[0]!r}{hint}; there are {', '.join(asked)}")
-    return [(metric, effect) for metric in map(asked.__getitem__, wanted) for effect in effects_of(run, metric.name)]
+    return float(numpy.interp(degrees, range(2, 11), _T_QUANTILES)) if degrees <= 10 else 1.96 + 2.5 / degrees
 
 
-def format_effects(run: BenchRun, told: list[Told]) -> Listing:
-    """A table of them."""
-    rows = [_cells(*one) for one in told]
-    cells = TableData(["factor", "change", "metric", "ratio", "verdict", "pairs"], rows)
-    notes = [] if rows else ["no two rows differ in one factor alone: there are no effects to tell"]
-    return Listing(head(run), [cells] if rows else [], notes)
+def judge_effect(metric: MetricInfo, effect: Effect) -> str:
+    """Return the verdict on an effect: slower, faster, same or inconclusive, with more and less for counts and sizes.
+
+    Times that were measured only once are not judged, nor is peak memory with fewer than three pairs, since these do
+    not show how much it varies.
+
+    Args:
+        metric: the metric of the effect.
+        effect: the effect.
+    """
+    is_peak_of_few_pairs = metric.name in PEAK_MEMORY_METRICS and len(effect.pairs) < _MIN_PAIRS
+    if not metric.timed and (metric.unit == "s" or is_peak_of_few_pairs):
+        return "not judged"
+    verdict = effect.estimate.verdict
+    return verdict if metric.timed else _VALUE_VERDICTS.get(verdict, verdict)
 
 
-def effects_to_records(told: list[Told]) -> list[dict[str, Any]]:
-    """The same as plain data, with each pair of rows by their ids."""
+def format_effects(run: BenchRun, effects: list[MetricEffect]) -> Listing:
+    """Format effects as a table.
+
+    Args:
+        run: the results of a benchmark.
+        effects: effects on metrics of the run.
+    """
+    rows = [_make_cells(metric, effect) for metric, effect in effects]
+    table = TableData(["factor", "change", "metric", "ratio", "verdict", "pairs"], rows)
+    notes = [] if rows else ["no two rows differ in only one factor, so there are no effects to show"]
+    return Listing(summarize_run(run), [table] if rows else [], notes)
+
+
+def effects_to_records(effects: list[MetricEffect]) -> list[dict[str, Any]]:
+    """Convert effects to plain data for JSON, with the ids of the rows of each pair.
+
+    Args:
+        effects: effects on metrics of a run.
+    """
     return [
         {
-            **_plain(metric, effect),
-            "pairs": [{"a": one.id, "b": two.id, "ratio": ratio.ratio} for one, two, ratio in effect.pairs],
+            **_effect_to_dict(metric, effect),
+            "pairs": [{"a": a.id, "b": b.id, "ratio": estimate.ratio} for a, b, estimate in effect.pairs],
         }
-        for metric, effect in told
+        for metric, effect in effects
     ]
 
 
-def effects_to_csv(told: list[Told]) -> str:
-    """A line an effect, under a line of headings."""
+def effects_to_csv(effects: list[MetricEffect]) -> str:
+    """Format effects as CSV, one line each, with a line of headings.
+
+    Args:
+        effects: effects on metrics of a run.
+    """
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["factor", "a", "b", "metric", "ratio", "low", "high", "verdict", "pairs"])
-    writer.writerows([*_plain(metric, effect).values(), len(effect.pairs)] for metric, effect in told)
+    writer.writerows([*_effect_to_dict(metric, effect).values(), len(effect.pairs)] for metric, effect in effects)
     return out.getvalue()
 
 
-def verdict(metric: MetricInfo, effect: Effect) -> str:
-    """slower, faster, same or inconclusive; of counts and sizes more or less.
-
-    Not judged are seconds that were measured once, and peak memory of so few pairs that nothing tells how it varies.
-    """
-    if not metric.timed and (metric.unit == "s" or (metric.name in PEAKS and len(effect.pairs) < _ENOUGH)):
-        return "not judged"
-    word = effect.estimate.verdict
-    return word if metric.timed else _COUNTED.get(word, word)
-
-
-def _cells(metric: MetricInfo, effect: Effect) -> list[str]:
+def _make_cells(metric: MetricInfo, effect: Effect) -> list[str]:
     change, ratio = f"{effect.a} -> {effect.b}", format_interval(effect.estimate)
-    return [effect.factor, change, effect.metric, ratio, verdict(metric, effect), str(len(effect.pairs))]
+    return [effect.factor, change, effect.metric, ratio, judge_effect(metric, effect), str(len(effect.pairs))]
 
 
-def _plain(metric: MetricInfo, effect: Effect) -> dict[str, Any]:
-    told = {name: getattr(effect, name) for name in ("factor", "a", "b", "metric")}
+def _effect_to_dict(metric: MetricInfo, effect: Effect) -> dict[str, Any]:
+    names = {name: getattr(effect, name) for name in ("factor", "a", "b", "metric")}
     numbers = {name: getattr(effect.estimate, name) for name in ("ratio", "low", "high")}
-    return {**told, **numbers, "verdict": verdict(metric, effect)}
+    return {**names, **numbers, "verdict": judge_effect(metric, effect)}

@@ -23,7 +23,7 @@ from unetkit.bench.engines import NoticeCallback, run_locally, run_on_cluster, s
 from unetkit.bench.grid import PRELOAD, Case, Mode, Trial, cache_key, make_cases
 from unetkit.bench.metrics import ANALYTIC_METRICS, collect_metrics
 from unetkit.bench.results import BenchRow, BenchRun, Header, ResultsFile, ResultsWriter, Timing, read_results, utc_now
-from unetkit.bench.statistics import timing_warnings
+from unetkit.bench.statistics import find_timing_warnings
 from unetkit.errors import BuildError, OptionError
 from unetkit.plan import Plan
 from unetkit.plugins import PluginManager, load_manager
@@ -352,7 +352,7 @@ class BenchRunner:
                 by_metric[row_field][name] = value
         timings = {name: Timing.from_dict(timing) for name, timing in by_metric["timings"].items()}
         contention = emitted.get("cpu_contention", 0.0)
-        warnings = [line for name, timing in timings.items() for line in timing_warnings(timing, name)]
+        warnings = [line for name, timing in timings.items() for line in find_timing_warnings(timing, name)]
         if timings and is_contended(contention):
             warnings.insert(0, _CONTENTION_WARNING.format(contention))
         error = self._attribute_error(result, by_metric)

@@ -1,4 +1,8 @@
-"""A run as a listing: what stands for all rows, the table, those that failed, and what a reader should know."""
+"""A run of a benchmark as tables for a terminal, and as JSON, CSV and a pandas DataFrame.
+
+The listing of a run has a summary, a table of the measured rows, a table of the failed rows, and notes on failures,
+warnings, hidden columns and rows that are not measured yet.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from io import StringIO
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from unetkit.bench.columns import HIDDEN, Column, columns_of, constants, varying
+from unetkit.bench.columns import HIDDEN, Column, find_constant_factors, find_varying_factors, make_columns
 from unetkit.bench.results import BenchRow, BenchRun, Header
 from unetkit.errors import UnetkitError
 from unetkit.utils.formatting import format_bytes
@@ -20,134 +24,175 @@ if TYPE_CHECKING:
 
 
 def format_run(run: BenchRun, rows: Sequence[BenchRow], columns: Sequence[Column], width: int | None = None) -> Listing:
-    """Rows of a run, in the order given.
+    """Format rows of a run for people, in the given order.
 
     Args:
-        rows: some or all of run.rows.
-        columns: some or all of columns_of(run).
-        width: of the terminal; lesser columns are left out where all do not fit. None leaves out none.
+        run: the results of a benchmark.
+        rows: some or all rows of the run.
+        columns: some or all columns of the run.
+        width: width of the terminal in characters. If the columns do not fit, those with the highest ranks are left
+            out. None shows all columns.
     """
     numbers = {row.id: str(number) for number, row in enumerate(run.rows, 1)}
     measured = [row for row in rows if row.is_measured]
-    table, dropped = _fitting(measured, columns, numbers, width)
-    failed = _failed(run, [row for row in rows if not row.is_measured], numbers)
-    notes = [*_notes(rows, numbers), *_dropped(dropped), *missing(run)]
-    said = [f"{len(rows)} of {len(run.rows)} rows are shown"] if len(rows) < len(run.rows) else []
-    return Listing([*head(run), *said], [cells for cells in (table, failed) if cells.rows], notes)
+    table, hidden = _fit_table(measured, columns, numbers, width)
+    failed = _make_failed_table(run, [row for row in rows if not row.is_measured], numbers)
+    notes = [*_describe_problems(rows, numbers), *_describe_hidden(hidden), *describe_missing_rows(run)]
+    selection = [f"{len(rows)} of {len(run.rows)} rows are shown"] if len(rows) < len(run.rows) else []
+    return Listing([*summarize_run(run), *selection], [table for table in (table, failed) if table.rows], notes)
 
 
-def head(run: BenchRun) -> list[str]:
-    """What stands for all rows: baseline, machine, versions, the factors that do not vary, how many rows there are."""
-    shared = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in constants(run).items())
-    failed = sum(not row.is_measured for row in run.rows)
-    done = f"{len(run.rows)} rows" + (f", {failed} of them without figures" if failed else "")
+def summarize_run(run: BenchRun) -> list[str]:
+    """Return what applies to all rows, in three lines: baseline, machine and versions, number of rows and constants.
+
+    Args:
+        run: the results of a benchmark.
+    """
+    constants = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in find_constant_factors(run).items())
+    num_failed = sum(not row.is_measured for row in run.rows)
+    count = f"{len(run.rows)} rows" + (f", {num_failed} of which failed" if num_failed else "")
     return [
         f"baseline {run.header.baseline}, {run.header.baseline_mode}",
-        machine(run.header, run.rows),
-        f"{done}; in all of them {shared}" if shared else done,
+        format_machine(run.header, run.rows),
+        f"{count}; common to all rows: {constants}" if constants else count,
     ]
 
 
-def machine(header: Header, rows: Iterable[BenchRow] = ()) -> str:
-    """The machine and the versions in a line; where rows ran, if that is one place."""
-    known = header.machine
-    places = {row.device for row in rows if row.device}
+def format_machine(header: Header, rows: Iterable[BenchRow] = ()) -> str:
+    """Format the machine and the versions in one line.
+
+    Args:
+        header: header of a run.
+        rows: rows of the run; if all were measured on one device, it is included.
+    """
+    machine = header.machine
+    devices = {row.device for row in rows if row.device}
     return ", ".join(
         [
-            *(["on " + places.pop()] if len(places) == 1 else dict.fromkeys(map(str, known.get("gpus") or ()))),
-            *(_told(name, known[name]) for name in ("cpu", "cores", "memory", "system") if known.get(name)),
+            *(["on " + devices.pop()] if len(devices) == 1 else dict.fromkeys(map(str, machine.get("gpus") or ()))),
+            *(_format_fact(name, machine[name]) for name in ("cpu", "cores", "memory", "system") if machine.get(name)),
             *(f"{name} {version}" for name, version in header.versions.items()),
         ]
     )
 
 
-def missing(run: BenchRun) -> list[str]:
-    """How to go on, where rows are missing."""
-    left = f"{run.num_missing} of {run.num_planned} rows are still to do"
-    return [f"{left}; this goes on: {run.command}"] if run.num_missing else []
-
-
-def _told(name: str, value: Any) -> str:
+def _format_fact(name: str, value: Any) -> str:
     if name == "memory" and isinstance(value, int | float):
         return format_bytes(int(value))
     return f"{value} cores" if name == "cores" else str(value)
 
 
-def _fitting(
+def describe_missing_rows(run: BenchRun) -> list[str]:
+    """Return a line that tells how to continue if planned rows are not measured yet; no line otherwise.
+
+    Args:
+        run: the results of a benchmark.
+    """
+    if not run.num_missing:
+        return []
+    return [f"{run.num_missing} of {run.num_planned} rows are not measured yet; continue with: {run.command}"]
+
+
+def _fit_table(
     rows: Sequence[BenchRow], columns: Sequence[Column], numbers: dict[str, str], width: int | None
 ) -> tuple[TableData, list[Column]]:
-    """The table of those columns that fit, and the columns that do not."""
-    kept, dropped = list(columns), list[Column]()
+    """Return the table of the columns that fit, and the columns that do not."""
+    shown, hidden = list(columns), list[Column]()
     texts = {column.name: [column.text(row) for row in rows] for column in columns}
     while True:
-        lines = zip([numbers[row.id] for row in rows], *(texts[column.name] for column in kept), strict=True)
-        table = TableData(["#", *(column.title for column in kept)], [list(line) for line in lines])
-        least = max((column.rank for column in kept), default=0)
-        if width is None or not least or table.width() <= width:
-            return table, dropped
-        last = max(index for index, column in enumerate(kept) if column.rank == least)
-        dropped.insert(0, kept.pop(last))
+        lines = zip([numbers[row.id] for row in rows], *(texts[column.name] for column in shown), strict=True)
+        table = TableData(["#", *(column.title for column in shown)], [list(line) for line in lines])
+        highest_rank = max((column.rank for column in shown), default=0)
+        if width is None or not highest_rank or table.width() <= width:
+            return table, hidden
+        last = max(index for index, column in enumerate(shown) if column.rank == highest_rank)
+        hidden.insert(0, shown.pop(last))
 
 
-def _failed(run: BenchRun, rows: Sequence[BenchRow], numbers: dict[str, str]) -> TableData:
-    names = varying(run)
+def _make_failed_table(run: BenchRun, rows: Sequence[BenchRow], numbers: dict[str, str]) -> TableData:
+    names = find_varying_factors(run)
     lines = [[numbers[row.id], *(row.factors.get(name, "") for name in names), row.error] for row in rows]
-    heads = ["#", *(name.replace("_", " ") for name in names), "error"]
-    return TableData(heads, lines, f"without figures: {len(rows)}")
+    headers = ["#", *(name.replace("_", " ") for name in names), "error"]
+    return TableData(headers, lines, f"failed rows: {len(rows)}")
 
 
-def _notes(rows: Iterable[BenchRow], numbers: dict[str, str]) -> list[str]:
-    """What failed or is to be known of single rows, by their numbers."""
-    said = ((row, [*(f"no {name}: {why}" for name, why in row.failures.items()), *row.warnings]) for row in rows)
-    return [f"row {numbers[row.id]}: {note}" for row, notes in said for note in notes]
+def _describe_problems(rows: Iterable[BenchRow], numbers: dict[str, str]) -> list[str]:
+    """Return the failures of single metrics and the warnings, each with the number of its row."""
+    problems = (
+        (row, [*(f"{name} failed: {error}" for name, error in row.failures.items()), *row.warnings]) for row in rows
+    )
+    return [f"row {numbers[row.id]}: {text}" for row, texts in problems for text in texts]
 
 
-def _dropped(columns: Sequence[Column]) -> list[str]:
+def _describe_hidden(columns: Sequence[Column]) -> list[str]:
     names = ", ".join(column.name for column in columns if column.rank < HIDDEN)
-    return [f"left out for want of room: {names}; --columns shows what it names"] if names else []
+    return [f"columns hidden because the terminal is too narrow: {names}; --columns selects columns"] if names else []
 
 
 def row_to_record(row: BenchRow, columns: Sequence[Column]) -> dict[str, Any]:
-    """One row by the names of the columns, with its id, its line, and why it has no figures."""
+    """Return the values of a row by the names of the columns, with its id, its line and its error.
+
+    Args:
+        row: row of a run.
+        columns: some or all columns of the run.
+    """
     values = {column.name: column.value(row) for column in columns}
     return {"id": row.id, **values, "line": row.line, "error": row.error}
 
 
 def rows_to_csv(rows: Sequence[BenchRow], columns: Sequence[Column]) -> str:
-    """A line a row under a line of headings, which give units in brackets: `latency [s]`."""
+    """Format rows as CSV, one line each, with a line of headings that contain the units: `latency [s]`.
+
+    Args:
+        rows: rows of a run.
+        columns: some or all columns of the run.
+    """
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    heads = [f"{column.name} [{column.unit}]" if column.unit else column.name for column in columns]
-    writer.writerow(["id", *heads, "line", "error", "warnings"])
+    headers = [f"{column.name} [{column.unit}]" if column.unit else column.name for column in columns]
+    writer.writerow(["id", *headers, "line", "error", "warnings"])
     for row in rows:
         writer.writerow([*row_to_record(row, columns).values(), "; ".join(row.warnings)])
     return out.getvalue()
 
 
 def run_to_dict(run: BenchRun, rows: Sequence[BenchRow], columns: Sequence[Column]) -> dict[str, Any]:
-    """Return the run's header, the columns with their units, and the rows, as JSON can hold them."""
-    told = ("name", "title", "unit", "better", "summary")
-    more = ("failures", "warnings", "command", "device")
+    """Return the header of a run, the columns with their units, and the rows, as plain data for JSON.
+
+    Args:
+        run: the results of a benchmark.
+        rows: some or all rows of the run.
+        columns: some or all columns of the run.
+    """
+    column_keys = ("name", "title", "unit", "better", "summary")
+    row_keys = ("failures", "warnings", "command", "device")
     return {
         "header": asdict(run.header),
         "planned": run.num_planned,
         "done": len(run.rows),
         "command": run.command,
         "started_at": run.started_at,
-        "columns": [{key: getattr(column, key) for key in told} for column in columns],
-        "rows": [{**_finite(row_to_record(row, columns)), **{key: getattr(row, key) for key in more}} for row in rows],
+        "columns": [{key: getattr(column, key) for key in column_keys} for column in columns],
+        "rows": [
+            {**_replace_infinities(row_to_record(row, columns)), **{key: getattr(row, key) for key in row_keys}}
+            for row in rows
+        ],
     }
 
 
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no infinity, which an interval of few rounds may end in."""
+def _replace_infinities(values: dict[str, Any]) -> dict[str, Any]:
+    """Replace infinite numbers by None; JSON has none, but the interval of few rounds may have infinite bounds."""
     return {key: None if isinstance(value, float) and not isfinite(value) else value for key, value in values.items()}
 
 
 def rows_to_dataframe(run: BenchRun) -> DataFrame:
-    """A DataFrame with a row a combination: `id`, every column of `columns_of`, `line` and `cause`.
+    """Return a DataFrame with one row for each row of the run and the columns `id`, all columns, `line` and `error`.
 
-    Numbers are raw, in each column's unit (s, B); what a row has not is NaN or None. `attrs["units"]` says the units.
+    Numbers are in the unit of their column (s, B), and missing ones are NaN or None. `attrs["units"]` contains the
+    units by column name.
+
+    Args:
+        run: the results of a benchmark.
 
     Raises:
         UnetkitError: pandas is not installed.
@@ -156,7 +201,7 @@ def rows_to_dataframe(run: BenchRun) -> DataFrame:
         from pandas import DataFrame
     except ImportError as error:
         raise UnetkitError("to_pandas needs pandas, which is not installed: pip install pandas") from error
-    columns = columns_of(run)
+    columns = make_columns(run)
     names = ["id", *(column.name for column in columns), "line", "error"]
     frame = DataFrame([row_to_record(row, columns) for row in run.rows], columns=names)
     frame.attrs["units"] = {column.name: column.unit for column in columns if column.unit}

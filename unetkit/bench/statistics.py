@@ -1,8 +1,9 @@
-"""What samples say: the ratio of two timings with its interval, a verdict, and whether the samples can be trusted.
+"""The statistics of timing samples: ratios with confidence intervals, verdicts, and warnings about weak samples.
 
-The ratio is the median over rounds of candidate over baseline, its interval the bootstrap's of that median
-(`interval_of`). An interval tells what other rounds would have said in the same process. Where two networks lie in
-memory stays as it is for all rounds: MARGIN is for that.
+The ratio of two timings is the median over all rounds of candidate/baseline, and its interval is the bootstrap interval
+of this median (`median_interval`). The interval describes what other rounds in the same process would have shown. Where
+two networks lie in memory does not change within a process, so the interval does not include its effect, and a verdict
+needs a difference of more than DIFFERENCE_MARGIN.
 """
 
 from __future__ import annotations
@@ -20,78 +21,38 @@ from numpy.typing import NDArray
 from unetkit.bench.results import Timing
 from unetkit.utils.formatting import format_ratio
 
-Floats = NDArray[numpy.float64]
-
-#: What an interval of 95% leaves out on either side.
-TAILS = (0.025, 0.975)
-_DRAWS = 4000
-
-
-def interval_of(values: Floats) -> tuple[float, float]:
-    """The 95% interval of the median of values in the order in which they were measured."""
-    low, high = _at(numpy.sort(values), _ends(int(_independent(values)))).tolist()
-    return low, high
-
-
-def draws_of(values: Floats, chance: numpy.random.Generator) -> Floats:
-    """What the median would have been, had the values been drawn again: 4000 times."""
-    half = (_independent(values) + 1) / 2
-    return _at(numpy.sort(values), chance.beta(half, half, _DRAWS))
-
-
-def _independent(values: Floats) -> float:
-    """How many independent values would say as much: fewer where one above the median is followed by others.
-
-    Newey and West, "A simple, positive semi-definite, heteroskedasticity and autocorrelation consistent covariance
-    matrix", 1987, on the signs, which are what a median's error comes from.
-    """
-    signs = numpy.sign(values - numpy.median(values))
-    lags = min(int(1.5 * len(signs) ** (1 / 3)), len(signs) - 1)
-    own = float(signs @ signs) or 1.0
-    both = [float(signs[:-lag] @ signs[lag:]) * (1 - lag / (lags + 1)) for lag in range(1, lags + 1)]
-    return len(signs) / max(1.0, 1 + 2 * sum(both) / own)
-
-
-@lru_cache(maxsize=4096)
-def _ends(count: int) -> tuple[float, float]:
-    half = (count + 1) / 2
-    low, high = numpy.quantile(numpy.random.default_rng(0).beta(half, half, _DRAWS), TAILS).tolist()
-    return low, high
-
-
-def _at(ordered: Floats, shares: Any) -> Floats:
-    """The values at these shares of their order, between two where they fall between."""
-    count = len(ordered)
-    found: Floats = numpy.interp(shares, numpy.arange(1, count + 1) / (count + 1), ordered)
-    return found
-
-
+FloatArray = NDArray[numpy.float64]
 Verdict = Literal["faster", "slower", "same", "inconclusive"]
 
-#: Rounds below which there is no interval of 95% for a median: all of 5 are on one side of it in 1 of 16 cases.
-LEAST = 6
-#: Two copies of one network in one process differ for as long as they live, by where they lie in memory: medians of 8 s
-#: were 0.1% below to 0.8% above 1 in 23 of 24 processes of a machine that others used, the copy built first mostly the
-#: slower. So a difference must be beyond that.
-MARGIN = 0.01
-#: What is within this is called the same.
-SAME = 0.05
-#: An interval whose ends differ by more than this factor tells that the machine did something else meanwhile.
-WIDEST = 2.0
-#: IQR over median above which samples are warned of, and are unreliable.
-FLUCTUATES, UNRELIABLE = 0.10, 0.25
-
+#: Quantiles that bound a 95% interval.
+TAILS = (0.025, 0.975)
+#: Smallest number of rounds with a 95% interval of the median: all of five rounds lie on the same side of it in 1 of 16
+#: cases.
+MIN_ROUNDS = 6
+#: Largest relative difference that may be due to the place in memory. Two copies of one network in one process differ
+#: for as long as the process lives: over 8 s, the median ratio was between 0.1% below and 0.8% above 1 in 23 of 24
+#: processes on a machine with other load, and the copy that was built first was mostly the slower one.
+DIFFERENCE_MARGIN = 0.01
+#: Largest relative difference that counts as "same".
+EQUIVALENCE_MARGIN = 0.05
+#: If the bounds of an interval differ by more than this factor, the machine did something else in the meantime.
+_MAX_INTERVAL_RATIO = 2.0
+#: Relative interquartile ranges above which there is a warning, and above which samples are called unreliable.
+_NOISY_IQR, _UNRELIABLE_IQR = 0.10, 0.25
+#: Number of bootstrap draws.
+_DRAWS = 4000
 _Z = NormalDist().inv_cdf(TAILS[1])
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A ratio: 1.2 is 20% slower, or more.
+    """An estimated ratio; 1.2 means 20% slower, or 20% more.
 
     Attributes:
-        ratio: the estimate.
-        low, high: its 95% interval.
-        rounds: that it is from; 0 where it is exact.
+        ratio: point estimate.
+        low: lower bound of the 95% confidence interval.
+        high: upper bound of the 95% confidence interval.
+        rounds: number of rounds that the estimate is based on; 0 if the ratio is exact.
     """
 
     ratio: float
@@ -101,102 +62,195 @@ class Estimate:
 
     @property
     def half_width(self) -> float:
-        """Of the interval, over the ratio."""
+        """The half-width of the interval, relative to the ratio."""
         return (self.high - self.low) / (2 * self.ratio)
 
     @property
     def verdict(self) -> Verdict:
-        """A difference where the whole interval is beyond 1% (MARGIN), "same" where it is within 5% (SAME).
+        """The verdict on this ratio alone.
 
-        Of fewer than six rounds, or of an interval from one end to twice as much, it is always "inconclusive".
+        It is "slower" or "faster" if the whole interval is more than 1% away from 1 (DIFFERENCE_MARGIN), "same" if the
+        whole interval is within 5% of 1 (EQUIVALENCE_MARGIN), and "inconclusive" otherwise, with fewer than six rounds,
+        or if the bounds of the interval differ by more than a factor of two.
         """
-        if 0 < self.rounds < LEAST or self.high > WIDEST * self.low:
+        if 0 < self.rounds < MIN_ROUNDS or self.high > _MAX_INTERVAL_RATIO * self.low:
             return "inconclusive"
-        if self.low > 1 + MARGIN:
+        if self.low > 1 + DIFFERENCE_MARGIN:
             return "slower"
-        if self.high < 1 / (1 + MARGIN):
+        if self.high < 1 / (1 + DIFFERENCE_MARGIN):
             return "faster"
-        return "same" if self.low >= 1 / (1 + SAME) and self.high <= 1 + SAME else "inconclusive"
+        is_same = self.low >= 1 / (1 + EQUIVALENCE_MARGIN) and self.high <= 1 + EQUIVALENCE_MARGIN
+        return "same" if is_same else "inconclusive"
 
     @property
-    def p(self) -> float:
-        """How likely a ratio within 1% of 1 would look at least as different, two-sided.
+    def p_value(self) -> float:
+        """The two-sided p-value of the hypothesis that the true ratio is within 1% of 1.
 
-        From the interval, as if its logarithm were normal; never below 2 / 2^rounds, the least that a sign test gives.
+        It is derived from the interval under the assumption that the logarithm of the ratio is normally distributed,
+        and is never below 2 / 2^rounds, the smallest p-value of a sign test.
         """
-        beyond = abs(log(self.ratio)) - log(1 + MARGIN)
+        beyond = abs(log(self.ratio)) - log(1 + DIFFERENCE_MARGIN)
         if beyond <= 0:
             return 1.0
-        error = max(log(self.high / self.low) / (2 * _Z), 1e-12)
+        standard_error = max(log(self.high / self.low) / (2 * _Z), 1e-12)
         least = 2.0 ** (1 - self.rounds) if self.rounds else 0.0
-        return max(2 * NormalDist().cdf(-beyond / error), min(least, 1.0))
+        return max(2 * NormalDist().cdf(-beyond / standard_error), min(least, 1.0))
 
 
 def estimate_ratio(timing: Timing) -> Estimate:
-    """Candidate over baseline."""
-    logs = _log_ratios(timing)
-    low, high = interval_of(logs)
-    ratio, low, high = numpy.exp([numpy.median(logs), low, high]).tolist()
-    return Estimate(ratio, min(low, ratio), max(high, ratio), len(logs))
+    """Estimate the ratio of the candidate's time to the baseline's.
+
+    Args:
+        timing: paired samples of both.
+    """
+    log_ratios = _log_ratios(timing)
+    low, high = median_interval(log_ratios)
+    ratio, low, high = numpy.exp([numpy.median(log_ratios), low, high]).tolist()
+    return Estimate(ratio, min(low, ratio), max(high, ratio), len(log_ratios))
 
 
 def minimum_ratio(timing: Timing) -> float:
-    """The quickest sample of the candidate over that of the baseline: what is left when nothing else ran."""
+    """Return the ratio of the candidate's fastest sample to the baseline's, which other load affects least.
+
+    Args:
+        timing: paired samples of both.
+    """
     return min(timing.candidate) / min(timing.baseline)
 
 
-def log_draws(timing: Timing, chance: numpy.random.Generator) -> tuple[float, Floats]:
-    """The logarithm of the ratio, and 4000 draws of what it would have been had the rounds been drawn again."""
-    logs = _log_ratios(timing)
-    return float(numpy.median(logs)), draws_of(logs, chance)
+def bootstrap_log_ratio(timing: Timing, rng: numpy.random.Generator) -> tuple[float, FloatArray]:
+    """Return the logarithm of the ratio, and 4000 bootstrap draws of it.
+
+    Args:
+        timing: paired samples of a candidate and the baseline.
+        rng: random generator for the draws.
+    """
+    log_ratios = _log_ratios(timing)
+    return float(numpy.median(log_ratios)), bootstrap_medians(log_ratios, rng)
 
 
-def judge_together(estimates: Sequence[Estimate]) -> list[Verdict]:
-    """The verdicts of a whole table: a difference is called one only where it is, by Holm, among so many.
+def _log_ratios(timing: Timing) -> FloatArray:
+    return numpy.log(numpy.divide(timing.candidate, timing.baseline))
 
-    Of 20 networks that are alike one would look different by chance at 95%; here no more than one table in 20 has any
-    (Holm, "A simple sequentially rejective multiple test procedure", 1979).
+
+def median_interval(values: FloatArray) -> tuple[float, float]:
+    """Return the 95% bootstrap interval of the median.
+
+    Args:
+        values: measured values in the order of measurement, so that the correlation of neighbours is known.
+    """
+    low, high = _interpolate(numpy.sort(values), _interval_positions(int(_effective_sample_size(values)))).tolist()
+    return low, high
+
+
+def bootstrap_medians(values: FloatArray, rng: numpy.random.Generator) -> FloatArray:
+    """Draw the median of 4000 bootstrap samples.
+
+    The position of the median of a resampled set in the original order follows a beta distribution, so it is drawn from
+    this distribution and nothing needs to be resampled.
+
+    Args:
+        values: measured values in the order of measurement.
+        rng: random generator for the draws.
+    """
+    shape = (_effective_sample_size(values) + 1) / 2
+    return _interpolate(numpy.sort(values), rng.beta(shape, shape, _DRAWS))
+
+
+def _effective_sample_size(values: FloatArray) -> float:
+    """Return the number of independent values with as much information on the median.
+
+    It is below the number of values if neighbours tend to lie on the same side of the median. The correction is that of
+    Newey and West, "A simple, positive semi-definite, heteroskedasticity and autocorrelation consistent covariance
+    matrix", 1987, applied to the signs, which determine the error of a median.
+    """
+    signs = numpy.sign(values - numpy.median(values))
+    lags = min(int(1.5 * len(signs) ** (1 / 3)), len(signs) - 1)
+    variance = float(signs @ signs) or 1.0
+    covariances = [float(signs[:-lag] @ signs[lag:]) * (1 - lag / (lags + 1)) for lag in range(1, lags + 1)]
+    return len(signs) / max(1.0, 1 + 2 * sum(covariances) / variance)
+
+
+@lru_cache(maxsize=4096)
+def _interval_positions(count: int) -> tuple[float, float]:
+    """Return the positions, between 0 and 1, of the bounds of the median's interval among `count` sorted values."""
+    shape = (count + 1) / 2
+    low, high = numpy.quantile(numpy.random.default_rng(0).beta(shape, shape, _DRAWS), TAILS).tolist()
+    return low, high
+
+
+def _interpolate(sorted_values: FloatArray, positions: Any) -> FloatArray:
+    """Return the values at positions between 0 and 1 in the sorted order, interpolated between neighbours."""
+    count = len(sorted_values)
+    interpolated: FloatArray = numpy.interp(positions, numpy.arange(1, count + 1) / (count + 1), sorted_values)
+    return interpolated
+
+
+def judge_with_holm(estimates: Sequence[Estimate]) -> list[Verdict]:
+    """Return the verdicts of a whole table, corrected for multiple comparisons.
+
+    Among 20 equal networks, one would appear different by chance at 95%. With this correction, at most one table in 20
+    contains such an error (Holm, "A simple sequentially rejective multiple test procedure", 1979). A difference that
+    does not pass becomes "inconclusive".
+
+    Args:
+        estimates: all ratios of the table.
     """
     verdicts = [estimate.verdict for estimate in estimates]
-    order = sorted(range(len(estimates)), key=lambda i: estimates[i].p)
-    holds = True
+    order = sorted(range(len(estimates)), key=lambda i: estimates[i].p_value)
+    is_significant = True
     for rank, i in enumerate(order):
-        holds = holds and estimates[i].p * (len(order) - rank) <= 0.05
-        if not holds and verdicts[i] in ("faster", "slower"):
+        is_significant = is_significant and estimates[i].p_value * (len(order) - rank) <= 0.05
+        if not is_significant and verdicts[i] in ("faster", "slower"):
             verdicts[i] = "inconclusive"
     return verdicts
 
 
-def fluctuation(samples: Sequence[float]) -> float:
-    """The middle half of the samples, from end to end, over their median."""
+def relative_iqr(samples: Sequence[float]) -> float:
+    """Return the interquartile range of samples divided by their median.
+
+    Args:
+        samples: one or more positive numbers.
+    """
     low, middle, high = numpy.quantile(samples, (0.25, 0.5, 0.75)).tolist()
     return float((high - low) / middle)
 
 
-def quantile(samples: Sequence[float], share: float) -> float:
-    """Such as p50 and p90: 0.5 and 0.9."""
-    return float(numpy.quantile(samples, share))
+def quantile(samples: Sequence[float], q: float) -> float:
+    """Return a quantile of samples.
+
+    Args:
+        samples: one or more numbers.
+        q: which quantile, between 0 and 1: 0.5 for the median (p50), 0.9 for p90.
+    """
+    return float(numpy.quantile(samples, q))
 
 
-def timing_warnings(timing: Timing, name: str) -> list[str]:
-    """What a reader should know of a timed metric's samples, in one line; none where all is well."""
-    found = []
-    moved = max(fluctuation(timing.candidate), fluctuation(timing.baseline))
-    if moved > FLUCTUATES:
-        much = ": unreliable" if moved > UNRELIABLE else ""
-        found.append(f"its samples or the baseline's fluctuate by {moved:.0%} (IQR/median){much}")
-    if (rounds := len(timing.candidate)) < 2 * LEAST:
-        found.append(f"only {rounds} rounds")
+def find_timing_warnings(timing: Timing, name: str) -> list[str]:
+    """Return a warning about the samples of a timed metric, in one line; no warning if the samples are good.
+
+    Args:
+        timing: paired samples of a candidate and the baseline.
+        name: name of the metric.
+    """
+    reasons = []
+    spread = max(relative_iqr(timing.candidate), relative_iqr(timing.baseline))
+    if spread > _NOISY_IQR:
+        consequence = ", so the result is unreliable" if spread > _UNRELIABLE_IQR else ""
+        reasons.append(f"its samples or the baseline's fluctuate by {spread:.0%} (IQR/median){consequence}")
+    if (rounds := len(timing.candidate)) < 2 * MIN_ROUNDS:
+        reasons.append(f"only {rounds} rounds were timed")
     if timing.stop_reason == "budget":
-        width = estimate_ratio(timing).half_width
-        found.append(f"the budget ended at ±{width:.1%}; --retry-failed with a larger --budget tells more")
-    return [f"{name}: {', '.join(found)}"] if found else []
-
-
-def _log_ratios(timing: Timing) -> Floats:
-    return numpy.log(numpy.divide(timing.candidate, timing.baseline))
+        half_width = estimate_ratio(timing).half_width
+        advice = "use --retry-failed with a larger --budget"
+        reasons.append(f"the budget ended at an interval of ±{half_width:.1%} ({advice})")
+    return [f"{name}: {'; '.join(reasons)}"] if reasons else []
 
 
 def format_interval(estimate: Estimate) -> str:
-    """1.43 (1.41 to 1.46)."""
+    """Format a ratio with its interval: "1.43 (1.41 to 1.46)".
+
+    Args:
+        estimate: the ratio.
+    """
     return f"{format_ratio(estimate.ratio)} ({format_ratio(estimate.low)} to {format_ratio(estimate.high)})"

@@ -211,13 +211,13 @@ def _measure(runner: BenchRunner, folder: Path) -> None:
 
 def _dry_run(runner: BenchRunner, folder: Path | None) -> None:
     """Print the rows that would be measured, and how long that would take."""
-    from unetkit.bench.columns import varied
+    from unetkit.bench.columns import find_varying_keys
     from unetkit.bench.runner import dry_run
     from unetkit.utils.formatting import format_count
     from unetkit.utils.tables import Listing, TableData
 
     found = dry_run(runner, folder)
-    names = varied([dict(case.factors) for case in runner.cases])
+    names = find_varying_keys([dict(case.factors) for case in runner.cases])
     lines = [[*_factor_cells(case, names), format_count(results["macs"])] for case, results in found.pending]
     failed = [[*_factor_cells(case, names), error] for case, error in found.failed]
     heads = [name.replace("_", " ") for name in names]
@@ -238,12 +238,12 @@ def _factor_cells(case: Case, names: list[str]) -> list[str]:
 
 def _print_results(folder: Path) -> None:
     """Print the results as `unetkit bench show` does."""
-    from unetkit.bench.columns import columns_of, select_columns
+    from unetkit.bench.columns import make_columns, select_columns
     from unetkit.bench.results import read_results
     from unetkit.bench.show import format_run
 
     found = read_results(folder)
-    print_listing(format_run(found, found.rows, select_columns(columns_of(found), None), page_width()), None)
+    print_listing(format_run(found, found.rows, select_columns(make_columns(found), None), page_width()), None)
     click.echo(f"`unetkit bench show {folder}` shows more columns; `unetkit bench report {folder}` writes charts")
 
 

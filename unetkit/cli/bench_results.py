@@ -53,13 +53,13 @@ def show(
     unetkit bench show runs/first --filter 'encoder=resnet*' --filter 'memory<500MiB'
     unetkit bench show runs/first --columns encoder,fuse,latency,latency-min --markdown
     """
-    from unetkit.bench.columns import columns_of, filter_rows, select_columns, sort_rows
+    from unetkit.bench.columns import filter_rows, make_columns, select_columns, sort_rows
     from unetkit.bench.results import read_results
     from unetkit.bench.show import format_run, rows_to_csv, run_to_dict
     from unetkit.utils.tables import page_width, print_listing
 
     found = read_results(run)
-    known = columns_of(found)
+    known = make_columns(found)
     rows = filter_rows(found.rows, known, filters)
     if effects and (sort or top):
         raise OptionError(f"--effects cannot be combined with {'--sort' if sort else '--top'}; leave one of them out")
@@ -115,12 +115,12 @@ def report(run: Path, out: Path | None) -> None:
     if out and out.suffix != ".html":
         raise OptionError(f"--out {out}: only HTML can be written; give a file name that ends in .html")
 
-    from unetkit.bench.report.page import write
+    from unetkit.bench.report.page import write_report
     from unetkit.bench.results import read_results
 
     found = read_results(run)
     path = out or run / "report.html"
-    write(found, path)
+    write_report(found, path)
     click.echo(f"{len(found.rows)} rows written to {path}")
 
 
@@ -169,4 +169,4 @@ def diff(
     if not as_json:
         print_listing(format_diff(found, everything=everything), form)
         click.echo(written, nl=bool(written))
-    ctx.exit(1 if found.worse else 0)
+    ctx.exit(1 if found.is_worse else 0)

@@ -86,7 +86,7 @@ def selftest(
     unetkit bench selftest --runs 5 --device cuda:0 --network '--encoder resnet18 --size 224'
     """
     from unetkit.bench.devices import Slot
-    from unetkit.bench.selftest import format_selftest, make_tasks, measure_tasks, passed, tally_results
+    from unetkit.bench.selftest import format_selftest, has_passed, make_tasks, measure_tasks, summarize_results
     from unetkit.bench.timing import TimingConfig
     from unetkit.utils.system import available_cores
     from unetkit.utils.tables import print_listing
@@ -97,12 +97,12 @@ def selftest(
     slot = Slot(device, available_cores(), threads or len(available_cores()))
     with closing(measure_tasks(planned, slot, lambda line: click.echo(line, err=True))) as measured:
         found = [*_with_progress(_append_to_file(measured, out), len(planned))]
-    tallies = tally_results(found)
+    tallies = summarize_results(found)
     written = emit_json([asdict(tally) for tally in tallies], as_json, json_out)
     if not as_json:
         print_listing(format_selftest(tallies, plan, slot), form)
         click.echo(written, nl=bool(written))
-    ctx.exit(0 if passed(tallies) else 1)
+    ctx.exit(0 if has_passed(tallies) else 1)
 
 
 def _parse_network(network: str, size: str | None, parts: Parts) -> Plan:

@@ -1,4 +1,4 @@
-"""A plugin to start from: a whole distribution with one working part, its tests, and what it takes to publish it."""
+"""Create a new plugin: an installable package with one working part, its tests, and everything needed to publish it."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class PluginNames:
     """The names of a new plugin.
 
     Attributes:
-        name: of the distribution.
-        part: the name without "unetkit-", of the part and of the plugin.
-        package: to import.
-        function, cls: of the part, whichever it is made by.
+        name: the name of the distribution.
+        part: the name of the part and of the plugin, without "unetkit-".
+        package: the name of the package.
+        function, cls: the name of the part's function or class.
     """
 
     name: str
@@ -51,7 +51,7 @@ class PluginNames:
 
     @classmethod
     def of(cls, name: str) -> PluginNames:
-        """The names that a distribution's name makes. Raises OptionError where it is no such name."""
+        """Derive the names from the name of a distribution. Raises OptionError if that is not valid."""
         if not _NAME.fullmatch(name):
             rule = "take letters and digits, with '-', '_' or '.' between them"
             raise OptionError(f"{name!r} is not a name for a distribution: {rule}, such as my-gate")
@@ -68,7 +68,7 @@ class PluginNames:
         )
 
     def check(self, symbol: str) -> None:
-        """Refuse a package, or a class or function, that Python cannot call so or something else is called."""
+        """Reject the name of a package, class or function that Python does not allow or that is already in use."""
         for identifier in (self.package, symbol):
             if not identifier.isidentifier() or keyword.iskeyword(identifier):
                 self.refuse(f"would make {identifier!r}, which cannot be a name in Python")
@@ -78,7 +78,7 @@ class PluginNames:
             self.refuse(f"would make the package {self.package!r}, and there is one")
 
     def check_free(self, made: str) -> None:
-        """Refuse a name that another of its kind has."""
+        """Reject a name that another part of the kind has."""
         if made == "command":
             self.check_command()
         elif made == "metric":
@@ -87,7 +87,7 @@ class PluginNames:
             self.check_part("head" if made == "wrap" else made)
 
     def check_part(self, kind: str) -> None:
-        """Refuse the name of a part that there is."""
+        """Reject the name of an existing part."""
         registry = default_parts()[kind]
         try:
             entry = registry.get(self.part)
@@ -96,12 +96,12 @@ class PluginNames:
         self.refuse(f"would make the {registry.kind.title} {self.part!r}, and {entry.library or entry.owner} has one")
 
     def check_command(self) -> None:
-        """Refuse the name of a command that there is."""
+        """Reject the name of an existing command."""
         if self.part in COMMANDS or self.part in plugin_commands(default_manager()):
             self.refuse(f"would make the command {self.part!r}, and there is one")
 
     def check_metrics(self) -> None:
-        """Refuse the names of metrics that there are, or of what a grid chooses."""
+        """Reject the names of existing metrics and of grid options."""
         metrics = collect_metrics(default_manager())
         for name in (self.part, f"{self.part}-time"):
             try:
@@ -151,7 +151,7 @@ _WIDTH = 88
 
 
 def plugin_files(name: str, kind: str) -> dict[str, str]:
-    """The text of every file of a new plugin, by its path in the plugin's folder. Raises OptionError."""
+    """Return the text of every file of a new plugin, by its path in the plugin's folder. Raises OptionError."""
     made, names = _kind(kind).title, PluginNames.of(name)
     symbol = _symbol(names, made)
     names.check(symbol)
@@ -173,7 +173,7 @@ def plugin_files(name: str, kind: str) -> dict[str, str]:
 
 
 def _symbol(names: PluginNames, made: str) -> str:
-    """What the example is called in Python."""
+    """Return the Python name of the example."""
     return {"recipe": names.function, "metric": names.function, "command": "command"}.get(made, names.cls)
 
 
@@ -185,7 +185,7 @@ def _kind(word: str) -> Kind:
 
 
 def _fields(names: PluginNames, made: str) -> dict[str, str]:
-    """What the templates leave open."""
+    """Return the values for the placeholders of the templates."""
     kind = _kind("head" if made == "wrap" else made)
     use = f"unetkit build --encoder resnet18 --{kind.field} {names.part}"
     if made in ("encoder", "recipe", "model"):
@@ -210,7 +210,7 @@ def _fields(names: PluginNames, made: str) -> dict[str, str]:
 
 
 def _help(names: PluginNames, kind: Kind) -> str:
-    """Where more is said of the example."""
+    """Return where the example is documented."""
     if kind.title == "metric":
         return "`unetkit bench metrics` lists what can be measured."
     asked = f"unetkit {names.part} --help" if kind.title == "command" else f"unetkit list {kind.attribute} {names.part}"
@@ -218,7 +218,7 @@ def _help(names: PluginNames, kind: Kind) -> str:
 
 
 def _call(function: str, *arguments: str) -> str:
-    """A call with text arguments, in a function's body, as formatters write it."""
+    """Format a call with text arguments in the body of a function."""
     quoted = [f'"{argument}"' for argument in arguments]
     line = f"    {function}({', '.join(quoted)})"
     if len(line) <= _WIDTH:
@@ -232,7 +232,7 @@ def _filled(template: str, fields: Mapping[str, str]) -> str:
 
 
 def _imported(source: str) -> set[str]:
-    """The names that a module imports something by."""
+    """Return the names that a module imports."""
     imports = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom))
     return {alias.asname or alias.name for node in imports for alias in node.names}
 
@@ -241,20 +241,21 @@ __all__ = ["TITLES", "new_plugin", "plugin_files"]
 
 
 def new_plugin(name: str, kind: str, folder: Path) -> Path:
-    """Write a plugin with one working example: every file of it, or none.
+    """Write a plugin with one working example; either all its files are written, or none.
 
     Args:
-        name: of the distribution, and of its part; a part's name goes without "unetkit-" at the front.
-        kind: what it adds, one of TITLES; a kind's word ("fuse") or plural ("fusions") does too.
-        folder: where the plugin's own folder is made, called `name`.
+        name: the name of the distribution; the name of its part has no prefix "unetkit-".
+        kind: what the plugin adds, one of TITLES; the option ("fuse") or plural ("fusions") of a kind are also
+            accepted.
+        folder: the folder in which the plugin's own folder, called `name`, is created.
 
     Returns:
         The plugin's folder.
 
     Raises:
-        OptionError: a name that cannot be a package's, a class's or a part's, or is taken; a kind that there is not;
-            a folder that is not there, or holds something of this name.
-        FileError: the files cannot be written.
+        OptionError: The name is not valid or taken, the kind does not exist, the folder does not exist, or it already
+            contains something with this name.
+        FileError: The files cannot be written.
     """
     texts = plugin_files(name, kind)
     if not folder.is_dir():
@@ -272,7 +273,7 @@ def new_plugin(name: str, kind: str, folder: Path) -> Path:
 
 @contextmanager
 def _made_whole(target: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `target` to fill; it takes `target`'s place only if nothing went wrong."""
+    """Yield a temporary folder next to `target`, which is renamed to `target` if no exception is raised."""
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
     try:
         yield temporary

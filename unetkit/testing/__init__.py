@@ -1,6 +1,6 @@
-"""The conformance kit: whether a part keeps the promises of its kind, as functions and as a pytest plugin.
+"""The conformance kit: checks that a part keeps the contract of its kind, as functions and as a pytest plugin.
 
-Names are imported on first use, and torch with the first check: pytest loads this package in every run.
+Names are imported on first use, and torch with the first check, since pytest loads this package in every run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Every check in order: its name, what it asks, of which kinds, and which checks it builds on. No torch here."""
+"""Every check in order: its name, what it checks, for which kinds, and which checks it depends on.
+
+This imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,14 @@ PLUGIN = ("plugin",)
 
 @dataclass(frozen=True)
 class Check:
-    """One question that is asked of a part.
+    """One check of a part.
 
     Attributes:
-        name: short, as a result and a test's id have it.
-        title: what the part promises.
-        home: the function that asks, "module:function" within `unetkit.testing.checks`.
-        kinds: titles of the kinds that it is asked of; "plugin" for a question to the plugin itself.
-        needs: checks that must pass before it, since it would only say their failure again.
+        name: the short name in results and test ids.
+        title: what the part must do.
+        home: the function of the check, "module:function" within `unetkit.testing.checks`.
+        kinds: titles of the kinds that are checked; "plugin" for a check of the plugin itself.
+        needs: checks that must pass first, because this check would only repeat their failure.
     """
 
     name: str
@@ -81,13 +84,13 @@ BUILDS_ON = "it builds on "
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What one check found of one part, or of a plugin itself.
+    """The result of one check of a part, or of the plugin itself.
 
     Attributes:
-        part: kind and name, as in "fusion gate"; "plugin" for a check of the plugin itself.
-        check: its name; `CHECKS` says what each asks.
-        outcome: skipped where there is nothing to check, or where a check that it builds on did not pass.
-        message: one line that says what is wrong, or why it was skipped.
+        part: the kind and name, as in "fusion gate"; "plugin" for a check of the plugin itself.
+        check: the name of the check; see `CHECKS`.
+        outcome: "passed", "failed", or "skipped" if there is nothing to check or a required check did not pass.
+        message: one line that says what is wrong, or why the check was skipped.
     """
 
     part: str
@@ -97,7 +100,7 @@ class CheckResult:
 
     @property
     def follows(self) -> bool:
-        """Whether it was skipped because a check that it builds on did not pass."""
+        """True if the check was skipped because a check that it depends on did not pass."""
         return self.outcome == "skipped" and self.message.startswith(BUILDS_ON)
 
     def __str__(self) -> str:
@@ -105,14 +108,14 @@ class CheckResult:
 
 
 class Nonconformity(AssertionError):
-    """A promise of its kind that a part does not keep, in one line: with what, what was promised, what came."""
+    """A violation of the contract, in one line: for which arguments, what was expected, and what was returned."""
 
 
 class SkipCheck(Exception):
-    """A check that does not apply, and why."""
+    """A check does not apply; the message says why."""
 
 
 def one_line(error: BaseException) -> str:
-    """An error's type and first line."""
+    """Return the type and the first line of an exception."""
     text = str(error).strip().split("\n")[0][:300] or "no message"
     return f"{type(error).__name__}: {text}"

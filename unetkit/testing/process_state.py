@@ -1,4 +1,4 @@
-"""What belongs to the whole process, and a part has no business to change."""
+"""Settings of the whole process, which a part must not change."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 
 @contextmanager
 def preserve_process_state() -> Iterator[None]:
-    """Leave settings and random states as they were. Raises Nonconformity where a setting was changed within.
+    """Restore settings and random states at the end of the context. Raises Nonconformity if a setting was changed.
 
-    Within, torch computes in float32 whatever its user has set.
+    Within the context, torch computes in float32, whatever the user has set.
     """
     states = random.getstate(), np.random.get_state()
     dtype = torch.get_default_dtype()

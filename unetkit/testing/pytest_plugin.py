@@ -19,12 +19,12 @@ _HELP = "unetkit(target): one test for each check that unetkit.testing makes of 
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the marker known, so that --strict-markers takes it."""
+    """Register the marker, so that --strict-markers accepts it."""
     config.addinivalue_line("markers", _HELP)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test a check."""
+    """Create a test for each check."""
     marker = metafunc.definition.get_closest_marker("unetkit")
     if marker is None or "unetkit_check" not in metafunc.fixturenames:
         return
@@ -41,7 +41,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def unetkit_check(request: pytest.FixtureRequest) -> Callable[[], None]:
-    """Call it to make the check; it fails or skips the test with one line."""
+    """Return a function that runs the check; it fails or skips the test with one line."""
     job: CheckJob | None = getattr(request, "param", None)
     if job is None:
         raise pytest.UsageError(f"{request.node.nodeid}: mark the test with @pytest.mark.unetkit(target)")

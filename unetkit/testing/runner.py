@@ -1,4 +1,4 @@
-"""Runs checks: of one part, or of a plugin and every part that it adds."""
+"""Run the checks of a part, or of a plugin and all its parts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BY_NAME = {check.name: check for check in CHECKS}
 
 @dataclass
 class _Examined:
-    """What is checked, made when the first check asks, and what each check found of it."""
+    """The subject of checks, which is created when the first check needs it, and the results so far."""
 
     title: str
     kind: str
@@ -74,13 +74,13 @@ class _Examined:
 
 @dataclass(frozen=True)
 class CheckJob:
-    """One check that is still to be made. Calling `run` makes it, and what it builds on.
+    """A check that has not run yet. Calling `run` executes it, and those that it depends on.
 
     Attributes:
-        part: as in Result.
-        check: its name.
-        title: what it asks.
-        run: makes it, once.
+        part: see CheckResult.
+        check: the name of the check.
+        title: what it checks.
+        run: runs it once.
     """
 
     part: str
@@ -97,7 +97,7 @@ def _jobs(examined: _Examined) -> list[CheckJob]:
 
 
 def jobs_of_part(kind: str, part: Any, *, parts: Parts | None = None) -> list[CheckJob]:
-    """The checks of one part, not yet made: for showing progress. See `check_part`."""
+    """Return the checks of one part without running them, so that progress can be shown. See `check_part`."""
     parts = default_parts() if parts is None else parts
     title, spec = parts[kind].kind.title, PartSpec.of(part)
     if spec.chained:
@@ -117,7 +117,7 @@ def jobs_of_part(kind: str, part: Any, *, parts: Parts | None = None) -> list[Ch
 
 
 def jobs_of_plugin(target: str | Path | ModuleType) -> list[CheckJob]:
-    """The checks of a plugin and of every part that it adds, not yet made. See `check_plugin`."""
+    """Return the checks of a plugin and all its parts without running them. See `check_plugin`."""
     ours = target == "unetkit"
     with redirect_stderr(StringIO()):  # what goes wrong is told by a check
         host = load_manager([] if ours else [target], isolated=True)
@@ -143,7 +143,7 @@ def _guest(host: PluginManager, plugin: Plugin, target: str) -> Any:
 
 
 def _of_plugin(host: PluginManager, plugin: Plugin) -> set[str]:
-    """The checks of a plugin itself for which it has something to look at."""
+    """Return the checks of a plugin itself that apply to it."""
     libraries = [source.owner for registry in host.parts for source in registry.libraries.values()]
     adds = {
         "sources": plugin.name in libraries,
@@ -155,45 +155,45 @@ def _of_plugin(host: PluginManager, plugin: Plugin) -> set[str]:
 
 
 def check_part(kind: str, part: Any, *, parts: Parts | None = None) -> list[CheckResult]:
-    """Ask one part everything that its kind promises.
+    """Check one part against the contract of its kind.
 
     Args:
         kind: "encoder", "upsampler", "fusion", "align", "block", "head", "recipe" or "model".
-        part: a name with options, a PartSpec, or a class or callable, which needs no plugin yet.
-        parts: where names are looked up; all that is installed, if None.
+        part: a name with options, a PartSpec, or a class or callable, which needs no plugin.
+        parts: the registered parts; None for all that are installed.
 
     Returns:
-        One Result for each check, in order.
+        A CheckResult for each check, in order.
 
     Raises:
-        UnknownNameError: no part has that name.
+        UnknownNameError: The part does not exist.
     """
     return [job.run() for job in jobs_of_part(kind, part, parts=parts)]
 
 
 def assert_conforms(kind: str, part: Any, *, parts: Parts | None = None) -> None:
-    """Raise an AssertionError that names every failure of `check_part`, one a line; nothing where there is none."""
+    """Raise an AssertionError that lists every failure of `check_part`, one in a line."""
     failed = [result for result in check_part(kind, part, parts=parts) if result.outcome == "failed"]
     if failed:
         raise Nonconformity("\n".join(f"{result.part}: {result.check}: {result.message}" for result in failed))
 
 
 def check_plugin(target: str | Path | ModuleType) -> list[CheckResult]:
-    """Ask a plugin, and every part that it registers by name, everything that is promised.
+    """Check a plugin and every part that it registers by name.
 
-    Of a library of parts (`add_library`) the listing is checked; its parts are for `check_part`, by a few names.
+    For a library (`add_library`) only the list of names is checked; use `check_part` for some of its parts.
 
     Args:
-        target: the name of an installed plugin, a module or its name, or a Python file; "unetkit" for unetkit's own.
+        target: the name of an installed plugin, a module or its name, or a Python file; "unetkit" for the built-in
+            parts.
 
     Returns:
-        One Result for each check, the plugin's own first. A plugin that does not load has one that failed.
+        A CheckResult for each check, with those of the plugin itself first. A plugin that does not load has a failed
+        one.
 
     Raises:
-        UnknownNameError: there is no such plugin, module or file.
-
-    Raises:
-        PluginError: it does not load, and UNETKIT_STRICT is 1.
+        UnknownNameError: The plugin, module or file does not exist.
+        PluginError: The plugin does not load, and UNETKIT_STRICT is 1.
     """
     return list(_each(target))
 

@@ -1,4 +1,4 @@
-"""The part that is checked: how it is made, what passes through it, and how messages say where."""
+"""The part that is checked: how it is created and run, and how messages describe the arguments."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from unetkit.utils.rounding import computes_in
 
 @dataclass(frozen=True)
 class PartRun:
-    """One forward pass of a part made for it alone, and what is wrong with it; "" where nothing is."""
+    """One forward pass of a new part, and what is wrong with it; "" if nothing is."""
 
     wiring: Wiring
     given: PartInput
@@ -35,13 +35,13 @@ class PartRun:
 
 
 class PartSubject:
-    """A part, by its kind and what was said of it: a line, a PartSpec, a class or a callable.
+    """A part given by its kind and a line, a PartSpec, a class or a callable.
 
     Attributes:
-        kind: of the part.
+        kind: the kind of the part.
         spec: its name and options.
-        parts: where names are looked up.
-        contract: what its kind promises.
+        parts: the registered parts.
+        contract: the contract of its kind.
     """
 
     def __init__(self, kind: str, part: Any, parts: Parts | None = None) -> None:
@@ -54,17 +54,17 @@ class PartSubject:
 
     @cached_property
     def entry(self) -> Entry | None:
-        """What is registered under its name; None for a Python object."""
+        """The registered entry; None for a Python object."""
         return self.parts[self.kind.field].get(self.spec.name) if self.spec.factory is None else None
 
     @cached_property
     def signature(self) -> Signature:
-        """What the factory says of itself."""
+        """The signature of the factory."""
         return signature_of(self.kind.field, self.spec, self.parts)
 
     @cached_property
     def written(self) -> Factory:
-        """The factory as it was written. Raises PluginError where it cannot be imported."""
+        """The factory as it was registered. Raises PluginError if it cannot be imported."""
         target: Any = self.spec.factory if self.entry is None else self.entry.factory
         found: Factory = load_target(target) if isinstance(target, str) else target
         return found
@@ -76,20 +76,20 @@ class PartSubject:
 
     @cached_property
     def options(self) -> dict[str, Any]:
-        """What its line sets."""
+        """The options of the spec."""
         return parse_options(self.kind.field, self.spec, self.signature)
 
     def make(self, wiring: Wiring, *, seed: int = 0, **options: Any) -> Any:
-        """A new part whose weights are drawn from a seed."""
+        """Create a new part whose weights are drawn from a seed."""
         torch.default_generator.manual_seed(seed)
         return self.factory(*wiring, **{**self.options, **options})
 
     @cached_property
     def wirings(self) -> list[Wiring]:
-        """Those that it takes.
+        """The positional arguments that the factory accepts.
 
         Raises:
-            Nonconformity: it takes none, refuses one with another error than ours, or made no part of its kind.
+            Nonconformity: It accepts none, rejects one with a foreign error, or does not create a part of its kind.
         """
         taken: list[Wiring] = []
         refusals: list[str] = []
@@ -112,7 +112,7 @@ class PartSubject:
         return taken
 
     def declared(self, part: Any, wiring: Wiring) -> None:
-        """Raise Nonconformity where a part is none of its kind."""
+        """Raise Nonconformity if a part does not have the attributes of its kind."""
         if not isinstance(part, nn.Module):
             raise Nonconformity(f"{self.where(wiring)}makes a {type(part).__name__}; a part is a torch.nn.Module")
         if lazy := [name for name, p in part.named_parameters() if isinstance(p, UninitializedParameter)]:
@@ -122,11 +122,11 @@ class PartSubject:
 
     @cached_property
     def runs(self) -> list[PartRun]:
-        """A pass of every wiring, input and mode, each through a part of its own."""
+        """A pass for every wiring, input and mode, each with a new part."""
         return [run for wiring in self.wirings for run in self.runs_of(wiring, self.inputs[wiring])]
 
     def runs_of(self, wiring: Wiring, inputs: list[PartInput], **options: Any) -> Iterator[PartRun]:
-        """Every input in eval and training."""
+        """Run every input in eval and training mode."""
         for training in (False, True):
             for given in inputs:
                 # Norms over a batch refuse a single value a channel in training: torch's own rule.
@@ -153,7 +153,7 @@ class PartSubject:
         return PartRun(wiring, given, training, "", channels, self.contract.size_fault(part, wiring, given, out))
 
     def samples(self, *, training: bool = False, every: bool = False) -> list[tuple[Wiring, PartInput]]:
-        """The first input that passes of each wiring; of the first wiring alone for images, unless every is asked."""
+        """Return the first passing input of each wiring; for images only of the first wiring, unless `every` is set."""
         found: dict[Wiring, PartInput] = {}
         for run in self.runs:
             if run.training == training and not run.error:
@@ -164,17 +164,20 @@ class PartSubject:
         return pairs[:1] if self.contract.takes_images and not every else pairs
 
     def passing(self, wiring: Wiring, *, training: bool) -> list[PartInput]:
-        """Every input of a wiring that passes."""
+        """Return every input of a wiring that passes."""
         return [r.given for r in self.runs if r.wiring == wiring and r.training == training and not r.error]
 
     def run(self, part: Any, given: PartInput, *, seed: int = 1) -> Outputs:
-        """One pass without gradients, in the part's own mode."""
+        """Run one pass without gradients in the part's current mode."""
         torch.default_generator.manual_seed(seed)
         with torch.no_grad(), computes_in(given.tensors[0].dtype):
             return self.contract.outputs(part, given.fresh())
 
     def where(self, wiring: Wiring, given: PartInput | None = None, training: bool | None = None) -> str:
-        """Where a message stands: "with x_channels=12, skip_channels=5, a batch of 3 of 5x7 in training: "."""
+        """Describe the arguments for a message.
+
+        "with x_channels=12, skip_channels=5, a batch of 3 of 5x7 in training: ".
+        """
         pairs = [f"{name}={value:g}" for name, value in zip(self.contract.names, wiring, strict=False)]
         said = (["with " + ", ".join(pairs)] if pairs else []) + ([f"a batch of {given}"] if given else [])
         mode = "" if training is None else " in training" if training else " in eval"
@@ -182,14 +185,14 @@ class PartSubject:
 
 
 def weights(part: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a state_dict, which may hold other things too."""
+    """Return the tensors of a state_dict, which may contain other objects."""
     return {name: value for name, value in part.state_dict().items() if isinstance(value, Tensor)}
 
 
 def apart(a: Outputs, b: Outputs) -> float:
-    """By how much outputs differ at most, as a share of the largest where that is above 1.
+    """Return the largest difference of outputs, relative to the largest output if that is above 1.
 
-    Infinite where shapes differ, or one is not finite where the other is.
+    It is infinite if shapes differ, or if only one output is finite.
     """
     if [x.shape for x in a] != [y.shape for y in b]:
         return float("inf")

@@ -1,1 +1,1 @@
-"""A run as one HTML file that needs nothing beside it, and no network."""
+"""The HTML report of a benchmark: one file that needs no other files and no network."""

@@ -1,4 +1,4 @@
-"""The page itself: a run in, HTML out."""
+"""Render the report of a benchmark as HTML and write it to a file."""
 
 from __future__ import annotations
 
@@ -10,41 +10,45 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unetkit.bench.columns import HIDDEN, Column, columns_of, constants, varying
-from unetkit.bench.effects import VALUES, Told, verdict
-from unetkit.bench.effects import list_effects as effects_of_all
+from unetkit.bench.columns import HIDDEN, Column, find_constant_factors, find_varying_factors, make_columns
+from unetkit.bench.effects import MAX_PAIRWISE_VALUES, MetricEffect, judge_effect, list_effects
 from unetkit.bench.report.charts import (
-    DOTS,
-    ROWS,
-    condition_of,
-    costs_of,
-    doubtful_rows,
-    effects_data,
-    is_complete,
-    naming,
-    rounds_data,
-    timed_metrics,
+    MAX_DOTS,
+    MAX_ROWS,
+    find_doubtful_rows,
+    format_condition,
+    has_all_rounds,
+    list_timed_metrics,
+    make_cost_data,
+    make_effect_data,
+    make_round_data,
+    make_row_namer,
 )
 from unetkit.bench.results import BenchRun
-from unetkit.bench.show import missing
+from unetkit.bench.show import describe_missing_rows
 from unetkit.errors import FileError, UnetkitError
 from unetkit.utils.files import atomic_write
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-#: What JSON may not hold as it is where HTML reads it first: the end of a script, the start of a comment, an entity.
+#: Characters that are escaped in JSON inside HTML, which would read them first: as the end of the script, the start of
+#: a comment, or an entity.
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
-def write(run: BenchRun, path: Path) -> None:
-    """Write the report of a run: whole, or not at all.
+def write_report(run: BenchRun, path: Path) -> None:
+    """Write the report of a run to a file. If this fails, an existing file is left unchanged.
+
+    Args:
+        run: the results of a benchmark.
+        path: the HTML file.
 
     Raises:
         UnetkitError: plotly is not installed.
-        FileError: it cannot be written there.
+        FileError: The file cannot be written.
     """
-    html = page_of(run)
+    html = render_report(run)
     try:
         with atomic_write(path) as temporary:
             temporary.write_text(html, encoding="utf-8")
@@ -52,84 +56,90 @@ def write(run: BenchRun, path: Path) -> None:
         raise FileError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def page_of(run: BenchRun) -> str:
-    """The report of a run: one HTML document that holds all it shows, and asks nothing of the network.
+def render_report(run: BenchRun) -> str:
+    """Render the report of a run as one HTML document that contains everything it shows.
 
-    Names come from users and plugins, so whatever is not ours is escaped; and by the page's own policy a browser loads
-    nothing for it and runs no script but those that it is written with.
+    Names come from users and plugins, so all text is escaped. In addition, the content security policy of the page
+    forbids a browser to load anything, and to run any scripts other than its own.
+
+    Args:
+        run: the results of a benchmark.
 
     Raises:
         UnetkitError: plotly is not installed.
     """
-    columns, effects = sorted(columns_of(run), key=lambda column: column.rank > 0), effects_of_all(run)
-    scripts = [_plotly(), _asset("table.js"), _asset("charts.js")]
-    drawn = {
-        "costs": costs_of(run, columns),
-        "effects": effects_data(effects, run),
-        "rounds": rounds_data(run),
+    columns, effects = sorted(make_columns(run), key=lambda column: column.rank > 0), list_effects(run)
+    scripts = [_load_plotly(), _read_asset("table.js"), _read_asset("charts.js")]
+    chart_data = {
+        "costs": make_cost_data(run, columns),
+        "effects": make_effect_data(effects, run),
+        "rounds": make_round_data(run),
     }
     return (
-        _environment()
-        .from_string(_asset("page.html"))
+        _make_environment()
+        .from_string(_read_asset("page.html"))
         .render(
-            **_said(run, columns, effects),
-            axes=drawn["costs"]["axes"],
-            data=_embedded(drawn),
+            **_make_context(run, columns, effects),
+            axes=chart_data["costs"]["axes"],
+            data=_embed_json(chart_data),
             scripts=scripts,
-            style=_asset("page.css"),
-            policy=_policy(scripts),
+            style=_read_asset("page.css"),
+            policy=_make_content_policy(scripts),
         )
     )
 
 
-def _said(run: BenchRun, columns: Sequence[Column], effects: Sequence[Told]) -> dict[str, Any]:
-    """What the template says in words."""
+def _make_context(run: BenchRun, columns: Sequence[Column], effects: Sequence[MetricEffect]) -> dict[str, Any]:
+    """Return the variables of the template."""
     return {
         "run": run,
-        "name_of": naming(run),
-        "condition_of": condition_of,
+        "name_row": make_row_namer(run),
+        "format_condition": format_condition,
         "columns": columns,
-        "factors": varying(run),
-        "constants": constants(run),
-        "hidden": HIDDEN,
+        "factors": find_varying_factors(run),
+        "constants": find_constant_factors(run),
+        "hidden_rank": HIDDEN,
         "effects": effects,
-        "missing": missing(run),
-        "failed": [row for row in run.rows if not row.is_measured],
-        "verdict": verdict,
-        "doubtful": doubtful_rows(run),
-        "uncut": is_complete(run),
-        "caps": (DOTS, ROWS),
-        "many": VALUES,
-        "timed": timed_metrics(run),
+        "missing": describe_missing_rows(run),
+        "num_failed": sum(not row.is_measured for row in run.rows),
+        "judge_effect": judge_effect,
+        "doubtful": find_doubtful_rows(run),
+        "has_all_rounds": has_all_rounds(run),
+        "max_dots": MAX_DOTS,
+        "max_rows": MAX_ROWS,
+        "max_values": MAX_PAIRWISE_VALUES,
+        "timed": list_timed_metrics(run),
     }
 
 
-def _plotly() -> str:
+def _load_plotly() -> str:
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
-        raise UnetkitError("bench report draws with plotly, which is missing: pip install 'unetkit[report]'") from error
+        raise UnetkitError(
+            "bench report needs plotly, which is not installed: pip install 'unetkit[report]'"
+        ) from error
     return str(get_plotlyjs()).replace("</script", "<\\/script")
 
 
-def _environment() -> Environment:
+def _make_environment() -> Environment:
     from jinja2 import Environment, StrictUndefined
 
     return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
-def _asset(name: str) -> str:
+def _read_asset(name: str) -> str:
     return (files("unetkit.bench.report") / name).read_text(encoding="utf-8")
 
 
-def _embedded(data: Any) -> str:
-    """JSON that can stand in a <script>: the browser reads it as the same JSON, and HTML sees no mark in it."""
+def _embed_json(data: Any) -> str:
+    """Format data as JSON that contains no characters with a meaning in HTML, so that it can be put in a <script>."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return "".join(_ESCAPES.get(letter, letter) for letter in text)
+    return "".join(_ESCAPES.get(character, character) for character in text)
 
 
-def _policy(scripts: Sequence[str]) -> str:
-    """What a browser lets the page do: nothing is loaded, and only these scripts run."""
+def _make_content_policy(scripts: Sequence[str]) -> str:
+    """Return a content security policy with which a browser loads nothing and runs only the given scripts."""
     digests = " ".join(f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'" for script in scripts)
     return (
         f"default-src 'none'; script-src {digests}; style-src 'unsafe-inline'; img-src data: blob:; "

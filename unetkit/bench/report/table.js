@@ -1,4 +1,4 @@
-// Tables that sort by a heading and filter by words; buttons that copy.
+// Sort tables by a column, filter their rows by words, and copy commands.
 "use strict";
 (() => {
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
@@ -10,36 +10,36 @@
     return Number.isNaN(number) ? value : number;
   };
 
-  // Numbers before words; what is missing is last whichever way the rest goes.
-  const compare = (a, b, way) => {
+  // Numbers come before text, and missing values last in both directions (1 ascending, -1 descending).
+  const compare = (a, b, direction) => {
     if (a === null || b === null) return (a === null) - (b === null);
     if (typeof a !== typeof b) return typeof a === "number" ? -1 : 1;
-    return way * (typeof a === "number" ? a - b : a.localeCompare(b, "en", { numeric: true }));
+    return direction * (typeof a === "number" ? a - b : a.localeCompare(b, "en", { numeric: true }));
   };
 
   const sort = (table, heading) => {
-    const way = heading.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+    const direction = heading.getAttribute("aria-sort") === "ascending" ? -1 : 1;
     all("thead th", table).forEach((other) => other.removeAttribute("aria-sort"));
-    heading.setAttribute("aria-sort", way === 1 ? "ascending" : "descending");
-    const keyed = [...table.tBodies[0].rows].map((row) => [key(row.cells[heading.cellIndex]), row]);
-    keyed.sort(([a], [b]) => compare(a, b, way));
-    table.tBodies[0].append(...keyed.map(([, row]) => row));
+    heading.setAttribute("aria-sort", direction === 1 ? "ascending" : "descending");
+    const keyedRows = [...table.tBodies[0].rows].map((row) => [key(row.cells[heading.cellIndex]), row]);
+    keyedRows.sort(([a], [b]) => compare(a, b, direction));
+    table.tBodies[0].append(...keyedRows.map(([, row]) => row));
   };
 
   const filter = (table, text, count) => {
     const words = text.toLowerCase().split(/\s+/).filter(Boolean);
     const rows = [...table.tBodies[0].rows];
     for (const row of rows) {
-      const said = `${row.textContent} ${row.dataset.search}`.toLowerCase();
-      row.hidden = !words.every((word) => said.includes(word));
+      const searched = `${row.textContent} ${row.dataset.search}`.toLowerCase();
+      row.hidden = !words.every((word) => searched.includes(word));
     }
     count.textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} rows`;
   };
 
-  // A cause spans the columns that are shown: more would make the table wider than its headings.
-  const span = (table) => {
+  // Let an error span the visible columns; if it spanned more, the table would become wider than its headings.
+  const spanErrors = (table) => {
     const shown = all("thead th", table).filter((heading) => getComputedStyle(heading).display !== "none").length;
-    for (const cell of all("[data-wide]", table)) cell.colSpan = Math.max(1, shown - cell.parentNode.cells.length + 1);
+    for (const cell of all("[data-spans]", table)) cell.colSpan = Math.max(1, shown - cell.parentNode.cells.length + 1);
   };
 
   const copy = async (button) => {
@@ -48,9 +48,9 @@
       await navigator.clipboard.writeText(command.textContent);
       button.textContent = "copied";
     } catch {
-      // Where a browser gives a file no clipboard, the text is marked for the reader's own copy.
+      // Some browsers deny a local file access to the clipboard; select the text, so that the reader can copy it.
       getSelection().selectAllChildren(command);
-      button.textContent = "marked";
+      button.textContent = "selected";
     }
   };
 
@@ -58,7 +58,7 @@
     for (const button of all("thead button", table)) {
       button.addEventListener("click", () => sort(table, button.closest("th")));
     }
-    span(table);
+    spanErrors(table);
   }
   for (const box of all("[data-filters]")) {
     const table = document.getElementById(box.dataset.filters);
@@ -68,12 +68,12 @@
   }
   for (const box of all("[data-widens]")) {
     const table = document.getElementById(box.dataset.widens);
-    const widen = () => {
+    const update = () => {
       table.classList.toggle("wide", box.checked);
-      span(table);
+      spanErrors(table);
     };
-    box.addEventListener("change", widen);
-    widen();
+    box.addEventListener("change", update);
+    update();
   }
   for (const button of all("button.copy")) button.addEventListener("click", () => copy(button));
 })();

@@ -1,1 +1,1 @@
-"""The checks, each a function of a subject that raises Nonconformity or SkipCheck."""
+"""The checks: functions of a subject that raise Nonconformity or SkipCheck."""

@@ -1,4 +1,4 @@
-"""Checks of what a pass does beside its output: to gradients, to inputs, to the part itself, from sample to sample."""
+"""Checks of the side effects of a pass: gradients, inputs, state, and independence of samples."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ DEPENDS = 1e-4
 
 
 def gradients(subject: PartSubject) -> None:
-    """In training, over all inputs, a finite gradient reaches every parameter, and one comes out at the other end."""
+    """Check that in training every parameter receives a finite gradient, and that gradients reach the inputs."""
     for wiring, _ in subject.samples(training=True):
         reached(subject, wiring, subject.contract.few(subject.passing(wiring, training=True)), {})
 
 
 def reached(subject: PartSubject, wiring: Wiring, inputs: list[PartInput], options: dict[str, Any]) -> None:
-    """The same for one wiring. Raises Nonconformity with the names of the parameters that none reaches."""
+    """Check the gradients for one wiring. Raises Nonconformity with the names of parameters without a gradient."""
     part = subject.make(wiring, **options).train()
     where = subject.where(wiring)
     leaves: list[tuple[Tensor, ...]] = []
@@ -47,7 +47,7 @@ def reached(subject: PartSubject, wiring: Wiring, inputs: list[PartInput], optio
 
 
 def _let_through(subject: PartSubject, part: Any, inputs: list[PartInput], leaves: list[Any], where: str) -> None:
-    """A gradient reaches every input that an output depends on."""
+    """Check that a gradient reaches every input that an output depends on."""
     names = ("its input",) if len(leaves[0]) == 1 else ("the map", "the skip")
     stopped = [i for i in range(len(names)) if not any(each[i].grad is not None for each in leaves)]
     if len(stopped) == len(names):
@@ -72,7 +72,7 @@ def _list(names: list[str]) -> str:
 
 
 def inputs(subject: PartSubject) -> None:
-    """No input is written on, in eval or training."""
+    """Check that no input is changed in place, in eval and training mode."""
     for training in (False, True):
         for wiring, given in subject.samples(training=training):
             mine = given.fresh()
@@ -91,7 +91,7 @@ def inputs(subject: PartSubject) -> None:
 
 
 def state(subject: PartSubject) -> None:
-    """In eval an output depends on the input alone; buffers and the names in the state_dict stay."""
+    """Check that in eval mode outputs depend on the input only, and that the state_dict does not change."""
     for wiring, given in subject.samples():
         part = subject.make(wiring).eval()
         where = subject.where(wiring)
@@ -114,7 +114,7 @@ def _kept(part: nn.Module, before: dict[str, Tensor], buffers: dict[str, Tensor]
 
 
 def _after_another(subject: PartSubject, part: Any, wiring: Wiring, given: PartInput, first: Outputs) -> None:
-    """After a pass of one input, others come out of the part as they do of a new one."""
+    """Check that after one input, other inputs give the same outputs as with a new part."""
     where = subject.where(wiring)
     for other in subject.contract.few(subject.passing(wiring, training=False)):
         try:
@@ -135,7 +135,7 @@ def _after_another(subject: PartSubject, part: Any, wiring: Wiring, given: PartI
 
 
 def _alike(part: nn.Module, other: nn.Module) -> bool:
-    """Whether two parts have the same weights, which the check of the seed asks for."""
+    """Return whether two parts have the same weights, which the check "seed" requires."""
     mine, theirs = weights(part), weights(other)
     return mine.keys() == theirs.keys() and not any(apart((mine[name],), (theirs[name],)) for name in mine)
 
@@ -155,7 +155,7 @@ def _draws_nothing(subject: PartSubject, part: Any, wiring: Wiring, given: PartI
 
 
 def batch(subject: PartSubject) -> None:
-    """In eval each sample of a batch comes out as it does alone."""
+    """Check that in eval mode each sample of a batch gives the same output as alone."""
     for wiring, given in subject.samples():
         part = subject.make(wiring).eval()
         for index in range(given.batch):

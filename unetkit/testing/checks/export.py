@@ -1,4 +1,4 @@
-"""Checks of a part in another form: float64, the meta device, an exported program, channels_last memory."""
+"""Checks of a part in other forms: float64, the meta device, an exported program, and channels_last memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from unetkit.utils.rounding import computes_in, difference_beyond_rounding
 
 @contextmanager
 def _telling(where: str) -> Iterator[None]:
-    """What a part raises, as a nonconformity."""
+    """Convert exceptions of a part to Nonconformity."""
     try:
         yield
     except (Nonconformity, SkipCheck):
@@ -29,7 +29,7 @@ def _telling(where: str) -> Iterator[None]:
 
 
 def dtype(subject: PartSubject) -> None:
-    """A part in float64 takes float64 and gives it back."""
+    """Check that a part in float64 accepts and returns float64."""
     for wiring, given in subject.samples():
         part = subject.make(wiring).eval().double()
         where = f"{subject.where(wiring)}in float64 (part.double()) it "
@@ -40,7 +40,7 @@ def dtype(subject: PartSubject) -> None:
 
 
 def meta(subject: PartSubject) -> None:
-    """Made under torch.device("meta") it holds no values, and needs none to pass."""
+    """Check that a part can be created and run on the meta device, without values."""
     for wiring, given in subject.samples():
         where = subject.where(wiring)
         with _telling(f"{where}made under torch.device('meta') it "), torch.device("meta"):
@@ -60,7 +60,7 @@ def meta(subject: PartSubject) -> None:
 
 
 class _Probe(nn.Module):
-    """A part as torch.export takes it: called as a network calls it, sizes computed from those of the map."""
+    """A part as torch.export receives it: called as in a network, with sizes computed from those of the map."""
 
     def __init__(self, contract: Contract, part: nn.Module, wiring: Wiring) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class _Probe(nn.Module):
 
 
 def export(subject: PartSubject) -> None:
-    """A program that is exported at one size gives the part's own outputs at others."""
+    """Check that a program that is exported at one size gives the part's outputs at other sizes."""
     wiring = subject.samples()[0][0]
     part = subject.make(wiring).eval()
     least, given = subject.contract.exported(part, wiring)
@@ -113,7 +113,7 @@ def _exported(probe: _Probe, given: PartInput, least: int) -> Any:
 
 
 def channels_last(subject: PartSubject) -> None:
-    """In channels_last memory, part and inputs, it gives equal outputs."""
+    """Check that channels_last memory of part and inputs gives equal outputs."""
     for wiring, given in subject.samples():
         part, where = subject.make(wiring).eval(), subject.where(wiring, given)
 

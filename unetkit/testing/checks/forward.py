@@ -1,4 +1,4 @@
-"""Checks of making a part and of what comes out: that it passes, its channels, sizes and every choice of an option."""
+"""Checks of construction and outputs: that a part runs, its channels and sizes, and every choice of an option."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from unetkit.testing.subject import PartRun, PartSubject
 
 
 def made(subject: PartSubject) -> None:
-    """It is a torch module, made from at least one wiring, and declares what its kind asks for."""
+    """Check that the factory creates a torch module with the attributes of its kind, for at least one wiring."""
     _ = subject.wirings
 
 
 def forward(subject: PartSubject) -> None:
-    """Every input passes in eval and in training."""
+    """Check that every input passes in eval and training mode."""
     for run in subject.runs:
         if run.error not in ("", "torch"):
             raise Nonconformity(subject.where(run.wiring, run.given, run.training) + run.error)
 
 
 def channels(subject: PartSubject) -> None:
-    """The channels and the batch of every output are those promised."""
+    """Check the channels and the batch size of every output."""
     _first_fault(subject, "channels")
 
 
 def size(subject: PartSubject) -> None:
-    """Height and width of every output are those promised."""
+    """Check the height and width of every output."""
     _first_fault(subject, "size")
 
 
@@ -51,7 +51,7 @@ _LOUDER = (1, 1, 1, 2, 4, 8, 16)
 
 
 def logits(subject: PartSubject) -> None:
-    """Large inputs and weights bring an output beyond what probabilities, their logarithms and tanh keep to."""
+    """Check with large inputs and weights that outputs exceed the range of probabilities, their logarithms and tanh."""
     for wiring, given in subject.samples(every=True):
         if bounds := _kept_to(subject, wiring, given):
             raise Nonconformity(
@@ -61,7 +61,7 @@ def logits(subject: PartSubject) -> None:
 
 
 def _kept_to(subject: PartSubject, wiring: Wiring, given: PartInput) -> str:
-    """What all outputs of every draw keep to, in words; "" where one goes beyond."""
+    """Describe the range that all outputs keep to; "" if an output exceeds it."""
     kept = ""
     for seed, times in enumerate(_LOUDER):
         out = _loud(subject, wiring, given, seed, times)
@@ -90,7 +90,7 @@ def _bounds(low: float, high: float) -> str:
 
 
 def options(subject: PartSubject) -> None:
-    """Each choice of a bool or a Literal makes a part that keeps its promises; it may refuse one by an UnetkitError."""
+    """Check that each choice of a bool or a Literal makes a conforming part, or raises an UnetkitError."""
     choices = list(_choices(subject))
     if not choices:
         raise SkipCheck("it has no option of few choices")
@@ -113,7 +113,7 @@ def _choices(subject: PartSubject) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _finite(kind: Any) -> tuple[Any, ...]:
-    """The values of a type that has few."""
+    """Return the values of a type that has few."""
     if get_origin(kind) is Literal:
         return get_args(kind)
     if get_origin(kind) in (Union, types.UnionType):

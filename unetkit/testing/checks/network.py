@@ -1,4 +1,4 @@
-"""Checks of a part in its place: a small network that has it, trained, saved and loaded; and of a recipe's network."""
+"""Checks of a part within a small network that is trained, saved and loaded; and checks of a recipe's network."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _ROUND = (
 
 
 def network(subject: PartSubject) -> None:
-    """A network with it takes a batch of an odd size, sends gradients to it, and comes back equal from a file."""
+    """Check that a network with the part accepts an odd size, trains, and is equal after saving and loading."""
     parts, spec = _named(subject)
     model, said = _first_built(subject, parts, spec)
     x = drawn(2, _CHANNELS, *_size_of(subject, find_network(model)))
@@ -48,7 +48,7 @@ def network(subject: PartSubject) -> None:
 
 
 def _named(subject: PartSubject) -> tuple[Parts, PartSpec]:
-    """Where the part is looked up, and its spec; a Python object is given a name there."""
+    """Return the parts and the spec for the subject; a Python object is registered under a name."""
     if subject.spec.factory is None:
         return subject.parts, subject.spec
     parts = subject.parts.stage("unetkit.testing")
@@ -89,7 +89,7 @@ def _size_of(subject: PartSubject, model: Network) -> Size:
 
 
 def trains(model: nn.Module, x: Tensor, said: str, *, only: str = "") -> None:
-    """A batch passes in training, and gradients reach every parameter (`only`: those of the parts of a word)."""
+    """Check that a batch passes in training and that gradients reach every parameter (`only`: of these parts)."""
     try:
         outputs = collect_tensors(model.train()(x))
         torch.autograd.backward([(out * drawn(*out.shape)).sum() for out in outputs])
@@ -103,7 +103,7 @@ def trains(model: nn.Module, x: Tensor, said: str, *, only: str = "") -> None:
 
 
 def predicts(model: nn.Module, x: Tensor, said: str) -> None:
-    """In eval one tensor of logits comes out, of the input's size unless convolutions are valid."""
+    """Check that in eval mode the output is one tensor of logits, of the input size unless convolutions are valid."""
     with torch.no_grad():
         out = model.eval()(x)
     if not isinstance(out, Tensor):
@@ -115,7 +115,7 @@ def predicts(model: nn.Module, x: Tensor, said: str) -> None:
 
 
 def comes_back(model: Any, x: Tensor, parts: Parts, said: str) -> None:
-    """A model that is saved and loaded gives outputs equal to the bit. Raises Nonconformity."""
+    """Check that a saved and loaded model gives outputs that are identical to the bit. Raises Nonconformity."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
         save(model, path)
@@ -127,7 +127,7 @@ def comes_back(model: Any, x: Tensor, parts: Parts, said: str) -> None:
 
 
 def plan(subject: PartSubject) -> None:
-    """The recipe returns a Plan that names no other recipe, and whose line reads back."""
+    """Check that a recipe returns a Plan that names no other recipe, and whose line can be parsed."""
     made = _made(subject)
     if not isinstance(made, Plan):
         raise Nonconformity(f"returns a {type(made).__name__}; promised is a Plan")
@@ -149,7 +149,7 @@ def _made(subject: PartSubject) -> Any:
 
 
 def own_size(subject: PartSubject) -> None:
-    """Its network is built on the meta device and a pass of its own size is followed."""
+    """Check that a recipe's network can be built on the meta device and traced at its own size."""
     try:
         model = build(recipe=subject.spec, parts=subject.parts, device="meta")
     except UnetkitError as error:

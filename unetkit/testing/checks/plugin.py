@@ -1,4 +1,4 @@
-"""Checks of a plugin itself: that it loads, how light it is, its sources, its commands, the models that it wraps."""
+"""Checks of a plugin: loading, import time, libraries, commands, wrapped models and metrics."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class PluginSubject:
     """A plugin that is checked.
 
     Attributes:
-        host: what loaded it, and nothing else but unetkit's own parts.
-        plugin: itself.
-        target: what it was loaded by; "" for unetkit's own parts.
+        host: a manager with this plugin and the built-in parts only.
+        plugin: the plugin.
+        target: what it was loaded from; "" for the built-in parts.
     """
 
     host: PluginManager
@@ -50,7 +50,7 @@ class PluginSubject:
 
 
 def loads(guest: PluginSubject) -> None:
-    """It is loaded, and adds a part, a library of parts, a wrap of models, a command or a metric."""
+    """Check that the plugin loads and adds a part, a library, a model wrapper, a command or a metric."""
     if not guest.plugin.loaded:
         raise Nonconformity(f"it does not load: {guest.plugin.error}")
     hooks = ("unetkit_wrap_model", "unetkit_register_commands", "unetkit_register_metrics")
@@ -62,7 +62,7 @@ def loads(guest: PluginSubject) -> None:
 
 
 def light(guest: PluginSubject) -> None:
-    """Loading it in a process of its own imports nothing that takes long."""
+    """Check in a new process that loading the plugin imports no slow library."""
     said = json.dumps([guest.target, sys.path])
     done = subprocess.run([sys.executable, "-c", _LOADED, said], capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
@@ -86,7 +86,7 @@ def _sources(guest: PluginSubject) -> list[Any]:
 
 
 def sources(guest: PluginSubject) -> None:
-    """Each library of parts lists at least one name, as text, none twice, and has a factory with a docstring."""
+    """Check that each library lists at least one name, only text, without duplicates, and has a documented factory."""
     for source in _sources(guest):
         names = _listed(source)
         if not names or not all(isinstance(name, str) and name for name in names):
@@ -105,7 +105,7 @@ def _listed(source: Any) -> list[Any]:
 
 
 def commands(guest: PluginSubject) -> None:
-    """Each command has help; what fails here would fail every `unetkit --help`."""
+    """Check that each command has help; a failure here would break every `unetkit --help`."""
     group = click.Group("unetkit")
     try:
         guest.host.call_one("unetkit_register_commands", guest.plugin)(cli=group)
@@ -126,7 +126,7 @@ def commands(guest: PluginSubject) -> None:
 
 
 def wraps(guest: PluginSubject) -> None:
-    """A plain network, and one with each part that it adds, stays a model whose line says what it is."""
+    """Check that a plain network, and networks with the plugin's parts, remain models that their line describes."""
     from unetkit.builder import build
     from unetkit.summary.forward_hooks import find_network
     from unetkit.testing.checks.network import comes_back, predicts, trains
@@ -165,9 +165,9 @@ def _networks(guest: PluginSubject) -> Iterator[dict[str, Any]]:
 
 
 def metrics(guest: PluginSubject) -> None:
-    """Each has a docstring, and gives what it should of a small network on the CPU.
+    """Check that each metric has a docstring, and measures a small network on the CPU.
 
-    Raises SkipCheck where one refuses that network with an UnetkitError, as for want of a GPU.
+    Raises SkipCheck if a metric rejects that network with an UnetkitError, for instance because it needs a GPU.
     """
     refusals = [refusal for metric in _added(guest) if (refusal := _tried(metric, guest))]
     if refusals:
@@ -187,7 +187,7 @@ def _added(guest: PluginSubject) -> list[Metric]:
 
 
 def _tried(metric: Metric, guest: PluginSubject) -> str:
-    """Why it refuses a small network; "" where it measures it. Raises Nonconformity."""
+    """Return why a metric rejects a small network; "" if it measures it. Raises Nonconformity."""
     from unetkit.testing.process_state import preserve_process_state
 
     said = f"metric {metric.name!r}"
@@ -207,7 +207,7 @@ def _tried(metric: Metric, guest: PluginSubject) -> str:
 
 
 def _fault(metric: Metric, found: Any) -> str:
-    """What is wrong with what it gave; "" where nothing is."""
+    """Describe what is wrong with the result of a metric; "" if nothing is."""
     gave = f"gives a {type(found).__name__}"
     if metric.timed:
         if not callable(found):
@@ -222,7 +222,7 @@ def _fault(metric: Metric, found: Any) -> str:
 
 
 def _subject(guest: PluginSubject) -> Any:
-    """A network that each metric is given anew, since it may change it."""
+    """Create a new network for each metric, which may change it."""
     import torch
 
     from unetkit.bench.builtin_metrics import BenchModel

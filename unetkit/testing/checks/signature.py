@@ -1,4 +1,4 @@
-"""Checks of what a factory says of itself: its signature, its options and their help."""
+"""Checks of the signature of a factory, its options and their help."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _parameters(subject: PartSubject) -> list[Parameter]:
 
 
 def wiring(subject: PartSubject) -> None:
-    """Positional parameters are the wiring that the builder supplies, everything else is keyword-only."""
+    """Check that positional parameters are those that the builder supplies, and that all others are keyword-only."""
     parameters = _parameters(subject)
     of_source = subject.entry is not None and subject.entry.library is not None
     for parameter in parameters:
@@ -52,7 +52,7 @@ def wiring(subject: PartSubject) -> None:
 
 
 def types_(subject: PartSubject) -> None:
-    """Every option is of a type that the grammar reads, and its default survives being written and read."""
+    """Check that every option has a type that can be written as text, and that its default can be written and read."""
     known = read_signature(subject.written)
     for parameter in _parameters(subject):
         if parameter.kind is Parameter.KEYWORD_ONLY:
@@ -96,7 +96,7 @@ def _written(annotation: Any) -> str:
 
 
 def _one_source(subject: PartSubject, imported: Signature) -> None:
-    """What is read from the source text, without importing, is what the imported factory says."""
+    """Check that the signature from source text equals that of the imported factory."""
     if subject.entry is None or not isinstance(subject.entry.factory, str):
         return
     read = read_signature(subject.entry.factory)
@@ -109,7 +109,7 @@ def _one_source(subject: PartSubject, imported: Signature) -> None:
 
 
 def documented(subject: PartSubject) -> None:
-    """A summary, and help for every option."""
+    """Check for a summary, and for help of every option."""
     if not subject.signature.summary:
         raise Nonconformity("has no docstring; its first line is what `unetkit list` shows")
     if bare := [option.name for option in subject.signature.options if not option.help]:
@@ -118,7 +118,7 @@ def documented(subject: PartSubject) -> None:
 
 
 def unknown(subject: PartSubject) -> None:
-    """An option that there is not is refused by the factory and by the grammar."""
+    """Check that an unknown option is rejected by the factory and by the command line."""
     wirings = subject.contract.wirings if subject.kind.title == "recipe" else subject.wirings
     try:
         subject.factory(*(wirings[0] if wirings else ()), **{**subject.options, _UNHEARD: 1})
