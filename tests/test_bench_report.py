@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from tests.bench_runs import BASELINE, made_run
 from unetkit.bench.effects import MAX_PAIRWISE_VALUES, list_effects
-from unetkit.bench.report.charts import DOTS, pareto_front
+from unetkit.bench.report.charts import MAX_DOTS, pareto_front
 from unetkit.bench.report.page import render_report
 from unetkit.bench.results import BenchRow, BenchRun, ResultsWriter
 from unetkit.bench.show import describe_missing_rows
@@ -110,15 +110,15 @@ def test_a_point_without_a_number_is_on_no_front() -> None:
 def test_it_says_what_was_run_and_what_became_of_every_row() -> None:
     text = html()
     told = Tags(text)
-    for said in (run().command, BASELINE, "Example CPU 2.0 GHz", "16.0 GiB", "2.9.0", "28 rows, 2 of them without"):
+    for said in (run().command, BASELINE, "Example CPU 2.0 GHz", "16.0 GiB", "2.9.0", "28 rows, 2 of which failed"):
         assert said in text
     for metric in run().header.metrics:
         assert metric.summary.replace("'", "&#39;") in text
     for row in run().rows:
         assert row.command.replace("'", "&#39;") in text
         assert row.error.replace("<", "&lt;").replace(">", "&gt;") in text
-    assert "training-memory has none: the child was killed at 12 GiB" in text
-    assert "; from unetkit-energy" in text
+    assert "training-memory failed: the child was killed at 12 GiB" in text
+    assert "(from unetkit-energy)" in text
     assert sum(tag == "tr" and "data-search" in attributes for tag, attributes in told.found) == len(run().rows)
 
 
@@ -131,10 +131,10 @@ def test_the_charts_have_the_runs_numbers() -> None:
     assert point["values"][names.index("parameters")] == run().rows[2].values["parameters"]
     (effect,) = (item for item in drawn["effects"]["latency"] if item["name"] == "fuse: concat → add")
     assert effect["low"] <= effect["ratio"] <= effect["high"] < 1
-    assert "faster" in effect["words"]
+    assert "faster" in effect["text"]
     assert 0.85 < effect["ratio"] < 0.95  # 0.9 by how the run was made
     (counted,) = (item for item in drawn["effects"]["macs"] if item["name"] == "fuse: concat → add")
-    assert counted["words"] == "0.80 less"
+    assert counted["text"] == "0.80 less"
     at = drawn["costs"]["conditions"].index("256x256, batch size 1")
     assert [len(item["dots"]) for item in drawn["rounds"]["latency"][at]] == [24] * 14
 
@@ -161,12 +161,14 @@ def test_rows_of_different_conditions_share_no_front() -> None:
 
 
 def test_many_rounds_are_drawn_in_part_and_it_says_so() -> None:
-    text = render_report(replace(made_run(Path("runs/long"), rounds=500), rows=made_run(Path("x"), rounds=500).rows[:2]))
+    text = render_report(
+        replace(made_run(Path("runs/long"), rounds=500), rows=made_run(Path("x"), rounds=500).rows[:2])
+    )
     drawn = Tags(text).embedded()
-    assert len(drawn["rounds"]["latency"][0][0]["dots"]) == DOTS
-    assert f"at most {DOTS} rounds are drawn" in text
-    assert "Every round is drawn." in html()
-    assert "rounds are drawn" not in html()
+    assert len(drawn["rounds"]["latency"][0][0]["dots"]) == MAX_DOTS
+    assert f"At most {MAX_DOTS} evenly spaced rounds" in text
+    assert "All rounds are shown." in html()
+    assert "evenly spaced" not in html()
 
 
 def test_of_many_values_each_is_compared_with_the_first() -> None:
@@ -191,7 +193,7 @@ def test_it_is_written_of_every_run(rows: str) -> None:
     text = render_report(replace(run(), rows=chosen))
     for line in describe_missing_rows(replace(run(), rows=chosen)):
         assert line in text
-    assert ("Nothing was timed." in text) == (rows != "one")
+    assert ("No metric was timed." in text) == (rows != "one")
 
 
 def test_nothing_is_loaded_and_nothing_gets_in() -> None:
@@ -421,7 +423,7 @@ def test_names_made_to_break_out_run_and_load_nothing(browser: Browser, tmp_path
     opened.page.locator("#table-rows thead button").nth(1).click()
     assert opened.page.evaluate("window.hacked") is None
     assert opened.page.locator("img, .chart a").count() == 0
-    assert EVIL in opened.page.locator("#what").inner_text()
+    assert EVIL in opened.page.locator("#run").inner_text()
     assert any(EVIL in name for name in opened.said(".front li"))
     assert opened.wrong == []
     # And were something to get in, the page's policy would not let it run.

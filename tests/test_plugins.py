@@ -530,7 +530,7 @@ def test_a_part_that_gives_the_wrong_channels_is_refused_where_it_is_used(write:
 HEAVY = """
 import sys
 from unetkit.plugins import load_manager
-print([(p.name, p.heavy) for p in load_manager(sys.argv[1:], isolated=True).plugins], "torch" in sys.modules)
+print([(p.name, p.heavy_imports) for p in load_manager(sys.argv[1:], isolated=True).plugins], "torch" in sys.modules)
 """
 
 

@@ -323,7 +323,7 @@ import sys
 from unetkit.cli import cli
 from unetkit.registry import KINDS
 for kind in KINDS:
-    cli.main(["list", kind.word, "my.*"], standalone_mode=False)
+    cli.main(["list", kind.field, "my.*"], standalone_mode=False)
 cli.main(["plugins"], standalone_mode=False)
 cli.main(["--help"], standalone_mode=False)
 assert "torch" not in sys.modules

@@ -29,14 +29,14 @@ def builtins() -> list[Entry]:
 BUILTIN = builtins()
 
 
-@pytest.mark.parametrize("entry", BUILTIN, ids=lambda e: f"{e.kind.word}-{e.name}")
+@pytest.mark.parametrize("entry", BUILTIN, ids=lambda e: f"{e.kind.field}-{e.name}")
 def test_a_builtin_reads_the_same_from_source_and_imported(entry: Entry) -> None:
     assert isinstance(entry.factory, str)
     from_source = signature._signature_from_source(entry.factory)
     assert from_source == signature.read_signature(signature.load_target(entry.factory))
 
 
-@pytest.mark.parametrize("entry", BUILTIN, ids=lambda e: f"{e.kind.word}-{e.name}")
+@pytest.mark.parametrize("entry", BUILTIN, ids=lambda e: f"{e.kind.field}-{e.name}")
 def test_a_builtin_describes_itself_and_its_options(entry: Entry) -> None:
     known = entry.signature
     assert 0 < len(known.summary) <= 105

@@ -53,7 +53,7 @@ class Plugin:
         version, distribution: those of the installed package; "" for a file or module.
         target: the file or module that contains its hooks.
         loaded: whether it is in use.
-        heavy: slow libraries that it imports when it registers, which delays every command.
+        heavy_imports: slow libraries that it imports when it registers, which delays every command.
         error, traceback: its last failure; "" if there was none.
         not_found: whether nothing was found under the requested name.
     """

@@ -1,1 +1,1 @@
-"""`python -m tests.sweep`: what becomes of every name of timm's, asked of unetkit, or of smp as it is."""
+"""A sweep over all model names of timm: whether unetkit, or smp, builds and runs a network with each as the encoder."""

@@ -1,4 +1,4 @@
-"""The command line of the sweep: parse, call, print."""
+"""The command line of the sweep."""
 
 from __future__ import annotations
 
@@ -11,42 +11,61 @@ from typing import NoReturn
 import click
 from rich.console import Console
 
-from tests.sweep.page import refresh
-from tests.sweep.record import Record
-from tests.sweep.rows import MEASURE, rows
-from tests.sweep.settings import Settings
-from tests.sweep.show import followed, summary
-from tests.sweep.subjects import SUBJECTS
-from tests.sweep.tally import Row
+from tests.sweep.config import SweepConfig
+from tests.sweep.libraries import LIBRARIES
+from tests.sweep.page import update_page
+from tests.sweep.progress import print_summary, with_progress
+from tests.sweep.results import SweepWriter
+from tests.sweep.runner import MEASURE, measure_models
+from tests.sweep.summary import Row
 from unetkit.errors import UnetkitError
 from unetkit.utils.system import available_cores, free_memory
 
 _NAME = "python -m tests.sweep"
-#: Of the memory that is free: others need some too.
-_SHARE = 0.7
+#: Share of the free memory that a sweep uses by default; the rest is for other processes.
+_MEMORY_SHARE = 0.7
 _PATH: click.Path = click.Path(path_type=Path)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--of", type=click.Choice([*SUBJECTS]), default="unetkit", show_default=True, help="Who is asked.")
-@click.option("--names", multiple=True, metavar="GLOB", help="Only names that match; may be repeated.")
-@click.option("--sample", type=click.IntRange(1), metavar="N", help="Only so many, drawn at random.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Fixes order, sample, weights and images.")
-@click.option("--out", type=_PATH, default=Path("sweep.jsonl"), show_default=True, help="The file.")
-@click.option("--jobs", type=click.IntRange(1), metavar="N", help="Models at a time; as many as there are cores.")
-@click.option("--memory", type=click.FloatRange(0.5), metavar="GiB", help="For all jobs; 0.7 of what is free.")
 @click.option(
-    "--real-up-to", type=click.FloatRange(0), metavar="N", help="Models with more parameters are asked on meta only."
+    "--library", type=click.Choice([*LIBRARIES]), default="unetkit", show_default=True, help="Library to check."
+)
+@click.option("--names", multiple=True, metavar="GLOB", help="Check only matching names; may be repeated.")
+@click.option("--sample", type=click.IntRange(1), metavar="N", help="Check only N names, drawn at random.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of order, sample, weights and images.")
+@click.option("--out", type=_PATH, default=Path("sweep.jsonl"), show_default=True, help="File for the results.")
+@click.option(
+    "--jobs", type=click.IntRange(1), metavar="N", help="Number of models to check at a time.  [default: all cores]"
 )
 @click.option(
-    "--timeout", type=click.FloatRange(1), default=600, show_default=True, metavar="S", help="Seconds for one model."
+    "--memory",
+    type=click.FloatRange(0.5),
+    metavar="GiB",
+    help="Memory for all jobs together.  [default: 0.7 of the free memory]",
 )
-@click.option("--retry-failed", is_flag=True, help="Measure names that failed again.")
-@click.option("--table", is_flag=True, help="Measure nothing; write the table of FILES into the page.")
-@click.option("--page", type=_PATH, default=Path("docs/sweep.md"), show_default=True, help="For --table.")
+@click.option(
+    "--real-up-to",
+    type=click.FloatRange(0),
+    metavar="N",
+    help="Check models with more than N parameters only on meta tensors.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(1),
+    default=600,
+    show_default=True,
+    metavar="S",
+    help="Time limit for a model, in seconds.",
+)
+@click.option("--retry-failed", is_flag=True, help="Check again the models that failed.")
+@click.option("--table", is_flag=True, help="Check nothing, and write the tables of FILES to --page.")
+@click.option(
+    "--page", type=_PATH, default=Path("docs/sweep.md"), show_default=True, help="Page to update with --table."
+)
 @click.argument("files", nargs=-1, type=_PATH)
 def command(
-    of: str,
+    library: str,
     names: tuple[str, ...],
     sample: int | None,
     seed: int,
@@ -60,82 +79,94 @@ def command(
     page: Path,
     files: tuple[Path, ...],
 ) -> None:
-    """Ask every model of timm's whether it builds, passes its own and odd sizes, and trains.
+    """Check whether each model of timm builds, runs at several sizes, and trains.
 
-    One line a model goes into a file; the same command goes on where it was stopped.
+    The results are written to a file, one line for each model. If a sweep is interrupted, the same command continues
+    it.
 
     \b
     python -m tests.sweep --names 'resnet*' --out resnets.jsonl
-    python -m tests.sweep --of smp --sample 100 --seed 1
+    python -m tests.sweep --library smp --sample 100 --seed 1
     python -m tests.sweep --table docs/sweep.jsonl docs/sweep-smp.jsonl
     """
     if table:
-        refresh(page, files or (out,))
-        click.echo(f"written into {page}")
+        update_page(page, files or (out,))
+        click.echo(f"tables written to {page}")
         return
     if files:
-        raise click.UsageError(f"{files[0]} is a file for --table; --out says where rows go")
-    workers = jobs or len(available_cores())
-    settings = Settings(
-        of=of,
+        raise click.UsageError(f"files are read only with --table, but {files[0]} was given; use --out for results")
+    num_jobs = jobs or len(available_cores())
+    config = SweepConfig(
+        library=library,
         names=names or ("*",),
         sample=sample,
         seed=seed,
-        jobs=workers,
-        memory=int(memory * 2**30) if memory else int(_SHARE * free_memory()),
-        real_up_to=int(real_up_to) if real_up_to is not None else Settings.real_up_to,
+        jobs=num_jobs,
+        memory=int(memory * 2**30) if memory else int(_MEMORY_SHARE * free_memory()),
+        real_up_to=int(real_up_to) if real_up_to is not None else SweepConfig.real_up_to,
         timeout=timeout,
     )
-    sweep(settings, out, again=retry_failed)
+    run_sweep(config, out, retry_failed=retry_failed)
 
 
-def sweep(settings: Settings, out: Path, *, again: bool = False, ask: str = MEASURE) -> None:
-    """Measure what is planned and not done, row by row into a file, and print what all planned rows come to."""
-    planned = settings.order()
-    record = Record(out, settings)
+def run_sweep(config: SweepConfig, out: Path, *, retry_failed: bool = False, target: str = MEASURE) -> None:
+    """Check all names of a sweep that have no valid result yet, and print a summary of all names.
+
+    Args:
+        config: what to check.
+        out: file of the results, to which each row is appended as soon as it is known.
+        retry_failed: also check again the models that failed.
+        target: function that the child processes call, as in `measure_models`.
+
+    Raises:
+        UnknownNameError: No name matches.
+        FileError: The file cannot be written, or contains something else.
+    """
+    names = config.list_names()
+    writer = SweepWriter(out, config)
     try:
-        left = [name for name in planned if not record.recorded.done(name, settings, again=again)]
+        left = [name for name in names if not writer.results.is_done(name, config, retry_failed=retry_failed)]
         if left:
-            _measure(rows(left, settings, ask), len(left), record)
-        record.tidy()
+            _append_rows(measure_models(left, config, target), len(left), writer)
+        writer.compact()
     finally:
-        record.close()
-    summary([record.recorded.rows[settings.of, name] for name in planned])
-    click.echo(f"{len(planned)} models, {len(planned) - len(left)} of them measured before, in {out}")
+        writer.close()
+    print_summary([writer.results.rows[config.library, name] for name in names])
+    click.echo(f"{len(names)} models in {out}, of which {len(names) - len(left)} were measured before")
 
 
-def _measure(measured: Generator[Row, None, None], left: int, record: Record) -> None:
+def _append_rows(rows: Generator[Row, None, None], total: int, writer: SweepWriter) -> None:
     done = 0
     try:
-        for row in followed(measured, left, Console(stderr=True)):
-            record.append(row)
+        for row in with_progress(rows, total, Console(stderr=True)):
+            writer.append(row)
             done += 1
     except KeyboardInterrupt:
-        told = f"interrupted: {done} of {left} are in {record.path}; the same command continues"
-        raise _Interrupted(told) from None
+        message = f"interrupted: {done} of {total} models are in {writer.path}; the same command continues"
+        raise _InterruptedError(message) from None
     finally:
-        measured.close()  # ends the children
+        rows.close()  # ends the child processes
 
 
-class _Interrupted(Exception):
-    """Ended by its user, with what to say of it."""
+class _InterruptedError(Exception):
+    """A sweep that the user interrupted; the message says how to continue."""
 
 
 def main() -> None:
-    """Run the command line. What is refused is one line on stderr and exit code 2."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that children are ended
+    """Run the command line. An error is printed as one line on stderr, with exit code 2."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the child processes as well
     try:
         command.main(prog_name=_NAME, standalone_mode=False)
-    except _Interrupted as error:
-        _refuse(str(error), 130)
+    except _InterruptedError as error:
+        _exit_with_error(str(error), 130)
     except (click.Abort, KeyboardInterrupt):
-        _refuse("interrupted", 130)
+        _exit_with_error("interrupted", 130)
     except click.ClickException as error:
-        _refuse(f"{error.format_message().rstrip('.')}. `{_NAME} --help` describes it.")
+        _exit_with_error(f"{error.format_message().rstrip('.')}. See `{_NAME} --help`.")
     except UnetkitError as error:
-        _refuse(str(error))
+        _exit_with_error(str(error))
 
 
-def _refuse(message: str, code: int = 2) -> NoReturn:
+def _exit_with_error(message: str, code: int = 2) -> NoReturn:
     click.echo(f"Error: {' '.join(message.split())}", err=True)
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""The table of docs/sweep.md, made from the files that sweeps wrote."""
+"""The tables of docs/sweep.md, rendered from the files of sweeps."""
 
 from __future__ import annotations
 
@@ -6,124 +6,144 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from tests.sweep.record import Recorded, combined
-from tests.sweep.settings import ANSWERS
-from tests.sweep.tally import TITLES, Row, failures, groups, ok, slowest, totals
+from tests.sweep.config import RESULTS
+from tests.sweep.results import SweepResults, read_all_results
+from tests.sweep.summary import (
+    TITLES,
+    Row,
+    count_passed,
+    find_slowest,
+    group_failures,
+    group_rows,
+    summarize_checks,
+)
 from unetkit.errors import FileError
 from unetkit.utils.files import atomic_write
 from unetkit.utils.formatting import format_count
 
 _BLOCK = re.compile(r"(<!-- rendered: sweep -->\n).*?(<!-- end -->)", re.DOTALL)
-#: Names of one failure that are written out.
-_NAMED = 12
+#: Largest number of names of a group of failures to write.
+_MAX_NAMES = 12
 
 
-def refresh(page: Path, files: Sequence[Path]) -> None:
-    """Write the table of `files` between the marks of a page.
+def update_page(page: Path, files: Sequence[Path]) -> None:
+    """Write the tables of sweeps between the markers of a page.
+
+    Args:
+        page: Markdown file with the markers `<!-- rendered: sweep -->` and `<!-- end -->`.
+        files: files of sweeps.
 
     Raises:
-        FileError: a file is none of a sweep's, or the page cannot be written or has no marks.
+        FileError: A file is not one of a sweep, or the page cannot be written or has no markers.
     """
-    table = rendered(files)
+    tables = render_tables(files)
     try:
         text = page.read_text(encoding="utf-8")
         if not _BLOCK.search(text):
-            raise FileError(f"{page} has no `<!-- rendered: sweep -->` with an `<!-- end -->` to write between")
+            raise FileError(f"{page} has no `<!-- rendered: sweep -->` followed by `<!-- end -->`; add both markers")
         with atomic_write(page) as temporary:
-            temporary.write_text(_BLOCK.sub(lambda b: f"{b[1]}\n{table}\n\n{b[2]}", text), encoding="utf-8")
+            temporary.write_text(_BLOCK.sub(lambda m: f"{m[1]}\n{tables}\n\n{m[2]}", text), encoding="utf-8")
     except OSError as error:
-        raise FileError(f"{page} cannot be written: {error.strerror or error}; --page says which page") from error
+        raise FileError(f"{page} cannot be written: {error.strerror or error}; give another --page") from error
 
 
-def rendered(files: Sequence[Path]) -> str:
-    """The table as Markdown.
+def render_tables(files: Sequence[Path]) -> str:
+    """Return the tables of sweeps as Markdown.
+
+    Args:
+        files: files of sweeps.
 
     Raises:
-        FileError: a file is not there, or none of a sweep's, or none holds a row.
+        FileError: A file does not exist or is not one of a sweep, or no file contains a row.
     """
-    recorded = combined(files)
-    asked: dict[str, list[Row]] = {}
-    for (of, _), row in sorted(recorded.rows.items(), key=lambda item: (item[0][0] != "unetkit", item[0])):
-        asked.setdefault(of, []).append(row)
-    if not asked:
-        raise FileError(f"{' and '.join(map(str, files))} holds no row; `python -m tests.sweep` measures some")
-    known = {row["name"]: str(row["strides"]) for rows in asked.values() for row in rows[::-1] if "strides" in row}
-    known |= {row["name"]: str(row["strides"]) for row in asked.get("unetkit", []) if "strides" in row}
-    parts = [_totals(asked), _made_with(recorded)]
-    for of, rows in asked.items():
-        parts += [f"### {of}", *_one(rows, known)]
+    results = read_all_results(files)
+    by_library: dict[str, list[Row]] = {}
+    for (library, _), row in sorted(results.rows.items(), key=lambda item: (item[0][0] != "unetkit", item[0])):
+        by_library.setdefault(library, []).append(row)
+    if not by_library:
+        raise FileError(f"{' and '.join(map(str, files))} contain no results; run `python -m tests.sweep` first")
+    # Strides by name, of unetkit if it built the model: they also describe models that another library cannot build.
+    strides = {
+        row["name"]: str(row["strides"]) for rows in by_library.values() for row in rows[::-1] if "strides" in row
+    }
+    strides |= {row["name"]: str(row["strides"]) for row in by_library.get("unetkit", []) if "strides" in row}
+    parts = [_render_totals(by_library), _render_headers(results)]
+    for library, rows in by_library.items():
+        parts += [f"### {library}", *_render_library(rows, strides)]
     return "\n\n".join(parts)
 
 
-def _totals(asked: dict[str, list[Row]]) -> str:
-    of_each = [dict(totals(rows)) for rows in asked.values()]
-    lines = ([title, *(found[title] for found in of_each)] for title in of_each[0])
-    hours = (f"{sum(row['took'] for row in rows) / 3600:.1f} h" for rows in asked.values())
-    return _table(["asked", *asked], *lines, ["time, one after another", *hours])
+def _render_totals(by_library: dict[str, list[Row]]) -> str:
+    totals = [dict(summarize_checks(rows)) for rows in by_library.values()]
+    lines = ([title, *(library[title] for library in totals)] for title in totals[0])
+    hours = (f"{sum(row['duration'] for row in rows) / 3600:.1f} h" for rows in by_library.values())
+    return _render_table(["check", *by_library], *lines, ["total time of all models", *hours])
 
 
-def _made_with(recorded: Recorded) -> str:
-    used = {row["at"] for row in recorded.rows.values()}
-    headers = [_whole(header) for key, header in recorded.headers.items() if key in used]
+def _render_headers(results: SweepResults) -> str:
+    used = {row["header_id"] for row in results.rows.values()}
+    headers = [_fill_header(header) for id_, header in results.headers.items() if id_ in used]
     keys = [key for key in dict.fromkeys(key for header in headers for key in header) if key != "id"]
-    return _table(
-        ["measured with", *("" for _ in headers)], *([key, *(_said(h, key) for h in headers)] for key in keys)
-    )
+    lines = ([key, *(_format_item(header, key) for header in headers)] for key in keys)
+    return _render_table(["measured with", *("" for _ in headers)], *lines)
 
 
-def _whole(header: Row) -> Row:
-    """A header, with what those of earlier sweeps lack."""
-    lacks = [key for key in ("jobs", "memory", "real_up_to") if key not in header]
-    lacks += ["code"] if header["of"] == "unetkit" and "code" not in header else []
-    return header | dict.fromkeys(lacks, "not recorded")
+def _fill_header(header: Row) -> Row:
+    """Return a header with the keys that headers of earlier sweeps lack."""
+    missing = [key for key in ("jobs", "memory", "real_up_to") if key not in header]
+    missing += ["code"] if header["library"] == "unetkit" and "code" not in header else []
+    return header | dict.fromkeys(missing, "not recorded")
 
 
-def _said(header: Row, key: str) -> str:
+def _format_item(header: Row, key: str) -> str:
     value = header.get(key)
     return "" if value is None else f"`{value}`" if key == "names" else str(value)
 
 
-def _one(rows: list[Row], known: dict[str, str]) -> Iterator[str]:
-    """The tables of one library."""
-    if ghosts := [row["parameters"] for row in rows if "why" in row]:
-        smallest = format_count(min(ghosts))
-        yield f"On meta, for shapes without values: {len(ghosts)}, the smallest of {smallest} parameters."
-    for title, key in (("strides", lambda row: known.get(row["name"], "not known")), ("family", _family)):
-        counts = ([name, *_counts(same)] for name, same in groups(rows, key))
-        yield _table([title, "models", "on real tensors", *TITLES.values()], *counts)
-    found = failures(rows)
-    yield "#### Failures" if found else "#### No failures"
-    if found:
-        lines = ([TITLES[f.answer], _plain(f.cause), str(len(f.names)), _named(f.names)] for f in found)
-        yield _table(["at", "cause, in the words of the first", "models", "which"], *lines)
+def _render_library(rows: list[Row], strides: dict[str, str]) -> Iterator[str]:
+    """Yield the tables of one library."""
+    if sizes := [row["parameters"] for row in rows if "meta_reason" in row]:
+        smallest = format_count(min(sizes))
+        yield f"{len(sizes)} models were checked only on meta tensors; the smallest has {smallest} parameters."
+    for title, key in (("strides", lambda row: strides.get(row["name"], "unknown")), ("family", _get_family)):
+        lines = ([name, *_count_results(group)] for name, group in group_rows(rows, key))
+        yield _render_table([title, "models", "on real tensors", *TITLES.values()], *lines)
+    failures = group_failures(rows)
+    yield "#### Failures" if failures else "#### No failures"
+    if failures:
+        lines = (
+            [TITLES[failure.check], _escape(failure.error), str(len(failure.names)), _format_names(failure.names)]
+            for failure in failures
+        )
+        yield _render_table(["check", "error of the first model", "models", "names"], *lines)
     yield "#### The slowest to build"
-    yield _table(["model", "seconds", "parameters"], *map(_slow, slowest(rows)))
+    yield _render_table(["model", "seconds", "parameters"], *map(_make_build_time_cells, find_slowest(rows)))
 
 
-def _counts(rows: Sequence[Row]) -> Iterator[str]:
+def _count_results(rows: Sequence[Row]) -> Iterator[str]:
     yield str(len(rows))
     yield str(sum(row["real"] for row in rows))
-    yield from (str(ok(rows, answer)) for answer in ANSWERS)
+    yield from (str(count_passed(rows, key)) for key in RESULTS)
 
 
-def _family(row: Row) -> str:
-    return str(row.get("family", "not known"))
+def _get_family(row: Row) -> str:
+    return str(row.get("family", "unknown"))
 
 
-def _slow(row: Row) -> list[str]:
+def _make_build_time_cells(row: Row) -> list[str]:
     return [row["name"], f"{row['seconds']:.2f}", format_count(row.get("parameters", 0))]
 
 
-def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"{', '.join(names[:_NAMED])}{more}"
+def _format_names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return f"{', '.join(names[:_MAX_NAMES])}{more}"
 
 
-def _plain(text: str) -> str:
-    """Text that Markdown leaves as it is."""
+def _escape(text: str) -> str:
+    """Escape the characters that have a meaning in Markdown."""
     return re.sub(r"([\\`*_<>\[\]])", r"\\\1", text)
 
 
-def _table(*rows: Iterable[str]) -> str:
+def _render_table(*rows: Iterable[str]) -> str:
     head, *rest = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rest))

@@ -19,7 +19,6 @@ from unetkit.registry import Entry, Factory, Kind, Parts
 from unetkit.resolve import parse_options, signature_of
 from unetkit.testing.catalog import Nonconformity, SkipCheck, one_line
 from unetkit.testing.contracts import CONTRACTS, Contract, Outputs, PartInput, Wiring
-from unetkit.utils.rounding import computes_in
 
 
 @dataclass(frozen=True)
@@ -170,7 +169,7 @@ class PartSubject:
     def run(self, part: Any, given: PartInput, *, seed: int = 1) -> Outputs:
         """Run one pass without gradients in the part's current mode."""
         torch.default_generator.manual_seed(seed)
-        with torch.no_grad(), computes_in(given.tensors[0].dtype):
+        with torch.no_grad():
             return self.contract.outputs(part, given.fresh())
 
     def where(self, wiring: Wiring, given: PartInput | None = None, training: bool | None = None) -> str:

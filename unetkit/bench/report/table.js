@@ -3,7 +3,7 @@
 (() => {
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 
-  const key = (cell) => {
+  const sortKey = (cell) => {
     const value = cell?.dataset.value;
     if (value === undefined || value === "") return null;
     const number = Number(value);
@@ -21,7 +21,7 @@
     const direction = heading.getAttribute("aria-sort") === "ascending" ? -1 : 1;
     all("thead th", table).forEach((other) => other.removeAttribute("aria-sort"));
     heading.setAttribute("aria-sort", direction === 1 ? "ascending" : "descending");
-    const keyedRows = [...table.tBodies[0].rows].map((row) => [key(row.cells[heading.cellIndex]), row]);
+    const keyedRows = [...table.tBodies[0].rows].map((row) => [sortKey(row.cells[heading.cellIndex]), row]);
     keyedRows.sort(([a], [b]) => compare(a, b, direction));
     table.tBodies[0].append(...keyedRows.map(([, row]) => row));
   };

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from unetkit.testing.catalog import Nonconformity, one_line
 from unetkit.testing.contracts import Outputs, PartInput, Wiring, drawn
 from unetkit.testing.subject import PartSubject, apart, weights
-from unetkit.utils.rounding import difference_beyond_rounding
+from unetkit.utils.rounding import computes_in, difference_beyond_rounding
 
 #: An output that changes by more than this share depends on the input that was changed.
 DEPENDS = 1e-4
@@ -162,8 +162,9 @@ def batch(subject: PartSubject) -> None:
 
             def measure(dtype: torch.dtype, part: Any = part, given: PartInput = given, index: int = index) -> float:
                 part, samples = part.to(dtype), given.map(lambda x: x.to(dtype))
-                together = subject.run(part, samples)
-                alone = subject.run(part, samples.map(lambda x: x[index : index + 1]))
+                with computes_in(dtype):
+                    together = subject.run(part, samples)
+                    alone = subject.run(part, samples.map(lambda x: x[index : index + 1]))
                 return apart(tuple(out[index : index + 1] for out in together), alone)
 
             if difference := difference_beyond_rounding(part, measure):

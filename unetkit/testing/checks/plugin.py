@@ -30,7 +30,7 @@ from unetkit.plugins import load_manager
 from unetkit.commands import plugin_commands
 host = load_manager([target] if target else [], isolated=True)
 plugin_commands(host)
-print(json.dumps({p.name: [not p.loaded and p.error, p.heavy] for p in host.plugins}))
+print(json.dumps({p.name: [not p.loaded and p.error, p.heavy_imports] for p in host.plugins}))
 """
 
 
