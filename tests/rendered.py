@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 import unetkit
-from tests.sweep.page import rendered
+from tests.sweep.page import render_tables
 from unetkit.bench.metrics import register_builtin_metrics
 from unetkit.network import Network
 from unetkit.options import Option, describe_type, format_value
@@ -76,7 +76,7 @@ def _rendered(name: str) -> str:
         "checks": _checks,
         "metrics": _metrics,
         "models": _models,
-        "sweep": lambda: rendered([DOCS / "sweep.jsonl", DOCS / "sweep-smp.jsonl"]),
+        "sweep": lambda: render_tables([DOCS / "sweep.jsonl", DOCS / "sweep-smp.jsonl"]),
     }
     kind, _, recipe = name.partition(" ")
     if name in makers:

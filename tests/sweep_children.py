@@ -1,4 +1,4 @@
-"""What children do in the tests of the sweep, in place of asking a network. They import this, so it is light."""
+"""Functions that child processes of the sweep call in tests, instead of checking a network; they need no torch."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.sweep.settings import QUESTIONS, Settings
+from tests.sweep.config import CHECKS, SweepConfig
 
-Say = Callable[[dict[str, Any]], None]
-
-
-def fine(name: str, settings: Settings, say: Say) -> None:
-    """A child that answers all well."""
-    say({"built": "ok", "real": True, **dict.fromkeys(QUESTIONS, "ok")})
+Emit = Callable[[dict[str, Any]], None]
 
 
-def strange(name: str, settings: Settings, say: Say) -> None:
-    """A child that builds, passes its own size, and then ends as its name says."""
-    say({"built": "ok", "real": True, "own": "ok"})
+def fine(name: str, config: SweepConfig, emit: Emit) -> None:
+    """Pass every check."""
+    emit({"built": "ok", "real": True, **dict.fromkeys(CHECKS, "ok")})
+
+
+def strange(name: str, config: SweepConfig, emit: Emit) -> None:
+    """Build, pass the check of the own size, and then end as the name says."""
+    emit({"built": "ok", "real": True, "own": "ok"})
     if name == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if name == "leaves":
@@ -30,16 +30,16 @@ def strange(name: str, settings: Settings, say: Say) -> None:
         raise ZeroDivisionError("no such luck")
     if name == "hangs":
         time.sleep(600)
-    fine(name, settings, say)
+    fine(name, config, emit)
 
 
-def slowly(name: str, settings: Settings, say: Say) -> None:
-    """A child that leaves its leader time to be killed."""
+def slowly(name: str, config: SweepConfig, emit: Emit) -> None:
+    """Pass every check, slowly enough that the parent process can be killed."""
     time.sleep(0.2)
-    fine(name, settings, say)
+    fine(name, config, emit)
 
 
-def lingers(name: str, settings: Settings, say: Say) -> None:
-    """A child that tells its process in a file, and stays."""
+def lingers(name: str, config: SweepConfig, emit: Emit) -> None:
+    """Write the process id to a file, and keep running."""
     Path(os.environ["LINGERS"], name).write_text(str(os.getpid()))
     time.sleep(600)

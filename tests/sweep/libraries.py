@@ -54,9 +54,7 @@ def _describe_smp_encoder(model: Any) -> tuple[list[int], list[int]]:
 #: The libraries by name. The code of unetkit is identified by its version and its digest; smp is checked with the same
 #: names of the same version of timm.
 LIBRARIES = {
-    "unetkit": Library(
-        _build_unetkit, _describe_unetkit_encoder, ("unetkit", "timm", "torch"), ("unetkit.builder",)
-    ),
+    "unetkit": Library(_build_unetkit, _describe_unetkit_encoder, ("unetkit", "timm", "torch"), ("unetkit.builder",)),
     "smp": Library(
         _build_smp,
         _describe_smp_encoder,

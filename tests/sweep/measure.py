@@ -81,7 +81,7 @@ def _build_meta_model(name: str, library: Library, emit: Emit) -> Any:
 
 
 def _estimate_memory(meta_model: nn.Module, sizes: CheckSizes) -> tuple[int, dict[str, str]]:
-    """Return the bytes that the checks need at most, and the results of the two checks that show it, on meta tensors."""
+    """Return the bytes that the checks need at most, and the results of the two checks that determine them, on meta."""
     tensors = [*chain(meta_model.parameters(), meta_model.buffers())]
     with PeakMemoryMode(tensors) as mode:
         results = {check: _run_check(check, meta_model, sizes, "meta") for check in ("own", "backward")}

@@ -67,9 +67,7 @@ class SweepResults:
         versions = config.get_versions()
         if {key: self.headers[row["header_id"]].get(key) for key in versions} != versions:
             return False
-        fits = (
-            row.get("required_memory", 0) <= config.memory_per_job and row.get("parameters", 0) <= config.real_up_to
-        )
+        fits = row.get("required_memory", 0) <= config.memory_per_job and row.get("parameters", 0) <= config.real_up_to
         return not ("meta_reason" in row and fits)
 
 

@@ -13,9 +13,7 @@ from unetkit.utils.processes import TaskResult, run_tasks
 MEASURE = "tests.sweep.measure:measure_model"
 
 
-def measure_models(
-    names: Iterable[str], config: SweepConfig, target: str = MEASURE
-) -> Generator[Row, None, None]:
+def measure_models(names: Iterable[str], config: SweepConfig, target: str = MEASURE) -> Generator[Row, None, None]:
     """Yield a row for every model as soon as it is measured, even if its process is killed or hangs.
 
     Closing the generator ends the child processes.
@@ -35,7 +33,7 @@ def measure_models(
 
 
 def _make_row(result: TaskResult) -> Row:
-    """Return the row of a model. If its process ended early, the first check without a result is the one that failed."""
+    """Return the row of a model. If its process ended early, the first check without a result has failed."""
     row = {"name": result.task, **result.facts}
     missing = [key for key in RESULTS if key not in row]
     row.update(dict.fromkeys(missing[:1], result.error) | dict.fromkeys(missing[1:], "not run"))
