@@ -1,1 +1,1 @@
-"""Benchmarks, run by hand: `uv run python -m tests.benchmarks` prints ratios of paired runs as a table."""
+"""Benchmarks of unetkit against smp and plain loops; `uv run python -m tests.benchmarks` prints a table of ratios."""

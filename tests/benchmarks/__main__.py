@@ -1,4 +1,7 @@
-"""`uv run python -m tests.benchmarks [NAME ...] [--rounds N]`: against smp and plain loops."""
+"""Compare unetkit with smp and with plain loops: `uv run python -m tests.benchmarks [NAME ...] [--rounds N]`.
+
+Each benchmark is a function that yields ratios; docs/benchmarks.md describes them and shows results.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,11 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tests.benchmarks.paired import HEADER, Ratio, compare, process
+from tests.benchmarks.paired import TABLE_HEADER, Ratio, compare, run_python
 from unetkit import bench
 
-#: smp's own decoder, word for word, so that both are one architecture with equal parameters.
-AS_SMP: dict[str, Any] = {
+#: The options of a network with the decoder of smp, so that both have the same architecture and equal parameters.
+SMP_DECODER: dict[str, Any] = {
     "up": "nearest",
     "fuse": "concat",
     "widths": "256,128,64,32,16",
@@ -28,10 +31,12 @@ AS_SMP: dict[str, Any] = {
 
 
 def startup(rounds: int) -> Iterator[Ratio]:
-    """Whole processes: the command line against importing smp."""
-    imports = process("-c", "import segmentation_models_pytorch")
+    """Time the command line against an import of smp, each as a whole process."""
+    import_smp = run_python("-c", "import segmentation_models_pytorch")
     for words in ("--help", "list encoders", "list fuse add"):
-        yield compare(f"`unetkit {words}` / `import smp`", process("-m", "unetkit", *words.split()), imports, rounds)
+        yield compare(
+            f"`unetkit {words}` / `import smp`", run_python("-m", "unetkit", *words.split()), import_smp, rounds
+        )
 
 
 _PLUGIN = """
@@ -45,51 +50,52 @@ def unetkit_register(parts):
 
 
 def plugins(rounds: int) -> Iterator[Ratio]:
-    """Whole processes: help with a plugin that registers by name, and with one that imports torch, against without."""
-    alone = process("-m", "unetkit", "--help")
+    """Time help as a whole process with a plugin, which registers by name or imports torch or timm, against without."""
+    without = run_python("-m", "unetkit", "--help")
     cases = {"registers by name": "", "imports torch": "import torch", "imports timm": "import timm"}
     with TemporaryDirectory() as folder:
-        for what, imports in cases.items():
-            file = Path(folder, f"{what.replace(' ', '_')}.py")
+        for case, imports in cases.items():
+            file = Path(folder, f"{case.replace(' ', '_')}.py")
             file.write_text(_PLUGIN.format(imports=imports), encoding="utf-8")
-            with_it = process("-m", "unetkit", "--plugin", str(file), "--help")
-            yield compare(f"`unetkit --help` with a plugin that {what} / without", with_it, alone, rounds)
+            with_plugin = run_python("-m", "unetkit", "--plugin", str(file), "--help")
+            yield compare(f"`unetkit --help` with a plugin that {case} / without", with_plugin, without, rounds)
 
 
 def building(rounds: int) -> Iterator[Ratio]:
-    """Making a ResNet-101 U-Net, and tracing one on meta, against making smp's."""
+    """Time building a ResNet-101 U-Net, and tracing one on the meta device, against building that of smp."""
     import segmentation_models_pytorch as smp
 
     import unetkit
 
-    def theirs() -> Any:
+    def build_smp() -> Any:
         return smp.Unet("resnet101", encoder_weights=None)
 
-    ghost = unetkit.build("resnet101", **AS_SMP, device="meta")
+    meta_model = unetkit.build("resnet101", **SMP_DECODER, device="meta")
     cases: dict[str, Callable[[], Any]] = {
-        "build resnet101, smp's decoder": lambda: unetkit.build("resnet101", **AS_SMP),
+        "build resnet101, smp's decoder": lambda: unetkit.build("resnet101", **SMP_DECODER),
         "build resnet101, our defaults": lambda: unetkit.build("resnet101"),
-        "build resnet101 on meta": lambda: unetkit.build("resnet101", **AS_SMP, device="meta"),
-        "trace resnet101 at 224": lambda: unetkit.trace(ghost, 224),
+        "build resnet101 on meta": lambda: unetkit.build("resnet101", **SMP_DECODER, device="meta"),
+        "trace resnet101 at 224": lambda: unetkit.trace(meta_model, 224),
     }
-    for name, ours in cases.items():
-        yield compare(f"{name} / `smp.Unet('resnet101')`", ours, theirs, rounds)
+    for name, candidate in cases.items():
+        yield compare(f"{name} / `smp.Unet('resnet101')`", candidate, build_smp, rounds)
 
 
 def running(rounds: int) -> Iterator[Ratio]:
-    """Forward pass and training step of ResNet-34 with smp's decoder, 2x3x128x128, against smp's own."""
+    """Time a forward pass and a training step of ResNet-34 with the decoder of smp, 2x3x128x128, against smp."""
     import segmentation_models_pytorch as smp
     import torch
 
     import unetkit
 
-    ours, theirs = unetkit.build("resnet34", **AS_SMP), smp.Unet("resnet34", encoder_weights=None)
-    counts = [sum(p.numel() for p in model.parameters()) for model in (ours, theirs)]
+    unetkit_model = unetkit.build("resnet34", **SMP_DECODER)
+    smp_model = smp.Unet("resnet34", encoder_weights=None)
+    counts = [sum(p.numel() for p in model.parameters()) for model in (unetkit_model, smp_model)]
     if counts[0] != counts[1]:
-        raise SystemExit(f"not one architecture: {counts[0]:,} parameters against {counts[1]:,}")
+        raise SystemExit(f"the architectures differ: {counts[0]:,} parameters in unetkit, {counts[1]:,} in smp")
     x = torch.randn(2, 3, 128, 128)
 
-    def forward(model: torch.nn.Module) -> Callable[[], Any]:
+    def make_forward(model: torch.nn.Module) -> Callable[[], Any]:
         def run() -> Any:
             model.eval()
             with torch.inference_mode():
@@ -97,7 +103,7 @@ def running(rounds: int) -> Iterator[Ratio]:
 
         return run
 
-    def step(model: torch.nn.Module) -> Callable[[], Any]:
+    def make_step(model: torch.nn.Module) -> Callable[[], Any]:
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
 
         def run() -> None:
@@ -108,12 +114,12 @@ def running(rounds: int) -> Iterator[Ratio]:
 
         return run
 
-    yield compare("forward, resnet34 as smp's / smp's", forward(ours), forward(theirs), rounds)
-    yield compare("training step, resnet34 as smp's / smp's", step(ours), step(theirs), rounds)
+    yield compare("forward, resnet34 as smp's / smp's", make_forward(unetkit_model), make_forward(smp_model), rounds)
+    yield compare("training step, resnet34 as smp's / smp's", make_step(unetkit_model), make_step(smp_model), rounds)
 
 
 def training(rounds: int) -> Iterator[Ratio]:
-    """A step of `unetkit train` on smp's ResNet-18 U-Net, 8x3x128x128, against a plain loop's on the same batch."""
+    """Time a step of `unetkit train` with smp's ResNet-18 U-Net, 8x1x128x128, against a plain loop; print memory."""
     import segmentation_models_pytorch as smp
     import torch
 
@@ -122,38 +128,42 @@ def training(rounds: int) -> Iterator[Ratio]:
     from unetkit.data.datasets import open_data
     from unetkit.train.trainer import TrainCallback, Trainer
 
-    class Caught(TrainCallback):
+    class StopBeforeFirstStep(TrainCallback):
         def on_train_begin(self, trainer: Trainer) -> None:
             self.trainer = trainer
             raise KeyboardInterrupt
 
-    watch, plain = Caught(), smp.Unet("resnet18", encoder_weights=None, in_channels=1, classes=1)
+    callback = StopBeforeFirstStep()
+    smp_model = smp.Unet("resnet18", encoder_weights=None, in_channels=1, classes=1)
     with TemporaryDirectory() as folder, suppress(KeyboardInterrupt):
         data = open_data("cells:count=8,val=1,test=1,size=128")
-        train.run("--model smp/unet --encoder resnet18", folder, data=data, loss="bce+dice", watch=watch, epochs=10**6)
-    trainer, batch = watch.trainer, next(watch.trainer.loader.epoch(0))
+        line = "--model smp/unet --encoder resnet18"
+        train.run(line, folder, data=data, loss="bce+dice", watch=callback, epochs=10**6)
+    trainer, batch = callback.trainer, next(callback.trainer.loader.epoch(0))
     trainer.stepper.begin_epoch(0)
-    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(smp_model.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    bce, dice, truth = torch.nn.BCEWithLogitsLoss(), smp.losses.DiceLoss("binary"), batch.masks[:, None].float()
+    bce, dice = torch.nn.BCEWithLogitsLoss(), smp.losses.DiceLoss("binary")
+    target = batch.masks[:, None].float()
 
-    def theirs() -> None:
-        plain.train()
-        logits = plain(batch.images)
-        loss = bce(logits, truth) + dice(logits, truth)
+    def plain_step() -> None:
+        smp_model.train()
+        logits = smp_model(batch.images)
+        loss = bce(logits, target) + dice(logits, target)
         loss.item()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(smp_model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
 
-    def ours() -> None:
+    def unetkit_step() -> None:
         trainer.stepper.step(batch, 0)
 
-    yield compare("step of `unetkit train`, smp's resnet18 U-Net / of a plain loop", ours, theirs, rounds)
-    for name, step in (("unetkit train", ours), ("a plain loop", theirs)):
-        print(f"{name}: {PeakMemory(torch.device('cpu')).measure(step) / 2**20:.0f} MiB at most in a step", flush=True)
+    yield compare("step of `unetkit train`, smp's resnet18 U-Net / of a plain loop", unetkit_step, plain_step, rounds)
+    for name, step in (("unetkit train", unetkit_step), ("plain loop", plain_step)):
+        peak = PeakMemory(torch.device("cpu")).measure(step)
+        print(f"{name}: peak memory of a step {peak / 2**20:.0f} MiB", flush=True)
 
 
 _ARCHITECTURES = ("unet", "linknet", "fpn", "pspnet")
@@ -161,45 +171,45 @@ _ENCODERS = ("resnet18", "mobilenet_v2", "efficientnet-b0", "dpn68", "mobileone_
 
 
 def grid(rounds: int) -> Iterator[Ratio]:
-    """24 small models of smp's at 64x64: `unetkit bench` against a plain loop that calls each as many times."""
+    """Time `unetkit bench` on 24 small models of smp at 64x64 against a plain loop with as many calls of each."""
     models, encoders = (",".join(f"smp/{name}" for name in names) for names in (_ARCHITECTURES, _ENCODERS))
     words = ("bench", "--model", models, "--encoder", encoders, "--exclude", "--model unet", "--size", "64")
     metrics = ("--metrics", "parameters,macs,latency", "--baseline", "--model smp/unet --encoder resnet18")
     with TemporaryDirectory() as folder:
         first = Path(folder, "first")
-        process("-m", "unetkit", *words, *metrics, "--out", str(first))()
-        calls = [*_calls(bench.read(first))]
-        loop = process("-m", "tests.benchmarks.loop", "64", *calls)
+        run_python("-m", "unetkit", *words, *metrics, "--out", str(first))()
+        cases = [*_list_loop_cases(bench.read(first))]
+        loop = run_python("-m", "tests.benchmarks.loop", "64", *cases)
         numbers = count()
 
-        def fresh() -> Any:
-            return process("-m", "unetkit", *words, *metrics, "--out", str(Path(folder, str(next(numbers)))))()
+        def run_bench() -> Any:
+            return run_python("-m", "unetkit", *words, *metrics, "--out", str(Path(folder, str(next(numbers)))))()
 
-        ratio = compare("`unetkit bench`, 24 rows / a plain loop of as many calls", fresh, loop, rounds)
-    for name, seconds in (("unetkit bench", ratio.timing.candidate), ("a plain loop", ratio.timing.baseline)):
-        print(f"{name}: {60 * len(calls) / 3 / median(seconds):.1f} rows a minute", flush=True)
+        ratio = compare("`unetkit bench`, 24 rows / a plain loop of as many calls", run_bench, loop, rounds)
+    for name, seconds in (("unetkit bench", ratio.timing.candidate), ("plain loop", ratio.timing.baseline)):
+        print(f"{name}: {60 * len(cases) / 3 / median(seconds):.1f} rows per minute", flush=True)
     yield ratio
 
 
-def _calls(rows: bench.BenchRows) -> Iterator[str]:
-    """Architecture, encoder and timed calls of each row, those of its baseline included."""
+def _list_loop_cases(rows: bench.BenchRows) -> Iterator[str]:
+    """Yield the architecture, the encoder and the number of timed calls of each row, including the baseline's."""
     for row in rows:
         timing = row.timings["latency"]
         calls = 2 * len(timing.candidate) * timing.calls_per_sample
         yield from (row.factors["model"].removeprefix("smp/"), row.factors["encoder"].removeprefix("smp/"), str(calls))
 
 
-BENCHMARKS = {each.__name__: each for each in (startup, plugins, building, running, training, grid)}
+BENCHMARKS = {function.__name__: function for function in (startup, plugins, building, running, training, grid)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("which", nargs="*", help=f"{', '.join(BENCHMARKS)}; all if none is named")
-    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("names", nargs="*", help=f"benchmarks to run: {', '.join(BENCHMARKS)}  [default: all]")
+    parser.add_argument("--rounds", type=int, default=21, help="number of rounds  [default: 21]")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n\n{HEADER}")
-    for name in arguments.which or BENCHMARKS:
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n\n{TABLE_HEADER}")
+    for name in arguments.names or BENCHMARKS:
         for ratio in BENCHMARKS[name](arguments.rounds):
             print(ratio, flush=True)
 

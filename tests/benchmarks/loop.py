@@ -1,6 +1,6 @@
-"""What people write to compare networks: one loop in one process. `python -m tests.benchmarks.loop ARCH ENCODER N ...`
+"""A plain loop that compares networks in one process: `python -m tests.benchmarks.loop SIZE [ARCH ENCODER CALLS ...]`.
 
-Prints parameters, MACs and mean latency of each smp model, timed by torch.utils.benchmark in N calls.
+It prints the parameters, MACs and mean latency of each model of smp, timed by torch.utils.benchmark.
 """
 
 from __future__ import annotations
@@ -14,6 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def main(size: int, *cases: str) -> None:
+    """Measure models of smp one after the other.
+
+    Args:
+        size: height and width of the input.
+        cases: architecture, encoder and number of timed calls of each model.
+    """
     torch.set_num_threads(torch.get_num_threads())
     x = torch.randn(1, 3, size, size)
     for arch, encoder, calls in zip(cases[::3], cases[1::3], cases[2::3], strict=True):
@@ -21,9 +27,9 @@ def main(size: int, *cases: str) -> None:
         with torch.inference_mode():
             with FlopCounterMode(display=False) as counter:
                 model(x)
-            taken = Timer("model(x)", globals={"model": model, "x": x}).timeit(int(calls))
+            measurement = Timer("model(x)", globals={"model": model, "x": x}).timeit(int(calls))
         parameters = sum(p.numel() for p in model.parameters())
-        print(arch, encoder, parameters, counter.get_total_flops() // 2, taken.mean, flush=True)
+        print(arch, encoder, parameters, counter.get_total_flops() // 2, measurement.mean, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Ratios of paired runs, timed as `unetkit bench` times: in random order, so that what drifts drifts for both."""
+"""Ratios of paired runs, timed as in `unetkit bench`: in random order, so that drift affects both equally."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ from unetkit.bench.timing import TimingConfig, time_pair
 
 @dataclass(frozen=True)
 class Ratio:
-    """How long the first takes as a share of the second: the median over pairs, with its 95% interval."""
+    """The time of one callable divided by that of another, as a line of a Markdown table.
+
+    Attributes:
+        name: name of the comparison.
+        timing: samples of both; the first callable is the candidate and the second the baseline.
+    """
 
     name: str
     timing: Timing
@@ -30,25 +35,37 @@ class Ratio:
         )
 
 
-HEADER = (
-    "| what | ratio | 95% interval | ratio of minima | pairs | first, median s | second, median s |\n"
+#: First lines of the table of ratios.
+TABLE_HEADER = (
+    "| comparison | ratio | 95% interval | ratio of minima | pairs | first, median s | second, median s |\n"
     "| --- | --- | --- | --- | --- | --- | --- |"
 )
 
 
 def compare(name: str, first: Callable[[], Any], second: Callable[[], Any], rounds: int) -> Ratio:
-    """Time two callables in so many rounds, after a call of each that does not count."""
-    no_more = 1e-9  # neither seconds nor calls
+    """Time two callables in rounds, after one call of each that is not counted.
+
+    Args:
+        name: name of the comparison.
+        first: does its work once.
+        second: does its work once.
+        rounds: number of rounds.
+    """
+    minimal = 1e-9  # so that exactly `rounds` rounds of one call each are timed
     return Ratio(
         name,
         time_pair(
             first,
             second,
-            TimingConfig(budget=no_more, min_rounds=rounds, min_sample_time=no_more, warm_cache_below=no_more),
+            TimingConfig(budget=minimal, min_rounds=rounds, min_sample_time=minimal, warm_cache_below=minimal),
         ),
     )
 
 
-def process(*arguments: str) -> Callable[[], Any]:
-    """A whole Python process, its output thrown away."""
+def run_python(*arguments: str) -> Callable[[], Any]:
+    """Return a function that runs a Python process and discards its output.
+
+    Args:
+        arguments: arguments of the interpreter.
+    """
     return lambda: subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL, check=True)

@@ -1,6 +1,6 @@
-"""`uv run python -m tests.benchmarks.predicting`: the most memory that `unetkit predict` holds, by the image's size.
+"""Measure the peak memory of `unetkit predict` by image size: `uv run python -m tests.benchmarks.predicting`.
 
-A process each; its high-water mark of resident memory is read from /proc, so this is for Linux.
+Each image is predicted in its own process, whose peak of resident memory is read from /proc, so this needs Linux.
 """
 
 from __future__ import annotations
@@ -17,48 +17,57 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import tifffile
 
-from tests.test_predict import PEAK, trained
+from tests.test_predict import trained
 from unetkit.data.types import Target
 
-#: Networks, channels of their images, and sides of those; the first tells what a process holds in any case.
+#: Encoders, numbers of channels, and image sizes. The smallest image shows the memory that a process needs in any case.
 CASES = (("plain:widths=[4,8]", 1, (64, 1000, 5000, 20000)), ("resnet18", 3, (64, 1000, 5000)))
+#: Predict one image and print the peak of resident memory in KiB.
+_PREDICT = """
+import re, sys
+from pathlib import Path
+from unetkit.cli import cli
+cli(["predict", sys.argv[1], sys.argv[2], "--out", sys.argv[3]], standalone_mode=False)
+print("peak", re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+"""
+#: Height and width of the tiles of the TIFF file.
 _TILE = 512
 
 
-def write(path: Path, side: int, channels: int) -> None:
-    """An image of noise, tile by tile, compressed."""
-    drawn = np.random.default_rng(0).integers(0, 256, (_TILE, _TILE, channels), np.uint8)
-    shape, photometric = ((side, side), "minisblack") if channels == 1 else ((side, side, channels), "rgb")
-    tiles = repeat(drawn[..., 0] if channels == 1 else drawn, (-(-side // _TILE)) ** 2)
-    how = {"photometric": photometric, "tile": (_TILE, _TILE), "compression": "zlib"}
-    tifffile.imwrite(path, tiles, shape=shape, dtype=np.uint8, **how)  # type: ignore[arg-type]
+def write_image(path: Path, size: int, channels: int) -> None:
+    """Write a compressed, tiled TIFF file of noise with equal height and width."""
+    tile = np.random.default_rng(0).integers(0, 256, (_TILE, _TILE, channels), np.uint8)
+    shape, photometric = ((size, size), "minisblack") if channels == 1 else ((size, size, channels), "rgb")
+    tiles = repeat(tile[..., 0] if channels == 1 else tile, (-(-size // _TILE)) ** 2)
+    options = {"photometric": photometric, "tile": (_TILE, _TILE), "compression": "zlib"}
+    tifffile.imwrite(path, tiles, shape=shape, dtype=np.uint8, **options)  # type: ignore[arg-type]
 
 
-def measured(run: Path, image: Path) -> tuple[float, float, str]:
-    """MiB at the highest, seconds, and how the tiles lie."""
-    words = ["predict", str(run), str(image), "--out", str(image.parent / "out")]
-    began = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", PEAK, *words], capture_output=True, text=True, check=True)
-    found = re.search(r"peak (\d+)", done.stderr)
-    assert found
-    return int(found[1]) / 1024, time.monotonic() - began, done.stderr.splitlines()[0]
+def measure_prediction(run: Path, image: Path) -> tuple[float, float, str]:
+    """Return the peak memory in MiB, the seconds, and the line that describes the tiles."""
+    arguments = [str(run), str(image), str(image.parent / "out")]
+    start = time.monotonic()
+    process = subprocess.run([sys.executable, "-c", _PREDICT, *arguments], capture_output=True, text=True, check=True)
+    match = re.search(r"peak (\d+)", process.stdout)
+    assert match
+    return int(match[1]) / 1024, time.monotonic() - start, process.stderr.splitlines()[0]
 
 
-def rows() -> Iterator[str]:
-    """A line of the table for each case."""
-    for encoder, channels, sides in CASES:
+def measure_cases() -> Iterator[str]:
+    """Yield a line of the table for each network and image size."""
+    for encoder, channels, sizes in CASES:
         with TemporaryDirectory() as folder:
             run = trained(Path(folder) / "run", Target("multiclass", ("a", "b", "c")), channels, encoder=encoder)
-            for side in sides:
+            for size in sizes:
                 image = Path(folder) / "image.tif"
-                write(image, side, channels)
-                peak, seconds, how = measured(run.folder, image)
-                kind = f"{side} x {side}{' RGB' if channels == 3 else ''}"
-                passed = how.split(":")[0].split(", since")[0]
-                yield f"| `{encoder}` | {kind} | {passed} | {peak:.0f} MiB | {seconds:.0f} s |"
+                write_image(image, size, channels)
+                peak, seconds, tiling = measure_prediction(run.folder, image)
+                image_size = f"{size} x {size}{' RGB' if channels == 3 else ''}"
+                tiles = tiling.split(":")[0].split(", since")[0]
+                yield f"| `{encoder}` | {image_size} | {tiles} | {peak:.0f} MiB | {seconds:.0f} s |"
 
 
 if __name__ == "__main__":
-    print("| network | image | passed | peak | time |\n| --- | --- | --- | --- | --- |")
-    for row in rows():
+    print("| network | image | tiles | peak | time |\n| --- | --- | --- | --- | --- |")
+    for row in measure_cases():
         print(row, flush=True)
