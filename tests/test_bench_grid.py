@@ -74,7 +74,7 @@ def test_what_is_joined_by_commas_is_found_again(names: list[str]) -> None:
             "encoder",
             "resnexxt*",
             UnknownNameError,
-            "--encoder resnexxt*: no encoder matches; see `unetkit list encoders`",
+            "--encoder resnexxt*: no encoder matches; `unetkit list encoders` lists all",
         ),
         ("fuse", "add,,concat", OptionError, "--fuse add,,concat: an item of the list is empty; remove a comma"),
         ("fuse", "add,ad/concat", UnknownNameError, "--fuse ad: no fusion is called 'ad'; did you mean add"),

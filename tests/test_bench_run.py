@@ -377,7 +377,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     ):
         read_results(tmp_path)
     (tmp_path / "rows.jsonl").write_text('{"what": 1}\n')
-    with pytest.raises(FileError, match=r"rows\.jsonl, line 1, is no line of a benchmark's; give another file"):
+    with pytest.raises(FileError, match=r"rows\.jsonl, line 1, is not a line of a benchmark; give another file"):
         ResultsWriter(tmp_path)
     JsonLinesWriter(tmp_path / "rows.jsonl", "benchmark").close()  # it is left unlocked
     (tmp_path / "file").write_text("")
