@@ -384,7 +384,9 @@ def test_a_file_is_written_by_one_sweep_at_a_time(tmp_path: Path) -> None:
     SweepWriter(tmp_path / "a", SweepConfig()).close()
 
 
-@pytest.mark.parametrize("line", ["{", "[]", "3", '{"name": "resnet18"}', '{"name": "resnet18", "at": "nowhere"}'])
+@pytest.mark.parametrize(
+    "line", ["{", "[]", "3", '{"name": "resnet18"}', '{"name": "resnet18", "header_id": "nowhere"}']
+)
 def test_a_file_that_is_no_sweeps_is_left_alone(tmp_path: Path, line: str) -> None:
     path = tmp_path / "a"
     path.write_text(f"{line}\n")
