@@ -26,7 +26,7 @@ from unetkit.resolve import DEFAULTS
 from unetkit.summary.forward_hooks import ModuleCall, make_meta_input, record_forward
 from unetkit.summary.report import Trace
 from unetkit.summary.svg import draw
-from unetkit.testing.catalog import CHECKS, EVERY, MODULES
+from unetkit.testing.catalog import ALL_KINDS, CHECKS, MODULE_KINDS
 from unetkit.utils.formatting import format_count
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -157,7 +157,7 @@ def _checks() -> str:
 
 
 def _asked_of(kinds: tuple[str, ...]) -> str:
-    return {MODULES: "every part but recipes", EVERY: "every part"}.get(kinds) or ", ".join(kinds)
+    return {MODULE_KINDS: "every part but recipes", ALL_KINDS: "every part"}.get(kinds) or ", ".join(kinds)
 
 
 def _recipes() -> str:

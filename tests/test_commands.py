@@ -234,11 +234,11 @@ def test_check_shows_a_row_a_check_and_a_column_a_part() -> None:
     rows = [" ".join(line.split()) for line in shown.stdout.splitlines()]
     assert "check what it checks plugin fusion attention-gate" in rows
     for check in CHECKS:
-        absent = check.name in ("sources", "commands", "metrics", "wraps")
+        absent = check.name in ("libraries", "commands", "metrics", "wrapping")
         asked = {"plugin", "fusion"} & {*check.kinds} and not absent
         assert (f"{check.name} {check.title} ok" in rows) == bool(asked)
     assert rows[-1].endswith("0 failed, 0 skipped")
-    assert "wraps" not in shown.stdout
+    assert "wrapping" not in shown.stdout
 
 
 def test_check_fails_where_a_promise_is_broken(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_check_fails_where_a_promise_is_broken(tmp_path: Path) -> None:
     assert any(
         row.startswith("failed: block narrow: size: with in_channels=") and "gives 3x5" in row for row in rows
     ), shown.stdout
-    assert "skipped: plugin: light: imports torch and numpy, but is a file" in shown.stdout
+    assert "skipped: plugin: imports: imports torch and numpy, but is a file" in shown.stdout
     assert "(3 because a check that they depend on did not pass)" in rows[-1]
 
 
@@ -282,10 +282,10 @@ def test_check_of_what_is_not_there(target: str, message: str, capsys: pytest.Ca
 def test_check_leaves_a_wide_plugin_in_several_tables() -> None:
     from unetkit.cli.plugins import _matrices
     from unetkit.testing import CheckResult
-    from unetkit.testing.runner import CheckJob
+    from unetkit.testing.runner import PendingCheck
 
-    results = [CheckResult(f"block number-{index}", "made", "passed") for index in range(9)]
-    jobs = [CheckJob(result.part, "made", "it is made", lambda: results[0]) for result in results]
+    results = [CheckResult(f"block number-{index}", "construction", "passed") for index in range(9)]
+    jobs = [PendingCheck(result.part, "construction", "it is created", lambda: results[0]) for result in results]
     matrices = list(_matrices(jobs, results, 80))
     headers = [[column.header for column in matrix.columns[2:]] for matrix in matrices]
     assert [name for group in headers for name in group] == [result.part for result in results]

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from unetkit.plugins import load_parts
-from unetkit.testing import jobs_of_part
-from unetkit.testing.runner import CheckJob
+from unetkit.testing import collect_part_checks
+from unetkit.testing.runner import PendingCheck
 
 
 @pytest.mark.unetkit("unetkit")
@@ -21,11 +21,11 @@ ENCODERS = ("resnet18", "test_resnet.r160_in1k", "test_efficientnet", "plain:wid
 #: One of any size, and one that takes multiples, and in training no image alone.
 MODELS = ("smp/unet:encoder=timm/test_resnet", "smp/deeplabv3plus:encoder=timm/test_resnet")
 PARTS = load_parts(isolated=True)
-JOBS = [job for name in ENCODERS for job in jobs_of_part("encoder", name, parts=PARTS)]
-JOBS += [job for name in MODELS for job in jobs_of_part("model", name, parts=PARTS)]
+JOBS = [job for name in ENCODERS for job in collect_part_checks("encoder", name, parts=PARTS)]
+JOBS += [job for name in MODELS for job in collect_part_checks("model", name, parts=PARTS)]
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: f"{job.part}: {job.check}")
-def test_parts_of_libraries_conform(job: CheckJob) -> None:
+def test_parts_of_libraries_conform(job: PendingCheck) -> None:
     result = job.run()
     assert result.outcome != "failed", result.message

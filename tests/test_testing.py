@@ -19,7 +19,7 @@ from unetkit.errors import BuildError, OptionError, UnknownNameError
 from unetkit.plan import PartSpec
 from unetkit.plugins import load_parts
 from unetkit.registry import KINDS
-from unetkit.testing import CHECKS, CheckResult, assert_conforms, check_part, check_plugin, jobs_of_part
+from unetkit.testing import CHECKS, CheckResult, assert_conforms, check_part, check_plugin, collect_part_checks
 from unetkit.utils.formatting import Size
 
 
@@ -226,13 +226,13 @@ def test_a_right_part_that_looks_unusual_passes(kind: str, part: Any) -> None:
 
 def test_skipped_says_why() -> None:
     found = {r.check: r for r in check_part("encoder", Fixed)}
-    assert found["export"] == CheckResult("encoder Fixed", "export", "skipped", "it takes 24x32 alone")
-    assert found["options"].message == "it has no option of few choices"
+    assert found["export"] == CheckResult("encoder Fixed", "export", "skipped", "it accepts only 24x32")
+    assert found["options"].message == "it has no option with a fixed set of values"
     after = {r.check: r for r in check_part("block", WRONG[2][3])}
-    assert after["made"] == CheckResult(
-        "block Positional", "made", "skipped", "it builds on signature, which did not pass"
+    assert after["construction"] == CheckResult(
+        "block Positional", "construction", "skipped", "it depends on signature, which did not pass"
     )
-    assert str(after["documented"]) == "block Positional: documented passed"
+    assert str(after["documentation"]) == "block Positional: documentation passed"
 
 
 def test_a_part_with_options_is_checked_as_its_line_says() -> None:
@@ -247,7 +247,7 @@ def test_names_that_are_not_there() -> None:
         check_part("fusion", "addd")
     with pytest.raises(OptionError, match="no kind of part is called 'loss'"):
         check_part("loss", "add")
-    with pytest.raises(OptionError, match=r"double\+double: blocks that follow one another are checked each by itself"):
+    with pytest.raises(OptionError, match=r"double\+double: chained blocks are checked one at a time"):
         check_part("block", "double+double")
     with pytest.raises(OptionError, match="--fuse add:wide=1: add has no option 'wide'"):
         check_part("fusion", "add:wide=1")
@@ -256,7 +256,7 @@ def test_names_that_are_not_there() -> None:
 def test_assert_conforms() -> None:
     assert_conforms("fusion", Gate)
     parts = {part.__name__: part for _, _, _, part in WRONG}
-    with pytest.raises(AssertionError, match=r"^fusion Silent: documented: has no docstring"):
+    with pytest.raises(AssertionError, match=r"^fusion Silent: documentation: has no docstring"):
         assert_conforms("fusion", parts["Silent"])
 
 
@@ -274,7 +274,7 @@ def test_checks_have_names_and_titles_of_their_own() -> None:
     for check in CHECKS:
         assert all(order.index(need) < order.index(check.name) for need in check.needs)
     for kind in KINDS:
-        job = jobs_of_part(kind.field, "unet-2015" if kind.field == "recipe" else RIGHT[kind.title])[0]
+        job = collect_part_checks(kind.field, "unet-2015" if kind.field == "recipe" else RIGHT[kind.title])[0]
         assert (job.check, job.title) == (CHECKS[0].name, CHECKS[0].title)
 
 
@@ -402,11 +402,11 @@ def test_a_plugin_with_whole_models(write: Write) -> None:
     results = check_plugin(path)
     assert failures(results) == {}
     assert {r.part for r in results} == {"plugin", "model patches"}
-    assert {r.check for r in results if r.part == "plugin"} >= {"sources", "wraps"}
+    assert {r.check for r in results if r.part == "plugin"} >= {"libraries", "wrapping"}
     parts = load_parts([path], isolated=True)
     assert failures(check_part("model", "zoo/flat:bias=false", parts=parts)) == {}
     found = failures(check_part("model", "old/flat", parts=parts))
-    assert found == {"unknown option": "takes an option that it has not (unheard_of=1) in silence"}
+    assert found == {"unknown option": "accepts an unknown option (no_such_option=1) silently"}
 
 
 def measuring(body: str, more: str = "") -> str:
@@ -416,10 +416,14 @@ def measuring(body: str, more: str = "") -> str:
 
 #: What a plugin may do wrong, the check that fails, and what it says.
 BAD_PLUGINS = {
-    "broken": ("1 / 0\n", "loads", "it does not load: ZeroDivisionError: division by zero"),
-    "empty": (HEAD + "def unetkit_register(parts): ...\n", "loads", "unetkit_register is not marked"),
-    "nothing": (HEAD + "@hookimpl\ndef unetkit_register(parts): ...\n", "loads", "it adds nothing: register a part, "),
-    "heavy": (HEAD + "import torch\n" + COMMAND.format(GOOD_COMMAND), "light", "imports torch.* when it registers"),
+    "broken": ("1 / 0\n", "loading", "it does not load: ZeroDivisionError: division by zero"),
+    "empty": (HEAD + "def unetkit_register(parts): ...\n", "loading", "unetkit_register is not marked"),
+    "nothing": (
+        HEAD + "@hookimpl\ndef unetkit_register(parts): ...\n",
+        "loading",
+        "it adds nothing; register a part, ",
+    ),
+    "heavy": (HEAD + "import torch\n" + COMMAND.format(GOOD_COMMAND), "imports", "imports torch.* when it registers"),
     "mute": (
         HEAD + COMMAND.format("@cli.command()\n    def greet(): ..."),
         "commands",
@@ -435,27 +439,27 @@ BAD_PLUGINS = {
     "taken": (
         HEAD + COMMAND.format("@cli.command('build')\n    def greet():\n        'Greets.'"),
         "commands",
-        "command 'build' is unetkit's own; rename it",
+        "command 'build' is a command of unetkit; rename it",
     ),
-    "idle": (HEAD + COMMAND.format("pass"), "commands", "adds no command: write @cli.command"),
+    "idle": (HEAD + COMMAND.format("pass"), "commands", "adds no command; define one in it with @cli.command"),
     "fails": (HEAD + COMMAND.format("1 / 0"), "commands", "unetkit_register_commands fails with ZeroDivisionError"),
-    "no-metric": (HEAD + METRIC.format("pass", "..."), "metrics", "adds no metric: call metrics.add.name, function"),
+    "no-metric": (HEAD + METRIC.format("pass", "..."), "metrics", "adds no metric; call metrics.add.name, function"),
     "metrics-fail": (HEAD + METRIC.format("1 / 0", "..."), "metrics", "_metrics fails with ZeroDivisionError"),
     "undescribed": (measuring("return 1"), "metrics", "metric 'mine' has no description; give its function a docst"),
     "no-number": (
         measuring("'Measures.'; return [1]"),
         "metrics",
-        "metric 'mine' gives a list; promised is a number, and a callable only with timed=True",
+        "metric 'mine' gives a list; expected a number (or a callable, with timed=True)",
     ),
     "not-finite": (
         measuring("'Measures.'; return float('inf')"),
         "metrics",
-        "metric 'mine' gives inf; promised is a f",
+        "metric 'mine' returns inf; expected a f",
     ),
     "not-timed": (
         measuring("'Measures.'; return subject.forward()", ", timed=True"),
         "metrics",
-        "metric 'mine' gives a Tensor; promised is a callable without arguments, which is timed",
+        "metric 'mine' gives a Tensor; a timed metric must return a callable without arguments",
     ),
     "once": (
         measuring("'Measures.'; return iter([1]).__next__", ", timed=True"),
@@ -466,7 +470,7 @@ BAD_PLUGINS = {
     "settles": (
         measuring("'Measures.'; import torch; torch.set_num_threads(3); return 1"),
         "metrics",
-        "it changes torch's number of threads for the whole process; leave that to its user",
+        "it changes torch's number of threads for the whole process; leave these settings to the user",
     ),
     "not-there": (
         HEAD + METRIC.format("metrics.add('mine', 'no_such_metrics:mine')", "..."),
@@ -475,26 +479,34 @@ BAD_PLUGINS = {
     ),
     "pair": (
         HEAD + WRAP.format("out, out"),
-        "wraps",
-        r"`--encoder 'plain:widths=\[4,8,16\]'`: in eval it gives a tuple",
+        "wrapping",
+        r"`--encoder 'plain:widths=\[4,8,16\]'`: in eval it returns a tuple",
     ),
-    "cuts": (HEAD + WRAP.format("out[..., 1:]"), "wraps", "an input of 2x3x21x27 comes out as 2x2x21x26; promised is"),
-    "stops": (HEAD + WRAP.format("out.detach()"), "wraps", "a batch of 2 of 21x27 in training fails with RuntimeError"),
+    "cuts": (
+        HEAD + WRAP.format("out[..., 1:]"),
+        "wrapping",
+        "an input of 2x3x21x27 gives 2x2x21x26; expected",
+    ),
+    "stops": (
+        HEAD + WRAP.format("out.detach()"),
+        "wrapping",
+        "a batch of 2 of 21x27 in training fails with RuntimeError",
+    ),
     "hides": (
         HEAD + WRAP.format("out").replace("__getattr__", "get"),
-        "wraps",
-        "the model lacks encoder, stages, head, whole, plugins; pass them on from the network",
+        "wrapping",
+        "the model lacks encoder, stages, head, whole, plugins; forward them from the network",
     ),
     "wraps-not": (
         HEAD + "@hookimpl\ndef unetkit_wrap_model(plan):\n    return lambda model: None\n",
-        "wraps",
+        "wrapping",
         "unetkit_wrap_model fails: what unetkit_wrap_model returned made NoneType of a model",
     ),
     "source": (
         HEAD
         + "@hookimpl\ndef unetkit_register(parts):\n    parts.encoders.add_library('zoo', 'builtins:list', 'zoo:m')\n",
-        "sources",
-        r"source zoo: builtins:list lists \[\]; promised are names",
+        "libraries",
+        r"library zoo: builtins:list lists \[\]; expected names",
     ),
 }
 
@@ -504,7 +516,7 @@ def test_a_wrong_plugin_fails_the_check_meant(write: Write, case: str, capsys: p
     source, check, message = BAD_PLUGINS[case]
     name = f"bad_{case.replace('-', '_')}.py"
     path = write(name, source)
-    found = of_plugin(path.stem if check == "light" else path)  # a file only slows who names it
+    found = of_plugin(path.stem if check == "imports" else path)  # a file only slows who names it
     assert [r.check for r in found.values() if r.outcome == "failed"] == [check]
     assert re.search(message, found[check].message), found[check].message
     capsys.readouterr()
@@ -514,7 +526,7 @@ def test_a_metric_that_refuses_a_small_network_is_not_checked(write: Write) -> N
     path = write("gpu_plugin.py", measuring("'Measures.'; raise unetkit.UnetkitError('it needs a GPU')"))
     found = of_plugin(path)["metrics"]
     assert found.outcome == "skipped"
-    assert found.message == "metric 'mine' refuses a small network on the CPU: it needs a GPU"
+    assert found.message == "metric 'mine' rejects a small network on the CPU: it needs a GPU"
 
 
 def test_source_text_and_import_that_differ_are_told(write: Write) -> None:
@@ -523,13 +535,16 @@ def test_source_text_and_import_that_differ_are_told(write: Write) -> None:
     path = write("moved_plugin.py", HEAD + REGISTER.format("moved_parts:Sum"))
     found = failures(check_part("fusion", "sum", parts=load_parts([path], isolated=True)))
     assert list(found) == ["option types"]
-    assert "its source says options (), and imported it has (), or their types, defaults or help differ" in str(found)
+    assert (
+        "the source code declares the options (), the imported factory (), or their types, defaults or help differ"
+        in str(found)
+    )
 
 
 def test_a_part_that_cannot_be_imported_is_told_once(write: Write) -> None:
     path = write("gone_plugin.py", HEAD + REGISTER.format("no_such_parts:Sum"))
     found = [r for r in check_plugin(path) if r.outcome == "failed" and r.part != "plugin"]
-    assert {r.check for r in found} <= {"signature", "option types", "documented"}
+    assert {r.check for r in found} <= {"signature", "option types", "documentation"}
     assert found[0].message.startswith("no_such_parts:Sum cannot be loaded: there is no module 'no_such_parts'")
 
 
@@ -564,9 +579,12 @@ def test_the_pytest_plugin(write: Write, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path.parent, env=_environment(tmp_path), capture_output=True, text=True)
     out = done.stdout
     assert done.returncode == 1, out
-    assert "PASSED test_mine.py::test_conforms[plugin: light]" in out.replace(f"{tmp_path.name}/", "")
+    assert "PASSED test_mine.py::test_conforms[plugin: imports]" in out.replace(f"{tmp_path.name}/", "")
     assert "PASSED test_mine.py::test_conforms[fusion sum: gradients]" in out.replace(f"{tmp_path.name}/", "")
-    assert "changes the skip in place, which others still use (promised: inputs are left as they were)" in out
+    assert (
+        "changes the skip in place, although other parts still use it (expected: inputs are not changed in place)"
+        in out
+    )
     assert re.search(r"FAILED \S+test_conforms\[fusion sum: inputs\]", out)
     assert "mark the test with @pytest.mark.unetkit(target)" in out
     assert "1 failed" in out

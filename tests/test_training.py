@@ -396,7 +396,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_a_run_leaves_weights_a_log_curves_and_samples(trained: Path) -> None:
-    assert {path.name for path in trained.iterdir()} >= {HEADER, LOG, STATE, BEST, LAST, CURVES, PREVIEWS, "tensorboard"}
+    names = {path.name for path in trained.iterdir()}
+    assert names >= {HEADER, LOG, STATE, BEST, LAST, CURVES, PREVIEWS, "tensorboard"}
     assert [line["epoch"] for line in log_of(trained)] == [1, 2]
     for picture in (trained / CURVES, trained / PREVIEWS / "epoch-002.png"):
         with Image.open(picture) as opened:

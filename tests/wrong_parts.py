@@ -78,7 +78,7 @@ class Pyramid(nn.Module):
 class Fit(nn.Module):
     """A right align: the map, resampled to the skip's size."""
 
-    def wanted(self, scaled: Size, skip: Size) -> Any:
+    def target_size(self, scaled: Size, skip: Size) -> Any:
         return skip
 
     def forward(self, x: Tensor, skip: Tensor) -> Any:
@@ -138,7 +138,9 @@ RIGHT = {
 # What the factory says of itself.
 
 
-@wrong("fusion", "signature", r"^takes \*\*options, so an option that there is not would be taken in silence$")
+@wrong(
+    "fusion", "signature", r"^accepts \*\*options, so unknown options would be accepted silently; declare each option$"
+)
 class Swallows(Gate):
     """Takes anything."""
 
@@ -146,7 +148,7 @@ class Swallows(Gate):
         super().__init__(x_channels, skip_channels)
 
 
-@wrong("fusion", "signature", r"^takes \*channels; name the wiring, one parameter each$")
+@wrong("fusion", "signature", r"^accepts \*channels; declare one named parameter for each positional argument$")
 class Starred(Gate):
     """Takes any number of channels."""
 
@@ -154,7 +156,11 @@ class Starred(Gate):
         super().__init__(*channels)
 
 
-@wrong("block", "signature", r"^'kernel' is positional, but no wiring; write it after a \*, so that it is an option$")
+@wrong(
+    "block",
+    "signature",
+    r"^'kernel' is positional, but not supplied by the builder; write it after a \* to make it an option$",
+)
 class Positional(Block):
     """Has an option that no line can set."""
 
@@ -162,7 +168,7 @@ class Positional(Block):
         super().__init__(in_channels, out_channels)
 
 
-@wrong("fusion", "signature", r"^takes \(channels\); the builder gives \(x_channels, skip_channels\)$")
+@wrong("fusion", "signature", r"^accepts \(channels\); the builder supplies \(x_channels, skip_channels\)$")
 class Single(Gate):
     """Asks for less than the builder gives."""
 
@@ -170,7 +176,7 @@ class Single(Gate):
         super().__init__(channels, channels)
 
 
-@wrong("block", "signature", r"^option 'rate' has no default, so its name alone does not make the part; give it one$")
+@wrong("block", "signature", r"^option 'rate' has no default; add one, so that the name alone creates the part$")
 class Demanding(Block):
     """Cannot be made without an option.
 
@@ -183,7 +189,9 @@ class Demanding(Block):
 
 
 @wrong(
-    "block", "option types", r"^option 'rates' is annotated list\[int\], which the grammar cannot read; it reads int,"
+    "block",
+    "option types",
+    r"^option 'rates' is annotated list\[int\], which the grammar cannot parse; supported are int,",
 )
 class Unreadable(Block):
     """Has an option that no line can write.
@@ -208,7 +216,7 @@ class Unannotated(Block):
         super().__init__(in_channels, out_channels)
 
 
-@wrong("block", "option types", r"^the default None of option 'rate' is no int: it would be written none, and not read")
+@wrong("block", "option types", r"^the default None of option 'rate' is not of type int: `none` cannot be parsed back$")
 class Optional(Block):
     """Has a default that is not of its type.
 
@@ -220,13 +228,13 @@ class Optional(Block):
         super().__init__(in_channels, out_channels)
 
 
-@wrong("fusion", "documented", r"^has no docstring; its first line is what `unetkit list` shows$")
+@wrong("fusion", "documentation", r"^has no docstring; `unetkit list` shows its first line$")
 class Silent(Gate):
     pass
 
 
 @wrong(
-    "block", "documented", r"^option 'rate' has no help; write a line `rate: what it does` under Args: in the docstr"
+    "block", "documentation", r"^option 'rate' has no help; add a line `rate: what it does` under Args: in the docstr"
 )
 class HalfSilent(Block):
     """Says nothing of its option."""
@@ -243,7 +251,7 @@ def _forgiving(factory: Any) -> Any:
     return make
 
 
-@wrong("block", "unknown option", r"^takes an option that it has not \(unheard_of=1\) in silence$")
+@wrong("block", "unknown option", r"^accepts an unknown option \(no_such_option=1\) silently$")
 @_forgiving
 def forgives(in_channels: int, out_channels: int) -> nn.Module:
     """Hides behind a decorator that swallows options."""
@@ -259,7 +267,7 @@ def _mumbling(factory: Any) -> Any:
     return make
 
 
-@wrong("block", "unknown option", r"^an unknown option ends in KeyError: 'unheard_of'; let Python raise its TypeError")
+@wrong("block", "unknown option", r"^an unknown option raises KeyError: 'no_such_option'; declare no \*\*kwargs")
 @_mumbling
 def mumbles(in_channels: int, out_channels: int) -> nn.Module:
     """Refuses an option with an error that says nothing."""
@@ -270,7 +278,9 @@ def mumbles(in_channels: int, out_channels: int) -> nn.Module:
 
 
 @wrong(
-    "fusion", "made", r"^with x_channels=8, skip_channels=8: making it fails with ZeroDivisionError.*with an UnetkitEr"
+    "fusion",
+    "construction",
+    r"^with x_channels=8, skip_channels=8: construction fails with ZeroDivisionError.*with an UnetkitEr",
 )
 class Divides(Gate):
     """Falls over for channels that it might refuse."""
@@ -280,7 +290,11 @@ class Divides(Gate):
         self.ratio = 1 / (x_channels - skip_channels)
 
 
-@wrong("block", "made", r"^it refuses every wiring that was tried: with in_channels=12, out_channels=5: not today$")
+@wrong(
+    "block",
+    "construction",
+    r"^it rejects all positional arguments that were tried: with in_channels=12, out_channels=5: not today$",
+)
 class Refuses(Block):
     """Takes nothing."""
 
@@ -288,19 +302,27 @@ class Refuses(Block):
         raise BuildError("not today")
 
 
-@wrong("block", "made", r"^with in_channels=12, out_channels=5: makes a function; a part is a torch\.nn\.Module$")
+@wrong(
+    "block",
+    "construction",
+    r"^with in_channels=12, out_channels=5: returns a function; a part must be a torch\.nn\.Module$",
+)
 def bare(in_channels: int, out_channels: int) -> Any:
     """Makes no module."""
     return torch.relu_ if False else (lambda x: x)
 
 
-@wrong("block", "made", r"^with .*: weight is lazy; make layers with the channels that are given$")
+@wrong("block", "construction", r"^with .*: weight is lazy; create layers with the given channels$")
 def lazy(in_channels: int, out_channels: int) -> nn.Module:
     """Makes a layer whose shape nobody knows yet."""
     return nn.LazyConv2d(out_channels, 1)
 
 
-@wrong("upsampler", "made", r"^with channels=8, scale=2: must declare out_channels, an int of at least 1; it has none$")
+@wrong(
+    "upsampler",
+    "construction",
+    r"^with channels=8, scale=2: must declare out_channels, an int of at least 1; it is missing$",
+)
 class Undeclared(Grow):
     """Says nothing of its channels."""
 
@@ -309,7 +331,7 @@ class Undeclared(Grow):
         del self.out_channels
 
 
-@wrong("upsampler", "made", r"must declare out_channels, an int of at least 1; it has 4\.0$")
+@wrong("upsampler", "construction", r"must declare out_channels, an int of at least 1; it is 4\.0$")
 class Halves(Grow):
     """Declares a float."""
 
@@ -318,7 +340,11 @@ class Halves(Grow):
         self.out_channels = channels / 2
 
 
-@wrong("encoder", "made", r"^with in_channels=3: declares strides \(8, 4, 2\); promised are strides that increase, sh")
+@wrong(
+    "encoder",
+    "construction",
+    r"^with in_channels=3: declares strides \(8, 4, 2\); strides must increase from sh",
+)
 class UpsideDown(Pyramid):
     """Gives its maps deep to shallow."""
 
@@ -330,7 +356,9 @@ class UpsideDown(Pyramid):
         return super().forward(x)[::-1]
 
 
-@wrong("encoder", "made", r"must declare channels, ints of at least 1, one a map; it has \[4\.0, 6\.0, 8\.0\]$")
+@wrong(
+    "encoder", "construction", r"must declare channels as ints of at least 1, one per map; it is \[4\.0, 6\.0, 8\.0\]$"
+)
 class Listing(Pyramid):
     """Declares numbers that are no integers."""
 
@@ -339,7 +367,7 @@ class Listing(Pyramid):
         self.channels = [4.0, 6.0, 8.0]
 
 
-@wrong("encoder", "made", r"declares 3 channels and 2 strides; promised are as many of each, two at least$")
+@wrong("encoder", "construction", r"declares 3 channels and 2 strides; expected equal numbers, at least two$")
 class Miscounts(Pyramid):
     """Declares a stride too few."""
 
@@ -348,18 +376,20 @@ class Miscounts(Pyramid):
         self.strides = (2, 4)
 
 
-@wrong("align", "made", r"^must have wanted\(scaled, skip\), the size to ask the upsampler for$")
+@wrong("align", "construction", r"^must define target_size\(scaled, skip\), the size that the upsampler should return$")
 class Wantless(Fit):
     """Does not say what to ask for."""
 
-    wanted = None  # type: ignore[assignment]
+    target_size = None  # type: ignore[assignment]
 
 
-@wrong("align", "made", r"^wanted\(\(10, 14\), \(9, 13\)\) gives \(11, 15\); it must be one of the two sizes$")
+@wrong(
+    "align", "construction", r"^target_size\(\(10, 14\), \(9, 13\)\) returns \(11, 15\); expected one of the two sizes$"
+)
 class WantsMore(Fit):
     """Asks for a size that nobody has."""
 
-    def wanted(self, scaled: Size, skip: Size) -> Any:
+    def target_size(self, scaled: Size, skip: Size) -> Any:
         return scaled[0] + 1, scaled[1] + 1
 
 
@@ -397,7 +427,7 @@ class PoolsAndNorms(Block):
         return self.conv(x + self.pooled(x))
 
 
-@wrong("block", "forward", r"a batch of 3 of 5x7 in eval: gives a tuple; promised is one tensor$")
+@wrong("block", "forward", r"a batch of 3 of 5x7 in eval: returns a tuple; expected one tensor$")
 class Pairs(Block):
     """Gives more than asked for."""
 
@@ -405,7 +435,7 @@ class Pairs(Block):
         return self.conv(x), x
 
 
-@wrong("head", "forward", r"gives a tensor of shape 3x7; promised is \(B, C, H, W\)$")
+@wrong("head", "forward", r"returns a tensor of shape 3x7; expected \(B, C, H, W\)$")
 class Flat(Head):
     """Gives no map."""
 
@@ -413,7 +443,7 @@ class Flat(Head):
         return super().forward(x)[:, 0, 0]
 
 
-@wrong("encoder", "forward", r"a batch of 2 of 17x21 in eval: gives 2 tensors; promised are 3$")
+@wrong("encoder", "forward", r"a batch of 2 of 17x21 in eval: returns 2 tensors; expected 3$")
 class Forgets(Pyramid):
     """Gives a map less than it declares."""
 
@@ -421,7 +451,7 @@ class Forgets(Pyramid):
         return super().forward(x)[1:]
 
 
-@wrong("align", "forward", r"^a batch of 3 of 10x14 and 9x13 in eval: gives a Tensor; promised are 2 tensors$")
+@wrong("align", "forward", r"^a batch of 3 of 10x14 and 9x13 in eval: returns a Tensor; expected 2 tensors$")
 class Joins(Fit):
     """Does the fusion's work."""
 
@@ -445,13 +475,13 @@ class Boastful(Gate):
         self.out_channels = x_channels + skip_channels
 
 
-@wrong("head", "channels", r"is asked for classes=5, but gives 2 channels$")
+@wrong("head", "channels", r"is called with classes=5, but returns 2 channels$")
 def two_classes(in_channels: int, classes: int) -> nn.Module:
     """Takes two classes for granted."""
     return Head(in_channels, 2)
 
 
-@wrong("block", "channels", r"a batch of 3 of 5x7 in eval: gives a batch of 1; promised is one of 3$")
+@wrong("block", "channels", r"a batch of 3 of 5x7 in eval: returns a batch of 1; expected 3$")
 class Averages(Block):
     """Loses the batch."""
 
@@ -460,7 +490,9 @@ class Averages(Block):
 
 
 @wrong(
-    "encoder", "channels", r"declares channels=\(4, 6, 8\), but gives \(9, 5, 3\) channels; its maps look NHWC: permut"
+    "encoder",
+    "channels",
+    r"declares channels=\(4, 6, 8\), but returns \(9, 5, 3\) channels; the maps appear to be NHWC: permut",
 )
 class ChannelsLast(Pyramid):
     """Gives maps of (B, H, W, C)."""
@@ -469,7 +501,7 @@ class ChannelsLast(Pyramid):
         return [m.permute(0, 2, 3, 1) for m in super().forward(x)]
 
 
-@wrong("align", "channels", r"is given a map of 4 channels and a skip of 6, but gives \(4, 5\) channels$")
+@wrong("align", "channels", r"receives a map of 4 channels and a skip of 6, but returns \(4, 5\) channels$")
 class Drops(Fit):
     """Loses a channel of the skip."""
 
@@ -478,7 +510,7 @@ class Drops(Fit):
         return x, skip[:, 1:]
 
 
-@wrong("fusion", "size", r"a batch of 3 of 5x7 in eval: gives 5x6; a fusion keeps height and width$")
+@wrong("fusion", "size", r"a batch of 3 of 5x7 in eval: returns 5x6; a fusion must keep height and width$")
 class Short(Gate):
     """Loses a column."""
 
@@ -486,13 +518,13 @@ class Short(Gate):
         return super().forward(x, skip)[..., :-1] if x.shape[-1] > 1 else super().forward(x, skip)
 
 
-@wrong("block", "size", r"gives 6x8; a block keeps height and width, unless it declares valid = True$")
+@wrong("block", "size", r"returns 6x8; a block must keep height and width, unless it declares valid = True$")
 def even_kernel(in_channels: int, out_channels: int) -> nn.Module:
     """Has a kernel without a centre."""
     return nn.Conv2d(in_channels, out_channels, 2, padding=1)
 
 
-@wrong("block", "size", r"a batch of 3 of 13x15 in eval: gives 15x17; a valid block makes a map smaller, never larger$")
+@wrong("block", "size", r"a batch of 3 of 13x15 in eval: returns 15x17; a valid block must not enlarge the map$")
 class Swells(Block):
     """Says that it shrinks, and grows."""
 
@@ -505,7 +537,7 @@ class Swells(Block):
 @wrong(
     "upsampler",
     "size",
-    r"^with channels=8, scale=4, .* of 5x7, asked for 20x28 in eval: gives 10x14; the scale times th",
+    r"^with channels=8, scale=4, .* of 5x7, target size 20x28 in eval: returns 10x14; the scale times th",
 )
 class Doubles(Grow):
     """Knows one scale."""
@@ -515,7 +547,9 @@ class Doubles(Grow):
 
 
 @wrong(
-    "upsampler", "size", r"of 5x7, asked for 9x13 in eval: gives 14x18, more than a scale away from what is asked for$"
+    "upsampler",
+    "size",
+    r"of 5x7, target size 9x13 in eval: returns 14x18, which differs from the target size by more than the scale$",
 )
 class Overshoots(Grow):
     """Goes far beyond an odd size."""
@@ -525,7 +559,7 @@ class Overshoots(Grow):
         return F.interpolate(x, size if exact else (size[0] + 5, size[1] + 5))
 
 
-@wrong("align", "size", r"gives 10x14 and 9x13; both must come out with one size$")
+@wrong("align", "size", r"returns 10x14 and 9x13; both must have the same size$")
 class LeavesThem(Fit):
     """Aligns nothing."""
 
@@ -533,7 +567,7 @@ class LeavesThem(Fit):
         return x, skip
 
 
-@wrong("align", "size", r"gives 12x12, which is beyond both of the sizes given$")
+@wrong("align", "size", r"returns 12x12, which is not between the two input sizes$")
 class Fixes(Fit):
     """Has a size of its own."""
 
@@ -541,9 +575,7 @@ class Fixes(Fit):
         return F.interpolate(x, (12, 12)), F.interpolate(skip, (12, 12))
 
 
-@wrong(
-    "encoder", "size", r"declares stride 16 for map 2, about 2x2, but gives 5x6$|declares stride 16 for map 2, about"
-)
+@wrong("encoder", "size", r"declares stride 16 for map 2, which is about 3x3, but returns 5x5$")
 class WrongStride(Pyramid):
     """Declares a stride that it has not."""
 
@@ -555,7 +587,7 @@ class WrongStride(Pyramid):
 @wrong(
     "head",
     "logits",
-    r"^with in_channels=8, classes=5: every output lies in \[0, 1\]: a head gives logits; leave sigmoid",
+    r"^with in_channels=8, classes=5: every output lies in \[0, 1\]: a head must return logits; leave sigmoid",
 )
 class Softmax(Head):
     """Gives probabilities."""
@@ -568,7 +600,9 @@ class Softmax(Head):
 
 
 @wrong(
-    "fusion", "gradients", r"no gradient reaches unused\.weight, unused\.bias: unused, or cut off by detach or no_grad$"
+    "fusion",
+    "gradients",
+    r"no gradient reaches unused\.weight, unused\.bias: it is unused, or cut off by detach or no_grad$",
 )
 class Unused(Gate):
     """Has a layer that it forgets."""
@@ -578,7 +612,7 @@ class Unused(Gate):
         self.unused = nn.Conv2d(2, 2, 1)
 
 
-@wrong("fusion", "gradients", r"no gradient reaches x\.weight, x\.bias: unused, or cut off by detach or no_grad$")
+@wrong("fusion", "gradients", r"no gradient reaches x\.weight, x\.bias: it is unused, or cut off by detach or no_grad$")
 class Detached(Gate):
     """Cuts half of itself off."""
 
@@ -590,7 +624,7 @@ class Detached(Gate):
 @wrong(
     "block",
     "gradients",
-    r"^with in_channels=12, out_channels=5: its output carries no gradient; something in it is det",
+    r"^with in_channels=12, out_channels=5: its output has no gradient; something in it is det",
 )
 class Frozen(Block):
     """Learns nothing."""
@@ -600,7 +634,7 @@ class Frozen(Block):
         return super().forward(x)
 
 
-@wrong("block", "gradients", r"no gradient reaches its inputs, so that nothing before it learns$")
+@wrong("block", "gradients", r"no gradient reaches its inputs, so the layers before it do not train$")
 class Wall(Block):
     """Learns alone."""
 
@@ -637,7 +671,9 @@ class Remembers(Block):
         return out
 
 
-@wrong("block", "inputs", r"a batch of 3 of 5x7 in eval: changes its input in place, which others still use$")
+@wrong(
+    "block", "inputs", r"a batch of 3 of 5x7 in eval: changes its input in place, although other parts still use it$"
+)
 class InPlace(Block):
     """Writes on what it is given."""
 
@@ -645,7 +681,11 @@ class InPlace(Block):
         return self.conv(F.relu_(x))
 
 
-@wrong("fusion", "inputs", r"a batch of 3 of 5x7 in training: changes the skip in place, which others still use$")
+@wrong(
+    "fusion",
+    "inputs",
+    r"a batch of 3 of 5x7 in training: changes the skip in place, although other parts still use it$",
+)
 class InPlaceSkip(Gate):
     """Writes on the skip, in training alone."""
 
@@ -655,7 +695,7 @@ class InPlaceSkip(Gate):
         return super().forward(x, skip)
 
 
-@wrong("block", "state", r"a pass in eval changes the buffer seen; do that in training only$")
+@wrong("block", "state", r"a pass in eval changes the buffer seen; update it only in training$")
 class Counts(Block):
     """Counts its passes."""
 
@@ -668,7 +708,7 @@ class Counts(Block):
         return super().forward(x)
 
 
-@wrong("block", "state", r"a pass adds late\.weight, late\.bias to the state_dict; make every layer in __init__$")
+@wrong("block", "state", r"a pass adds late\.weight, late\.bias to the state_dict; create every layer in __init__$")
 class Late(Block):
     """Makes a layer when it is first called."""
 
@@ -688,7 +728,9 @@ class Learns(Block):
 
 
 @wrong(
-    "block", "state", r"two passes of one input differ by up to .*: it draws random numbers; ask self\.training first$"
+    "block",
+    "state",
+    r"two passes of one input differ by up to .*: it draws random numbers; check self\.training first$",
 )
 class AlwaysDrops(Block):
     """Drops out in eval too."""
@@ -697,9 +739,7 @@ class AlwaysDrops(Block):
         return F.dropout(super().forward(x))
 
 
-@wrong(
-    "block", "state", r"two passes of one input in a row differ by up to .*: something is kept from call to call, or dr"
-)
+@wrong("block", "state", r"two successive passes of one input differ by up to .*: it keeps state between calls, or dr")
 class Rolls(Block):
     """Draws numbers that no seed of torch fixes."""
 
@@ -708,7 +748,7 @@ class Rolls(Block):
 
 
 @wrong(
-    "block", "state", r"a batch of 1 of 8x8 fails \(RuntimeError: .*\), which passes a new part: something is kept fr"
+    "block", "state", r"a batch of 1 of 8x8 fails \(RuntimeError: .*\), but passes through a new part: it keeps state"
 )
 class Caches(Block):
     """Keeps a grid of the first size."""
@@ -722,7 +762,7 @@ class Caches(Block):
 
 
 @wrong(
-    "upsampler", "state", r"give other outputs \(by up to inf\) when one comes after the other: something is kept from"
+    "upsampler", "state", r"give other outputs \(by up to inf\) when run one after the other: it keeps state between"
 )
 class CachesSize(Grow):
     """Keeps the first size."""
@@ -735,7 +775,9 @@ class CachesSize(Grow):
 
 
 @wrong(
-    "block", "batch", r"a batch of 3 of 5x7 in eval: sample 0 comes out otherwise \(by up to .*\) than alone: samples"
+    "block",
+    "batch",
+    r"a batch of 3 of 5x7 in eval: the output of sample 0 differs \(by up to .*\) from its output alone: samples",
 )
 class Mixes(Block):
     """Normalises over the batch in eval too."""
@@ -753,7 +795,11 @@ class Mixes(Block):
 # What a second part is.
 
 
-@wrong("block", "seed", r"conv\.weight differs between two makes under one torch\.manual_seed; draw it by torch$")
+@wrong(
+    "block",
+    "seed",
+    r"conv\.weight differs between two parts created with the same torch\.manual_seed; draw it with torch$",
+)
 class DrawsElsewhere(Block):
     """Draws its weights by numpy."""
 
@@ -763,7 +809,7 @@ class DrawsElsewhere(Block):
             self.conv.weight.mul_(float(np.random.default_rng().random()))
 
 
-@wrong("block", "seed", r"making it sets torch's seed, so that all that is made after it is no longer free$")
+@wrong("block", "seed", r"its constructor sets torch's seed, which changes all later random numbers$")
 class Seeds(Block):
     """Sets the seed of everybody."""
 
@@ -772,7 +818,7 @@ class Seeds(Block):
         super().__init__(in_channels, out_channels)
 
 
-@wrong("block", "seed", r"in training two passes under one torch\.manual_seed differ by up to")
+@wrong("block", "seed", r"in training two passes with the same torch\.manual_seed differ by up to")
 class TrainsElsewhere(Block):
     """Augments with numbers that no seed fixes."""
 
@@ -780,7 +826,7 @@ class TrainsElsewhere(Block):
         return super().forward(x) * (random.random() if self.training else 1.0)
 
 
-@wrong("block", "seed", r"a pass sets torch's seed, so that all that is drawn after it is no longer free$")
+@wrong("block", "seed", r"a pass sets torch's seed, which changes all later random numbers$")
 class SeedsInPass(Block):
     """Sets the seed in every pass."""
 
@@ -793,7 +839,7 @@ class SeedsInPass(Block):
 @wrong(
     "block",
     "state_dict",
-    r"something is not in it \(convs, a list, is out of torch's sight: take ModuleList, ModuleDict",
+    r"something is not in it \(convs, a list, is not registered: use ModuleList, ModuleDict",
 )
 class Listed(Block):
     """Keeps layers in a list."""
@@ -806,9 +852,7 @@ class Listed(Block):
         return super().forward(self.convs[0](x))
 
 
-@wrong(
-    "block", "state_dict", r"outputs that differ by up to .*: something is not in it \(scale, a Tensor, is out of torch"
-)
+@wrong("block", "state_dict", r"outputs that differ by up to .*: something is not in it \(scale, a Tensor, is not reg")
 class Loose(Block):
     """Keeps a random tensor that is no buffer."""
 
@@ -854,9 +898,7 @@ class Renames(Block):
         return super().forward(late(x))
 
 
-@wrong(
-    "block", "deepcopy", r"a deep copy goes on using the original's weights: a lambda or a bound method that the part k"
-)
+@wrong("block", "deepcopy", r"a deep copy still uses the original's weights: it keeps a lambda or a bound method")
 class Binds(Block):
     """Keeps a lambda over its own layer."""
 
@@ -895,7 +937,7 @@ class Shares(Block):
 @wrong(
     "block",
     "dtype",
-    r"in float64 \(part\.double\(\)\) it gives torch\.float32; make tensors with the dtype of what it is",
+    r"in float64 \(part\.double\(\)\) it returns torch\.float32; create tensors with the dtype of the input",
 )
 class Floats(Block):
     """Gives float32 whatever it is given."""
@@ -918,7 +960,7 @@ class Mats(Block):
 @wrong(
     "block",
     "meta",
-    r"a pass on the meta device \(it has shapes but no values; so a gpu has another device\) fails with",
+    r"a pass on the meta device \(which has shapes but no values, and detects tensors on a wrong device\) fails with",
 )
 class Cpu(Block):
     """Makes a tensor on the cpu."""
@@ -936,7 +978,9 @@ class Peeks(Block):
 
 
 @wrong(
-    "block", "meta", r"made under torch\.device\('meta'\), scale is on cpu; make tensors with torch's own functions and"
+    "block",
+    "meta",
+    r"created under torch\.device\('meta'\), scale is on cpu; create tensors with torch's functions without",
 )
 class FromNumpy(Block):
     """Has a parameter made by numpy."""
@@ -952,7 +996,7 @@ class FromNumpy(Block):
 @wrong(
     "block",
     "export",
-    r"exported at 2 of 16x12, it does not take 2 of 9x11 \(.*\): a size was fixed; take sizes from x\.",
+    r"exported at 2 of 16x12, it does not accept 2 of 9x11 \(.*\): a size was fixed; read sizes from x\.",
 )
 class Branches(Block):
     """Goes another way on large maps."""
@@ -961,7 +1005,7 @@ class Branches(Block):
         return super().forward(x if x.shape[-1] > 11 else x * 2)
 
 
-@wrong("upsampler", "export", r"exported at 2 of 16x12, asked for 32x24, it does not take 2 of 9x11")
+@wrong("upsampler", "export", r"exported at 2 of 16x12, target size 32x24, it does not accept 2 of 9x11")
 class Ints(Grow):
     """Makes Python numbers of sizes."""
 
@@ -1037,7 +1081,7 @@ class Recalls(Block):
 wrong(
     "block",
     "seed",
-    r"in training two passes of one input in a row differ by up to .*, under one seed: something is kept",
+    r"in training two successive passes of one input differ by up to .* with the same seed: it keeps state",
 )(Recalls)
 
 
@@ -1071,7 +1115,7 @@ class CutsTheMap(Gate):
         return super().forward(x.detach(), skip)
 
 
-@wrong("block", "forward", r"a batch of 3 of 5x7 in eval: gives numbers that are not finite$")
+@wrong("block", "forward", r"a batch of 3 of 5x7 in eval: returns values that are not finite$")
 class Endless(Block):
     """Divides by zero."""
 
@@ -1079,7 +1123,7 @@ class Endless(Block):
         return self.conv(x) + 1 / torch.zeros_like(x[:1, :1, :1, :1])
 
 
-@wrong("head", "logits", r"every output lies in \[-1, 1\]: a head gives logits")
+@wrong("head", "logits", r"every output lies in \[-1, 1\]: a head must return logits")
 class Squashes(Head):
     """Ends in tanh."""
 
@@ -1087,7 +1131,7 @@ class Squashes(Head):
         return super().forward(x).tanh()
 
 
-@wrong("head", "logits", r"every output is at most 0, as log-softmax gives: a head gives logits")
+@wrong("head", "logits", r"every output is at most 0, as after log-softmax: a head must return logits")
 class Logarithms(Head):
     """Ends in log-softmax, but for one class, where it would be 0."""
 
@@ -1096,7 +1140,11 @@ class Logarithms(Head):
         return y.log_softmax(dim=1) if y.shape[1] > 1 else -y.abs()
 
 
-@wrong("block", "made", r"^it changes torch's default dtype for the whole process; leave that to its user$")
+@wrong(
+    "block",
+    "construction",
+    r"^it changes torch's default dtype for the whole process; leave these settings to the user$",
+)
 class Widens(Block):
     """Sets a default dtype."""
 
@@ -1105,7 +1153,9 @@ class Widens(Block):
         torch.set_default_dtype(torch.float64)
 
 
-@wrong("block", "made", r"^it changes torch's number of threads and whether torch takes deterministic algorithms for")
+@wrong(
+    "block", "construction", r"^it changes torch's number of threads and torch's use of deterministic algorithms for"
+)
 class Slows(Block):
     """Sets what is the user's to set."""
 
@@ -1131,7 +1181,7 @@ class Leaves(Block):
 @wrong(
     "block",
     "network",
-    r"^in the network `--encoder 'plain:widths=\[4,8,16\]' --block '<Picky>'` it is refused: .*one channel",
+    r"^in the network `--encoder 'plain:widths=\[4,8,16\]' --block '<Picky>'` it is rejected: .*one channel",
 )
 class Picky(Block):
     """Takes channels that no network has."""
@@ -1142,13 +1192,13 @@ class Picky(Block):
         super().__init__(in_channels, out_channels)
 
 
-@wrong("recipe", "plan", r"^its plan names the recipe unet-2015; write out what that says$")
+@wrong("recipe", "plan", r"^its plan names the recipe unet-2015; write out its fields instead$")
 def relays() -> Plan:
     """Leaves the work to another recipe."""
     return Plan.of(recipe="unet-2015", fuse="add")
 
 
-@wrong("recipe", "plan", r"^returns a str; promised is a Plan$")
+@wrong("recipe", "plan", r"^returns a str; expected a Plan$")
 def line() -> Any:
     """Gives the line itself."""
     return "--encoder plain"
@@ -1157,20 +1207,20 @@ def line() -> Any:
 @wrong(
     "recipe",
     "plan",
-    r"^its line `--widths '\[64, 32\]'` does not read back: --widths: takes integers like 256,128,64",
+    r"^its line `--widths '\[64, 32\]'` cannot be parsed: --widths: must be integers such as 256,128,64",
 )
 def by_hand() -> Plan:
     """Fills a Plan with what nobody has read."""
     return Plan(widths=[64, 32])  # type: ignore[arg-type]
 
 
-@wrong("recipe", "plan", r"^making its plan fails with UnknownNameError: there is no option 'fusion'")
+@wrong("recipe", "plan", r"^creating its plan fails with UnknownNameError: there is no option 'fusion'")
 def misspelled() -> Plan:
     """Says a word that there is not."""
     return Plan.of(fusion="add")
 
 
-@wrong("recipe", "own size", r"^it does not build: .*no encoder is called 'plainly'; did you mean plain")
+@wrong("recipe", "input size", r"^it cannot be built: .*no encoder is called 'plainly'; did you mean plain")
 def unknown_encoder() -> Plan:
     """Names a part that there is not."""
     return Plan.of(encoder="plainly")
@@ -1178,7 +1228,7 @@ def unknown_encoder() -> Plan:
 
 @wrong(
     "recipe",
-    "own size",
+    "input size",
     r"^at its own size: input size 20x20 does not work: .*; the nearest sizes that work are 44x44 and 48x48$",
 )
 def too_small() -> Plan:
@@ -1189,7 +1239,7 @@ def too_small() -> Plan:
 # Whole models.
 
 
-@wrong("model", "signature", r"^takes \(in_channels\); the builder gives \(in_channels, classes\)$")
+@wrong("model", "signature", r"^accepts \(in_channels\); the builder supplies \(in_channels, classes\)$")
 class Binary(Patches):
     """Has one class alone."""
 
@@ -1197,14 +1247,18 @@ class Binary(Patches):
         super().__init__(in_channels, 1)
 
 
-@wrong("model", "made", r"^with in_channels=3, classes=5: declares multiple=4\.0; promised is an int of at least 1$")
+@wrong(
+    "model", "construction", r"^with in_channels=3, classes=5: declares multiple=4\.0; expected an int of at least 1$"
+)
 class Quarters(Patches):
     """Declares a float."""
 
     multiple = 16 / 4
 
 
-@wrong("model", "made", r"^with in_channels=3, classes=5: declares size=32; promised is \(height, width\), or None$")
+@wrong(
+    "model", "construction", r"^with in_channels=3, classes=5: declares size=32; expected \(height, width\) or None$"
+)
 class Square(Patches):
     """Declares one side of its size."""
 
@@ -1232,7 +1286,7 @@ class TooSmall(Patches):
         return self.up(F.interpolate(F.avg_pool2d(y, 2), y.shape[-2:]))
 
 
-@wrong("model", "forward", r"a batch of 3 of 16x20 in eval: gives a dict; promised is one tensor$")
+@wrong("model", "forward", r"a batch of 3 of 16x20 in eval: returns a dict; expected one tensor$")
 class Named(Patches):
     """Gives its logits by name, as torchvision's models do."""
 
@@ -1240,7 +1294,7 @@ class Named(Patches):
         return {"out": super().forward(x)}
 
 
-@wrong("model", "channels", r"a batch of 3 of 16x20 in eval: is asked for classes=5, but gives 2 channels$")
+@wrong("model", "channels", r"a batch of 3 of 16x20 in eval: is called with classes=5, but returns 2 channels$")
 class TwoClasses(Patches):
     """Knows foreground and background."""
 
@@ -1248,7 +1302,7 @@ class TwoClasses(Patches):
         super().__init__(in_channels, 2)
 
 
-@wrong("model", "size", r"a batch of 3 of 16x20 in eval: gives 4x5; a model keeps height and width$")
+@wrong("model", "size", r"a batch of 3 of 16x20 in eval: returns 4x5; a model must keep height and width$")
 class Coarse(Patches):
     """Leaves resizing to others, as some of the transformers do."""
 
@@ -1256,7 +1310,11 @@ class Coarse(Patches):
         return F.avg_pool2d(super().forward(x), 4)
 
 
-@wrong("model", "logits", r"^with in_channels=1, classes=1: every output lies in \[0, 1\]: a model gives logits; leave")
+@wrong(
+    "model",
+    "logits",
+    r"^with in_channels=1, classes=1: every output lies in \[0, 1\]: a model must return logits; leave",
+)
 class Probable(Patches):
     """Ends in a sigmoid where there is one class."""
 
@@ -1265,7 +1323,11 @@ class Probable(Patches):
         return y.sigmoid() if y.shape[1] == 1 else y
 
 
-@wrong("model", "gradients", r"^with in_channels=3, classes=5: no gradient reaches aux\.weight, aux\.bias: unused, or")
+@wrong(
+    "model",
+    "gradients",
+    r"^with in_channels=3, classes=5: no gradient reaches aux\.weight, aux\.bias: it is unused, or",
+)
 class Auxiliary(Patches):
     """Has a head that nothing calls."""
 
@@ -1275,7 +1337,7 @@ class Auxiliary(Patches):
 
 
 @wrong(
-    "model", "export", r"exported at 2 of 72x68, it does not take 2 of 64x64 .*: a size was fixed; take sizes from x"
+    "model", "export", r"exported at 2 of 72x68, it does not accept 2 of 64x64 .*: a size was fixed; read sizes from x"
 )
 class Tiles(Patches):
     """Goes another way on large images."""
@@ -1284,7 +1346,7 @@ class Tiles(Patches):
         return super().forward(x if x.shape[-1] > 64 else x * 2)
 
 
-@wrong("model", "network", r"^in the network `--model '<Paired>'` it is refused: .*an odd number of classes alone$")
+@wrong("model", "network", r"^in the network `--model '<Paired>'` it is rejected: .*an odd number of classes alone$")
 class Paired(Patches):
     """Takes numbers of classes that the network's is none of."""
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # what `unetkit --help` loads with this command has no need o
     from rich.table import Table
 
     from unetkit.testing import CheckResult
-    from unetkit.testing.runner import CheckJob
+    from unetkit.testing.runner import PendingCheck
 
 
 @click.group(invoke_without_command=True)
@@ -115,18 +115,18 @@ def check(ctx: click.Context, target: str) -> None:
     unetkit plugins check my-gate
     unetkit plugins check ./gate.py
     """
-    from unetkit.testing.runner import jobs_of_plugin
+    from unetkit.testing.runner import collect_plugin_checks
 
-    jobs = jobs_of_plugin(target)
+    jobs = collect_plugin_checks(target)
     results = [job.run() for job in _with_progress(jobs)]
     console = make_console()
     for matrix in _matrices(jobs, results, console.width):
         console.print(matrix)
-    told = [result for result in results if result.message and not result.follows]
-    for result in sorted(told, key=lambda result: result.outcome, reverse=True):  # failures last, where one looks
+    reported = [result for result in results if result.message and not result.is_blocked]
+    for result in sorted(reported, key=lambda result: result.outcome, reverse=True):  # failures last, where one looks
         console.print(f"{result.outcome}: {result.part}: {result.check}: {result.message}", soft_wrap=True)
     counts = [f"{sum(r.outcome == outcome for r in results)} {outcome}" for outcome in _OUTCOMES]
-    rest = sum(result.follows for result in results)
+    rest = sum(result.is_blocked for result in results)
     after = f" ({rest} because a check that they depend on did not pass)" if rest else ""
     console.print(f"{len(results)} checks: {', '.join(counts)}{after}")
     ctx.exit(int(any(result.outcome == "failed" for result in results)))
@@ -136,7 +136,7 @@ def check(ctx: click.Context, target: str) -> None:
 _OUTCOMES = {"passed": ("ok", "green"), "failed": ("FAIL", "bold red"), "skipped": ("skip", "dim")}
 
 
-def _with_progress(jobs: list[CheckJob]) -> Iterator[CheckJob]:
+def _with_progress(jobs: list[PendingCheck]) -> Iterator[PendingCheck]:
     from rich.console import Console
     from rich.progress import track
 
@@ -144,7 +144,7 @@ def _with_progress(jobs: list[CheckJob]) -> Iterator[CheckJob]:
     yield from track(jobs, "checking", console=watching, transient=True, disable=not watching.is_terminal)
 
 
-def _matrices(jobs: list[CheckJob], results: list[CheckResult], width: int) -> Iterator[Table]:
+def _matrices(jobs: list[PendingCheck], results: list[CheckResult], width: int) -> Iterator[Table]:
     """Make tables with a row for each check and a column for each part, as many columns as fit."""
     from rich.text import Text
 

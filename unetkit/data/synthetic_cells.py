@@ -365,4 +365,4 @@ def cells(
     splits = {name: CellsDataset(name, number, *options) for name, number in counts.items()}
     names = ("background", "cell") if classes == 2 else ("background", *(kind.name for kind in KINDS[: classes - 1]))
     target = Target("binary" if classes == 2 else "multiclass", names)
-    return DatasetSplits("cells", target, 1, splits, augment="hflip,turn,elastic:std=5,light")
+    return DatasetSplits("cells", target, 1, splits, augment="hflip,rotate90,elastic:std=5,light")

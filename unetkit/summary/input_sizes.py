@@ -66,7 +66,7 @@ def verify(model: nn.Module, *, any_size: bool) -> None:
 
 @dataclass(frozen=True)
 class _Contract:
-    """What a part that returns one tensor must return.
+    """The output that a part must give, if it is to give one tensor.
 
     Attributes:
         flag: the option of the command line that chose the part, with its value.

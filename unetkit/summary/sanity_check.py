@@ -34,7 +34,7 @@ class SanityCheck:
 
     @property
     def passed(self) -> bool:
-        """Whether all values are finite and every trainable parameter received a gradient."""
+        """True if all values are finite and every trainable parameter received a gradient."""
         return self.finite and not self.unreached
 
     def to_dict(self) -> dict[str, Any]:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from unetkit.testing.runner import assert_conforms as assert_conforms
     from unetkit.testing.runner import check_part as check_part
     from unetkit.testing.runner import check_plugin as check_plugin
-    from unetkit.testing.runner import jobs_of_part as jobs_of_part
-    from unetkit.testing.runner import jobs_of_plugin as jobs_of_plugin
+    from unetkit.testing.runner import collect_part_checks as collect_part_checks
+    from unetkit.testing.runner import collect_plugin_checks as collect_plugin_checks
 
 _HOMES = {
     "CHECKS": "unetkit.testing.catalog",
@@ -25,8 +25,8 @@ _HOMES = {
     "assert_conforms": "unetkit.testing.runner",
     "check_part": "unetkit.testing.runner",
     "check_plugin": "unetkit.testing.runner",
-    "jobs_of_part": "unetkit.testing.runner",
-    "jobs_of_plugin": "unetkit.testing.runner",
+    "collect_part_checks": "unetkit.testing.runner",
+    "collect_plugin_checks": "unetkit.testing.runner",
 }
 __all__ = sorted(_HOMES)
 

@@ -10,9 +10,9 @@ from typing import Literal
 
 from unetkit.registry import KINDS
 
-#: The kinds that are made and called; a recipe is only read.
-MODULES = tuple(kind.title for kind in KINDS if kind.title != "recipe")
-EVERY = (*MODULES, "recipe")
+#: The kinds whose parts are modules; a recipe returns a plan.
+MODULE_KINDS = tuple(kind.title for kind in KINDS if kind.title != "recipe")
+ALL_KINDS = (*MODULE_KINDS, "recipe")
 PLUGIN = ("plugin",)
 
 
@@ -23,63 +23,131 @@ class Check:
     Attributes:
         name: the short name in results and test ids.
         title: what the part must do.
-        home: the function of the check, "module:function" within `unetkit.testing.checks`.
+        function: the function of the check, "module:function" within `unetkit.testing.checks`.
         kinds: titles of the kinds that are checked; "plugin" for a check of the plugin itself.
         needs: checks that must pass first, because this check would only repeat their failure.
     """
 
     name: str
     title: str
-    home: str
-    kinds: tuple[str, ...] = MODULES
-    needs: tuple[str, ...] = ("made",)
+    function: str
+    kinds: tuple[str, ...] = MODULE_KINDS
+    needs: tuple[str, ...] = ("construction",)
 
 
-_STEADY = ("made", "state")
-_WHOLE = ("forward", "channels", "size", "gradients", "inputs", "state", "state_dict")
-#: A network is looked at on the meta device, as a copy, when it is built.
-_BUILT = (*_WHOLE, "deepcopy", "meta")
+#: Checks that the checks of outputs in eval mode depend on.
+_DETERMINISTIC = ("construction", "state")
+_CONFORMING = ("forward", "channels", "size", "gradients", "inputs", "state", "state_dict")
+#: Building a network copies the part and runs it on the meta device.
+_BUILDABLE = (*_CONFORMING, "deepcopy", "meta")
 
 CHECKS = (
-    Check("signature", "the wiring is positional, options keyword-only", "signature:wiring", EVERY, ()),
-    Check("option types", "the grammar reads every option and its default", "signature:types_", EVERY, ()),
-    Check("documented", "a summary, and a line of help for every option", "signature:documented", EVERY, ()),
-    Check("made", "the builder's wiring makes a module that declares itself", "forward:made", needs=("signature",)),
     Check(
-        "unknown option", "an option that there is not is refused", "signature:unknown", EVERY, ("signature", "made")
+        "signature",
+        "positional parameters as documented, options keyword-only",
+        "signature:check_positional",
+        ALL_KINDS,
+        (),
     ),
-    Check("forward", "odd sizes, 1x1, one sample and several pass in train and eval", "forward:forward"),
-    Check("channels", "the channels are those declared or asked for", "forward:channels"),
-    Check("size", "height and width are what the kind promises", "forward:size", needs=("made", "channels")),
-    Check("logits", "logits come out, not probabilities", "forward:logits", ("head", "model")),
-    Check("inputs", "inputs are left as they were", "autograd:inputs"),
-    Check("state", "in eval a pass leaves nothing behind and draws nothing", "autograd:state"),
-    Check("gradients", "finite gradients reach every parameter, and pass through", "autograd:gradients", needs=_STEADY),
-    Check("batch", "in eval the samples of a batch do not mix", "autograd:batch", needs=(*_STEADY, "channels")),
-    Check("seed", "a seed fixes weights and passes", "state:seed", needs=(*_STEADY, "gradients")),
-    Check("state_dict", "the state_dict carries all that matters", "state:state_dict", needs=_STEADY),
-    Check("deepcopy", "a deep copy is equal and shares nothing", "state:deep_copy", needs=(*_STEADY, "state_dict")),
-    Check("dtype", "in float64 it computes in float64", "export:dtype", needs=(*_STEADY, "state_dict")),
-    Check("meta", "it is made and passed on the meta device, without values", "export:meta", needs=_STEADY),
+    Check("option types", "every option and its default can be parsed", "signature:check_option_types", ALL_KINDS, ()),
     Check(
-        "export", "torch.export gives one program for every size", "export:export", needs=("forward", "state", "meta")
+        "documentation",
+        "a summary, and a line of help for every option",
+        "signature:check_documentation",
+        ALL_KINDS,
+        (),
     ),
-    Check("channels_last", "channels_last memory gives equal outputs", "export:channels_last", needs=_STEADY),
-    Check("options", "every choice of an option keeps the promises too", "forward:options", needs=_WHOLE),
-    Check("network", "a network with it trains, keeps its size, is saved and loaded", "network:network", needs=_BUILT),
-    Check("plan", "a plan that names no other recipe and reads back", "network:plan", ("recipe",), ("signature",)),
-    Check("own size", "its network passes its own size on meta", "network:own_size", ("recipe",), ("plan",)),
-    Check("loads", "the plugin loads, registers and adds something", "plugin:loads", PLUGIN, ()),
-    Check("light", "importing and registering it imports no torch", "plugin:light", PLUGIN, ("loads",)),
-    Check("sources", "the libraries that it adds list their names", "plugin:sources", PLUGIN, ("loads",)),
-    Check("commands", "its commands have help and names of their own", "plugin:commands", PLUGIN, ("loads",)),
-    Check("metrics", "its metrics are described, and measure a small network", "plugin:metrics", PLUGIN, ("loads",)),
-    Check("wraps", "models that it wraps predict, train, are saved and copied", "plugin:wraps", PLUGIN, ("loads",)),
+    Check(
+        "construction",
+        "a module with the attributes of its kind is created",
+        "forward:check_construction",
+        needs=("signature",),
+    ),
+    Check(
+        "unknown option",
+        "an unknown option is rejected",
+        "signature:check_unknown_option",
+        ALL_KINDS,
+        ("signature", "construction"),
+    ),
+    Check("forward", "odd sizes, 1x1 and any batch size pass in train and eval mode", "forward:check_forward"),
+    Check("channels", "outputs have the declared or requested channels", "forward:check_channels"),
+    Check(
+        "size",
+        "outputs have the height and width expected of the kind",
+        "forward:check_size",
+        needs=("construction", "channels"),
+    ),
+    Check("logits", "outputs are logits, not probabilities", "forward:check_logits", ("head", "model")),
+    Check("inputs", "inputs are not changed in place", "autograd:check_inputs"),
+    Check("state", "eval mode is deterministic and keeps no state between calls", "autograd:check_state"),
+    Check(
+        "gradients",
+        "finite gradients reach every parameter and the inputs",
+        "autograd:check_gradients",
+        needs=_DETERMINISTIC,
+    ),
+    Check(
+        "batch",
+        "samples of a batch are independent in eval mode",
+        "autograd:check_batch",
+        needs=(*_DETERMINISTIC, "channels"),
+    ),
+    Check(
+        "seed",
+        "the seed determines weights and training passes",
+        "state:check_seed",
+        needs=(*_DETERMINISTIC, "gradients"),
+    ),
+    Check("state_dict", "the state_dict restores the outputs exactly", "state:check_state_dict", needs=_DETERMINISTIC),
+    Check(
+        "deepcopy",
+        "a deep copy is equal and shares no memory",
+        "state:check_deepcopy",
+        needs=(*_DETERMINISTIC, "state_dict"),
+    ),
+    Check("dtype", "float64 inputs give float64 outputs", "export:check_dtype", needs=(*_DETERMINISTIC, "state_dict")),
+    Check("meta", "construction and forward work on the meta device", "export:check_meta", needs=_DETERMINISTIC),
+    Check(
+        "export",
+        "one torch.export program is valid for all sizes",
+        "export:check_export",
+        needs=("forward", "state", "meta"),
+    ),
+    Check(
+        "channels_last", "channels_last memory gives equal outputs", "export:check_channels_last", needs=_DETERMINISTIC
+    ),
+    Check("options", "every choice of an option conforms as well", "forward:check_options", needs=_CONFORMING),
+    Check("network", "a network with it can be trained, saved and loaded", "network:check_network", needs=_BUILDABLE),
+    Check(
+        "plan", "a plan without a recipe, whose line can be parsed", "network:check_plan", ("recipe",), ("signature",)
+    ),
+    Check(
+        "input size", "its network accepts the recipe's input size", "network:check_input_size", ("recipe",), ("plan",)
+    ),
+    Check("loading", "the plugin loads, registers and adds something", "plugin:check_loading", PLUGIN, ()),
+    Check("imports", "loading and registering do not import torch", "plugin:check_imports", PLUGIN, ("loading",)),
+    Check("libraries", "its libraries list their names", "plugin:check_libraries", PLUGIN, ("loading",)),
+    Check("commands", "its commands have help and unused names", "plugin:check_commands", PLUGIN, ("loading",)),
+    Check(
+        "metrics",
+        "its metrics have descriptions and measure a small network",
+        "plugin:check_metrics",
+        PLUGIN,
+        ("loading",),
+    ),
+    Check(
+        "wrapping",
+        "wrapped models predict, train, and can be saved and copied",
+        "plugin:check_wrapping",
+        PLUGIN,
+        ("loading",),
+    ),
 )
 
 
-#: How the message of a check begins that was not made, since one that it builds on did not pass.
-BUILDS_ON = "it builds on "
+#: The start of the message of a check that was skipped because another one did not pass.
+DEPENDS_ON = "it depends on "
 
 
 @dataclass(frozen=True)
@@ -99,9 +167,9 @@ class CheckResult:
     message: str = ""
 
     @property
-    def follows(self) -> bool:
+    def is_blocked(self) -> bool:
         """True if the check was skipped because a check that it depends on did not pass."""
-        return self.outcome == "skipped" and self.message.startswith(BUILDS_ON)
+        return self.outcome == "skipped" and self.message.startswith(DEPENDS_ON)
 
     def __str__(self) -> str:
         return f"{self.part}: {self.check} {self.outcome}" + (f": {self.message}" if self.message else "")

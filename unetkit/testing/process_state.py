@@ -12,13 +12,13 @@ import torch
 
 from unetkit.testing.catalog import Nonconformity
 
-#: What each is called, how it is read, and how it is put back.
+#: The name of each setting, and the functions that read and restore it.
 _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "torch's default device": (torch.get_default_device, torch.set_default_device),
     "torch's number of threads": (torch.get_num_threads, torch.set_num_threads),
-    "whether torch records gradients": (torch.is_grad_enabled, torch.set_grad_enabled),
-    "whether torch takes deterministic algorithms": (
+    "torch's gradient mode": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "torch's use of deterministic algorithms": (
         torch.are_deterministic_algorithms_enabled,
         torch.use_deterministic_algorithms,
     ),
@@ -39,11 +39,13 @@ def preserve_process_state() -> Iterator[None]:
         with torch.random.fork_rng(devices=[]):
             yield
         if changed := [name for name, (read, _) in _SETTINGS.items() if read() != before[name]]:
-            raise Nonconformity(f"it changes {' and '.join(changed)} for the whole process; leave that to its user")
+            raise Nonconformity(
+                f"it changes {' and '.join(changed)} for the whole process; leave these settings to the user"
+            )
     finally:
-        for name, (read, put_back) in _SETTINGS.items():
+        for name, (read, restore) in _SETTINGS.items():
             if read() != before[name]:
-                put_back(before[name])
+                restore(before[name])
         torch.set_default_dtype(dtype)
         random.setstate(states[0])
         np.random.set_state(states[1])

@@ -1,4 +1,4 @@
-"""For pytest: one test for each check of each part of a plugin. It is loaded in every run, so it imports nothing else.
+"""The pytest plugin: one test for each check of a plugin and its parts. Every run loads it, so it imports nothing else.
 
 @pytest.mark.unetkit("my-gate")  # the name of an installed plugin, a module, or a file
 def test_conforms(unetkit_check):
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from unetkit.testing.runner import CheckJob
+    from unetkit.testing.runner import PendingCheck
 
-_HELP = "unetkit(target): one test for each check that unetkit.testing makes of a plugin, through `unetkit_check`"
+_HELP = "unetkit(target): create one test for each conformance check of a plugin, run by the fixture `unetkit_check`"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -30,11 +30,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     if len(marker.args) != 1 or marker.kwargs:
         raise pytest.UsageError(f"{metafunc.definition.nodeid}: write @pytest.mark.unetkit(target), with one target")
-    from unetkit.testing.runner import jobs_of_plugin
+    from unetkit.testing.runner import collect_plugin_checks
 
     beside = metafunc.definition.path.parent / str(marker.args[0])
     target = str(beside) if beside.suffix == ".py" and beside.is_file() else marker.args[0]
-    jobs = jobs_of_plugin(target)
+    jobs = collect_plugin_checks(target)
     ids = [f"{job.part}: {job.check}" for job in jobs]
     metafunc.parametrize("unetkit_check", jobs, ids=ids, indirect=True)
 
@@ -42,14 +42,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def unetkit_check(request: pytest.FixtureRequest) -> Callable[[], None]:
     """Return a function that runs the check; it fails or skips the test with one line."""
-    job: CheckJob | None = getattr(request, "param", None)
+    job: PendingCheck | None = getattr(request, "param", None)
     if job is None:
         raise pytest.UsageError(f"{request.node.nodeid}: mark the test with @pytest.mark.unetkit(target)")
 
     def check() -> None:
         result = job.run()
         if result.outcome == "failed":
-            pytest.fail(f"{result.message} (promised: {job.title})", pytrace=False)
+            pytest.fail(f"{result.message} (expected: {job.title})", pytrace=False)
         if result.outcome == "skipped":
             pytest.skip(result.message)
 

@@ -17,42 +17,42 @@ from unetkit.plan import PartSpec
 from unetkit.plugins import PluginManager, default_parts, load_manager
 from unetkit.registry import Parts, Plugin
 from unetkit.resolve import parse_options
-from unetkit.testing.catalog import BUILDS_ON, CHECKS, Check, CheckResult, Nonconformity, SkipCheck, one_line
+from unetkit.testing.catalog import CHECKS, DEPENDS_ON, Check, CheckResult, Nonconformity, SkipCheck, one_line
 
 _BY_NAME = {check.name: check for check in CHECKS}
 
 
 @dataclass
-class _Examined:
+class _CheckSession:
     """The subject of checks, which is created when the first check needs it, and the results so far."""
 
     title: str
     kind: str
-    find: Callable[[], Any]
-    found: dict[str, CheckResult] = field(default_factory=dict)
+    create_subject: Callable[[], Any]
+    results: dict[str, CheckResult] = field(default_factory=dict)
 
     @cached_property
     def subject(self) -> Any:
-        return self.find()
+        return self.create_subject()
 
-    def checks(self) -> list[Check]:
+    def list_checks(self) -> list[Check]:
         return [check for check in CHECKS if self.kind in check.kinds]
 
-    def result(self, name: str) -> CheckResult:
-        if name not in self.found:
-            self.found[name] = self._asked(_BY_NAME[name])
-        return self.found[name]
+    def get_result(self, name: str) -> CheckResult:
+        if name not in self.results:
+            self.results[name] = self._run_check(_BY_NAME[name])
+        return self.results[name]
 
-    def _asked(self, check: Check) -> CheckResult:
+    def _run_check(self, check: Check) -> CheckResult:
         for need in check.needs:
-            if self.kind in _BY_NAME[need].kinds and self.result(need).outcome != "passed":
-                return CheckResult(self.title, check.name, "skipped", f"{BUILDS_ON}{need}, which did not pass")
+            if self.kind in _BY_NAME[need].kinds and self.get_result(need).outcome != "passed":
+                return CheckResult(self.title, check.name, "skipped", f"{DEPENDS_ON}{need}, which did not pass")
         try:
-            self._ask(load_target(f"unetkit.testing.checks.{check.home}"))
+            self._call_check(load_target(f"unetkit.testing.checks.{check.function}"))
         except SkipCheck as reason:
             return CheckResult(self.title, check.name, "skipped", str(reason))
-        except Nonconformity as fault:
-            return CheckResult(self.title, check.name, "failed", " ".join(str(fault).split()))
+        except Nonconformity as violation:
+            return CheckResult(self.title, check.name, "failed", " ".join(str(violation).split()))
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:  # a part may call sys.exit
@@ -60,7 +60,7 @@ class _Examined:
             return CheckResult(self.title, check.name, "failed", why)
         return CheckResult(self.title, check.name, "passed")
 
-    def _ask(self, check: Callable[[Any], None]) -> None:
+    def _call_check(self, check: Callable[[Any], None]) -> None:
         if self.kind == "plugin":
             check(self.subject)
             return
@@ -73,7 +73,7 @@ class _Examined:
 
 
 @dataclass(frozen=True)
-class CheckJob:
+class PendingCheck:
     """A check that has not run yet. Calling `run` executes it, and those that it depends on.
 
     Attributes:
@@ -89,69 +89,71 @@ class CheckJob:
     run: Callable[[], CheckResult]
 
 
-def _jobs(examined: _Examined) -> list[CheckJob]:
+def _create_checks(session: _CheckSession) -> list[PendingCheck]:
     return [
-        CheckJob(examined.title, check.name, check.title, partial(examined.result, check.name))
-        for check in examined.checks()
+        PendingCheck(session.title, check.name, check.title, partial(session.get_result, check.name))
+        for check in session.list_checks()
     ]
 
 
-def jobs_of_part(kind: str, part: Any, *, parts: Parts | None = None) -> list[CheckJob]:
+def collect_part_checks(kind: str, part: Any, *, parts: Parts | None = None) -> list[PendingCheck]:
     """Return the checks of one part without running them, so that progress can be shown. See `check_part`."""
     parts = default_parts() if parts is None else parts
     title, spec = parts[kind].kind.title, PartSpec.of(part)
     if spec.chained:
-        raise OptionError(f"{spec}: blocks that follow one another are checked each by itself")
+        raise OptionError(f"{spec}: chained blocks are checked one at a time")
     if spec.factory is None and spec.options:
         parse_options(parts[kind].kind.field, spec, parts[kind].get(spec.name).signature)
     elif spec.factory is None:
         parts[kind].get(spec.name)
 
-    def find() -> Any:
+    def create_subject() -> Any:
         from unetkit.testing.subject import PartSubject
 
         return PartSubject(kind, spec, parts)
 
     name = spec.name.rpartition(".")[2] if spec.factory is not None else str(spec)
-    return _jobs(_Examined(f"{title} {name}", title, find))
+    return _create_checks(_CheckSession(f"{title} {name}", title, create_subject))
 
 
-def jobs_of_plugin(target: str | Path | ModuleType) -> list[CheckJob]:
+def collect_plugin_checks(target: str | Path | ModuleType) -> list[PendingCheck]:
     """Return the checks of a plugin and all its parts without running them. See `check_plugin`."""
     ours = target == "unetkit"
-    with redirect_stderr(StringIO()):  # what goes wrong is told by a check
-        host = load_manager([] if ours else [target], isolated=True)
-    if host.plugins[-1].not_found:
-        raise UnknownNameError(host.plugins[-1].error)
-    found = host.plugins if ours else host.plugins[1:]  # a distribution may have several
-    told = "" if ours else target.__name__ if isinstance(target, ModuleType) else str(target)
-    jobs: list[CheckJob] = []
+    with redirect_stderr(StringIO()):  # problems are reported by the checks
+        manager = load_manager([] if ours else [target], isolated=True)
+    if manager.plugins[-1].not_found:
+        raise UnknownNameError(manager.plugins[-1].error)
+    found = manager.plugins if ours else manager.plugins[1:]  # a distribution may have several
+    target_name = "" if ours else target.__name__ if isinstance(target, ModuleType) else str(target)
+    jobs: list[PendingCheck] = []
     for plugin in found:
         title = "plugin" if len(found) == 1 else f"plugin {plugin.name}"
-        asked = _jobs(_Examined(title, "plugin", partial(_guest, host, plugin, told)))
-        jobs += [job for job in asked if job.check in _of_plugin(host, plugin)]
+        checks = _create_checks(
+            _CheckSession(title, "plugin", partial(_create_plugin_subject, manager, plugin, target_name))
+        )
+        jobs += [job for job in checks if job.check in _applicable_plugin_checks(manager, plugin)]
     for plugin in found:
-        for entry in host.parts.entries_of(plugin.name) if plugin.loaded else ():
-            jobs += jobs_of_part(entry.kind.field, entry.name, parts=host.parts)
+        for entry in manager.parts.entries_of(plugin.name) if plugin.loaded else ():
+            jobs += collect_part_checks(entry.kind.field, entry.name, parts=manager.parts)
     return jobs
 
 
-def _guest(host: PluginManager, plugin: Plugin, target: str) -> Any:
+def _create_plugin_subject(manager: PluginManager, plugin: Plugin, target: str) -> Any:
     from unetkit.testing.checks.plugin import PluginSubject
 
-    return PluginSubject(host, plugin, target)
+    return PluginSubject(manager, plugin, target)
 
 
-def _of_plugin(host: PluginManager, plugin: Plugin) -> set[str]:
+def _applicable_plugin_checks(manager: PluginManager, plugin: Plugin) -> set[str]:
     """Return the checks of a plugin itself that apply to it."""
-    libraries = [source.owner for registry in host.parts for source in registry.libraries.values()]
+    libraries = [library.owner for registry in manager.parts for library in registry.libraries.values()]
     adds = {
-        "sources": plugin.name in libraries,
-        "commands": host.implements("unetkit_register_commands", plugin),
-        "metrics": host.implements("unetkit_register_metrics", plugin),
-        "wraps": host.implements("unetkit_wrap_model", plugin),
+        "libraries": plugin.name in libraries,
+        "commands": manager.implements("unetkit_register_commands", plugin),
+        "metrics": manager.implements("unetkit_register_metrics", plugin),
+        "wrapping": manager.implements("unetkit_wrap_model", plugin),
     }
-    return {"loads", "light"} | {name for name, has in adds.items() if has}
+    return {"loading", "imports"} | {name for name, has in adds.items() if has}
 
 
 def check_part(kind: str, part: Any, *, parts: Parts | None = None) -> list[CheckResult]:
@@ -168,7 +170,7 @@ def check_part(kind: str, part: Any, *, parts: Parts | None = None) -> list[Chec
     Raises:
         UnknownNameError: The part does not exist.
     """
-    return [job.run() for job in jobs_of_part(kind, part, parts=parts)]
+    return [job.run() for job in collect_part_checks(kind, part, parts=parts)]
 
 
 def assert_conforms(kind: str, part: Any, *, parts: Parts | None = None) -> None:
@@ -199,5 +201,5 @@ def check_plugin(target: str | Path | ModuleType) -> list[CheckResult]:
 
 
 def _each(target: str | Path | ModuleType) -> Iterator[CheckResult]:
-    for job in jobs_of_plugin(target):
+    for job in collect_plugin_checks(target):
         yield job.run()

@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 
 _SOURCE = Path(__file__).parent.parent
-#: Code that asks, or speaks to a user, and so changes no network.
-_PACKAGES_WITHOUT_NETWORKS = ("data", "jobs", "train", "predict", "bench", "sweep", "testing", "scaffold", "cli")
+#: Packages whose code builds no network, so that a change in them leaves every network as it was.
+_PACKAGES_WITHOUT_NETWORKS = ("data", "tiling", "train", "predict", "bench", "testing", "scaffold", "cli")
 
 
 @cache

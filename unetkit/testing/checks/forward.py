@@ -12,132 +12,134 @@ from torch import Tensor
 from unetkit.errors import UnetkitError
 from unetkit.options import format_value
 from unetkit.testing.catalog import Nonconformity, SkipCheck, one_line
-from unetkit.testing.checks.autograd import reached
-from unetkit.testing.contracts import PartInput, Wiring
+from unetkit.testing.checks.autograd import check_gradient_flow
+from unetkit.testing.contracts import PartInput, PositionalArgs
 from unetkit.testing.subject import PartRun, PartSubject
 
 
-def made(subject: PartSubject) -> None:
-    """Check that the factory creates a torch module with the attributes of its kind, for at least one wiring."""
-    _ = subject.wirings
+def check_construction(subject: PartSubject) -> None:
+    """Check that the factory creates a torch module with the attributes of its kind, for some positional arguments."""
+    _ = subject.positional_cases
 
 
-def forward(subject: PartSubject) -> None:
+def check_forward(subject: PartSubject) -> None:
     """Check that every input passes in eval and training mode."""
     for run in subject.runs:
         if run.error not in ("", "torch"):
-            raise Nonconformity(subject.where(run.wiring, run.given, run.training) + run.error)
+            raise Nonconformity(subject.describe_case(run.args, run.part_input, run.training) + run.error)
 
 
-def channels(subject: PartSubject) -> None:
+def check_channels(subject: PartSubject) -> None:
     """Check the channels and the batch size of every output."""
-    _first_fault(subject, "channels")
+    _raise_first_error(subject, "channel_error")
 
 
-def size(subject: PartSubject) -> None:
+def check_size(subject: PartSubject) -> None:
     """Check the height and width of every output."""
-    _first_fault(subject, "size")
+    _raise_first_error(subject, "size_error")
 
 
-def _first_fault(subject: PartSubject, what: Literal["channels", "size"]) -> None:
+def _raise_first_error(subject: PartSubject, attribute: Literal["channel_error", "size_error"]) -> None:
     subject.samples()
     for run in subject.runs:
-        if fault := getattr(run, what):
-            raise Nonconformity(subject.where(run.wiring, run.given, run.training) + fault)
+        if fault := getattr(run, attribute):
+            raise Nonconformity(subject.describe_case(run.args, run.part_input, run.training) + fault)
 
 
-#: How much larger the weights are, a draw each: norms undo large inputs, and of one draw all logits may be negative.
-_LOUDER = (1, 1, 1, 2, 4, 8, 16)
+#: Factors of the weights, each with its own seed: norms undo large inputs, and one draw may give only negative logits.
+_WEIGHT_SCALES = (1, 1, 1, 2, 4, 8, 16)
 
 
-def logits(subject: PartSubject) -> None:
+def check_logits(subject: PartSubject) -> None:
     """Check with large inputs and weights that outputs exceed the range of probabilities, their logarithms and tanh."""
-    for wiring, given in subject.samples(every=True):
-        if bounds := _kept_to(subject, wiring, given):
+    for args, part_input in subject.samples(all_cases=True):
+        if value_range := _find_output_range(subject, args, part_input):
             raise Nonconformity(
-                f"{subject.where(wiring)}every output {bounds}: a {subject.kind.title} gives logits; leave sigmoid and "
-                "softmax to the loss"
+                f"{subject.describe_case(args)}every output {value_range}: a {subject.kind.title} must return logits; "
+                "leave sigmoid and softmax to the loss"
             )
 
 
-def _kept_to(subject: PartSubject, wiring: Wiring, given: PartInput) -> str:
+def _find_output_range(subject: PartSubject, args: PositionalArgs, part_input: PartInput) -> str:
     """Describe the range that all outputs keep to; "" if an output exceeds it."""
-    kept = ""
-    for seed, times in enumerate(_LOUDER):
-        out = _loud(subject, wiring, given, seed, times)
+    first_range = ""
+    for seed, scale in enumerate(_WEIGHT_SCALES):
+        out = _run_scaled(subject, args, part_input, seed, scale)
         if out.isfinite().all():
-            bounds = _bounds(float(out.min()), float(out.max()))
-            if not bounds:
+            value_range = _describe_range(float(out.min()), float(out.max()))
+            if not value_range:
                 return ""
-            kept = kept or bounds
-    return kept
+            first_range = first_range or value_range
+    return first_range
 
 
-def _loud(subject: PartSubject, wiring: Wiring, given: PartInput, seed: int, times: int) -> Tensor:
-    part = subject.make(wiring, seed=seed).eval()
+def _run_scaled(subject: PartSubject, args: PositionalArgs, part_input: PartInput, seed: int, scale: int) -> Tensor:
+    part = subject.make(args, seed=seed).eval()
     with torch.no_grad():
         for parameter in part.parameters():
-            parameter.mul_(times)
-    return torch.cat([out.flatten() for out in subject.run(part, given.map(lambda x: 100 * x))])
+            parameter.mul_(scale)
+    return torch.cat([out.flatten() for out in subject.run(part, part_input.map(lambda x: 100 * x))])
 
 
-def _bounds(low: float, high: float) -> str:
+def _describe_range(low: float, high: float) -> str:
     if low >= 0 and high <= 1:
         return "lies in [0, 1]"
     if low >= -1 and high <= 1:
         return "lies in [-1, 1]"
-    return "is at most 0, as log-softmax gives" if high <= 0 else ""
+    return "is at most 0, as after log-softmax" if high <= 0 else ""
 
 
-def options(subject: PartSubject) -> None:
+def check_options(subject: PartSubject) -> None:
     """Check that each choice of a bool or a Literal makes a conforming part, or raises an UnetkitError."""
-    choices = list(_choices(subject))
+    choices = list(_iter_choices(subject))
     if not choices:
-        raise SkipCheck("it has no option of few choices")
+        raise SkipCheck("it has no option with a fixed set of values")
     for name, value, kind in choices:
-        said = f"with {name}={format_value(value, kind)}, "
+        prefix = f"with {name}={format_value(value, kind)}, "
         try:
-            _keeps(subject, {name: value})
+            _check_choice(subject, {name: value})
         except Nonconformity as fault:
-            raise Nonconformity(said + str(fault).removeprefix("with ")) from fault
+            raise Nonconformity(prefix + str(fault).removeprefix("with ")) from fault
 
 
-def _choices(subject: PartSubject) -> Iterator[tuple[str, Any, Any]]:
+def _iter_choices(subject: PartSubject) -> Iterator[tuple[str, Any, Any]]:
     for option in subject.signature.options:
         if option.name == "pretrained":
-            continue  # the builder's own word: it would go and fetch weights
+            continue  # it belongs to the builder, and would download weights
         default = subject.options.get(option.name, option.default)
-        for value in _finite(option.type):
+        for value in _list_values(option.type):
             if value != default or type(value) is not type(default):
                 yield option.name, value, option.type
 
 
-def _finite(kind: Any) -> tuple[Any, ...]:
+def _list_values(kind: Any) -> tuple[Any, ...]:
     """Return the values of a type that has few."""
     if get_origin(kind) is Literal:
         return get_args(kind)
     if get_origin(kind) in (Union, types.UnionType):
-        return tuple(value for member in get_args(kind) for value in _finite(member))
+        return tuple(value for member in get_args(kind) for value in _list_values(member))
     if kind is bool:
         return (False, True)
     return (None,) if kind in (None, type(None)) else ()
 
 
-def _keeps(subject: PartSubject, option: dict[str, Any]) -> None:
-    for wiring in subject.wirings[: 1 if subject.contract.takes_images else 2]:
+def _check_choice(subject: PartSubject, option: dict[str, Any]) -> None:
+    for args in subject.positional_cases[: 1 if subject.contract.takes_images else 2]:
         try:
-            part = subject.make(wiring, **option)
+            part = subject.make(args, **option)
         except UnetkitError:
             continue
         except Exception as error:
-            raise Nonconformity(f"{subject.where(wiring)}making it fails with {one_line(error)}") from error
-        subject.declared(part, wiring)
-        runs = list(subject.runs_of(wiring, subject.contract.few(subject.contract.inputs(part, wiring)), **option))
+            raise Nonconformity(f"{subject.describe_case(args)}construction fails with {one_line(error)}") from error
+        subject.check_declarations(part, args)
+        runs = list(
+            subject.run_inputs(args, subject.contract.select_inputs(subject.contract.make_inputs(part, args)), **option)
+        )
         for run in runs:
-            if fault := _fault(run):
-                raise Nonconformity(subject.where(wiring, run.given, run.training) + fault)
-        reached(subject, wiring, [run.given for run in runs if run.training and not run.error], option)
+            if fault := _find_error(run):
+                raise Nonconformity(subject.describe_case(args, run.part_input, run.training) + fault)
+        check_gradient_flow(subject, args, [run.part_input for run in runs if run.training and not run.error], option)
 
 
-def _fault(run: PartRun) -> str:
-    return ("" if run.error == "torch" else run.error) or run.channels or run.size
+def _find_error(run: PartRun) -> str:
+    return ("" if run.error == "torch" else run.error) or run.channel_error or run.size_error

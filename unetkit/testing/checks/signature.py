@@ -16,69 +16,73 @@ from unetkit.testing.catalog import Nonconformity, one_line
 from unetkit.testing.subject import PartSubject
 
 _READABLE = (int, float, str, bool, None, type(None))
-#: An option that no part has.
-_UNHEARD = "unheard_of"
+#: The name of an option that no part has.
+_UNKNOWN_OPTION = "no_such_option"
 
 
-def _parameters(subject: PartSubject) -> list[Parameter]:
-    if getattr(subject.written, "__init__", None) is nn.Module.__init__:
-        return []  # it is written with *args and **kwargs, and refuses both
+def _get_parameters(subject: PartSubject) -> list[Parameter]:
+    if getattr(subject.registered_factory, "__init__", None) is nn.Module.__init__:
+        return []  # it is declared with *args and **kwargs, but accepts neither
     try:
-        return list(inspect.signature(subject.written).parameters.values())
+        return list(inspect.signature(subject.registered_factory).parameters.values())
     except (TypeError, ValueError):
-        raise Nonconformity(f"{subject.written!r} has no signature to read; wrap it in a function") from None
+        raise Nonconformity(f"{subject.registered_factory!r} has no signature to read; wrap it in a function") from None
 
 
-def wiring(subject: PartSubject) -> None:
+def check_positional(subject: PartSubject) -> None:
     """Check that positional parameters are those that the builder supplies, and that all others are keyword-only."""
-    parameters = _parameters(subject)
-    of_source = subject.entry is not None and subject.entry.library is not None
+    parameters = _get_parameters(subject)
+    is_from_library = subject.entry is not None and subject.entry.library is not None
     for parameter in parameters:
-        if parameter.kind is Parameter.VAR_KEYWORD and not of_source:  # a library's own; an unknown one it refuses
-            raise Nonconformity(f"takes **{parameter.name}, so an option that there is not would be taken in silence")
+        if parameter.kind is Parameter.VAR_KEYWORD and not is_from_library:  # a library checks its own options
+            raise Nonconformity(
+                f"accepts **{parameter.name}, so unknown options would be accepted silently; declare each option"
+            )
         if parameter.kind is Parameter.VAR_POSITIONAL:
-            raise Nonconformity(f"takes *{parameter.name}; name the wiring, one parameter each")
-    has = [p.name for p in parameters if p.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)]
-    wanted = [*subject.contract.names, *(["name"] if of_source else [])]
-    if len(has) > len(wanted):
-        extra = has[len(wanted)]
-        raise Nonconformity(f"{extra!r} is positional, but no wiring; write it after a *, so that it is an option")
-    if len(has) < len(wanted):
-        raise Nonconformity(f"takes ({', '.join(has)}); the builder gives ({', '.join(wanted)})")
-    given = dict(subject.spec.options)
+            raise Nonconformity(f"accepts *{parameter.name}; declare one named parameter for each positional argument")
+    positional = [p.name for p in parameters if p.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)]
+    expected = [*subject.contract.arg_names, *(["name"] if is_from_library else [])]
+    if len(positional) > len(expected):
+        extra = positional[len(expected)]
+        raise Nonconformity(
+            f"{extra!r} is positional, but not supplied by the builder; write it after a * to make it an option"
+        )
+    if len(positional) < len(expected):
+        raise Nonconformity(f"accepts ({', '.join(positional)}); the builder supplies ({', '.join(expected)})")
+    set_options = dict(subject.spec.options)
     required = [p.name for p in parameters if p.kind is Parameter.KEYWORD_ONLY and p.default is Parameter.empty]
-    if bare := [name for name in required if name not in given]:
-        raise Nonconformity(f"option {bare[0]!r} has no default, so its name alone does not make the part; give it one")
+    if missing := [name for name in required if name not in set_options]:
+        raise Nonconformity(f"option {missing[0]!r} has no default; add one, so that the name alone creates the part")
 
 
-def types_(subject: PartSubject) -> None:
+def check_option_types(subject: PartSubject) -> None:
     """Check that every option has a type that can be written as text, and that its default can be written and read."""
-    known = read_signature(subject.written)
-    for parameter in _parameters(subject):
+    known = read_signature(subject.registered_factory)
+    for parameter in _get_parameters(subject):
         if parameter.kind is Parameter.KEYWORD_ONLY:
             option = next(o for o in known.options if o.name == parameter.name)
-            _readable(option, parameter.annotation)
-    _one_source(subject, known)
+            _check_readable(option, parameter.annotation)
+    _check_source_signature(subject, known)
 
 
-def _readable(option: Option, annotation: Any) -> None:
+def _check_readable(option: Option, annotation: Any) -> None:
     if annotation is Parameter.empty:
         raise Nonconformity(f"option {option.name!r} has no annotation; without one it is read as text")
     if not _is_readable(option.type) or (option.type is str and annotation not in (str, "str")):
         raise Nonconformity(
-            f"option {option.name!r} is annotated {_written(annotation)}, which the grammar cannot read; "
-            "it reads int, float, str, bool, None, tuple, Literal and unions of these"
+            f"option {option.name!r} is annotated {_format_annotation(annotation)}, which the grammar cannot parse; "
+            "supported are int, float, str, bool, None, tuple, Literal and unions of these"
         )
     if option.required:
         return
     text = format_value(option.default, option.type)
     try:
-        back = parse_value(text, option.type)
+        parsed = parse_value(text, option.type)
     except ValueError:
-        back = inspect.Parameter.empty
-    if back != option.default:
-        what = f"the default {option.default!r} of option {option.name!r}"
-        raise Nonconformity(f"{what} is no {_written(annotation)}: it would be written {text}, and not read back")
+        parsed = inspect.Parameter.empty
+    if parsed != option.default:
+        prefix = f"the default {option.default!r} of option {option.name!r}"
+        raise Nonconformity(f"{prefix} is not of type {_format_annotation(annotation)}: `{text}` cannot be parsed back")
 
 
 def _is_readable(kind: Any) -> bool:
@@ -89,51 +93,52 @@ def _is_readable(kind: Any) -> bool:
     return any(kind is known for known in _READABLE)
 
 
-def _written(annotation: Any) -> str:
+def _format_annotation(annotation: Any) -> str:
     if isinstance(annotation, str):
         return annotation
     return annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
 
-def _one_source(subject: PartSubject, imported: Signature) -> None:
+def _check_source_signature(subject: PartSubject, imported: Signature) -> None:
     """Check that the signature from source text equals that of the imported factory."""
     if subject.entry is None or not isinstance(subject.entry.factory, str):
         return
-    read = read_signature(subject.entry.factory)
-    if read.options != imported.options or read.summary != imported.summary:
-        names = [o.name for o in read.options], [o.name for o in imported.options]
+    from_source = read_signature(subject.entry.factory)
+    if from_source.options != imported.options or from_source.summary != imported.summary:
+        names = [o.name for o in from_source.options], [o.name for o in imported.options]
         raise Nonconformity(
-            f"its source says options ({', '.join(names[0])}), and imported it has ({', '.join(names[1])}), or their "
-            "types, defaults or help differ; let the class or function of that name be what is registered"
+            f"the source code declares the options ({', '.join(names[0])}), "
+            f"the imported factory ({', '.join(names[1])}), or their "
+            "types, defaults or help differ; register the class or function that has this name in the source code"
         )
 
 
-def documented(subject: PartSubject) -> None:
+def check_documentation(subject: PartSubject) -> None:
     """Check for a summary, and for help of every option."""
     if not subject.signature.summary:
-        raise Nonconformity("has no docstring; its first line is what `unetkit list` shows")
-    if bare := [option.name for option in subject.signature.options if not option.help]:
-        line = f"{bare[0]}: what it does"
-        raise Nonconformity(f"option {bare[0]!r} has no help; write a line `{line}` under Args: in the docstring")
+        raise Nonconformity("has no docstring; `unetkit list` shows its first line")
+    if missing := [option.name for option in subject.signature.options if not option.help]:
+        line = f"{missing[0]}: what it does"
+        raise Nonconformity(f"option {missing[0]!r} has no help; add a line `{line}` under Args: in the docstring")
 
 
-def unknown(subject: PartSubject) -> None:
+def check_unknown_option(subject: PartSubject) -> None:
     """Check that an unknown option is rejected by the factory and by the command line."""
-    wirings = subject.contract.wirings if subject.kind.title == "recipe" else subject.wirings
+    cases = subject.contract.positional_cases if subject.kind.title == "recipe" else subject.positional_cases
     try:
-        subject.factory(*(wirings[0] if wirings else ()), **{**subject.options, _UNHEARD: 1})
+        subject.factory(*(cases[0] if cases else ()), **{**subject.options, _UNKNOWN_OPTION: 1})
     except (TypeError, UnetkitError):
         pass
     except Exception as error:
         raise Nonconformity(
-            f"an unknown option ends in {one_line(error)}; let Python raise its TypeError by taking no **kwargs"
+            f"an unknown option raises {one_line(error)}; declare no **kwargs, so that Python raises a TypeError"
         ) from error
     else:
-        raise Nonconformity(f"takes an option that it has not ({_UNHEARD}=1) in silence")
+        raise Nonconformity(f"accepts an unknown option ({_UNKNOWN_OPTION}=1) silently")
     if subject.signature.var_keyword:
-        return  # the grammar leaves it to the factory
+        return  # the factory itself checks the options
     try:
-        parse_options(subject.kind.field, subject.spec.with_options({_UNHEARD: "1"}), subject.signature)
+        parse_options(subject.kind.field, subject.spec.with_options({_UNKNOWN_OPTION: "1"}), subject.signature)
     except OptionError:
         return
-    raise Nonconformity(f"its signature has {_UNHEARD}")  # pragma: no cover
+    raise Nonconformity(f"its signature has {_UNKNOWN_OPTION}")  # pragma: no cover
