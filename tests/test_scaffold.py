@@ -90,50 +90,54 @@ def test_it_asks_for_this_version_of_unetkit_and_python_and_names_no_licence() -
 
 _FREE = "choose another name, such as "
 REFUSED = [
-    ("", "fusion", "'' is not a name for a distribution: take letters and digits, with '-', '_' or '.' between them"),
-    ("my gate", "fusion", "'my gate' is not a name for a distribution"),
-    ("-gate", "fusion", "'-gate' is not a name"),
-    ("gate-", "fusion", "'gate-' is not a name"),
-    ("gate\n", "fusion", r"'gate\n' is not a name"),
-    ("a/b", "fusion", "'a/b' is not a name"),
-    ("..", "fusion", "'..' is not a name"),
-    ("tür", "fusion", "'tür' is not a name"),
-    ("unetkit-", "fusion", "'unetkit-' is not a name"),
-    ("2d", "fusion", f"'2d' would make '2d', which cannot be a name in Python; {_FREE}my-2d"),
-    ("unetkit-2d", "fusion", f"'unetkit-2d' would make '2d', which cannot be a name in Python; {_FREE}my-2d"),
-    ("class", "fusion", f"'class' would make 'class', which cannot be a name in Python; {_FREE}my-class"),
-    ("none", "fusion", "'none' would make 'None', which cannot be"),
-    ("unetkit-none", "head", "'unetkit-none' would make 'None', which cannot be"),
-    ("unetkit-lambda", "recipe", "would make 'lambda', which cannot be"),
-    ("sum", "fusion", f"'sum' would make 'sum', which is built into Python; {_FREE}my-sum"),
-    ("unetkit-Exception", "block", f"would make 'Exception', which is built into Python; {_FREE}my-exception"),
-    ("unetkit-max", "recipe", "would make 'max', which is built into Python"),
-    ("json", "fusion", f"'json' would make the package 'json', and there is one; {_FREE}my-json"),
-    ("Torch", "fusion", "'Torch' would make the package 'torch', and there is one"),
-    ("winreg", "fusion", "would make the package 'winreg', and there is one"),
-    ("unetkit", "fusion", f"would make the package 'unetkit', and there is one; {_FREE}my-unetkit"),
-    ("tests", "fusion", "would make the package 'tests', and there is one"),
-    ("dist", "fusion", "would make the package 'dist', and there is one"),
-    ("add", "fusion", f"'add' would make the fusion 'add', and unetkit has one; {_FREE}my-add"),
-    ("unetkit-concat", "fuse", "would make the fusion 'concat', and unetkit has one"),
-    ("unetkit-fpn", "model", f"would make the model 'fpn', and smp has one; {_FREE}my-fpn"),
-    ("unetkit-conv", "wrap", "would make the head 'conv', and unetkit has one"),
-    ("resnet18", "encoder", f"would make the encoder 'resnet18', and timm has one; {_FREE}my-resnet18"),
-    ("resnet18.mine", "encoder", "would make the encoder 'resnet18.mine', and timm has one"),
-    ("tensor", "fusion", f"would make 'Tensor', which the example needs for something else; {_FREE}my-tensor"),
-    ("f", "upsampler", "'f' would make 'F', which the example needs"),
-    ("unetkit-annotations", "recipe", "would make 'annotations', which the example needs"),
-    ("plugins", "command", f"would make the command 'plugins', and there is one; {_FREE}my-plugins"),
-    ("unetkit-list", "command", f"would make the command 'list', and there is one; {_FREE}my-list"),
-    ("latency", "metric", f"'latency' would make the metric 'latency', and that name is taken; {_FREE}my-latency"),
-    ("unetkit-size", "metric", "'unetkit-size' would make the metric 'size', and that name is taken"),
-    ("unetkit-max", "metric", "would make 'max', which is built into Python"),
+    ("", "fusion", "'' is not a valid name of a distribution: use letters and digits, with '-', '_' or '.' between"),
+    ("my gate", "fusion", "'my gate' is not a valid name of a distribution"),
+    ("-gate", "fusion", "'-gate' is not a valid name"),
+    ("gate-", "fusion", "'gate-' is not a valid name"),
+    ("gate\n", "fusion", r"'gate\n' is not a valid name"),
+    ("a/b", "fusion", "'a/b' is not a valid name"),
+    ("..", "fusion", "'..' is not a valid name"),
+    ("tür", "fusion", "'tür' is not a valid name"),
+    ("unetkit-", "fusion", "'unetkit-' is not a valid name"),
+    ("2d", "fusion", f"'2d' would define '2d', which is not a valid name in Python; {_FREE}my-2d"),
+    ("unetkit-2d", "fusion", f"'unetkit-2d' would define '2d', which is not a valid name in Python; {_FREE}my-2d"),
+    ("class", "fusion", f"'class' would define 'class', which is not a valid name in Python; {_FREE}my-class"),
+    ("none", "fusion", "'none' would define 'None', which is not a valid"),
+    ("unetkit-none", "head", "'unetkit-none' would define 'None', which is not a valid"),
+    ("unetkit-lambda", "recipe", "would define 'lambda', which is not a valid"),
+    ("sum", "fusion", f"'sum' would define 'sum', which is a builtin of Python; {_FREE}my-sum"),
+    ("unetkit-Exception", "block", f"would define 'Exception', which is a builtin of Python; {_FREE}my-exception"),
+    ("unetkit-max", "recipe", "would define 'max', which is a builtin of Python"),
+    ("json", "fusion", f"'json' would define the package 'json', which already exists; {_FREE}my-json"),
+    ("Torch", "fusion", "'Torch' would define the package 'torch', which already exists"),
+    ("winreg", "fusion", "would define the package 'winreg', which already exists"),
+    ("unetkit", "fusion", f"would define the package 'unetkit', which already exists; {_FREE}my-unetkit"),
+    ("tests", "fusion", "would define the package 'tests', which already exists"),
+    ("dist", "fusion", "would define the package 'dist', which already exists"),
+    ("add", "fusion", f"'add' would define the fusion 'add', which unetkit already has; {_FREE}my-add"),
+    ("unetkit-concat", "fuse", "would define the fusion 'concat', which unetkit already has"),
+    ("unetkit-fpn", "model", f"would define the model 'fpn', which smp already has; {_FREE}my-fpn"),
+    ("unetkit-conv", "wrap", "would define the head 'conv', which unetkit already has"),
+    ("resnet18", "encoder", f"would define the encoder 'resnet18', which timm already has; {_FREE}my-resnet18"),
+    ("resnet18.mine", "encoder", "would define the encoder 'resnet18.mine', which timm already has"),
+    ("tensor", "fusion", f"would define 'Tensor', which the example imports from elsewhere; {_FREE}my-tensor"),
+    ("f", "upsampler", "'f' would define 'F', which the example imports"),
+    ("unetkit-annotations", "recipe", "would define 'annotations', which the example imports"),
+    ("plugins", "command", f"would define the command 'plugins', which already exists; {_FREE}my-plugins"),
+    ("unetkit-list", "command", f"would define the command 'list', which already exists; {_FREE}my-list"),
+    ("latency", "metric", f"'latency' would define the metric 'latency', which already exists; {_FREE}my-latency"),
+    ("unetkit-size", "metric", "'unetkit-size' would define the metric 'size', which already exists"),
+    ("unetkit-max", "metric", "would define 'max', which is a builtin of Python"),
     (
         "my-own",
         "losses",
-        "no plugin is made of 'losses'; there are encoder, upsampler, fusion, align, block, head, recipe, model, wrap,",
+        "there is no kind 'losses'; the kinds are encoder, upsampler, fusion, align, block, head, recipe, model, wrap,",
     ),
-    ("my-own", "blok", "no plugin is made of 'blok'; did you mean block?; there are"),
+    (
+        "my-own",
+        "blok",
+        "model, wrap, command, metric; did you mean block?",
+    ),
 ]
 
 
@@ -162,21 +166,19 @@ def test_a_name_taken_elsewhere_is_free_here(name: str, kind: str, tmp_path: Pat
 
 def test_a_module_that_python_cannot_look_up_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "my_own", ModuleType("my_own"))
-    with pytest.raises(OptionError, match="would make the package 'my_own', and there is one"):
+    with pytest.raises(OptionError, match="would define the package 'my_own', which already exists"):
         plugin_files("my-own", "fusion")
 
 
 def test_what_is_there_is_never_overwritten(tmp_path: Path) -> None:
     new_plugin("my-own", "fusion", tmp_path)
     before = read(tmp_path)
-    with pytest.raises(
-        OptionError, match=r"my-own is there already, and stays as it is; choose another name or folder$"
-    ):
+    with pytest.raises(OptionError, match=r"my-own already exists and was not changed; choose another name or folder$"):
         new_plugin("my-own", "block", tmp_path)
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for name in ("file", "link"):
-        with pytest.raises(OptionError, match=f"{name} is there already"):
+        with pytest.raises(OptionError, match=f"{name} already exists"):
             new_plugin(name, "block", tmp_path)
     assert read(tmp_path) == {**before, "file": "mine"}
 
@@ -187,7 +189,7 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"there is no folder .*/gone; make it first, or name another$"):
+    with pytest.raises(OptionError, match=r"there is no folder .*/gone; create it first, or give another folder$"):
         new_plugin("my-own", "fusion", tmp_path / "gone")
     assert not list(tmp_path.iterdir())
 

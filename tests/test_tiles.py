@@ -95,7 +95,7 @@ BLENDED: list[tuple[dict[str, Any], str]] = [
     ({"encoder": SAME, "up": "bilinear:align_corners=true"}, "an interpolation aligns corners"),
     ({"encoder": "plain:widths=[4,8],norm=group"}, "a norm takes its statistics from the whole image"),
     ({"encoder": "plain:widths=[4,8],norm=instance"}, "a norm takes its statistics from the whole image"),
-    ({"encoder": "plain:widths=[4,8],padding=0"}, "maps are resized by no whole factor"),
+    ({"encoder": "plain:widths=[4,8],padding=0"}, "maps are resized by a factor that is not an integer"),
     (
         {"encoder": "test_resnet", "widths": THIN},
         "a pixel depends on 359x359 pixels; --tile 704 would be exact",

@@ -49,7 +49,7 @@ def make_part(kind: str, part: Any, *wiring: Any, parts: Parts | None = None) ->
     return cast(nn.Module, PartBuilder(Plan(), parts)(word, spec, wiring))
 
 
-#: The build that a part may be made for: where it looks names up, and the owners of the parts that it has.
+#: The build that is in progress: its registry, and the owners of the parts that it uses.
 _CURRENT_BUILD: ContextVar[tuple[Parts, set[str]] | None] = ContextVar("_UNDER_WAY", default=None)
 
 
@@ -105,7 +105,7 @@ class PartBuilder:
                     f"--{word} {spec} needs in_channels and out_channels; got {_format_args(wiring) or 'none'}"
                 )
             first, *rest = spec.links
-            alike = (wiring[-1], wiring[-1])  # what follows keeps the channels
+            alike = (wiring[-1], wiring[-1])  # the following blocks keep the number of channels
             return BlockSequence(self(word, first, wiring, where), *(self(word, link, alike, where) for link in rest))
         known = signature_of(word, spec, self.parts)
         options = {**parse_options(word, spec, known), **extra}
@@ -117,8 +117,8 @@ class PartBuilder:
                 factory = entry.load()
             except PluginError as error:
                 raise PluginError(f"--{word} {spec}{owner}{where}: {error}") from error
-        # Only for our own encoders, which draw most weights twice: what a plugin does while it builds is not ours to
-        # know, and some of it (reading a weight through numpy) cannot be seen.
+        # Only for built-in encoders, which draw most weights twice. What the code of a plugin does while it builds is
+        # unknown, and some of it, such as reading a weight through numpy, cannot be observed.
         ours = word == "encoder" and owner_of(word, spec, self.parts) == BUILTIN
         try:
             with stdout_to_stderr(), defer_init() if ours else nullcontext():
@@ -127,7 +127,7 @@ class PartBuilder:
             raise type(error)(f"--{word} {spec}{where}: {error}") from error
         except (KeyboardInterrupt, GeneratorExit):
             raise
-        except BaseException as error:  # a foreign factory's own mistake: say whose and where
+        except BaseException as error:  # a bug in the code of a part; the message names the part and its owner
             why = f"with {_format_args(wiring)} failed: {one_line(error)}"
             raise BuildError(f"--{word} {spec}{owner}{where} {why}") from error
         if not isinstance(part, nn.Module):
@@ -236,7 +236,7 @@ def _format_args(wiring: tuple[Any, ...]) -> str:
     return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in wiring)
 
 
-#: A stage is as wide as the skip that it joins, up to this.
+#: The largest default width of a stage, which otherwise has as many channels as its skip.
 MAX_WIDTH = 512
 
 

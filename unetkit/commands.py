@@ -10,7 +10,7 @@ import click
 from unetkit.errors import PluginError
 from unetkit.plugins import PluginManager, find_heavy_imports
 
-#: unetkit's own, and where each is.
+#: The built-in commands, and the module of each.
 COMMANDS = {
     "build": "unetkit.cli.build:build",
     "data": "unetkit.cli.data:data",
@@ -49,6 +49,6 @@ def plugin_commands(host: PluginManager) -> dict[str, PluginCommand]:
                     raise PluginError(f"command {name!r} of {plugin.name} is already registered by {owner}; rename it")
                 if not isinstance(command, click.Command):
                     raise PluginError(f"command {name!r} is a {type(command).__name__}, not a click command")
-                command.get_short_help_str()  # what fails here would fail the help of all
+                command.get_short_help_str()  # a failure here would otherwise break the help of all commands
             commands |= {name: PluginCommand(command, plugin.name) for name, command in staged.commands.items()}
     return commands

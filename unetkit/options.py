@@ -28,10 +28,10 @@ from typing import Any, Literal, Union, get_args, get_origin
 from unetkit.errors import OptionError, PluginError
 from unetkit.utils.isolation import wrap_errors
 
-#: What an annotation in a factory's signature may be made of, beside Literal and None.
+#: The types that an annotation in a factory's signature may contain, besides Literal and None.
 _ANNOTATION_NAMES = {"tuple": tuple, "int": int, "float": float, "str": str, "bool": bool}
 
-#: Bases of other files whose __init__ has no options, so that a class without one of its own has none either.
+#: Base classes without options, so that a subclass that defines no __init__ has none either.
 _BASES_WITHOUT_OPTIONS = {"nn.Module", "torch.nn.Module"}
 _NO_ARGUMENTS = ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[], defaults=[])
 
@@ -63,7 +63,7 @@ class Signature:
     file: str
     line: int
     positional: tuple[str, ...] = ()
-    #: The name of its `**options`, by which a library's factory takes what the library's own functions take.
+    #: The name of the `**options` parameter, through which a library's factory accepts the options of each name.
     var_keyword: str = ""
 
 
@@ -108,7 +108,7 @@ def _signature_from_object(factory: Callable[..., Any]) -> Signature:
     except (OSError, TypeError):
         file, line = "", 0
     wiring = tuple(p.name for p in _parameters(factory) if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    # An nn.Module's own constructor takes any keyword, to refuse it.
+    # The constructor of nn.Module accepts any keyword argument, only to raise an error.
     init = getattr(factory, "__init__", None) if isinstance(factory, type) else None
     inherits = str(getattr(init, "__module__", "")).startswith("torch.")
     keywords = [p.name for p in _parameters(factory) if p.kind is inspect.Parameter.VAR_KEYWORD and not inherits]
@@ -229,7 +229,7 @@ def help_of(doc: str, name: str) -> str:
 
 
 _UNQUOTED = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
-#: Text that another type than str would take for its own.
+#: Text that would be parsed as another type than str.
 _RESERVED_WORDS = {"none", "true", "false", "inf", "infinity", "nan"}
 
 

@@ -110,7 +110,7 @@ def _parse_levels(value: Any) -> Levels:
     return specs
 
 
-#: Far above any use, and low enough that shapes made of such numbers can still be counted.
+#: Far above any useful value, and low enough that the sizes of tensors with such shapes do not overflow.
 _MAX_INTEGER = 2**20
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from unetkit.plan import Plan
 
 
-#: The group of entry points that plugins are installed by.
+#: The entry-point group of plugins.
 GROUP = "unetkit"
 
 Loader = Callable[[], object]
@@ -43,23 +43,23 @@ Loader = Callable[[], object]
 def installed_plugins() -> Iterator[tuple[Plugin, Loader]]:
     """Return every entry point of the group with its loader. A plugin that cannot be used carries its error."""
     for dist in distributions():
-        # Before its name, since reading the metadata of everything installed takes longer than all else here.
+        # Checked before the name, because reading the metadata of every distribution is the slowest step.
         if f"[{GROUP}]" not in (dist.read_text("entry_points.txt") or ""):
             continue
         before = _first_on_path(dist)
         if before.version == dist.version and not _is_same_distribution(before, dist):
             continue  # an editable install can be listed twice
-        told = Plugin(dist.name or "?", dist.version or "", dist.name or "")
+        unnamed = Plugin(dist.name or "?", dist.version or "", dist.name or "")
         try:
             entry_points = dist.entry_points.select(group=GROUP)
         except Exception as error:  # a mangled entry_points.txt
             unread = f"its entry points are not readable ({one_line(error)})"
-            yield replace(told, error=unread), object
+            yield replace(unnamed, error=unread), object
             continue
         hidden = f"version {before.version} is also installed and comes first; uninstall one"
         hidden = "" if _is_same_distribution(before, dist) else hidden
         for entry_point in entry_points:
-            plugin = replace(told, name=entry_point.name, target=entry_point.value, error=hidden)
+            plugin = replace(unnamed, name=entry_point.name, target=entry_point.value, error=hidden)
             yield plugin, partial(_load_installed, entry_point, plugin)
 
 
@@ -67,7 +67,7 @@ def _first_on_path(dist: Distribution) -> Distribution:
     """Return the distribution of this name that is first on sys.path, from which Python imports modules."""
     try:
         return distribution(dist.name) if dist.name else dist
-    except PackageNotFoundError:  # the folder is called otherwise than its metadata
+    except PackageNotFoundError:  # the folder's name differs from the name in its metadata
         return dist
 
 
@@ -113,7 +113,7 @@ def _normalize_name(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
-#: What the modules of files are called, with the file's name and a digest of its place.
+#: The module name of a plugin file, from the name of the file and a digest of its path.
 _FILE_MODULE_PREFIX = "unetkit_plugin_"
 
 
@@ -126,7 +126,7 @@ def _import_file(path: Path) -> ModuleType:
         raise PluginError(f"{path} is not a Python file")
     module, before = importlib.util.module_from_spec(spec), sys.modules.get(name)
     if (folder := str(path.resolve().parent)) not in sys.path:
-        sys.path.append(folder)  # what lies beside it can be imported, behind all that is installed
+        sys.path.append(folder)  # modules beside the file can be imported; installed ones take precedence
     sys.modules[name] = module  # so that dataclasses and pickles of the plugin find their module
     try:
         spec.loader.exec_module(module)
@@ -152,7 +152,7 @@ def _import_module(name: str, known: list[str]) -> ModuleType:
         raise UnknownNameError(f"no plugin or module is called {name}{advice}") from error
 
 
-#: What takes long to import; a plugin that does so to register makes every command wait for it.
+#: Modules that are slow to import. A plugin that imports one when it registers slows down every command.
 _HEAVY_LIBRARIES = ("torch", "torchvision", "timm", "segmentation_models_pytorch", "numpy", "scipy")
 
 
@@ -251,7 +251,7 @@ class PluginManager:
                 yield
         except (KeyboardInterrupt, GeneratorExit):
             raise
-        except BaseException as error:  # pyo3 and pytest raise what is no Exception
+        except BaseException as error:  # pyo3 and pytest raise exceptions that do not derive from Exception
             if strict and isinstance(error, UnetkitError):
                 raise
             plugin.report_failure(error, strict=strict)
@@ -275,15 +275,15 @@ def load_manager(plugins: Iterable[str | Path | ModuleType] = (), *, isolated: b
     host.load(builtin, lambda: importlib.import_module("unetkit.parts"))
     if builtin.error:
         raise PluginError(f"the built-in parts do not load: {builtin.error}")
-    # By name, so that who comes first does not depend on a folder's order.
+    # Sorted by name, so that the order does not depend on the file system.
     installed = sorted(installed_plugins(), key=lambda found: found[0].name)
     from_environment = [p.strip() for p in os.environ.get("UNETKIT_PLUGINS", "").split(",") if p.strip()]
     named = [*(() if isolated else from_environment), *plugins]
-    wanted = [
+    candidates = [
         *(() if isolated else installed),
         *(found for target in named for found in find_plugins(target, installed)),
     ]
-    for plugin, find in wanted:
+    for plugin, find in candidates:
         if _identity(plugin) not in map(_identity, host.plugins):
             host.load(plugin, find)
     return host

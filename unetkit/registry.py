@@ -78,7 +78,7 @@ class Plugin:
         line = f"plugin {self} failed in unetkit {version('unetkit')}: {self.error}"
         if strict or os.environ.get("UNETKIT_STRICT") == "1":
             raise PluginError(line) from error
-        if "_UNETKIT_COMPLETE" not in os.environ:  # a shell that completes would show it in the prompt
+        if "_UNETKIT_COMPLETE" not in os.environ:  # during completion, the shell would show it in the prompt
             print(f"unetkit: {line}", file=sys.stderr)
 
 
@@ -90,13 +90,13 @@ class Entry:
     name: str
     factory: Factory | str
     owner: str
-    #: The library that supplies the name; its one factory is told the name as a last positional argument.
+    #: The library of the name; its factory takes the name as the last positional argument.
     library: str | None = None
-    #: "module:attr" of what gives the library's own options of the name, beside those of its factory.
+    #: "module:attr" of a function that gives the options of this name, in addition to those of the factory.
     library_options: str | None = None
-    #: Whether the bare name means another, or would hide whose it is.
+    #: True if the bare name means another part or would hide its library.
     needs_library_prefix: bool = False
-    #: Whose part it stands in for.
+    #: The owner of the part that it replaces.
     replaces: str | None = None
 
     @property
@@ -138,7 +138,7 @@ class Library:
     names: str  # "module:attr" of a function that lists them without importing torch
     factory: Factory | str
     owner: str
-    options: str | None = None  # "module:attr" of a function of a name that gives its own options, without torch too
+    options: str | None = None  # "module:attr" of a function from a name to its options, without importing torch
 
     def list_names(self) -> list[str]:
         list_names = load_target(self.names)
@@ -171,7 +171,7 @@ class Registry:
     owner: str = "unetkit"
     entries: dict[str, Entry] = field(default_factory=dict)
     libraries: dict[str, Library] = field(default_factory=dict)
-    #: All that were found, shared by every registry: a name that is missing here may be of one that failed.
+    #: All plugins that were found, shared by every registry: a name that is missing may belong to one that failed.
     plugins: list[Plugin] = field(default_factory=list)
 
     def add(self, name: str, factory: Factory | str, *, replaces: str | None = None) -> None:
@@ -190,7 +190,7 @@ class Registry:
             raise PluginError(f"{what}: use letters, digits, '.', '_' and (but first) '-'")
         taken = self.entries.get(name)
         if taken and taken.replaces == self.owner:
-            return  # what it was to replace comes after it
+            return  # the part that it replaces is registered later
         if taken and replaces != taken.owner:
             raise PluginError(
                 f"{self.kind.title} {name!r} of {self.owner} is already registered by {taken.owner}; "
@@ -354,11 +354,11 @@ class MetricInfo:
     better: Better = "less"
 
 
-#: A figure is measured by a function from a Subject to a number; a timed one gives what is to be timed.
+#: A metric is a function from a BenchModel to a number; a timed one returns the function to be timed.
 MetricFunction = Callable[[Any], Any]
 
 
-#: What rows are told apart by.
+#: The values that distinguish rows.
 _RESERVED_NAMES = {"batch_size", "batch-size", "mode", "id", "line", "error", *(word.name for word in PLAN_FIELDS)}
 
 

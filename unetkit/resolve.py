@@ -19,16 +19,16 @@ from unetkit.options import (
 from unetkit.plan import Levels, PartSpec, Plan
 from unetkit.registry import Parts
 
-#: What a line leaves unsaid. Widths and logits depend on the encoder, so the builder fills them in.
+#: The defaults of a plan's fields. Those of widths and logits depend on the encoder, so the builder sets them.
 DEFAULTS = Plan.of(
     up="bilinear", fuse="concat", align="resize", block="double", head="conv", decode_to=1, in_channels=3, classes=2
 )
 
-#: The same beside a whole model, which has no parts of ours but an encoder.
+#: The defaults of a plan with a whole model, which has no parts of a U-Net except an encoder.
 BESIDE_MODEL = Plan.of(in_channels=3, classes=2)
 _FIELDS_BESIDE_MODEL = ("recipe", "model", "encoder", "in_channels", "classes", "size", "pretrained", "seed")
 
-#: Logits left at the size that the decoder reached.
+#: The value of `logits` with which they keep the size of the decoder's last map.
 NO_LOGITS = PartSpec("none")
 
 
@@ -113,7 +113,7 @@ def canonical_plan(plan: Plan, parts: Parts) -> Plan:
     return replace(plan, **changed)
 
 
-#: Options of a model or an encoder that are said by a word of their name.
+#: Options of a model or an encoder that are set by a field of the same name.
 _FIELDS_OF_PARTS = {"encoder": str, "pretrained": bool | str}
 
 

@@ -30,7 +30,7 @@ from unetkit.utils.files import atomic_write
 from unetkit.utils.modules import check_device
 
 FORMAT, VERSION = "unetkit", 1
-#: What stands where the digest goes while it is computed.
+#: The placeholder of the digest while it is computed.
 DIGEST_PLACEHOLDER = b"0" * 64
 _DIGEST_PATTERN = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 
@@ -86,8 +86,8 @@ def read_metadata(path: Path, data: bytes) -> dict[str, Any]:
         )
     found = _DIGEST_PATTERN.search(data, 8, end)
     if found is None or compute_digest(data, found.start(1)) != found[1]:
-        why = "is cut short; copy" if len(data) < end + _data_size(header) else "was changed after it was saved; take"
-        raise FileError(f"{path} {why} it again from where it is whole")
+        why = "is cut short; copy" if len(data) < end + _data_size(header) else "was changed after it was saved; copy"
+        raise FileError(f"{path} {why} it again from an intact copy")
     return metadata
 
 
@@ -224,7 +224,7 @@ def _make_metadata(model: nn.Module) -> dict[str, str]:
             )
     if not hasattr(model, "built_shapes"):
         raise FileError(
-            "the network within what a plugin made of it is no whole model; save what unetkit.build returned"
+            "the model that a plugin returned contains no network of unetkit.build; save what unetkit.build returned"
         )
     if changed := state_shapes(model).items() ^ cast(Network, model).built_shapes.items():
         name = min(name for name, _ in changed)
@@ -304,7 +304,7 @@ def _build_with(plan: Plan, parts: Parts, device: Any, tensors: dict[str, Tensor
         if not any(tensor.is_meta for module in model.modules() for tensor in _iterate_tensors(vars(module))):
             return model
     except BuildError:
-        pass  # a part that cannot be made on meta; one that cannot be made at all says so again
+        pass  # a part may not support the meta device; if it cannot be built at all, the real build fails again
     model = build_plan(plan, parts, device, pretrained=False)
     _assign(model, tensors)
     return model

@@ -55,7 +55,7 @@ class Stage(nn.Module):
         scaled = round(x.shape[-2] * self.scale), round(x.shape[-1] * self.scale)
         if skip is None:
             x = up(x, size or scaled)
-            # Strided convolutions round up, so what goes over is at the far end.
+            # Strided convolutions round up, so the surplus rows and columns are at the far end.
             return block(x if size is None else crop_end(x, size))
         align, fuse = cast(Align, self.align), cast(Fusion, self.fuse)
         x, skip = align(up(x, align.target_size(scaled, size_of(skip))), skip)
@@ -107,7 +107,7 @@ class UNet(Network):
         self.stages = nn.ModuleList(stages)
         self.head = head
         self.logits = logits
-        #: Whether the logits' upsampler has weights; then it also acts on logits of the right size.
+        #: True if the upsampler of the logits has weights; it is then applied to logits of the right size, too.
         self.has_learned_logits = logits is not None and any(True for _ in logits.parameters())
         self.skips = skips
 
@@ -134,7 +134,7 @@ class UNet(Network):
         x = maps[-1]
         for stage, skip in zip_longest(self.stages, self.skips):
             stride = cast(int, stage.stride)
-            # A stage without a skip ends at the size that strided convolutions give their maps: rounded up.
+            # A stage without a skip targets the size that a strided convolution would give: rounded up.
             end = None if self.valid else ((size[0] - 1) // stride + 1, (size[1] - 1) // stride + 1)
             x = stage(x, None if skip is None else maps[skip], end)
             if kept is not None:
@@ -142,7 +142,7 @@ class UNet(Network):
         x = cast(Head, self.head)(x)
         if self.logits is None or (is_same_size(size_of(x), size) and not self.has_learned_logits):
             return x
-        # A learned upsampler goes by its stride: what goes over is at the far end, what is short is resized.
+        # A learned upsampler multiplies the size by its stride: a surplus is cropped at the far end, a deficit resized.
         x = crop_end(cast(Upsampler, self.logits)(x, size), size)
         return x if is_same_size(size_of(x), size) else F.interpolate(x, size, mode="bilinear")
 

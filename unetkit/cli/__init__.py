@@ -47,7 +47,7 @@ class _LazyGroup(click.Group):
             raise PluginError(f"`unetkit {name}` of plugin {found.owner} failed: {one_line(error)}") from error
 
 
-#: Exceptions that end a command without being its failure.
+#: Exceptions that end a command without meaning that it failed.
 _PASS = (KeyboardInterrupt, SystemExit, BrokenPipeError)
 
 
@@ -97,7 +97,7 @@ def main() -> None:
             traceback.print_exc()
         _refuse(str(error))
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would say the same again on leaving
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would report the error again at exit
         _refuse(f"the output cannot be written: {error.strerror or error}")
     sys.exit(code)
 

@@ -186,8 +186,8 @@ def _parse_batch_size(text: str) -> int:
 
 def _folder_name(given: dict[str, Any]) -> str:
     """Derive the name of the results folder from the options, so that the same command finds it again."""
-    told = sorted((name, str(value)) for name, value in given.items() if name not in _NOT_IN_FOLDER_NAME)
-    return hashlib.sha256(repr(told).encode()).hexdigest()[:8]
+    relevant = sorted((name, str(value)) for name, value in given.items() if name not in _NOT_IN_FOLDER_NAME)
+    return hashlib.sha256(repr(relevant).encode()).hexdigest()[:8]
 
 
 def _measure(runner: BenchRunner, folder: Path) -> None:

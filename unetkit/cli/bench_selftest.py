@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from unetkit.registry import Parts
 
 _NETWORK = "--encoder plain:widths=[8,16,32] --size 64"
-#: Seconds between two lines of progress where there is no terminal.
+#: Seconds between two lines of progress if there is no terminal.
 _SECONDS_BETWEEN_LINES = 30.0
 
 
@@ -131,7 +131,7 @@ def _append_to_file(found: Iterable[SelftestResult], out: Path | None) -> Iterat
 
 def _with_progress(found: Iterable[SelftestResult], total: int) -> Iterator[SelftestResult]:
     """Yield each result and show progress on stderr: continuously in a terminal, every 30 seconds elsewhere."""
-    start = said = monotonic()
+    start = last_line = monotonic()
     terminal = sys.stderr.isatty()
     for done, result in enumerate(found, 1):
         yield result
@@ -140,6 +140,6 @@ def _with_progress(found: Iterable[SelftestResult], total: int) -> Iterator[Self
         line = f"{done} of {total} runs, {left / 60:.0f} min {left % 60:.0f} s left"
         if terminal:
             click.echo(f"\r{line}\x1b[K" if done < total else "\r\x1b[K", nl=False, err=True)
-        elif now - said > _SECONDS_BETWEEN_LINES or done == total:
+        elif now - last_line > _SECONDS_BETWEEN_LINES or done == total:
             click.echo(line, err=True)
-            said = now
+            last_line = now

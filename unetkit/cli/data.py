@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from unetkit.data.validate import DatasetReport
     from unetkit.utils.tables import Listing
 
-#: Samples on a sheet.
+#: The number of samples on a contact sheet.
 _SAMPLES_ON_SHEET = 12
 
 
@@ -152,7 +152,7 @@ def _format_report(report: DatasetReport, done: list[str]) -> Listing:
 def _format_facts(report: DatasetReport) -> list[str]:
     smallest, largest = report.sizes or [(0, 0), (0, 0)]
     sizes = f"{smallest[0]}x{smallest[1]}" + (f" to {largest[0]}x{largest[1]}" if smallest != largest else "")
-    told = {
+    facts = {
         "splits": ", ".join(f"{name} {count}" for name, count in report.splits.items()),
         "sizes": sizes if report.sizes else "",
         "channels": _format_counts(report.channels),
@@ -161,7 +161,7 @@ def _format_facts(report: DatasetReport) -> list[str]:
         "ignored": f"{report.ignored:.1%} of all pixels" if report.ignored else "",
         "objects": "" if report.objects is None else str(report.objects),
     }
-    return [f"{name}: {text}" for name, text in told.items() if text]
+    return [f"{name}: {text}" for name, text in facts.items() if text]
 
 
 def _format_counts(found: dict[str, int]) -> str:

@@ -122,7 +122,7 @@ def _progress_bar() -> Iterator[Callable[[int, int], None]]:
 
 
 _HEADS = {"iou": "IoU", "dice": "Dice", "precision": "precision", "recall": "recall", "boundary": "boundary"}
-#: More classes than these have no column each in the table of images.
+#: With more classes than this, the table of images has no column for each class.
 _COLUMNS = 8
 
 

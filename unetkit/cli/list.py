@@ -14,7 +14,7 @@ from unetkit.options import describe_type, format_value
 from unetkit.registry import KINDS, Entry, Parts, Registry
 from unetkit.utils.tables import make_console, make_table
 
-if TYPE_CHECKING:  # what `unetkit --help` loads with this command has no need of rich
+if TYPE_CHECKING:  # `unetkit --help` imports this module and does not need rich
     from rich.console import Console
     from rich.table import Table
 

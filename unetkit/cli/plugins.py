@@ -17,7 +17,7 @@ from unetkit.registry import Plugin
 from unetkit.scaffold import TITLES, new_plugin
 from unetkit.utils.tables import make_console, make_table
 
-if TYPE_CHECKING:  # what `unetkit --help` loads with this command has no need of rich
+if TYPE_CHECKING:  # `unetkit --help` imports this module and does not need rich
     from rich.table import Table
 
     from unetkit.testing import CheckResult
@@ -123,7 +123,8 @@ def check(ctx: click.Context, target: str) -> None:
     for matrix in _matrices(jobs, results, console.width):
         console.print(matrix)
     reported = [result for result in results if result.message and not result.is_blocked]
-    for result in sorted(reported, key=lambda result: result.outcome, reverse=True):  # failures last, where one looks
+    # Failures come last, where they are seen first.
+    for result in sorted(reported, key=lambda result: result.outcome, reverse=True):
         console.print(f"{result.outcome}: {result.part}: {result.check}: {result.message}", soft_wrap=True)
     counts = [f"{sum(r.outcome == outcome for r in results)} {outcome}" for outcome in _OUTCOMES]
     rest = sum(result.is_blocked for result in results)
@@ -132,7 +133,7 @@ def check(ctx: click.Context, target: str) -> None:
     ctx.exit(int(any(result.outcome == "failed" for result in results)))
 
 
-#: What stands for an outcome, and in which style.
+#: The text of each outcome, and its style.
 _OUTCOMES = {"passed": ("ok", "green"), "failed": ("FAIL", "bold red"), "skipped": ("skip", "dim")}
 
 
@@ -149,7 +150,7 @@ def _matrices(jobs: list[PendingCheck], results: list[CheckResult], width: int) 
     from rich.text import Text
 
     cells = {(result.part, result.check): Text(*_OUTCOMES[result.outcome]) for result in results}
-    promises = {job.check: job.title for job in jobs}
+    titles = {job.check: job.title for job in jobs}
     parts = list(dict.fromkeys(result.part for result in results))
     while parts:
         shown = [parts.pop(0)]
@@ -158,8 +159,8 @@ def _matrices(jobs: list[PendingCheck], results: list[CheckResult], width: int) 
         matrix = make_table("check", "what it checks", *shown)
         for column in matrix.columns[2:]:
             column.no_wrap = True
-        for name, promise in promises.items():
+        for name, title in titles.items():
             row = [cells.get((part, name)) for part in shown]
             if any(row):
-                matrix.add_row(name, promise, *row)
+                matrix.add_row(name, title, *row)
         yield matrix

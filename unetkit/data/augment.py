@@ -27,7 +27,7 @@ from unetkit.plan import PartSpec
 from unetkit.resolve import NamedFactories
 from unetkit.utils.spatial import mirror_indices
 
-#: A map as a tv_tensor, and how to read between its pixels -> the map, moved, with 0 where it has none.
+#: A function from a map (a tv_tensor) and an interpolation mode to the warped map, with 0 outside of the original.
 Warp = Callable[[Tensor, InterpolationMode], Tensor]
 
 
@@ -48,8 +48,8 @@ def warp_sample(pixels: SampleTensors, warp: Warp) -> SampleTensors:
 
     Pixels from outside the image become the image's mean, IGNORE in the mask, and 0 in the weight map.
     """
-    # A warp has zeros beyond the image, so each map is moved with what should be there made zero. Torchvision's own
-    # `fill` would leave a dark line along the image's edge.
+    # A warp fills with zeros outside of the image, so each map is first shifted such that its fill value is 0.
+    # Torchvision's own `fill` would leave a dark line along the image's edge.
     nearest, mean = InterpolationMode.NEAREST, channel_means(pixels.image)[:, None, None]
     image = _plain(warp(tv_tensors.Image(pixels.image - mean), InterpolationMode.BILINEAR)) + mean
     mask = _plain(warp(tv_tensors.Mask(pixels.mask - IGNORE), nearest)) + IGNORE
@@ -125,7 +125,7 @@ class Rotate90:
 
 
 def _flip_and_rotate(pixels: SampleTensors, flips: list[int], quarters: int) -> SampleTensors:
-    # Exact: nothing is read between pixels, and nothing comes from beyond the image.
+    # Exact: there is no interpolation, and no fill.
     image, mask = (each.flip(flips).rot90(quarters, (-2, -1)) for each in pixels[:2])
     weight = pixels.weight
     return SampleTensors(image, mask, None if weight is None else weight.flip(flips).rot90(quarters, (-2, -1)))
@@ -265,7 +265,7 @@ class Blur:
 
     def __call__(self, pixels: SampleTensors, draw: Generator) -> SampleTensors:
         sigma = uniform(0.1, self.sigma, draw)
-        # The image is mirrored at its border, which takes that many pixels of it and one more.
+        # Reflecting the image at its border needs one pixel more than the padding.
         reach = min(ceil(3 * sigma), min(pixels.size) - 1)
         return pixels._replace(image=v2.functional.gaussian_blur(pixels.image, [2 * reach + 1] * 2, [sigma] * 2))
 
@@ -301,7 +301,7 @@ class Augment:
         draw = torch.Generator().manual_seed(seed)
         pixels = SampleTensors(sample.image, sample.mask, weight)
         height, width = (min(length, 2 * wanted) for length, wanted in zip(pixels.size, self.crop, strict=True))
-        # Of a large image no more is moved than the crop can come from.
+        # Of a large image, only the region that can reach the crop is warped.
         pixels = crop_sample(pixels, (height, width), draw)
         for step in self.steps:
             pixels = step(pixels, draw)

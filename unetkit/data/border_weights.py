@@ -59,7 +59,7 @@ def instances_from_mask(mask: Tensor) -> Tensor:
     return torch.from_numpy(connected_components(mask.cpu().numpy()))
 
 
-#: What a weight may differ by from the formula's, as a share of w0: lower ones are 0.
+#: Weights below this fraction of w0 are set to 0.
 TOLERANCE = 1e-4
 
 

@@ -15,7 +15,7 @@ from unetkit.options import format_value
 from unetkit.plan import PartSpec
 from unetkit.resolve import NamedFactories
 
-#: Sets that are named, and what makes each: its keyword-only parameters are the options.
+#: The data sets by name. The keyword-only parameters of each factory are the options.
 DATASETS = NamedFactories(
     "data",
     "set",

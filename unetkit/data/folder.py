@@ -30,7 +30,7 @@ from unetkit.data.types import DatasetSplits, Sample, Target
 from unetkit.errors import FileError, UnetkitError
 
 SPLITS = ("train", "val", "test")
-#: The name of a split that is not made yet.
+#: The name of the split of files that are not yet divided.
 UNSPLIT = ""
 #: Files by their path below a folder, without the ending.
 Files = dict[str, Path]
@@ -191,7 +191,7 @@ def read_classes(folder: Path) -> Classes | None:
     return Classes(names, colours) if names else None
 
 
-#: What is done to training images of a folder unless something else is asked for.
+#: The default augmentation of training images from a folder.
 AUGMENT = "hflip,scale,light"
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from unetkit.errors import FileError
 from unetkit.utils.isolation import one_line
 
-#: What tifffile calls an extra channel that is alpha: associated or not.
+#: tifffile's names of alpha channels.
 _ALPHA = (1, 2)
 
 
@@ -120,10 +120,10 @@ def _without_alpha(values: np.ndarray, extra: tuple[int, ...]) -> np.ndarray:
     return values[..., 0] if len(kept) == 1 else values
 
 
-#: Endings of the files that are read, in lower case.
+#: Suffixes of the files that can be read, in lower case.
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _TIFF = (".tif", ".tiff")
-#: Modes of Pillow whose numbers are taken as they are.
+#: Modes of Pillow whose values need no conversion.
 _AS_IT_IS = ("1", "L", "I;16", "I;16B", "I", "F", "RGB")
 
 

@@ -27,9 +27,9 @@ class Classes:
     colours: tuple[Colour, ...] = ()
 
 
-#: More distinct colours or numbers than this in one mask, and it was not drawn with classes in mind.
+#: A mask with more distinct colours or numbers than this does not encode classes.
 MAX_VALUES = 64
-#: Told how many files of how many are done.
+#: Called with the number of files that are done and the number of all files.
 Progress = Callable[[int, int], None]
 
 
@@ -101,7 +101,8 @@ def scan_mask(path: Path, most: int = MAX_VALUES) -> MaskScan:
 
 def _count_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if values.dtype == np.uint8:
-        parts = np.array_split(values.ravel(), values.size // 2**20 + 1)  # it widens what it counts eightfold
+        # In pieces, because np.bincount converts its input to integers of eight bytes.
+        parts = np.array_split(values.ravel(), values.size // 2**20 + 1)
         counts = np.sum([np.bincount(part, minlength=256) for part in parts], axis=0)
         return np.flatnonzero(counts), counts[counts > 0]
     return np.unique(values, return_counts=True)
@@ -142,7 +143,7 @@ def to_codes(pixels: PixelArray, by_colour: bool) -> np.ndarray:
     return np.take(pack_colours(table[None])[0], values)
 
 
-#: In a mask with class indices: this pixel counts nowhere, as in Pascal VOC; beside 0 alone it is the foreground.
+#: In a mask with class indices, 255 marks ignored pixels, as in Pascal VOC; in a mask of 0 and 255, the foreground.
 VOID = 255
 
 
@@ -221,7 +222,7 @@ def classes_of_numbers(present: dict[int, Path], told: MaskHints) -> Codes:
     most = count + len(ignored) * told.classes_without_ignored if count else max([*rest, 1]) + 1
     codes = [code for code in range(most) if code not in ignored][: count or None]
     missing = [code for code in codes if code not in rest] if not count else []
-    if missing and max([*rest, 0]) > 1:  # 0 or 1 alone is a set of nothing, or of nothing else
+    if missing and max([*rest, 0]) > 1:  # a mask of 0 or of 1 alone shows only background, or only foreground
         return tuple(sorted(rest)), (*sorted(ignored),), [_gap(missing, max(rest), present)]
     return (*codes,), (*sorted(ignored),), []
 
@@ -287,7 +288,7 @@ class MaskEncoding:
         return f"holds {what}{', ...' if len(codes) > 4 else ''}, but classes are {known}{more}"
 
 
-#: Stands for a number that is no class's.
+#: Marks a number that belongs to no class.
 _STRANGE = IGNORE - 1
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from unetkit.data.rng import derive_seed
 from unetkit.errors import OptionError
 
-#: The share that validates.
+#: The default fraction of validation images.
 _USUAL = 0.2
 
 

@@ -83,7 +83,7 @@ def _f(values: Any) -> Floats:
 
 
 Spot = tuple[float, float, float]
-#: A spot's centre and that of another are at least this share of the sum of their radii apart.
+#: The smallest distance of the centres of two spots, as a fraction of the sum of their radii.
 _NEAREST = 0.7
 _LARGEST = 1.5
 
@@ -92,7 +92,7 @@ def _draw_spots(rng: np.random.Generator, size: int, radius: float, crowding: fl
     """Centres (y, x) and radii: each cell is set beside one before it, or now and then on free ground."""
     wanted = max(3, round(crowding * size * size / (pi * radius * radius)))
     found: list[Spot] = []
-    # Whatever is too near lies in the same square of this side, or in one beside it.
+    # Spots that are too near lie in the same grid square of this side, or in an adjacent one.
     side = 2 * _NEAREST * _LARGEST * radius
     squares: dict[tuple[int, int], list[Spot]] = {}
     for chances in rng.random((4 * wanted, 4)).tolist():
@@ -146,7 +146,7 @@ def draw_regions(cells: CellPlacement, size: int) -> CellRegions:
     maps = CellRegions(np.zeros((size, size), np.int64), *(np.ones((size, size), np.float32) for _ in range(3)))
     for index, cell in enumerate(zip(*cells, strict=True)):
         y, x, radius, length = map(float, cell[:4])
-        # Waves lift an outline to half as far again, but for the rarest.
+        # Waves enlarge the radius by up to a half, except in rare cases.
         reach = radius * length**0.5 * 1.5
         rows, columns = (slice(max(0, int(c - reach)), max(0, min(size, int(c + reach) + 2))) for c in (y, x))
         if rows.start < rows.stop and columns.start < columns.stop:
@@ -282,7 +282,8 @@ def render_texture(rng: np.random.Generator, cells: CellPlacement, maps: CellReg
     return seen
 
 
-#: What is seen of a kind: how far along and across its cell a pixel lies, a number of the cell's, noise -> brightness.
+#: The texture of a kind of cell: a function from the position along and across the cell, a random number of the cell,
+#: and noise to the brightness.
 TEXTURES: dict[str, Callable[[Floats, Floats, Floats, Floats], NDArray[Any]]] = {
     "nucleus": lambda u, v, phase, grain: 0.2 * np.exp(-(((u**2 + v**2) / 0.16) ** 2)) - 0.03,
     "streaks": lambda u, v, phase, grain: 0.07 * np.sin(8 * v + 1.5 * np.sin(3 * u + phase)),

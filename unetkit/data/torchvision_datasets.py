@@ -25,7 +25,7 @@ _VOC = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-#: The number that stands for nothing in masks of VOC and Cityscapes.
+#: The value of ignored pixels in masks of VOC and Cityscapes.
 _VOID = 255
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unetkit.errors import OptionError
 
-#: In a mask: this pixel counts neither in a loss nor in a metric.
+#: The value in a mask of pixels that losses and metrics ignore.
 IGNORE = -1
 
 Colour = tuple[int, int, int]

@@ -179,7 +179,7 @@ def groups_in_several_splits(found: FolderIndex, rules: SplitConfig) -> list[str
     ]
 
 
-#: What the types of an image's numbers are called.
+#: The displayed names of the number types of images.
 _DEPTHS = {"bool": "1 bit", "uint8": "8 bit", "uint16": "16 bit"}
 
 

@@ -17,7 +17,7 @@ from unetkit.data.types import IGNORE, Sample, Target
 from unetkit.errors import FileError, OptionError
 from unetkit.utils.files import atomic_write
 
-#: The index in mask files that stands for IGNORE, and its colour (Pascal VOC's).
+#: The index of IGNORE in mask files, and its colour, as in Pascal VOC.
 VOID, VOID_COLOUR = 255, (224, 224, 192)
 
 
@@ -107,7 +107,7 @@ def _save(picture: Image.Image, path: Path) -> None:
 
 _SIDE, _GAP, _LINE = 240, 12, 20
 _PAPER, _INK = (255, 255, 255), (32, 32, 32)
-#: Pairs beside each other.
+#: The number of pairs in a row.
 _ACROSS = 2
 
 
@@ -134,7 +134,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 def _draw_sample(sample: Sample, target: Target, font: Font) -> Image.Image:
     """Draw the name of a sample above its image and its overlay."""
-    step = max(1, max(sample.image.shape[1:]) // (2 * _SIDE))  # a large image takes long to draw, to be made small
+    step = max(1, max(sample.image.shape[1:]) // (2 * _SIDE))  # drawing a large image at full size would be slow
     image, mask = sample.image[:, ::step, ::step], sample.mask[..., ::step, ::step]
     plain = _fit_to_cell(Image.fromarray(to_rgb(image)))
     laid = _fit_to_cell(overlay(image, mask, target))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unetkit.plan import Plan
 
-#: Shared by the variants of the U-Net of 2015.
+#: The fields that all variants of the U-Net of 2015 share.
 _CLASSIC = {
     "up": "transposed",
     "fuse": "concat",

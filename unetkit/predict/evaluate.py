@@ -21,7 +21,7 @@ from unetkit.tiling.sliding_window import tiled
 from unetkit.train.checkpoint import TrainRun
 from unetkit.train.metrics import Evaluation, ImageScores, describe_separation
 
-#: All splits together.
+#: The name of the union of all splits.
 ALL = "all"
 
 

@@ -47,7 +47,7 @@ class TiffWindows:
         series, page = file.series[0], file.series[0].keyframe
         shape, axes = squeeze_axes(series.shape, series.axes)
         place = channels_along(shape, axes)
-        # Channels are planes before the image's axes, or samples behind them.
+        # Channels are planes before the image's axes, or samples after them.
         if axes not in ("YX", "YXS") and not (place == 0 and axes[1:] == "YX"):
             raise UnsupportedTiff(axes)
         if page.photometric == tifffile.PHOTOMETRIC.PALETTE or page.imagedepth != 1:
@@ -114,7 +114,7 @@ class TiffWindows:
         return self._held[page, index]
 
 
-#: What takes more than this at once is worth a word, in bytes.
+#: Larger allocations than this are announced, in bytes.
 _LARGE = 512 << 20
 
 

@@ -68,7 +68,7 @@ class PngWriter:
 
 #: The longest side of an overlay, and the side of a tile of the probabilities' TIFF.
 OVERLAY, TILE = 2048, 256
-#: Rows that an overlay's image is read in.
+#: The number of rows of the image that are read at a time for an overlay.
 _ROWS = 256
 
 

@@ -141,7 +141,7 @@ def explain_if_too_large(network: nn.Module, size: Size) -> str:
     """Explain why a single pass over an input of this size would need more memory than is free; "" if it would not."""
     device = next(network.parameters()).device
     left = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
-    # What autograd would keep is more than what a pass without it holds at any time.
+    # The activations that autograd would keep exceed the peak memory of a pass without autograd.
     needs = trace(network, size).activation_bytes
     if needs <= left:
         return ""

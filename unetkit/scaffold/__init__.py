@@ -28,7 +28,7 @@ from unetkit.registry import KINDS, Kind
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 _SEPARATOR = re.compile(r"[-_.]+")
 
-#: What stands beside the package in its distribution.
+#: The files of a distribution beside the package.
 _FOLDERS = ("tests", "dist")
 
 
@@ -53,10 +53,10 @@ class PluginNames:
     def of(cls, name: str) -> PluginNames:
         """Derive the names from the name of a distribution. Raises OptionError if that is not valid."""
         if not _NAME.fullmatch(name):
-            rule = "take letters and digits, with '-', '_' or '.' between them"
-            raise OptionError(f"{name!r} is not a name for a distribution: {rule}, such as my-gate")
+            rule = "use letters and digits, with '-', '_' or '.' between them"
+            raise OptionError(f"{name!r} is not a valid name of a distribution: {rule}, such as my-gate")
         if name.lower().endswith(".py"):
-            raise OptionError(f"{name!r} is a file's name, and this makes a folder; leave out .py")
+            raise OptionError(f"{name!r} is the name of a file, but this command creates a folder; leave out .py")
         part = re.sub(r"^unetkit[-_.]+", "", name, flags=re.IGNORECASE)
         words = _SEPARATOR.split(part)
         return cls(
@@ -71,20 +71,20 @@ class PluginNames:
         """Reject the name of a package, class or function that Python does not allow or that is already in use."""
         for identifier in (self.package, symbol):
             if not identifier.isidentifier() or keyword.iskeyword(identifier):
-                self.refuse(f"would make {identifier!r}, which cannot be a name in Python")
+                self.reject(f"would define {identifier!r}, which is not a valid name in Python")
             if hasattr(builtins, identifier):
-                self.refuse(f"would make {identifier!r}, which is built into Python")
-        if self.package in _FOLDERS or _importable(self.package):
-            self.refuse(f"would make the package {self.package!r}, and there is one")
+                self.reject(f"would define {identifier!r}, which is a builtin of Python")
+        if self.package in _FOLDERS or _is_importable(self.package):
+            self.reject(f"would define the package {self.package!r}, which already exists")
 
-    def check_free(self, made: str) -> None:
+    def check_free(self, title: str) -> None:
         """Reject a name that another part of the kind has."""
-        if made == "command":
+        if title == "command":
             self.check_command()
-        elif made == "metric":
+        elif title == "metric":
             self.check_metrics()
         else:
-            self.check_part("head" if made == "wrap" else made)
+            self.check_part("head" if title == "wrap" else title)
 
     def check_part(self, kind: str) -> None:
         """Reject the name of an existing part."""
@@ -93,12 +93,14 @@ class PluginNames:
             entry = registry.get(self.part)
         except UnknownNameError:
             return
-        self.refuse(f"would make the {registry.kind.title} {self.part!r}, and {entry.library or entry.owner} has one")
+        self.reject(
+            f"would define the {registry.kind.title} {self.part!r}, which {entry.library or entry.owner} already has"
+        )
 
     def check_command(self) -> None:
         """Reject the name of an existing command."""
         if self.part in COMMANDS or self.part in plugin_commands(default_manager()):
-            self.refuse(f"would make the command {self.part!r}, and there is one")
+            self.reject(f"would define the command {self.part!r}, which already exists")
 
     def check_metrics(self) -> None:
         """Reject the names of existing metrics and of grid options."""
@@ -107,32 +109,32 @@ class PluginNames:
             try:
                 metrics.add(name, "")
             except PluginError:
-                self.refuse(f"would make the metric {name!r}, and that name is taken")
+                self.reject(f"would define the metric {name!r}, which already exists")
 
-    def refuse(self, why: str) -> None:
+    def reject(self, why: str) -> None:
         """Raise OptionError with what to do instead."""
         raise OptionError(f"{self.name!r} {why}; choose another name, such as my-{self.part}")
 
 
-def _importable(package: str) -> bool:
+def _is_importable(package: str) -> bool:
     if package in sys.stdlib_module_names or package in sys.modules:
         return True
     spec = find_spec(package)
-    return spec is not None and spec.origin is not None  # a folder that happens to be there has none
+    return spec is not None and spec.origin is not None  # a plain folder in the working directory has no origin
 
 
-#: What a plugin can be made of beside parts: each has a template of its own for its hook.
+#: Kinds of plugins that add no parts; each has its own template.
 _HOOKS = (
     Kind("wrap", "wrap", "wraps"),
     Kind("command", "command", "commands"),
     Kind("metric", "metric", "metrics"),
 )
-_MADE = (*KINDS, *_HOOKS)
-_HOOKED = tuple(kind.title for kind in _HOOKS)
-TITLES = tuple(kind.title for kind in _MADE)
+_KINDS = (*KINDS, *_HOOKS)
+_HOOK_TITLES = tuple(kind.title for kind in _HOOKS)
+TITLES = tuple(kind.title for kind in _KINDS)
 
-#: What each example does, for its README and the package index.
-_DOES = {
+#: A description of each example, for its README and the package index.
+_SUMMARIES = {
     "encoder": "An encoder for unetkit: strided convolutions.",
     "upsampler": "An upsampler for unetkit: interpolation, then a convolution.",
     "fusion": "A fusion for unetkit: the skip, gated by the map.",
@@ -146,53 +148,53 @@ _DOES = {
     "metric": "Metrics for unetkit: the largest layer's share, and a pass that gives classes.",
 }
 
-#: As wide as a line of the generated code may be: what formatters take unless told otherwise.
+#: The largest line length of the generated code: the default of formatters.
 _WIDTH = 88
 
 
 def plugin_files(name: str, kind: str) -> dict[str, str]:
     """Return the text of every file of a new plugin, by its path in the plugin's folder. Raises OptionError."""
-    made, names = _kind(kind).title, PluginNames.of(name)
-    symbol = _symbol(names, made)
+    title, names = _find_kind(kind).title, PluginNames.of(name)
+    symbol = _symbol_name(names, title)
     names.check(symbol)
-    names.check_free(made)
-    fields = _fields(names, made)
-    part = _filled(made, fields)
-    if symbol in _imported(part):
-        names.refuse(f"would make {symbol!r}, which the example needs for something else")
+    names.check_free(title)
+    fields = _template_fields(names, title)
+    part = _fill_template(title, fields)
+    if symbol in _list_imports(part):
+        names.reject(f"would define {symbol!r}, which the example imports from elsewhere")
     return {
-        "pyproject.toml": _filled("pyproject", fields),
-        "README.md": _filled("readme", fields),
-        "CHANGELOG.md": _filled("changelog", fields),
-        ".gitignore": _filled("gitignore", fields),
-        f"{names.package}/__init__.py": _filled(f"hook_{made}" if made in _HOOKED else "hook", fields),
-        f"{names.package}/{made}.py": part,
+        "pyproject.toml": _fill_template("pyproject", fields),
+        "README.md": _fill_template("readme", fields),
+        "CHANGELOG.md": _fill_template("changelog", fields),
+        ".gitignore": _fill_template("gitignore", fields),
+        f"{names.package}/__init__.py": _fill_template(f"hook_{title}" if title in _HOOK_TITLES else "hook", fields),
+        f"{names.package}/{title}.py": part,
         f"{names.package}/py.typed": "",
-        f"tests/test_{names.package}.py": _filled(f"{made}_test", fields),
+        f"tests/test_{names.package}.py": _fill_template(f"{title}_test", fields),
     }
 
 
-def _symbol(names: PluginNames, made: str) -> str:
+def _symbol_name(names: PluginNames, title: str) -> str:
     """Return the Python name of the example."""
-    return {"recipe": names.function, "metric": names.function, "command": "command"}.get(made, names.cls)
+    return {"recipe": names.function, "metric": names.function, "command": "command"}.get(title, names.cls)
 
 
-def _kind(word: str) -> Kind:
-    for kind in _MADE:
+def _find_kind(word: str) -> Kind:
+    for kind in _KINDS:
         if word in (kind.field, kind.title, kind.attribute):
             return kind
-    raise OptionError(f"no plugin is made of {word!r}{did_you_mean(word, TITLES)}; there are {', '.join(TITLES)}")
+    raise OptionError(f"there is no kind {word!r}; the kinds are {', '.join(TITLES)}{did_you_mean(word, TITLES)}")
 
 
-def _fields(names: PluginNames, made: str) -> dict[str, str]:
+def _template_fields(names: PluginNames, title: str) -> dict[str, str]:
     """Return the values for the placeholders of the templates."""
-    kind = _kind("head" if made == "wrap" else made)
+    kind = _find_kind("head" if title == "wrap" else title)
     use = f"unetkit build --encoder resnet18 --{kind.field} {names.part}"
-    if made in ("encoder", "recipe", "model"):
+    if title in ("encoder", "recipe", "model"):
         use = f"unetkit build --{kind.field} {names.part}"
-    elif made == "command":
+    elif title == "command":
         use = f"unetkit {names.part} --encoder resnet18 --fuse add"
-    elif made == "metric":
+    elif title == "metric":
         use = f"unetkit bench --encoder resnet18,resnet34 --metrics {names.part},{names.part}-time"
     return {
         "name": names.name,
@@ -201,23 +203,27 @@ def _fields(names: PluginNames, made: str) -> dict[str, str]:
         "function": names.function,
         "cls": names.cls,
         "title": kind.title,
-        "summary": _DOES[made],
-        "register": _call(f"parts.{kind.attribute}.add", names.part, f"{names.package}.{made}:{_symbol(names, made)}"),
+        "summary": _SUMMARIES[title],
+        "register": _format_call(
+            f"parts.{kind.attribute}.add", names.part, f"{names.package}.{title}:{_symbol_name(names, title)}"
+        ),
         "use": use,
-        "help": _help(names, kind),
+        "help": _help_line(names, kind),
         "version": ".".join(version("unetkit").split(".")[:2]),
     }
 
 
-def _help(names: PluginNames, kind: Kind) -> str:
+def _help_line(names: PluginNames, kind: Kind) -> str:
     """Return where the example is documented."""
     if kind.title == "metric":
         return "`unetkit bench metrics` lists what can be measured."
-    asked = f"unetkit {names.part} --help" if kind.title == "command" else f"unetkit list {kind.attribute} {names.part}"
-    return f"`{asked}` tells its options."
+    command = (
+        f"unetkit {names.part} --help" if kind.title == "command" else f"unetkit list {kind.attribute} {names.part}"
+    )
+    return f"`{command}` describes its options."
 
 
-def _call(function: str, *arguments: str) -> str:
+def _format_call(function: str, *arguments: str) -> str:
     """Format a call with text arguments in the body of a function."""
     quoted = [f'"{argument}"' for argument in arguments]
     line = f"    {function}({', '.join(quoted)})"
@@ -226,12 +232,12 @@ def _call(function: str, *arguments: str) -> str:
     return "\n".join([f"    {function}(", *(f"        {argument}," for argument in quoted), "    )"])
 
 
-def _filled(template: str, fields: Mapping[str, str]) -> str:
+def _fill_template(template: str, fields: Mapping[str, str]) -> str:
     text = (files("unetkit.scaffold") / "templates" / f"{template}.txt").read_text(encoding="utf-8")
     return Template(text).substitute(fields)
 
 
-def _imported(source: str) -> set[str]:
+def _list_imports(source: str) -> set[str]:
     """Return the names that a module imports."""
     imports = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom))
     return {alias.asname or alias.name for node in imports for alias in node.names}
@@ -259,12 +265,12 @@ def new_plugin(name: str, kind: str, folder: Path) -> Path:
     """
     texts = plugin_files(name, kind)
     if not folder.is_dir():
-        raise OptionError(f"there is no folder {folder}; make it first, or name another")
+        raise OptionError(f"there is no folder {folder}; create it first, or give another folder")
     target = folder / name
     try:
         if target.is_symlink() or (target.exists() and not (target.is_dir() and not any(target.iterdir()))):
-            raise OptionError(f"{target} is there already, and stays as it is; choose another name or folder")
-        with _made_whole(target) as temporary:
+            raise OptionError(f"{target} already exists and was not changed; choose another name or folder")
+        with _replace_when_complete(target) as temporary:
             _write(texts, temporary)
     except OSError as error:
         raise FileError(f"{target} cannot be written: {error.strerror or error}") from error
@@ -272,7 +278,7 @@ def new_plugin(name: str, kind: str, folder: Path) -> Path:
 
 
 @contextmanager
-def _made_whole(target: Path) -> Iterator[Path]:
+def _replace_when_complete(target: Path) -> Iterator[Path]:
     """Yield a temporary folder next to `target`, which is renamed to `target` if no exception is raised."""
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
     try:
@@ -280,7 +286,7 @@ def _made_whole(target: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)
-        temporary.rename(target)  # refused where something was put there meanwhile
+        temporary.rename(target)  # fails if something was created there in the meantime
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -33,7 +33,7 @@ from unetkit.utils.lazy_init import preserve_rng
 from unetkit.utils.modules import preserve_mode
 from unetkit.utils.rounding import computes_in, difference_beyond_rounding
 
-#: Encoders of smp that timm has with the same layers and maps: how their names begin in smp and in timm.
+#: Prefixes of the names of encoders that smp and timm build with the same layers: in smp, and in timm.
 _TIMM_PREFIXES = {
     "resnet": "resnet",
     "resnext": "resnext",
@@ -270,7 +270,7 @@ def _difference(theirs: Any, ours: UNet, plan: Plan, dtype: torch.dtype) -> floa
             expected = _run(one, x)
         except MemoryError:
             raise
-        except Exception as error:  # whatever a model says to a size that it does not take
+        except Exception as error:  # a model may raise anything for a size that it does not take
             why = one_line(error)
             continue
         if torch.equal(expected.amin((2, 3)), expected.amax((2, 3))):
@@ -296,7 +296,7 @@ def _runnable(model: Any, dtype: torch.dtype) -> Any:
 
 def _run(model: Any, x: Tensor) -> Tensor:
     with preserve_mode(model), torch.no_grad(), computes_in(x.dtype):
-        for module in model.modules():  # smp's eval() passes over a frozen encoder
+        for module in model.modules():  # smp's eval() skips a frozen encoder
             module.training = False
         out: Tensor = model(x)
         return out
@@ -315,9 +315,9 @@ def _copy_training_state(theirs: Any, ours: UNet, names: dict[str, str]) -> None
 
 #: The files of a folder that `save_pretrained` writes.
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-#: Arguments that a network of unetkit does not have, with the values that change nothing.
+#: Arguments without a counterpart in unetkit, with the values that have no effect.
 _WITHOUT_EFFECT = {"activation": (None, "identity"), "aux_params": (None,)}
-#: How names of encoders begin that smp 0.6 renamed and still accepts.
+#: Prefixes of the names of encoders that smp 0.6 renamed and still accepts.
 _RENAMED_PREFIXES = ("timm-regnet", "timm-res2", "timm-resnest", "timm-mobilenetv3", "timm-gernet")
 
 

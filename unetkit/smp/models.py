@@ -27,7 +27,7 @@ from unetkit.smp.encoders import LinspaceOnCpu, find_smp_weights
 from unetkit.utils.formatting import Size
 from unetkit.utils.modules import meta_copy
 
-#: Multiples that are tried as sides of timm's models of one size: the usual stride, and its windows.
+#: Multiples that are tried as input sides of timm models with a fixed size: the usual stride, and its windows.
 _SIDE_MULTIPLES = (32, 64, 128, 224, 256)
 
 
@@ -186,7 +186,7 @@ def _create(name: str, arguments: dict[str, Any]) -> Any:
 def _describe_sources(encoder: Any) -> tuple[str, ...]:
     """Say for each feature map of an encoder which module makes it; the input itself is left out."""
     if info := getattr(getattr(encoder, "model", None), "feature_info", None):
-        indices = getattr(encoder, "_output_indices", None)  # a whole timm model, as DPT has, keeps all in a list
+        indices = getattr(encoder, "_output_indices", None)  # a complete timm model, as in DPT, lists all maps
         maps = [info[index] for index in indices] if indices else info.get_dicts()
         return tuple(f"timm {each['module']}, reduction {each['reduction']}" for each in maps)
     reductions = [2**index for index, channels in enumerate(encoder.out_channels) if index and channels]

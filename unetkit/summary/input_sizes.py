@@ -243,7 +243,7 @@ def size_error(meta_model: nn.Module, size: Size, record: ForwardRecord) -> Inpu
         record: the failed pass.
     """
     if isinstance(record.error, InputSizeError) and find_network(meta_model).size:
-        return record.error  # says by itself what is too large for the encoder
+        return record.error  # its message names the layer that is too large for the encoder
     failure = record.describe_failure()
     if sizes := find_nearest_sizes(meta_model, size):
         nearest = " and ".join(map(format_size, sizes))

@@ -361,7 +361,7 @@ def _transition(a: TraceRow, b: TraceRow, trace: Trace) -> str:
         return b.level
     if b.side == "up":
         return _step(trace, b.level, "up").what if b.step else b.what
-    what = re.sub(r", reduction \d+", "", b.what)  # the sizes next to it say the same
+    what = re.sub(r", reduction \d+", "", b.what)  # the sizes beside it show the reduction
     return f"{what} {DIVIDED}{b.stride / a.stride:g}".strip() if b.stride > a.stride else what
 
 

@@ -129,7 +129,7 @@ class MeteredPass:
 class RowBuilder:
     """Base of the builders that cut a metered pass into rows; each row has the operations since the row before."""
 
-    #: Description of the last row, which has what is left over.
+    #: Description of the last row, for the parameters and operations that belong to no other row.
     remainder_label = "operations outside the network's parts"
 
     def __init__(self, run: MeteredPass) -> None:

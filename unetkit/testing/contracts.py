@@ -161,11 +161,11 @@ class Contract:
         """Describe what is wrong with the batch size and the channels of the outputs."""
         if wrong := [len(out) for out in outputs if len(out) != part_input.batch]:
             return f"returns a batch of {wrong[0]}; expected {part_input.batch}"
-        promised, returned = self.expected_channels(part, args), tuple(out.shape[1] for out in outputs)
-        if promised == returned:
+        expected, returned = self.expected_channels(part, args), tuple(out.shape[1] for out in outputs)
+        if expected == returned:
             return ""
         last = tuple(out.shape[-1] for out in outputs)
-        hint = "; the maps appear to be NHWC: permute them to NCHW" if last == promised else ""
+        hint = "; the maps appear to be NHWC: permute them to NCHW" if last == expected else ""
         return f"{self.describe_expected_channels(part, args)}, but returns {_format_channels(returned)} channels{hint}"
 
     def find_size_error(self, part: Any, args: PositionalArgs, part_input: PartInput, outputs: Outputs) -> str:
@@ -240,8 +240,8 @@ class EncoderContract(Contract):
                 is_short = exact - side > max(1, exact / 4) and not getattr(part, "valid", False)
                 if side < 1 or is_short or side - exact > max(1, exact / 4):
                     approximate = format_shape(-(-n // stride) for n in part_input.size)
-                    declared = f"declares stride {stride} for map {index}, which is about {approximate}"
-                    return f"{declared}, but returns {format_shape(size)}"
+                    description = f"declares stride {stride} for map {index}, which is about {approximate}"
+                    return f"{description}, but returns {format_shape(size)}"
         return ""
 
 

@@ -1,4 +1,6 @@
-"""The pytest plugin: one test for each check of a plugin and its parts. Every run loads it, so it imports nothing else.
+"""The pytest plugin: one test for each check of a plugin and its parts.
+
+Every run of pytest loads it, so it imports nothing else. To use it, mark a test:
 
 @pytest.mark.unetkit("my-gate")  # the name of an installed plugin, a module, or a file
 def test_conforms(unetkit_check):
@@ -34,22 +36,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
     beside = metafunc.definition.path.parent / str(marker.args[0])
     target = str(beside) if beside.suffix == ".py" and beside.is_file() else marker.args[0]
-    jobs = collect_plugin_checks(target)
-    ids = [f"{job.part}: {job.check}" for job in jobs]
-    metafunc.parametrize("unetkit_check", jobs, ids=ids, indirect=True)
+    pending_checks = collect_plugin_checks(target)
+    ids = [f"{pending.part}: {pending.check}" for pending in pending_checks]
+    metafunc.parametrize("unetkit_check", pending_checks, ids=ids, indirect=True)
 
 
 @pytest.fixture
 def unetkit_check(request: pytest.FixtureRequest) -> Callable[[], None]:
     """Return a function that runs the check; it fails or skips the test with one line."""
-    job: PendingCheck | None = getattr(request, "param", None)
-    if job is None:
+    pending: PendingCheck | None = getattr(request, "param", None)
+    if pending is None:
         raise pytest.UsageError(f"{request.node.nodeid}: mark the test with @pytest.mark.unetkit(target)")
 
     def check() -> None:
-        result = job.run()
+        result = pending.run()
         if result.outcome == "failed":
-            pytest.fail(f"{result.message} (expected: {job.title})", pytrace=False)
+            pytest.fail(f"{result.message} (expected: {pending.title})", pytrace=False)
         if result.outcome == "skipped":
             pytest.skip(result.message)
 

@@ -118,24 +118,24 @@ def collect_part_checks(kind: str, part: Any, *, parts: Parts | None = None) -> 
 
 def collect_plugin_checks(target: str | Path | ModuleType) -> list[PendingCheck]:
     """Return the checks of a plugin and all its parts without running them. See `check_plugin`."""
-    ours = target == "unetkit"
+    is_builtin = target == "unetkit"
     with redirect_stderr(StringIO()):  # problems are reported by the checks
-        manager = load_manager([] if ours else [target], isolated=True)
+        manager = load_manager([] if is_builtin else [target], isolated=True)
     if manager.plugins[-1].not_found:
         raise UnknownNameError(manager.plugins[-1].error)
-    found = manager.plugins if ours else manager.plugins[1:]  # a distribution may have several
-    target_name = "" if ours else target.__name__ if isinstance(target, ModuleType) else str(target)
-    jobs: list[PendingCheck] = []
-    for plugin in found:
-        title = "plugin" if len(found) == 1 else f"plugin {plugin.name}"
+    plugins = manager.plugins if is_builtin else manager.plugins[1:]  # a distribution may have several
+    target_name = "" if is_builtin else target.__name__ if isinstance(target, ModuleType) else str(target)
+    pending_checks: list[PendingCheck] = []
+    for plugin in plugins:
+        title = "plugin" if len(plugins) == 1 else f"plugin {plugin.name}"
         checks = _create_checks(
             _CheckSession(title, "plugin", partial(_create_plugin_subject, manager, plugin, target_name))
         )
-        jobs += [job for job in checks if job.check in _applicable_plugin_checks(manager, plugin)]
-    for plugin in found:
+        pending_checks += [pending for pending in checks if pending.check in _applicable_plugin_checks(manager, plugin)]
+    for plugin in plugins:
         for entry in manager.parts.entries_of(plugin.name) if plugin.loaded else ():
-            jobs += collect_part_checks(entry.kind.field, entry.name, parts=manager.parts)
-    return jobs
+            pending_checks += collect_part_checks(entry.kind.field, entry.name, parts=manager.parts)
+    return pending_checks
 
 
 def _create_plugin_subject(manager: PluginManager, plugin: Plugin, target: str) -> Any:
@@ -170,7 +170,7 @@ def check_part(kind: str, part: Any, *, parts: Parts | None = None) -> list[Chec
     Raises:
         UnknownNameError: The part does not exist.
     """
-    return [job.run() for job in collect_part_checks(kind, part, parts=parts)]
+    return [pending.run() for pending in collect_part_checks(kind, part, parts=parts)]
 
 
 def assert_conforms(kind: str, part: Any, *, parts: Parts | None = None) -> None:
@@ -197,9 +197,9 @@ def check_plugin(target: str | Path | ModuleType) -> list[CheckResult]:
         UnknownNameError: The plugin, module or file does not exist.
         PluginError: The plugin does not load, and UNETKIT_STRICT is 1.
     """
-    return list(_each(target))
+    return list(_run_each(target))
 
 
-def _each(target: str | Path | ModuleType) -> Iterator[CheckResult]:
-    for job in collect_plugin_checks(target):
-        yield job.run()
+def _run_each(target: str | Path | ModuleType) -> Iterator[CheckResult]:
+    for pending in collect_plugin_checks(target):
+        yield pending.run()

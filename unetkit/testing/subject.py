@@ -91,12 +91,12 @@ class PartSubject:
             Nonconformity: It accepts none, rejects one with a foreign error, or does not create a part of its kind.
         """
         taken: list[PositionalArgs] = []
-        refusals: list[str] = []
+        rejections: list[str] = []
         for args in self.contract.positional_cases:
             try:
                 part = self.make(args)
             except UnetkitError as error:
-                refusals.append(f"{self.describe_case(args)}{error}")
+                rejections.append(f"{self.describe_case(args)}{error}")
             except Exception as error:
                 raise Nonconformity(
                     f"{self.describe_case(args)}construction fails with {one_line(error)}; "
@@ -107,7 +107,7 @@ class PartSubject:
                 taken.append(args)
                 self.inputs[args] = self.contract.make_inputs(part, args)
         if not taken:
-            raise Nonconformity(f"it rejects all positional arguments that were tried: {refusals[0]}")
+            raise Nonconformity(f"it rejects all positional arguments that were tried: {rejections[0]}")
         return taken
 
     def check_declarations(self, part: Any, args: PositionalArgs) -> None:
@@ -182,14 +182,16 @@ class PartSubject:
     def describe_case(
         self, args: PositionalArgs, part_input: PartInput | None = None, training: bool | None = None
     ) -> str:
-        """Describe the arguments for a message.
+        """Describe the arguments as the start of a message.
 
-        "with x_channels=12, skip_channels=5, a batch of 3 of 5x7 in training: ".
+        An example: "with x_channels=12, skip_channels=5, a batch of 3 of 5x7 in training: ".
         """
         pairs = [f"{name}={value:g}" for name, value in zip(self.contract.arg_names, args, strict=False)]
-        said = (["with " + ", ".join(pairs)] if pairs else []) + ([f"a batch of {part_input}"] if part_input else [])
+        descriptions = (["with " + ", ".join(pairs)] if pairs else []) + (
+            [f"a batch of {part_input}"] if part_input else []
+        )
         mode = "" if training is None else " in training" if training else " in eval"
-        return ", ".join(said) + mode + ": " if said else ""
+        return ", ".join(descriptions) + mode + ": " if descriptions else ""
 
 
 def state_tensors(part: nn.Module) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ import numpy as np
 from unetkit.errors import OptionError
 from unetkit.utils.formatting import Size, format_size
 
-#: Of a Gaussian's sigma, to a tile's side: nnU-Net's.
+#: The sigma of the Gaussian weights as a fraction of the side of a tile, as in nnU-Net.
 _SIGMA = 1 / 8
 
 
@@ -93,9 +93,9 @@ def exact_axis(
         edge: the number of output pixels that the borders of a tile influence, before and behind; together at least a
             period less than `tile`, unless a single tile is used.
     """
-    whole, tile = _extend(side, tile, period, least)
+    extended, tile = _extend(side, tile, period, least)
     step = max(period, (tile - sum(edge)) // period * period)
-    starts = _starts(whole, tile, step)
+    starts = _starts(extended, tile, step)
     cuts = tuple((after + edge[0] + before + tile - edge[1]) // 2 for before, after in pairwise(starts))
     return TileAxis(side, tile, starts, margin, cuts)
 
@@ -104,19 +104,19 @@ def blended_axis(
     side: int, tile: int, period: int, overlap: int, *, least: int = 1, margin: tuple[int, int] = (0, 0)
 ) -> TileAxis:
     """Place tiles that overlap by at least `overlap` pixels, with Gaussian weights. For arguments see `exact_axis`."""
-    whole, tile = _extend(side, tile, period, least)
+    extended, tile = _extend(side, tile, period, least)
     step = max(period if period < tile else 1, (tile - overlap) // period * period)
-    return TileAxis(side, tile, _starts(whole, tile, min(step, tile)), margin)
+    return TileAxis(side, tile, _starts(extended, tile, min(step, tile)), margin)
 
 
 def _extend(side: int, tile: int, period: int, least: int) -> tuple[int, int]:
     """Return the total side, which differs from the tile by multiples of the period, and the tile."""
-    whole = max(least, tile - (tile - side) // period * period)
-    return whole, min(tile, whole)
+    extended = max(least, tile - (tile - side) // period * period)
+    return extended, min(tile, extended)
 
 
-def _starts(whole: int, tile: int, step: int) -> tuple[int, ...]:
-    return (*range(0, whole - tile, step), whole - tile)
+def _starts(extended: int, tile: int, step: int) -> tuple[int, ...]:
+    return (*range(0, extended - tile, step), extended - tile)
 
 
 def _gaussian(tile: int) -> np.ndarray:
@@ -124,7 +124,7 @@ def _gaussian(tile: int) -> np.ndarray:
     return bell
 
 
-#: A tile's side unless it is said, and up to which side an image is passed at once.
+#: The default side of a tile, and the largest side of an image that is passed as a single tile.
 TILE, AT_ONCE = 512, 1024
 
 
@@ -245,8 +245,8 @@ class TileRequirements:
                     f"--tile {format_size(tile)}: the network takes {format_size(self.fixed)} only; leave it out"
                 )
             return self.fixed
-        wanted = tile or (self._covering_input(image) if max(image) <= AT_ONCE else (TILE, TILE))
-        pairs = zip(wanted, self.least, strict=True)
+        requested = tile or (self._covering_input(image) if max(image) <= AT_ONCE else (TILE, TILE))
+        pairs = zip(requested, self.least, strict=True)
         height, width = (max(least, side - (side - least) % self.period) for side, least in pairs)
         return height, width
 

@@ -39,7 +39,7 @@ class _FullSizeModel(nn.Module):
         return full_size(self.model, x)
 
 
-#: Found once a network: its layers do not change, whatever their weights do.
+#: Requirements by network. They depend on its layers only, so that they stay valid when its weights change.
 _known: WeakKeyDictionary[nn.Module, TileRequirements] = WeakKeyDictionary()
 
 
@@ -61,45 +61,45 @@ def _fit(model: nn.Module) -> TileRequirements:
     network = find_network(model)
     period = lcm(network.period, network.multiple, *(network.strides if isinstance(network, UNet) else ()))
     with torch.inference_mode(False), torch.enable_grad():
-        ghost = _FullSizeModel(meta_copy(model).eval()).eval()
+        meta_model = _FullSizeModel(meta_copy(model).eval()).eval()
         if network.size:
             return TileRequirements(
                 period, network.size, network.size, explanation=f"the network takes {network.size[0]}x{network.size[1]}"
             )
-        least = _smallest_side(ghost, network, period)
-        out, x = _run(ghost, (least, least))
+        least = _smallest_side(meta_model, network, period)
+        out, x = _run(meta_model, (least, least))
         shrinks = x.shape[-2] - out.shape[-2], x.shape[-1] - out.shape[-1]
-        edge, why = _edge(ghost, least, period)
+        edge, why = _edge(meta_model, least, period)
     return TileRequirements(period, None, (least, least), shrinks, edge, why)
 
 
-def _smallest_side(ghost: nn.Module, network: Network, period: int) -> int:
+def _smallest_side(meta_model: nn.Module, network: Network, period: int) -> int:
     """Return the smallest accepted side among those that differ by the period and drop no row or column."""
     if not network.valid:
         return -(-max(1, network.min_size) // period) * period
-    least, sizes = find_smallest_input(ghost), find_nearest_sizes(ghost, (TILE, TILE))
+    least, sizes = find_smallest_input(meta_model), find_nearest_sizes(meta_model, (TILE, TILE))
     if least is None or not sizes:
         raise InputSizeError(f"no size up to 2048 is accepted by {network.plan}")
     return least + (sizes[0][0] - least) % period
 
 
-def _run(ghost: nn.Module, size: Size) -> tuple[Tensor, Tensor]:
+def _run(meta_model: nn.Module, size: Size) -> tuple[Tensor, Tensor]:
     """Return the output of a pass, and its input."""
-    x = make_meta_input(find_network(ghost), size)
-    seen = record_forward(ghost, x)
+    x = make_meta_input(find_network(meta_model), size)
+    seen = record_forward(meta_model, x)
     if seen.output is None:
-        raise size_error(ghost, size, seen) from seen.error
+        raise size_error(meta_model, size, seen) from seen.error
     return seen.output, x
 
 
-def _edge(ghost: nn.Module, least: int, period: int) -> tuple[tuple[Size, Size] | None, str]:
+def _edge(meta_model: nn.Module, least: int, period: int) -> tuple[tuple[Size, Size] | None, str]:
     """Return how far the borders of an input influence the output, or None; and which property causes this."""
-    out, x = _run(ghost, (least + 8 * period,) * 2)
+    out, x = _run(meta_model, (least + 8 * period,) * 2)
     field = receptive_field(out, x)
     if field.size is None:
         return None, f"the receptive field of a pixel is {field}"
     larger = least + -(-(2 * max(field.size) + 2 * period) // period) * period
-    out, x = _run(ghost, (larger, larger))
+    out, x = _run(meta_model, (larger, larger))
     if receptive_field(out, x).size != field.size:
         return None, "what a pixel depends on grows with the image"
     if uneven := next(filter(None, map(_explain_if_position_dependent, _nodes(out.grad_fn))), ""):
@@ -111,7 +111,7 @@ def _count_affected(out: Tensor, x: Tensor) -> tuple[Size, Size]:
     """Count the output rows and columns that depend on what lies before the first or behind the last input pixel."""
 
     def beyond(at: int, pixel: int, axis: int) -> bool:
-        # What a pixel of the output and one at the input's far end depend on together spans more than the input.
+        # The receptive fields of an output pixel and of the pixel at the far end together span more than the input.
         both = out[:, :1, at : at + 1, at : at + 1] + x[:, :1, pixel : pixel + 1, pixel : pixel + 1]
         found = receptive_field(both, x).size
         return found is not None and found[axis] > x.shape[axis - 2]
@@ -148,4 +148,8 @@ def _explain_if_position_dependent(node: Any) -> str:
     if getattr(node, "_saved_align_corners", False):
         return "an interpolation aligns corners, and so depends on the image's size"
     pairs = zip(node._saved_self_sym_sizes[-2:], node._saved_output_size, strict=True)
-    return "" if all(big % small == 0 for small, big in map(sorted, pairs)) else "maps are resized by no whole factor"
+    return (
+        ""
+        if all(big % small == 0 for small, big in map(sorted, pairs))
+        else "maps are resized by a factor that is not an integer"
+    )

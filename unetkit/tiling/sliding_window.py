@@ -20,7 +20,7 @@ from unetkit.utils.modules import preserve_mode
 from unetkit.utils.spatial import mirror_indices
 from unetkit.utils.system import is_oom
 
-#: What a batch of tiles (B, C, h, w) is passed through: (B, L, h', w').
+#: A function from a batch of tiles (B, C, h, w) to their outputs (B, L, h', w').
 Pass = Callable[[Tensor], Tensor]
 
 
@@ -88,16 +88,16 @@ class _RowAssembler:
         out = out * (self.share * torch.from_numpy(self.columns.weight(column)))
         if self.right is not None:
             out[..., : self.right.shape[-1]] += self.right
-        whole, self.right = out[..., : right - left], out[..., right - left :]
+        block, self.right = out[..., : right - left], out[..., right - left :]
         if self.above is not None:
-            whole[:, : self.above.shape[1]] += self.above[..., left:right]
+            block[:, : self.above.shape[1]] += self.above[..., left:right]
         done = self.done - self.top
-        if done < whole.shape[1]:
+        if done < block.shape[1]:
             if self.below is None:
-                self.below = out.new_empty(out.shape[0], whole.shape[1] - done, self.columns.total)
-            self.below[..., left:right] = whole[:, done:]
+                self.below = out.new_empty(out.shape[0], block.shape[1] - done, self.columns.total)
+            self.below[..., left:right] = block[:, done:]
         bottom, end = min(self.done, self.rows.side), min(right, self.columns.side)
-        return Window(slice(self.top, bottom), slice(left, end), whole[:, : bottom - self.top, : end - left])
+        return Window(slice(self.top, bottom), slice(left, end), block[:, : bottom - self.top, : end - left])
 
 
 def _outputs(passed: Pass, source: Source, layout: TileLayout, batch_size: int) -> Iterator[Tensor]:
@@ -121,7 +121,7 @@ def mirrored_window(source: Source, rows: tuple[int, int], columns: tuple[int, i
     return window[:, down - top][:, :, across - left]
 
 
-#: The axes of (B, C, H, W) that are turned for each mirror image.
+#: The axes of (B, C, H, W) that are flipped for each mirror image.
 _MIRRORED = ((-1,), (-2,), (-2, -1))
 
 
@@ -168,7 +168,7 @@ def tiled(
             if not result.numel():
                 result = window.values.new_empty(window.values.shape[0], *source.size)
             result[:, window.rows, window.columns] = window.values
-    return result.clone()  # made outside, it may be used in autograd
+    return result.clone()  # a clone made outside inference mode can be used in autograd
 
 
 def make_forward(

@@ -59,7 +59,7 @@ class TrainState:
         try:
             with atomic_write(path) as temporary:
                 torch.save(held, temporary)
-        except (OSError, RuntimeError) as error:  # torch's writer raises the latter where a disk is full
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError if the disk is full
             raise FileError(
                 f"{path} cannot be written ({error}); the previous state is unchanged; free some space and use --resume"
             ) from error
@@ -77,13 +77,13 @@ def read_state(path: Path) -> TrainState:
         raise FileError(
             f"{path} was written by another version of unetkit; finish the run with that version, or start a new run"
         ) from error
-    except Exception as error:  # pickle and torch raise any
+    except Exception as error:  # pickle and torch may raise anything
         raise FileError(
             f"{path} is damaged ({type(error).__name__}); the weights in the same folder may still be intact"
         ) from error
 
 
-#: What is in the folder.
+#: The files in the folder of a run.
 HEADER, LOG, STATE, BEST, LAST = "run.json", "log.jsonl", "state.pt", "best.safetensors", "last.safetensors"
 
 
@@ -136,11 +136,11 @@ class TrainRun:
     def write(self) -> None:
         """Write the header that `read_run` reads."""
         target = {"kind": self.target.kind, "names": self.target.names, "colours": self.target.colours}
-        said = {**vars(self), "plan": str(self.plan), "config": self.config.to_dict(), "target": target}
-        said |= {"versions": dict(self.versions), "splits": dict(self.splits)}
-        del said["folder"]
+        values = {**vars(self), "plan": str(self.plan), "config": self.config.to_dict(), "target": target}
+        values |= {"versions": dict(self.versions), "splits": dict(self.splits)}
+        del values["folder"]
         with atomic_write(self.folder / HEADER) as temporary:
-            temporary.write_text(json.dumps(said, indent=2), encoding="utf-8")
+            temporary.write_text(json.dumps(values, indent=2), encoding="utf-8")
 
 
 def read_run(folder: str | Path) -> TrainRun:
@@ -156,13 +156,13 @@ def read_run(folder: str | Path) -> TrainRun:
             f"{folder} is not a training run: it does not contain {HEADER}; give the folder that `unetkit train` wrote"
         )
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        names = tuple(said["target"]["names"])
-        colours = tuple(tuple(colour) for colour in said["target"]["colours"])
-        said["target"] = Target(said["target"]["kind"], names, colours)
-        said |= {"plan": Plan.parse(said["plan"]), "config": TrainConfig.from_dict(said["config"])}
-        said |= {name: tuple(said[name]) for name in ("mean", "std", "plugins")}
-        said |= {name: tuple(said[name].items()) for name in ("versions", "splits")}
-        return TrainRun(folder, **said)
+        values = json.loads(path.read_text(encoding="utf-8"))
+        names = tuple(values["target"]["names"])
+        colours = tuple(tuple(colour) for colour in values["target"]["colours"])
+        values["target"] = Target(values["target"]["kind"], names, colours)
+        values |= {"plan": Plan.parse(values["plan"]), "config": TrainConfig.from_dict(values["config"])}
+        values |= {name: tuple(values[name]) for name in ("mean", "std", "plugins")}
+        values |= {name: tuple(values[name].items()) for name in ("versions", "splits")}
+        return TrainRun(folder, **values)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FileError(f"{path} is damaged: {error}; the weights in the same folder may still be intact") from error

@@ -76,6 +76,6 @@ class TrainConfig:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, said: dict[str, Any]) -> TrainConfig:
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         """Restore a configuration from the result of `to_dict`."""
-        return cls(**{**said, "crop": said["crop"] and tuple(said["crop"])})
+        return cls(**{**values, "crop": values["crop"] and tuple(values["crop"])})

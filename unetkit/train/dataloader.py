@@ -18,9 +18,9 @@ from unetkit.data.rng import derive_seed, numpy_rng
 from unetkit.data.types import Dataset, Sample
 from unetkit.errors import FileError
 
-#: A sample, its weight map where the loss wants one, and a seed -> both, augmented.
+#: A function from a sample, its weight map if the loss needs one, and a seed to both, augmented.
 Augment = Callable[[Sample, Tensor | None, int], tuple[Sample, Tensor | None]]
-#: A sample -> its border weights (H, W).
+#: A function from a sample to its border weights (H, W).
 Weigh = Callable[[Sample], Tensor]
 Key = tuple[int, int, int]
 

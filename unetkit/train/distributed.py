@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from unetkit.errors import OptionError
 from unetkit.utils.modules import default_device
 
-#: How long one process may wait for another: the first validates its share, draws and writes between two steps.
+#: The longest time that a process waits for another. Between two steps, the first one validates, draws and writes.
 _PATIENCE = timedelta(hours=1)
 
 
@@ -33,12 +33,12 @@ class ProcessGroup:
         """True for the process that writes files."""
         return self.rank == 0
 
-    def all_gather(self, said: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """Return the objects of all processes in order of rank; every process must call this."""
         if self.size == 1:
-            return [said]
+            return [value]
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, said)
+        dist.all_gather_object(found, value)
         return found
 
     def mean(self, value: Tensor) -> float:

@@ -19,7 +19,7 @@ from unetkit.errors import OptionError
 from unetkit.plan import PartSpec
 from unetkit.resolve import NamedFactories
 
-#: What a pixel of each class weighs: 1; as given, one a class; or so that the classes of an image weigh alike.
+#: Class weights: none, one number for each class, or "balanced", by which all classes of an image weigh the same.
 Weights = tuple[float, ...] | Literal["balanced"] | None
 
 
@@ -163,8 +163,8 @@ class BCE(LossTerm):
             raise OptionError(f"bce needs a sigmoid, but {len(target.names)} classes use a softmax; {instead}")
         self.positive = positive if isinstance(positive, tuple) else (positive,)
         if len(self.positive) not in (1, target.outputs):
-            wanted = f"one, or one for each of {target.outputs} labels" if target.outputs > 1 else "one"
-            raise OptionError(f"positive has {len(self.positive)} numbers; give {wanted}")
+            expected = f"one, or one for each of {target.outputs} labels" if target.outputs > 1 else "one"
+            raise OptionError(f"positive has {len(self.positive)} numbers; give {expected}")
         check_numbers("positive", self.positive)
 
     def __call__(self, logits: Tensor, masks: Tensor, borders: Tensor | None) -> Tensor:
@@ -183,7 +183,7 @@ class Dice(LossTerm):
         truth, counts = one_hot_masks(masks, self.activation, logits.shape[1])
         chances = (logits.softmax(1) if self.activation == "softmax" else logits.sigmoid()) * counts
         both, true = (chances * truth).sum((2, 3)), truth.sum((2, 3))
-        # Where a class is there, it has a pixel at least, so that nothing need be added below.
+        # A class that is present has at least one pixel, so the denominator needs no epsilon.
         lost = torch.where(true > 0, 1 - 2 * both / (chances.sum((2, 3)) + true).clamp_min(1), 0)
         return lost.sum(1) / (true > 0).sum(1).clamp_min(1)
 
@@ -201,14 +201,14 @@ class Focal(LossTerm):
         self, target: Target, activation: Activation, *, gamma: float = 2.0, weights: Weights = None, share: float = 1.0
     ) -> None:
         super().__init__(target, activation, share=share)
-        if not (gamma == 0 or 1 <= gamma < inf):  # between, the gradient has no bound where p is 1
+        if not (gamma == 0 or 1 <= gamma < inf):  # between 0 and 1, the gradient is unbounded at p = 1
             raise OptionError(f"gamma must be 0 or at least 1; got {gamma:g}")
         check_weights(weights, target)
         self.gamma, self.weights = gamma, weights
 
     def __call__(self, logits: Tensor, masks: Tensor, borders: Tensor | None) -> Tensor:
         surprised = self._nll(logits, masks)
-        wrong = -torch.expm1(-surprised)  # 1 - p, to the last digit where p is nearly 1
+        wrong = -torch.expm1(-surprised)  # 1 - p, without cancellation where p is near 1
         return mean_per_image(wrong**self.gamma * surprised * self._weights(self.weights, masks, logits), masks)
 
 
@@ -253,7 +253,7 @@ class Border(LossTerm):
 LOSS_TERMS = NamedFactories(
     "loss", "loss", "docs/losses.md", {"ce": CE, "bce": BCE, "dice": Dice, "focal": Focal, "border": Border}
 )
-#: What is taken where nothing is said.
+#: The default loss by activation.
 DEFAULTS = {"sigmoid": "bce+dice", "softmax": "ce+dice"}
 
 
@@ -267,8 +267,8 @@ class Loss:
         border: w0 and sigma of the border weights that the loss needs, or None.
     """
 
-    def __init__(self, terms: Sequence[LossTerm], said: str) -> None:
-        self.terms, self.text = terms, said
+    def __init__(self, terms: Sequence[LossTerm], text: str) -> None:
+        self.terms, self.text = terms, text
         self.border = next((term.border for term in terms if term.border), None)
 
     def __call__(self, logits: Tensor, masks: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -309,6 +309,6 @@ def _term(spec: PartSpec, target: Target, activation: Activation) -> LossTerm:
     try:
         term: LossTerm = LOSS_TERMS.make(spec, target, activation)
     except OptionError as error:
-        said = str(error)
-        raise OptionError(said if said.startswith("--") else f"--loss {spec}: {said}") from error
+        text = str(error)
+        raise OptionError(text if text.startswith("--") else f"--loss {spec}: {text}") from error
     return term

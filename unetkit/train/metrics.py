@@ -132,7 +132,7 @@ def _divide(part: Tensor, whole: Tensor) -> tuple[float, ...]:
     return tuple((part.double() / whole.double()).tolist())
 
 
-#: Of the image's diagonal, where no tolerance is given.
+#: The default tolerance as a fraction of the image's diagonal.
 BOUNDARY_SHARE = 0.0075
 
 
@@ -192,7 +192,7 @@ def _count_within(outline: np.ndarray, other: np.ndarray, tolerance: float) -> i
     return int((ndimage.distance_transform_edt(~other)[outline] <= tolerance).sum())
 
 
-#: How far each of two cells is grown, in pixels, to see whether they touch.
+#: Objects touch if they meet when each is dilated by this number of pixels.
 DILATION = 2
 
 
@@ -300,9 +300,9 @@ class Evaluation:
         apart = _count_separated(decided, sample) if self.apart else None
         self.images.append(ImageScores(name, names, confusion_matrix(decided, truth, classes), outlines, apart))
 
-    def merge(self, said: dict[str, Any]) -> None:
+    def merge(self, values: dict[str, Any]) -> None:
         """Add the images of another evaluation from the result of its `to_dict`."""
-        for image in said["images"]:
+        for image in values["images"]:
             outlines = None if image["outlines"] is None else torch.tensor(image["outlines"])
             apart = image["apart"] and tuple(image["apart"])
             self.images.append(
@@ -333,7 +333,7 @@ class Evaluation:
     def count_separated(self) -> tuple[int, int] | None:
         """Return the numbers of separated and of all touching objects; None if no image has instances."""
         found = [image.separated for image in self.images if image.separated is not None]
-        return (sum(told for told, _ in found), sum(count for _, count in found)) if found else None
+        return (sum(separated for separated, _ in found), sum(count for _, count in found)) if found else None
 
     def lowest_first(self) -> list[ImageScores]:
         """Return the images by mean IoU, lowest first; images without valid pixels come last."""
@@ -341,8 +341,8 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """Return the number of images, the micro scores, the macro scores under "macro", and the touching objects."""
-        told = {"touching": describe_separation(found)} if (found := self.count_separated()) else {}
-        return {"images": len(self.images), **self.micro().to_dict(), "macro": self.macro().to_dict(), **told}
+        separation = {"touching": describe_separation(found)} if (found := self.count_separated()) else {}
+        return {"images": len(self.images), **self.micro().to_dict(), "macro": self.macro().to_dict(), **separation}
 
 
 def describe_separation(apart: tuple[int, int]) -> dict[str, int]:

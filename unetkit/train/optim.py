@@ -13,7 +13,7 @@ from unetkit.errors import OptionError
 from unetkit.resolve import NamedFactories
 from unetkit.summary.forward_hooks import find_network
 
-#: Of the rate of the rest, where an encoder has pretrained weights and no rate of its own is said.
+#: The default learning rate of a pretrained encoder, as a factor of that of the other layers.
 _PRETRAINED = 0.1
 
 

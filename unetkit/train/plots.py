@@ -17,10 +17,10 @@ from unetkit.errors import FileError
 from unetkit.train.trainer import Preview
 from unetkit.utils.files import atomic_write
 
-#: Height and width that an image of a contact sheet is brought to, and what is left between two.
+#: The height and width of an image in a contact sheet, and the gap between two images, in pixels.
 _SIDE, _GAP = 224, 8
 _HEAD = 20
-#: Classes whose curves can still be told from one another.
+#: The largest number of classes whose curves can be distinguished.
 _LABELLED = 8
 
 
@@ -81,13 +81,13 @@ def _scaled(tile: Image.Image) -> Image.Image:
     return tile.resize((max(round(tile.width * share), 1), max(round(tile.height * share), 1)), how)
 
 
-#: Classes above which cells hold no text.
+#: Above this number of classes, cells have no text.
 _WRITTEN = 30
-#: Letters of a name above which it is written at a slant.
+#: Names with more letters are rotated.
 _SLANTED = 6
-#: Inches: of a cell with text, of one without, of a table at least, and of what stands around it.
+#: In inches: the side of a cell with text, of one without, the smallest side of a table, and the space around it.
 _CELL, _BARE, _LEAST, _AROUND = 0.62, 0.25, 1.7, 1.9
-#: Tables of labels side by side.
+#: The number of label tables in a row.
 _ACROSS = 4
 
 

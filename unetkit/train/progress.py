@@ -18,9 +18,9 @@ from unetkit.train.plots import draw_curves, draw_samples
 from unetkit.train.trainer import TrainCallback, Trainer, ValidationResult
 from unetkit.utils.files import read_json_lines
 
-#: Epochs of the table that stay in sight.
+#: The number of epochs that the table shows.
 _SEEN = 12
-#: Seconds between two drawings of the curves.
+#: Seconds between two updates of the curves.
 _PAUSE = 20.0
 CURVES, PREVIEWS, BOARD = "curves.png", "previews", "tensorboard"
 
@@ -62,12 +62,12 @@ class TrainProgress(TrainCallback):
             self._live.start()
 
     def on_step_end(self, done: int, loss: float) -> None:
-        said = f"epoch {self.trainer.state.epochs_done + 1} of {self.epochs}, loss {loss:.3f}"
-        self._bar.update(self._task, completed=self.trainer.state.epochs_done * self.steps + done, description=said)
+        text = f"epoch {self.trainer.state.epochs_done + 1} of {self.epochs}, loss {loss:.3f}"
+        self._bar.update(self._task, completed=self.trainer.state.epochs_done * self.steps + done, description=text)
 
     def on_validation_image(self, done: int, count: int) -> None:
-        said = f"epoch {self.trainer.state.epochs_done + 1} of {self.epochs}, validating image {done + 1} of {count}"
-        self._bar.update(self._task, description=said)
+        text = f"epoch {self.trainer.state.epochs_done + 1} of {self.epochs}, validating image {done + 1} of {count}"
+        self._bar.update(self._task, description=text)
 
     def on_epoch_end(self, line: dict[str, Any], found: ValidationResult) -> None:
         """Add a row to the table, and draw the pictures."""

@@ -35,11 +35,11 @@ from unetkit.utils.isolation import stdout_to_stderr
 from unetkit.utils.modules import check_device
 from unetkit.utils.spatial import size_of
 
-#: Images that the mean and the standard deviation are taken from.
+#: The number of images from which the mean and the standard deviation are computed.
 _MEASURED = 200
-#: Channels that pretrained weights are for.
+#: The number of input channels of pretrained weights.
 _COLOURS = 3
-#: Of a training crop, where none is asked for.
+#: The default side of a training crop, in pixels.
 _CROP = 256
 _VERSIONS = ("unetkit", "torch", "torchvision", "timm", "segmentation-models-pytorch")
 
@@ -124,7 +124,7 @@ def measure_normalization(images: Dataset) -> NormalizationStats:
     total, squares, number = np.sum(moments, 0)
     mean = total / number
     std = np.sqrt(np.maximum(squares / number - np.square(mean), 0))
-    # A channel that never changes stays as it is.
+    # A constant channel is only centred.
     return tuple(mean.tolist()), tuple(np.where(std > 1e-8, std, 1.0).tolist())
 
 
@@ -176,16 +176,16 @@ def run(
     if asked.tensorboard and not find_spec("tensorboard"):
         raise OptionError("--tensorboard: TensorBoard is not installed; run pip install 'unetkit[tensorboard]'")
     parts = parts or (load_parts(plugins) if plugins else default_parts())
-    told = watch or TrainCallback()
+    callback = watch or TrainCallback()
     with init_processes(asked.device) as world:
-        found: DatasetSplits = open_splits(asked, told.on_scan) if isinstance(data, str) else data
+        found: DatasetSplits = open_splits(asked, callback.on_scan) if isinstance(data, str) else data
         plan = replace(plan_for_data(plan, found), seed=asked.seed)
         asked = fill_defaults(asked, plan, found)
         with stdout_to_stderr():
             network = _first_process_first(world, lambda: build_plan(plan, parts))
-            trace(network, asked.crop)  # refuses crops that do not pass
+            trace(network, asked.crop)  # raises InputSizeError if the network does not take the crop
         begun = make_run(folder, network, asked, found, tuple(plugins), command)
-        return _train(begun, found, network, world, TrainState(), told, save_every)
+        return _train(begun, found, network, world, TrainState(), callback, save_every)
 
 
 def resume(
@@ -212,19 +212,19 @@ def resume(
     device = device or begun.config.device
     check_device(device)
     parts = parts or (load_parts(begun.plugins) if begun.plugins else default_parts())
-    told = watch or TrainCallback()
+    callback = watch or TrainCallback()
     with init_processes(device) as world:
         if isinstance(data, str):
             begun = replace(begun, config=replace(begun.config, data=with_absolute_path(data)))
-        found = data if isinstance(data, DatasetSplits) else open_splits(begun.config, told.on_scan)
+        found = data if isinstance(data, DatasetSplits) else open_splits(begun.config, callback.on_scan)
         if (found.target, check_fingerprints(found)) != (begun.target, begun.splits):
             raise OptionError(f"{found.source} has changed since {folder} began (classes or images); start a new run")
         state = _load_state(begun.folder)
         with stdout_to_stderr():
-            # A file knows the weights that pretraining gave; the plan would have them downloaded again.
+            # The file contains the pretrained weights; building with the plan would download them again.
             saved = state.model and (begun.folder / LAST).exists()
             network = load(begun.folder / LAST, parts=parts) if saved else build_plan(begun.plan, parts)
-        return _train(begun, found, network, world, state, told, save_every)
+        return _train(begun, found, network, world, state, callback, save_every)
 
 
 def _load_state(folder: Path) -> TrainState:

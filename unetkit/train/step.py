@@ -127,7 +127,7 @@ class Stepper:
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self._trained(), self.schedule.clip or math.inf)
-        if not self.scaler.is_enabled():  # which leaves out such steps itself
+        if not self.scaler.is_enabled():  # the scaler skips such steps itself
             _check_finite(float(norm), "norm of the gradient")
         self.schedule.set_rates(self.optimizer, at, self.steps * self.config.epochs)
         self.scaler.step(self.optimizer)
@@ -167,7 +167,7 @@ class Stepper:
         trained = len(self._trained())
         if self._shared is None or self._shared[0] != trained:
             devices = [self.world.device] if self.world.device.type == "cuda" else None
-            # A static graph may have weights that no map needs, as some encoders do.
+            # A static graph allows weights that no output depends on, which some encoders have.
             self._shared = trained, DistributedDataParallel(self.network, device_ids=devices, static_graph=True)
         return self._shared[1]
 
@@ -177,11 +177,11 @@ def _check_finite(value: float, what: str) -> None:
         raise NonFiniteError(f"the {what} is {value}")
 
 
-def autocast_type(said: str, device: torch.device) -> torch.dtype:
+def autocast_type(name: str, device: torch.device) -> torch.dtype:
     """Return the number type of autocast; float32 disables it."""
-    if said == "auto":
+    if name == "auto":
         if device.type != "cuda":
             return torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    kind: torch.dtype = getattr(torch, said)
+    kind: torch.dtype = getattr(torch, name)
     return kind

@@ -32,7 +32,7 @@ from unetkit.train.step import NonFiniteError, Stepper
 from unetkit.utils.files import JsonLinesWriter
 from unetkit.utils.system import is_oom
 
-#: Images whose predictions are drawn.
+#: The number of images in a preview.
 NUM_PREVIEWS = 4
 
 
@@ -83,8 +83,8 @@ class Validation:
     def _gather(self, score: Evaluation, losses: list[float], shown: list[Preview]) -> ValidationResult:
         parts = self.world.all_gather((score.to_dict(), losses, shown))
         together = Evaluation(self.run.target)
-        for said, _, _ in parts:
-            together.merge(said)
+        for values, _, _ in parts:
+            together.merge(values)
         every = [loss for _, found, _ in parts for loss in found]
         return ValidationResult(
             sum(every) / len(every), together.summary(), [one for _, _, found in parts for one in found]
@@ -108,7 +108,7 @@ class Validation:
         return self.loss(logits[None].to(there), sample.mask[None].to(there), weights)[0]
 
 
-#: Where the state of a run is whose loss became no number.
+#: The file with the state of a run whose loss became NaN or infinite.
 STOPPED = "stopped.pt"
 
 
@@ -275,7 +275,7 @@ class Trainer:
             self.run.write()
         lines.truncate(self.state.epochs_done)
         for name in (HEADER, STATE, BEST, LAST):
-            for torn in self.run.folder.glob(f".{name}.*.tmp"):  # of a process that was killed
+            for torn in self.run.folder.glob(f".{name}.*.tmp"):  # left by a process that was killed
                 torn.unlink()
 
     def _save(self) -> None:
@@ -292,7 +292,7 @@ class Trainer:
                 save(self.stepper.network, self.run.folder / BEST)
 
 
-def _workers(said: int | None, device: torch.device) -> int:
-    if said is not None:
-        return said
+def _workers(workers: int | None, device: torch.device) -> int:
+    if workers is not None:
+        return workers
     return min(8, torch.get_num_threads()) if device.type == "cuda" else 0

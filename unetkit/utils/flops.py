@@ -103,7 +103,7 @@ def _norm_shape(
     return torch.empty_like(x), x.new_empty(kept), x.new_empty(kept)
 
 
-#: What torch works out on meta tensors operation by operation, in tens of milliseconds a time.
+#: Operations that torch decomposes on meta tensors, which takes tens of milliseconds for each call.
 _SHORTCUTS: dict[Any, Any] = {
     torch.ops.aten.upsample_bilinear2d.default: _resize_shape,
     torch.ops.aten.upsample_nearest2d.default: _resize_shape,

@@ -34,7 +34,7 @@ def wrap_errors(what: str) -> Iterator[None]:
 
 _lock = Lock()
 _depth = 0
-#: What standard output was, and what it was turned to.
+#: The original standard output, and the stream that replaces it.
 _original_stdout: TextIO | None = None
 _redirected_stdout: TextIO | None = None
 
@@ -56,6 +56,6 @@ def stdout_to_stderr() -> Iterator[None]:
     finally:
         with _lock:
             _depth -= 1
-            # A plugin may have put another stream there; so may another thread, which will put its own back.
+            # A plugin or another thread may have replaced the stream in the meantime; it will restore its own.
             if _depth == 0 and (sys.stdout is _redirected_stdout or active_count() == 1):
                 sys.stdout = _original_stdout

@@ -23,7 +23,7 @@ _RANDOM_FILLS = {_aten.uniform_.default, _aten.normal_.default}
 _OVERWRITES = {*_RANDOM_FILLS, _aten.zero_.default, _aten.fill_.Scalar, _aten.fill_.Tensor, _aten.copy_.default}
 
 
-#: Held by whoever sets the random state aside. A part may build a seeded network within a seeded build.
+#: Held while the random state is replaced. Reentrant, because a part may build a seeded network within a seeded build.
 _RNG_LOCK = RLock()
 
 
@@ -54,7 +54,7 @@ class _PendingFills(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if target is not None:
             self.fills.pop(_storage(target), None)
             if func in _RANDOM_FILLS and target.device.type == "cpu" and kwargs.get("generator") is None:
-                # The memory is what waits, not the tensor, which may be given other memory (`weight.data = ...`).
+                # The fill belongs to the storage, not to the tensor, whose storage may change (`weight.data = ...`).
                 self.fills[_storage(target)] = func, (target.detach(), *sources), kwargs
                 return target
         return func(*args, **kwargs)

@@ -18,7 +18,7 @@ from typing import Any
 from unetkit.errors import BuildError
 from unetkit.utils.isolation import one_line
 
-#: How a child tells facts: they are merged, and none is lost with the process.
+#: Sends facts from a child process. They are merged, and none is lost if the process dies.
 Emit = Callable[[dict[Any, Any]], None]
 
 
@@ -169,11 +169,11 @@ def _describe_exit(code: int | None) -> str:
     return f"its process ended with exit code {code}"
 
 
-#: Seconds that a child has to leave when all is done.
+#: Seconds that a child process has to exit when all tasks are done.
 _EXIT_SECONDS = 5.0
-#: Facts of the pool's own: that the child runs, that it did all, and why it failed where it can tell.
+#: Facts that the pool itself sends: the child runs, it has finished, and the reason of a failure if it is known.
 _BEGUN, _DONE, _OWN_WORDS = "_begun", "_done", "_error"
-#: What a child that is spawned does first is to import the script that its leader was started by.
+#: A spawned child first imports the script by which its parent was started.
 _NOT_STARTED_HINT = ' before it began; in a script, what starts processes belongs under `if __name__ == "__main__":`'
 
 

@@ -33,8 +33,8 @@ def crop_end(x: Tensor, size: Size) -> Tensor:
     """Crop (B, C, H, W) at the bottom and the right to a size; smaller sides are unchanged."""
     if not torch.compiler.is_compiling():
         return x[..., : size[0], : size[1]]
-    # The convolution after a view would ask whether that is contiguous, and so fix its size. And a cut of what may be
-    # nothing would ask whether it is, so one more is put on first.
+    # torch.export would fix the size for a convolution after a view, because it tests whether the view is contiguous;
+    # and for a crop that may be empty, so one row and one column are added first.
     height, width = torch.sym_max(x.shape[-2] - size[0], 0), torch.sym_max(x.shape[-1] - size[1], 0)
     return F.pad(F.pad(x, [0, 1, 0, 1]), [0, -1 - cast(int, width), 0, -1 - cast(int, height)])
 
@@ -44,7 +44,7 @@ def pad_end(x: Tensor, size: Size) -> Tensor:
     height, width = size[0] - x.shape[-2], size[1] - x.shape[-1]
     if not torch.compiler.is_compiling():
         return F.pad(x, [0, width, 0, height])
-    # A padding by what may be nothing would ask whether it is.
+    # torch.export would fix the size for a padding that may be 0.
     return F.pad(F.pad(x, [0, width + 1, 0, height + 1]), [0, -1, 0, -1])
 
 

@@ -56,10 +56,10 @@ def physical_core(core: int) -> int:
         return core
 
 
-#: Bytes, where the system does not tell.
+#: The assumed memory in bytes if the system does not report it.
 _DEFAULT_FREE_MEMORY = 4 << 30
 _CGROUP = Path("/sys/fs/cgroup")
-#: Not all that oneDNN "could not create": it says that of a primitive for shapes that it does not know.
+#: Not every "could not create" of oneDNN: it also reports unsupported shapes in this way.
 _OOM_PATTERN = re.compile(
     r"\bMemoryError\b|[Cc]an(no|')t allocate memory|not enough memory|bad_alloc|out of memory"
     r"|could not create a memory object"

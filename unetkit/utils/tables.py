@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 
-#: A number with its unit, which stands at the right of its cell; "1.43 (1.41 to 1.46) slower" is more than that.
+#: A number with its unit, which is aligned to the right; "1.43 (1.41 to 1.46) slower" is not.
 _NUMBER = re.compile(r"|failed|-?[\d.,]+(e[-+]?\d+)?%?( ?\S+)?")
-#: Blank columns between two of a table.
+#: The number of spaces between two columns.
 _GAP = 2
-#: Cells of no more than this are not folded; those of other columns are, where room is short.
+#: Columns that are not wider than this are never folded; wider ones are if the table does not fit.
 _SHORT = 12
-#: Judged cells end with their verdict; the colours say no more than the word.
+#: The colour of each verdict with which a cell may end.
 _STYLES = {"faster": "green", "better": "green", "slower": "red", "worse": "red", "inconclusive": "dim"}
 
 

@@ -45,7 +45,7 @@ class SimpleFeaturePyramid(nn.Module):
         return [level(x) for level in self.levels]
 
 
-#: How a map of each scale is made from the last one, as the trace says it.
+#: The description in the trace of how the map of each scale is made from the last one.
 SCALE_LABELS = {4.0: "; 2 transposed convs", 2.0: "; transposed conv", 1.0: "", 0.5: "; max pool"}
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from unetkit.utils.flops import CostMeter
 from unetkit.utils.modules import meta_copy
 
-#: How many multiples of the deepest stride are tried; the widest windows known are 16 pixels of the deepest map.
+#: The number of multiples of the deepest stride to try; the widest known windows are 16 pixels of the deepest map.
 MAX_MULTIPLES = 16
 
 #: Results of `probe_sizes` by their key.

@@ -74,7 +74,7 @@ def probe(spec: TimmSpec, levels: int | None, img_size: Size | None) -> SizeLimi
     if limits.size:
         return _probe_for_size(spec, levels, limits, img_size)
     with suppress(BuildError):
-        # Position embeddings are made for the size; windows that grew with it would only narrow what the model takes.
+        # Position embeddings are made for the size; windows that grow with it would only restrict the accepted sizes.
         resized = _SizeProbe(spec, levels, img_size=limits.padded_size(img_size)).find_limits()
         if (resized.min_size, resized.multiple, resized.size) == (limits.min_size, limits.multiple, None):
             return resized

@@ -147,7 +147,7 @@ def check_option_effect(spec: TimmSpec, name: str, value: Any) -> None:
 def _describe_structure(spec: TimmSpec, limits: SizeLimits) -> list[Any]:
     """Describe each module that takes part in a training pass: its type, plain attributes and parameter shapes."""
     network = _set_output_format(spec.create_on_meta(**limits.timm_options), limits).train()
-    # Modules at the root keep what their constructor was given, used or not.
+    # The root module keeps the arguments of its constructor, whether they are used or not.
     roots = (network, getattr(network, "model", None), getattr(network, "body", None))
     structure: list[Any] = []
     for module in network.modules():
@@ -179,7 +179,7 @@ def _have_same_spread(one: Tensor, other: Tensor) -> bool:
     if torch.equal(one, other):
         return True
     spread, other_spread = ((x.std(correction=0), x.abs().mean()) for x in (one, other))
-    # A part that one of the two lacks shifts what all later parts draw: six standard errors of a spread are allowed.
+    # If one of the two lacks a layer, all later layers draw other values: six standard errors of a spread are allowed.
     tolerance = 6 / one.numel() ** 0.5
     return bool(spread[0] and other_spread[0]) and all(
         abs(a - b) <= tolerance * b for a, b in zip(spread, other_spread, strict=True)

@@ -57,7 +57,7 @@ def _register(subject: PartSubject) -> tuple[Parts, PartSpec]:
 
 
 def _build_first(subject: PartSubject, parts: Parts, spec: PartSpec) -> tuple[Network, str]:
-    refusals = []
+    rejections = []
     for plan_fields in _iter_plan_fields(subject):
         line = str(Plan.of(**{**plan_fields, subject.kind.field: subject.spec}))
         prefix = f"in the network `{line}` "
@@ -65,10 +65,10 @@ def _build_first(subject: PartSubject, parts: Parts, spec: PartSpec) -> tuple[Ne
             plan_fields = {**plan_fields, subject.kind.field: spec}
             return build(**plan_fields, classes=_CLASSES, in_channels=_CHANNELS, seed=0, parts=parts), prefix
         except UnetkitError as error:
-            refusals.append(f"{prefix}it is rejected: {error}".replace(_PART_NAME, str(subject.spec)))
+            rejections.append(f"{prefix}it is rejected: {error}".replace(_PART_NAME, str(subject.spec)))
         except Exception as error:
             raise Nonconformity(f"{prefix}building fails with {one_line(error)}") from error
-    raise Nonconformity(refusals[0])
+    raise Nonconformity(rejections[0])
 
 
 def _iter_plan_fields(subject: PartSubject) -> Iterator[dict[str, Any]]:

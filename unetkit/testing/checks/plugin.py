@@ -63,8 +63,10 @@ def check_loading(subject: PluginSubject) -> None:
 
 def check_imports(subject: PluginSubject) -> None:
     """Check in a new process that loading the plugin imports no slow library."""
-    prefix = json.dumps([subject.target, sys.path])
-    process = subprocess.run([sys.executable, "-c", _LOAD_SCRIPT, prefix], capture_output=True, text=True, check=False)  # noqa: S603
+    arguments = json.dumps([subject.target, sys.path])
+    process = subprocess.run(
+        [sys.executable, "-c", _LOAD_SCRIPT, arguments], capture_output=True, text=True, check=False
+    )  # noqa: S603
     if process.returncode:
         last = (process.stderr.strip().splitlines() or ["no message"])[-1]
         raise Nonconformity(f"it does not load in a new process: {last}")
@@ -172,9 +174,9 @@ def check_metrics(subject: PluginSubject) -> None:
 
     Raises SkipCheck if a metric rejects that network with an UnetkitError, for instance because it needs a GPU.
     """
-    refusals = [refusal for metric in _register_metrics(subject) if (refusal := _try_metric(metric, subject))]
-    if refusals:
-        raise SkipCheck("; ".join(refusals))
+    rejections = [rejection for metric in _register_metrics(subject) if (rejection := _try_metric(metric, subject))]
+    if rejections:
+        raise SkipCheck("; ".join(rejections))
 
 
 def _register_metrics(subject: PluginSubject) -> list[Metric]:

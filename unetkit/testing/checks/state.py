@@ -1,4 +1,4 @@
-"""Checks of a second part that is to be the same: from a seed, from a state_dict, from a deep copy."""
+"""Checks that two parts are equal when they should be: from the same seed, from a state_dict, and as a deep copy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unetkit.testing.subject import PartSubject, relative_difference, state_tens
 
 
 def check_seed(subject: PartSubject) -> None:
-    """The seed of torch fixes the weights and a pass in training, and is left to whoever set it."""
+    """Check that torch's seed determines the weights and training passes, and that the part does not set the seed."""
     for args, part_input in subject.samples(training=True):
         where = subject.describe_case(args)
         first_part, second_part = subject.make(args), subject.make(args)
@@ -43,7 +43,7 @@ def check_seed(subject: PartSubject) -> None:
 
 
 def _check_training_determinism(subject: PartSubject, part: Any, part_input: PartInput, where: str) -> None:
-    """In training, too, an output depends on the input and the buffers alone."""
+    """Check that in training mode, too, outputs depend only on the input and the buffers."""
     before = {name: value.clone() for name, value in part.named_buffers()}
     first, second = subject.run(part, part_input), subject.run(part, part_input)
     buffers_unchanged = all(
@@ -52,13 +52,12 @@ def _check_training_determinism(subject: PartSubject, part: Any, part_input: Par
     if buffers_unchanged and (difference := relative_difference(first, second)):
         raise Nonconformity(
             f"{where}in training two successive passes of one input differ by up to {difference:.2g} "
-            "with the same seed: "
-            "it keeps state between calls"
+            "with the same seed: it keeps state between calls"
         )
 
 
 def check_state_dict(subject: PartSubject) -> None:
-    """Loaded strictly into a part made from another seed, it gives outputs that are equal to the bit."""
+    """Check that loading the state_dict strictly into another part gives outputs that are identical to the bit."""
     for args, part_input in subject.samples():
         where = subject.describe_case(args)
         first_part, second_part = _make_trained(subject, args), subject.make(args, seed=2).eval()
@@ -72,7 +71,7 @@ def check_state_dict(subject: PartSubject) -> None:
 
 
 def _make_trained(subject: PartSubject, args: PositionalArgs) -> Any:
-    """A part in eval whose buffers have moved by a pass in training."""
+    """Create a part in eval mode, after one pass in training mode has changed its buffers."""
     part = subject.make(args).train()
     for part_input in subject.passing_inputs(args, training=True)[:1]:
         subject.run(part, part_input)
@@ -88,7 +87,7 @@ def _load_strictly(state: Mapping[str, Any], part: nn.Module, where: str) -> Non
 
 
 def _describe_unregistered(part: nn.Module) -> str:
-    """The attribute that holds layers or tensors out of torch's sight, in words; "" where none is found."""
+    """Name the attribute that holds unregistered layers or tensors, for a message; "" if there is none."""
     for prefix, module in part.named_modules():
         for name, value in vars(module).items():
             if name.startswith("_") and name in vars(nn.Module()):
@@ -109,7 +108,7 @@ def _iter_leaves(value: Any) -> Iterator[Any]:
 
 
 def check_deepcopy(subject: PartSubject) -> None:
-    """A copy gives equal outputs; its weights are its own, and they are the ones that it uses."""
+    """Check that a deep copy gives equal outputs, has its own weights, and uses these."""
     for args, part_input in subject.samples():
         where = subject.describe_case(args)
         part = _make_trained(subject, args)
