@@ -249,7 +249,7 @@ def test_check_fails_where_a_promise_is_broken(tmp_path: Path) -> None:
     rows = [" ".join(line.split()) for line in shown.stdout.splitlines()]
     assert [row.split()[0] for row in rows if row.endswith("FAIL")] == ["forward", "size"]
     assert any(
-        row.startswith("failed: block narrow: size: with in_channels=") and "gives 3x5" in row for row in rows
+        row.startswith("failed: block narrow: size: with in_channels=") and "returns 3x5" in row for row in rows
     ), shown.stdout
     assert "skipped: plugin: imports: imports torch and numpy, but is a file" in shown.stdout
     assert "(3 because a check that they depend on did not pass)" in rows[-1]
@@ -259,7 +259,7 @@ def test_check_of_what_does_not_load(tmp_path: Path) -> None:
     broken = written(tmp_path / "broken.py", source="1 / 0\n")
     shown = run("plugins", "check", broken)
     assert shown.exit_code == 1
-    assert "failed: plugin: loads: it does not load: ZeroDivisionError" in shown.stdout
+    assert "failed: plugin: loading: it does not load: ZeroDivisionError" in shown.stdout
     assert shown.stderr == ""
 
 
@@ -272,7 +272,7 @@ def test_check_of_what_does_not_load(tmp_path: Path) -> None:
             "did you mean attention-gate or block-attention?",
         ),
         ("no_such_plugin_at_all", "no plugin or module is called no_such_plugin_at_all"),
-        ("./nowhere.py", "there is no file nowhere.py"),
+        ("./nowhere.py", "the file nowhere.py does not exist"),
     ],
 )
 def test_check_of_what_is_not_there(target: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -449,7 +449,7 @@ BAD_PLUGINS = {
     "no-number": (
         measuring("'Measures.'; return [1]"),
         "metrics",
-        "metric 'mine' gives a list; expected a number (or a callable, with timed=True)",
+        "metric 'mine' returns a list; expected a number .or a callable, with timed=True",
     ),
     "not-finite": (
         measuring("'Measures.'; return float('inf')"),
@@ -459,7 +459,7 @@ BAD_PLUGINS = {
     "not-timed": (
         measuring("'Measures.'; return subject.forward()", ", timed=True"),
         "metrics",
-        "metric 'mine' gives a Tensor; a timed metric must return a callable without arguments",
+        "metric 'mine' returns a Tensor; a timed metric must return a callable without arguments",
     ),
     "once": (
         measuring("'Measures.'; return iter([1]).__next__", ", timed=True"),
@@ -495,7 +495,7 @@ BAD_PLUGINS = {
     "hides": (
         HEAD + WRAP.format("out").replace("__getattr__", "get"),
         "wrapping",
-        "the model lacks encoder, stages, head, whole, plugins; forward them from the network",
+        "the model lacks encoder, stages, head, resolved_plan, plugins; forward them from the network",
     ),
     "wraps-not": (
         HEAD + "@hookimpl\ndef unetkit_wrap_model(plan):\n    return lambda model: None\n",

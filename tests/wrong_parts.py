@@ -762,7 +762,9 @@ class Caches(Block):
 
 
 @wrong(
-    "upsampler", "state", r"give different outputs \(by up to inf\) when run one after the other: it keeps state between"
+    "upsampler",
+    "state",
+    r"give different outputs \(by up to inf\) when run one after the other: it keeps state between",
 )
 class CachesSize(Grow):
     """Keeps the first size."""

@@ -19,7 +19,7 @@ from unetkit.errors import UnetkitError
 from unetkit.options import read_signature
 from unetkit.plan import Plan
 from unetkit.plugins import PluginManager
-from unetkit.registry import Metric, Metrics, Plugin
+from unetkit.registry import Library, Metric, Metrics, Plugin
 from unetkit.testing.catalog import Nonconformity, SkipCheck, one_line
 
 #: Run in a new process, because this one has already imported torch.
@@ -64,9 +64,8 @@ def check_loading(subject: PluginSubject) -> None:
 def check_imports(subject: PluginSubject) -> None:
     """Check in a new process that loading the plugin imports no slow library."""
     arguments = json.dumps([subject.target, sys.path])
-    process = subprocess.run(
-        [sys.executable, "-c", _LOAD_SCRIPT, arguments], capture_output=True, text=True, check=False
-    )  # noqa: S603
+    command = [sys.executable, "-c", _LOAD_SCRIPT, arguments]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if process.returncode:
         last = (process.stderr.strip().splitlines() or ["no message"])[-1]
         raise Nonconformity(f"it does not load in a new process: {last}")
@@ -82,7 +81,7 @@ def check_imports(subject: PluginSubject) -> None:
         )
 
 
-def _list_libraries(subject: PluginSubject) -> list[Any]:
+def _list_libraries(subject: PluginSubject) -> list[Library]:
     name = subject.plugin.name
     return [
         library
@@ -95,20 +94,13 @@ def _list_libraries(subject: PluginSubject) -> list[Any]:
 def check_libraries(subject: PluginSubject) -> None:
     """Check that each library lists at least one name, only text, without duplicates, and has a documented factory."""
     for library in _list_libraries(subject):
-        names = _list_names(library)
+        names: list[Any] = library.list_names()
         if not names or not all(isinstance(name, str) and name for name in names):
             raise Nonconformity(f"library {library.name}: {library.names} lists {names!r:.80}; expected names")
         if len(set(names)) < len(names):
             raise Nonconformity(f"library {library.name}: {library.names} lists a name twice")
         if not read_signature(library.factory).summary:
             raise Nonconformity(f"library {library.name}: its factory has no docstring")
-
-
-def _list_names(library: Any) -> list[Any]:
-    try:
-        return list(library.listing())
-    except Exception as error:
-        raise Nonconformity(f"library {library.name}: {library.names} fails with {one_line(error)}") from error
 
 
 def check_commands(subject: PluginSubject) -> None:
