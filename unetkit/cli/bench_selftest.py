@@ -51,7 +51,7 @@ _SECONDS_BETWEEN_LINES = 30.0
 )
 @click.option("--network", metavar="LINE", default=_NETWORK, show_default=True, help="Model to time.")
 @click.option("--size", metavar="N|HxW", help="Input size.  [default: the model's own]")
-@click.option("--device", metavar="NAME", default="cpu", show_default=True, help="Such as cpu or cuda:0.")
+@click.option("--device", metavar="NAME", default="cpu", show_default=True, help="Device, such as cpu or cuda:0.")
 @click.option("--threads", metavar="N", type=click.IntRange(1), help="Number of torch's threads.  [default: all cores]")
 @click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="Seed of weights, inputs and order.")
 @click.option("--out", metavar="FILE.jsonl", type=click.Path(path_type=Path), help="Append every sample to this file.")

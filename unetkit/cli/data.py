@@ -38,7 +38,7 @@ def data() -> None:
     show_default=True,
     help="Share of the images for validation where the data have no split.",
 )
-@click.option("--group-by", metavar="REGEX", default="", help="Never split files whose names match REGEX alike.")
+@click.option("--group-by", metavar="REGEX", default="", help="Keep files in one split if REGEX finds the same text.")
 @click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="Seed of the split.")
 @click.option("--ignore-index", metavar="N", type=int, help="Mask value to ignore in losses and scores.")
 @json_options

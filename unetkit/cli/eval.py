@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     type=click.Choice(["best", "last"]),
     default="best",
     show_default=True,
-    help="Which weights of the run.",
+    help="Weights of the run to use.",
 )
-@click.option("--device", metavar="NAME", help="Such as cpu, cuda or cuda:1.  [default: a GPU if there is one]")
+@click.option("--device", metavar="NAME", help="Device, such as cpu, cuda or cuda:1.  [default: a GPU if there is one]")
 @click.pass_context
 def eval_run(
     ctx: click.Context,

@@ -30,9 +30,9 @@ from unetkit.utils.isolation import stdout_to_stderr
     type=click.Choice(["best", "last"]),
     default="best",
     show_default=True,
-    help="Which weights of the run.",
+    help="Weights of the run to use.",
 )
-@click.option("--device", metavar="NAME", help="Such as cpu, cuda or cuda:1.  [default: a GPU if there is one]")
+@click.option("--device", metavar="NAME", help="Device, such as cpu, cuda or cuda:1.  [default: a GPU if there is one]")
 @click.pass_context
 def predict(
     ctx: click.Context,

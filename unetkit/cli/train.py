@@ -24,7 +24,7 @@ from unetkit.resolve import resolve
     metavar="X",
     help="Share of the images for validation where the data have no split.  [default: 0.2]",
 )
-@click.option("--group-by", metavar="REGEX", help="Never split files whose names match REGEX alike.")
+@click.option("--group-by", metavar="REGEX", help="Keep files in one split if REGEX finds the same text.")
 @click.option("--ignore-index", type=int, metavar="N", help="Mask value to ignore in losses and scores.")
 @click.option(
     "--crop", metavar="HxW", help="Size of the training crops.  [default: --size, or the first image's, at most 256]"
@@ -42,7 +42,7 @@ from unetkit.resolve import resolve
 @click.option("--patience", type=int, metavar="N", help="Stop after N epochs without a better mIoU.")
 @click.option("--preview-every", type=int, metavar="N", help="Draw predictions every N epochs.  [default: 5]")
 @click.option("--workers", type=int, metavar="N", help="Number of data loading processes.  [default: 0 on a CPU]")
-@click.option("--device", metavar="NAME", help="Such as cpu, cuda or cuda:1.  [default: a GPU if there is one]")
+@click.option("--device", metavar="NAME", help="Device, such as cpu, cuda or cuda:1.  [default: a GPU if there is one]")
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard event files.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Folder to write the run to.")
 @click.option(
