@@ -94,7 +94,10 @@ REFUSALS = [
     (["build", "--encoder", "resnet18", "--classes", "0"], "--classes: must be at least 1; got 0"),
     (["build", "--encoder", "resnet18", "--in-channels", "0"], "--in-channels: must be at least 1; got 0"),
     (["build", "--encoder", "resnet18", "--decode-to", "32"], "--decode-to 32: the deepest map of resnet18 is at"),
-    (["build", "--encoder", "resnet18", "--size", "big"], "--size: must be 572 or 480x640; got 'big'"),
+    (
+        ["build", "--encoder", "resnet18", "--size", "big"],
+        "--size: must be a number or HEIGHTxWIDTH, such as 572 or 480x640; got 'big'",
+    ),
     (["build", "--encoder", "test_vit:levels=9"], "timm/test_vit has 4 feature maps; levels=9 must be from 2 to 4"),
     (["build", "--encoder", "vgg11:output_stride=8"], "timm/vgg11 does not take output_stride=8"),
     (["build", "--recipe", "unet-2015", "--size", "100"], "nearest sizes that work are 188x188 and 204x204"),

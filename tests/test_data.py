@@ -533,7 +533,7 @@ def test_a_split_that_cannot_be_made_is_refused(rules: SplitConfig, why: str) ->
         ("cells:sise=9", OptionError, "cells has no option 'sise'; did you mean size"),
         ("cells:size=x", OptionError, "size must be an integer; got x"),
         ("voc", OptionError, "voc needs root=..., which has no default"),
-        ("pet:root=x,border=9", OptionError, "border takes one of ignore, pet, class"),
+        ("pet:root=x,border=9", OptionError, "border must be one of ignore, pet, class"),
         ("voc:root=a+b", OptionError, "put a path that contains one in double quotes"),
         ("voc:root=nowhere", FileError, "it expects nowhere/VOCdevkit/VOC2012 with JPEGImages"),
         ("pet:root=nowhere", FileError, "it expects nowhere/oxford-iiit-pet with images"),

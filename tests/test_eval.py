@@ -147,15 +147,15 @@ def test_the_tables_show_classes_images_and_objects(cells: Path) -> None:
     for text in (
         f"4 images of {CELLS} (test)",
         "Over all pixels (micro):",
-        "Mean over the images in which a class occurs (macro):",
-        "IoU of each image, the worst 2 of 4:",
+        "Mean over the images in which the class occurs (macro):",
+        "IoU of each image, the lowest 2 of 4:",
         "background",
         "touching objects told apart: ",
-        "boundary: F-score of outlines no farther apart than 0.75% of the diagonal",
+        "boundary: F-score of the outlines, with a tolerance of 0.75% of the diagonal",
     ):
         assert text in result.stdout
     assert result.stdout.count("test-0000") == 2
-    assert "no farther apart than 3 px" in called(cells, "--boundary", 3).stdout
+    assert "with a tolerance of 3 px" in called(cells, "--boundary", 3).stdout
     assert "IoU of each" not in called(cells, "--worst", 0).stdout
 
 
@@ -182,8 +182,8 @@ def test_the_split_is_test_where_there_is_one_then_val_and_all_of_other_data(cel
     copied = shutil.copytree(own, Path(own).parent / "copied")
     found = told(photos, "--data", copied)
     assert (found["split"], found["images"]) == ("all", 6)
-    assert "it was trained on some of them" in called(photos, "--split", "all").stdout
-    assert "it was trained on" not in called(photos, "--data", copied).stdout
+    assert "the network was trained on some of these images" in called(photos, "--split", "all").stdout
+    assert "the network was trained on" not in called(photos, "--data", copied).stdout
 
 
 def test_a_folder_that_names_no_classes_is_read_by_those_of_the_run(photos: Path, tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_a_split_that_is_no_longer_what_it_was_is_refused(tmp_path: Path) -> Non
     gone = open_data(data).splits["val"][0].name
     for kind in ("images", "masks"):
         (tmp_path / "data" / kind / f"{gone}.png").unlink()
-    assert "holds other images than when" in refused(folder)
+    assert "contains other images than when" in refused(folder)
     assert told(folder, "--split", "all")["images"] == 5
 
 
@@ -273,19 +273,19 @@ def test_the_last_weights_are_taken_where_they_are_asked_for(cells: Path, tmp_pa
 
 
 def test_what_does_not_fit_is_refused_in_one_line(cells: Path, photos: Path, tmp_path: Path) -> None:
-    assert f"{tmp_path} is no training run" in refused(tmp_path)
+    assert f"{tmp_path} is not a training run" in refused(tmp_path)
     said = refused(photos, "--data", drawn(tmp_path / "named", names=("sky", "tree", "sea")))
-    assert "has 3 classes (sky, tree, sea), and" in said
+    assert "has 3 classes (sky, tree, sea), but" in said
     assert said.endswith("was trained on 3 classes (sky, tree, road)")
     said = refused(cells, "--data", "cells:classes=4")
     assert said.startswith("--data cells:classes=4: has 4 classes (background, ")
-    assert said.endswith(f"and {cells} was trained on 2 classes (background, cell)")
+    assert said.endswith(f"but {cells} was trained on 2 classes (background, cell)")
     grey = drawn(tmp_path / "grey", channels=1)
-    assert refused(photos, "--data", grey).endswith(f"has images of 1 channel(s), and {photos} takes 3")
+    assert refused(photos, "--data", grey).endswith(f"has images of 1 channel(s), but {photos} needs 3")
     assert "nowhere: the folder does not exist" in refused(photos, "--data", "nowhere")
     assert refused(photos, "--split", "test").endswith("has train, val; give one of them, or all")
     assert refused(cells, "--data", CELLS + ",test=0", "--split", "test")
-    assert "--picture a.svg: draws PNG" in refused(cells, "--picture", "a.svg")
+    assert "--picture a.svg: only PNG can be drawn" in refused(cells, "--picture", "a.svg")
     assert "--boundary -1: must be 0 or more" in refused(cells, "--boundary", "-1")
     (tmp_path / "file").write_text("")
     assert "cannot be written" in refused(cells, "--json-out", tmp_path / "file" / "scores.json")

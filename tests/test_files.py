@@ -306,7 +306,7 @@ def test_a_killed_process_leaves_the_old_file(tmp_path: Path, number: signal.Sig
 
 
 def test_no_file(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "nothing").endswith("is not there; give a file that unetkit.save wrote")
+    assert refusal(tmp_path / "nothing").endswith("does not exist; give a file that unetkit.save wrote")
     assert "is a folder without config.json and model.safetensors; give a file" in refusal(tmp_path)
     assert " cannot be read (" in refusal(tmp_path / ("long" * 100))
 
@@ -346,7 +346,7 @@ def test_a_foreign_safetensors_file(tmp_path: Path, metadata: dict[str, str] | N
     path = tmp_path / "model.safetensors"
     safetensors.torch.save_file({"conv1.weight": torch.zeros(3)}, path, metadata)
     message = refusal(path)
-    assert " is a safetensors file, but none of unetkit's" in message
+    assert " is a safetensors file, but it does not contain the plan of a model" in message
     assert message.endswith("an encoder's weights in timm's format are loaded with --pretrained")
 
 
@@ -358,7 +358,7 @@ def test_a_header_that_starts_as_a_pickle_does_is_no_pickle(tmp_path: Path) -> N
             break
     path.write_bytes(data)
     assert data.startswith(b"\x80\x02")
-    assert "none of unetkit's" in refusal(path)
+    assert "it does not contain the plan of a model" in refusal(path)
 
 
 def test_a_newer_format(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ FAILING = {
     ),
     "signature": (
         HEAD + "@hookimpl\ndef unetkit_register(parts, extra): ...\n",
-        "unetkit_register takes parts, and no 'extra'",
+        "unetkit_register takes parts, but not 'extra'",
     ),
     "taken": (
         PARTLY + "parts.fusions.add('add', max)\n",
@@ -271,7 +271,7 @@ def test_a_file_named_as_a_module(
     monkeypatch.chdir(tmp_path / "sub")
     assert fusions(load_manager(["mine"])) == BUILTIN
     (line,) = lines(capsys)
-    assert line.endswith("no plugin or module is called mine; for the file write ./mine.py")
+    assert line.endswith("no plugin or module is called mine; write ./mine.py for the file")
 
 
 def test_two_plugins_of_one_name_for_a_part(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
@@ -435,7 +435,7 @@ def test_two_versions_of_one(
     host = load_manager()
     assert fusions(host) == [*BUILTIN, "gate"]
     assert lines(capsys) == [
-        f"unetkit: plugin gated 2.4 failed in unetkit {OURS}: version 2.5 is installed too and comes first; "
+        f"unetkit: plugin gated 2.4 failed in unetkit {OURS}: version 2.5 is also installed and comes first; "
         "uninstall one"
     ]
     with pytest.raises(UnknownNameError, match=r"^no fusion is called 'other'; see `unetkit list fusions`$"):
@@ -652,7 +652,7 @@ def test_an_installed_plugin_whose_files_are_gone(install: Any, tmp_path: Path, 
     (tmp_path / "gated_module.py").unlink()
     assert fusions(load_manager()) == BUILTIN
     (line,) = lines(capsys)
-    assert line.endswith("its module gated_module is not there; install gated again, or uninstall it")
+    assert line.endswith("its module gated_module does not exist; install gated again, or uninstall it")
 
 
 @pytest.mark.parametrize(
@@ -699,7 +699,7 @@ def test_a_plugin_that_wraps_the_streams_leaves_the_output_where_it_was(write: W
     file = write("streams.py", STREAMS + GOOD.format(part="gate"))
     command = [sys.executable, "-m", "unetkit", "--plugin", str(file), "list", "fuse", "add"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("add: The sum")
+    assert done.stdout.startswith("add: Sum of map and skip")
     assert done.stderr == ""
 
 
@@ -732,4 +732,4 @@ def test_a_file_is_one_however_its_path_is_written(write: Write, tmp_path: Path,
     assert lines(capsys) == []
     assert fusions(load_manager(["~nobody_of_this_name/x.py"])) == BUILTIN
     (line,) = lines(capsys)
-    assert line.endswith("there is no file ~nobody_of_this_name/x.py")
+    assert line.endswith("the file ~nobody_of_this_name/x.py does not exist")

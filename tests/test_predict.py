@@ -286,7 +286,7 @@ def test_what_cannot_be_done_is_reported_and_the_others_are_done(
     assert "2 of 7: failed: " in lines[2]
     assert "b.tif: cannot be read as TIFF: " in lines[2]
     assert "c.png: cannot be read as an image: " in lines[3]
-    takes = f"has 3 channels, but the network of {run.folder} takes 1; give images like those that it was trained on"
+    takes = f"has 3 channels, but the network of {run.folder} needs 1; give images like those that it was trained on"
     assert lines[4].endswith(f"d.png: {takes}")
     assert "e.tif: cannot be read as TIFF: " in lines[5]
     assert lines[7] == "7 of 7: failed: absent.png: the file does not exist"
@@ -379,7 +379,7 @@ def test_two_images_never_end_in_one_file(run: TrainRun, tmp_path: Path) -> None
         f"{tmp_path}/one/x.png would be overwritten; give another folder"
     )
     twice = called(run.folder, tmp_path / "one", tmp_path / "one" / "x.png", "--out", tmp_path / "out")
-    assert twice.stdout.startswith("1 of 1 images are done")
+    assert twice.stdout.startswith("1 of 1 images written to ")
 
 
 def test_what_is_asked_wrongly_is_refused(run: TrainRun, tmp_path: Path) -> None:
@@ -389,12 +389,12 @@ def test_what_is_asked_wrongly_is_refused(run: TrainRun, tmp_path: Path) -> None
     assert "contains no image: no file name ends in .png" in refused(
         run.folder, tmp_path / "empty", "--out", tmp_path / "out"
     )
-    assert refused(tmp_path, *asked[1:]).startswith(f"{tmp_path} is no training run")
-    assert refused(*asked, "--tile", "12by12").startswith("--tile 12by12: takes height by width")
-    assert refused(*asked, "--tile", "0x12") == "--tile 0x12: must be at least 1x1"
+    assert refused(tmp_path, *asked[1:]).startswith(f"{tmp_path} is not a training run")
+    assert refused(*asked, "--tile", "12by12").startswith("--tile: must be a number or HEIGHTxWIDTH")
+    assert refused(*asked, "--tile", "0x12") == "--tile: must be at least 1; got 0"
     assert refused(*asked, "--batch-size", 0) == "--batch-size 0: must be at least 1"
     assert refused(*asked, "--overlap", -1) == "--overlap -1: must be at least 0"
-    assert "device=nowhere cannot be used here" in refused(*asked, "--device", "nowhere")
+    assert "device=nowhere is not available" in refused(*asked, "--device", "nowhere")
     assert "has no last.safetensors" in refused(*asked, "--weights", "last")
     with pytest.raises(OptionError, match="300 classes do not fit into the palette of a PNG, which has 255"):
         plan_outputs([tmp_path / "x.png"], tmp_path, Target("multiclass", tuple(map(str, range(300)))))

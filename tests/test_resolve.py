@@ -57,12 +57,12 @@ BAD = {
     "`unetkit list recipe unet-2015` lists its options",
     "--encoder plain:depth=two": "--encoder plain:depth=two: depth must be an integer or none; got two",
     "--encoder plain:widths=64": "--encoder plain:widths=64: widths must be a list like [1,2] or none; got 64",
-    "--encoder plain:norm=bach": "--encoder plain:norm=bach: norm takes one of batch, group, instance, layer, none; "
+    "--encoder plain:norm=bach": "--encoder plain:norm=bach: norm must be one of batch, group, instance, layer, none; "
     "got bach",
     "--encoder plain:padding=2": "--encoder plain:padding=2: padding must be one of 0, 1; got 2",
     "--encoder plain:bias=1": "--encoder plain:bias=1: bias must be true or false or none; got 1",
     "--encoder plain:dropout=much": "--encoder plain:dropout=much: dropout must be a number; got much",
-    "--encoder plain --up bilinear:align_corners=no": "--up bilinear:align_corners=no: align_corners takes "
+    "--encoder plain --up bilinear:align_corners=no": "--up bilinear:align_corners=no: align_corners must be "
     "true or false; got no",
     "--encoder plain 'a:b=1'": "'a:b=1' appears where an option such as --encoder is expected",
     "--encoder 'plain:depth=2\n3'": "--encoder plain:depth=2 3: depth must be an integer or none; got 2 3",

@@ -506,5 +506,5 @@ def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
     refused = command("train", "--resume", str(folder), "--epochs", "3")
     assert (refused.returncode, refused.stderr) == (
         2,
-        "Error: --epochs with --resume: cannot be changed by --resume; leave it out\n",
+        "Error: --epochs cannot be changed by --resume; leave it out\n",
     )

@@ -138,13 +138,16 @@ def _parse_widths(value: Any) -> tuple[int, ...]:
     return widths
 
 
+_SIZES = "a number or HEIGHTxWIDTH, such as 572 or 480x640"
+
+
 def parse_size(value: Any) -> Size:
     """Read an input size, (height, width), from 572, "572", "480x640" or a sequence. Raises OptionError."""
     items = value.lower().split("x") if isinstance(value, str) else value
     items = list(items) if isinstance(items, Iterable) else [items]
     if len(items) not in (1, 2):
-        raise OptionError(f"must be a number or HEIGHTxWIDTH, such as 572 or 480x640; got {value!r}")
-    numbers = [_parse_int(item, what="572 or 480x640") for item in items]
+        raise OptionError(f"must be {_SIZES}; got {value!r}")
+    numbers = [_parse_int(item, what=_SIZES) for item in items]
     return numbers[0], numbers[-1]
 
 

@@ -28,7 +28,7 @@ class Crop(nn.Module):
 
 
 class Pad(nn.Module):
-    """Zero padding of the upsampled map to the size of the skip, half on each side, with an odd pixel at the end."""
+    """Zero padding of the upsampled map to the size of the skip, half on each side, an odd pixel at the end."""
 
     def target_size(self, scaled: Size, skip: Size) -> Size:
         """Return `scaled`: the upsampler enlarges the map by the scale, whatever the size of the skip."""

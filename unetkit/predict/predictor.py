@@ -170,9 +170,10 @@ class PredictConfig:
     def __post_init__(self) -> None:
         if self.tile and min(self.tile) < 1:
             raise OptionError(f"--tile {format_size(self.tile)}: must be at least 1x1")
-        if self.batch_size < 1 or (self.overlap is not None and self.overlap < 0):
-            name, least = ("batch-size", 1) if self.batch_size < 1 else ("overlap", 0)
-            raise OptionError(f"--{name} {getattr(self, name)}: must be at least {least}")
+        if self.batch_size < 1:
+            raise OptionError(f"--batch-size {self.batch_size}: must be at least 1")
+        if self.overlap is not None and self.overlap < 0:
+            raise OptionError(f"--overlap {self.overlap}: must be at least 0")
 
 
 class NormalizedReader:
