@@ -148,7 +148,7 @@ def _models() -> str:
         size = f"{traced.rows[0].height}x{traced.rows[0].width}"
         figures = f"{traced.parameters:,}", format_count(traced.macs), size
         rows.append((f"`{entry.qualified_name}`", f"`{encoder.removeprefix('timm/')}`", *figures, ", ".join(own)))
-    return _table(("model", "encoder if unsaid", "parameters", "MACs", "at", "options"), *rows)
+    return _table(("model", "encoder by default", "parameters", "MACs", "at", "options"), *rows)
 
 
 def _checks() -> str:

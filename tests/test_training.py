@@ -96,9 +96,9 @@ class Seen(TrainCallback):
 def test_another_encoder_is_shown_the_same_samples_in_the_same_order(tmp_path: Path) -> None:
     seen = []
     for name, line in (("a", TINY), ("b", "--encoder plain:widths=[8,16,32] --fuse add")):
-        watch = Seen()
-        train.run(line, tmp_path / name, data=squares(), watch=watch, **{**QUICK, "epochs": 1})
-        seen.append([batch for epoch in range(2) for batch in watch.trainer.loader.epoch(epoch)])
+        callback = Seen()
+        train.run(line, tmp_path / name, data=squares(), callback=callback, **{**QUICK, "epochs": 1})
+        seen.append([batch for epoch in range(2) for batch in callback.trainer.loader.epoch(epoch)])
     for one, other in zip(*seen, strict=True):
         assert one.names == other.names
         assert torch.equal(one.images, other.images)
@@ -107,11 +107,11 @@ def test_another_encoder_is_shown_the_same_samples_in_the_same_order(tmp_path: P
 
 def test_workers_change_nothing(tmp_path: Path) -> None:
     batches = []
-    watch = Seen()
-    train.run(TINY, tmp_path / "a", data=squares(), watch=watch, **{**QUICK, "epochs": 1})
+    callback = Seen()
+    train.run(TINY, tmp_path / "a", data=squares(), callback=callback, **{**QUICK, "epochs": 1})
     for workers in (0, 2):
-        watch.trainer.loader.workers = workers
-        batches.append(list(watch.trainer.loader.epoch(0)))
+        callback.trainer.loader.workers = workers
+        batches.append(list(callback.trainer.loader.epoch(0)))
     for one, other in zip(*batches, strict=True):
         assert torch.equal(one.images, other.images)
 
@@ -142,7 +142,7 @@ def test_processes_share_the_steps_of_one_with_a_larger_batch(count: int, world:
 def test_a_run_that_is_interrupted_goes_on_to_the_same_weights(tmp_path: Path, step: int) -> None:
     train.run(TINY, tmp_path / "whole", data=squares(), **QUICK)
     with pytest.raises(KeyboardInterrupt):
-        train.run(TINY, tmp_path / "cut", data=squares(), watch=Seen(step), save_every=0.0, **QUICK)
+        train.run(TINY, tmp_path / "cut", data=squares(), callback=Seen(step), save_every=0.0, **QUICK)
     train.resume(tmp_path / "cut", data=squares())
     assert same(state_of(tmp_path / "whole"), state_of(tmp_path / "cut"))
     assert log_of(tmp_path / "whole") == log_of(tmp_path / "cut")
@@ -290,7 +290,7 @@ def test_what_does_not_fit_the_data_is_refused(tmp_path: Path) -> None:
         train.run(TINY, tmp_path / "a", data=squares(), optimizer="adamw:clp=1", **QUICK)
     with pytest.raises(OptionError, match=r"--epochs 0: must be at least 1"):
         train.run(TINY, tmp_path / "a", data=squares(), epochs=0)
-    with pytest.raises(OptionError, match=r"--dtype bf16: takes one of auto, .*; did you mean bfloat16"):
+    with pytest.raises(OptionError, match=r"--dtype bf16: must be one of auto, .*; did you mean bfloat16"):
         train.run(TINY, tmp_path / "a", data=squares(), dtype="bf16")
     with pytest.raises(UnknownNameError, match=r"no step is called|hflp"):
         train.run(TINY, tmp_path / "a", data=squares(), augment="hflp", **QUICK)
@@ -358,7 +358,7 @@ def test_data_that_moved_are_gone_on_with_and_changed_data_are_refused(tmp_path:
     for split in ("val", "test"):
         shutil.rmtree(tmp_path / "here" / split)
     with pytest.raises(KeyboardInterrupt):
-        train.run(TINY, tmp_path / "a", data=str(tmp_path / "here"), watch=Seen(1), **{**QUICK, "batch_size": 1})
+        train.run(TINY, tmp_path / "a", data=str(tmp_path / "here"), callback=Seen(1), **{**QUICK, "batch_size": 1})
     (tmp_path / "here").rename(tmp_path / "there")
     with pytest.raises(FileError, match=r"here: the folder does not exist"):
         train.resume(tmp_path / "a")
@@ -419,7 +419,7 @@ def test_two_processes_train_as_one_with_the_doubled_batch(trained: Path, tmp_pa
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    assert "world    2 processes with 2 images in a step" in done.stderr
+    assert "devices  2 processes with 2 images in a step" in done.stderr
     one, two = state_of(trained), state_of(tmp_path / "two")
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
@@ -434,13 +434,13 @@ def one_of_two(rank: int, port: int, folder: str, options: dict[str, Any]) -> No
     where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in where.items()})
     stop = options.pop("stop", None)
-    watch = Seen(stop) if stop else None
+    callback = Seen(stop) if stop else None
     try:
         if (Path(folder) / HEADER).exists():
             train.resume(folder, data=squares(9), save_every=0.0)
         else:
             given = {**QUICK, "batch_size": 2, **options}
-            train.run(TINY, folder, data=squares(9), save_every=0.0, watch=watch, **given)
+            train.run(TINY, folder, data=squares(9), save_every=0.0, callback=callback, **given)
     except (KeyboardInterrupt, UnetkitError) as error:
         sys.exit(3 if "is nan" in str(error) or "is inf" in str(error) else 4)
 
@@ -482,7 +482,7 @@ def test_a_loss_that_is_no_number_stops_all_processes(precision: str, tmp_path: 
 
 def test_another_number_of_processes_goes_on_after_an_epoch_and_not_within_one(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train.run(TINY, tmp_path / "a", data=squares(), watch=Seen(2), save_every=0.0, **QUICK)
+        train.run(TINY, tmp_path / "a", data=squares(), callback=Seen(2), save_every=0.0, **QUICK)
     state = read_state(tmp_path / "a" / STATE)
     state.world_size = 2
     state.write(tmp_path / "a" / STATE)

@@ -139,12 +139,12 @@ class PartBuilder:
     def build_encoder(self) -> Any:
         spec, plan = self.plan.encoder, self.plan
         extra: dict[str, Any] = {}
-        takes = {option.name for option in signature_of("encoder", spec, self.parts).options}
+        options = {option.name for option in signature_of("encoder", spec, self.parts).options}
         if plan.pretrained:
-            if "pretrained" not in takes:
+            if "pretrained" not in options:
                 raise BuildError(f"--pretrained: encoder {spec.name} has no pretrained weights; leave it out")
             extra["pretrained"] = plan.pretrained
-        if plan.size and "img_size" in takes.difference(name for name, _ in spec.options):
+        if plan.size and "img_size" in options.difference(name for name, _ in spec.options):
             extra["img_size"] = plan.size
         encoder = self("encoder", spec, (plan.in_channels,), **extra)
         channels, strides = getattr(encoder, "channels", ()), getattr(encoder, "strides", ())
@@ -158,13 +158,13 @@ class PartBuilder:
     def build_model(self) -> nn.Module:
         """Create the whole model of a plan; it receives its encoder with the library, as in "timm/resnet34"."""
         spec, plan = self.plan.model, self.plan
-        takes = {option.name for option in signature_of("model", spec, self.parts).options}
+        options = {option.name for option in signature_of("model", spec, self.parts).options}
         extra: dict[str, Any] = {"pretrained": plan.pretrained} if plan.pretrained else {}
         if plan.encoder is not None:
             entry = self.parts.encoders.get(plan.encoder.name)
             full = replace(plan.encoder, name=f"{entry.library}/{entry.name}" if entry.library else entry.name)
             extra["encoder"] = str(full)
-        if plan.size and "img_size" in takes.difference(name for name, _ in spec.options):
+        if plan.size and "img_size" in options.difference(name for name, _ in spec.options):
             extra["img_size"] = plan.size
         return cast(nn.Module, self("model", spec, (plan.in_channels, plan.classes), **extra))
 
@@ -270,7 +270,7 @@ def build(
         encoder: a part, or a whole Plan, which the other words override.
         recipe: the name of a U-Net to start from.
         model: a whole model in place of parts, such as "smp/unetplusplus"; beside it only `encoder` and the words from
-            `in_channels` on may be said.
+            `in_channels` on may be given.
         up, fuse, align, block: a part, or a list (or "a/b/c") of one a level, deep to shallow.
         head, logits: a part; logits may be "none".
         widths: the decoder's channels, deep to shallow.
@@ -324,17 +324,17 @@ def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool
         device: the device on which the model is created.
         pretrained: whether to load the weights that the plan requests; False if others will replace them.
     """
-    whole, base = resolve(plan, parts)
+    full, base = resolve(plan, parts)
     check_device(device)
     with ExitStack() as stack:
         if device is not None:
             stack.enter_context(torch.device(device))
-        if whole.seed is not None:
-            stack.enter_context(_seeded(whole.seed, device))
+        if full.seed is not None:
+            stack.enter_context(_seeded(full.seed, device))
         owners = stack.enter_context(build_context(parts))
-        assemble = _build_unet if whole.model is None else _build_whole_model
-        network, derived = assemble(whole if pretrained else replace(whole, pretrained=None), parts)
-        network.resolved_plan = whole.with_defaults(derived)
+        assemble = _build_unet if full.model is None else _build_whole_model
+        network, derived = assemble(full if pretrained else replace(full, pretrained=None), parts)
+        network.resolved_plan = full.with_defaults(derived)
         network.plan = minimal_plan(network.resolved_plan, base.with_defaults(derived))
         owners.update(owner_of(word, spec, parts) for word, spec in network.resolved_plan.specs())
         wrapped, wrappers = parts.wrap_model(network, network.resolved_plan, owners)
@@ -346,7 +346,7 @@ def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool
         raise PluginError(f"plugin {named} of a model, which cannot store its plan: {error}") from error
     used = (owners | wrappers) - {BUILTIN}
     network.plugins = tuple(plugin for plugin in parts.plugins if plugin.loaded and plugin.name in used)
-    if plan.size is not None or used or whole.model is not None:
+    if plan.size is not None or used or full.model is not None:
         with stdout_to_stderr():
             verify(model, any_size=plan.size is None)
     return model

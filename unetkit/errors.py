@@ -13,7 +13,7 @@ class UnetkitError(Exception):
     """The base class of all errors of unetkit. The command line prints it without a traceback and exits with code 2."""
 
     def __str__(self) -> str:
-        # A message may quote what a user or another library said, which need not be one line.
+        # A message may quote a user's text or another library's error, which may have several lines.
         return " ".join(super().__str__().splitlines())
 
 

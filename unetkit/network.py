@@ -1,4 +1,4 @@
-"""What every network that unetkit builds has: the plan that rebuilds it, and padding for inputs of any size.
+"""The base class of every network that unetkit builds: the plan that rebuilds it, and padding for inputs of any size.
 
 A `WholeModel` is a model of another library that is built, traced, saved and padded like a U-Net. Shapes: H and W are
 height and width; sizes are (H, W).

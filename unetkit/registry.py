@@ -426,10 +426,10 @@ class Metrics:
 
         Raises UnknownNameError with the closest names.
         """
-        wanted = {*names} or {*self.entries}
-        for name in sorted(wanted - {*self.entries}):
+        selected = {*names} or {*self.entries}
+        for name in sorted(selected - {*self.entries}):
             known = ", ".join(self.entries)
             raise UnknownNameError(
                 f"--metrics: no metric is called {name!r}{did_you_mean(name, self.entries)}; there are {known}"
             )
-        return [metric for metric in self if metric.name in wanted]
+        return [metric for metric in self if metric.name in selected]

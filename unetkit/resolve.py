@@ -47,24 +47,24 @@ def resolve(plan: Plan, parts: Parts) -> tuple[Plan, Plan]:
         UnknownNameError, OptionError: A name, an option or a value does not exist.
         BuildError: No encoder is given.
     """
-    said = Plan()
+    from_recipe = Plan()
     if plan.recipe is not None:
         recipe = canonical_spec("recipe", plan.recipe, parts)
-        said = canonical_plan(_run_recipe(recipe, parts), parts)
+        from_recipe = canonical_plan(_run_recipe(recipe, parts), parts)
         plan = replace(plan, recipe=recipe)
     plan = canonical_plan(plan, parts)
-    model = plan.model or said.model
-    if plan.recipe is not None and model is not None and said.model is None:
+    model = plan.model or from_recipe.model
+    if plan.recipe is not None and model is not None and from_recipe.model is None:
         raise BuildError(
             f"--recipe {plan.recipe} is a U-Net of parts, but --model {model} is a whole model; leave one of them out"
         )
-    base = said.with_defaults(
-        DEFAULTS if model is None else _defaults_beside_model(model, plan.with_defaults(said), parts)
+    base = from_recipe.with_defaults(
+        DEFAULTS if model is None else _defaults_beside_model(model, plan.with_defaults(from_recipe), parts)
     )
-    whole = plan.with_defaults(base)
-    if whole.encoder is None and model is None:
+    full = plan.with_defaults(base)
+    if full.encoder is None and model is None:
         raise BuildError("no encoder is given; use --encoder (such as resnet34), --recipe or --model")
-    return whole, base
+    return full, base
 
 
 def _defaults_beside_model(model: PartSpec, plan: Plan, parts: Parts) -> Plan:
@@ -72,24 +72,24 @@ def _defaults_beside_model(model: PartSpec, plan: Plan, parts: Parts) -> Plan:
 
     Raises BuildError for an option that describes a part of a U-Net, or that this model does not have.
     """
-    takes = {option.name: option for option in signature_of("model", model, parts).options}
+    options = {option.name: option for option in signature_of("model", model, parts).options}
     for word in plan.explicit():
         if word not in _FIELDS_BESIDE_MODEL:
             flag = word.replace("_", "-")
             raise BuildError(
                 f"--{flag} describes a part of a U-Net, but --model {model} is a whole model; leave one of them out"
             )
-        if word in _FIELDS_OF_PARTS and word not in takes:
-            raise BuildError(f"--{word}: model {model} takes none; leave it out")
-    encoder = takes["encoder"].default if "encoder" in takes else None
+        if word in _FIELDS_OF_PARTS and word not in options:
+            raise BuildError(f"--{word}: model {model} has no such option; leave it out")
+    encoder = options["encoder"].default if "encoder" in options else None
     return replace(BESIDE_MODEL, encoder=canonical_spec("encoder", PartSpec.of(encoder), parts) if encoder else None)
 
 
-def minimal_plan(whole: Plan, base: Plan) -> Plan:
+def minimal_plan(plan: Plan, base: Plan) -> Plan:
     """Return the plan with only the options that differ from its base, and one part where all levels have the same."""
-    said = {name: _collapse_levels(value) for name, value in whole.explicit().items()}
-    news = {name for name in said if name == "recipe" or said[name] != _collapse_levels(getattr(base, name))}
-    return Plan(**{name: said[name] for name in news})
+    explicit = {name: _collapse_levels(value) for name, value in plan.explicit().items()}
+    news = {name for name in explicit if name == "recipe" or explicit[name] != _collapse_levels(getattr(base, name))}
+    return Plan(**{name: explicit[name] for name in news})
 
 
 def _collapse_levels(value: Any) -> Any:

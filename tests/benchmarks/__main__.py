@@ -138,7 +138,7 @@ def training(rounds: int) -> Iterator[Ratio]:
     with TemporaryDirectory() as folder, suppress(KeyboardInterrupt):
         data = open_data("cells:count=8,val=1,test=1,size=128")
         line = "--model smp/unet --encoder resnet18"
-        train.run(line, folder, data=data, loss="bce+dice", watch=callback, epochs=10**6)
+        train.run(line, folder, data=data, loss="bce+dice", callback=callback, epochs=10**6)
     trainer, batch = callback.trainer, next(callback.trainer.loader.epoch(0))
     trainer.stepper.begin_epoch(0)
     optimizer = torch.optim.AdamW(smp_model.parameters(), lr=1e-3)

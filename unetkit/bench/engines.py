@@ -1,4 +1,4 @@
-"""Where rows are measured: in processes on this machine, or on a Ray cluster. The module imports no torch."""
+"""Engines that measure rows: in processes on this machine, or on a Ray cluster. The module imports no torch."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ _POLL_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class _TrialOptions:
-    """What a worker needs to know in addition to the task and its slot."""
+    """Options of a worker in addition to the task and its slot."""
 
     target: str
     threads: int | None

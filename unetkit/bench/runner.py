@@ -412,7 +412,7 @@ _MEMORY_CALLS = 4
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a command would measure, and how long that would take.
+    """The rows that a command would measure, and the time that this would take.
 
     Attributes:
         pending: cases that would be measured, each with what `BenchRunner.dry_build` found: "line", "size", "macs" ...

@@ -61,8 +61,8 @@ def _make_grid_option(word: PlanField) -> Callable[[F], F]:
     kind = kind_of(word.name)
     complete: dict[str, Any] = {"shell_complete": _make_list_completer(kind)} if kind in _KINDS else {}
     listed = word.metavar if word.name == "widths" else f"{word.metavar},..."
-    said = f"{word.help[0].upper()}{word.help[1:]}."
-    return click.option(word.flag, word.name, metavar=listed, multiple=True, help=said, **complete)
+    help_text = f"{word.help[0].upper()}{word.help[1:]}."
+    return click.option(word.flag, word.name, metavar=listed, multiple=True, help=help_text, **complete)
 
 
 def _make_list_completer(kind: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
@@ -117,7 +117,7 @@ def _make_list_completer(kind: str) -> Callable[[click.Context, click.Parameter,
 @click.option("--retry-failed", is_flag=True, help="Measure rows again that failed or ran out of budget.")
 @click.option("--dry-run", is_flag=True, help="Show what would be measured, and about how long it would take.")
 @click.pass_context
-def bench(ctx: click.Context, /, **asked: Any) -> None:
+def bench(ctx: click.Context, /, **values: Any) -> None:
     """Measure every combination of a grid, each in its own process and paired with a baseline.
 
     Each option that describes a model takes a comma-separated list, may be repeated, and accepts globs such as
@@ -131,7 +131,7 @@ def bench(ctx: click.Context, /, **asked: Any) -> None:
     unetkit bench show runs/first --sort latency
     unetkit bench report runs/first
     """
-    given = {name: value for name, value in asked.items() if value is not None and value is not False and value != ()}
+    given = {name: value for name, value in values.items() if value is not None and value is not False and value != ()}
     if ctx.invoked_subcommand is None:
         _run(ctx, given)
     elif given:

@@ -113,10 +113,10 @@ def _progress_line() -> Callable[[int, int], None] | None:
     if not sys.stderr.isatty():
         return None
 
-    def tell(done: int, total: int) -> None:
+    def advance(done: int, total: int) -> None:
         click.echo(f"\r{done} of {total} files\x1b[K" if done < total else "\r\x1b[K", nl=False, err=True)
 
-    return tell
+    return advance
 
 
 def _write_png(picture: Image, path: Path) -> None:
@@ -137,7 +137,7 @@ def _format_report(report: DatasetReport, done: list[str]) -> Listing:
     from unetkit.utils.tables import Listing, TableData
 
     how = f", encoded by {report.class_encoding}" if report.class_encoding else ""
-    head = [f"{report.said}: {report.kind}{how}" if report.kind else f"{report.said}: no mask can be read"]
+    head = [f"{report.data}: {report.kind}{how}" if report.kind else f"{report.data}: no mask can be read"]
     rows = [
         [one.name, "#{:02x}{:02x}{:02x}".format(*one.colour), f"{one.share:.1%}", str(one.images)]
         for one in report.classes

@@ -83,8 +83,8 @@ def eval_run(
         network = load_trained(ctx, found, weights, device)
         against = open_evaluation(found, data)
         name, images = select_images(found, against, split)
-        with _progress_bar() as tell:
-            scored = evaluate(found, network, images, tolerance=boundary, tell=tell)
+        with _progress_bar() as callback:
+            scored = evaluate(found, network, images, tolerance=boundary, callback=callback)
     about = {"run": str(run), "weights": weights, "plan": str(found.plan), "data": against.source, "split": name}
     seen = is_training_data(found, against) and name in ("train", "all")
     done = []

@@ -49,7 +49,7 @@ from unetkit.resolve import resolve
     "--resume", type=click.Path(path_type=Path), metavar="FOLDER", help="Continue the interrupted run in FOLDER."
 )
 @click.pass_context
-def train(ctx: click.Context, /, out: Path | None, resume: Path | None, **asked: Any) -> None:
+def train(ctx: click.Context, /, out: Path | None, resume: Path | None, **values: Any) -> None:
     """Train a network and write a run folder for `unetkit eval` and `unetkit predict`.
 
     --data takes a folder that contains images/ and masks/, or the name of a data set: cells (synthetic microscopy
@@ -65,7 +65,7 @@ def train(ctx: click.Context, /, out: Path | None, resume: Path | None, **asked:
     unetkit train --resume runs/a
     torchrun --nproc-per-node 2 -m unetkit train --data FOLDER --encoder resnet34 --out runs/b
     """
-    given = {name: value for name, value in asked.items() if value is not None and value is not False}
+    given = {name: value for name, value in values.items() if value is not None and value is not False}
     if resume is not None:
         _resume(ctx, resume, out, given)
         return
@@ -83,14 +83,14 @@ def train(ctx: click.Context, /, out: Path | None, resume: Path | None, **asked:
 
     plugins = tuple(map(str, ctx.find_root().params.get("plugins") or ()))
     command = shlex.join(["unetkit", *sys.argv[1:]])
-    watch = TrainProgress()
+    progress = TrainProgress()
     try:
-        run(plan, out, parts=parts, plugins=plugins, command=command, watch=watch, **given)
+        run(plan, out, parts=parts, plugins=plugins, command=command, callback=progress, **given)
     except KeyboardInterrupt:
-        watch.close()
+        progress.close()
         _exit_interrupted(out)
     finally:
-        watch.close()
+        progress.close()
 
 
 def _resume(ctx: click.Context, folder: Path, out: Path | None, given: dict[str, Any]) -> None:
@@ -101,14 +101,14 @@ def _resume(ctx: click.Context, folder: Path, out: Path | None, given: dict[str,
     if out is not None or given:
         name = "out" if out is not None else next(iter(given))
         raise OptionError(f"--{name.replace('_', '-')} cannot be changed by --resume; leave it out")
-    watch = TrainProgress()
+    progress = TrainProgress()
     try:
-        resume(folder, data=data, device=device, watch=watch)
+        resume(folder, data=data, device=device, callback=progress)
     except KeyboardInterrupt:
-        watch.close()
+        progress.close()
         _exit_interrupted(folder)
     finally:
-        watch.close()
+        progress.close()
 
 
 def _exit_interrupted(folder: Path) -> None:
@@ -118,9 +118,9 @@ def _exit_interrupted(folder: Path) -> None:
     sys.exit(130)
 
 
-def _parse_freeze(said: str) -> int:
-    if said == "all":
+def _parse_freeze(text: str) -> int:
+    if text == "all":
         return -1
-    if not said.isdecimal():
-        raise OptionError(f"--freeze-encoder {said}: takes a number of epochs, or all")
-    return int(said)
+    if not text.isdecimal():
+        raise OptionError(f"--freeze-encoder {text}: must be a number of epochs, or all")
+    return int(text)

@@ -75,7 +75,7 @@ def crop_sample(pixels: SampleTensors, crop: tuple[int, int], draw: Generator) -
     A smaller image is placed at a random position in the window and surrounded by its mirror image, where the mask is
     IGNORE and the weight 0.
     """
-    rows, columns = (_window(length, wanted, draw) for length, wanted in zip(pixels.size, crop, strict=True))
+    rows, columns = (_window(length, crop_length, draw) for length, crop_length in zip(pixels.size, crop, strict=True))
     height, width = pixels.size
     beyond = ((rows < 0) | (rows >= height))[:, None] | ((columns < 0) | (columns >= width))
     rows, columns = mirror_indices(rows, height)[:, None], mirror_indices(columns, width)
@@ -84,11 +84,11 @@ def crop_sample(pixels: SampleTensors, crop: tuple[int, int], draw: Generator) -
     return SampleTensors(image, mask.masked_fill(beyond, IGNORE), weight)
 
 
-def _window(length: int, wanted: int, draw: Generator) -> Tensor:
+def _window(length: int, crop_length: int, draw: Generator) -> Tensor:
     """Return positions along an axis; they are below 0, or at least `length`, where the window exceeds the image."""
-    low, high = sorted((0, length - wanted))
+    low, high = sorted((0, length - crop_length))
     start = int(torch.randint(low, high + 1, (), generator=draw))
-    return torch.arange(start, start + wanted)
+    return torch.arange(start, start + crop_length)
 
 
 def uniform(low: float, high: float, draw: Generator) -> float:
@@ -300,7 +300,7 @@ class Augment:
         """
         draw = torch.Generator().manual_seed(seed)
         pixels = SampleTensors(sample.image, sample.mask, weight)
-        height, width = (min(length, 2 * wanted) for length, wanted in zip(pixels.size, self.crop, strict=True))
+        height, width = (min(length, 2 * crop) for length, crop in zip(pixels.size, self.crop, strict=True))
         # Of a large image, only the region that can reach the crop is warped.
         pixels = crop_sample(pixels, (height, width), draw)
         for step in self.steps:
@@ -347,6 +347,6 @@ def _step(text: str) -> Step:
     try:
         step: Step = AUGMENT_STEPS.make(text)
     except OptionError as error:
-        said = str(error)
-        raise OptionError(said if said.startswith("--") else f"--augment {text}: {said}") from error
+        message = str(error)
+        raise OptionError(message if message.startswith("--") else f"--augment {text}: {message}") from error
     return step

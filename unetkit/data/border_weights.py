@@ -139,8 +139,8 @@ class BorderMaps:
         return found
 
     def _key(self, name: str, instances: Tensor) -> str:
-        said = f"{name}\0{self.w0!r}\0{self.sigma!r}\0{tuple(instances.shape)}\0".encode()
-        return hashlib.sha256(said + instances.cpu().long().numpy().tobytes()).hexdigest()[:32]
+        key = f"{name}\0{self.w0!r}\0{self.sigma!r}\0{tuple(instances.shape)}\0".encode()
+        return hashlib.sha256(key + instances.cpu().long().numpy().tobytes()).hexdigest()[:32]
 
     def _compute(self, key: str, instances: Tensor) -> Tensor:
         path = self.folder / f"{key}.npy" if self.folder else None

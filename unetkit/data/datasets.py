@@ -69,8 +69,10 @@ def with_absolute_path(text: str) -> str:
     if not is_named_dataset(text):
         return str(Path(text).resolve())
     spec = PartSpec.parse(text)
-    roots = {name: json.loads(said) if said.startswith('"') else said for name, said in spec.options if name == "root"}
-    full = {name: format_value(str(Path(said).resolve())) for name, said in roots.items()}
+    roots = {
+        name: json.loads(value) if value.startswith('"') else value for name, value in spec.options if name == "root"
+    }
+    full = {name: format_value(str(Path(root).resolve())) for name, root in roots.items()}
     return str(spec.with_options(full)) if full else text
 
 

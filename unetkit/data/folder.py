@@ -143,9 +143,9 @@ def _match_files(layout: FolderLayout, images: Files, masks: Files, instances: F
     entries = []
     left = {**masks}
     for stem, image in images.items():
-        wanted = [f"{label}/{stem}" for label in layout.labels] or [stem]
-        lacking = [name for name in wanted if left.get(name) is None]
-        own = tuple(left.pop(name) for name in wanted if name in left)
+        expected = [f"{label}/{stem}" for label in layout.labels] or [stem]
+        lacking = [name for name in expected if left.get(name) is None]
+        own = tuple(left.pop(name) for name in expected if name in left)
         layout.problems += [f"{image}: has no mask masks/{name}.*" for name in lacking]
         if instances and stem not in instances:
             layout.problems.append(f"{image}: has no instances/{stem}.*, which other images have")
@@ -175,8 +175,8 @@ def read_classes(folder: Path) -> Classes | None:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise FileError(f"{path}: cannot be read as UTF-8 text: {error}") from error
-    said = [re.fullmatch(r"(.*?)(?:\s+(\d+)[ ,]+(\d+)[ ,]+(\d+))?", line.strip()) for line in lines]
-    found = [match.groups() for match in said if match and match.group(1) and not match.group(1).startswith("#")]
+    matches = [re.fullmatch(r"(.*?)(?:\s+(\d+)[ ,]+(\d+)[ ,]+(\d+))?", line.strip()) for line in lines]
+    found = [match.groups() for match in matches if match and match.group(1) and not match.group(1).startswith("#")]
     names = tuple(name for name, *_ in found)
     colours = tuple((int(red), int(green), int(blue)) for _, red, green, blue in found if red)
     if colours and len(colours) != len(names):
@@ -277,7 +277,7 @@ def index_folder(
     """
     classes = Classes(target.names, target.colours) if target else read_classes(folder)
     layout = find_layout(folder, classes.names if classes else ())
-    told = MaskHints(
+    hints = MaskHints(
         _labels_from_classes(classes, layout), ignore, layout.labels, classes_without_ignored=target is not None
     )
     paths = [path for entries in layout.splits.values() for entry in entries for path in entry.masks]
@@ -286,7 +286,7 @@ def index_folder(
     problems = [*layout.problems, *(str(result) for result in results if isinstance(result, UnetkitError))]
     meaning = None
     if scans:
-        meaning, wrong = infer_encoding(scans, told)
+        meaning, wrong = infer_encoding(scans, hints)
         problems += wrong
     found = FolderIndex(layout, {name: [*entries] for name, entries in layout.splits.items()}, scans, meaning, problems)
     _split(found, rules, folder)
@@ -296,8 +296,10 @@ def index_folder(
 def _labels_from_classes(classes: Classes | None, layout: FolderLayout) -> Classes | None:
     """Return known classes if they fit these masks; they give the order of labels."""
     if classes and layout.labels and {*classes.names} != {*layout.labels}:
-        said = f"the classes are {', '.join(classes.names)}, but the folders in masks/ are {', '.join(layout.labels)}"
-        raise FileError(f"{said}; use the names of the folders")
+        raise FileError(
+            f"the classes are {', '.join(classes.names)}, but the folders in masks/ are {', '.join(layout.labels)}; "
+            "use the names of the folders"
+        )
     return classes
 
 
@@ -308,8 +310,8 @@ def _split(found: FolderIndex, rules: SplitConfig, folder: Path) -> None:
         if not found.splits:
             found.problems.append(f"{folder}: no image has a mask")
         return
-    whole = UNSPLIT if UNSPLIT in found.splits else "train"
-    heap = found.splits.get(whole, [])
+    split = UNSPLIT if UNSPLIT in found.splits else "train"
+    heap = found.splits.get(split, [])
     if not heap:
         found.problems.append(f"{folder}: no image with a mask is left for training")
     elif "val" not in found.splits:
@@ -318,7 +320,7 @@ def _split(found: FolderIndex, rules: SplitConfig, folder: Path) -> None:
         except UnetkitError as error:
             found.problems.append(str(error))
             return
-        del found.splits[whole]
+        del found.splits[split]
         made = {"train": [heap[index] for index in train], "val": [heap[index] for index in val]}
         found.splits = made | found.splits
 

@@ -88,11 +88,11 @@ def channels_along(shape: tuple[int, ...], axes: str) -> int | None:
     """
     if len(shape) == 2:
         return None
-    told = [axes.index(axis) for axis in "SC" if axis in axes]
-    if len(shape) != 3 or (set(axes) & set("ZT") and not told):
+    channel_axes = [axes.index(axis) for axis in "SC" if axis in axes]
+    if len(shape) != 3 or (set(axes) & set("ZT") and not channel_axes):
         sides = "x".join(map(str, shape))
         raise ValueError(f"contains a stack of images ({axes} {sides}); write each plane to its own file")
-    return told[0] if told else shape.index(min(shape))
+    return channel_axes[0] if channel_axes else shape.index(min(shape))
 
 
 def without_alpha(count: int, extra: tuple[int, ...]) -> list[int]:

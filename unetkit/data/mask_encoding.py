@@ -149,7 +149,7 @@ VOID = 255
 
 @dataclass(frozen=True)
 class MaskHints:
-    """What is known about masks in addition to the files.
+    """Knowledge about masks that does not come from the files.
 
     Attributes:
         classes: the names and colors of the classes.
@@ -194,32 +194,32 @@ def first_file_of_codes(scans: Sequence[MaskScan], by_colour: bool) -> dict[int,
 Codes = tuple[tuple[int, ...], tuple[int, ...], list[str]]
 
 
-def classes_of_colours(present: dict[int, Path], told: MaskHints) -> Codes:
+def classes_of_colours(present: dict[int, Path], hints: MaskHints) -> Codes:
     """Return the packed colors of the classes, black first; the ignored ones; and problems."""
-    known = told.classes
+    known = hints.classes
     codes = [*present]
     if known and known.colours:
         codes = [pack(colour) for colour in known.colours]
     elif known and len(known.names) != len(codes):
-        said = f"the masks hold {len(codes)} colours, but there are names for {len(known.names)} classes"
-        return (*codes,), (), [f"{said}; give each class a colour in classes.txt: NAME R G B"]
-    if told.classes_without_ignored and told.ignore_index is not None:
+        problem = f"the masks hold {len(codes)} colours, but there are names for {len(known.names)} classes"
+        return (*codes,), (), [f"{problem}; give each class a colour in classes.txt: NAME R G B"]
+    if hints.classes_without_ignored and hints.ignore_index is not None:
         return (*codes,), (*sorted(present.keys() - {*codes}),)[:1], []
-    ignored = () if told.ignore_index is None or told.ignore_index >= len(codes) else (codes[told.ignore_index],)
+    ignored = () if hints.ignore_index is None or hints.ignore_index >= len(codes) else (codes[hints.ignore_index],)
     return tuple(code for code in codes if code not in ignored), ignored, []
 
 
-def classes_of_numbers(present: dict[int, Path], told: MaskHints) -> Codes:
+def classes_of_numbers(present: dict[int, Path], hints: MaskHints) -> Codes:
     """Return the numbers of the classes; the ignored ones; and problems."""
-    count = 2 if told.labels else len(told.classes.names) if told.classes else 0
-    ignored = set() if told.ignore_index is None else {told.ignore_index}
+    count = 2 if hints.labels else len(hints.classes.names) if hints.classes else 0
+    ignored = set() if hints.ignore_index is None else {hints.ignore_index}
     rest = present.keys() - ignored
     if rest <= {0, VOID} and VOID in rest and count in (0, 2):
         return (0, VOID), (*ignored,), []
     if VOID in rest and max(rest) == VOID and count <= VOID:
         ignored.add(VOID)
     rest -= ignored
-    most = count + len(ignored) * told.classes_without_ignored if count else max([*rest, 1]) + 1
+    most = count + len(ignored) * hints.classes_without_ignored if count else max([*rest, 1]) + 1
     codes = [code for code in range(most) if code not in ignored][: count or None]
     missing = [code for code in codes if code not in rest] if not count else []
     if missing and max([*rest, 0]) > 1:  # a mask of 0 or of 1 alone shows only background, or only foreground
@@ -254,7 +254,7 @@ def format_code(code: int, by_colour: bool) -> str:
 
 @dataclass(frozen=True)
 class MaskEncoding:
-    """How the mask files of a data set are read.
+    """The reading of a data set's mask files.
 
     Attributes:
         target: what the masks mean.
@@ -306,16 +306,16 @@ def _lookup_sorted(found: np.ndarray, table: np.ndarray, classes: np.ndarray) ->
     return np.where(table[place] == found, classes[place], _STRANGE)
 
 
-def infer_encoding(scans: Sequence[MaskScan], told: MaskHints) -> tuple[MaskEncoding, list[str]]:
+def infer_encoding(scans: Sequence[MaskScan], hints: MaskHints) -> tuple[MaskEncoding, list[str]]:
     """Infer the encoding of masks; return it with the problems, a line for each file."""
-    by_colour = not told.labels and differ_by_colour(scans)
+    by_colour = not hints.labels and differ_by_colour(scans)
     present = first_file_of_codes(scans, by_colour)
     if by_colour:
-        codes, ignored, problems = classes_of_colours(present, told)
+        codes, ignored, problems = classes_of_colours(present, hints)
     else:
-        codes, ignored, problems = classes_of_numbers(present, told)
-        problems += find_mixed_binary(scans, codes) if told.ignore_index is None else []
-    meaning = MaskEncoding(_target(scans, codes, told, by_colour), by_colour, codes, ignored)
+        codes, ignored, problems = classes_of_numbers(present, hints)
+        problems += find_mixed_binary(scans, codes) if hints.ignore_index is None else []
+    meaning = MaskEncoding(_target(scans, codes, hints, by_colour), by_colour, codes, ignored)
     if len(codes) < 2 and not problems:
         problems = [
             f"{scans[0].path}: the masks contain only one class, {meaning.target.names[0]}; "
@@ -328,12 +328,12 @@ def infer_encoding(scans: Sequence[MaskScan], told: MaskHints) -> tuple[MaskEnco
     return meaning, problems
 
 
-def _target(scans: Sequence[MaskScan], codes: Sequence[int], told: MaskHints, by_colour: bool) -> Target:
-    known = told.classes
-    if told.labels:
-        return Target("multilabel", told.labels, known.colours if known else ())
+def _target(scans: Sequence[MaskScan], codes: Sequence[int], hints: MaskHints, by_colour: bool) -> Target:
+    known = hints.classes
+    if hints.labels:
+        return Target("multilabel", hints.labels, known.colours if known else ())
     kept = (
-        [place for place in range(len(known.names)) if told.classes_without_ignored or place != told.ignore_index]
+        [place for place in range(len(known.names)) if hints.classes_without_ignored or place != hints.ignore_index]
         if known
         else []
     )

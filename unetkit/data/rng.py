@@ -14,8 +14,8 @@ import torch
 
 def derive_seed(seed: int, *names: str | int) -> int:
     """Derive a 63-bit seed from a seed and the names of a stream, such as ("augment", epoch, index)."""
-    said = "\0".join(map(str, (seed, *names))).encode()
-    return int.from_bytes(hashlib.sha256(said).digest()[:8]) >> 1
+    key = "\0".join(map(str, (seed, *names))).encode()
+    return int.from_bytes(hashlib.sha256(key).digest()[:8]) >> 1
 
 
 def numpy_rng(seed: int, *names: str | int) -> np.random.Generator:

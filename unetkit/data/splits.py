@@ -16,7 +16,7 @@ _USUAL = 0.2
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """How images are split.
+    """The rules by which images are split.
 
     Attributes:
         seed: the seed of the order in which groups are chosen for validation.
@@ -60,13 +60,13 @@ def split_names(names: Sequence[str], rules: SplitConfig) -> tuple[list[int], li
     return sorted({*range(len(names))} - {*held}), held
 
 
-def _choose_validation(ordered: list[str], groups: dict[str, list[int]], wanted: int) -> list[str]:
+def _choose_validation(ordered: list[str], groups: dict[str, list[int]], target: int) -> list[str]:
     """Choose the groups for validation: each that brings the number of images closer to the wanted number."""
     held: list[str] = []
     count = 0
     for key in ordered:
         size = len(groups[key])
-        if len(held) < len(ordered) - 1 and abs(count + size - wanted) < abs(count - wanted):
+        if len(held) < len(ordered) - 1 and abs(count + size - target) < abs(count - target):
             held.append(key)
             count += size
     return held or [min(ordered, key=lambda key: len(groups[key]))]

@@ -26,7 +26,7 @@ Ints = NDArray[np.int64]
 
 
 class CellKind(NamedTuple):
-    """What cells of a kind have in common.
+    """Properties that the cells of a kind have in common.
 
     Attributes:
         name: as a class.
@@ -90,13 +90,13 @@ _LARGEST = 1.5
 
 def _draw_spots(rng: np.random.Generator, size: int, radius: float, crowding: float) -> list[Spot]:
     """Centres (y, x) and radii: each cell is set beside one before it, or now and then on free ground."""
-    wanted = max(3, round(crowding * size * size / (pi * radius * radius)))
+    cell_count = max(3, round(crowding * size * size / (pi * radius * radius)))
     found: list[Spot] = []
     # Spots that are too near lie in the same grid square of this side, or in an adjacent one.
     side = 2 * _NEAREST * _LARGEST * radius
     squares: dict[tuple[int, int], list[Spot]] = {}
-    for chances in rng.random((4 * wanted, 4)).tolist():
-        if len(found) == wanted:
+    for chances in rng.random((4 * cell_count, 4)).tolist():
+        if len(found) == cell_count:
             break
         y, x, r = spot = _try_spots(chances, found, size, radius)
         row, column = int(y // side), int(x // side)
@@ -139,7 +139,7 @@ class CellRegions(NamedTuple):
 
 
 def draw_regions(cells: CellPlacement, size: int) -> CellRegions:
-    """Who owns each pixel: of the cells that reach it, the one in whose middle it lies most.
+    """Assign each pixel to a cell: of those that reach it, the one to whose middle it is nearest.
 
     So neighbours share a border where they meet, as cells that press on one another do.
     """
@@ -173,7 +173,7 @@ def _paint(maps: CellRegions, number: int, rows: slice, columns: slice, cell: Ce
 
 
 def separate_cells(owner: Ints, least: int) -> Ints:
-    """Who owns each pixel once a line of background, 2 pixels wide, keeps touching cells apart.
+    """Separate touching cells by a line of background, 2 pixels wide, and return the owner of each pixel.
 
     Each cell is one connected piece (of its pieces, the largest) of at least that many pixels, or is gone.
     """
@@ -193,21 +193,21 @@ def separate_cells(owner: Ints, least: int) -> Ints:
 def smooth_noise(rng: np.random.Generator, size: int, spacing: float) -> Floats:
     """Random hills (H, W), about 1 high and deep, that far apart: a grid of normal numbers under a cubic B-spline."""
     places = np.arange(size, dtype=np.float32) / spacing + np.float32(rng.uniform())
-    whole = places.astype(int)
-    t = (places - whole).astype(np.float32)
+    cells = places.astype(int)
+    t = (places - cells).astype(np.float32)
     taps = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)
-    grid = rng.standard_normal((int(whole[-1]) + 4, int(whole[-1]) + 4), dtype=np.float32)
+    grid = rng.standard_normal((int(cells[-1]) + 4, int(cells[-1]) + 4), dtype=np.float32)
     rows = np.zeros((size, grid.shape[1]), np.float32)
     hills = np.zeros((size, size), np.float32)
     for k, tap in enumerate(taps):
-        rows += tap[:, None] * grid[whole + k]
+        rows += tap[:, None] * grid[cells + k]
     for k, tap in enumerate(taps):
-        hills += tap[None] * rows[:, whole + k]
+        hills += tap[None] * rows[:, cells + k]
     return hills / np.float32(18)  # the taps sum to 6 a direction; the hills are lower than the numbers, by a half
 
 
 class Optics(NamedTuple):
-    """How the microscope was set for an image.
+    """The settings of the microscope for an image.
 
     Attributes:
         glow: how much brighter cells are than the ground, on average; below 0 where they are darker.
@@ -248,7 +248,7 @@ def render_image(
 
 
 def render_out_of_focus(rng: np.random.Generator, set_to: Optics, size: int, radius: float) -> Floats:
-    """What cells of another depth, which count as background, add to the image (H, W)."""
+    """Render cells of another depth, which count as background, as an addition to the image (H, W)."""
     half = (size + 1) // 2  # they are blurred, so they need not be drawn finer
     cells = place_cells(rng, half, radius / 2, 0.2, len(KINDS))
     maps = draw_regions(cells, half)
@@ -260,7 +260,7 @@ def render_out_of_focus(rng: np.random.Generator, set_to: Optics, size: int, rad
 def render_cells(
     rng: np.random.Generator, set_to: Optics, cells: CellPlacement, maps: CellRegions, owner: Ints
 ) -> Floats:
-    """What cells add to the brightness of the ground (H, W): glow, texture, relief and halo."""
+    """Render what cells add to the brightness of the ground (H, W): glow, texture, relief and halo."""
     inside = (owner > 0).astype(np.float32)
     bright = rng.normal(set_to.glow, 0.05, len(cells.y) + 1).astype(np.float32)[maps.owner]
     dome = np.sqrt(np.maximum(1 - maps.out**2, 0))
@@ -272,7 +272,7 @@ def render_cells(
 
 
 def render_texture(rng: np.random.Generator, cells: CellPlacement, maps: CellRegions) -> Floats:
-    """What is seen inside the cells (H, W), by their kinds."""
+    """Render the texture inside the cells (H, W), according to their kinds."""
     seen, kind = np.zeros_like(maps.out), np.concatenate([[-1], cells.kind])[maps.owner]
     phase = rng.uniform(0, 2 * np.pi, len(cells.y) + 1).astype(np.float32)[maps.owner]
     grain = ndimage.gaussian_filter(rng.standard_normal(kind.shape, dtype=np.float32), 0.9, truncate=3)

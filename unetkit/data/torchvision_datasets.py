@@ -148,5 +148,5 @@ def _wrap_torchvision_errors(what: str, layout: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        said = f"; it expects {layout}; nothing is downloaded" if layout else ""
-        raise FileError(f"{what}: cannot be read: {one_line(error)}{said}") from error
+        expected = f"; it expects {layout}; nothing is downloaded" if layout else ""
+        raise FileError(f"{what}: cannot be read: {one_line(error)}{expected}") from error

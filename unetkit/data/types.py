@@ -24,7 +24,7 @@ Activation = Literal["sigmoid", "softmax"]
 
 @dataclass(frozen=True)
 class Target:
-    """What the masks of a data set mean.
+    """The meaning of a data set's masks.
 
     Attributes:
         kind: "binary" (a mask (H, W) of 0 and 1), "multiclass" (a mask (H, W) of class indices) or "multilabel" (a mask

@@ -197,7 +197,7 @@ class ClassReport:
 class DatasetReport:
     """The interpretation of a data set, and its problems; `notes` are worth knowing but are not problems."""
 
-    said: str
+    data: str
     kind: str = ""
     class_encoding: str = ""
     classes: list[ClassReport] = field(default_factory=list)
@@ -257,18 +257,18 @@ def _class_encoding(found: FolderIndex) -> str:
 
 def _numbers(meaning: MaskEncoding) -> str:
     codes = meaning.codes
-    said = f"{codes[0]} to {codes[-1]}" if len(codes) > 2 else " and ".join(map(str, codes))
+    span = f"{codes[0]} to {codes[-1]}" if len(codes) > 2 else " and ".join(map(str, codes))
     ignored = ", ".join(map(str, meaning.ignored))
-    return f"{said}; {ignored} is ignored" if ignored else said
+    return f"{span}; {ignored} is ignored" if ignored else span
 
 
 def _fill(report: DatasetReport, seen: Sequence[ImageReport], target: Target | None) -> None:
     report.splits = dict(Counter(one.split for one in seen))
-    whole = [one for one in seen if one.size]
-    sizes = sorted({one.size for one in whole if one.size}, key=lambda size: (size[0] * size[1], size))
+    readable = [one for one in seen if one.size]
+    sizes = sorted({one.size for one in readable if one.size}, key=lambda size: (size[0] * size[1], size))
     report.sizes = [sizes[0], sizes[-1]] if sizes else []
-    report.channels = {str(count): images for count, images in Counter(one.channels for one in whole).most_common()}
-    report.depths = dict(Counter(_DEPTHS.get(one.numbers, one.numbers) for one in whole).most_common())
+    report.channels = {str(count): images for count, images in Counter(one.channels for one in readable).most_common()}
+    report.depths = dict(Counter(_DEPTHS.get(one.numbers, one.numbers) for one in readable).most_common())
     known = [one.objects for one in seen if one.objects is not None]
     report.objects = sum(known) if known else None
     if target:
@@ -276,7 +276,7 @@ def _fill(report: DatasetReport, seen: Sequence[ImageReport], target: Target | N
         _classes(report, [one for one in seen if one.counts], target)
     report.problems += [problem for one in seen for problem in one.problems]
     usual = int(next(iter(report.channels), "0"))
-    odd = [one for one in whole if one.channels != usual]
+    odd = [one for one in readable if one.channels != usual]
     report.problems += [f"{one.file}: has {count_of(one.channels, 'channel')}, but most have {usual}" for one in odd]
     if len(report.depths) > 1:
         report.notes.append(f"images of {' and '.join(report.depths)} are mixed")

@@ -81,9 +81,9 @@ def is_training_data(run: TrainRun, data: DatasetSplits) -> bool:
     return is_same_data(data.source, run.config.data)
 
 
-def is_same_data(said: str, trained: str) -> bool:
+def is_same_data(source: str, trained: str) -> bool:
     """Return whether two texts are equal, or are paths of the same folder."""
-    return said == trained or (Path(said).is_dir() and Path(said).resolve() == Path(trained).resolve())
+    return source == trained or (Path(source).is_dir() and Path(source).resolve() == Path(trained).resolve())
 
 
 def evaluate(
@@ -92,7 +92,7 @@ def evaluate(
     images: Dataset,
     *,
     tolerance: float | None = None,
-    tell: Callable[[int, int], None] = lambda done, count: None,
+    callback: Callable[[int, int], None] = lambda done, count: None,
 ) -> Evaluation:
     """Predict every image and compare with its mask.
 
@@ -101,19 +101,19 @@ def evaluate(
         network: the network in eval mode, on any device.
         images: images whose masks have the run's classes.
         tolerance: the tolerance of the boundary F-score in pixels; None for 0.75% of each image's diagonal.
-        tell: is called with the number of images that are done, and their total number.
+        callback: is called with the number of images that are done, and their total number.
 
     Raises:
         FileError: An image cannot be read.
     """
     found = Evaluation(run.target, outlines=True, tolerance=tolerance, apart=True)
     for index in range(len(images)):
-        tell(index, len(images))
+        callback(index, len(images))
         sample = images[index]
         if len(sample.image) != run.channels:
             raise FileError(f"{sample.name}: has {len(sample.image)} channels, but {run.folder} needs {run.channels}")
         found.add(sample.name, probabilities(run, network, sample.image), sample)
-    tell(len(images), len(images))
+    callback(len(images), len(images))
     return found
 
 

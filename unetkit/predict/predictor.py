@@ -151,7 +151,7 @@ def explain_if_too_large(network: nn.Module, size: Size) -> str:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """How images are processed.
+    """The settings of a prediction.
 
     Attributes:
         tile: the height and width of tiles; None lets the network decide.
@@ -218,7 +218,7 @@ class Predictor:
         first = next(network.parameters())
         self._passed = make_forward(network, first.device, first.dtype, run.target.probabilities, tta=how.tta)
 
-    def predict(self, job: PredictionJob, tell: PredictCallback | None = None) -> None:
+    def predict(self, job: PredictionJob, callback: PredictCallback | None = None) -> None:
         """Write the files of an image, either all of them or none.
 
         Raises:
@@ -230,25 +230,25 @@ class Predictor:
                 takes = f"{picture.channels} channels, but the network of {self.run.folder} needs {self.run.channels}"
                 raise FileError(f"{job.image}: has {takes}; give images like those that it was trained on")
             layout = self.fit.layout(picture.size, self.how.tile, self.how.overlap, tta=self.how.tta)
-            tell = tell or PredictCallback()
-            tell.on_image_begin(job, picture, layout)
+            callback = callback or PredictCallback()
+            callback.on_image_begin(job, picture, layout)
             source = NormalizedReader(picture, self.run)
             check = TilingCheck(self.fit, self.network, self._passed, source) if self.how.check else None
             try:
                 with torch.inference_mode():
-                    self._write(job, picture, self._windows(source, layout, tell, check))
+                    self._write(job, picture, self._windows(source, layout, callback, check))
             except OSError as error:
                 raise FileError(f"{job.image}: its files cannot be written: {error.strerror or error}") from error
-            tell.on_image_end(job, check.summary if check else "")
+            callback.on_image_end(job, check.summary if check else "")
 
     def _windows(
-        self, source: Source, layout: TileLayout, tell: PredictCallback, check: TilingCheck | None
+        self, source: Source, layout: TileLayout, callback: PredictCallback, check: TilingCheck | None
     ) -> Iterator[Window]:
         for done, window in enumerate(iterate_windows(self._passed, source, layout, self.how.batch_size), 1):
             if check:
                 check.add(window, self.run.target.to_mask)
             yield window
-            tell.on_tile_end(done, layout.tiles)
+            callback.on_tile_end(done, layout.tiles)
 
     def _write(self, job: PredictionJob, picture: ImageReader, found: Iterator[Window]) -> None:
         """Yield each window after it was passed to all writers."""
@@ -275,17 +275,19 @@ class Predictor:
 
 
 def predict_all(
-    predictor: Callable[[PredictionJob, PredictCallback], None], jobs: Iterable[PredictionJob], tell: PredictCallback
+    predictor: Callable[[PredictionJob, PredictCallback], None],
+    jobs: Iterable[PredictionJob],
+    callback: PredictCallback,
 ) -> int:
     """Process all images, and return the number of those that failed."""
     failed = 0
     for job in jobs:
         try:
-            predictor(job, tell)
+            predictor(job, callback)
         except FileError as error:
             failed += 1
-            tell.on_image_error(job, str(error))
+            callback.on_image_error(job, str(error))
         except InputSizeError as error:  # a smaller image may pass
             failed += 1
-            tell.on_image_error(job, f"{job.image}: {error}")
+            callback.on_image_error(job, f"{job.image}: {error}")
     return failed

@@ -149,7 +149,7 @@ class TileLayout:
 
 @dataclass(frozen=True)
 class TileRequirements:
-    """What a network requires of tiles. Heights and widths are those of the input, in pixels.
+    """The requirements of a network on tiles. Heights and widths are those of the input, in pixels.
 
     Attributes:
         period: sizes that differ by its multiples behave alike.

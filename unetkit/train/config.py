@@ -67,7 +67,7 @@ class TrainConfig:
                 raise OptionError(f"--{name.replace('_', '-')} {given}: must be at least {value}")
         if self.dtype not in DTYPES:
             known = ", ".join(DTYPES)
-            raise OptionError(f"--dtype {self.dtype}: takes one of {known}{did_you_mean(self.dtype, DTYPES)}")
+            raise OptionError(f"--dtype {self.dtype}: must be one of {known}{did_you_mean(self.dtype, DTYPES)}")
         if not 0 < self.lr < float("inf"):
             raise OptionError(f"--lr {self.lr:g}: must be above 0")
 

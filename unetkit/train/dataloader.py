@@ -108,9 +108,9 @@ class Loader:
     """The batches of an epoch, starting at any step, for one of several processes that share each step."""
 
     def __init__(
-        self, data: AugmentedDataset, batch: int, workers: int, rank: int, world: int, *, pin: bool = False
+        self, data: AugmentedDataset, batch: int, workers: int, rank: int, world_size: int, *, pin: bool = False
     ) -> None:
-        self.data, self.batch, self.workers, self.rank, self.world = data, batch, workers, rank, world
+        self.data, self.batch, self.workers, self.rank, self.world_size = data, batch, workers, rank, world_size
         self.pin = pin
 
     @property
@@ -133,4 +133,4 @@ class Loader:
         )
 
     def _steps(self, epoch: int) -> list[list[Key]]:
-        return epoch_batches(self.data.seed, epoch, len(self.data), self.batch * self.world)
+        return epoch_batches(self.data.seed, epoch, len(self.data), self.batch * self.world_size)

@@ -129,22 +129,22 @@ class TrainProgress(TrainCallback):
 
 def describe_run(trainer: Trainer) -> list[str]:
     """Describe the network, the data and the configuration in lines."""
-    run, data, world = trainer.run, trainer.data, trainer.world
+    run, data, group = trainer.run, trainer.data, trainer.group
     splits = ", ".join(f"{len(images)} {name}" for name, images in data.splits.items())
     crop = "x".join(map(str, run.config.crop or ()))
     lines = [
         f"network  {run.plan}",
         f"data     {data.source}: {splits}; {data.target.kind} ({', '.join(data.target.names[:8])})",
         f"loss     {trainer.loss.text}; augmentation {run.config.augment}; crops {crop}",
-        f"steps    {trainer.loader.steps} per epoch with {run.config.batch_size * world.size} images, "
-        f"{run.config.epochs} epochs; {world.device}, {str(trainer.stepper.dtype).removeprefix('torch.')}",
+        f"steps    {trainer.loader.steps} per epoch with {run.config.batch_size * group.size} images, "
+        f"{run.config.epochs} epochs; {group.device}, {str(trainer.stepper.dtype).removeprefix('torch.')}",
     ]
-    if world.size > 1:
+    if group.size > 1:
         norms = "; statistics of batch norms are each process's own, and the first one's are kept"
         kept = (
             norms if any("BatchNorm" in type(module).__name__ for module in trainer.stepper.network.modules()) else ""
         )
-        lines.append(f"world    {world.size} processes with {run.config.batch_size} images in a step{kept}")
+        lines.append(f"devices  {group.size} processes with {run.config.batch_size} images in a step{kept}")
     if trainer.state.epochs_done or trainer.state.steps_done:
         lines.append(f"resumed  after epoch {trainer.state.epochs_done}, step {trainer.state.steps_done}")
     if run.config.freeze_encoder:

@@ -140,7 +140,7 @@ def run(
     parts: Parts | None = None,
     plugins: Sequence[str] = (),
     command: str = "",
-    watch: TrainCallback | None = None,
+    callback: TrainCallback | None = None,
     save_every: float = SAVE_EVERY,
     **config: Any,
 ) -> TrainRun:
@@ -153,7 +153,7 @@ def run(
         parts: the registered parts; None for those that are installed and those of `plugins`.
         plugins: files and modules of plugins to load in addition to the installed ones.
         command: the command line, for the record.
-        watch: a callback for the progress.
+        callback: receives the progress.
         save_every: seconds between two saves within an epoch; the state is also saved after each epoch.
         config: the fields of `TrainConfig`.
 
@@ -171,21 +171,21 @@ def run(
             f"--out {folder} already contains a run; continue it with --resume {folder}, or give a new folder"
         )
     name = with_absolute_path(data) if isinstance(data, str) else data.source
-    asked = TrainConfig(**{**config, "data": name, "seed": plan.seed or 0})
-    check_device(asked.device)
-    if asked.tensorboard and not find_spec("tensorboard"):
+    settings = TrainConfig(**{**config, "data": name, "seed": plan.seed or 0})
+    check_device(settings.device)
+    if settings.tensorboard and not find_spec("tensorboard"):
         raise OptionError("--tensorboard: TensorBoard is not installed; run pip install 'unetkit[tensorboard]'")
     parts = parts or (load_parts(plugins) if plugins else default_parts())
-    callback = watch or TrainCallback()
-    with init_processes(asked.device) as world:
-        found: DatasetSplits = open_splits(asked, callback.on_scan) if isinstance(data, str) else data
-        plan = replace(plan_for_data(plan, found), seed=asked.seed)
-        asked = fill_defaults(asked, plan, found)
+    callback = callback or TrainCallback()
+    with init_processes(settings.device) as group:
+        found: DatasetSplits = open_splits(settings, callback.on_scan) if isinstance(data, str) else data
+        plan = replace(plan_for_data(plan, found), seed=settings.seed)
+        settings = fill_defaults(settings, plan, found)
         with stdout_to_stderr():
-            network = _first_process_first(world, lambda: build_plan(plan, parts))
-            trace(network, asked.crop)  # raises InputSizeError if the network does not take the crop
-        begun = make_run(folder, network, asked, found, tuple(plugins), command)
-        return _train(begun, found, network, world, TrainState(), callback, save_every)
+            network = _first_process_first(group, lambda: build_plan(plan, parts))
+            trace(network, settings.crop)  # raises InputSizeError if the network does not take the crop
+        begun = make_run(folder, network, settings, found, tuple(plugins), command)
+        return _train(begun, found, network, group, TrainState(), callback, save_every)
 
 
 def resume(
@@ -194,7 +194,7 @@ def resume(
     data: DatasetSplits | str | None = None,
     parts: Parts | None = None,
     device: str | None = None,
-    watch: TrainCallback | None = None,
+    callback: TrainCallback | None = None,
     save_every: float = SAVE_EVERY,
 ) -> TrainRun:
     """Continue an interrupted run; it ends with the weights that it would have had without the interruption.
@@ -203,7 +203,7 @@ def resume(
         folder: the folder of the run.
         data: the data set if it was given to `run` as an object, or the new path of a folder that was moved.
         device: another device; on another device, or with another number of threads, the last digits may differ.
-        parts, watch, save_every: as for `run`.
+        parts, callback, save_every: as for `run`.
 
     Raises:
         FileError: The folder contains no run, or its files are damaged.
@@ -212,8 +212,8 @@ def resume(
     device = device or begun.config.device
     check_device(device)
     parts = parts or (load_parts(begun.plugins) if begun.plugins else default_parts())
-    callback = watch or TrainCallback()
-    with init_processes(device) as world:
+    callback = callback or TrainCallback()
+    with init_processes(device) as group:
         if isinstance(data, str):
             begun = replace(begun, config=replace(begun.config, data=with_absolute_path(data)))
         found = data if isinstance(data, DatasetSplits) else open_splits(begun.config, callback.on_scan)
@@ -224,7 +224,7 @@ def resume(
             # The file contains the pretrained weights; building with the plan would download them again.
             saved = state.model and (begun.folder / LAST).exists()
             network = load(begun.folder / LAST, parts=parts) if saved else build_plan(begun.plan, parts)
-        return _train(begun, found, network, world, state, callback, save_every)
+        return _train(begun, found, network, group, state, callback, save_every)
 
 
 def _load_state(folder: Path) -> TrainState:
@@ -239,20 +239,20 @@ def _train(
     begun: TrainRun,
     data: DatasetSplits,
     network: Any,
-    world: ProcessGroup,
+    group: ProcessGroup,
     state: TrainState,
-    watch: TrainCallback,
+    callback: TrainCallback,
     save_every: float,
 ) -> TrainRun:
-    trainer = Trainer(begun, data, network, world, state, watch if world.is_first else TrainCallback(), save_every)
+    trainer = Trainer(begun, data, network, group, state, callback if group.is_first else TrainCallback(), save_every)
     trainer.train()
     return begun
 
 
-def _first_process_first(world: ProcessGroup, make: Any) -> Any:
+def _first_process_first(group: ProcessGroup, make: Any) -> Any:
     """Call `make` in the first process before the others, which then find its downloads in the cache."""
-    if world.size == 1:
+    if group.size == 1:
         return make()
-    made = make() if world.is_first else None
-    world.all_gather(None)
-    return made if world.is_first else make()
+    made = make() if group.is_first else None
+    group.all_gather(None)
+    return made if group.is_first else make()

@@ -71,23 +71,23 @@ class Stepper:
         epochs, steps: the number of epochs, and the number of steps in each.
     """
 
-    def __init__(self, network: nn.Module, config: TrainConfig, loss: Loss, world: ProcessGroup, steps: int) -> None:
+    def __init__(self, network: nn.Module, config: TrainConfig, loss: Loss, group: ProcessGroup, steps: int) -> None:
         """Move a network to the device of this process, and create its optimizer.
 
         Args:
             network: the network on the CPU.
             config: the configuration of the run.
             loss: the loss of each image.
-            world: the processes that train together.
+            group: the processes that train together.
             steps: the number of steps in an epoch.
         """
-        self.config, self.loss, self.world, self.steps = config, loss, world, steps
-        memory = torch.channels_last if world.device.type == "cuda" else torch.contiguous_format
-        self.network: nn.Module = network.to(world.device, memory_format=memory)  # type: ignore[call-overload]
+        self.config, self.loss, self.group, self.steps = config, loss, group, steps
+        memory = torch.channels_last if group.device.type == "cuda" else torch.contiguous_format
+        self.network: nn.Module = network.to(group.device, memory_format=memory)  # type: ignore[call-overload]
         self.schedule: OptimizerConfig = OPTIMIZERS.make(config.optimizer)
         self.optimizer = self.schedule.make_optimizer(self.network, config.lr)
-        self.dtype = autocast_type(config.dtype, world.device)
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.dtype == torch.float16)
+        self.dtype = autocast_type(config.dtype, group.device)
+        self.scaler = torch.amp.GradScaler(group.device.type, enabled=self.dtype == torch.float16)
         self._memory = memory
         self._shared: tuple[int, nn.Module] | None = None
 
@@ -95,7 +95,7 @@ class Stepper:
         """Return the autocast context, or one that does nothing."""
         if self.dtype == torch.float32:
             return nullcontext()
-        return torch.autocast(self.world.device.type, self.dtype)
+        return torch.autocast(self.group.device.type, self.dtype)
 
     def learning_rate(self, epoch: int) -> float:
         """Return the learning rate at the first step of an epoch, outside of the encoder."""
@@ -117,12 +117,12 @@ class Stepper:
         Raises:
             NonFiniteError: The loss or a gradient is not finite; only the statistics of norms have changed.
         """
-        torch.manual_seed(derive_seed(self.config.seed, "step", at, self.world.rank))
-        batch = batch.to(self.world.device, self._memory)
+        torch.manual_seed(derive_seed(self.config.seed, "step", at, self.group.rank))
+        batch = batch.to(self.group.device, self._memory)
         with self.autocast():
             outputs = self._parallel()(batch.images)
         loss = loss_of(outputs, batch, self.loss, find_network(self.network)).mean()
-        value = self.world.mean(loss)
+        value = self.group.mean(loss)
         _check_finite(value, "loss")
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
@@ -138,7 +138,7 @@ class Stepper:
     def save_to(self, state: TrainState) -> TrainState:
         """Store everything that is needed to continue in a state."""
         state.model, state.optimizer = self.network.state_dict(), self.optimizer.state_dict()
-        state.scaler, state.world_size = self.scaler.state_dict(), self.world.size
+        state.scaler, state.world_size = self.scaler.state_dict(), self.group.size
         return state
 
     def load_from(self, state: TrainState) -> None:
@@ -147,10 +147,10 @@ class Stepper:
         Raises:
             OptionError: The state was saved within an epoch by another number of processes.
         """
-        if state.steps_done and state.world_size != self.world.size:
+        if state.steps_done and state.world_size != self.group.size:
             raise OptionError(
                 f"the run was interrupted within an epoch of {state.world_size} processes; "
-                f"use --resume with {state.world_size} processes, not {self.world.size}"
+                f"use --resume with {state.world_size} processes, not {self.group.size}"
             )
         self.network.load_state_dict(state.model)
         self.optimizer.load_state_dict(state.optimizer)
@@ -162,11 +162,11 @@ class Stepper:
 
     def _parallel(self) -> nn.Module:
         """Wrap the network so that gradients are averaged over all processes."""
-        if self.world.size == 1:
+        if self.group.size == 1:
             return self.network
         trained = len(self._trained())
         if self._shared is None or self._shared[0] != trained:
-            devices = [self.world.device] if self.world.device.type == "cuda" else None
+            devices = [self.group.device] if self.group.device.type == "cuda" else None
             # A static graph allows weights that no output depends on, which some encoders have.
             self._shared = trained, DistributedDataParallel(self.network, device_ids=devices, static_graph=True)
         return self._shared[1]

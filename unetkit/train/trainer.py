@@ -54,24 +54,24 @@ class ValidationResult(NamedTuple):
 class Validation:
     """The validation images, which are shared among the processes."""
 
-    def __init__(self, images: Dataset, run: TrainRun, loss: Loss, weigh: Weigh | None, world: ProcessGroup) -> None:
-        self.images, self.run, self.loss, self.weigh, self.world = images, run, loss, weigh, world
+    def __init__(self, images: Dataset, run: TrainRun, loss: Loss, weigh: Weigh | None, group: ProcessGroup) -> None:
+        self.images, self.run, self.loss, self.weigh, self.group = images, run, loss, weigh, group
 
     def __call__(
-        self, network: nn.Module, precision: Callable[[], Any], tell: Callable[[int, int], None]
+        self, network: nn.Module, precision: Callable[[], Any], callback: Callable[[int, int], None]
     ) -> ValidationResult:
         """Score all validation images; every process must call this.
 
         Args:
             network: the network, which is put into eval mode.
             precision: returns the autocast context, or one that does nothing.
-            tell: is called with the number of images that are done, and their total number.
+            callback: is called with the number of images that are done, and their total number.
         """
         network.eval()
         score, losses, shown = Evaluation(self.run.target), [], []
-        mine = range(self.world.rank, len(self.images), self.world.size)
+        mine = range(self.group.rank, len(self.images), self.group.size)
         for done, index in enumerate(mine):
-            tell(done, len(mine))
+            callback(done, len(mine))
             sample = self.images[index]
             logits, chances = self._forward(network, sample, precision)
             losses.append(float(self._loss(logits, sample)))
@@ -81,7 +81,7 @@ class Validation:
         return self._gather(score, losses, shown)
 
     def _gather(self, score: Evaluation, losses: list[float], shown: list[Preview]) -> ValidationResult:
-        parts = self.world.all_gather((score.to_dict(), losses, shown))
+        parts = self.group.all_gather((score.to_dict(), losses, shown))
         together = Evaluation(self.run.target)
         for values, _, _ in parts:
             together.merge(values)
@@ -103,7 +103,7 @@ class Validation:
         return found[:-labels], found[-labels:]
 
     def _loss(self, logits: Tensor, sample: Sample) -> Tensor:
-        there = self.world.device
+        there = self.group.device
         weights = self.weigh(sample)[None].to(there) if self.weigh else None
         return self.loss(logits[None].to(there), sample.mask[None].to(there), weights)[0]
 
@@ -138,7 +138,7 @@ class Trainer:
     """One run in one of its processes.
 
     Attributes:
-        run, data, world: the run, its data, and the processes.
+        run, data, group: the run, its data, and the processes.
         state: the progress of the run.
         loader: the source of batches.
         stepper: the network with its optimizer.
@@ -149,9 +149,9 @@ class Trainer:
         run: TrainRun,
         data: DatasetSplits,
         network: nn.Module,
-        world: ProcessGroup,
+        group: ProcessGroup,
         state: TrainState,
-        watch: TrainCallback,
+        callback: TrainCallback,
         save_every: float,
     ) -> None:
         """Prepare the loop, and continue at the given state.
@@ -160,22 +160,22 @@ class Trainer:
             run: the description of the run.
             data: the opened data set.
             network: the network on the CPU.
-            world: the processes that train together.
+            group: the processes that train together.
             state: the state to continue from.
-            watch: a callback for the progress.
+            callback: receives the progress.
             save_every: seconds between two saves within an epoch.
         """
         config = run.config
-        self.run, self.data, self.world, self.state, self.watch = run, data, world, state, watch
+        self.run, self.data, self.group, self.state, self.callback = run, data, group, state, callback
         self.save_every, self._saved = save_every, monotonic()
         self.loss = make_loss(config.loss, data.target, find_network(network).resolved_plan.classes or 2)
         weigh = BorderMaps(*self.loss.border, run.folder / "borders") if self.loss.border else None
         augment = make_augment(config.augment, config.crop or (256, 256))
         train = AugmentedDataset(data.splits["train"], augment, weigh, run.normalize, config.seed)
-        workers, pin = _workers(config.workers, world.device), world.device.type == "cuda"
-        self.loader = Loader(train, config.batch_size, workers, world.rank, world.size, pin=pin)
-        self.validation = Validation(data.splits["val"], run, self.loss, weigh, world)
-        self.stepper = Stepper(network, config, self.loss, world, self.loader.steps)
+        workers, pin = _workers(config.workers, group.device), group.device.type == "cuda"
+        self.loader = Loader(train, config.batch_size, workers, group.rank, group.size, pin=pin)
+        self.validation = Validation(data.splits["val"], run, self.loss, weigh, group)
+        self.stepper = Stepper(network, config, self.loss, group, self.loader.steps)
         if state.model:
             self.stepper.load_from(state)
 
@@ -185,19 +185,19 @@ class Trainer:
         Raises:
             UnetkitError: The loss or its gradient became infinite or NaN.
         """
-        lines = JsonLinesWriter(self.run.folder / LOG, "training run") if self.world.is_first else None
+        lines = JsonLinesWriter(self.run.folder / LOG, "training run") if self.group.is_first else None
         try:
             if lines:
                 self._remove_later_files(lines)
                 self._write_weights()
-            self.watch.on_train_begin(self)
-            with torch.random.fork_rng([self.world.device] if self.world.device.type == "cuda" else []):
+            self.callback.on_train_begin(self)
+            with torch.random.fork_rng([self.group.device] if self.group.device.type == "cuda" else []):
                 while not self.state.stop_reason:
                     self._epoch(lines)
         finally:
             if lines:
                 lines.close()
-        self.watch.on_train_end(self.state.stop_reason)
+        self.callback.on_train_end(self.state.stop_reason)
         return self.state.stop_reason
 
     def _epoch(self, lines: JsonLinesWriter | None) -> None:
@@ -206,12 +206,12 @@ class Trainer:
         for batch in self.loader.epoch(state.epochs_done, state.steps_done):
             state.losses.append(self._step(batch))
             state.steps_done += 1
-            self.watch.on_step_end(state.steps_done, state.losses[-1])
-            if self.world.is_first and monotonic() - self._saved > self.save_every:
+            self.callback.on_step_end(state.steps_done, state.losses[-1])
+            if self.group.is_first and monotonic() - self._saved > self.save_every:
                 self._save()
         trained = monotonic() - start
-        self.world.sync_buffers(self.stepper.network)
-        found = self.validation(self.stepper.network, self.stepper.autocast, self.watch.on_validation_image)
+        self.group.sync_buffers(self.stepper.network)
+        found = self.validation(self.stepper.network, self.stepper.autocast, self.callback.on_validation_image)
         about = {
             "lr": self.stepper.learning_rate(state.epochs_done),
             "seconds": trained,
@@ -223,7 +223,7 @@ class Trainer:
         try:
             return self.stepper.step(batch, self.loader.steps * self.state.epochs_done + self.state.steps_done)
         except NonFiniteError as error:
-            if self.world.is_first:
+            if self.group.is_first:
                 self.stepper.save_to(self.state).write(self.run.folder / STOPPED)
             step, epoch = self.state.steps_done + 1, self.state.epochs_done + 1
             where = f"step {step} of epoch {epoch} (images {', '.join(batch.names[:8])})"
@@ -267,7 +267,7 @@ class Trainer:
             lines.append(line)
             self._save()
             self._write_weights()
-        self.watch.on_epoch_end(line, found)
+        self.callback.on_epoch_end(line, found)
 
     def _remove_later_files(self, lines: JsonLinesWriter) -> None:
         """Remove files of later epochs than the state's; called with the lock held."""

@@ -46,17 +46,17 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def write_requested_file(path: Path, asked: str) -> Iterator[Path]:
+def write_requested_file(path: Path, option: str) -> Iterator[Path]:
     """Write a file that an option of a command requested, like `atomic_write`.
 
     Raises:
-        FileError: The file cannot be written; `asked` is the option.
+        FileError: The file cannot be written; `option` is the flag that named it.
     """
     try:
         with atomic_write(path) as temporary:
             yield temporary
     except OSError as error:
-        raise FileError(f"{asked} {path} cannot be written: {error.strerror or error}") from error
+        raise FileError(f"{option} {path} cannot be written: {error.strerror or error}") from error
 
 
 JsonLine = dict[str, Any]
@@ -137,7 +137,7 @@ class JsonLinesWriter:
     def close(self) -> None:
         """Allow other processes to write."""
         try:
-            with suppress(OSError):  # what could not be written was told
+            with suppress(OSError):  # the error of a write was raised by that write
                 self._file.close()
         finally:
             self._lock.release()

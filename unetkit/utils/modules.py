@@ -36,9 +36,9 @@ def preserve_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def default_device(said: str | None) -> str:
+def default_device(device: str | None) -> str:
     """Return the given device, or a GPU if there is one."""
-    return said or ("cuda" if torch.cuda.is_available() else "cpu")
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def check_device(device: Any) -> None:

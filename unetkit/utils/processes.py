@@ -40,7 +40,7 @@ class TaskResult:
 
 
 def run_tasks(
-    tasks: Iterable[Any], ask: str, slots: Sequence[Any], *, timeout: float, preload: Sequence[str] = ()
+    tasks: Iterable[Any], target: str, slots: Sequence[Any], *, timeout: float, preload: Sequence[str] = ()
 ) -> Generator[TaskResult, None, None]:
     """Run every task, and yield each result when it is complete, including failures.
 
@@ -49,7 +49,7 @@ def run_tasks(
 
     Args:
         tasks: objects that can be pickled.
-        ask: the function that a process calls with (task, slot, emit), as "module:function".
+        target: the function that a process calls with (task, slot, emit), as "module:function".
         slots: the places where tasks run, one at a time in each; a process receives its slot.
         timeout: seconds that one task may take.
         preload: modules to import first. They must not initialize a GPU, since a forked process could not use it.
@@ -59,7 +59,7 @@ def run_tasks(
     try:
         while waiting or running:
             while waiting and free:
-                child = _Child(context, waiting.popleft(), free.popleft(), ask, timeout)
+                child = _Child(context, waiting.popleft(), free.popleft(), target, timeout)
                 running[child.pipe] = child
             _receive_reports(running)
             for child in [child for child in running.values() if child.ended]:
@@ -97,7 +97,7 @@ def _receive_reports(running: dict[Connection, _Child]) -> None:
 class _Child:
     """One process, and what it has reported so far."""
 
-    def __init__(self, context: Any, task: Any, slot: Any, ask: str, timeout: float) -> None:
+    def __init__(self, context: Any, task: Any, slot: Any, target: str, timeout: float) -> None:
         self.task, self.slot, self.timeout = task, slot, timeout
         self.facts: dict[str, Any] = {}
         self.cause = ""
@@ -106,7 +106,7 @@ class _Child:
         self.start = monotonic()
         self.deadline = self.start + timeout
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_run_child, args=(theirs, task, slot, ask), daemon=True)
+        self.process = context.Process(target=_run_child, args=(theirs, task, slot, target), daemon=True)
         _start_process(self.process.start)
         theirs.close()  # or its end would never be seen
 
@@ -177,29 +177,29 @@ _BEGUN, _DONE, _OWN_WORDS = "_begun", "_done", "_error"
 _NOT_STARTED_HINT = ' before it began; in a script, what starts processes belongs under `if __name__ == "__main__":`'
 
 
-def _run_child(said: Connection, task: Any, slot: Any, ask: str) -> None:
+def _run_child(connection: Connection, task: Any, slot: Any, target: str) -> None:
     """Run in the child process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the leader is interrupted too, and ends this one
     if hasattr(os, "setsid"):
         os.setsid()  # so that what it starts can be ended with it
-    said.send({_BEGUN: True})
+    connection.send({_BEGUN: True})
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
-    Thread(target=_exit_with_parent, args=(said,), daemon=True).start()
-    module, _, function = ask.partition(":")
+    Thread(target=_exit_with_parent, args=(connection,), daemon=True).start()
+    module, _, function = target.partition(":")
     try:
-        getattr(import_module(module), function)(task, slot, said.send)
+        getattr(import_module(module), function)(task, slot, connection.send)
     except Exception as error:  # whatever a library raises where no answer was expected of it
-        said.send({_OWN_WORDS: one_line(error)})
+        connection.send({_OWN_WORDS: one_line(error)})
     else:
-        said.send({_DONE: True})
+        connection.send({_DONE: True})
 
 
-def _exit_with_parent(said: Connection) -> None:
+def _exit_with_parent(connection: Connection) -> None:
     """End this process when its parent process has ended for any reason."""
     try:
-        said.recv()
+        connection.recv()
     except (EOFError, OSError):
         if hasattr(os, "killpg"):
             os.killpg(0, signal.SIGKILL)

@@ -50,8 +50,8 @@ def available_cores() -> tuple[int, ...]:
 def physical_core(core: int) -> int:
     """Return the first of the logical cores that share a physical core."""
     try:
-        told = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list").read_text(encoding="utf-8")
-        return int(re.split("[-,]", told)[0])
+        siblings = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list").read_text(encoding="utf-8")
+        return int(re.split("[-,]", siblings)[0])
     except (OSError, ValueError):
         return core
 
