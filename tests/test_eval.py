@@ -150,7 +150,7 @@ def test_the_tables_show_classes_images_and_objects(cells: Path) -> None:
         "Mean over the images in which the class occurs (macro):",
         "IoU of each image, the lowest 2 of 4:",
         "background",
-        "touching objects told apart: ",
+        "touching objects separated: ",
         "boundary: F-score of the outlines, with a tolerance of 0.75% of the diagonal",
     ):
         assert text in result.stdout

@@ -185,7 +185,7 @@ FAILING = {
     "hookless": ("x = 1\n", "it has no hooks, such as unetkit_register(parts); mark each with @unetkit.hookimpl"),
     "attribute": (
         PARTLY + "parts.fusion.add('a', max)\n",
-        "AttributeError: parts have no 'fusion'; did you mean fusions?; there are encoders, upsamplers, fusions, align",
+        "AttributeError: parts have no 'fusion'; did you mean fusions?; they have encoders, upsamplers, fusions, align",
     ),
     "kind": (PARTLY + "parts['losses'].add('a', max)\n", "no kind of part is called 'losses'"),
 }
@@ -680,7 +680,7 @@ def test_a_positional_option_is_told_from_none(write: Write) -> None:
     source = GOOD.replace("skip_channels, *, width", "skip_channels, width")
     parts = load_parts([write("bare.py", source.format(part="bare"))])
     message = (
-        r"--fuse bare:width=2: 'width' is positional in bare, so the builder gives it; an option stands after a \*$"
+        r"--fuse bare:width=2: 'width' is positional in bare, so the builder gives it; options are keyword-only$"
     )
     with pytest.raises(OptionError, match=message):
         build("plain:widths=[2,4]", fuse="bare:width=2", parts=parts)

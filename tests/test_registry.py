@@ -62,7 +62,7 @@ def test_a_kind_by_its_word_title_or_plural(parts: Parts) -> None:
 
 def test_an_unknown_kind_names_those_there_are(parts: Parts) -> None:
     assert message(OptionError, lambda: parts["fusoin"]) == (
-        "no kind of part is called 'fusoin'; did you mean fusions?; there are "
+        "no kind of part is called 'fusoin'; did you mean fusions?; the kinds are "
         "encoders, upsamplers, fusions, aligns, blocks, heads, recipes, models"
     )
 

@@ -323,7 +323,7 @@ def _check_hooks(module: object) -> None:
         hook = getattr(module, name)
         spec = _hook_markers(hook).get("specname") or name
         if spec not in specs:
-            raise PluginError(f"there is no hook {spec}{did_you_mean(spec, specs)}; there are {', '.join(specs)}")
+            raise PluginError(f"there is no hook {spec}{did_you_mean(spec, specs)}; the hooks are {', '.join(specs)}")
         if not inspect.isroutine(hook):
             raise PluginError(
                 f"{name} is a {type(hook).__name__}, but a hook must be a function; write a function that calls it"

@@ -296,7 +296,7 @@ class Parts:
         def __getattr__(self, name: str) -> Any:
             """Raises AttributeError with the nearest kind: `parts.fusion` is `parts.fusions`."""
             known = [kind.attribute for kind in KINDS]
-            raise AttributeError(f"parts have no {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}")
+            raise AttributeError(f"parts have no {name!r}{did_you_mean(name, known)}; they have {', '.join(known)}")
 
     def __iter__(self) -> Iterator[Registry]:
         return (getattr(self, kind.attribute) for kind in KINDS)
@@ -309,7 +309,7 @@ class Parts:
                 return registry
         known = [kind.attribute for kind in KINDS]
         raise OptionError(
-            f"no kind of part is called {word!r}{did_you_mean(word, known)}; there are {', '.join(known)}"
+            f"no kind of part is called {word!r}{did_you_mean(word, known)}; the kinds are {', '.join(known)}"
         )
 
     def entries_of(self, owner: str) -> list[Entry]:
@@ -430,6 +430,6 @@ class Metrics:
         for name in sorted(selected - {*self.entries}):
             known = ", ".join(self.entries)
             raise UnknownNameError(
-                f"--metrics: no metric is called {name!r}{did_you_mean(name, self.entries)}; there are {known}"
+                f"--metrics: no metric is called {name!r}{did_you_mean(name, self.entries)}; the metrics are {known}"
             )
         return [metric for metric in self if metric.name in selected]

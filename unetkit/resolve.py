@@ -185,7 +185,7 @@ def parse_options(word: str, spec: PartSpec, known: Signature, see: str = "") ->
     typed: dict[str, Any] = {}
     for name, text in spec.options:
         if name in known.positional:
-            why = "so the builder gives it; an option stands after a *"
+            why = "so the builder gives it; options are keyword-only"
             raise OptionError(f"--{word} {spec}: {name!r} is positional in {spec.name}, {why}")
         if name not in types and known.var_keyword:
             typed[name] = guess_value(text)
@@ -253,6 +253,6 @@ class NamedFactories:
         if spec.chained:
             raise OptionError(f"--{self.field} {spec}: one {self.noun} is expected here; do not use +")
         if spec.name not in self.factories:
-            near = did_you_mean(spec.name, self.factories) or f"; there are {', '.join(self.factories)}"
+            near = did_you_mean(spec.name, self.factories) or f"; the choices are {', '.join(self.factories)}"
             raise UnknownNameError(f"--{self.field} {spec}: no {self.noun} is called {spec.name!r}{near}")
         return read_signature(self.factories[spec.name])

@@ -202,7 +202,7 @@ def _collect_tensors(model: nn.Module) -> dict[str, Tensor]:
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor) or value.is_meta:
             meta = "is on the meta device and has no weights; build it on the cpu or a gpu"
-            what = meta if isinstance(value, Tensor) else "is no tensor; keep it in a buffer"
+            what = meta if isinstance(value, Tensor) else "is not a tensor; store it in a buffer"
             raise FileError(f"the model cannot be saved: {name} {what}")
         tensor = value.detach().contiguous()
         pointer = tensor.untyped_storage().data_ptr()

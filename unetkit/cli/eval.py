@@ -172,7 +172,7 @@ def _notes(found: Evaluation, micro: Scores) -> list[str]:
     notes = [f"accuracy {_format_score(micro.accuracy) or 'unknown, since all pixels are ignored'}"]
     if (touching := found.count_separated()) and touching[1]:
         notes.append(
-            f"touching objects told apart: {touching[0]:,} of {touching[1]:,} ({touching[0] / touching[1]:.1%})"
+            f"touching objects separated: {touching[0]:,} of {touching[1]:,} ({touching[0] / touching[1]:.1%})"
         )
     distance = "0.75% of the diagonal" if found.tolerance is None else f"{found.tolerance:g} px"
     return [*notes, f"boundary: F-score of the outlines, with a tolerance of {distance}"]

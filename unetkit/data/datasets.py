@@ -89,7 +89,7 @@ def is_named_dataset(text: str) -> bool:
     if colon:
         known = ", ".join(names)
         raise UnknownNameError(
-            f"{text}: there is no data set {name!r}{did_you_mean(name, names) or f'; there are {known}'}"
+            f"{text}: there is no data set {name!r}{did_you_mean(name, names) or f'; the data sets are {known}'}"
         )
     what = "is not a folder" if Path(text).exists() else "the folder does not exist"
     raise FileError(f"{text}: {what}; give one, or the name of a data set: {', '.join(names)}")

@@ -295,7 +295,7 @@ TEXTURES: dict[str, Callable[[Floats, Floats, Floats, Floats], NDArray[Any]]] = 
 
 @dataclass(frozen=True)
 class CellsDataset:
-    """A split of it: each sample depends on what stands here and on its index alone. See `cells`."""
+    """A split of the data set: each sample depends only on these fields and on its index. See `cells`."""
 
     split: str
     count: int
