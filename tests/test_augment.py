@@ -246,7 +246,7 @@ def test_a_text_is_said_back_at_its_shortest(text: str, said: str) -> None:
         ("std=3", OptionError, "is not a part"),
         ("hflip,", OptionError, "is not a part"),
         ("hflip+rotate90", OptionError, "commas"),
-        ('elastic:std="3', OptionError, "a double quote is left open"),
+        ('elastic:std="3', OptionError, "a double quote is not closed"),
     ],
 )
 def test_what_is_wrong_is_refused_in_one_line(text: str, kind: type[UnetkitError], told: str) -> None:
