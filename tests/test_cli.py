@@ -89,8 +89,11 @@ REFUSALS = [
     (["build", "--encoder", "resnet18", "--up", "transposed:kernl=3"], "did you mean kernel?"),
     (["build", "--encoder", "resnet18", "--up", "transposed:kernel=big"], "kernel must be an integer or none; got big"),
     (["build", "--encoder", "resnet18", "--up", "transposed:init=magic"], "init must be one of random, bilinear; got"),
-    (["build", "--encoder", "resnet18", "--fuse", "add/add"], "--fuse gives 2, but there are 4 levels that join"),
-    (["build", "--encoder", "resnet18", "--widths", "64,32"], "--widths gives 2, but there are 5 levels"),
+    (
+        ["build", "--encoder", "resnet18", "--fuse", "add/add"],
+        "--fuse gives 2 values, but there are 4 levels that join",
+    ),
+    (["build", "--encoder", "resnet18", "--widths", "64,32"], "--widths gives 2 values, but there are 5 levels"),
     (["build", "--encoder", "resnet18", "--classes", "0"], "--classes: must be at least 1; got 0"),
     (["build", "--encoder", "resnet18", "--in-channels", "0"], "--in-channels: must be at least 1; got 0"),
     (["build", "--encoder", "resnet18", "--decode-to", "32"], "--decode-to 32: the deepest map of resnet18 is at"),

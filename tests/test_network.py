@@ -325,10 +325,10 @@ def nothing(in_channels: int, out_channels: int) -> None:
 @pytest.mark.parametrize(
     ("words", "kind", "message"),
     [
-        ({"fuse": "add/add/add"}, BuildError, r"--fuse gives 3, but there are 2 levels .*\(at strides? 2, 1\)"),
-        ({"up": ["nearest"] * 3}, BuildError, "--up gives 3, but there are 2 levels .*give one, or 2, deep to"),
-        ({"widths": (8,)}, BuildError, "--widths gives 1, but there are 2 levels .*give 2, deep to shallow"),
-        ({"widths": "8,8,8"}, BuildError, "--widths gives 3, but there are 2 levels"),
+        ({"fuse": "add/add/add"}, BuildError, r"--fuse gives 3 values, but there are 2 levels .*\(at strides? 2, 1\)"),
+        ({"up": ["nearest"] * 3}, BuildError, "--up gives 3 values, but there are 2 levels .*give one, or 2, deep to"),
+        ({"widths": (8,)}, BuildError, "--widths gives 1 value, but there are 2 levels .*give 2, deep to shallow"),
+        ({"widths": "8,8,8"}, BuildError, "--widths gives 3 values, but there are 2 levels"),
         ({"decode_to": 4}, BuildError, "--decode-to 4: the deepest map of plain.* is at stride 4"),
         ({"decode_to": 64}, BuildError, "--decode-to 64: the deepest map"),
         (

@@ -208,7 +208,7 @@ REFUSED_LINES = {
     "--seed -1": "--seed: must be at least 0; got -1",
     "--size 0": "--size: must be at least 1; got 0",
     "--size 5x0": "--size: must be at least 1; got 0",
-    "--size 5x": "--size: must be a number or HEIGHTxWIDTH, such as 572 or 480x640; got ''",
+    "--size 5x": "--size: must be a number or HEIGHTxWIDTH, such as 572 or 480x640; got '5x'",
     "--size big": "--size: must be a number or HEIGHTxWIDTH, such as 572 or 480x640; got 'big'",
     "--size 1x2x3": "--size: must be a number or HEIGHTxWIDTH, such as 572 or 480x640; got '1x2x3'",
     "--pretrained=": "--pretrained: must be without a value or the path of a weights file; got ''",

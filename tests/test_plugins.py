@@ -679,9 +679,7 @@ def test_options_without_annotations_are_of_their_defaults_type(write: Write) ->
 def test_a_positional_option_is_told_from_none(write: Write) -> None:
     source = GOOD.replace("skip_channels, *, width", "skip_channels, width")
     parts = load_parts([write("bare.py", source.format(part="bare"))])
-    message = (
-        r"--fuse bare:width=2: 'width' is positional in bare, so the builder gives it; options are keyword-only$"
-    )
+    message = r"--fuse bare:width=2: 'width' is positional in bare, so the builder gives it; options are keyword-only$"
     with pytest.raises(OptionError, match=message):
         build("plain:widths=[2,4]", fuse="bare:width=2", parts=parts)
     with pytest.raises(OptionError, match="'channels' is positional in bilinear"):

@@ -225,8 +225,9 @@ def broadcast_levels(word: str, given: tuple[T, ...] | None, levels: list[Level]
         kind = " that join a skip" if word in ("fuse", "align") else ""
         one = "" if word == "widths" or len(levels) == 1 else "one, or "
         count, at = ("is 1 level", "stride") if len(levels) == 1 else (f"are {len(levels)} levels", "strides")
+        values = "1 value" if len(given) == 1 else f"{len(given)} values"
         raise BuildError(
-            f"--{word} gives {len(given)}, but there {count}{kind} (at {at} {strides}); "
+            f"--{word} gives {values}, but there {count}{kind} (at {at} {strides}); "
             f"give {one}{len(levels)}, deep to shallow"
         )
     return given

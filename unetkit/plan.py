@@ -114,13 +114,13 @@ def _parse_levels(value: Any) -> Levels:
 _MAX_INTEGER = 2**20
 
 
-def _parse_int(value: Any, least: int = 1, what: str = "an integer", most: int = _MAX_INTEGER) -> int:
+def _parse_int(value: Any, least: int = 1, what: str = "", most: int = _MAX_INTEGER) -> int:
     try:
         number = int(value)
         if isinstance(value, bool) or (not isinstance(value, str) and number != value):
             raise ValueError
     except (TypeError, ValueError, OverflowError):
-        raise OptionError(f"must be {what}; got {value!r}") from None
+        raise OptionError(f"must be {what or f'an integer; got {value!r}'}") from None
     if number < least:
         raise OptionError(f"must be at least {least}; got {number}")
     if number > most:
@@ -132,7 +132,7 @@ def _parse_widths(value: Any) -> tuple[int, ...]:
     items = value.split(",") if isinstance(value, str) else value
     if not isinstance(items, Iterable):
         raise OptionError(f"must be integers such as 256,128,64; got {value!r}")
-    widths = tuple(_parse_int(item, what="integers such as 256,128,64") for item in items)
+    widths = tuple(_parse_int(item, what=f"integers such as 256,128,64; got {item!r}") for item in items)
     if not widths:
         raise OptionError("must contain at least one integer")
     return widths
@@ -147,7 +147,7 @@ def parse_size(value: Any) -> Size:
     items = list(items) if isinstance(items, Iterable) else [items]
     if len(items) not in (1, 2):
         raise OptionError(f"must be {_SIZES}; got {value!r}")
-    numbers = [_parse_int(item, what=_SIZES) for item in items]
+    numbers = [_parse_int(item, what=f"{_SIZES}; got {value!r}") for item in items]
     return numbers[0], numbers[-1]
 
 

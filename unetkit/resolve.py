@@ -191,7 +191,7 @@ def parse_options(word: str, spec: PartSpec, known: Signature, see: str = "") ->
             typed[name] = guess_value(text)
             continue
         if name not in types:
-            has = f"; it has {', '.join(types)}" if types else "; it has none"
+            has = f"; it has {', '.join(types)}" if types else "; it has no options"
             where = see or f"`unetkit list {kind_of(word)} {spec.name}`"
             raise OptionError(
                 f"--{word} {spec}: {spec.name} has no option {name!r}{did_you_mean(name, types) or has}"

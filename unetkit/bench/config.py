@@ -11,7 +11,8 @@ from typing import Any
 
 from unetkit.bench.grid import Case, Mode
 from unetkit.bench.timing import TimingConfig
-from unetkit.errors import OptionError
+from unetkit.errors import OptionError, UnetkitError
+from unetkit.plan import Plan
 
 ENGINES = ("local", "ray")
 _WEEK = 7 * 24 * 3600.0
@@ -69,6 +70,12 @@ class BenchConfig:
         ):
             if not is_valid:
                 raise OptionError(f"{option} {value}: {requirement}")
+        if self.baseline_mode:
+            Mode.parse(self.baseline_mode, "--baseline-mode")
+        try:
+            Plan.parse(self.baseline)
+        except UnetkitError as error:
+            raise OptionError(f"--baseline: {error}") from error
         if self.ray_address is not None and self.engine != "ray":
             raise OptionError(f"--ray-address {self.ray_address}: can only be used with --engine ray")
 

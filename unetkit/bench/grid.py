@@ -50,11 +50,12 @@ class Mode:
     dtype: str = "float32"
 
     @classmethod
-    def parse(cls, text: str) -> Mode:
+    def parse(cls, text: str, option: str = "--mode") -> Mode:
         """Parse words that are joined by plus signs, in any order.
 
         Args:
             text: such as "compiled+bfloat16".
+            option: the option that the text is the value of, for messages.
 
         Raises:
             OptionError: A word is unknown, or two words contradict each other.
@@ -63,10 +64,10 @@ class Mode:
         for word in words:
             if word not in _MODE_WORDS:
                 hint = did_you_mean(word, _MODE_WORDS)
-                raise OptionError(f"--mode {text}: no mode is called {word!r}{hint}; {_VALID_MODES}")
+                raise OptionError(f"{option} {text}: no mode is called {word!r}{hint}; {_VALID_MODES}")
         for group in (_EXECUTIONS, _DTYPES):
             if len(both := [word for word in words if word in group]) > 1:
-                raise OptionError(f"--mode {text}: {' and '.join(both)} exclude each other; separate modes by commas")
+                raise OptionError(f"{option} {text}: {' and '.join(both)} exclude each other; separate modes by commas")
         dtype = next((word for word in words if word in _DTYPES), "float32")
         return cls("compiled" in words, "channels_last" in words, dtype)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from unetkit.bench.columns import HIDDEN, Column, find_constant_factors, find_varying_factors, make_columns
 from unetkit.bench.results import BenchRow, BenchRun, Header
 from unetkit.errors import UnetkitError
-from unetkit.utils.formatting import format_bytes
+from unetkit.utils.formatting import format_bytes, format_plural
 from unetkit.utils.tables import Listing, TableData
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def summarize_run(run: BenchRun) -> list[str]:
     """
     constants = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in find_constant_factors(run).items())
     num_failed = sum(not row.is_measured for row in run.rows)
-    count = f"{len(run.rows)} rows" + (f", {num_failed} of which failed" if num_failed else "")
+    count = format_plural(len(run.rows), "row") + (f", {num_failed} of which failed" if num_failed else "")
     return [
         f"baseline {run.header.baseline}, {run.header.baseline_mode}",
         format_machine(run.header, run.rows),

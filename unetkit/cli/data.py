@@ -133,7 +133,7 @@ def _print_report(report: DatasetReport, done: list[str]) -> None:
 
 
 def _format_report(report: DatasetReport, done: list[str]) -> Listing:
-    from unetkit.data.folder import count_of
+    from unetkit.utils.formatting import format_plural
     from unetkit.utils.tables import Listing, TableData
 
     how = f", encoded by {report.class_encoding}" if report.class_encoding else ""
@@ -145,7 +145,7 @@ def _format_report(report: DatasetReport, done: list[str]) -> Listing:
     tables = [TableData(["class", "colour", "share", "images"], rows)] if rows else []
     notes = [*_format_facts(report), *(f"note: {note}" for note in report.notes)]
     notes += [f"problem: {problem}" for problem in report.problems]
-    verdict = count_of(len(report.problems), "problem") if report.problems else "no problems"
+    verdict = format_plural(len(report.problems), "problem") if report.problems else "no problems"
     return Listing(head, tables, [*notes, *done, verdict])
 
 

@@ -28,6 +28,7 @@ from unetkit.data.mask_encoding import (
 from unetkit.data.splits import SplitConfig, split_names
 from unetkit.data.types import DatasetSplits, Sample, Target
 from unetkit.errors import FileError, UnetkitError
+from unetkit.utils.formatting import format_plural
 
 SPLITS = ("train", "val", "test")
 #: The name of the split of files that are not yet divided.
@@ -71,13 +72,8 @@ def list_files(folder: Path, problems: list[str], notes: list[str]) -> Files:
             problems.append(f"{path}: {found[stem].name} has the same name; keep one of them")
         found.setdefault(stem, path)
     if others:
-        notes.append(f"{folder}: {count_of(len(others), 'file')} of other types ignored, such as {others[0].name}")
+        notes.append(f"{folder}: {format_plural(len(others), 'file')} of other types ignored, such as {others[0].name}")
     return found
-
-
-def count_of(count: int, what: str) -> str:
-    """Format a count with its noun: 1 image, 2 images."""
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 CLASSES = "classes.txt"
@@ -216,7 +212,7 @@ class FolderDataset:
         image = read_image(entry.image)
         if len(image) != self.channels:
             raise FileError(
-                f"{entry.image}: has {count_of(len(image), 'channel')}, but the first image has {self.channels}"
+                f"{entry.image}: has {format_plural(len(image), 'channel')}, but the first image has {self.channels}"
             )
         planes = [check_mask_size(self.encoding.read(path), path, image, entry) for path in entry.masks]
         mask = np.stack(planes) if self.encoding.target.kind == "multilabel" else planes[0]
@@ -254,7 +250,7 @@ def open_folder(
     """
     found = index_folder(Path(text), rules, ignore, target, progress)
     if found.problems or found.encoding is None:
-        more = f" ({count_of(len(found.problems) - 1, 'more problem')})" if len(found.problems) > 1 else ""
+        more = f" ({format_plural(len(found.problems) - 1, 'more problem')})" if len(found.problems) > 1 else ""
         raise FileError(f"{found.problems[0]}{more}; `unetkit data check {text}` lists all")
     channels = len(read_image(next(iter(found.splits.values()))[0].image))
     splits = {name: FolderDataset((*entries,), found.encoding, channels) for name, entries in found.splits.items()}

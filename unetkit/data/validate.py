@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 
 from unetkit.data.datasets import is_named_dataset, open_data
-from unetkit.data.folder import Entry, FolderDataset, FolderIndex, count_of, index_folder, read_instances
+from unetkit.data.folder import Entry, FolderDataset, FolderIndex, index_folder, read_instances
 from unetkit.data.io import apply_palette, read_pixels
 from unetkit.data.mask_encoding import MaskEncoding, MaskScan, Progress, count_codes
 from unetkit.data.splits import SplitConfig, group_keys
 from unetkit.data.types import IGNORE, Colour, Dataset, DatasetSplits, Sample, Target
 from unetkit.errors import UnetkitError
+from unetkit.utils.formatting import format_plural
 
 
 @dataclass
@@ -277,7 +278,9 @@ def _fill(report: DatasetReport, seen: Sequence[ImageReport], target: Target | N
     report.problems += [problem for one in seen for problem in one.problems]
     usual = int(next(iter(report.channels), "0"))
     odd = [one for one in readable if one.channels != usual]
-    report.problems += [f"{one.file}: has {count_of(one.channels, 'channel')}, but most have {usual}" for one in odd]
+    report.problems += [
+        f"{one.file}: has {format_plural(one.channels, 'channel')}, but most have {usual}" for one in odd
+    ]
     if len(report.depths) > 1:
         report.notes.append(f"images of {' and '.join(report.depths)} are mixed")
 
@@ -292,7 +295,9 @@ def _classes(report: DatasetReport, seen: Sequence[ImageReport], target: Target)
     empty = [one.file for one in seen if not any(one.counts[first:])]
     if empty:
         what = "no label" if first == 0 else f"nothing but {target.names[0]}"
-        report.notes.append(f"{count_of(len(empty), 'mask')} of {len(seen)} with {what}, the first that of {empty[0]}")
+        report.notes.append(
+            f"{format_plural(len(empty), 'mask')} of {len(seen)} with {what}, the first that of {empty[0]}"
+        )
     report.notes += [f"class {one.name} never occurs" for one in report.classes if not one.images]
 
 

@@ -19,6 +19,11 @@ def format_count(number: int) -> str:
     return str(number)
 
 
+def format_plural(count: int, noun: str) -> str:
+    """Format a count with its noun: 1 image, 2 images."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def format_bytes(number: int) -> str:
     """Format bytes in binary units: 1.5 MiB."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
