@@ -383,7 +383,7 @@ def test_what_contradicts_the_data_is_refused_in_one_line(kind: str, text: str, 
 def test_an_unknown_term_is_refused_with_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="no loss is called 'dise'; did you mean dice"):
         loss_of("sigmoid", "bce+dise")
-    with pytest.raises(UnknownNameError, match="there are ce, bce, dice, focal, border"):
+    with pytest.raises(UnknownNameError, match="the choices are ce, bce, dice, focal, border"):
         loss_of("sigmoid", "hinge")
 
 
