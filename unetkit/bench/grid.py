@@ -18,9 +18,8 @@ from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from unetkit.bench.timing import TimingConfig
 from unetkit.errors import BuildError, OptionError, UnetkitError, UnknownNameError, did_you_mean
 from unetkit.options import split_items
 from unetkit.plan import PLAN_FIELDS, PartSpec, Plan
@@ -28,6 +27,9 @@ from unetkit.plugins import PluginManager
 from unetkit.registry import KINDS, Parts, Plugin
 from unetkit.resolve import canonical_plan, kind_of, resolve, signature_of
 from unetkit.utils.formatting import Size
+
+if TYPE_CHECKING:
+    from unetkit.bench.timing import TimingConfig
 
 _EXECUTIONS = ("eager", "compiled")
 _DTYPES = ("float32", "bfloat16", "float16")

@@ -14,8 +14,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from unetkit.errors import FileError
 
 
@@ -97,6 +95,8 @@ class JsonLinesWriter:
         Raises:
             FileError: The file cannot be written, or another process is writing to it.
         """
+        from filelock import FileLock, Timeout  # costs more to import than `unetkit --help` otherwise takes
+
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
