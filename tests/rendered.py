@@ -17,7 +17,6 @@ from torch import nn
 
 import unetkit
 from tests.sweep.page import render_tables
-from unetkit.bench.metrics import register_builtin_metrics
 from unetkit.network import Network
 from unetkit.options import Option, describe_type, format_value
 from unetkit.plan import PLAN_FIELDS
@@ -62,7 +61,7 @@ def picture(recipe: str) -> str:
 
 def _metrics() -> str:
     lines = ["| metric | unit | what it is |", "| --- | --- | --- |"]
-    told = [metric.info for metric in register_builtin_metrics()]
+    told = [metric.info for metric in OURS.metrics]
     lines += [f"| `{metric.name}` | {metric.unit} | {metric.summary} |" for metric in told]
     return "\n".join(lines)
 
@@ -157,7 +156,7 @@ def _checks() -> str:
 
 
 def _asked_of(kinds: tuple[str, ...]) -> str:
-    return {MODULE_KINDS: "every part but recipes", ALL_KINDS: "every part"}.get(kinds) or ", ".join(kinds)
+    return {MODULE_KINDS: "every part of a network but recipes", ALL_KINDS: "everything"}.get(kinds) or ", ".join(kinds)
 
 
 def _recipes() -> str:

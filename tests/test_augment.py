@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from unetkit.data.augment import AUGMENT_STEPS, Elastic, make_augment
+from unetkit.data.augment import Elastic, make_augment
 from unetkit.data.types import IGNORE, Sample, Target
 from unetkit.errors import OptionError, UnetkitError, UnknownNameError
+from unetkit.plugins import load_parts
 from unetkit.utils.spatial import mirror_indices
 
 BINARY = Target("binary", ("background", "cell"))
@@ -284,4 +285,4 @@ def test_a_crop_without_pixels_is_refused() -> None:
 
 def test_every_step_is_on_the_page() -> None:
     page = (Path(__file__).parent.parent / "docs" / "augmentation.md").read_text(encoding="utf-8")
-    assert not [name for name in AUGMENT_STEPS.factories if f"\n| `{name}" not in page]
+    assert not [name for name in load_parts(isolated=True).augmentations.names() if f"\n| `{name}" not in page]

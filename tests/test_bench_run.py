@@ -198,10 +198,10 @@ def broken(subject):
     raise KeyError("nothing here")
 
 @unetkit.hookimpl
-def unetkit_register_metrics(metrics):
-    metrics.add("depth", depth)
-    metrics.add("twice", twice, timed=True)
-    metrics.add("broken", broken, unit="J")
+def unetkit_register(parts):
+    parts.metrics.add("depth", depth)
+    parts.metrics.add("twice", twice, timed=True)
+    parts.metrics.add("broken", broken, unit="J")
 '''
 
 

@@ -113,7 +113,7 @@ REFUSALS = [
     ),
     (["build", *SMALL, "--logits", "transposed"], "take one that keeps them (such as transposed:channels=keep)"),
     (["build", *SMALL, "--block", "double:act=rellu"], "timm has no such activation; did you mean"),
-    (["list", "fussions"], "no kind of part is called 'fussions'; did you mean fusions"),
+    (["list", "fussions"], "no kind is called 'fussions'; did you mean fusions"),
     (["list", "fuse", "ad"], "no fusion is called 'ad'; did you mean add?"),
     (["list", "encoders", "nothing*"], "no encoder matches 'nothing*'"),
 ]

@@ -163,8 +163,8 @@ def layers(subject):
     return len([*subject.model.modules()])
 
 @unetkit.hookimpl
-def unetkit_register_metrics(metrics):
-    metrics.add("layers", layers)
+def unetkit_register(parts):
+    parts.metrics.add("layers", layers)
     {body}
 """
 
@@ -175,9 +175,9 @@ def test_the_metrics_of_plugins_are_shown(tmp_path: Path) -> None:
     shown = run("--plugin", good, "--plugin", bad, "plugins", "-v")
     rows = [" ".join(line.split()) for line in shown.stdout.splitlines()]
     assert "good good.py metric layers loaded" in rows
-    assert "bad bad.py failing" in rows
+    assert "bad bad.py failed" in rows
     assert "bad: ZeroDivisionError: division by zero" in rows
-    assert f'File "{bad}", line 11, in unetkit_register_metrics' in rows
+    assert f'File "{bad}", line 11, in unetkit_register' in rows
     assert len(shown.stderr.splitlines()) == 1
 
 
@@ -234,7 +234,7 @@ def test_check_shows_a_row_a_check_and_a_column_a_part() -> None:
     rows = [" ".join(line.split()) for line in shown.stdout.splitlines()]
     assert "check what it checks plugin fusion attention-gate" in rows
     for check in CHECKS:
-        absent = check.name in ("libraries", "commands", "metrics", "wrapping")
+        absent = check.name in ("libraries", "commands", "wrapping")
         asked = {"plugin", "fusion"} & {*check.kinds} and not absent
         assert (f"{check.name} {check.title} ok" in rows) == bool(asked)
     assert rows[-1].endswith("0 failed, 0 skipped")
@@ -311,7 +311,9 @@ def test_new_refuses_in_one_line(
     (tmp_path / "my-gate").mkdir()
     (tmp_path / "my-gate" / "notes.txt").touch()
     assert "my-gate" in refusal(capsys, "plugins", "new", "my-gate", "--kind", "fusion")
-    assert "'gate' is not one of 'encoder', " in refusal(capsys, "plugins", "new", "x", "--kind", "gate")
+    assert "there is no kind 'gate'; the kinds are encoder, " in refusal(
+        capsys, "plugins", "new", "x", "--kind", "gate"
+    )
     assert [path.name for path in tmp_path.rglob("*")] == ["my-gate", "notes.txt"]
 
 

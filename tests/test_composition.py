@@ -96,7 +96,7 @@ def test_a_part_alone() -> None:
     ("arguments", "kind", "message"),
     [
         (("fuse", "ad", 1, 1), UnknownNameError, "--fuse ad: no fusion is called 'ad'"),
-        (("losses", "dice"), OptionError, "no kind of part is called 'losses'"),
+        (("losses", "dice"), OptionError, "no kind is called 'losses'"),
         (("up", "transposed:kernl=2", 4, 2.0), OptionError, "transposed has no option 'kernl'"),
         (("up", "transposed", 4, 1.5), BuildError, "--up transposed: transposed cannot upsample by 1.5"),
         (("fuse", "add", 4), BuildError, "--fuse add (of unetkit) with 4 failed: TypeError"),

@@ -529,7 +529,7 @@ def test_a_split_that_cannot_be_made_is_refused(rules: SplitConfig, why: str) ->
     ("text", "kind", "why"),
     [
         ("nowhere", FileError, "nowhere: the folder does not exist; give one, or the name of a data set: cells, voc"),
-        ("cell:size=9", UnknownNameError, "there is no data set 'cell'; did you mean cells?"),
+        ("cell:size=9", UnknownNameError, "no dataset is called 'cell'; did you mean cells?"),
         ("cells:sise=9", OptionError, "cells has no option 'sise'; did you mean size"),
         ("cells:size=x", OptionError, "size must be an integer; got x"),
         ("voc", OptionError, "voc needs root=..., which has no default"),

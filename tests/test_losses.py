@@ -17,9 +17,9 @@ from torch import Tensor
 from unetkit.data.border_weights import border_weights
 from unetkit.data.types import IGNORE, Target
 from unetkit.errors import OptionError, UnetkitError, UnknownNameError
-from unetkit.options import read_signature
 from unetkit.plan import PartSpec
-from unetkit.train.losses import LOSS_TERMS, make_loss
+from unetkit.plugins import load_parts
+from unetkit.train.losses import make_loss
 
 BINARY = Target("binary", ("background", "cell"))
 ANIMALS = Target("multiclass", ("background", "cat", "dog", "cow"))
@@ -299,11 +299,9 @@ def test_every_term_is_tried_with_every_option() -> None:
     tried = {
         (spec.name, name) for texts in TEXTS.values() for spec in map(PartSpec.parse, texts) for name, _ in spec.options
     }
-    known = {
-        (name, option.name) for name, term in LOSS_TERMS.factories.items() for option in read_signature(term).options
-    }
-    assert known - tried == {(name, "share") for name in LOSS_TERMS.factories}
-    assert all(option.help for term in LOSS_TERMS.factories.values() for option in read_signature(term).options)
+    losses = load_parts(isolated=True).losses.find()
+    known = {(loss.name, option.name) for loss in losses for option in loss.signature.options}
+    assert known - tried == {(loss.name, "share") for loss in losses}
 
 
 def test_a_sum_is_the_sum_and_a_share_is_a_factor() -> None:
@@ -369,7 +367,11 @@ def test_dice_is_blind_to_a_class_that_the_truth_has_not_and_bce_sees_it() -> No
         ("sigmoid", "focal:gamma=0.5", "--loss focal:gamma=0.5: gamma must be 0 or at least 1; got 0.5"),
         ("sigmoid", "border:sigma=0", "w0 must be 0 or more and sigma above 0; got 10 and 0"),
         ("sigmoid", "border+border:w0=5", "border appears twice"),
-        ("sigmoid", "dice:smooth=1", "dice has no option 'smooth'; it has share; docs/losses.md lists its options"),
+        (
+            "sigmoid",
+            "dice:smooth=1",
+            "dice has no option 'smooth'; it has share; `unetkit list loss dice` lists its options",
+        ),
         ("sigmoid", "border:sima=2", "border has no option 'sima'; did you mean sigma?"),
         ("sigmoid", "bce+", "'' is not a part"),
     ],
@@ -383,7 +385,7 @@ def test_what_contradicts_the_data_is_refused_in_one_line(kind: str, text: str, 
 def test_an_unknown_term_is_refused_with_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="no loss is called 'dise'; did you mean dice"):
         loss_of("sigmoid", "bce+dise")
-    with pytest.raises(UnknownNameError, match="the choices are ce, bce, dice, focal, border"):
+    with pytest.raises(UnknownNameError, match="the losses are ce, bce, dice, focal, border"):
         loss_of("sigmoid", "hinge")
 
 

@@ -62,8 +62,9 @@ def test_a_kind_by_its_word_title_or_plural(parts: Parts) -> None:
 
 def test_an_unknown_kind_names_those_there_are(parts: Parts) -> None:
     assert message(OptionError, lambda: parts["fusoin"]) == (
-        "no kind of part is called 'fusoin'; did you mean fusions?; the kinds are "
-        "encoders, upsamplers, fusions, aligns, blocks, heads, recipes, models"
+        "no kind is called 'fusoin'; did you mean fusions?; the kinds are "
+        "encoders, upsamplers, fusions, aligns, blocks, heads, recipes, models, "
+        "datasets, losses, augmentations, optimizers, metrics"
     )
 
 
@@ -150,11 +151,13 @@ def test_a_missing_name_says_the_nearest(parts: Parts, name: str) -> None:
 @pytest.mark.parametrize("name", ["", "/", "lib/", "zzzzzz"])
 def test_a_missing_name_that_nothing_is_near(parts: Parts, name: str) -> None:
     missing = message(UnknownNameError, lambda: parts.encoders.get(name))
-    assert missing == f"no encoder is called {name!r}; see `unetkit list encoders`"
+    known = "plain, resnet18, resnet34, vgg16, more/resnet34, own"
+    assert missing == f"no encoder is called {name!r}; the encoders are {known}; see `unetkit list encoders`"
 
 
 def test_a_missing_name_may_be_a_failed_plugins(parts: Parts) -> None:
     parts.plugins += [Plugin("gated"), Plugin("attend"), Plugin("twice"), Plugin("twice", loaded=True)]
     assert message(UnknownNameError, lambda: parts.stage("x").fusions.get("zzz")) == (
-        "no fusion is called 'zzz' (a plugin that failed may provide it: gated, attend); see `unetkit list fusions`"
+        "no fusion is called 'zzz'; the fusions are gate, concat (a plugin that failed may provide it: gated, attend); "
+        "see `unetkit list fusions`"
     )

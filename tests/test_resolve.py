@@ -32,7 +32,7 @@ UNKNOWN = {
     "--encoder plain --fuse ad": "--fuse ad: no fusion is called 'ad'; did you mean add?; see `unetkit list fusions`",
     "--encoder plain --up bilinaer/nearest": "--up bilinaer: no upsampler is called 'bilinaer'; "
     "did you mean bilinear?; see `unetkit list upsamplers`",
-    "--encoder plain --logits zzz": "--logits zzz: no upsampler is called 'zzz'; see `unetkit list upsamplers`",
+    "--encoder plain --logits zzz": "--logits zzz: no upsampler is called 'zzz'; the upsamplers are bilinear, ",
     "--encoder plain --up none": "--up none: no upsampler is called 'none'",
     "--recipe unet2015": "--recipe unet2015: no recipe is called 'unet2015'; "
     "did you mean unet-2015?; see `unetkit list recipes`",

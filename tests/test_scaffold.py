@@ -36,7 +36,7 @@ def read(folder: Path) -> dict[str, str]:
 
 
 def test_there_is_one_for_each_kind_of_part() -> None:
-    assert (*(kind.title for kind in KINDS), "wrap", "command", "metric") == TITLES
+    assert (*(kind.title for kind in KINDS), "wrap", "command") == TITLES
 
 
 @pytest.mark.parametrize("kind", TITLES)
@@ -62,7 +62,7 @@ def test_words_of_the_line_and_plurals_name_a_kind() -> None:
     for kind in KINDS:
         files = plugin_files("my-own", kind.title)
         assert plugin_files("my-own", kind.field) == plugin_files("my-own", kind.attribute) == files
-    for title in ("wrap", "command", "metric"):
+    for title in ("wrap", "command"):
         assert plugin_files("my-own", f"{title}s") == plugin_files("my-own", title)
 
 
@@ -125,18 +125,22 @@ REFUSED = [
     ("unetkit-annotations", "recipe", "would define 'annotations', which the example imports"),
     ("plugins", "command", f"would define the command 'plugins', which already exists; {_FREE}my-plugins"),
     ("unetkit-list", "command", f"would define the command 'list', which already exists; {_FREE}my-list"),
-    ("latency", "metric", f"'latency' would define the metric 'latency', which already exists; {_FREE}my-latency"),
-    ("unetkit-size", "metric", "'unetkit-size' would define the metric 'size', which already exists"),
+    ("latency", "metric", f"'latency' would define the metric 'latency', which unetkit already has; {_FREE}my-latency"),
+    (
+        "unetkit-size",
+        "metric",
+        "'unetkit-size' is not possible: metric 'size' of size has the name of a grid option; rename it",
+    ),
     ("unetkit-max", "metric", "would define 'max', which is a builtin of Python"),
     (
         "my-own",
-        "losses",
-        "there is no kind 'losses'; the kinds are encoder, upsampler, fusion, align, block, head, recipe, model, wrap,",
+        "lossy",
+        "there is no kind 'lossy'; the kinds are encoder, upsampler, fusion, align, block, head, recipe, model, ",
     ),
     (
         "my-own",
         "blok",
-        "model, wrap, command, metric; did you mean block?",
+        "metric, wrap, command; did you mean block or loss?",
     ),
 ]
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import unetkit.testing
 from tests.wrong_parts import RIGHT, WRONG, Gate, Patches, Pyramid
+from tests.wrong_run_parts import RIGHT_NAMES
 from unetkit.errors import BuildError, OptionError, UnknownNameError
 from unetkit.plan import PartSpec
 from unetkit.plugins import load_parts
@@ -46,6 +47,19 @@ def test_what_the_wrong_parts_are_made_from_is_right(kind: str) -> None:
     found = check_part(kind, RIGHT[kind])
     assert failures(found) == {}
     assert [r.check for r in found if r.outcome == "skipped"] == ["options"]
+
+
+@pytest.mark.parametrize("kind", RIGHT_NAMES)
+def test_what_runs_are_made_of_is_right(kind: str) -> None:
+    found = check_part(kind, RIGHT_NAMES[kind])
+    assert {r.outcome for r in found} == {"passed"}
+    assert len(found) == 5
+
+
+def test_a_dataset_that_needs_a_folder_is_not_checked_without_one() -> None:
+    (skipped,) = (r for r in check_part("dataset", "voc") if r.outcome != "passed")
+    assert (skipped.check, skipped.outcome) == ("samples", "skipped")
+    assert skipped.message.startswith("option 'root' has no default")
 
 
 class Norms(nn.Sequential):
@@ -245,8 +259,8 @@ def test_a_part_with_options_is_checked_as_its_line_says() -> None:
 def test_names_that_are_not_there() -> None:
     with pytest.raises(UnknownNameError, match="no fusion is called 'addd'; did you mean add"):
         check_part("fusion", "addd")
-    with pytest.raises(OptionError, match="no kind of part is called 'loss'"):
-        check_part("loss", "add")
+    with pytest.raises(OptionError, match="no kind is called 'lossy'"):
+        check_part("lossy", "add")
     with pytest.raises(OptionError, match=r"double\+double: chained blocks are checked one at a time"):
         check_part("block", "double+double")
     with pytest.raises(OptionError, match="--fuse add:wide=1: add has no option 'wide'"):
@@ -274,7 +288,8 @@ def test_checks_have_names_and_titles_of_their_own() -> None:
     for check in CHECKS:
         assert all(order.index(need) < order.index(check.name) for need in check.needs)
     for kind in KINDS:
-        job = collect_part_checks(kind.field, "unet-2015" if kind.field == "recipe" else RIGHT[kind.title])[0]
+        right = {**RIGHT, **RIGHT_NAMES, "recipe": "unet-2015"}[kind.title]
+        job = collect_part_checks(kind.field, right)[0]
         assert (job.check, job.title) == (CHECKS[0].name, CHECKS[0].title)
 
 
@@ -320,7 +335,7 @@ def unetkit_wrap_model(plan):
     return Wrapped
 """
 COMMAND = "\n@hookimpl\ndef unetkit_register_commands(cli):\n    {0}\n"
-METRIC = "\n@hookimpl\ndef unetkit_register_metrics(metrics):\n    {0}\n\ndef measured(subject):\n    {1}\n"
+METRIC = "\n@hookimpl\ndef unetkit_register(parts):\n    {0}\n\ndef measured(subject):\n    {1}\n"
 METRICS = """
     'Measures.'
     return subject.forward
@@ -329,7 +344,7 @@ def layers(subject):
     'Layers.'
     return len([*subject.model.modules()])
 """
-BOTH_METRICS = "metrics.add('pass', measured, timed=True); metrics.add('layers', layers)"
+BOTH_METRICS = "parts.metrics.add('pass', measured, timed=True); parts.metrics.add('layers', layers)"
 GOOD_COMMAND = "@cli.command()\n    def greet():\n        'Greets.'"
 
 Write = Callable[..., Path]
@@ -355,11 +370,11 @@ def of_plugin(target: str | Path) -> dict[str, CheckResult]:
 def test_a_right_plugin_passes(write: Write) -> None:
     write("right_parts.py", PARTS)
     both = WRAP.format("(out, out) if self.training else out") + COMMAND.format(GOOD_COMMAND)
-    both += METRIC.format(BOTH_METRICS, METRICS)
-    path = write("right_plugin.py", HEAD + REGISTER.format("right_parts:Sum") + both)
+    register = f"parts.fusions.add('sum', 'right_parts:Sum'); {BOTH_METRICS}"
+    path = write("right_plugin.py", HEAD + METRIC.format(register, METRICS) + both)
     results = check_plugin(path)
     assert failures(results) == {}
-    assert {r.part for r in results} == {"plugin", "fusion sum"}
+    assert {r.part for r in results} == {"plugin", "fusion sum", "metric pass", "metric layers"}
     assert [r.check for r in results if r.outcome == "skipped"] == ["options"]
     assert failures(check_plugin("right_plugin")) == {}, "by the name of its module"
 
@@ -411,7 +426,7 @@ def test_a_plugin_with_whole_models(write: Write) -> None:
 
 def measuring(body: str, more: str = "") -> str:
     """A plugin with one metric, whose function has this body."""
-    return HEAD + METRIC.format(f"metrics.add('mine', measured{more})", body)
+    return HEAD + METRIC.format(f"parts.metrics.add('mine', measured{more})", body)
 
 
 #: What a plugin may do wrong, the check that fails, and what it says.
@@ -443,40 +458,6 @@ BAD_PLUGINS = {
     ),
     "idle": (HEAD + COMMAND.format("pass"), "commands", "adds no command; define one in it with @cli.command"),
     "fails": (HEAD + COMMAND.format("1 / 0"), "commands", "unetkit_register_commands fails with ZeroDivisionError"),
-    "no-metric": (HEAD + METRIC.format("pass", "..."), "metrics", "adds no metric; call metrics.add.name, function"),
-    "metrics-fail": (HEAD + METRIC.format("1 / 0", "..."), "metrics", "_metrics fails with ZeroDivisionError"),
-    "undescribed": (measuring("return 1"), "metrics", "metric 'mine' has no description; give its function a docst"),
-    "no-number": (
-        measuring("'Measures.'; return [1]"),
-        "metrics",
-        "metric 'mine' returns a list; expected a number .or a callable, with timed=True",
-    ),
-    "not-finite": (
-        measuring("'Measures.'; return float('inf')"),
-        "metrics",
-        "metric 'mine' returns inf; expected a f",
-    ),
-    "not-timed": (
-        measuring("'Measures.'; return subject.forward()", ", timed=True"),
-        "metrics",
-        "metric 'mine' returns a Tensor; a timed metric must return a callable without arguments",
-    ),
-    "once": (
-        measuring("'Measures.'; return iter([1]).__next__", ", timed=True"),
-        "metrics",
-        "metric 'mine' fails with StopIteration: no message",
-    ),
-    "no-measure": (measuring("'Measures.'; 1 / 0"), "metrics", "metric 'mine' fails with ZeroDivisionError: division"),
-    "settles": (
-        measuring("'Measures.'; import torch; torch.set_num_threads(3); return 1"),
-        "metrics",
-        "it changes torch's number of threads for the whole process; leave these settings to the user",
-    ),
-    "not-there": (
-        HEAD + METRIC.format("metrics.add('mine', 'no_such_metrics:mine')", "..."),
-        "metrics",
-        "no_such_metrics:mine cannot be loaded: there is no module 'no_such_metrics'",
-    ),
     "pair": (
         HEAD + WRAP.format("out, out"),
         "wrapping",
@@ -522,11 +503,37 @@ def test_a_wrong_plugin_fails_the_check_meant(write: Write, case: str, capsys: p
     capsys.readouterr()
 
 
+#: What a metric of a plugin may do wrong, with how it is registered, the check that fails, and what it says.
+BAD_METRICS = {
+    "undescribed": ("return 1", "", "documentation", "has no docstring; `unetkit list` shows its first line"),
+    "not-finite": ("'Measures.'; return float('inf')", "", "measurement", "it returns inf; expected a finite number"),
+    "not-timed": (
+        "'Measures.'; return subject.forward()",
+        ", timed=True",
+        "measurement",
+        "it returns a Tensor; a timed metric must return a callable without arguments",
+    ),
+    "once": (
+        "'Measures.'; return iter([1]).__next__",
+        ", timed=True",
+        "measurement",
+        "it fails with StopIteration: no message",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_METRICS)
+def test_a_wrong_metric_of_a_plugin_fails_the_check_meant(write: Write, case: str) -> None:
+    body, more, check, message = BAD_METRICS[case]
+    results = check_plugin(write(f"bad_{case.replace('-', '_')}.py", measuring(body, more)))
+    assert failures(results) == {check: message}
+
+
 def test_a_metric_that_refuses_a_small_network_is_not_checked(write: Write) -> None:
     path = write("gpu_plugin.py", measuring("'Measures.'; raise unetkit.UnetkitError('it needs a GPU')"))
-    found = of_plugin(path)["metrics"]
-    assert found.outcome == "skipped"
-    assert found.message == "metric 'mine' rejects a small network on the CPU: it needs a GPU"
+    (found,) = (r for r in check_plugin(path) if r.outcome != "passed")
+    assert (found.check, found.outcome) == ("measurement", "skipped")
+    assert found.message == "it rejects a small network on the CPU: it needs a GPU"
 
 
 def test_source_text_and_import_that_differ_are_told(write: Write) -> None:

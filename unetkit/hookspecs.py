@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from unetkit.plan import Plan
-    from unetkit.registry import Metrics, Parts
+    from unetkit.registry import Parts
 
 hookspec = pluggy.HookspecMarker("unetkit")
 hookimpl = pluggy.HookimplMarker("unetkit")
@@ -20,7 +20,11 @@ hookimpl = pluggy.HookimplMarker("unetkit")
 
 @hookspec
 def unetkit_register(parts: Parts) -> None:
-    """Add parts: `parts.fusions.add("gate", "my_package.gate:Gate")`."""
+    """Add parts: `parts.fusions.add("gate", "my_package.gate:Gate")`.
+
+    Losses, augmentations, datasets, optimizers and metrics are added in the same way, such as
+    `parts.losses.add("tversky", "my_package.losses:Tversky")`.
+    """
 
 
 @hookspec
@@ -35,12 +39,3 @@ def unetkit_wrap_model(plan: Plan) -> Callable[[Module], Module] | None:
 @hookspec
 def unetkit_register_commands(cli: Group) -> None:
     """Add commands: decorate functions with `@cli.command()`. Import torch within the functions."""
-
-
-@hookspec
-def unetkit_register_metrics(metrics: Metrics) -> None:
-    """Add metrics for `unetkit bench`: `metrics.add("energy", "my_package.energy:joules", unit="J")`.
-
-    The function takes a `unetkit.bench.builtin_metrics.BenchModel` (`.model`, `.x`, `.device`, `.forward()`) and
-    returns a number; with `timed=True` it returns a callable that is timed together with the baseline's.
-    """

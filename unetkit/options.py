@@ -17,7 +17,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -98,8 +98,9 @@ def _explain_missing_module(module: str, attr: str, error: ModuleNotFoundError) 
 
 def _signature_from_object(factory: Callable[..., Any]) -> Signature:
     doc = inspect.cleandoc(factory.__doc__ or "")
+    docs = [doc, *(inspect.cleandoc(vars(base).get("__doc__") or "") for base in getattr(factory, "__mro__", ())[1:])]
     options = tuple(
-        Option(p.name, _option_type(p.annotation, p.default), p.default, help_of(doc, p.name))
+        Option(p.name, _option_type(p.annotation, p.default), p.default, _find_help(docs, p.name))
         for p in _parameters(factory)
         if p.kind is inspect.Parameter.KEYWORD_ONLY
     )
@@ -157,14 +158,15 @@ def _signature_from_source(target: str) -> Signature | None:
     args = _init_arguments(node, nodes) if isinstance(node, ast.ClassDef) else node.args
     if args is None:
         return None
-    doc = ast.get_docstring(node) or ""
+    docs = [ast.get_docstring(ancestor) or "" for ancestor in _ancestors(node, nodes)]
+    doc = docs[0]
     try:
         options = tuple(
             Option(
                 arg.arg,
                 _static_type(arg.annotation, _parse_default(default)),
                 _parse_default(default),
-                help_of(doc, arg.arg),
+                _find_help(docs, arg.arg),
             )
             for arg, default in zip(args.kwonlyargs, args.kw_defaults, strict=True)
         )
@@ -175,13 +177,23 @@ def _signature_from_source(target: str) -> Signature | None:
     return Signature(_first_paragraph(doc), doc, options, spec.origin, node.lineno, wiring, rest)
 
 
+def _ancestors(node: ast.stmt, nodes: dict[str, Any]) -> Iterator[ast.ClassDef | ast.FunctionDef]:
+    """Yield a class or function, and the classes of the same file that it inherits from, each from the one before."""
+    while isinstance(node, ast.ClassDef | ast.FunctionDef):
+        yield node
+        bases = node.bases if isinstance(node, ast.ClassDef) else []
+        node = nodes.get(ast.unparse(bases[0]), ast.Pass()) if bases else ast.Pass()
+
+
 def _init_arguments(node: ast.ClassDef, nodes: dict[str, Any]) -> ast.arguments | None:
     """Return the parameters of a class's own or inherited __init__; None if this file alone does not determine them."""
     for statement in node.body:
         if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
             return statement.args
-    if len(node.bases) != 1 or node.decorator_list or node.keywords:
+    if node.decorator_list or node.keywords or len(node.bases) > 1:
         return None
+    if not node.bases:
+        return _NO_ARGUMENTS
     base = ast.unparse(node.bases[0])
     parent = nodes.get(base)
     if isinstance(parent, ast.ClassDef):
@@ -217,6 +229,11 @@ def _parse_default(node: ast.expr | None) -> Any:
 
 def _first_paragraph(doc: str) -> str:
     return " ".join(doc.split("\n\n")[0].split()).rstrip(".")
+
+
+def _find_help(docs: Iterable[str], name: str) -> str:
+    """Return the help of an option from the first docstring that has it: an inherited option may be described there."""
+    return next((text for doc in docs if (text := help_of(doc, name))), "")
 
 
 def help_of(doc: str, name: str) -> str:

@@ -193,6 +193,7 @@ class PluginManager:
             undo.callback(self.pluggy_manager.unregister, name=plugin.name)
             self.pluggy_manager.check_pending()
             self.call_one("unetkit_register", plugin)(parts=staged)
+            staged.check()
             self.parts.commit(staged)
             plugin.loaded = True
             plugin.heavy_imports = find_heavy_imports(before)

@@ -1,4 +1,4 @@
-"""The registered names and their factories: a Registry for each kind of part, collected in Parts; and metrics.
+"""The registered names and their factories: a Registry for each kind, collected in Parts.
 
 There is no global registry: `unetkit.plugins.load_parts()` creates a Parts, which is passed to whatever needs it.
 """
@@ -25,14 +25,15 @@ Factory = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of part: its option (`--fuse`), its title, and its attribute in Parts."""
+    """A kind of names: its option (`--fuse`), its title, and its attribute in Parts."""
 
     field: str
     title: str
     attribute: str
 
 
-KINDS = (
+#: The kinds of parts of a network, which are fields of a plan.
+PART_KINDS = (
     Kind("encoder", "encoder", "encoders"),
     Kind("up", "upsampler", "upsamplers"),
     Kind("fuse", "fusion", "fusions"),
@@ -42,6 +43,15 @@ KINDS = (
     Kind("recipe", "recipe", "recipes"),
     Kind("model", "model", "models"),
 )
+#: The kinds of what a training run or a benchmark is made of.
+RUN_KINDS = (
+    Kind("data", "dataset", "datasets"),
+    Kind("loss", "loss", "losses"),
+    Kind("augment", "augmentation", "augmentations"),
+    Kind("optimizer", "optimizer", "optimizers"),
+    Kind("metrics", "metric", "metrics"),
+)
+KINDS = (*PART_KINDS, *RUN_KINDS)
 
 
 @dataclass
@@ -160,9 +170,13 @@ class Library:
         )
 
 
+#: The largest number of names that a message lists.
+_MOST_NAMES = 12
+
+
 @dataclass
 class Registry:
-    """The names of one kind of part.
+    """The names of one kind.
 
     A bare name is looked up among the registered parts and then in each library; "timm/resnet18" selects a library.
     """
@@ -185,18 +199,25 @@ class Registry:
         Raises:
             PluginError: The name is taken and `replaces` does not name its owner, or the name is not valid.
         """
+        self._add(Entry(self.kind, name, factory, self.owner, replaces=replaces))
+
+    def _add(self, entry: Entry) -> None:
+        name, title = entry.name, self.kind.title
         if not name or name[0] == "-" or not all(c.isalnum() or c in "._-" for c in name):
-            what = f"{name!r} is not a name for a {self.kind.title}"
-            raise PluginError(f"{what}: use letters, digits, '.', '_' and (but first) '-'")
+            raise PluginError(
+                f"{name!r} is not a name for a {title}: use letters, digits, '.', '_' and (but first) '-'"
+            )
         taken = self.entries.get(name)
         if taken and taken.replaces == self.owner:
             return  # the part that it replaces is registered later
-        if taken and replaces != taken.owner:
+        if taken and entry.replaces != taken.owner:
             raise PluginError(
-                f"{self.kind.title} {name!r} of {self.owner} is already registered by {taken.owner}; "
+                f"{title} {name!r} of {self.owner} is already registered by {taken.owner}; "
                 f"rename it, or use replaces={taken.owner!r} to replace the other one"
             )
-        self.entries[name] = Entry(self.kind, name, factory, self.owner, replaces=replaces)
+        if not (isinstance(entry.factory, str) or callable(entry.factory)):
+            raise PluginError(f'{title} {name!r} of {self.owner} is not a class or function, or its "module:attr"')
+        self.entries[name] = entry
 
     def add_library(self, name: str, names: str, factory: Factory | str, *, options: str | None = None) -> None:
         """Register a library of encoders or models, which lists their names itself.
@@ -243,8 +264,12 @@ class Registry:
         bare = name.rpartition("/")[2]
         loaded = {plugin.name for plugin in self.plugins if plugin.loaded}
         failed = [plugin.name for plugin in self.plugins if plugin.name not in loaded]
+        known = self.names()
+        near = did_you_mean(bare.split(".")[0], known)
+        if not near and len(known) <= _MOST_NAMES:
+            near = f"; the {self.kind.attribute} are {', '.join(known)}"
         return (
-            f"no {self.kind.title} is called {name!r}{did_you_mean(bare.split('.')[0], self.names())}"
+            f"no {self.kind.title} is called {name!r}{near}"
             + (f" (a plugin that failed may provide it: {', '.join(failed)})" if failed else "")
             + f"; see `unetkit list {self.kind.attribute}`"
         )
@@ -261,73 +286,6 @@ class Registry:
             found += [source.make_entry(self.kind, name, taken=name in taken) for name in names]
             taken.update(names)
         return [entry for entry in found if any(fnmatchcase(name, pattern) for name in entry.names)]
-
-
-class Parts:
-    """All registered parts, with a Registry for each kind.
-
-    Attributes:
-        encoders, upsamplers, fusions, aligns, blocks, heads, recipes, models: the registries.
-        plugins: all plugins that were found, including those that failed.
-        wrap: passes a built model, its resolved plan and the owners of its parts through the plugins that wrap models;
-            returns the result and the names of the plugins that wrapped it.
-    """
-
-    plugins: list[Plugin]
-    wrap_model: Callable[[Any, Any, set[str]], tuple[Any, set[str]]]
-
-    encoders: Registry
-    upsamplers: Registry
-    fusions: Registry
-    aligns: Registry
-    blocks: Registry
-    heads: Registry
-    recipes: Registry
-    models: Registry
-
-    def __init__(self) -> None:
-        self.wrap_model = lambda model, plan, owners: (model, set())
-        self.plugins = []
-        for kind in KINDS:
-            setattr(self, kind.attribute, Registry(kind, plugins=self.plugins))
-
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any:
-            """Raises AttributeError with the nearest kind: `parts.fusion` is `parts.fusions`."""
-            known = [kind.attribute for kind in KINDS]
-            raise AttributeError(f"parts have no {name!r}{did_you_mean(name, known)}; they have {', '.join(known)}")
-
-    def __iter__(self) -> Iterator[Registry]:
-        return (getattr(self, kind.attribute) for kind in KINDS)
-
-    def __getitem__(self, word: str) -> Registry:
-        """Return the registry of a kind by its option ("fuse"), title ("fusion") or plural ("fusions")."""
-        for kind in KINDS:
-            if word in (kind.field, kind.title, kind.attribute):
-                registry: Registry = getattr(self, kind.attribute)
-                return registry
-        known = [kind.attribute for kind in KINDS]
-        raise OptionError(
-            f"no kind of part is called {word!r}{did_you_mean(word, known)}; the kinds are {', '.join(known)}"
-        )
-
-    def entries_of(self, owner: str) -> list[Entry]:
-        """Return what a plugin registered, by kind, without the names of libraries."""
-        return [entry for registry in self for entry in registry.entries.values() if entry.owner == owner]
-
-    def stage(self, owner: str) -> Parts:
-        """Return a copy in which `owner` may register; it takes effect with `commit`."""
-        copy = Parts()
-        for mine, theirs in zip(copy, self, strict=True):
-            mine.owner, mine.plugins = owner, theirs.plugins
-            mine.entries, mine.libraries = dict(theirs.entries), dict(theirs.libraries)
-        return copy
-
-    def commit(self, staged: Parts) -> None:
-        """Take over what was registered in a staged copy."""
-        for mine, theirs in zip(self, staged, strict=True):
-            mine.entries, mine.libraries = theirs.entries, theirs.libraries
 
 
 Better = Literal["less", "more", ""]
@@ -354,72 +312,73 @@ class MetricInfo:
     better: Better = "less"
 
 
-#: A metric is a function from a BenchModel to a number; a timed one returns the function to be timed.
-MetricFunction = Callable[[Any], Any]
-
-
-#: The values that distinguish rows.
+#: The values that distinguish rows of a benchmark, whose names no metric may have.
 _RESERVED_NAMES = {"batch_size", "batch-size", "mode", "id", "line", "error", *(word.name for word in PLAN_FIELDS)}
 
 
 @dataclass(frozen=True)
-class Metric:
-    """A metric: its name, and the function that measures it, as "module:attr" or as an object."""
+class Metric(Entry):
+    """A metric of a benchmark: a function from a `unetkit.bench.builtin_metrics.BenchModel` to a number.
 
-    name: str
-    function: MetricFunction | str
-    unit: str
-    timed: bool
-    owner: str
+    Attributes:
+        unit, timed, better: see `MetricInfo`. The function of a timed metric returns the callable that is timed.
+    """
+
+    unit: str = ""
+    timed: bool = False
     better: Better = "less"
 
     @property
     def info(self) -> MetricInfo:
-        summary = read_signature(self.function).summary
-        return MetricInfo(self.name, self.unit, self.timed, summary, self.owner, self.better)
-
-    def load(self) -> MetricFunction:
-        """Return the function, which is imported if it was registered as "module:attr"."""
-        function: MetricFunction = load_target(self.function) if isinstance(self.function, str) else self.function
-        return function
+        return MetricInfo(self.name, self.unit, self.timed, self.signature.summary, self.owner, self.better)
 
 
-@dataclass
-class Metrics:
-    """The registered metrics in the order in which they are measured. A plugin receives one to add its own metrics."""
-
-    owner: str = "unetkit"
-    entries: dict[str, Metric] = field(default_factory=dict)
+class MetricRegistry(Registry):
+    """The metrics, in the order in which they are measured."""
 
     def add(
-        self, name: str, function: MetricFunction | str, *, unit: str = "", timed: bool = False, better: Better = "less"
+        self,
+        name: str,
+        factory: Factory | str,
+        *,
+        unit: str = "",
+        timed: bool = False,
+        better: Better = "less",
+        replaces: str | None = None,
     ) -> None:
-        """Register a metric.
+        """Register a metric for `unetkit bench`.
 
         Args:
             name: letters, digits, dots, dashes and underscores.
-            function: takes a `unetkit.bench.builtin_metrics.BenchModel` and returns a number or, if `timed`, a callable
-                without arguments that is timed together with the baseline's. The first line of its docstring describes
-                the metric. A "module:attr" is preferable, since it is imported on first use.
+            factory: a function that takes a `unetkit.bench.builtin_metrics.BenchModel` (`.model`, `.x`, `.device`,
+                `.forward()`) and returns a number or, if `timed`, a callable without arguments that is timed together
+                with the baseline's. The first line of its docstring describes the metric. A "module:attr" is
+                preferable, since it is imported on first use.
             unit: "B" for bytes, "s" for seconds, "" for a count, or any other unit; a timed metric is in seconds.
             timed: whether the metric is timed.
             better: which numbers are better: "less" for a cost, "more" for a gain, "" for neither.
+            replaces: the plugin whose metric of the same name is replaced.
 
         Raises:
             PluginError: The name is taken or not valid.
         """
-        if not name or name[0] == "-" or not all(c.isalnum() or c in "._-" for c in name):
-            raise PluginError(f"{name!r} is not a name for a metric: use letters, digits, '.', '_' and (but first) '-'")
         if name in _RESERVED_NAMES:
             raise PluginError(f"metric {name!r} of {self.owner} has the name of a grid option; rename it")
-        if not (isinstance(function, str) or callable(function)):
-            raise PluginError(f"metric {name!r} of {self.owner} is not a function")
-        if taken := self.entries.get(name):
-            raise PluginError(f"metric {name!r} of {self.owner} is already registered by {taken.owner}; rename it")
-        self.entries[name] = Metric(name, function, "s" if timed else unit, timed, self.owner, better)
+        self._add(
+            Metric(
+                self.kind,
+                name,
+                factory,
+                self.owner,
+                replaces=replaces,
+                unit="s" if timed else unit,
+                timed=timed,
+                better=better,
+            )
+        )
 
     def __iter__(self) -> Iterator[Metric]:
-        return iter(self.entries.values())
+        return (entry for entry in self.entries.values() if isinstance(entry, Metric))
 
     def select(self, names: Iterable[str]) -> list[Metric]:
         """Return the metrics of these names in the order in which they are measured; all if no name is given.
@@ -433,3 +392,86 @@ class Metrics:
                 f"--metrics: no metric is called {name!r}{did_you_mean(name, self.entries)}; the metrics are {known}"
             )
         return [metric for metric in self if metric.name in selected]
+
+
+class Parts:
+    """All registered names, with a Registry for each kind.
+
+    Attributes:
+        encoders, upsamplers, fusions, aligns, blocks, heads, recipes, models: the registries of parts of a network.
+        datasets, losses, augmentations, optimizers, metrics: the registries of what runs are made of.
+        plugins: all plugins that were found, including those that failed.
+        wrap: passes a built model, its resolved plan and the owners of its parts through the plugins that wrap models;
+            returns the result and the names of the plugins that wrapped it.
+    """
+
+    plugins: list[Plugin]
+    wrap_model: Callable[[Any, Any, set[str]], tuple[Any, set[str]]]
+
+    encoders: Registry
+    upsamplers: Registry
+    fusions: Registry
+    aligns: Registry
+    blocks: Registry
+    heads: Registry
+    recipes: Registry
+    models: Registry
+    datasets: Registry
+    losses: Registry
+    augmentations: Registry
+    optimizers: Registry
+    metrics: MetricRegistry
+
+    def __init__(self) -> None:
+        self.wrap_model = lambda model, plan, owners: (model, set())
+        self.plugins = []
+        for kind in KINDS:
+            registry = MetricRegistry if kind.title == "metric" else Registry
+            setattr(self, kind.attribute, registry(kind, plugins=self.plugins))
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Raises AttributeError with the nearest kind: `parts.fusion` is `parts.fusions`."""
+            known = [kind.attribute for kind in KINDS]
+            raise AttributeError(f"parts have no {name!r}{did_you_mean(name, known)}; they have {', '.join(known)}")
+
+    def __iter__(self) -> Iterator[Registry]:
+        return (getattr(self, kind.attribute) for kind in KINDS)
+
+    def __getitem__(self, word: str) -> Registry:
+        """Return the registry of a kind by its option ("fuse"), title ("fusion") or plural ("fusions")."""
+        for kind in KINDS:
+            if word in (kind.field, kind.title, kind.attribute):
+                registry: Registry = getattr(self, kind.attribute)
+                return registry
+        known = [kind.attribute for kind in KINDS]
+        raise OptionError(f"no kind is called {word!r}{did_you_mean(word, known)}; the kinds are {', '.join(known)}")
+
+    def entries_of(self, owner: str) -> list[Entry]:
+        """Return what a plugin registered, by kind, without the names of libraries."""
+        return [entry for registry in self for entry in registry.entries.values() if entry.owner == owner]
+
+    def stage(self, owner: str) -> Parts:
+        """Return a copy in which `owner` may register; it takes effect with `commit`."""
+        copy = Parts()
+        for mine, theirs in zip(copy, self, strict=True):
+            mine.owner, mine.plugins = owner, theirs.plugins
+            mine.entries, mine.libraries = dict(theirs.entries), dict(theirs.libraries)
+        return copy
+
+    def check(self) -> None:
+        """Raise PluginError if something else than an entry was put into a registry."""
+        for registry in self:
+            expected = Metric if isinstance(registry, MetricRegistry) else Entry
+            for name, entry in registry.entries.items():
+                if not isinstance(entry, expected):
+                    raise PluginError(
+                        f"parts.{registry.kind.attribute} contains {entry!r:.80} as {name!r}; "
+                        f"register it with parts.{registry.kind.attribute}.add(name, factory)"
+                    )
+
+    def commit(self, staged: Parts) -> None:
+        """Take over what was registered in a staged copy."""
+        for mine, theirs in zip(self, staged, strict=True):
+            mine.entries, mine.libraries = theirs.entries, theirs.libraries

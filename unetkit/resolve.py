@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,12 +11,12 @@ from unetkit.options import (
     describe_type,
     format_value,
     guess_value,
-    load_target,
     parse_value,
     read_signature,
 )
 from unetkit.plan import Levels, PartSpec, Plan
 from unetkit.registry import Parts
+from unetkit.utils.isolation import wrap_errors
 
 #: The defaults of a plan's fields. Those of widths and logits depend on the encoder, so the builder sets them.
 DEFAULTS = Plan.of(
@@ -137,7 +136,7 @@ def canonical_spec(word: str, spec: PartSpec, parts: Parts) -> PartSpec:
         return spec
     if spec.chained:
         if word != "block":
-            raise OptionError(f"--{word} {spec}: only blocks can be chained with +; give one part")
+            raise OptionError(f"--{word} {spec}: one {parts[kind_of(word)].kind.title} is expected here; do not use +")
         first, *rest = (canonical_spec(word, link, parts) for link in spec.links)
         return replace(first, chained=tuple(rest))
     known = signature_of(word, spec, parts)
@@ -172,14 +171,13 @@ def signature_of(word: str, spec: PartSpec, parts: Parts) -> Signature:
         raise PluginError(f"--{word} {spec}{owner}: {error}") from error
 
 
-def parse_options(word: str, spec: PartSpec, known: Signature, see: str = "") -> dict[str, Any]:
+def parse_options(word: str, spec: PartSpec, known: Signature) -> dict[str, Any]:
     """Parse the options of a spec to Python values by the annotations of the signature. Raises OptionError.
 
     Args:
         word: the option that the spec was given for, without dashes.
         spec: a name with options.
         known: the signature of its factory.
-        see: where its options are described, if not by `unetkit list`.
     """
     types = {option.name: option.type for option in known.options}
     typed: dict[str, Any] = {}
@@ -192,10 +190,9 @@ def parse_options(word: str, spec: PartSpec, known: Signature, see: str = "") ->
             continue
         if name not in types:
             has = f"; it has {', '.join(types)}" if types else "; it has no options"
-            where = see or f"`unetkit list {kind_of(word)} {spec.name}`"
             raise OptionError(
                 f"--{word} {spec}: {spec.name} has no option {name!r}{did_you_mean(name, types) or has}"
-                f"; {where} lists its options"
+                f"; `unetkit list {kind_of(word)} {spec.name}` lists its options"
             )
         try:
             typed[name] = parse_value(text, types[name])
@@ -216,43 +213,24 @@ def _run_recipe(spec: PartSpec, parts: Parts) -> Plan:
     return plan
 
 
-class NamedFactories:
-    """The names that an option of a command accepts, each a factory with keyword-only options."""
+def create(word: str, text: str | PartSpec, parts: Parts, *wiring: Any) -> Any:
+    """Create what an option of a run names: `create("optimizer", "sgd:momentum=0.99", parts)`.
 
-    def __init__(self, word: str, what: str, see: str, factories: Mapping[str, Callable[..., Any] | str]) -> None:
-        """Set the names.
+    Args:
+        word: the option without dashes, which is the field of a kind.
+        text: a name with options.
+        parts: the registered parts.
+        wiring: the positional arguments of the factory.
 
-        Args:
-            word: the option of the command line without dashes, such as "loss".
-            what: the noun for messages, such as "loss".
-            see: where all names are described, such as "docs/losses.md".
-            factories: a callable or "module:attr" for each name. Whoever calls `make` supplies the positional
-                parameters; the keyword-only ones are the user's options.
-        """
-        self.field, self.noun, self.reference, self.factories = word, what, see, factories
-
-    def make(self, text: str | PartSpec, *wiring: Any) -> Any:
-        """Create the object for a name with options. Raises UnknownNameError or OptionError."""
-        spec, known = PartSpec.of(text), self.signature(text)
-        options = parse_options(self.field, spec, known, self.reference)
-        factory = self.factories[spec.name]
-        return (load_target(factory) if isinstance(factory, str) else factory)(*wiring, **options)
-
-    def canonical_text(self, text: str | PartSpec) -> str:
-        """Return the shortest equivalent text."""
-        spec, known = PartSpec.of(text), self.signature(text)
-        given = parse_options(self.field, spec, known, self.reference)
-        defaults = {option.name: option.default for option in known.options}
-        types = {option.name: option.type for option in known.options}
-        kept = {name: format_value(value, types[name]) for name, value in given.items() if value != defaults[name]}
-        return str(PartSpec(spec.name).with_options(kept))
-
-    def signature(self, text: str | PartSpec) -> Signature:
-        """Return the signature of the factory of a name. Raises UnknownNameError or OptionError."""
-        spec = PartSpec.of(text)
-        if spec.chained:
-            raise OptionError(f"--{self.field} {spec}: one {self.noun} is expected here; do not use +")
-        if spec.name not in self.factories:
-            near = did_you_mean(spec.name, self.factories) or f"; the choices are {', '.join(self.factories)}"
-            raise UnknownNameError(f"--{self.field} {spec}: no {self.noun} is called {spec.name!r}{near}")
-        return read_signature(self.factories[spec.name])
+    Raises:
+        UnknownNameError, OptionError: The name, an option or a value does not exist.
+        PluginError: The factory fails.
+    """
+    spec = PartSpec.of(text)
+    if spec.chained:
+        raise OptionError(f"--{word} {spec}: one {parts[word].kind.title} is expected here; do not use +")
+    options = parse_options(word, spec, signature_of(word, spec, parts))
+    entry = parts[word].get(spec.name)
+    factory = entry.load()
+    with wrap_errors(f"--{word} {spec} (of {entry.owner}) cannot be created"):
+        return factory(*wiring, **options)

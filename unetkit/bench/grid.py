@@ -24,7 +24,7 @@ from unetkit.errors import BuildError, OptionError, UnetkitError, UnknownNameErr
 from unetkit.options import split_items
 from unetkit.plan import PLAN_FIELDS, PartSpec, Plan
 from unetkit.plugins import PluginManager
-from unetkit.registry import KINDS, Parts, Plugin
+from unetkit.registry import PART_KINDS, Parts, Plugin
 from unetkit.resolve import canonical_plan, kind_of, resolve, signature_of
 from unetkit.utils.formatting import Size
 
@@ -135,7 +135,7 @@ AXES = tuple(field for field in PLAN_FIELDS if field.name not in EXCLUDED_FIELDS
 _MODEL_FIELDS = ("model", "encoder", "in_channels", "classes")
 #: Value of the factor "model" of a U-Net that is made of parts, if other rows are whole models.
 UNET_MODEL = "unet"
-_KIND_FIELDS = {kind.field for kind in KINDS}
+_KIND_FIELDS = {kind.field for kind in PART_KINDS}
 
 
 def parse_axis(field: str, texts: Iterable[str], parts: Parts) -> list[str]:

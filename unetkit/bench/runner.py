@@ -170,7 +170,7 @@ class BenchRunner:
     dry_builds: dict[str, dict[Any, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.metrics: list[Metric] = collect_metrics(self.manager).select(self.config.metrics)
+        self.metrics: list[Metric] = collect_metrics(self.manager, self.config.metrics)
 
     @property
     def timeout(self) -> float:

@@ -11,7 +11,7 @@ import math
 import os
 import platform
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from random import Random
@@ -23,7 +23,7 @@ import torch
 from unetkit.bench.builtin_metrics import BenchModel
 from unetkit.bench.devices import CpuContention, Slot
 from unetkit.bench.grid import Trial
-from unetkit.bench.metrics import ANALYTIC_METRICS, collect_metrics
+from unetkit.bench.metrics import ANALYTIC_METRICS
 from unetkit.bench.ray_engine import library_versions
 from unetkit.bench.timing import time_pair
 from unetkit.errors import InputSizeError
@@ -53,7 +53,7 @@ def dry_build(trial: Trial, slot: Slot, emit: Emit) -> None:
     bench_model = _make_bench_model(trial, torch.device("meta"), manager.parts)
     trace = bench_model.trace
     emit({"line": trace.line, "macs": trace.macs, "size": (trace.rows[0].height, trace.rows[0].width)})
-    for metric in _requested_metrics(trial, collect_metrics(manager)):
+    for metric in _requested_metrics(trial, manager.parts):
         if metric.name in ANALYTIC_METRICS:
             emit({("values", metric.name): metric.load()(bench_model)})
 
@@ -70,7 +70,7 @@ def measure(trial: Trial, slot: Slot, emit: Emit) -> None:
     contention = CpuContention(slot.cores)
     emit({"device": str(slot)})
     manager = load_manager(trial.plugins)
-    for metric in _requested_metrics(trial, collect_metrics(manager)):
+    for metric in _requested_metrics(trial, manager.parts):
         if metric.name not in ANALYTIC_METRICS:
             function = _measure_timing if metric.timed else _measure_value
             _emit_result(metric, partial(function, metric, trial, device, manager.parts), emit)
@@ -114,7 +114,7 @@ def probe(trial: Trial, slot: Slot, emit: Emit) -> None:
     manager = load_manager(trial.plugins)
     bench_model = _make_bench_model(trial, device, manager.parts)
     emit({"macs": bench_model.trace.macs})
-    for metric in _requested_metrics(trial, collect_metrics(manager)):
+    for metric in _requested_metrics(trial, manager.parts):
         if metric.timed:
             call = metric.load()(bench_model)
             call()
@@ -125,8 +125,8 @@ def probe(trial: Trial, slot: Slot, emit: Emit) -> None:
             emit({metric.name: perf_counter() - start})
 
 
-def _requested_metrics(trial: Trial, metrics: Iterable[Metric]) -> list[Metric]:
-    return [metric for metric in metrics if metric.name in trial.metrics]
+def _requested_metrics(trial: Trial, parts: Parts) -> list[Metric]:
+    return [metric for metric in parts.metrics if metric.name in trial.metrics]
 
 
 def _make_bench_model(trial: Trial, device: torch.device, parts: Parts, *, is_baseline: bool = False) -> BenchModel:

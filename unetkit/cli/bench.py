@@ -20,7 +20,7 @@ from unetkit.bench.metrics import collect_metrics
 from unetkit.cli.options import complete_part, get_manager, get_parts
 from unetkit.errors import OptionError
 from unetkit.plan import PlanField
-from unetkit.registry import KINDS, Parts
+from unetkit.registry import PART_KINDS, Parts
 from unetkit.resolve import kind_of
 from unetkit.utils.tables import page_width, print_listing
 
@@ -36,7 +36,7 @@ _SUBCOMMANDS = {
     "metrics": "unetkit.cli.bench",
     "selftest": "unetkit.cli.bench_selftest",
 }
-_KINDS = {kind.field for kind in KINDS}
+_KINDS = {kind.field for kind in PART_KINDS}
 
 
 class _Group(click.Group):

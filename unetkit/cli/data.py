@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from unetkit.cli.options import emit_json, json_options
+from unetkit.cli.options import emit_json, get_parts, json_options
 from unetkit.errors import OptionError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def check(
     from unetkit.data.validate import pick_samples, validate_folder
 
     report, splits, target = validate_folder(
-        folder, SplitConfig(seed, val_fraction, group_by), ignore_index, _progress_line()
+        folder, SplitConfig(seed, val_fraction, group_by), ignore_index, _progress_line(), get_parts(ctx)
     )
     done = []
     if overlay and target:
@@ -95,7 +95,8 @@ def check(
     required=True,
     help="Folder to write to; it must be new or empty.",
 )
-def write(name: str, out: Path) -> None:
+@click.pass_context
+def write(ctx: click.Context, /, name: str, out: Path) -> None:
     """Write a data set as a folder of images, masks and instances, which --data can read.
 
     \b
@@ -104,7 +105,7 @@ def write(name: str, out: Path) -> None:
     from unetkit.data.datasets import open_data
     from unetkit.data.export import write_dataset
 
-    count = write_dataset(open_data(name), out, _progress_line())
+    count = write_dataset(open_data(name, parts=get_parts(ctx)), out, _progress_line())
     click.echo(f"{count} samples written to {out}; `unetkit data check {out}` shows them")
 
 

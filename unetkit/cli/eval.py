@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from unetkit.cli.options import emit_json, json_options, load_trained
+from unetkit.cli.options import emit_json, get_run_parts, json_options, load_trained
 from unetkit.errors import OptionError
 from unetkit.utils.isolation import stdout_to_stderr
 from unetkit.utils.tables import Listing, TableData
@@ -80,8 +80,9 @@ def eval_run(
 
     found = read_run(run)
     with stdout_to_stderr():  # keeps what a part prints out of this command's output
-        network = load_trained(ctx, found, weights, device)
-        against = open_evaluation(found, data)
+        parts = get_run_parts(ctx, found)
+        network = load_trained(found, weights, device, parts)
+        against = open_evaluation(found, data, parts)
         name, images = select_images(found, against, split)
         with _progress_bar() as callback:
             scored = evaluate(found, network, images, tolerance=boundary, callback=callback)

@@ -15,7 +15,7 @@ from unetkit.commands import PluginCommand, plugin_commands
 from unetkit.errors import OptionError, UnetkitError
 from unetkit.plan import PLAN_FIELDS, PlanField, parse_size
 from unetkit.plugins import PluginManager, default_manager, load_manager
-from unetkit.registry import KINDS, Entry, Parts, Registry
+from unetkit.registry import PART_KINDS, Entry, Parts, Registry
 from unetkit.resolve import kind_of
 from unetkit.utils.files import write_requested_file
 from unetkit.utils.formatting import Size
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 F = TypeVar("F", bound=Callable[..., Any])
-_WORDS = {kind.field for kind in KINDS}
+_WORDS = {kind.field for kind in PART_KINDS}
 
 
 def get_manager(ctx: click.Context) -> PluginManager:
@@ -115,9 +115,13 @@ def summarize_entry(entry: Entry) -> str:
         return str(error)
 
 
+#: The characters after which another name begins in the value of an option.
+_SEPARATORS = {"up": "/", "fuse": "/", "align": "/", "block": "/+", "loss": "+", "augment": ",", "metrics": ","}
+
+
 def complete_part(registry: Registry, incomplete: str) -> list[CompletionItem]:
     """Complete a part's name, and its options after a colon; after a slash or a plus another part begins."""
-    separators = {"encoder": "", "recipe": "", "model": "", "head": "", "block": "/+"}.get(registry.kind.field, "/")
+    separators = _SEPARATORS.get(registry.kind.field, "")
     cut = 1 + max((incomplete.rfind(separator) for separator in separators), default=-1)
     before, last = incomplete[:cut], incomplete[cut:]
     name, colon, options = last.partition(":")
@@ -136,19 +140,19 @@ def complete_part(registry: Registry, incomplete: str) -> list[CompletionItem]:
     return [CompletionItem(f"{head}{o.name}=", help=o.help) for o in known if o.name.startswith(key)]
 
 
-def load_trained(ctx: click.Context, run: TrainRun, weights: str, device: str | None) -> Network:
+def load_trained(run: TrainRun, weights: str, device: str | None, parts: Parts) -> Network:
     """Load the network of a training run with its "best" or "last" weights."""
     from unetkit.train.checkpoint import BEST, LAST
     from unetkit.utils.modules import default_device
 
-    return run.network(default_device(device), _load_run_parts(ctx, run.plugins), BEST if weights == "best" else LAST)
+    return run.network(default_device(device), parts, BEST if weights == "best" else LAST)
 
 
-def _load_run_parts(ctx: click.Context, plugins: tuple[str, ...]) -> Parts:
-    """Load the installed plugins, those given by --plugin, and those that the run was trained with."""
+def get_run_parts(ctx: click.Context, run: TrainRun) -> Parts:
+    """Return the parts of installed plugins, of those given by --plugin, and of those that the run was trained with."""
     from unetkit.plugins import load_manager
 
     given = tuple(map(str, ctx.find_root().params.get("plugins") or ()))
-    if set(plugins) <= set(given):
+    if set(run.plugins) <= set(given):
         return get_parts(ctx)
-    return load_manager(tuple(dict.fromkeys((*plugins, *given)))).parts
+    return load_manager(tuple(dict.fromkeys((*run.plugins, *given)))).parts

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import CompletionItem
 
-from unetkit.bench.metrics import collect_metrics
 from unetkit.cli.list import add_plain_row
 from unetkit.cli.options import get_manager, get_plugin_commands
 from unetkit.plugins import PluginManager
@@ -41,7 +40,6 @@ def plugins(ctx: click.Context, verbose: bool) -> None:
 
 def _print_plugins(ctx: click.Context, verbose: bool) -> None:
     host, commands = get_manager(ctx), get_plugin_commands(ctx)
-    metrics = collect_metrics(host)
     found = sorted((p for p in host.plugins if p.name != "unetkit"), key=lambda plugin: plugin.name)
     if not found:
         click.echo("no plugins are installed; `unetkit plugins new my-gate --kind fusion` creates one")
@@ -52,7 +50,6 @@ def _print_plugins(ctx: click.Context, verbose: bool) -> None:
             *_list_additions(host, plugin),
             *(f"command {n}" for n, c in commands.items() if c.owner == plugin.name),
         ]
-        adds += [f"metric {metric.name}" for metric in metrics if metric.owner == plugin.name]
         installed = plugin.distribution or Path(plugin.target).name
         state = ("failing" if plugin.error else "loaded") if plugin.loaded else "failed"
         add_plain_row(listed, plugin.name, plugin.version, installed, "\n".join(adds), state)
@@ -84,9 +81,15 @@ def _complete_target(ctx: click.Context, param: click.Parameter, incomplete: str
     return [*map(CompletionItem, names)] or [CompletionItem(incomplete, type="file")]
 
 
+def _complete_title(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(title) for title in TITLES if title.startswith(incomplete)]
+
+
 @plugins.command()
 @click.argument("name")
-@click.option("--kind", required=True, type=click.Choice(TITLES), help="What the plugin adds.")
+@click.option(
+    "--kind", required=True, metavar="KIND", shell_complete=_complete_title, help=f"One of {', '.join(TITLES)}."
+)
 def new(name: str, kind: str) -> None:
     """Create a new plugin: an installable package with a working example of --kind, and its tests.
 

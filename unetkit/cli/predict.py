@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import click
 
-from unetkit.cli.options import load_trained, size_option
+from unetkit.cli.options import get_run_parts, load_trained, size_option
 from unetkit.utils.isolation import stdout_to_stderr
 
 
@@ -69,7 +69,7 @@ def predict(
     found, passed = read_run(run), PredictConfig(size, **how)
     jobs = plan_outputs(images, out, found.target, probabilities=probabilities, overlays=overlay)
     with stdout_to_stderr():  # keeps what a part prints out of this command's output
-        network = load_trained(ctx, found, weights, device)
+        network = load_trained(found, weights, device, get_run_parts(ctx, found))
         predictor = Predictor(found, network, passed)
         shown = PredictProgress(len(jobs))
         try:

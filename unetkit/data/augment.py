@@ -24,7 +24,9 @@ from unetkit.data.types import IGNORE, Sample
 from unetkit.errors import OptionError
 from unetkit.options import split_items
 from unetkit.plan import PartSpec
-from unetkit.resolve import NamedFactories
+from unetkit.plugins import default_parts
+from unetkit.registry import Parts
+from unetkit.resolve import canonical_spec, create
 from unetkit.utils.spatial import mirror_indices
 
 #: A function from a map (a tv_tensor) and an interpolation mode to the warped map, with 0 outside of the original.
@@ -132,14 +134,13 @@ def _flip_and_rotate(pixels: SampleTensors, flips: list[int], quarters: int) -> 
 
 
 class Rotate:
-    """Rotation about the center by a random angle."""
+    """Rotation about the center by a random angle.
+
+    Args:
+        degrees: largest angle in either direction.
+    """
 
     def __init__(self, *, degrees: float = 15) -> None:
-        """Set the range.
-
-        Args:
-            degrees: largest angle in either direction.
-        """
         check_range("degrees", degrees, 0, 180)
         self.degrees = degrees
 
@@ -148,15 +149,14 @@ class Rotate:
 
 
 class Scale:
-    """Scaling about the center by a random factor with a uniform logarithm."""
+    """Scaling about the center by a random factor with a uniform logarithm.
+
+    Args:
+        low: smallest factor.
+        high: largest factor.
+    """
 
     def __init__(self, *, low: float = 0.75, high: float = 1.33) -> None:
-        """Set the range.
-
-        Args:
-            low: smallest factor.
-            high: largest factor.
-        """
         check_range("low", low, 0.05, 20)
         check_range("high", high, low, 20)
         self.low, self.high = log(low), log(high)
@@ -174,15 +174,14 @@ def _affine(pixels: SampleTensors, angle: float, scale: float) -> SampleTensors:
 
 
 class Elastic:
-    """Elastic deformation (Ronneberger 2015): random displacements on a coarse grid with bicubic interpolation."""
+    """Elastic deformation (Ronneberger 2015): random displacements on a coarse grid with bicubic interpolation.
+
+    Args:
+        grid: number of grid points along each side.
+        std: standard deviation of the displacements in pixels.
+    """
 
     def __init__(self, *, grid: int = 3, std: float = 10) -> None:
-        """Set the strength.
-
-        Args:
-            grid: number of grid points along each side.
-            std: standard deviation of the displacements in pixels.
-        """
         check_range("grid", grid, 2, 64)
         check_range("std", std, 0)
         self.grid, self.std = grid, std
@@ -210,16 +209,15 @@ def value_range(image: Tensor) -> tuple[float, float]:
 
 
 class Light:
-    """Random gamma, contrast and brightness, equal for all channels; values outside the range are clipped."""
+    """Random gamma, contrast and brightness, equal for all channels; values outside the range are clipped.
+
+    Args:
+        brightness: largest brightness change in either direction, as a share of the range.
+        contrast: with 0.3, differences from the mean are multiplied by a factor between exp(-0.3) and exp(0.3).
+        gamma: with 0.3, values are raised to a power between exp(-0.3) and exp(0.3).
+    """
 
     def __init__(self, *, brightness: float = 0.1, contrast: float = 0.3, gamma: float = 0.3) -> None:
-        """Set the strength.
-
-        Args:
-            brightness: largest brightness change in either direction, as a share of the range.
-            contrast: with 0.3, differences from the mean are multiplied by a factor between exp(-0.3) and exp(0.3).
-            gamma: with 0.3, values are raised to a power between exp(-0.3) and exp(0.3).
-        """
         check_range("brightness", brightness, 0, 1)
         check_range("contrast", contrast, 0, 3)
         check_range("gamma", gamma, 0, 3)
@@ -235,14 +233,13 @@ class Light:
 
 
 class Noise:
-    """Normal noise, independent for each channel; values may leave the range."""
+    """Normal noise, independent for each channel; values may leave the range.
+
+    Args:
+        std: largest standard deviation, as a share of the range.
+    """
 
     def __init__(self, *, std: float = 0.05) -> None:
-        """Set the strength.
-
-        Args:
-            std: largest standard deviation, as a share of the range.
-        """
         check_range("std", std, 0)
         self.std = std
 
@@ -252,14 +249,13 @@ class Noise:
 
 
 class Blur:
-    """Gaussian blur."""
+    """Gaussian blur.
+
+    Args:
+        sigma: largest standard deviation in pixels.
+    """
 
     def __init__(self, *, sigma: float = 1.5) -> None:
-        """Set the strength.
-
-        Args:
-            sigma: largest standard deviation in pixels.
-        """
         check_range("sigma", sigma, 0.1, 20)
         self.sigma = sigma
 
@@ -272,10 +268,6 @@ class Blur:
 
 Step = Callable[[SampleTensors, Generator], SampleTensors]
 
-_MOVES = {"hflip": HFlip, "vflip": VFlip, "rotate90": Rotate90, "rotate": Rotate, "scale": Scale, "elastic": Elastic}
-AUGMENT_STEPS = NamedFactories(
-    "augment", "augmentation", "docs/augmentation.md", {**_MOVES, "light": Light, "noise": Noise, "blur": Blur}
-)
 NONE = "none"
 
 
@@ -309,13 +301,14 @@ class Augment:
         return Sample(sample.name, image, mask), weight
 
 
-def make_augment(text: str, crop: tuple[int, int]) -> Augment:
+def make_augment(text: str, crop: tuple[int, int], parts: Parts | None = None) -> Augment:
     """Create an augmentation from text.
 
     Args:
         text: steps separated by commas, each a name with options; "none" or "" only crops.
         crop: the height and width of the result: a window at a random position of the image. A smaller image is padded
             with its mirror image, where the mask is IGNORE.
+        parts: the registered parts; None for all that are installed.
 
     Raises:
         UnknownNameError: A step does not exist.
@@ -323,11 +316,13 @@ def make_augment(text: str, crop: tuple[int, int]) -> Augment:
     """
     if min(crop) < 1:
         raise OptionError(f"--crop {crop[0]}x{crop[1]}: must be at least 1x1")
+    parts = parts or default_parts()
     texts = [] if text in ("", NONE) else split_steps(text)
     if NONE in texts:
         raise OptionError(f"--augment {text}: none cannot be combined with other steps")
-    steps = tuple(map(_step, texts))
-    return Augment(",".join(map(AUGMENT_STEPS.canonical_text, texts)) or NONE, steps, crop)
+    specs = [_parse_step(step) for step in texts]
+    steps = tuple(_make_step(spec, parts) for spec in specs)
+    return Augment(",".join(str(canonical_spec("augment", spec, parts)) for spec in specs) or NONE, steps, crop)
 
 
 def split_steps(text: str) -> Sequence[str]:
@@ -341,12 +336,17 @@ def split_steps(text: str) -> Sequence[str]:
         raise OptionError(f"--augment {text}: {error}") from error
 
 
-def _step(text: str) -> Step:
-    if PartSpec.parse(text).chained:
+def _parse_step(text: str) -> PartSpec:
+    spec = PartSpec.parse(text)
+    if spec.chained:
         raise OptionError(f"--augment {text}: separate steps with commas, not with +")
+    return spec
+
+
+def _make_step(spec: PartSpec, parts: Parts) -> Step:
     try:
-        step: Step = AUGMENT_STEPS.make(text)
+        step: Step = create("augment", spec, parts)
     except OptionError as error:
         message = str(error)
-        raise OptionError(message if message.startswith("--") else f"--augment {text}: {message}") from error
+        raise OptionError(message if message.startswith("--") else f"--augment {spec}: {message}") from error
     return step

@@ -13,20 +13,9 @@ from unetkit.data.types import DatasetSplits, Target
 from unetkit.errors import FileError, OptionError, UnknownNameError, did_you_mean
 from unetkit.options import format_value
 from unetkit.plan import PartSpec
-from unetkit.resolve import NamedFactories
-
-#: The data sets by name. The keyword-only parameters of each factory are the options.
-DATASETS = NamedFactories(
-    "data",
-    "set",
-    "docs/data.md",
-    {
-        "cells": "unetkit.data.synthetic_cells:cells",
-        "voc": "unetkit.data.torchvision_datasets:voc",
-        "pet": "unetkit.data.torchvision_datasets:pet",
-        "cityscapes": "unetkit.data.torchvision_datasets:cityscapes",
-    },
-)
+from unetkit.plugins import default_parts
+from unetkit.registry import Parts
+from unetkit.resolve import create, signature_of
 
 
 def open_data(
@@ -38,6 +27,7 @@ def open_data(
     ignore_index: int | None = None,
     target: Target | None = None,
     progress: Progress | None = None,
+    parts: Parts | None = None,
 ) -> DatasetSplits:
     """Open a data set.
 
@@ -52,21 +42,22 @@ def open_data(
         ignore_index: a mask value to ignore in a folder, in addition to those of `unetkit.data.mask_encoding`.
         target: what the masks of a folder mean, if that is known, for instance from the run that is evaluated.
         progress: is called with the number of masks that were read, and their total number.
+        parts: the registered parts; None for all that are installed.
 
     Raises:
         UnetkitError: The data set or an option does not exist, or files are damaged.
     """
-    rules = SplitConfig(seed, val_fraction, group_by)
+    parts, rules = parts or default_parts(), SplitConfig(seed, val_fraction, group_by)
     return (
-        _open_named(text, rules, ignore_index)
-        if is_named_dataset(text)
+        _open_named(text, rules, ignore_index, parts)
+        if is_named_dataset(text, parts)
         else open_folder(text, rules, ignore_index, target, progress)
     )
 
 
-def with_absolute_path(text: str) -> str:
+def with_absolute_path(text: str, parts: Parts | None = None) -> str:
     """Return the text with an absolute path, which is valid in any working directory."""
-    if not is_named_dataset(text):
+    if not is_named_dataset(text, parts):
         return str(Path(text).resolve())
     spec = PartSpec.parse(text)
     roots = {
@@ -76,35 +67,35 @@ def with_absolute_path(text: str) -> str:
     return str(spec.with_options(full)) if full else text
 
 
-def is_named_dataset(text: str) -> bool:
+def is_named_dataset(text: str, parts: Parts | None = None) -> bool:
     """Return whether a text is the name of a data set and not a folder.
 
     Raises:
         UnknownNameError, FileError: It is neither.
     """
     name, colon, _ = text.partition(":")
-    names = DATASETS.factories
+    names = (parts or default_parts()).datasets.names()
     if name in names or Path(text).is_dir():
         return name in names
     if colon:
         known = ", ".join(names)
         raise UnknownNameError(
-            f"{text}: there is no data set {name!r}{did_you_mean(name, names) or f'; the data sets are {known}'}"
+            f"{text}: no dataset is called {name!r}{did_you_mean(name, names) or f'; the datasets are {known}'}"
         )
     what = "is not a folder" if Path(text).exists() else "the folder does not exist"
     raise FileError(f"{text}: {what}; give one, or the name of a data set: {', '.join(names)}")
 
 
-def _open_named(text: str, rules: SplitConfig, ignore_index: int | None) -> DatasetSplits:
+def _open_named(text: str, rules: SplitConfig, ignore_index: int | None, parts: Parts) -> DatasetSplits:
     spec = PartSpec.parse(text)
     if spec.chained:
         raise OptionError(f"--data {text}: a + separates parts; put a path that contains one in double quotes")
-    splits = bool(DATASETS.signature(spec).positional)
+    splits = bool(signature_of("data", spec, parts).positional)
     if ignore_index is not None or (rules.group_by and not splits):
         flag = "--ignore-index" if ignore_index is not None else "--group-by"
         raise OptionError(
             f"{flag}: applies only to folders; {spec.name} defines its "
             f"{'ignored pixels' if ignore_index is not None else 'splits'} itself"
         )
-    data: DatasetSplits = DATASETS.make(spec, *([rules] if splits else []))
+    data: DatasetSplits = create("data", spec, parts, *([rules] if splits else []))
     return replace(data, source=text)

@@ -339,18 +339,18 @@ def cells(
 
     Args:
         count: training images.
-        val: images to choose the best weights by.
-        test: images to judge them by at the end.
+        val: validation images.
+        test: test images.
         size: height and width of an image, in pixels.
-        classes: 2 for background and cell; 3 to 6 for as many kinds of cell less one, which differ in shape, size
-            and texture.
-        seed: of all that is random.
-        radius: of an ordinary cell, in pixels.
-        crowding: the share of the image that cells would cover, did none overlap.
-        noise: how much of it, 1 being usual.
+        classes: 2 for background and cell; 3 to 6 for the background and 2 to 5 kinds of cells, which differ in shape,
+            size and texture.
+        seed: seed of everything that is random.
+        radius: radius of a typical cell in pixels.
+        crowding: share of the image that the cells would cover if they did not overlap.
+        noise: strength of the noise; 1 is typical of a microscope.
 
     Raises:
-        OptionError: a number out of its range.
+        OptionError: A number is out of range.
     """
     least: dict[str, float] = {"count": 1, "val": 1, "test": 0, "size": 16, "seed": 0, "radius": 4, "noise": 0}
     given = locals()

@@ -63,7 +63,7 @@ class TorchvisionDataset:
 
 
 def voc(*, root: str, year: Literal[2007, 2008, 2009, 2010, 2011, 2012] = 2012) -> DatasetSplits:
-    """Pascal VOC: 20 classes and background; the borders, 255 in its masks, are ignored. It has splits train and val.
+    """Pascal VOC: 20 classes and background, with splits train and val; borders (255 in masks) are ignored.
 
     Args:
         root: folder that contains VOCdevkit/VOC2012.
@@ -109,7 +109,7 @@ def pet(rules: SplitConfig, *, root: str, border: Literal["ignore", "pet", "clas
 
 
 def cityscapes(*, root: str) -> DatasetSplits:
-    """Cityscapes with fine annotations: the 19 evaluated classes; all others are ignored. It has splits train and val.
+    """Cityscapes, fine annotations: the 19 evaluated classes, with splits train and val; others are ignored.
 
     Args:
         root: folder that contains leftImg8bit and gtFine.

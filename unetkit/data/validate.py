@@ -24,6 +24,7 @@ from unetkit.data.mask_encoding import MaskEncoding, MaskScan, Progress, count_c
 from unetkit.data.splits import SplitConfig, group_keys
 from unetkit.data.types import IGNORE, Colour, Dataset, DatasetSplits, Sample, Target
 from unetkit.errors import UnetkitError
+from unetkit.registry import Parts
 from unetkit.utils.formatting import format_plural
 
 
@@ -218,7 +219,11 @@ class DatasetReport:
 
 
 def validate_folder(
-    text: str, rules: SplitConfig, ignore: int | None = None, progress: Progress | None = None
+    text: str,
+    rules: SplitConfig,
+    ignore: int | None = None,
+    progress: Progress | None = None,
+    parts: Parts | None = None,
 ) -> tuple[DatasetReport, list[Dataset], Target | None]:
     """Check a folder or a named data set; return the report, the splits to draw samples of, and what the masks mean.
 
@@ -226,9 +231,14 @@ def validate_folder(
         UnetkitError: The data cannot be interpreted.
     """
     report = DatasetReport(text)
-    if is_named_dataset(text):
+    if is_named_dataset(text, parts):
         data = open_data(
-            text, seed=rules.seed, val_fraction=rules.val_fraction, group_by=rules.group_by, ignore_index=ignore
+            text,
+            seed=rules.seed,
+            val_fraction=rules.val_fraction,
+            group_by=rules.group_by,
+            ignore_index=ignore,
+            parts=parts,
         )
         _fill(report, [*report_dataset(data, progress)], data.target)
         return report, [*data.splits.values()], data.target

@@ -13,7 +13,7 @@ _HERE = "unetkit.parts"
 
 @hookimpl
 def unetkit_register(parts: Parts) -> None:
-    """Register every built-in part by "module:attr"."""
+    """Register every built-in part, and all that runs are made of, by "module:attr"."""
     parts.encoders.add("plain", f"{_HERE}.encoders.plain:PlainEncoder")
     parts.encoders.add_library(
         "timm", f"{_HERE}.encoders.timm_catalog:timm_model_names", f"{_HERE}.encoders.timm:TimmEncoder"
@@ -56,3 +56,42 @@ def unetkit_register(parts: Parts) -> None:
         "unetkit.smp.models:smp_model",
         options=f"{catalog}:smp_architecture_options",
     )
+    _register_run_parts(parts)
+
+
+def _register_run_parts(parts: Parts) -> None:
+    """Register what training runs and benchmarks are made of."""
+    parts.datasets.add("cells", "unetkit.data.synthetic_cells:cells")
+    for name in ("voc", "pet", "cityscapes"):
+        parts.datasets.add(name, f"unetkit.data.torchvision_datasets:{name}")
+    for name, attr in {"ce": "CE", "bce": "BCE", "dice": "Dice", "focal": "Focal", "border": "Border"}.items():
+        parts.losses.add(name, f"unetkit.train.losses:{attr}")
+    for name, attr in {
+        "hflip": "HFlip",
+        "vflip": "VFlip",
+        "rotate90": "Rotate90",
+        "rotate": "Rotate",
+        "scale": "Scale",
+        "elastic": "Elastic",
+        "light": "Light",
+        "noise": "Noise",
+        "blur": "Blur",
+    }.items():
+        parts.augmentations.add(name, f"unetkit.data.augment:{attr}")
+    for name in ("adamw", "sgd"):
+        parts.optimizers.add(name, f"unetkit.train.optim:{name}")
+    # In the order of measurement: cheap metrics first, and metrics that need a fresh process before those that load
+    # more into it.
+    for name, unit, is_timed in (
+        ("parameters", "", False),
+        ("macs", "", False),
+        ("activations", "B", False),
+        ("build", "s", False),
+        ("disk", "B", False),
+        ("memory", "B", False),
+        ("training-memory", "B", False),
+        ("latency", "s", True),
+        ("training", "s", True),
+    ):
+        target = f"unetkit.bench.builtin_metrics:{name.replace('-', '_')}"
+        parts.metrics.add(name, target, unit=unit, timed=is_timed)

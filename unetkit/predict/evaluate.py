@@ -17,6 +17,7 @@ from unetkit.data.folder import read_classes
 from unetkit.data.types import Dataset, DatasetSplits, Target, fingerprint
 from unetkit.errors import FileError, OptionError
 from unetkit.network import Network
+from unetkit.registry import Parts
 from unetkit.tiling.sliding_window import tiled
 from unetkit.train.checkpoint import TrainRun
 from unetkit.train.metrics import Evaluation, ImageScores, describe_separation
@@ -25,7 +26,7 @@ from unetkit.train.metrics import Evaluation, ImageScores, describe_separation
 ALL = "all"
 
 
-def open_evaluation(run: TrainRun, text: str | None = None) -> DatasetSplits:
+def open_evaluation(run: TrainRun, text: str | None = None, parts: Parts | None = None) -> DatasetSplits:
     """Open the data set to score a run on: its own with the same split, or another one with the same classes.
 
     The masks of a folder without classes.txt are read with the classes of the run, so not all of them need to occur.
@@ -35,12 +36,14 @@ def open_evaluation(run: TrainRun, text: str | None = None) -> DatasetSplits:
     """
     choices = run.config
     text = text or choices.data
-    target = run.target if not is_named_dataset(text) and read_classes(Path(text)) is None else None
+    target = run.target if not is_named_dataset(text, parts) and read_classes(Path(text)) is None else None
     val = (
         choices.val_fraction if is_same_data(text, choices.data) else None
     )  # what it was not trained on is not split either
     group, ignore = choices.group_by if val is not None else "", choices.ignore_index
-    data = open_data(text, seed=choices.seed, val_fraction=val, group_by=group, ignore_index=ignore, target=target)
+    data = open_data(
+        text, seed=choices.seed, val_fraction=val, group_by=group, ignore_index=ignore, target=target, parts=parts
+    )
     if _comparable(data.target) != _comparable(run.target):
         raise OptionError(
             f"--data {text}: has {_describe_target(data.target)}, "

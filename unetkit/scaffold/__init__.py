@@ -19,11 +19,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 
-from unetkit.bench.metrics import collect_metrics
 from unetkit.commands import COMMANDS, plugin_commands
 from unetkit.errors import FileError, OptionError, PluginError, UnknownNameError, did_you_mean
 from unetkit.plugins import default_manager, default_parts
-from unetkit.registry import KINDS, Kind
+from unetkit.registry import KINDS, RUN_KINDS, Kind, Registry
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 _SEPARATOR = re.compile(r"[-_.]+")
@@ -78,38 +77,32 @@ class PluginNames:
             self.reject(f"would define the package {self.package!r}, which already exists")
 
     def check_free(self, title: str) -> None:
-        """Reject a name that another part of the kind has."""
+        """Reject a name that something else of the kind has."""
         if title == "command":
             self.check_command()
-        elif title == "metric":
-            self.check_metrics()
-        else:
-            self.check_part("head" if title == "wrap" else title)
+            return
+        registry = default_parts()["head" if title == "wrap" else title]
+        for name in (self.part, f"{self.part}-time") if title == "metric" else (self.part,):
+            self.check_part(registry, name)
 
-    def check_part(self, kind: str) -> None:
-        """Reject the name of an existing part."""
-        registry = default_parts()[kind]
+    def check_part(self, registry: Registry, name: str) -> None:
+        """Reject the name of an existing part, or one that the registry does not allow."""
         try:
-            entry = registry.get(self.part)
+            entry = registry.get(name)
         except UnknownNameError:
+            try:
+                default_parts().stage(self.part)[registry.kind.field].add(name, "")
+            except PluginError as error:
+                self.reject(f"is not possible: {error}")
             return
         self.reject(
-            f"would define the {registry.kind.title} {self.part!r}, which {entry.library or entry.owner} already has"
+            f"would define the {registry.kind.title} {name!r}, which {entry.library or entry.owner} already has"
         )
 
     def check_command(self) -> None:
         """Reject the name of an existing command."""
         if self.part in COMMANDS or self.part in plugin_commands(default_manager()):
             self.reject(f"would define the command {self.part!r}, which already exists")
-
-    def check_metrics(self) -> None:
-        """Reject the names of existing metrics and of grid options."""
-        metrics = collect_metrics(default_manager())
-        for name in (self.part, f"{self.part}-time"):
-            try:
-                metrics.add(name, "")
-            except PluginError:
-                self.reject(f"would define the metric {name!r}, which already exists")
 
     def reject(self, why: str) -> None:
         """Raise OptionError with what to do instead."""
@@ -127,10 +120,10 @@ def _is_importable(package: str) -> bool:
 _HOOKS = (
     Kind("wrap", "wrap", "wraps"),
     Kind("command", "command", "commands"),
-    Kind("metric", "metric", "metrics"),
 )
 _KINDS = (*KINDS, *_HOOKS)
-_HOOK_TITLES = tuple(kind.title for kind in _HOOKS)
+#: Kinds whose `__init__.py` has a template of its own; the others register one name.
+_OWN_HOOKS = (*(kind.title for kind in _HOOKS), "metric")
 TITLES = tuple(kind.title for kind in _KINDS)
 
 #: A description of each example, for its README and the package index.
@@ -145,6 +138,10 @@ _SUMMARIES = {
     "model": "A whole model for unetkit: patches of pixels, and back.",
     "wrap": "A head for unetkit whose model averages over mirror images.",
     "command": "A command for unetkit: counts parameters, part by part.",
+    "dataset": "A dataset for unetkit: bright discs on a dark ground.",
+    "loss": "A loss for unetkit: one minus the Tversky index.",
+    "augmentation": "An augmentation for unetkit: random erasing.",
+    "optimizer": "An optimizer for unetkit: RMSprop.",
     "metric": "Metrics for unetkit: the largest layer's share, and a pass that gives classes.",
 }
 
@@ -167,7 +164,7 @@ def plugin_files(name: str, kind: str) -> dict[str, str]:
         "README.md": _fill_template("readme", fields),
         "CHANGELOG.md": _fill_template("changelog", fields),
         ".gitignore": _fill_template("gitignore", fields),
-        f"{names.package}/__init__.py": _fill_template(f"hook_{title}" if title in _HOOK_TITLES else "hook", fields),
+        f"{names.package}/__init__.py": _fill_template(f"hook_{title}" if title in _OWN_HOOKS else "hook", fields),
         f"{names.package}/{title}.py": part,
         f"{names.package}/py.typed": "",
         f"tests/test_{names.package}.py": _fill_template(f"{title}_test", fields),
@@ -176,7 +173,8 @@ def plugin_files(name: str, kind: str) -> dict[str, str]:
 
 def _symbol_name(names: PluginNames, title: str) -> str:
     """Return the Python name of the example."""
-    return {"recipe": names.function, "metric": names.function, "command": "command"}.get(title, names.cls)
+    functions = ("recipe", "metric", "optimizer", "dataset")
+    return "command" if title == "command" else names.function if title in functions else names.cls
 
 
 def _find_kind(word: str) -> Kind:
@@ -196,6 +194,8 @@ def _template_fields(names: PluginNames, title: str) -> dict[str, str]:
         use = f"unetkit {names.part} --encoder resnet18 --fuse add"
     elif title == "metric":
         use = f"unetkit bench --encoder resnet18,resnet34 --metrics {names.part},{names.part}-time"
+    elif kind in RUN_KINDS:
+        use = f"unetkit train --encoder resnet18 --{kind.field} {names.part} --out runs/a"
     return {
         "name": names.name,
         "part": names.part,
@@ -215,8 +215,6 @@ def _template_fields(names: PluginNames, title: str) -> dict[str, str]:
 
 def _help_line(names: PluginNames, kind: Kind) -> str:
     """Return where the example is documented."""
-    if kind.title == "metric":
-        return "`unetkit bench metrics` lists what can be measured."
     command = (
         f"unetkit {names.part} --help" if kind.title == "command" else f"unetkit list {kind.attribute} {names.part}"
     )

@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from unetkit.registry import KINDS
+from unetkit.registry import KINDS, PART_KINDS, RUN_KINDS
 
-#: The kinds whose parts are modules; a recipe returns a plan.
-MODULE_KINDS = tuple(kind.title for kind in KINDS if kind.title != "recipe")
-ALL_KINDS = (*MODULE_KINDS, "recipe")
+#: The kinds whose parts are modules. A recipe returns a plan, and a run is made of other objects.
+MODULE_KINDS = tuple(kind.title for kind in PART_KINDS if kind.title != "recipe")
+RUN_TITLES = tuple(kind.title for kind in RUN_KINDS)
+ALL_KINDS = tuple(kind.title for kind in KINDS)
 PLUGIN = ("plugin",)
 
 
@@ -125,17 +126,41 @@ CHECKS = (
     Check(
         "input size", "its network accepts the recipe's input size", "network:check_input_size", ("recipe",), ("plan",)
     ),
+    Check(
+        "loss values",
+        "values for each image are finite, without ignored pixels, and lower for right predictions",
+        "training:check_loss",
+        ("loss",),
+        ("signature",),
+    ),
+    Check(
+        "transform",
+        "image and mask keep their types and move alike, and the generator determines the result",
+        "training:check_augmentation",
+        ("augmentation",),
+        ("signature",),
+    ),
+    Check(
+        "steps",
+        "steps change the parameters, and a saved state continues exactly",
+        "training:check_optimizer",
+        ("optimizer",),
+        ("signature",),
+    ),
+    Check(
+        "samples",
+        "its splits have samples with valid masks, which are the same each time",
+        "training:check_dataset",
+        ("dataset",),
+        ("signature",),
+    ),
+    Check(
+        "measurement", "it measures a small network", "plugin:check_metric", ("metric",), ("signature", "documentation")
+    ),
     Check("loading", "the plugin loads, registers and adds something", "plugin:check_loading", PLUGIN, ()),
     Check("imports", "loading and registering do not import torch", "plugin:check_imports", PLUGIN, ("loading",)),
     Check("libraries", "its libraries list their names", "plugin:check_libraries", PLUGIN, ("loading",)),
     Check("commands", "its commands have help and unused names", "plugin:check_commands", PLUGIN, ("loading",)),
-    Check(
-        "metrics",
-        "its metrics have descriptions and measure a small network",
-        "plugin:check_metrics",
-        PLUGIN,
-        ("loading",),
-    ),
     Check(
         "wrapping",
         "wrapped models predict, train, and can be saved and copied",

@@ -82,6 +82,8 @@ class Contract:
     Attributes:
         title: the title of the kind.
         arg_names: the names of the positional parameters, in order.
+        num_optional_args: the number of the last of them that a factory may leave out.
+        needs_defaults: True if every option needs a default, so that the name alone creates the part.
         positional_cases: tuples of positional arguments to try. A part may reject some; checks that need only one take
             the first that the part accepts.
         takes_images: True if parts take images instead of maps. Images are large, so most checks use one tuple of
@@ -91,6 +93,8 @@ class Contract:
     title = ""
     takes_images = False
     arg_names: tuple[str, ...] = ()
+    num_optional_args = 0
+    needs_defaults = True
     positional_cases: tuple[PositionalArgs, ...] = ()
 
     def find_declaration_error(self, part: Any) -> str:
@@ -465,6 +469,41 @@ class AlignContract(Contract):
         return f"returns {format_shape(returned[0])}, which is not between the two input sizes" if outside else ""
 
 
+class LossContract(Contract):
+    """Loss terms: `(target, activation, *, ...)`, then `(logits, masks, borders) -> (B,)`."""
+
+    title = "loss"
+    arg_names = ("target", "activation")
+
+
+class AugmentationContract(Contract):
+    """Augmentation steps: `(*, ...)`, then `(pixels, generator) -> pixels`."""
+
+    title = "augmentation"
+
+
+class OptimizerContract(Contract):
+    """Optimizers: `(*, ...) -> OptimizerConfig`."""
+
+    title = "optimizer"
+
+
+class DatasetContract(Contract):
+    """Datasets: `(rules, *, ...) -> DatasetSplits`; one that has splits of its own leaves out the rules."""
+
+    title = "dataset"
+    arg_names = ("rules",)
+    num_optional_args = 1
+    needs_defaults = False
+
+
+class MetricContract(Contract):
+    """Metrics: `(bench_model)`, a function that measures; it has no options."""
+
+    title = "metric"
+    arg_names = ("bench_model",)
+
+
 CONTRACTS: dict[str, Contract] = {
     contract.title: contract
     for contract in (
@@ -475,5 +514,10 @@ CONTRACTS: dict[str, Contract] = {
         BlockContract(),
         HeadContract(),
         ModelContract(),
+        LossContract(),
+        AugmentationContract(),
+        OptimizerContract(),
+        DatasetContract(),
+        MetricContract(),
     )
 }

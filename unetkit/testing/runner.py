@@ -150,7 +150,6 @@ def _applicable_plugin_checks(manager: PluginManager, plugin: Plugin) -> set[str
     adds = {
         "libraries": plugin.name in libraries,
         "commands": manager.implements("unetkit_register_commands", plugin),
-        "metrics": manager.implements("unetkit_register_metrics", plugin),
         "wrapping": manager.implements("unetkit_wrap_model", plugin),
     }
     return {"loading", "imports"} | {name for name, has in adds.items() if has}
@@ -160,7 +159,7 @@ def check_part(kind: str, part: Any, *, parts: Parts | None = None) -> list[Chec
     """Check one part against the contract of its kind.
 
     Args:
-        kind: "encoder", "upsampler", "fusion", "align", "block", "head", "recipe" or "model".
+        kind: the title of a kind, such as "fusion" or "loss".
         part: a name with options, a PartSpec, or a class or callable, which needs no plugin.
         parts: the registered parts; None for all that are installed.
 

@@ -17,7 +17,9 @@ from unetkit.data.border_weights import check_border
 from unetkit.data.types import IGNORE, Activation, Target
 from unetkit.errors import OptionError
 from unetkit.plan import PartSpec
-from unetkit.resolve import NamedFactories
+from unetkit.plugins import default_parts
+from unetkit.registry import Parts
+from unetkit.resolve import canonical_spec, create
 
 #: Class weights: none, one number for each class, or "balanced", by which all classes of an image weigh the same.
 Weights = tuple[float, ...] | Literal["balanced"] | None
@@ -92,6 +94,11 @@ def check_numbers(name: str, numbers: tuple[float, ...]) -> None:
 class LossTerm:
     """The base class of loss terms.
 
+    Args:
+        target: what the masks mean.
+        activation: the function that makes probabilities of logits.
+        share: factor by which the value is multiplied.
+
     Attributes:
         target: what the masks mean.
         activation: the function that makes probabilities of logits.
@@ -132,7 +139,14 @@ class CE(LossTerm):
         share: factor by which the value is multiplied.
     """
 
-    def __init__(self, target: Target, activation: Activation, *, weights: Weights = None, share: float = 1.0) -> None:
+    def __init__(
+        self,
+        target: Target,
+        activation: Activation,
+        *,
+        weights: tuple[float, ...] | Literal["balanced"] | None = None,
+        share: float = 1.0,
+    ) -> None:
         super().__init__(target, activation, share=share)
         if activation == "sigmoid":
             instead = "write bce, or give the network --classes 2" if target.kind == "binary" else "write bce"
@@ -173,7 +187,7 @@ class BCE(LossTerm):
 
 
 class Dice(LossTerm):
-    """1 - Dice of probabilities (Milletari 2016), as a mean over the classes or labels that occur in the true mask.
+    """1 - Dice of probabilities (Milletari 2016), as a mean over the classes or labels in the true mask.
 
     Args:
         share: factor by which the value is multiplied.
@@ -189,7 +203,7 @@ class Dice(LossTerm):
 
 
 class Focal(LossTerm):
-    """Focal loss (1 - p)^gamma (-log p), which gives little weight to easy pixels (Lin 2017), as a mean over pixels.
+    """Focal loss (1 - p)^gamma (-log p) (Lin 2017), which gives little weight to easy pixels.
 
     Args:
         gamma: exponent; 0 is the plain cross-entropy.
@@ -198,7 +212,13 @@ class Focal(LossTerm):
     """
 
     def __init__(
-        self, target: Target, activation: Activation, *, gamma: float = 2.0, weights: Weights = None, share: float = 1.0
+        self,
+        target: Target,
+        activation: Activation,
+        *,
+        gamma: float = 2.0,
+        weights: tuple[float, ...] | Literal["balanced"] | None = None,
+        share: float = 1.0,
     ) -> None:
         super().__init__(target, activation, share=share)
         if not (gamma == 0 or 1 <= gamma < inf):  # between 0 and 1, the gradient is unbounded at p = 1
@@ -231,7 +251,7 @@ class Border(LossTerm):
         *,
         w0: float = 10.0,
         sigma: float = 5.0,
-        weights: Weights = None,
+        weights: tuple[float, ...] | Literal["balanced"] | None = None,
         share: float = 1.0,
     ) -> None:
         super().__init__(target, activation, share=share)
@@ -250,9 +270,6 @@ class Border(LossTerm):
         return mean_per_image(weight * self._nll(logits, masks), masks)
 
 
-LOSS_TERMS = NamedFactories(
-    "loss", "loss", "docs/losses.md", {"ce": CE, "bce": BCE, "dice": Dice, "focal": Focal, "border": Border}
-)
 #: The default loss by activation.
 DEFAULTS = {"sigmoid": "bce+dice", "softmax": "ce+dice"}
 
@@ -285,29 +302,30 @@ class Loss:
         return torch.stack(values).sum(0)
 
 
-def make_loss(text: str, target: Target, outputs: int) -> Loss:
+def make_loss(text: str, target: Target, outputs: int, parts: Parts | None = None) -> Loss:
     """Create a loss from text; "" selects the one that fits the data.
 
     Args:
         text: terms separated by plus signs, each a name with options.
         target: what the masks mean.
         outputs: the number of outputs of the network, K.
+        parts: the registered parts; None for all that are installed.
 
     Raises:
         UnknownNameError: A term does not exist.
         OptionError: An option is wrong, or the loss does not fit the data.
     """
-    activation = target.activation(outputs)
+    parts, activation = parts or default_parts(), target.activation(outputs)
     specs = PartSpec.parse(text or DEFAULTS[activation]).links
-    terms = [_term(spec, target, activation) for spec in specs]
+    terms = [_make_term(spec, target, activation, parts) for spec in specs]
     if sum(term.border is not None for term in terms) > 1:
         raise OptionError(f"--loss {text}: border appears twice, but an image has only one border map; leave one out")
-    return Loss(terms, "+".join(map(LOSS_TERMS.canonical_text, specs)))
+    return Loss(terms, "+".join(str(canonical_spec("loss", spec, parts)) for spec in specs))
 
 
-def _term(spec: PartSpec, target: Target, activation: Activation) -> LossTerm:
+def _make_term(spec: PartSpec, target: Target, activation: Activation, parts: Parts) -> LossTerm:
     try:
-        term: LossTerm = LOSS_TERMS.make(spec, target, activation)
+        term: LossTerm = create("loss", spec, parts, target, activation)
     except OptionError as error:
         text = str(error)
         raise OptionError(text if text.startswith("--") else f"--loss {spec}: {text}") from error

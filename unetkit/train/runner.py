@@ -18,9 +18,10 @@ from unetkit.data.types import Dataset, DatasetSplits, fingerprint
 from unetkit.errors import FileError, OptionError
 from unetkit.network import Network
 from unetkit.parts.encoders.normalization import NormalizationStats, get_normalization_stats
-from unetkit.plan import Plan
+from unetkit.plan import PartSpec, Plan
 from unetkit.plugins import default_parts, load_parts
 from unetkit.registry import Parts
+from unetkit.resolve import canonical_spec
 from unetkit.serialization import load
 from unetkit.summary.forward_hooks import find_network
 from unetkit.summary.trace import trace
@@ -29,7 +30,7 @@ from unetkit.train.config import TrainConfig
 from unetkit.train.dataloader import check_finite
 from unetkit.train.distributed import ProcessGroup, init_processes
 from unetkit.train.losses import make_loss
-from unetkit.train.optim import OPTIMIZERS
+from unetkit.train.optim import create_optimizer_config
 from unetkit.train.trainer import TrainCallback, Trainer
 from unetkit.utils.isolation import stdout_to_stderr
 from unetkit.utils.modules import check_device
@@ -44,12 +45,12 @@ _CROP = 256
 _VERSIONS = ("unetkit", "torch", "torchvision", "timm", "segmentation-models-pytorch")
 
 
-def open_splits(config: TrainConfig, progress: Callable[[int, int], None] | None = None) -> DatasetSplits:
+def open_splits(config: TrainConfig, parts: Parts, progress: Callable[[int, int], None] | None = None) -> DatasetSplits:
     """Open the data set of a run; `progress` is called with the number of masks read, and their total number."""
     rules: dict[str, Any] = {
         name: getattr(config, name) for name in ("seed", "val_fraction", "group_by", "ignore_index")
     }
-    return open_data(config.data, **rules, progress=progress)
+    return open_data(config.data, **rules, progress=progress, parts=parts)
 
 
 def plan_for_data(plan: Plan, data: DatasetSplits) -> Plan:
@@ -66,15 +67,16 @@ def plan_for_data(plan: Plan, data: DatasetSplits) -> Plan:
     return replace(plan, in_channels=data.channels, classes=plan.classes or data.target.outputs)
 
 
-def fill_defaults(config: TrainConfig, plan: Plan, data: DatasetSplits) -> TrainConfig:
+def fill_defaults(config: TrainConfig, plan: Plan, data: DatasetSplits, parts: Parts) -> TrainConfig:
     """Fill in the settings that follow from the data."""
-    loss = make_loss(config.loss, data.target, plan.classes or data.target.outputs).text
+    loss = make_loss(config.loss, data.target, plan.classes or data.target.outputs, parts).text
     crop = config.crop or plan.size
     if crop is None:
         height, width = size_of(data.splits["train"][0].image)
         crop = min(height, _CROP), min(width, _CROP)
-    optimizer = OPTIMIZERS.canonical_text(config.optimizer)
-    augment = make_augment(config.augment or data.augment, crop).text
+    create_optimizer_config(config.optimizer, parts)  # rejects wrong values before the network is built
+    optimizer = str(canonical_spec("optimizer", PartSpec.parse(config.optimizer), parts))
+    augment = make_augment(config.augment or data.augment, crop, parts).text
     return replace(config, loss=loss, crop=crop, augment=augment, optimizer=optimizer)
 
 
@@ -170,22 +172,22 @@ def run(
         raise OptionError(
             f"--out {folder} already contains a run; continue it with --resume {folder}, or give a new folder"
         )
-    name = with_absolute_path(data) if isinstance(data, str) else data.source
+    parts = parts or (load_parts(plugins) if plugins else default_parts())
+    name = with_absolute_path(data, parts) if isinstance(data, str) else data.source
     settings = TrainConfig(**{**config, "data": name, "seed": plan.seed or 0})
     check_device(settings.device)
     if settings.tensorboard and not find_spec("tensorboard"):
         raise OptionError("--tensorboard: TensorBoard is not installed; run pip install 'unetkit[tensorboard]'")
-    parts = parts or (load_parts(plugins) if plugins else default_parts())
     callback = callback or TrainCallback()
     with init_processes(settings.device) as group:
-        found: DatasetSplits = open_splits(settings, callback.on_scan) if isinstance(data, str) else data
+        found: DatasetSplits = open_splits(settings, parts, callback.on_scan) if isinstance(data, str) else data
         plan = replace(plan_for_data(plan, found), seed=settings.seed)
-        settings = fill_defaults(settings, plan, found)
+        settings = fill_defaults(settings, plan, found, parts)
         with stdout_to_stderr():
             network = _first_process_first(group, lambda: build_plan(plan, parts))
             trace(network, settings.crop)  # raises InputSizeError if the network does not take the crop
         begun = make_run(folder, network, settings, found, tuple(plugins), command)
-        return _train(begun, found, network, group, TrainState(), callback, save_every)
+        return _train(begun, found, network, group, TrainState(), parts, callback, save_every)
 
 
 def resume(
@@ -215,8 +217,8 @@ def resume(
     callback = callback or TrainCallback()
     with init_processes(device) as group:
         if isinstance(data, str):
-            begun = replace(begun, config=replace(begun.config, data=with_absolute_path(data)))
-        found = data if isinstance(data, DatasetSplits) else open_splits(begun.config, callback.on_scan)
+            begun = replace(begun, config=replace(begun.config, data=with_absolute_path(data, parts)))
+        found = data if isinstance(data, DatasetSplits) else open_splits(begun.config, parts, callback.on_scan)
         if (found.target, check_fingerprints(found)) != (begun.target, begun.splits):
             raise OptionError(f"{found.source} has changed since {folder} began (classes or images); start a new run")
         state = _load_state(begun.folder)
@@ -224,7 +226,7 @@ def resume(
             # The file contains the pretrained weights; building with the plan would download them again.
             saved = state.model and (begun.folder / LAST).exists()
             network = load(begun.folder / LAST, parts=parts) if saved else build_plan(begun.plan, parts)
-        return _train(begun, found, network, group, state, callback, save_every)
+        return _train(begun, found, network, group, state, parts, callback, save_every)
 
 
 def _load_state(folder: Path) -> TrainState:
@@ -241,10 +243,12 @@ def _train(
     network: Any,
     group: ProcessGroup,
     state: TrainState,
+    parts: Parts,
     callback: TrainCallback,
     save_every: float,
 ) -> TrainRun:
-    trainer = Trainer(begun, data, network, group, state, callback if group.is_first else TrainCallback(), save_every)
+    callback = callback if group.is_first else TrainCallback()
+    trainer = Trainer(begun, data, network, group, state, parts, callback, save_every)
     trainer.train()
     return begun
 

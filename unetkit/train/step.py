@@ -23,7 +23,7 @@ from unetkit.train.config import TrainConfig
 from unetkit.train.dataloader import Batch
 from unetkit.train.distributed import ProcessGroup
 from unetkit.train.losses import Loss
-from unetkit.train.optim import OPTIMIZERS, OptimizerConfig
+from unetkit.train.optim import OptimizerConfig
 from unetkit.utils.spatial import crop_center, crop_end, resize_to_input, size_of
 
 
@@ -71,12 +71,21 @@ class Stepper:
         epochs, steps: the number of epochs, and the number of steps in each.
     """
 
-    def __init__(self, network: nn.Module, config: TrainConfig, loss: Loss, group: ProcessGroup, steps: int) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        config: TrainConfig,
+        optimizer: OptimizerConfig,
+        loss: Loss,
+        group: ProcessGroup,
+        steps: int,
+    ) -> None:
         """Move a network to the device of this process, and create its optimizer.
 
         Args:
             network: the network on the CPU.
             config: the configuration of the run.
+            optimizer: creates the optimizer, and sets its learning rates.
             loss: the loss of each image.
             group: the processes that train together.
             steps: the number of steps in an epoch.
@@ -84,7 +93,7 @@ class Stepper:
         self.config, self.loss, self.group, self.steps = config, loss, group, steps
         memory = torch.channels_last if group.device.type == "cuda" else torch.contiguous_format
         self.network: nn.Module = network.to(group.device, memory_format=memory)  # type: ignore[call-overload]
-        self.schedule: OptimizerConfig = OPTIMIZERS.make(config.optimizer)
+        self.schedule = optimizer
         self.optimizer = self.schedule.make_optimizer(self.network, config.lr)
         self.dtype = autocast_type(config.dtype, group.device)
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=self.dtype == torch.float16)

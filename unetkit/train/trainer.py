@@ -20,6 +20,7 @@ from unetkit.data.augment import make_augment
 from unetkit.data.border_weights import BorderMaps
 from unetkit.data.types import Dataset, DatasetSplits, Sample
 from unetkit.errors import OptionError, UnetkitError
+from unetkit.registry import Parts
 from unetkit.serialization import save
 from unetkit.summary.forward_hooks import find_network
 from unetkit.tiling.sliding_window import tiled
@@ -28,6 +29,7 @@ from unetkit.train.dataloader import AugmentedDataset, Batch, Loader, Weigh
 from unetkit.train.distributed import ProcessGroup
 from unetkit.train.losses import Loss, make_loss
 from unetkit.train.metrics import Evaluation
+from unetkit.train.optim import create_optimizer_config
 from unetkit.train.step import NonFiniteError, Stepper
 from unetkit.utils.files import JsonLinesWriter
 from unetkit.utils.system import is_oom
@@ -151,6 +153,7 @@ class Trainer:
         network: nn.Module,
         group: ProcessGroup,
         state: TrainState,
+        parts: Parts,
         callback: TrainCallback,
         save_every: float,
     ) -> None:
@@ -162,20 +165,22 @@ class Trainer:
             network: the network on the CPU.
             group: the processes that train together.
             state: the state to continue from.
+            parts: the registered parts, in which loss, augmentation and optimizer are looked up.
             callback: receives the progress.
             save_every: seconds between two saves within an epoch.
         """
         config = run.config
         self.run, self.data, self.group, self.state, self.callback = run, data, group, state, callback
         self.save_every, self._saved = save_every, monotonic()
-        self.loss = make_loss(config.loss, data.target, find_network(network).resolved_plan.classes or 2)
+        self.loss = make_loss(config.loss, data.target, find_network(network).resolved_plan.classes or 2, parts)
         weigh = BorderMaps(*self.loss.border, run.folder / "borders") if self.loss.border else None
-        augment = make_augment(config.augment, config.crop or (256, 256))
+        augment = make_augment(config.augment, config.crop or (256, 256), parts)
         train = AugmentedDataset(data.splits["train"], augment, weigh, run.normalize, config.seed)
         workers, pin = _workers(config.workers, group.device), group.device.type == "cuda"
         self.loader = Loader(train, config.batch_size, workers, group.rank, group.size, pin=pin)
         self.validation = Validation(data.splits["val"], run, self.loss, weigh, group)
-        self.stepper = Stepper(network, config, self.loss, group, self.loader.steps)
+        optimizer = create_optimizer_config(config.optimizer, parts)
+        self.stepper = Stepper(network, config, optimizer, self.loss, group, self.loader.steps)
         if state.model:
             self.stepper.load_from(state)
 

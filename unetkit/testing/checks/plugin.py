@@ -1,4 +1,4 @@
-"""Checks of a plugin: loading, import time, libraries, commands, wrapped models and metrics."""
+"""Checks of a plugin: loading, import time, libraries, commands and wrapped models; and of metrics."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 
 import click
 
-from unetkit.bench.metrics import register_builtin_metrics
 from unetkit.commands import COMMANDS
 from unetkit.errors import UnetkitError
 from unetkit.options import read_signature
 from unetkit.plan import Plan
 from unetkit.plugins import PluginManager
-from unetkit.registry import Library, Metric, Metrics, Plugin
+from unetkit.registry import PART_KINDS, Library, Metric, Parts, Plugin
 from unetkit.testing.catalog import Nonconformity, SkipCheck, one_line
+from unetkit.testing.subject import PartSubject
 
 #: Run in a new process, because this one has already imported torch.
 _LOAD_SCRIPT = """
@@ -50,15 +50,13 @@ class PluginSubject:
 
 
 def check_loading(subject: PluginSubject) -> None:
-    """Check that the plugin loads and adds a part, a library, a model wrapper, a command or a metric."""
+    """Check that the plugin loads and adds a part, a library, a model wrapper or a command."""
     if not subject.plugin.loaded:
         raise Nonconformity(f"it does not load: {subject.plugin.error}")
-    hooks = ("unetkit_wrap_model", "unetkit_register_commands", "unetkit_register_metrics")
+    hooks = ("unetkit_wrap_model", "unetkit_register_commands")
     adds = any(subject.manager.implements(hook, subject.plugin) for hook in hooks)
     if not (adds or subject.manager.parts.entries_of(subject.plugin.name) or _list_libraries(subject)):
-        raise Nonconformity(
-            "it adds nothing; register a part, wrap models, or add a command or a metric in one of its hooks"
-        )
+        raise Nonconformity("it adds nothing; register a part, wrap models, or add a command in one of its hooks")
 
 
 def check_imports(subject: PluginSubject) -> None:
@@ -157,56 +155,31 @@ def _iter_networks(subject: PluginSubject) -> Iterator[dict[str, Any]]:
     base = {"encoder": "plain:widths=[4,8,16]"}
     yield base
     for entry in subject.manager.parts.entries_of(subject.plugin.name):
-        if entry.kind.field not in ("encoder", "recipe"):
+        if entry.kind in PART_KINDS and entry.kind.field not in ("encoder", "recipe"):
             yield {**({} if entry.kind.field == "model" else base), entry.kind.field: entry.name}
 
 
-def check_metrics(subject: PluginSubject) -> None:
-    """Check that each metric has a docstring, and measures a small network on the CPU.
+def check_metric(subject: PartSubject) -> None:
+    """Check that a metric measures a small network on the CPU.
 
-    Raises SkipCheck if a metric rejects that network with an UnetkitError, for instance because it needs a GPU.
+    Raises SkipCheck if the metric rejects that network with an UnetkitError, for instance because it needs a GPU.
     """
-    rejections = [rejection for metric in _register_metrics(subject) if (rejection := _try_metric(metric, subject))]
-    if rejections:
-        raise SkipCheck("; ".join(rejections))
-
-
-def _register_metrics(subject: PluginSubject) -> list[Metric]:
-    staged = Metrics(subject.plugin.name, register_builtin_metrics().entries)
+    metric = subject.entry
+    timed = isinstance(metric, Metric) and metric.timed
     try:
-        subject.manager.call_one("unetkit_register_metrics", subject.plugin)(metrics=staged)
-    except Exception as error:
-        raise Nonconformity(f"unetkit_register_metrics fails with {one_line(error)}") from error
-    added = [metric for metric in staged if metric.owner == subject.plugin.name]
-    if not added:
-        raise Nonconformity("unetkit_register_metrics adds no metric; call metrics.add(name, function) in it")
-    return added
+        error = _find_metric_error(subject.factory(_create_bench_model(subject.parts)), timed)
+    except UnetkitError as rejection:
+        raise SkipCheck(f"it rejects a small network on the CPU: {rejection}") from rejection
+    except Exception as failure:
+        raise Nonconformity(f"it fails with {one_line(failure)}") from failure
+    if error:
+        raise Nonconformity(f"it {error}")
 
 
-def _try_metric(metric: Metric, subject: PluginSubject) -> str:
-    """Return why a metric rejects a small network; "" if it measures it. Raises Nonconformity."""
-    from unetkit.testing.process_state import preserve_process_state
-
-    prefix = f"metric {metric.name!r}"
-    if not metric.info.summary:
-        raise Nonconformity(f"{prefix} has no description; give its function a docstring")
-    function = metric.load()
-    with preserve_process_state():
-        try:
-            fault = _find_metric_error(metric, function(_create_bench_model(subject)))
-        except UnetkitError as error:
-            return f"{prefix} rejects a small network on the CPU: {error}"
-        except Exception as error:
-            raise Nonconformity(f"{prefix} fails with {one_line(error)}") from error
-    if fault:
-        raise Nonconformity(f"{prefix} {fault}")
-    return ""
-
-
-def _find_metric_error(metric: Metric, result: Any) -> str:
+def _find_metric_error(result: Any, timed: bool) -> str:
     """Describe what is wrong with the result of a metric; "" if nothing is."""
     description = f"returns a {type(result).__name__}"
-    if metric.timed:
+    if timed:
         if not callable(result):
             return f"{description}; a timed metric must return a callable without arguments"
         result()
@@ -218,8 +191,8 @@ def _find_metric_error(metric: Metric, result: Any) -> str:
         return f"{description}; expected a number (or a callable, with timed=True)"
 
 
-def _create_bench_model(subject: PluginSubject) -> Any:
-    """Create a new network for each metric, which may change it."""
+def _create_bench_model(parts: Parts) -> Any:
+    """Create a new network for a metric, which may change it."""
     import torch
 
     from unetkit.bench.builtin_metrics import BenchModel
@@ -227,4 +200,4 @@ def _create_bench_model(subject: PluginSubject) -> Any:
     from unetkit.plan import Plan
 
     plan = Plan.of(encoder="plain:widths=[4,8]", size=32)
-    return BenchModel(plan, 1, Mode(), torch.device("cpu"), subject.manager.parts)
+    return BenchModel(plan, 1, Mode(), torch.device("cpu"), parts)

@@ -12,7 +12,7 @@ from torch import nn
 from unetkit.errors import OptionError, UnetkitError
 from unetkit.options import Option, Signature, format_value, parse_value, read_signature
 from unetkit.resolve import parse_options
-from unetkit.testing.catalog import Nonconformity, one_line
+from unetkit.testing.catalog import MODULE_KINDS, Nonconformity, one_line
 from unetkit.testing.subject import PartSubject
 
 _READABLE = (int, float, str, bool, None, type(None))
@@ -47,11 +47,11 @@ def check_positional(subject: PartSubject) -> None:
         raise Nonconformity(
             f"{extra!r} is positional, but not supplied by the builder; write it after a * to make it an option"
         )
-    if len(positional) < len(expected):
+    if len(positional) < len(expected) - subject.contract.num_optional_args:
         raise Nonconformity(f"accepts ({', '.join(positional)}); the builder supplies ({', '.join(expected)})")
     set_options = dict(subject.spec.options)
     required = [p.name for p in parameters if p.kind is Parameter.KEYWORD_ONLY and p.default is Parameter.empty]
-    if missing := [name for name in required if name not in set_options]:
+    if subject.contract.needs_defaults and (missing := [name for name in required if name not in set_options]):
         raise Nonconformity(f"option {missing[0]!r} has no default; add one, so that the name alone creates the part")
 
 
@@ -124,7 +124,8 @@ def check_documentation(subject: PartSubject) -> None:
 
 def check_unknown_option(subject: PartSubject) -> None:
     """Check that an unknown option is rejected by the factory and by the command line."""
-    cases = subject.contract.positional_cases if subject.kind.title == "recipe" else subject.positional_cases
+    is_module = subject.kind.title in MODULE_KINDS
+    cases = subject.positional_cases if is_module else subject.contract.positional_cases
     try:
         subject.factory(*(cases[0] if cases else ()), **{**subject.options, _UNKNOWN_OPTION: 1})
     except (TypeError, UnetkitError):

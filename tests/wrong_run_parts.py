@@ -1,0 +1,306 @@
+"""Losses, augmentations, optimizers, datasets and metrics that each break one promise of their kind."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from tests.wrong_parts import wrong
+from unetkit.data.augment import SampleTensors
+from unetkit.data.synthetic_cells import cells
+from unetkit.data.types import DatasetSplits, Sample
+from unetkit.train.losses import Dice
+from unetkit.train.optim import OptimizerConfig, sgd
+
+#: Names of right ones, by kind.
+RIGHT_NAMES = {
+    "dataset": "cells:count=2,val=1,test=1,size=16",
+    "loss": "dice",
+    "augmentation": "light",
+    "optimizer": "sgd:nesterov=true",
+    "metric": "parameters",
+}
+
+# Losses
+
+
+@wrong("loss", "loss values", r"returns \(\); expected a value for each of 3 images, \(B,\)$")
+class OneNumber(Dice):
+    """One number for the batch."""
+
+    def __call__(self, logits: Tensor, masks: Tensor, borders: Tensor | None) -> Tensor:
+        return super().__call__(logits, masks, borders).mean()
+
+
+@wrong("loss", "loss values", r"the value of an image depends on the other images of the batch")
+class BatchMean(Dice):
+    """The mean of the batch, for each image."""
+
+    def __call__(self, logits: Tensor, masks: Tensor, borders: Tensor | None) -> Tensor:
+        values = super().__call__(logits, masks, borders)
+        return values.mean().expand(len(values))
+
+
+@wrong("loss", "loss values", r"pixels where the mask is -1 change the value; leave them out$")
+class WithIgnored(Dice):
+    """Ignored pixels count."""
+
+    def __call__(self, logits: Tensor, masks: Tensor, borders: Tensor | None) -> Tensor:
+        valid = (masks != -1).flatten(1).any(1)
+        return valid * (super().__call__(logits, masks, borders) + logits.square().mean((1, 2, 3)))
+
+
+@wrong("loss", "loss values", r"the value is 1 where all pixels are ignored, not 0$")
+class NeverZero(Dice):
+    """One too many."""
+
+    def __call__(self, logits: Tensor, masks: Tensor, borders: Tensor | None) -> Tensor:
+        return super().__call__(logits, masks, borders) + 1
+
+
+@wrong("loss", "loss values", r"it must be lower for a right one$")
+class Negative(Dice):
+    """Dice the wrong way round."""
+
+    def __call__(self, logits: Tensor, masks: Tensor, borders: Tensor | None) -> Tensor:
+        return -super().__call__(logits, masks, borders)
+
+
+@wrong("loss", "loss values", r"the value has no gradient; compute it from the logits with torch$")
+class Detached(Dice):
+    """Detached from the logits."""
+
+    def __call__(self, logits: Tensor, masks: Tensor, borders: Tensor | None) -> Tensor:
+        return super().__call__(logits.detach(), masks, borders)
+
+
+@wrong("loss", "loss values", r"fails with ZeroDivisionError: division by zero$")
+class Fails(Dice):
+    """Fails."""
+
+    def __call__(self, logits: Tensor, masks: Tensor, borders: Tensor | None) -> Tensor:
+        raise ZeroDivisionError("division by zero")
+
+
+# Augmentations
+
+
+class Step:
+    """A right step, which changes nothing."""
+
+    def __call__(self, pixels: SampleTensors, draw: Generator) -> Any:
+        return pixels
+
+
+@wrong("augmentation", "transform", r"it moves the image's pixels, but not the mask's; move both alike$")
+class FlipsImage(Step):
+    """Flips the image."""
+
+    def __call__(self, pixels: SampleTensors, draw: Generator) -> Any:
+        return pixels._replace(image=pixels.image.flip(-1))
+
+
+@wrong("augmentation", "transform", r"it changes the mask, but not the image; change both alike$")
+class FlipsMask(Step):
+    """Flips the mask."""
+
+    def __call__(self, pixels: SampleTensors, draw: Generator) -> Any:
+        return pixels._replace(mask=pixels.mask.flip(-1))
+
+
+@wrong("augmentation", "transform", r"two calls with equal generators differ; draw every random number from the gener")
+class OwnRandom(Step):
+    """Draws from torch's own generator."""
+
+    def __call__(self, pixels: SampleTensors, draw: Generator) -> Any:
+        return pixels._replace(image=pixels.image + torch.rand(()))
+
+
+@wrong("augmentation", "transform", r"it changes its input in place; return new tensors$")
+class InPlace(Step):
+    """Adds in place."""
+
+    def __call__(self, pixels: SampleTensors, draw: Generator) -> Any:
+        pixels.image.add_(0.1)
+        return pixels
+
+
+@wrong("augmentation", "transform", r"the mask has new values, such as \d; interpolate masks with the nearest pixel$")
+class NewClasses(Step):
+    """Gives a mask new classes."""
+
+    def __call__(self, pixels: SampleTensors, draw: Generator) -> Any:
+        return pixels._replace(image=pixels.image * 0.9, mask=pixels.mask + 1)
+
+
+@wrong("augmentation", "transform", r"the mask is float32 of 37x41; expected int64 of 37x41, of any H and W$")
+class FloatMask(Step):
+    """A mask of floats."""
+
+    def __call__(self, pixels: SampleTensors, draw: Generator) -> Any:
+        return pixels._replace(mask=pixels.mask.float())
+
+
+@wrong("augmentation", "transform", r"returns a Tensor; expected SampleTensors\(image, mask, weight\)$")
+class OnlyImage(Step):
+    """The image alone."""
+
+    def __call__(self, pixels: SampleTensors, draw: Generator) -> Any:
+        return pixels.image
+
+
+# Optimizers
+
+
+@wrong("optimizer", "steps", r"^returns a partial; expected a unetkit\.train\.optim\.OptimizerConfig$")
+def no_config() -> Any:
+    """An optimizer of torch."""
+    return partial(torch.optim.SGD, lr=1)
+
+
+class Still(torch.optim.SGD):
+    """Changes nothing."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        pass
+
+
+@wrong("optimizer", "steps", r" has a gradient, but does not change in a step$")
+def still() -> OptimizerConfig:
+    """Steps that change nothing."""
+    return replace(sgd(), create=Still)
+
+
+@wrong("optimizer", "steps", r"^the optimizer does not hold every parameter once; pass it the groups that it is given$")
+def half() -> OptimizerConfig:
+    """The last groups are missing."""
+    return replace(sgd(), create=lambda groups: torch.optim.SGD(groups[:2]))
+
+
+class Forgets(torch.optim.SGD):
+    """Counts its steps in an attribute, which its state does not have."""
+
+    steps = 0
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.steps += 1
+        for group in self.param_groups:
+            group["lr"] *= self.steps
+        super().step()
+
+
+@wrong("optimizer", "steps", r"^a step after loading the state_dict differs from the step without interruption; keep")
+def forgets() -> OptimizerConfig:
+    """An optimizer whose state is incomplete."""
+    return replace(sgd(), create=Forgets)
+
+
+# Datasets
+
+
+class Changing:
+    """A split whose images are replaced by a function."""
+
+    def __init__(self, images: Any, change: Any) -> None:
+        self.images, self.change = images, change
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.change(self.images[index])
+
+
+def changed(change: Any) -> DatasetSplits:
+    data = cells(count=2, val=1, test=1, size=16)
+    return replace(data, splits={name: Changing(images, change) for name, images in data.splits.items()})
+
+
+def _new_noise(sample: Sample) -> Sample:
+    return sample._replace(image=sample.image + random.random())
+
+
+def _same_name(sample: Sample) -> Sample:
+    return sample._replace(name="image")
+
+
+def _bytes(sample: Sample) -> Sample:
+    return sample._replace(image=(255 * sample.image).byte())
+
+
+def _high(sample: Sample) -> Sample:
+    return sample._replace(mask=sample.mask + 7)
+
+
+def _pair(sample: Sample) -> Any:
+    return sample.image, sample.mask
+
+
+@wrong("dataset", "samples", r"it differs at the second access; a sample must be the same each time$")
+def noisy() -> DatasetSplits:
+    """New noise at each access."""
+    return changed(_new_noise)
+
+
+@wrong("dataset", "samples", r"its name image is also in train$")
+def nameless() -> DatasetSplits:
+    """One name for all images."""
+    return changed(_same_name)
+
+
+@wrong("dataset", "samples", r"its image is uint8 of 1x16x16; expected finite float32 of 1xHxW$")
+def of_bytes() -> DatasetSplits:
+    """Images of bytes."""
+    return changed(_bytes)
+
+
+@wrong("dataset", "samples", r"its mask has values from 7 to \d; expected 0 to 1, or -1 for ignored pixels$")
+def high() -> DatasetSplits:
+    """Classes that do not exist."""
+    return changed(_high)
+
+
+@wrong("dataset", "samples", r"is a tuple; expected a unetkit\.data\.types\.Sample$")
+def pairs() -> DatasetSplits:
+    """Pairs of image and mask."""
+    return changed(_pair)
+
+
+@wrong("dataset", "samples", r"^pickling train fails with ")
+def of_lambdas() -> DatasetSplits:
+    """Splits that cannot be sent to workers."""
+    return changed(lambda sample: sample)
+
+
+@wrong("dataset", "samples", r"^has no split 'val'; it needs at least train and val$")
+def only_train() -> DatasetSplits:
+    """No split for validation."""
+    data = cells(count=2, val=1, test=1, size=16)
+    return replace(data, splits={"train": data.splits["train"]})
+
+
+# Metrics
+
+
+@wrong("metric", "measurement", r"^it returns a list; expected a number \(or a callable, with timed=True\)$")
+def listed(bench_model: Any) -> Any:
+    """A list."""
+    return [1]
+
+
+@wrong("metric", "measurement", r"^it fails with ZeroDivisionError: division by zero$")
+def divides(bench_model: Any) -> Any:
+    """Fails."""
+    return 1 / 0
+
+
+@wrong("metric", "measurement", r"^it changes torch's number of threads for the whole process; leave these settings")
+def settles(bench_model: Any) -> Any:
+    """Changes the number of threads."""
+    torch.set_num_threads(torch.get_num_threads() + 1)
+    return 1

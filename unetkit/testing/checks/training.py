@@ -1,0 +1,332 @@
+"""Checks of what a training run is made of: losses, augmentations, optimizers and datasets.
+
+Shapes: B batch, K outputs of the network, C channels, L labels, H and W height and width.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unetkit.builder import build
+from unetkit.data.augment import SampleTensors
+from unetkit.data.splits import SplitConfig
+from unetkit.data.types import IGNORE, DatasetSplits, Sample, Target
+from unetkit.errors import UnetkitError
+from unetkit.options import format_value
+from unetkit.testing.catalog import Nonconformity, SkipCheck, one_line
+from unetkit.testing.contracts import format_shape, random_tensor
+from unetkit.testing.subject import PartSubject
+from unetkit.train.optim import OptimizerConfig
+
+#: What masks may mean, each with the number of outputs of a network for them.
+_TARGETS = (
+    (Target("binary", ("background", "cell")), 1),
+    (Target("binary", ("background", "cell")), 2),
+    (Target("multiclass", ("background", "cat", "dog")), 3),
+    (Target("multilabel", ("red", "green")), 2),
+)
+
+
+def _call(prefix: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call code of a plugin. Raises Nonconformity for any exception."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        raise Nonconformity(f"{prefix}fails with {one_line(error)}") from error
+
+
+def _make(subject: PartSubject, *wiring: Any) -> Any:
+    """Create what is checked. An UnetkitError, which rejects the arguments, passes through."""
+    try:
+        return subject.factory(*wiring, **subject.options)
+    except UnetkitError:
+        raise
+    except Exception as error:
+        raise Nonconformity(
+            f"its creation fails with {one_line(error)}; reject unsupported arguments with an OptionError"
+        ) from error
+
+
+# Losses
+
+
+def check_loss(subject: PartSubject) -> None:
+    """Check the values and gradients of a loss for each meaning of masks that it accepts."""
+    rejections = []
+    for target, outputs in _TARGETS:
+        activation = target.activation(outputs)
+        prefix = f"for {target.kind} masks and {outputs} output(s): "
+        try:
+            term = _make(subject, target, activation)
+        except UnetkitError as error:
+            rejections.append(f"{prefix}{error}")
+            continue
+        _check_values(term, target, outputs, prefix)
+    if len(rejections) == len(_TARGETS):
+        raise Nonconformity(f"it rejects all masks that were tried: {rejections[0]}")
+
+
+def _check_values(term: Any, target: Target, outputs: int, prefix: str) -> None:
+    masks = _random_masks(target)
+    logits = random_tensor(3, outputs, 6, 7).double()
+    borders = random_tensor(3, 6, 7).double().abs() if getattr(term, "border", None) else None
+    given = [tensor.clone() for tensor in (logits, masks)]
+    values = _compute_loss(term, logits, masks, borders, prefix)
+    if not (torch.equal(logits, given[0]) and torch.equal(masks, given[1])):
+        raise Nonconformity(f"{prefix}it changes its inputs in place")
+    one = None if borders is None else borders[1:2]
+    if not torch.allclose(values[1:2], _compute_loss(term, logits[1:2], masks[1:2], one, prefix), rtol=1e-6, atol=1e-9):
+        raise Nonconformity(
+            f"{prefix}the value of an image depends on the other images of the batch; "
+            "compute a value for each image from its own pixels"
+        )
+    valid = masks if masks.ndim == 4 else masks[:, None]
+    shifted = torch.where((valid == IGNORE).expand_as(logits), logits + 3, logits)
+    if not torch.allclose(values, _compute_loss(term, shifted, masks, borders, prefix), rtol=1e-6, atol=1e-9):
+        raise Nonconformity(f"{prefix}pixels where the mask is {IGNORE} change the value; leave them out")
+    empty = _compute_loss(term, logits.requires_grad_(), torch.full_like(masks, IGNORE), borders, prefix)
+    if empty.detach().abs().max() > 0:
+        raise Nonconformity(f"{prefix}the value is {float(empty.detach().max()):g} where all pixels are ignored, not 0")
+    _check_gradient(term, logits.detach(), masks, borders, prefix)
+    truth = _true_logits(target, outputs, masks)
+    right, wrong = (_compute_loss(term, sign * truth, masks, borders, prefix).mean() for sign in (1, -1))
+    if not right < wrong:
+        raise Nonconformity(
+            f"{prefix}the value is {float(right):.3g} for a right and {float(wrong):.3g} for a wrong prediction; "
+            "it must be lower for a right one"
+        )
+
+
+def _compute_loss(term: Any, logits: Tensor, masks: Tensor, borders: Tensor | None, prefix: str) -> Tensor:
+    values: Any = _call(prefix, term, logits, masks, borders)
+    shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+    if shape != (len(logits),):
+        raise Nonconformity(f"{prefix}returns {shape}; expected a value for each of {len(logits)} images, (B,)")
+    if not values.isfinite().all():
+        raise Nonconformity(f"{prefix}returns values that are not finite")
+    tensor: Tensor = values
+    return tensor
+
+
+def _check_gradient(term: Any, logits: Tensor, masks: Tensor, borders: Tensor | None, prefix: str) -> None:
+    for scale in (1, 100):  # large logits saturate the sigmoid and the softmax
+        scaled = (scale * logits).requires_grad_()
+        values = _compute_loss(term, scaled, masks, borders, prefix)
+        if not values.requires_grad:
+            raise Nonconformity(f"{prefix}the value has no gradient; compute it from the logits with torch")
+        (gradient,) = torch.autograd.grad(values.sum(), scaled)
+        if not gradient.isfinite().all():
+            raise Nonconformity(
+                f"{prefix}the gradient is not finite for logits of {scale}; "
+                "compute it from log_softmax or logsigmoid, not from the logarithm of probabilities"
+            )
+    if (
+        not gradient.any()
+        and not torch.autograd.grad(term(logits.requires_grad_(), masks, borders).sum(), logits)[0].any()
+    ):
+        raise Nonconformity(f"{prefix}the gradient is 0")
+
+
+def _random_masks(target: Target) -> Tensor:
+    """Draw three masks, with all classes or labels and with ignored pixels in each."""
+    source = torch.Generator().manual_seed(0)
+    shape = (3, len(target.names), 6, 7) if target.kind == "multilabel" else (3, 6, 7)
+    masks = torch.randint(2 if target.kind == "multilabel" else len(target.names), shape, generator=source)
+    masks[..., 0, :] = IGNORE
+    return masks
+
+
+def _true_logits(target: Target, outputs: int, masks: Tensor) -> Tensor:
+    """Return logits (B, K, H, W) that are right everywhere."""
+    if target.activation(outputs) == "softmax":
+        return 8.0 * torch.stack([masks == index for index in range(outputs)], 1).double() - 4
+    planes = masks if masks.ndim == 4 else masks[:, None]
+    return 8.0 * (planes == 1).double() - 4
+
+
+# Augmentations
+
+
+def check_augmentation(subject: PartSubject) -> None:
+    """Check that a step keeps types, moves image and mask together, and depends on its generator only."""
+    step = _make(subject)
+    for channels, labels, size, has_weight in ((3, 0, (37, 41), True), (1, 2, (40, 40), False), (3, 0, (5, 7), True)):
+        sample = _random_sample(channels, labels, size, has_weight)
+        prefix = f"for an image of {channels}x{format_shape(size)}: "
+        for seed in range(8):
+            _check_step(step, sample, seed, prefix)
+
+
+def _check_step(step: Any, sample: SampleTensors, seed: int, prefix: str) -> None:
+    given = _clone(sample)
+    torch.manual_seed(seed)
+    found = _call(prefix, step, sample, torch.Generator().manual_seed(seed))
+    _check_result(found, given, prefix)
+    if not _equal(sample, given):
+        raise Nonconformity(f"{prefix}it changes its input in place; return new tensors")
+    torch.manual_seed(seed + 100)
+    again = _call(prefix, step, sample, torch.Generator().manual_seed(seed))
+    if not _equal(SampleTensors(*found), SampleTensors(*again)):
+        raise Nonconformity(
+            f"{prefix}two calls with equal generators differ; draw every random number from the generator"
+        )
+
+
+def _check_result(found: Any, given: SampleTensors, prefix: str) -> None:
+    if not isinstance(found, tuple) or len(found) != 3:
+        raise Nonconformity(f"{prefix}returns a {type(found).__name__}; expected SampleTensors(image, mask, weight)")
+    image, mask, weight = found
+    if not isinstance(image, Tensor) or image.dtype != torch.float32 or image.shape[:-2] != given.image.shape[:-2]:
+        raise Nonconformity(
+            f"{prefix}the image is {_describe(image)}; expected {_describe(given.image)}, of any H and W"
+        )
+    if not isinstance(mask, Tensor) or mask.dtype != torch.int64 or mask.shape[:-2] != given.mask.shape[:-2]:
+        raise Nonconformity(f"{prefix}the mask is {_describe(mask)}; expected {_describe(given.mask)}, of any H and W")
+    if (weight is None) != (given.weight is None):
+        raise Nonconformity(f"{prefix}the weight map is {_describe(weight)}; expected {_describe(given.weight)}")
+    for name, tensor in (("mask", mask), *((("weight map", weight),) if weight is not None else ())):
+        if tensor.shape[-2:] != image.shape[-2:]:
+            raise Nonconformity(f"{prefix}the {name} is {_describe(tensor)}, but the image is {_describe(image)}")
+    if not image.isfinite().all():
+        raise Nonconformity(f"{prefix}the image has values that are not finite")
+    if new := sorted(set(mask.flatten().tolist()) - {*given.mask.flatten().tolist(), IGNORE}):
+        raise Nonconformity(
+            f"{prefix}the mask has new values, such as {new[0]}; interpolate masks with the nearest pixel"
+        )
+    moved = not torch.equal(image, given.image) and torch.equal(
+        image.flatten().sort()[0], given.image.flatten().sort()[0]
+    )
+    if moved and torch.equal(mask, given.mask):
+        raise Nonconformity(f"{prefix}it moves the image's pixels, but not the mask's; move both alike")
+    if torch.equal(image, given.image) and not torch.equal(mask, given.mask):
+        raise Nonconformity(f"{prefix}it changes the mask, but not the image; change both alike")
+
+
+def _random_sample(channels: int, labels: int, size: tuple[int, int], has_weight: bool) -> SampleTensors:
+    source = torch.Generator().manual_seed(sum(size))
+    image = torch.rand(channels, *size, generator=source)
+    mask = torch.randint(2 if labels else 4, (labels, *size) if labels else size, generator=source)
+    mask[..., 0, :2] = IGNORE
+    return SampleTensors(image, mask, torch.rand(size, generator=source) if has_weight else None)
+
+
+def _clone(sample: SampleTensors) -> SampleTensors:
+    return SampleTensors(*(None if tensor is None else tensor.clone() for tensor in sample))  # type: ignore[arg-type]
+
+
+def _equal(one: SampleTensors, other: SampleTensors) -> bool:
+    return all(a is b or torch.equal(a, b) for a, b in zip(one, other, strict=True))  # type: ignore[arg-type]
+
+
+def _describe(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return "missing" if value is None else f"a {type(value).__name__}"
+    return f"{str(value.dtype).removeprefix('torch.')} of {format_shape(value.shape)}"
+
+
+# Optimizers
+
+
+def check_optimizer(subject: PartSubject) -> None:
+    """Check that a step changes the parameters, and that the saved state continues exactly."""
+    config = _make(subject)
+    if not isinstance(config, OptimizerConfig):
+        raise Nonconformity(f"returns a {type(config).__name__}; expected a unetkit.train.optim.OptimizerConfig")
+    network: Any = build("plain:widths=[4,8]", in_channels=1, seed=0)
+    optimizer = _call("creating the optimizer ", config.make_optimizer, network, 0.01)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise Nonconformity(f"`create` returns a {type(optimizer).__name__}; expected a torch.optim.Optimizer")
+    held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    if sorted(held) != sorted(id(parameter) for parameter in network.parameters()):
+        raise Nonconformity("the optimizer does not hold every parameter once; pass it the groups that it is given")
+    before = copy.deepcopy(network.state_dict())
+    for at in range(2):
+        _take_step(config, network, optimizer, at)
+    for name, parameter in network.named_parameters():
+        if not parameter.isfinite().all():
+            raise Nonconformity(f"{name} is not finite after two steps with a learning rate of 0.01")
+        if parameter.grad is not None and parameter.grad.abs().max() > 1e-6 and torch.equal(parameter, before[name]):
+            raise Nonconformity(f"{name} has a gradient, but does not change in a step")
+    twin = copy.deepcopy(network)
+    resumed = config.make_optimizer(twin, 0.01)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for trained, its in ((network, optimizer), (twin, resumed)):
+        _take_step(config, trained, its, 2)
+    if any(not torch.equal(a, b) for a, b in zip(network.parameters(), twin.parameters(), strict=True)):
+        raise Nonconformity(
+            "a step after loading the state_dict differs from the step without interruption; "
+            "keep everything that changes in the optimizer's `state`"
+        )
+
+
+def _take_step(config: OptimizerConfig, network: Any, optimizer: torch.optim.Optimizer, at: int) -> None:
+    torch.manual_seed(at)
+    x = torch.rand(2, 1, 16, 16)
+    optimizer.zero_grad()
+    torch.nn.functional.cross_entropy(network(x), (x[:, 0] > 0.5).long()).backward()  # type: ignore[no-untyped-call]
+    config.set_rates(optimizer, at, 10)
+    _call("a step ", optimizer.step)
+
+
+# Datasets
+
+
+def check_dataset(subject: PartSubject) -> None:
+    """Check the splits of a dataset and their samples.
+
+    Raises SkipCheck if an option without a default, such as a folder, is missing or leads to no data.
+    """
+    required = [option.name for option in subject.signature.options if option.required]
+    if missing := [name for name in required if name not in dict(subject.spec.options)]:
+        raise SkipCheck(f"option {missing[0]!r} has no default; check it with a value, as in NAME:{missing[0]}=...")
+    wiring = [SplitConfig(0, 0.2, "")] if subject.signature.positional else []
+    data = _make(subject, *wiring)
+    if not isinstance(data, DatasetSplits):
+        raise Nonconformity(f"returns a {type(data).__name__}; expected a unetkit.data.types.DatasetSplits")
+    if lacking := {"train", "val"} - {*data.splits}:
+        raise Nonconformity(f"has no split {min(lacking)!r}; it needs at least train and val")
+    names: dict[str, str] = {}
+    for split, images in data.splits.items():
+        if not len(images):
+            raise Nonconformity(f"split {split!r} is empty")
+        for index in {0, len(images) // 2, len(images) - 1}:
+            sample = _call(f"image {index} of {split} ", images.__getitem__, index)
+            prefix = f"image {index} of {split}: "
+            _check_sample(sample, data, prefix)
+            if names.setdefault(sample.name, split) != split:
+                raise Nonconformity(f"{prefix}its name {format_value(sample.name)} is also in {names[sample.name]}")
+            if not _is_same_sample(sample, images[index]):
+                raise Nonconformity(f"{prefix}it differs at the second access; a sample must be the same each time")
+        copied = _call(f"pickling {split} ", lambda held: pickle.loads(pickle.dumps(held)), images)  # noqa: S301
+        if not _is_same_sample(images[0], copied[0]):
+            raise Nonconformity(f"split {split!r} differs after pickling, as workers of a loader receive it")
+
+
+def _is_same_sample(one: Sample, other: Sample) -> bool:
+    return one.name == other.name and torch.equal(one.image, other.image) and torch.equal(one.mask, other.mask)
+
+
+def _check_sample(sample: Any, data: DatasetSplits, prefix: str) -> None:
+    if not isinstance(sample, Sample):
+        raise Nonconformity(f"{prefix}is a {type(sample).__name__}; expected a unetkit.data.types.Sample")
+    image, mask = sample.image, sample.mask
+    if image.dtype != torch.float32 or image.ndim != 3 or len(image) != data.channels or not image.isfinite().all():
+        raise Nonconformity(f"{prefix}its image is {_describe(image)}; expected finite float32 of {data.channels}xHxW")
+    names = data.target.names
+    leading = [len(names)] if data.target.kind == "multilabel" else []
+    if mask.dtype != torch.int64 or list(mask.shape) != [*leading, *image.shape[-2:]]:
+        raise Nonconformity(
+            f"{prefix}its mask is {_describe(mask)}; expected int64 of {format_shape([*leading, *image.shape[-2:]])}"
+        )
+    highest = 1 if data.target.kind == "multilabel" else len(names) - 1
+    if mask.min() < IGNORE or mask.max() > highest:
+        raise Nonconformity(
+            f"{prefix}its mask has values from {int(mask.min())} to {int(mask.max())}; "
+            f"expected 0 to {highest}, or {IGNORE} for ignored pixels"
+        )
