@@ -106,7 +106,7 @@ REFUSALS = [
     (["build", "--recipe", "unet-2015", "--size", "100"], "nearest sizes that work are 188x188 and 204x204"),
     (["build", "--recipe", "unet-2051"], "no recipe is called 'unet-2051'; did you mean unet-2015"),
     (["build", *SMALL, "--pretrained"], "--pretrained: encoder plain has no pretrained weights; leave it out"),
-    (["build", "--encoder", "resnet18", "--pretrained", "no/file"], "there is no weights file no/file"),
+    (["build", "--encoder", "resnet18", "--pretrained", "no/file"], "--pretrained no/file: the file does not exist"),
     (
         ["build", *SMALL, "--up", "transposed:init=bilinear,kernel=3"],
         "which means kernel=4, padding=1, output_padding=0",
@@ -288,7 +288,10 @@ def test_a_plugin_file_gives_parts_to_the_command_line(tmp_path: Path) -> None:
     [
         (["build", "--bogus"], "No such option '--bogus'."),
         (["bild"], "No such command 'bild'."),
-        (["build", "resnet18"], "Got unexpected extra argument (resnet18). `unetkit build --help` describes it."),
+        (
+            ["build", "resnet18"],
+            "Got unexpected extra argument (resnet18). `unetkit build --help` describes what it accepts.",
+        ),
         (["build", "--plugin", "x.py"], "Write --plugin before the command: unetkit --plugin ... build ..."),
         (
             ["build", *SMALL, "--save", "m.pth"],

@@ -55,7 +55,10 @@ def test_a_plugins_command(plugin: str) -> None:
 
 def test_a_plugins_command_refuses_as_ours_do(plugin: str, capsys: pytest.CaptureFixture[str]) -> None:
     message = refusal(capsys, "--plugin", plugin, "say", "x")
-    assert message == "Invalid value for 'NUMBER': 'x' is not a valid integer. `unetkit say --help` describes it."
+    assert (
+        message
+        == "Invalid value for 'NUMBER': 'x' is not a valid integer. `unetkit say --help` describes what it accepts."
+    )
 
 
 @pytest.mark.parametrize(
@@ -171,7 +174,7 @@ def unetkit_register(parts):
 
 def test_the_metrics_of_plugins_are_shown(tmp_path: Path) -> None:
     good = written(tmp_path / "good.py", source=METRICS)
-    bad = written(tmp_path / "bad.py", body="1 / 0", source=METRICS)
+    bad = written(tmp_path / "bad.py", body="1 / 0", source=METRICS.replace('"layers"', '"also"'))
     shown = run("--plugin", good, "--plugin", bad, "plugins", "-v")
     rows = [" ".join(line.split()) for line in shown.stdout.splitlines()]
     assert "good good.py metric layers loaded" in rows

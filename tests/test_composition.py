@@ -70,8 +70,8 @@ def test_a_chain_is_valid_where_a_link_is() -> None:
     [
         ({"up": "bilinear+nearest"}, "--up bilinear+nearest: only blocks can be chained with +; give one part"),
         ({"head": "conv+conv"}, "--head conv+conv: only blocks can be chained with +"),
-        ({"block": "double+"}, "'' is not a part"),
-        ({"block": "+double"}, "'' is not a part"),
+        ({"block": "double+"}, "a part is empty"),
+        ({"block": "+double"}, "a part is empty"),
         ({"block": "double+bass"}, "--block bass: no block is called 'bass'; did you mean basic"),
         ({"block": "double+basic:nrm=group"}, "--block basic:nrm=group: basic has no option 'nrm'; did you mean norm"),
     ],

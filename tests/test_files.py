@@ -470,7 +470,7 @@ def test_a_model_that_was_changed_after_it_was_built_is_not_saved(tmp_path: Path
 
 def test_a_device_that_there_is_not_is_not_blamed_on_the_file(tmp_path: Path) -> None:
     unetkit.save(unetkit.build("plain:widths=[4,8]"), tmp_path / "m.safetensors")
-    with pytest.raises(OptionError, match="device=nonsense is not available"):
+    with pytest.raises(OptionError, match="--device nonsense: is not available"):
         unetkit.load(tmp_path / "m.safetensors", device="nonsense")
 
 

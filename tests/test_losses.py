@@ -373,7 +373,7 @@ def test_dice_is_blind_to_a_class_that_the_truth_has_not_and_bce_sees_it() -> No
             "dice has no option 'smooth'; it has share; `unetkit list loss dice` lists its options",
         ),
         ("sigmoid", "border:sima=2", "border has no option 'sima'; did you mean sigma?"),
-        ("sigmoid", "bce+", "'' is not a part"),
+        ("sigmoid", "bce+", "a part is empty"),
     ],
 )
 def test_what_contradicts_the_data_is_refused_in_one_line(kind: str, text: str, message: str) -> None:

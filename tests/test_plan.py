@@ -183,7 +183,7 @@ REFUSED_LINES = {
     "--encoder": "--encoder needs a value",
     "--encoder --fuse add": "--encoder needs a value",
     "--encoder 'a": '"--encoder \'a" is not a valid line of options: No closing quotation',
-    "--encoder ''": "--encoder: '' is not a part: write a name, or name:option=value,option=value",
+    "--encoder ''": "--encoder: a part is empty: write a name before and after each + and each slash",
     "--encoder=--x": "--encoder: '--x' is not a part: write a name, or name:option=value,option=value",
     "--up :a=1": "--up: ':a=1' is not a part: write a name, or name:option=value,option=value",
     "--up 'a b'": "--up: 'a b' is not a part: write a name, or name:option=value,option=value",
@@ -194,7 +194,7 @@ REFUSED_LINES = {
     "--up a:k=1,k=2": "--up: 'a:k=1,k=2' gives 'k' twice",
     "--up a:k=[1": "--up: 'a:k=[1': a bracket is not closed in 'a:k=[1'",
     "--head a:k=[1": "--head: 'a:k=[1': a bracket is not closed in 'a:k=[1'",
-    "--up a//b": "--up: '' is not a part: write a name, or name:option=value,option=value",
+    "--up a//b": "--up: a part is empty: write a name before and after each + and each slash",
     "--widths ''": "--widths: must be integers such as 256,128,64; got ''",
     "--widths 8,,8": "--widths: must be integers such as 256,128,64; got ''",
     "--widths 8,x": "--widths: must be integers such as 256,128,64; got 'x'",
@@ -211,7 +211,7 @@ REFUSED_LINES = {
     "--size 5x": "--size: must be a number or HEIGHTxWIDTH, such as 572 or 480x640; got '5x'",
     "--size big": "--size: must be a number or HEIGHTxWIDTH, such as 572 or 480x640; got 'big'",
     "--size 1x2x3": "--size: must be a number or HEIGHTxWIDTH, such as 572 or 480x640; got '1x2x3'",
-    "--pretrained=": "--pretrained: must be without a value or the path of a weights file; got ''",
+    "--pretrained=": "--pretrained: give it without a value, or with the path of a weights file; got ''",
 }
 
 
@@ -250,7 +250,7 @@ REFUSED_VALUES: list[tuple[str, Any, str]] = [
     ("size", True, "--size: must be a number or HEIGHTxWIDTH, such as 572 or 480x640; got True"),
     ("size", (), "--size: must be a number or HEIGHTxWIDTH, such as 572 or 480x640; got ()"),
     ("size", (1, 2, 3), "--size: must be a number or HEIGHTxWIDTH, such as 572 or 480x640; got (1, 2, 3)"),
-    ("pretrained", 3, "--pretrained: must be without a value or the path of a weights file; got 3"),
+    ("pretrained", 3, "--pretrained: give it without a value, or with the path of a weights file; got 3"),
 ]
 
 

@@ -394,7 +394,7 @@ def test_what_is_asked_wrongly_is_refused(run: TrainRun, tmp_path: Path) -> None
     assert refused(*asked, "--tile", "0x12") == "--tile: must be at least 1; got 0"
     assert refused(*asked, "--batch-size", 0) == "--batch-size 0: must be at least 1"
     assert refused(*asked, "--overlap", -1) == "--overlap -1: must be at least 0"
-    assert "device=nowhere is not available" in refused(*asked, "--device", "nowhere")
+    assert "--device nowhere: is not available" in refused(*asked, "--device", "nowhere")
     assert "has no last.safetensors" in refused(*asked, "--weights", "last")
     with pytest.raises(OptionError, match="300 classes do not fit into the palette of a PNG, which has 255"):
         plan_outputs([tmp_path / "x.png"], tmp_path, Target("multiclass", tuple(map(str, range(300)))))

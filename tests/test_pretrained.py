@@ -262,7 +262,7 @@ def test_a_hub_without_the_weights(hub: Hub) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path, device: str) -> None:
     path = tmp_path / "weights.safetensors"
     message = refusal(NAME, pretrained=path, device=device)
-    assert f"there is no weights file {path}; --pretrained takes a file in timm's format" in message
+    assert f"--pretrained {path}: the file does not exist; give a file in timm's format" in message
     assert NAME in message
 
 

@@ -49,12 +49,11 @@ BAD = {
     "`unetkit list encoder plain` lists its options",
     "--encoder plain:zzz=1": "--encoder plain:zzz=1: plain has no option 'zzz'; it has "
     "depth, widths, order, norm, act, dropout, padding, bias; `unetkit list encoder plain` lists its options",
-    "--encoder plain --fuse add:k=1": "--fuse add:k=1: add has no option 'k'; it has no options; "
-    "`unetkit list fuse add` lists its options",
+    "--encoder plain --fuse add:k=1": "--fuse add:k=1: add has no options, so 'k' is not one; leave it out",
     "--encoder plain --logits bilinear:corners=true": "--logits bilinear:corners=true: bilinear has no option "
     "'corners'; did you mean align_corners?; `unetkit list up bilinear` lists its options",
-    "--recipe unet-2015:depth=3": "--recipe unet-2015:depth=3: unet-2015 has no option 'depth'; it has no options; "
-    "`unetkit list recipe unet-2015` lists its options",
+    "--recipe unet-2015:depth=3": "--recipe unet-2015:depth=3: unet-2015 has no options, so 'depth' is not one; "
+    "leave it out",
     "--encoder plain:depth=two": "--encoder plain:depth=two: depth must be an integer or none; got two",
     "--encoder plain:widths=64": "--encoder plain:widths=64: widths must be a list like [1,2] or none; got 64",
     "--encoder plain:norm=bach": "--encoder plain:norm=bach: norm must be one of batch, group, instance, layer, none; "

@@ -340,7 +340,7 @@ def test_a_local_file(tmp_path: Path, in_channels: int) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path, device: str) -> None:
     path = tmp_path / "weights.safetensors"
     message = refusal("mit_b0", pretrained=path, device=device)
-    assert f"there is no weights file {path}; --pretrained takes a .safetensors file of smp/mit_b0's tensors" in message
+    assert f"--pretrained {path}: the file does not exist; give a .safetensors file of smp/mit_b0's tensors" in message
 
 
 def test_a_file_that_is_no_weights(tmp_path: Path) -> None:

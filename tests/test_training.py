@@ -366,7 +366,9 @@ def test_data_that_moved_are_gone_on_with_and_changed_data_are_refused(tmp_path:
     assert len(log_of(tmp_path / "a")) == 2
     for kind in ("images", "masks", "instances"):
         (tmp_path / "there" / "train" / kind / "train-00000.png").rename(tmp_path / "there" / "train" / kind / "x.png")
-    with pytest.raises(OptionError, match=r"there has changed since .* began \(classes or images\); start a new run"):
+    with pytest.raises(
+        OptionError, match=r"there is not the data of .*, or it has changed: its classes or images differ"
+    ):
         train.resume(tmp_path / "a", data=str(tmp_path / "there"))
 
 

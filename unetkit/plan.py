@@ -19,7 +19,7 @@ from unetkit.utils.formatting import Size
 
 @dataclass(frozen=True)
 class PartSpec:
-    """A part: a name with options, such as `transposed:kernel=4`, or a Python factory without a name.
+    """A part: a name with options, such as `transposed:kernel=4`, or a Python factory that is not registered.
 
     Options are stored as text, so that specs can be compared and printed without knowing their types. A chain of blocks
     such as `double+scse`, which is also `PartSpec.of("double") + "scse"`, has the second block in `chained`.
@@ -55,6 +55,8 @@ class PartSpec:
     @classmethod
     def _parse_link(cls, text: str) -> PartSpec:
         name, colon, rest = text.partition(":")
+        if not text:
+            raise OptionError("a part is empty: write a name before and after each + and each slash")
         if not name or name.startswith("-") or any(c in '[]",=<>' or c.isspace() for c in name):
             levels = "; levels are separated by slashes, as in add/concat" if "," in name else ""
             raise OptionError(f"{text!r} is not a part: write a name, or name:option=value,option=value{levels}")
@@ -156,7 +158,7 @@ def _parse_pretrained(value: Any) -> bool | str:
         return True
     if isinstance(value, str | Path) and str(value):
         return str(value)
-    raise OptionError(f"must be without a value or the path of a weights file; got {value!r}")
+    raise OptionError(f"give it without a value, or with the path of a weights file; got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -278,7 +280,7 @@ class Plan:
         return cls.of(**words)
 
     def with_defaults(self, base: Plan) -> Plan:
-        """Return this plan with the options that it does not have taken from `base`."""
+        """Return this plan; options that it lacks are taken from `base`."""
         return replace(base, **self.explicit())
 
     def explicit(self) -> dict[str, Any]:

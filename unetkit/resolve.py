@@ -189,7 +189,9 @@ def parse_options(word: str, spec: PartSpec, known: Signature) -> dict[str, Any]
             typed[name] = guess_value(text)
             continue
         if name not in types:
-            has = f"; it has {', '.join(types)}" if types else "; it has no options"
+            if not types:
+                raise OptionError(f"--{word} {spec}: {spec.name} has no options, so {name!r} is not one; leave it out")
+            has = f"; it has {', '.join(types)}"
             raise OptionError(
                 f"--{word} {spec}: {spec.name} has no option {name!r}{did_you_mean(name, types) or has}"
                 f"; `unetkit list {kind_of(word)} {spec.name}` lists its options"

@@ -49,13 +49,13 @@ class Stage(nn.Module):
         Args:
             x: the map from below, (B, C, h, w).
             skip: the encoder's map (B, D, H, W), if this stage has a skip.
-            size: the output size of a stage without a skip; None for h and w times the scale.
+            size: the output size of a stage without a skip; None means (h, w) times the scale.
         """
         up, block = cast(Upsampler, self.up), cast(Block, self.block)
         scaled = round(x.shape[-2] * self.scale), round(x.shape[-1] * self.scale)
         if skip is None:
             x = up(x, size or scaled)
-            # Strided convolutions round up, so the surplus rows and columns are at the far end.
+            # The encoder rounds sizes up, so the upsampled map can be too large: at the bottom and at the right.
             return block(x if size is None else crop_end(x, size))
         align, fuse = cast(Align, self.align), cast(Fusion, self.fuse)
         x, skip = align(up(x, align.target_size(scaled, size_of(skip))), skip)
@@ -77,8 +77,8 @@ class UNet(Network):
         encoder: returns the maps, shallow to deep.
         stages: the decoder stages, deep to shallow.
         head: turns the last map into logits.
-        logits: the upsampler that brings logits to the input size; None for a network of valid convolutions, whose
-            output is smaller than its input.
+        logits: the upsampler that brings logits to the input size; None for `--logits none` and for networks of
+            valid convolutions, whose output is smaller than the input.
     """
 
     def __init__(
@@ -97,23 +97,23 @@ class UNet(Network):
         """Combine the parts.
 
         Args:
-            encoder, stages, head, logits, min_size, multiple, size: see the attributes.
+            encoder, stages, head, logits, min_size, multiple, size: see the attributes of this class and of `Network`.
             skips: the index of the map that each stage joins, deep to shallow; later stages join none.
-            valid: whether stages without a skip multiply sizes by the scale instead of ending at the input size's
-                share.
+            valid: whether stages without a skip multiply sizes by the scale, instead of targeting the input size
+                divided by their stride, rounded up.
         """
         super().__init__(min_size=min_size, multiple=multiple, size=size, valid=valid)
         self.encoder = encoder
         self.stages = nn.ModuleList(stages)
         self.head = head
         self.logits = logits
-        #: True if the upsampler of the logits has weights; it is then applied to logits of the right size, too.
+        #: True if the upsampler of the logits has weights; it is then applied even to logits of the input size.
         self.has_learned_logits = logits is not None and any(True for _ in logits.parameters())
         self.skips = skips
 
     @property
     def output_stride(self) -> int:
-        """The stride of the last stage if the logits keep its size, else 1."""
+        """1 if an upsampler brings the logits to the input size, else the stride of the last stage."""
         return 1 if self.logits is not None else cast(int, self.stages[-1].stride)
 
     @property
@@ -142,7 +142,8 @@ class UNet(Network):
         x = cast(Head, self.head)(x)
         if self.logits is None or (is_same_size(size_of(x), size) and not self.has_learned_logits):
             return x
-        # A learned upsampler multiplies the size by its stride: a surplus is cropped at the far end, a deficit resized.
+        # A learned upsampler multiplies the size by its stride: a result that is too large is cropped at the bottom and
+        # right, and one that is too small is resized.
         x = crop_end(cast(Upsampler, self.logits)(x, size), size)
         return x if is_same_size(size_of(x), size) else F.interpolate(x, size, mode="bilinear")
 

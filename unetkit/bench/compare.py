@@ -302,7 +302,7 @@ def _describe_drift(
     """Yield how the times of the baseline itself changed, which ratios to it cannot show."""
     drifts = {metric.name: _measure_drift(pairs, metric.name) for metric in metrics if metric.timed and is_paired}
     if texts := ", ".join(f"{name} {format_ratio(drift)}" for name, drift in drifts.items() if drift):
-        hint = "anything that slows the baseline and a row equally shows only here"
+        hint = "a slowdown that a row shares with the baseline is visible only here"
         yield f"median time of the baseline in B divided by that in A: {texts}; {hint}"
 
 

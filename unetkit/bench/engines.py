@@ -119,6 +119,8 @@ def select_devices(requested: str, gpus: Sequence[tuple[str, str]]) -> list[tupl
     devices = [*names] if requested in ("", "cuda") else requested.split(",")
     for device in devices or ["cuda"]:
         if device not in names:
-            advice = f"there are {', '.join(names)}" if names else "torch finds no GPU; leave it out to use the CPU"
-            raise OptionError(f"--device {requested}: {device} does not exist; {advice}")
+            advice = f"give cpu, or some of {', '.join(names)}" if names else "torch finds no GPU; give cpu"
+            if device == "cpu":
+                raise OptionError(f"--device {requested}: cpu cannot be combined with other devices; give one of them")
+            raise OptionError(f"--device {requested}: there is no device {device!r}; {advice}")
     return [(device, names[device]) for device in devices]

@@ -215,6 +215,10 @@ def read_results(folder: Path) -> BenchRun:
     """
     file = ResultsFile(folder)
     if file.header is None:
+        if not folder.exists():
+            raise FileError(f"{folder} does not exist; give the folder that `unetkit bench --out FOLDER` wrote")
+        if not folder.is_dir():
+            raise FileError(f"{folder} is a file; give its folder, {folder.parent}")
         advice = f"`unetkit bench ... --out {folder}` writes them"
         raise FileError(f"{folder} contains no benchmark results: there are no rows in {folder / _FILE_NAME}; {advice}")
     planned_ids = dict.fromkeys(file.last_plan["planned"])

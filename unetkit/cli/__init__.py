@@ -89,7 +89,7 @@ def main() -> None:
         click.echo(error.format_message(), err=True)
         sys.exit(2)
     except click.UsageError as error:
-        _refuse(f"{error.format_message().rstrip('.')}. {_hint(error)}")
+        _refuse(f"{error.format_message().rstrip('.?')}. {_hint(error)}")
     except click.ClickException as error:
         _refuse(error.format_message())
     except UnetkitError as error:
@@ -107,7 +107,7 @@ def _hint(error: click.UsageError) -> str:
     before = [word for word in ("--plugin", "-v", "--verbose") if word in error.message]
     if before and command != "unetkit":
         return f"Write {before[0]} before the command: unetkit {before[0]} ... {command.split()[-1]} ..."
-    return f"`{command} --help` describes it."
+    return f"`{command} --help` describes what it accepts."
 
 
 def _refuse(message: str, code: int = 2) -> NoReturn:

@@ -95,7 +95,10 @@ def _make_list_completer(kind: str) -> Callable[[click.Context, click.Parameter,
     "--target-ci", type=float, metavar="X", help="Stop timing at this half-width of the 95% interval.  [default: 0.02]"
 )
 @click.option(
-    "--timeout", type=float, metavar="S", help="Time limit for a row, in seconds.  [default: 600, or more by --budget]"
+    "--timeout",
+    type=float,
+    metavar="S",
+    help="Time limit for a row, in seconds.  [default: 600, or more if --budget needs it]",
 )
 @click.option("--device", metavar="NAME,...", help="cpu, cuda or cuda:0,cuda:1.  [default: all GPUs, or the CPU]")
 @click.option(
@@ -114,7 +117,7 @@ def _make_list_completer(kind: str) -> Callable[[click.Context, click.Parameter,
     metavar="FOLDER",
     help="Folder for the results.  [default: a new one in runs/]",
 )
-@click.option("--retry-failed", is_flag=True, help="Measure rows again that failed or ran out of budget.")
+@click.option("--retry-failed", is_flag=True, help="Measure again the rows that failed or ran out of budget.")
 @click.option("--dry-run", is_flag=True, help="Show what would be measured, and about how long it would take.")
 @click.pass_context
 def bench(ctx: click.Context, /, **values: Any) -> None:
@@ -213,7 +216,7 @@ def _dry_run(runner: BenchRunner, folder: Path | None) -> None:
     """Print the rows that would be measured, and how long that would take."""
     from unetkit.bench.columns import find_varying_keys
     from unetkit.bench.runner import dry_run
-    from unetkit.utils.formatting import format_count
+    from unetkit.utils.formatting import format_count, format_plural
     from unetkit.utils.tables import Listing, TableData
 
     found = dry_run(runner, folder)
@@ -223,7 +226,7 @@ def _dry_run(runner: BenchRunner, folder: Path | None) -> None:
     heads = [name.replace("_", " ") for name in names]
     tables = [TableData([*heads, "macs"], lines), TableData([*heads, "error"], failed, "These cannot be built or run:")]
     about = _format_duration(found.estimated_seconds)
-    summary = f"{len(lines)} rows would be measured against {found.baseline}, in about {about}"
+    summary = f"{format_plural(len(lines), 'row')} would be measured against {found.baseline}, in about {about}"
     done = [f"{found.num_done} rows are measured already"] if found.num_done else []
     print_listing(Listing([], [cells for cells in tables if cells.rows], [*done, summary]), None)
 

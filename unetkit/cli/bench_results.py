@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 )
 @click.option("--top", metavar="N", type=click.IntRange(1), help="Show only the first N rows.")
 @click.option("--columns", metavar="NAME,...", help="Columns to show.")
-@click.option("--effects", is_flag=True, help="Show how much each choice changes the metrics, or those of --columns.")
+@click.option(
+    "--effects", is_flag=True, help="Show how much each choice changes each metric, or only the metrics in --columns."
+)
 @click.option("--csv", "form", flag_value="csv", help="Print all columns as CSV, in seconds and bytes.")
 @click.option("--markdown", "form", flag_value="markdown", help="Print the table as Markdown.")
 @json_options

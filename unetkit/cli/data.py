@@ -38,7 +38,12 @@ def data() -> None:
     show_default=True,
     help="Share of the images for validation where the data have no split.",
 )
-@click.option("--group-by", metavar="REGEX", default="", help="Keep files in one split if REGEX finds the same text.")
+@click.option(
+    "--group-by",
+    metavar="REGEX",
+    default="",
+    help="Keep files in one split if REGEX finds the same text in their names.",
+)
 @click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="Seed of the split.")
 @click.option("--ignore-index", metavar="N", type=int, help="Mask value to ignore in losses and scores.")
 @json_options
@@ -57,7 +62,7 @@ def check(
 ) -> None:
     """Show how a data folder is interpreted, and list every problem with its file name.
 
-    FOLDER contains images/ and masks/, whose files are matched by name, or it is the name of a data set, as for
+    FOLDER is a folder with images/ and masks/, whose files are matched by name, or the name of a data set, as for
     `unetkit train --data`. The exit code is 1 if there are problems.
 
     \b

@@ -61,7 +61,7 @@ def eval_run(
     """Score a trained network on images with known masks.
 
     RUN is the folder that `unetkit train --out RUN` wrote. Without --split, the test images are scored; if there are
-    none, the validation images of the training data, or all images of other data. IoU, Dice, precision, recall and
+    none, the validation images are, or with --data all images. IoU, Dice, precision, recall and
     the boundary F-score are computed for each class, over all pixels (micro) and as means over images (macro). A class
     that occurs in neither masks nor predictions has no score.
 

@@ -34,7 +34,7 @@ def _complete_name(ctx: click.Context, param: click.Parameter, incomplete: str) 
 def list_parts(ctx: click.Context, kind: str | None, name: str | None) -> None:
     """List the kinds of parts, the parts of a KIND, or the options of the part NAME.
 
-    NAME may be a glob in quotes. Options after a colon are ignored.
+    NAME may be a glob in quotes. Options after a colon in NAME are ignored.
 
     \b
     unetkit list

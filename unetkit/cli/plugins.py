@@ -91,9 +91,9 @@ def _complete_title(ctx: click.Context, param: click.Parameter, incomplete: str)
     "--kind", required=True, metavar="KIND", shell_complete=_complete_title, help=f"One of {', '.join(TITLES)}."
 )
 def new(name: str, kind: str) -> None:
-    """Create a new plugin: an installable package with a working example of --kind, and its tests.
+    """Create a new plugin: an installable package with a working example of the given kind, and its tests.
 
-    The package is written to the folder NAME, and what it adds is also called NAME, without the prefix "unetkit-".
+    The package is written to the folder NAME. The part that it adds is called NAME too, less a leading "unetkit-".
 
     \b
     unetkit plugins new my-gate --kind fusion

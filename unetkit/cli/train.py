@@ -24,7 +24,9 @@ from unetkit.resolve import resolve
     metavar="X",
     help="Share of the images for validation where the data have no split.  [default: 0.2]",
 )
-@click.option("--group-by", metavar="REGEX", help="Keep files in one split if REGEX finds the same text.")
+@click.option(
+    "--group-by", metavar="REGEX", help="Keep files in one split if REGEX finds the same text in their names."
+)
 @click.option("--ignore-index", type=int, metavar="N", help="Mask value to ignore in losses and scores.")
 @click.option(
     "--crop", metavar="HxW", help="Size of the training crops.  [default: --size, or the first image's, at most 256]"
@@ -39,7 +41,7 @@ from unetkit.resolve import resolve
 @click.option("--optimizer", metavar="NAME", help="Optimizer with its options, such as adamw:clip=1.  [default: adamw]")
 @click.option("--freeze-encoder", metavar="EPOCHS|all", help="Keep the encoder frozen for the first EPOCHS, or always.")
 @click.option("--dtype", metavar="TYPE", help="float32, bfloat16 or float16.  [default: chosen by the device]")
-@click.option("--patience", type=int, metavar="N", help="Stop after N epochs without a better mIoU.")
+@click.option("--patience", type=int, metavar="N", help="Stop after N epochs without a better mIoU; 0 for never.")
 @click.option("--preview-every", type=int, metavar="N", help="Draw predictions every N epochs.  [default: 5]")
 @click.option("--workers", type=int, metavar="N", help="Number of data loading processes.  [default: 0 on a CPU]")
 @click.option("--device", metavar="NAME", help="Device, such as cpu, cuda or cuda:1.  [default: a GPU if there is one]")

@@ -37,7 +37,8 @@ def write_dataset(data: DatasetSplits, folder: Path, progress: Callable[[int, in
         FileError: The folder cannot be written to.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OptionError(f"--out {folder}: is not empty; give a new folder")
+        what = "is not empty" if folder.is_dir() else "is a file"
+        raise OptionError(f"--out {folder}: {what}; give a new folder")
     jobs = [(split, index) for split, images in data.splits.items() for index in range(len(images))]
     try:
         for done, (split, index) in enumerate(jobs):

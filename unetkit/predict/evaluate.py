@@ -65,7 +65,9 @@ def select_images(run: TrainRun, data: DatasetSplits, split: str | None = None) 
     """
     name = split or ("test" if "test" in data.splits else "val" if is_training_data(run, data) else ALL)
     if name != ALL and name not in data.splits:
-        raise OptionError(f"--split {name}: {data.source} has {', '.join(data.splits)}; give one of them, or {ALL}")
+        known = [split for split in data.splits if split != ALL]
+        advice = f"has {', '.join(known)}; give one of them, or {ALL}" if known else f"has no splits; give {ALL}"
+        raise OptionError(f"--split {name}: {data.source} {advice}")
     was = dict(run.splits).get(name)
     if is_training_data(run, data) and was and was != fingerprint(data.splits[name]):
         raise OptionError(

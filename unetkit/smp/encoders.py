@@ -158,7 +158,7 @@ def find_smp_weights(architecture: str, tag: str | None, pretrained: bool | str)
     if isinstance(pretrained, str):
         if not Path(pretrained).is_file():
             expected = f"a .safetensors file of smp/{architecture}'s tensors"
-            raise BuildError(f"there is no weights file {pretrained}; --pretrained takes {expected}")
+            raise BuildError(f"--pretrained {pretrained}: the file does not exist; give {expected}")
         return SmpWeights(pretrained, f"read from {pretrained}")
     tag = tag or ("imagenet" if "imagenet" in tags else next(iter(tags)))
     hub = tags[tag]["repo_id"], tags[tag]["revision"]

@@ -39,7 +39,7 @@ class _FullSizeModel(nn.Module):
         return full_size(self.model, x)
 
 
-#: Requirements by network. They depend on its layers only, so that they stay valid when its weights change.
+#: Requirements by network. They depend only on its layers, so they still hold when its weights change.
 _known: WeakKeyDictionary[nn.Module, TileRequirements] = WeakKeyDictionary()
 
 
@@ -108,7 +108,7 @@ def _edge(meta_model: nn.Module, least: int, period: int) -> tuple[tuple[Size, S
 
 
 def _count_affected(out: Tensor, x: Tensor) -> tuple[Size, Size]:
-    """Count the output rows and columns that depend on what lies before the first or behind the last input pixel."""
+    """Count the output rows and columns that depend on what lies before the first or after the last input pixel."""
 
     def beyond(at: int, pixel: int, axis: int) -> bool:
         # The receptive fields of an output pixel and of the pixel at the far end together span more than the input.

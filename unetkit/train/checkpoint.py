@@ -165,4 +165,5 @@ def read_run(folder: str | Path) -> TrainRun:
         values |= {name: tuple(values[name].items()) for name in ("versions", "splits")}
         return TrainRun(folder, **values)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FileError(f"{path} is damaged: {error}; the weights in the same folder may still be intact") from error
+        why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise FileError(f"{path} is damaged: {why}; the weights in the same folder may still be intact") from error

@@ -57,11 +57,11 @@ def plan_for_data(plan: Plan, data: DatasetSplits) -> Plan:
     """Set the classes and input channels of a plan to those of the data.
 
     Raises:
-        OptionError: The plan has other classes or channels.
+        OptionError: The plan has other classes or channels than the data.
     """
     if plan.in_channels not in (None, data.channels):
-        what = f"--in-channels {plan.in_channels}: the images of {data.source} have {data.channels}"
-        raise OptionError(f"{what}; leave it out, or give that number")
+        what = f"--in-channels {plan.in_channels}: the images of {data.source} have {data.channels} channel(s)"
+        raise OptionError(f"{what}; leave --in-channels out, or give {data.channels}")
     if plan.classes is not None:
         data.target.activation(plan.classes)
     return replace(plan, in_channels=data.channels, classes=plan.classes or data.target.outputs)
@@ -204,11 +204,13 @@ def resume(
     Args:
         folder: the folder of the run.
         data: the data set if it was given to `run` as an object, or the new path of a folder that was moved.
-        device: another device; on another device, or with another number of threads, the last digits may differ.
+        device: another device; on another device, or with another number of threads, the last digits of the
+            weights may differ.
         parts, callback, save_every: as for `run`.
 
     Raises:
         FileError: The folder contains no run, or its files are damaged.
+        OptionError: The data differ from those that the run began with.
     """
     begun = read_run(folder)
     device = device or begun.config.device
@@ -220,7 +222,10 @@ def resume(
             begun = replace(begun, config=replace(begun.config, data=with_absolute_path(data, parts)))
         found = data if isinstance(data, DatasetSplits) else open_splits(begun.config, parts, callback.on_scan)
         if (found.target, check_fingerprints(found)) != (begun.target, begun.splits):
-            raise OptionError(f"{found.source} has changed since {folder} began (classes or images); start a new run")
+            raise OptionError(
+                f"{found.source} is not the data of {folder}, or it has changed: its classes or images differ; "
+                "give the original data, or start a new run"
+            )
         state = _load_state(begun.folder)
         with stdout_to_stderr():
             # The file contains the pretrained weights; building with the plan would download them again.

@@ -47,4 +47,4 @@ def check_device(device: Any) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         why = str(error).strip().split("\n")[0][:200]
-        raise OptionError(f"device={device} is not available ({why}); give another one, such as cpu") from error
+        raise OptionError(f"--device {device}: is not available ({why}); give another one, such as cpu") from error

@@ -49,7 +49,7 @@ class TimmSpec(NamedTuple):
             options["output_stride"] = self.output_stride
         if isinstance(pretrained, str):
             if not Path(pretrained).is_file():
-                raise BuildError(f"there is no weights file {pretrained}; --pretrained takes a file in timm's format")
+                raise BuildError(f"--pretrained {pretrained}: the file does not exist; give a file in timm's format")
             options["pretrained_cfg_overlay"] = {"file": pretrained}
         loads = bool(pretrained) and torch.get_default_device().type != "meta"
         try:
