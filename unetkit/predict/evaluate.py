@@ -33,8 +33,11 @@ def open_evaluation(run: TrainRun, text: str | None = None, parts: Parts | None 
 
     Raises:
         OptionError: The data set has other classes or channels than the run.
+        PluginError: A plugin that the run uses is not loaded.
     """
     choices = run.config
+    if text is None and parts is not None:
+        run.check_plugins(parts)
     text = text or choices.data
     target = run.target if not is_named_dataset(text, parts) and read_classes(Path(text)) is None else None
     val = (

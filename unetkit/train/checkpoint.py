@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unetkit.data.types import Target
-from unetkit.errors import FileError
+from unetkit.errors import FileError, PluginError
 from unetkit.network import Network
 from unetkit.plan import Plan
 from unetkit.registry import Parts
@@ -100,6 +100,8 @@ class TrainRun:
         mean, std: the mean and standard deviation by which each channel is normalized.
         splits: the fingerprint of each split; see `fingerprint`.
         plugins: the files and modules that were given by --plugin.
+        owners: the name and version of each plugin that supplies the data set, the loss, the augmentation or the
+            optimizer; the weights name those of the network.
         versions: the versions of unetkit and of the libraries that affect the result.
         command: the command line.
     """
@@ -113,6 +115,7 @@ class TrainRun:
     std: tuple[float, ...]
     splits: tuple[tuple[str, str], ...] = ()
     plugins: tuple[str, ...] = ()
+    owners: tuple[tuple[str, str], ...] = ()
     versions: tuple[tuple[str, str], ...] = ()
     command: str = ""
 
@@ -133,11 +136,21 @@ class TrainRun:
             )
         return load(self.folder / weights, parts=parts, device=device).eval()
 
+    def check_plugins(self, parts: Parts) -> None:
+        """Raise PluginError if a plugin that supplies the data set, the loss or the like is not loaded."""
+        loaded = {plugin.name for plugin in parts.plugins if plugin.loaded}
+        for name, plugin_version in self.owners:
+            if name not in loaded:
+                raise PluginError(
+                    f"{self.folder} was trained with plugin {f'{name} {plugin_version}'.strip()}, which is not loaded; "
+                    "install it, or give its file by --plugin"
+                )
+
     def write(self) -> None:
         """Write the header that `read_run` reads."""
         target = {"kind": self.target.kind, "names": self.target.names, "colours": self.target.colours}
         values = {**vars(self), "plan": str(self.plan), "config": self.config.to_dict(), "target": target}
-        values |= {"versions": dict(self.versions), "splits": dict(self.splits)}
+        values |= {name: dict(getattr(self, name)) for name in ("versions", "splits", "owners")}
         del values["folder"]
         with atomic_write(self.folder / HEADER) as temporary:
             temporary.write_text(json.dumps(values, indent=2), encoding="utf-8")
@@ -162,7 +175,7 @@ def read_run(folder: str | Path) -> TrainRun:
         values["target"] = Target(values["target"]["kind"], names, colours)
         values |= {"plan": Plan.parse(values["plan"]), "config": TrainConfig.from_dict(values["config"])}
         values |= {name: tuple(values[name]) for name in ("mean", "std", "plugins")}
-        values |= {name: tuple(values[name].items()) for name in ("versions", "splits")}
+        values |= {name: tuple(values[name].items()) for name in ("versions", "splits", "owners")}
         return TrainRun(folder, **values)
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from unetkit.builder import build_plan
-from unetkit.data.augment import make_augment
+from unetkit.data.augment import NONE, make_augment, split_steps
 from unetkit.data.datasets import open_data, with_absolute_path
 from unetkit.data.types import Dataset, DatasetSplits, fingerprint
 from unetkit.errors import FileError, OptionError
@@ -80,8 +80,23 @@ def fill_defaults(config: TrainConfig, plan: Plan, data: DatasetSplits, parts: P
     return replace(config, loss=loss, crop=crop, augment=augment, optimizer=optimizer)
 
 
+def find_owners(config: TrainConfig, parts: Parts) -> tuple[tuple[str, str], ...]:
+    """Find the plugins that supply the data set, the loss, the augmentation and the optimizer, with their versions."""
+    names = [("loss", spec.name) for spec in PartSpec.parse(config.loss).links]
+    names += [("augment", PartSpec.parse(step).name) for step in split_steps(config.augment) if step != NONE]
+    names += [("optimizer", PartSpec.parse(config.optimizer).name), ("data", config.data.partition(":")[0])]
+    owners = {parts[kind].entries[name].owner for kind, name in names if name in parts[kind].entries} - {"unetkit"}
+    return tuple((plugin.name, plugin.version) for plugin in parts.plugins if plugin.loaded and plugin.name in owners)
+
+
 def make_run(
-    folder: Path, network: Network, config: TrainConfig, data: DatasetSplits, plugins: tuple[str, ...], command: str
+    folder: Path,
+    network: Network,
+    config: TrainConfig,
+    data: DatasetSplits,
+    parts: Parts,
+    plugins: tuple[str, ...],
+    command: str,
 ) -> TrainRun:
     """Create the description of a run before its first step."""
     mean, std = choose_normalization(find_network(network), data)
@@ -97,6 +112,7 @@ def make_run(
         std=std,
         splits=check_fingerprints(data),
         plugins=plugins,
+        owners=find_owners(config, parts),
         versions=versions,
         command=command,
     )
@@ -186,7 +202,7 @@ def run(
         with stdout_to_stderr():
             network = _first_process_first(group, lambda: build_plan(plan, parts))
             trace(network, settings.crop)  # raises InputSizeError if the network does not take the crop
-        begun = make_run(folder, network, settings, found, tuple(plugins), command)
+        begun = make_run(folder, network, settings, found, parts, tuple(plugins), command)
         return _train(begun, found, network, group, TrainState(), parts, callback, save_every)
 
 
@@ -210,12 +226,14 @@ def resume(
 
     Raises:
         FileError: The folder contains no run, or its files are damaged.
+        PluginError: A plugin that the run uses is not loaded.
         OptionError: The data differ from those that the run began with.
     """
     begun = read_run(folder)
     device = device or begun.config.device
     check_device(device)
     parts = parts or (load_parts(begun.plugins) if begun.plugins else default_parts())
+    begun.check_plugins(parts)
     callback = callback or TrainCallback()
     with init_processes(device) as group:
         if isinstance(data, str):

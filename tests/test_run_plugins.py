@@ -1,0 +1,196 @@
+"""A plugin of one file that brings a loss, an augmentation, a dataset, an optimizer and a metric to a run."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import unetkit
+from unetkit import bench, train
+from unetkit.cli import cli
+from unetkit.errors import OptionError, PluginError, UnknownNameError
+from unetkit.testing import check_plugin
+from unetkit.train.checkpoint import read_run
+
+PLUGIN = '''
+from functools import partial
+
+import torch
+import unetkit
+from unetkit.data.synthetic_cells import cells
+from unetkit.train.losses import LossTerm, mean_per_image, nll
+from unetkit.train.optim import OptimizerConfig
+
+
+class Power(LossTerm):
+    """A power of the negative log-likelihood.
+
+    Args:
+        power: exponent.
+    """
+
+    def __init__(self, target, activation, *, power: float = 1.0, share: float = 1.0) -> None:
+        super().__init__(target, activation, share=share)
+        self.power = power
+
+    def __call__(self, logits, masks, borders):
+        return mean_per_image(nll(logits, masks, self.activation) ** self.power, masks)
+
+
+class Dim:
+    """Darker images."""
+
+    def __call__(self, pixels, draw):
+        return pixels._replace(image=pixels.image * float(torch.rand((), generator=draw)))
+
+
+def few_cells(*, count: int = 4):
+    """A few small images.
+
+    Args:
+        count: training images.
+    """
+    return cells(count=count, val=2, test=1, size=32)
+
+
+def rms(*, alpha: float = 0.9) -> OptimizerConfig:
+    """RMSprop.
+
+    Args:
+        alpha: share of the mean of squares that is kept.
+    """
+    return OptimizerConfig(partial(torch.optim.RMSprop, alpha=alpha))
+
+
+def convolutions(bench_model):
+    """Convolutions of the network."""
+    return sum(isinstance(module, torch.nn.Conv2d) for module in bench_model.model.modules())
+
+
+@unetkit.hookimpl
+def unetkit_register(parts):
+    parts.losses.add("power", Power)
+    parts.augmentations.add("dim", Dim)
+    parts.datasets.add("few", few_cells)
+    parts.optimizers.add("rms", rms)
+    parts.metrics.add("convolutions", convolutions)
+'''
+LINE = "--encoder plain:widths=[4,8] --seed 0"
+WORDS: dict[str, Any] = {
+    "data": "few:count=3",
+    "loss": "power:power=1.5+dice",
+    "augment": "dim,hflip",
+    "optimizer": "rms:alpha=0.8",
+}
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("plugin") / "mine.py"
+    path.write_text(PLUGIN)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(plugin: Path, tmp_path_factory: pytest.TempPathFactory) -> train.TrainRun:
+    folder = tmp_path_factory.mktemp("runs") / "a"
+    return train.run(LINE, folder, plugins=[str(plugin)], epochs=2, batch_size=2, **WORDS)
+
+
+def command(*words: Any) -> str:
+    done = CliRunner().invoke(cli, [*map(str, words)])
+    assert done.exit_code == 0, done.exception
+    return done.output
+
+
+def test_a_run_uses_and_records_it(run: train.TrainRun) -> None:
+    config = run.config
+    assert (config.loss, config.augment, config.optimizer) == ("power:power=1.5+dice", "dim,hflip", "rms:alpha=0.8")
+    assert config.data == "few:count=3"
+    assert read_run(run.folder).owners == run.owners == (("mine", ""),)
+    assert json.loads((run.folder / "run.json").read_text())["owners"] == {"mine": ""}
+    first = torch.load(run.folder / "state.pt", weights_only=True)["optimizer"]["state"][0]
+    assert "square_avg" in first
+
+
+def test_it_is_evaluated_and_resumed_with_the_plugin(run: train.TrainRun, tmp_path: Path) -> None:
+    scores = json.loads(command("eval", run.folder, "--json"))
+    assert (scores["split"], scores["images"], scores["data"]) == ("test", 1, "few:count=3")
+    assert train.resume(run.folder).folder == run.folder  # it is finished, so nothing changes
+    without = replace(run, folder=tmp_path, plugins=())
+    without.write()
+    message = rf"{re.escape(str(tmp_path))} was trained with plugin mine, which is not loaded; install it, or give"
+    with pytest.raises(PluginError, match=message):
+        train.resume(tmp_path)
+
+
+def test_the_commands_know_its_names(plugin: Path, tmp_path: Path) -> None:
+    for kind, name in {
+        "losses": "power",
+        "augment": "dim",
+        "data": "few",
+        "optimizer": "rms",
+        "metric": "convolu",
+    }.items():
+        assert name in command("--plugin", plugin, "list", kind)
+    assert "count" in command("--plugin", plugin, "list", "data", "few")
+    assert "no problems" in command("--plugin", plugin, "data", "check", "few:count=2")
+    command("--plugin", plugin, "data", "write", "few:count=2", "--out", tmp_path / "few")
+    assert len([*(tmp_path / "few").rglob("images/*")]) == 5
+
+
+def test_it_is_benched(plugin: Path) -> None:
+    [row] = bench.run([LINE], metrics=["convolutions"], plugins=[str(plugin)], sizes=[32], threads=1)
+    assert row.values == {
+        "convolutions": sum(isinstance(m, torch.nn.Conv2d) for m in unetkit.build("plain:widths=[4,8]").modules())
+    }
+
+
+def test_it_conforms(plugin: Path) -> None:
+    results = check_plugin(plugin)
+    assert [str(r) for r in results if r.outcome == "failed"] == []
+    assert {r.part for r in results} == {
+        *("plugin", "loss power", "augmentation dim", "dataset few", "optimizer rms", "metric convolutions")
+    }
+
+
+REFUSED = [
+    ({"loss": "powr"}, UnknownNameError, r"--loss powr: no loss is called 'powr'; did you mean power"),
+    ({"loss": "power:exponent=2"}, OptionError, "power has no option 'exponent'; it has power, share"),
+    ({"optimizer": "rms:alpha=x"}, OptionError, "--optimizer rms:alpha=x: alpha must be a number; got x"),
+    ({"augment": "dim:by=2"}, OptionError, "dim has no options, so 'by' is not one"),
+    ({"data": "few:count=0"}, OptionError, "cells: count must be at least 1; got 0"),
+    ({"data": "fewe:count=1"}, UnknownNameError, "no dataset is called 'fewe'; did you mean few"),
+    ({"optimizer": "sgd:nesterov=true,momentum=0"}, OptionError, "nesterov needs a momentum above 0"),
+    (
+        {"optimizer": "sgd:momentum=1"},
+        OptionError,
+        "--optimizer sgd:momentum=1: momentum must be at least 0 and below 1",
+    ),
+]
+
+
+@pytest.mark.parametrize(("words", "kind", "message"), REFUSED, ids=[str(words) for words, _, _ in REFUSED])
+def test_what_is_wrong_is_refused(
+    plugin: Path, tmp_path: Path, words: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        train.run(LINE, tmp_path / "a", plugins=[str(plugin)], epochs=1, **{**WORDS, **words})
+    assert not (tmp_path / "a").exists()
+
+
+def test_sgd_trains_with_momentum(tmp_path: Path) -> None:
+    run = train.run(
+        LINE, tmp_path / "a", data="cells:count=2,val=1,test=0,size=32", optimizer="sgd:momentum=0.99", epochs=1, lr=0.1
+    )
+    assert run.config.optimizer == "sgd:momentum=0.99"
+    state = torch.load(run.folder / "state.pt", weights_only=True)["optimizer"]
+    assert "momentum_buffer" in state["state"][0]
+    assert {group["momentum"] for group in state["param_groups"]} == {0.99}
