@@ -245,7 +245,7 @@ def test_a_text_is_said_back_at_its_shortest(text: str, said: str) -> None:
         ("noise:std=inf", OptionError, "std takes numbers from 0; got inf"),
         ("none,hflip", OptionError, "none cannot be combined with other steps"),
         ("std=3", OptionError, "is not a part"),
-        ("hflip,", OptionError, "is not a part"),
+        ("hflip,", OptionError, "a part is empty"),
         ("hflip+rotate90", OptionError, "commas"),
         ('elastic:std="3', OptionError, "a double quote is not closed"),
     ],

@@ -370,7 +370,8 @@ def test_a_column_that_is_not_there_is_refused_with_the_list(folder: str) -> Non
 
 
 def test_a_folder_without_a_benchmark_is_refused(tmp_path: Path) -> None:
-    assert "contains no benchmark results" in refused(str(tmp_path / "nowhere"))
+    assert "nowhere does not exist; give the folder that" in refused(str(tmp_path / "nowhere"))
+    assert "contains no benchmark results" in refused(str(tmp_path))
 
 
 def test_pandas_has_a_column_for_each_of_ours() -> None:

@@ -68,8 +68,8 @@ def test_a_chain_is_valid_where_a_link_is() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"up": "bilinear+nearest"}, "--up bilinear+nearest: only blocks can be chained with +; give one part"),
-        ({"head": "conv+conv"}, "--head conv+conv: only blocks can be chained with +"),
+        ({"up": "bilinear+nearest"}, "--up bilinear+nearest: one upsampler is expected here; do not use +"),
+        ({"head": "conv+conv"}, "--head conv+conv: one head is expected here; do not use +"),
         ({"block": "double+"}, "a part is empty"),
         ({"block": "+double"}, "a part is empty"),
         ({"block": "double+bass"}, "--block bass: no block is called 'bass'; did you mean basic"),
@@ -96,7 +96,7 @@ def test_a_part_alone() -> None:
     ("arguments", "kind", "message"),
     [
         (("fuse", "ad", 1, 1), UnknownNameError, "--fuse ad: no fusion is called 'ad'"),
-        (("losses", "dice"), OptionError, "no kind is called 'losses'"),
+        (("losses", "dice"), OptionError, "losses: make_part makes parts of a network, such as fusions"),
         (("up", "transposed:kernl=2", 4, 2.0), OptionError, "transposed has no option 'kernl'"),
         (("up", "transposed", 4, 1.5), BuildError, "--up transposed: transposed cannot upsample by 1.5"),
         (("fuse", "add", 4), BuildError, "--fuse add (of unetkit) with 4 failed: TypeError"),

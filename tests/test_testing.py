@@ -263,7 +263,7 @@ def test_names_that_are_not_there() -> None:
         check_part("lossy", "add")
     with pytest.raises(OptionError, match=r"double\+double: chained blocks are checked one at a time"):
         check_part("block", "double+double")
-    with pytest.raises(OptionError, match="--fuse add:wide=1: add has no option 'wide'"):
+    with pytest.raises(OptionError, match="--fuse add:wide=1: add has no options, so 'wide'"):
         check_part("fusion", "add:wide=1")
 
 

@@ -17,7 +17,7 @@ from unetkit.errors import BuildError, OptionError, PluginError, UnetkitError
 from unetkit.network import Network, WholeModel, state_shapes
 from unetkit.plan import PartSpec, Plan
 from unetkit.plugins import default_parts
-from unetkit.registry import Parts
+from unetkit.registry import PART_KINDS, Parts
 from unetkit.resolve import NO_LOGITS, canonical_spec, kind_of, minimal_plan, parse_options, resolve, signature_of
 from unetkit.summary.input_sizes import verify
 from unetkit.unet import BlockSequence, Stage, UNet
@@ -43,6 +43,8 @@ def make_part(kind: str, part: Any, *wiring: Any, parts: Parts | None = None) ->
     """
     parts = parts or current_parts()
     word = parts[kind].kind.field
+    if parts[kind].kind not in PART_KINDS:
+        raise OptionError(f"{kind}: make_part makes parts of a network, such as fusions")
     spec = canonical_spec(word, PartSpec.of(part), parts)
     _, owners = _CURRENT_BUILD.get() or (None, set())
     owners.update(owner_of(word, link, parts) for link in spec.links)

@@ -251,7 +251,10 @@ def open_folder(
     found = index_folder(Path(text), rules, ignore, target, progress)
     if found.problems or found.encoding is None:
         more = f" ({format_plural(len(found.problems) - 1, 'more problem')})" if len(found.problems) > 1 else ""
-        raise FileError(f"{found.problems[0]}{more}; `unetkit data check {text}` lists all")
+        hint = (
+            "" if found.problems and found.problems[0].startswith("--") else f"; `unetkit data check {text}` lists all"
+        )
+        raise FileError(f"{found.problems[0]}{more}{hint}")
     channels = len(read_image(next(iter(found.splits.values()))[0].image))
     splits = {name: FolderDataset((*entries,), found.encoding, channels) for name, entries in found.splits.items()}
     return DatasetSplits(text, found.encoding.target, channels, splits, AUGMENT)

@@ -52,11 +52,13 @@ def plan_outputs(
 
     Raises:
         FileError: A folder contains no image.
-        OptionError: Two images have the same output file, an output would overwrite an image, or there are more classes
-            than a PNG palette can hold.
+        OptionError: Two images have the same output file, an output would overwrite an image, `out` is a file, or
+            there are more classes than a PNG palette can hold.
     """
     if target.kind != "multilabel" and len(target.names) > VOID:
         raise OptionError(f"{len(target.names)} classes do not fit into the palette of a PNG, which has {VOID}")
+    if out.exists() and not out.is_dir():
+        raise OptionError(f"--out {out}: is a file; give a folder")
     jobs = [
         _plan_job(path, out / inside, target, probabilities, overlays) for path, inside in find_images(images).items()
     ]

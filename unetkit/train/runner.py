@@ -184,6 +184,8 @@ def run(
         UnetkitError: The loss became infinite or NaN.
     """
     folder, plan = Path(out), Plan.parse(plan) if isinstance(plan, str) else plan
+    if folder.exists() and not folder.is_dir():
+        raise OptionError(f"--out {folder}: is a file; give a folder")
     if (folder / HEADER).exists():
         raise OptionError(
             f"--out {folder} already contains a run; continue it with --resume {folder}, or give a new folder"

@@ -239,7 +239,10 @@ class Trainer:
         except (RuntimeError, ValueError, MemoryError) as error:
             shape = "x".join(map(str, batch.images.shape))
             if is_oom(error):
-                raise UnetkitError(f"not enough memory for a step of {shape}; lower --batch-size or --crop") from error
+                raise UnetkitError(
+                    f"not enough memory for a step of {shape}; "
+                    "start again with a lower --batch-size or --crop, and another --out"
+                ) from error
             if "more than 1 value per channel" in str(error):  # torch's batch norm
                 raise OptionError(
                     f"a step of {shape} gives a batch norm one value for each channel, which has no variance; "
