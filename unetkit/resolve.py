@@ -234,5 +234,10 @@ def create(word: str, text: str | PartSpec, parts: Parts, *wiring: Any) -> Any:
     options = parse_options(word, spec, signature_of(word, spec, parts))
     entry = parts[word].get(spec.name)
     factory = entry.load()
-    with wrap_errors(f"--{word} {spec} (of {entry.owner}) cannot be created"):
-        return factory(*wiring, **options)
+    try:
+        with wrap_errors(f"--{word} {spec} (of {entry.owner}) cannot be created"):
+            return factory(*wiring, **options)
+    except OptionError as error:
+        if str(error).startswith(("--", f"{spec.name}:")):
+            raise  # it says what it is about
+        raise OptionError(f"--{word} {spec}: {error}") from error

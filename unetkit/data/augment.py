@@ -321,7 +321,7 @@ def make_augment(text: str, crop: tuple[int, int], parts: Parts | None = None) -
     if NONE in texts:
         raise OptionError(f"--augment {text}: none cannot be combined with other steps")
     specs = [_parse_step(step) for step in texts]
-    steps = tuple(_make_step(spec, parts) for spec in specs)
+    steps: tuple[Step, ...] = tuple(create("augment", spec, parts) for spec in specs)
     return Augment(",".join(str(canonical_spec("augment", spec, parts)) for spec in specs) or NONE, steps, crop)
 
 
@@ -341,12 +341,3 @@ def _parse_step(text: str) -> PartSpec:
     if spec.chained:
         raise OptionError(f"--augment {text}: separate steps with commas, not with +")
     return spec
-
-
-def _make_step(spec: PartSpec, parts: Parts) -> Step:
-    try:
-        step: Step = create("augment", spec, parts)
-    except OptionError as error:
-        message = str(error)
-        raise OptionError(message if message.startswith("--") else f"--augment {spec}: {message}") from error
-    return step

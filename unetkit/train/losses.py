@@ -317,16 +317,7 @@ def make_loss(text: str, target: Target, outputs: int, parts: Parts | None = Non
     """
     parts, activation = parts or default_parts(), target.activation(outputs)
     specs = PartSpec.parse(text or DEFAULTS[activation]).links
-    terms = [_make_term(spec, target, activation, parts) for spec in specs]
+    terms: list[LossTerm] = [create("loss", spec, parts, target, activation) for spec in specs]
     if sum(term.border is not None for term in terms) > 1:
         raise OptionError(f"--loss {text}: border appears twice, but an image has only one border map; leave one out")
     return Loss(terms, "+".join(str(canonical_spec("loss", spec, parts)) for spec in specs))
-
-
-def _make_term(spec: PartSpec, target: Target, activation: Activation, parts: Parts) -> LossTerm:
-    try:
-        term: LossTerm = create("loss", spec, parts, target, activation)
-    except OptionError as error:
-        text = str(error)
-        raise OptionError(text if text.startswith("--") else f"--loss {spec}: {text}") from error
-    return term

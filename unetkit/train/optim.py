@@ -133,11 +133,7 @@ def create_optimizer_config(text: str, parts: Parts) -> OptimizerConfig:
         UnknownNameError, OptionError: The optimizer, an option or a value does not exist.
         PluginError: The optimizer of a plugin returns something else.
     """
-    try:
-        found = create("optimizer", text, parts)
-    except OptionError as error:
-        message = str(error)
-        raise OptionError(message if message.startswith("--") else f"--optimizer {text}: {message}") from error
+    found = create("optimizer", text, parts)
     if not isinstance(found, OptimizerConfig):
         raise PluginError(
             f"--optimizer {text}: its factory returns a {type(found).__name__}; "
