@@ -43,6 +43,8 @@ PART_KINDS = (
     Kind("recipe", "recipe", "recipes"),
     Kind("model", "model", "models"),
 )
+#: The fields of a plan that are parts.
+PART_FIELDS = {kind.field for kind in PART_KINDS}
 #: The kinds of what a training run or a benchmark is made of.
 RUN_KINDS = (
     Kind("data", "dataset", "datasets"),

@@ -24,7 +24,7 @@ from unetkit.errors import BuildError, OptionError, UnetkitError, UnknownNameErr
 from unetkit.options import split_items
 from unetkit.plan import PLAN_FIELDS, PartSpec, Plan
 from unetkit.plugins import PluginManager
-from unetkit.registry import PART_KINDS, Parts, Plugin
+from unetkit.registry import PART_FIELDS, Parts, Plugin
 from unetkit.resolve import canonical_plan, kind_of, resolve, signature_of
 from unetkit.utils.formatting import Size
 
@@ -135,7 +135,6 @@ AXES = tuple(field for field in PLAN_FIELDS if field.name not in EXCLUDED_FIELDS
 _MODEL_FIELDS = ("model", "encoder", "in_channels", "classes")
 #: Value of the factor "model" of a U-Net that is made of parts, if other rows are whole models.
 UNET_MODEL = "unet"
-_KIND_FIELDS = {kind.field for kind in PART_KINDS}
 
 
 def parse_axis(field: str, texts: Iterable[str], parts: Parts) -> list[str]:
@@ -186,7 +185,7 @@ def _split_list(field: str, text: str) -> list[str]:
 
 def _expand_glob(field: str, item: str, parts: Parts) -> list[str]:
     name, colon, options = item.partition(":")
-    if kind_of(field) not in _KIND_FIELDS or not any(sign in name for sign in "*?["):
+    if kind_of(field) not in PART_FIELDS or not any(sign in name for sign in "*?["):
         return [item]
     # Without a library, as in "resnet*", a glob leaves out the names of another library that need its prefix.
     entries = [

@@ -20,7 +20,7 @@ from unetkit.bench.metrics import collect_metrics
 from unetkit.cli.options import complete_part, get_manager, get_parts
 from unetkit.errors import OptionError
 from unetkit.plan import PlanField
-from unetkit.registry import PART_KINDS, Parts
+from unetkit.registry import PART_FIELDS, Parts
 from unetkit.resolve import kind_of
 from unetkit.utils.tables import page_width, print_listing
 
@@ -36,7 +36,6 @@ _SUBCOMMANDS = {
     "metrics": "unetkit.cli.bench",
     "selftest": "unetkit.cli.bench_selftest",
 }
-_KINDS = {kind.field for kind in PART_KINDS}
 
 
 class _Group(click.Group):
@@ -59,7 +58,7 @@ def grid_options(command: F) -> F:
 
 def _make_grid_option(word: PlanField) -> Callable[[F], F]:
     kind = kind_of(word.name)
-    complete: dict[str, Any] = {"shell_complete": _make_list_completer(kind)} if kind in _KINDS else {}
+    complete: dict[str, Any] = {"shell_complete": _make_list_completer(kind)} if kind in PART_FIELDS else {}
     listed = word.metavar if word.name == "widths" else f"{word.metavar},..."
     help_text = f"{word.help[0].upper()}{word.help[1:]}."
     return click.option(word.flag, word.name, metavar=listed, multiple=True, help=help_text, **complete)

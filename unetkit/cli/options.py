@@ -15,7 +15,7 @@ from unetkit.commands import PluginCommand, plugin_commands
 from unetkit.errors import OptionError, UnetkitError
 from unetkit.plan import PLAN_FIELDS, PlanField, parse_size
 from unetkit.plugins import PluginManager, default_manager, load_manager
-from unetkit.registry import PART_KINDS, Entry, Parts, Registry
+from unetkit.registry import PART_FIELDS, Entry, Parts, Registry
 from unetkit.resolve import kind_of
 from unetkit.utils.files import write_requested_file
 from unetkit.utils.formatting import Size
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 
 F = TypeVar("F", bound=Callable[..., Any])
-_WORDS = {kind.field for kind in PART_KINDS}
 
 
 def get_manager(ctx: click.Context) -> PluginManager:
@@ -62,7 +61,7 @@ def _make_option(word: PlanField) -> Callable[[F], F]:
     extra: dict[str, Any] = {}
     if word.name == "pretrained":  # unprocessed, or click would make the text "True" of it
         extra = {"is_flag": False, "flag_value": True, "type": click.UNPROCESSED}
-    if kind_of(word.name) in _WORDS:
+    if kind_of(word.name) in PART_FIELDS:
         extra["shell_complete"] = _make_completer(kind_of(word.name))
     return click.option(
         word.flag, word.name, metavar=word.metavar, help=f"{word.help[0].upper()}{word.help[1:]}.", **extra
