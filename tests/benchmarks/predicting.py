@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import tifffile
 
-from tests.test_predict import trained
+from tests.predict.test_predictor import trained
 from unetkit.data.types import Target
 
 #: Encoders, numbers of channels, and image sizes. The smallest image shows the memory that a process needs in any case.

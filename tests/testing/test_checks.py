@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import unetkit.testing
-from tests.wrong_parts import RIGHT, WRONG, Gate, Patches, Pyramid
-from tests.wrong_run_parts import RIGHT_NAMES
+from tests.testing.wrong_parts import RIGHT, WRONG, Gate, Patches, Pyramid
+from tests.testing.wrong_run_parts import RIGHT_NAMES
 from unetkit.errors import BuildError, OptionError, UnknownNameError
 from unetkit.plan import PartSpec
 from unetkit.plugins import load_parts

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
 
-from tests.bench_runs import made_run
+from tests.bench.example_runs import made_run
 from unetkit.bench.columns import (
     HIDDEN,
     Column,

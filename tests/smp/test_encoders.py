@@ -18,8 +18,8 @@ from segmentation_models_pytorch import encoders as theirs
 from torch import Tensor
 
 import unetkit
-from tests import test_pretrained
-from tests.test_pretrained import Hub, adapted, refusal, use
+from tests.parts import test_pretrained
+from tests.parts.test_pretrained import Hub, adapted, refusal, use
 from unetkit.errors import BuildError, OptionError
 from unetkit.parts.encoders.normalization import get_normalization_stats
 from unetkit.smp import catalog as smp_names

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import unetkit
-from tests.training_sets import Squares, squares
+from tests.train.example_sets import Squares, squares
 from unetkit import train
 from unetkit.data.datasets import open_data
 from unetkit.data.export import write_dataset
@@ -162,7 +162,7 @@ def child(folder: str, line: str, save_every: float) -> None:
 def test_a_run_that_is_killed_at_any_moments_goes_on_to_the_same_weights_to_the_bit(tmp_path: Path) -> None:
     line = f"{TINY} --block double:dropout=0.2"
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_training"])
+    context.set_forkserver_preload(["tests.train.test_training"])
     whole = context.Process(target=child, args=(str(tmp_path / "whole"), line, 300.0))
     whole.start()
     whole.join()
@@ -450,7 +450,7 @@ def one_of_two(rank: int, port: int, folder: str, options: dict[str, Any]) -> No
 def two(folder: Path, **options: Any) -> list[int | None]:
     """Train in two processes; how each ended. The first may be stopped after so many steps."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_training"])
+    context.set_forkserver_preload(["tests.train.test_training"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests import references
+from tests.parts import references
 from tests.rounding import assert_equal_to_rounding
 from unetkit import build
 from unetkit.network import Network

@@ -154,7 +154,7 @@ def test_what_cannot_be_is_refused(options: dict[str, float], told: str) -> None
 
 
 def test_every_option_is_on_the_page_with_its_default() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "cells.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "cells.md").read_text(encoding="utf-8")
     assert not [
         option.name for option in read_signature(cells).options if f"| `{option.name}` | {option.default} |" not in page
     ]

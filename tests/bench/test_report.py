@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.bench_runs import BASELINE, made_run
+from tests.bench.example_runs import BASELINE, made_run
 from unetkit.bench.effects import MAX_PAIRWISE_VALUES, list_effects
 from unetkit.bench.report.charts import MAX_DOTS, pareto_front
 from unetkit.bench.report.page import render_report

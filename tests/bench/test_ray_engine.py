@@ -27,7 +27,7 @@ from unetkit.bench.ray_engine import MAX_ATTEMPTS, import_ray, library_versions,
 from unetkit.bench.results import read_results
 from unetkit.errors import OptionError, UnetkitError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 #: Seconds that Ray may take to start its nodes: on a machine where it takes longer there is nothing to test.
 PATIENCE = 60
 #: Seconds for what ought to come at once.
@@ -139,7 +139,7 @@ def drive_one(names: list[str], folder: str, leave: int | None, options: dict[st
             ended.close()
 
 
-NAME = "tests.test_bench_ray"
+NAME = "tests.bench.test_ray_engine"
 
 
 def strange_versions() -> dict[str, str]:

@@ -35,7 +35,7 @@ from unetkit.utils.system import code_digest, is_oom
 #: Draws the sample below; another gives other models.
 SEED = 4
 GIB = 1 << 30
-CHILDREN = "tests.sweep_children"
+CHILDREN = "tests.sweep.children"
 
 
 def small_names(number: int, largest: float) -> list[str]:
@@ -231,7 +231,7 @@ if __name__ == "__main__":
 def lead(folder: Path, ask: str, glob: str) -> subprocess.Popen[str]:
     """Start a sweep in a folder."""
     (folder / "leader.py").write_text(LEADER)
-    environment = {**os.environ, "LINGERS": str(folder), "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = {**os.environ, "LINGERS": str(folder), "PYTHONPATH": str(Path(__file__).parents[2])}
     words = [sys.executable, "leader.py", f"{CHILDREN}:{ask}", glob]
     return subprocess.Popen(
         words, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.test_cli import refusal
+from tests.cli.test_cli import refusal
 from unetkit.cli import cli, main
 from unetkit.testing import CHECKS
 

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import unetkit
-from tests.test_composition import INNER
+from tests.test_builder import INNER
 from unetkit import serialization as files
 from unetkit.errors import FileError, OptionError, PluginError, UnetkitError, UnknownNameError
 from unetkit.parts.blocks import DoubleConv

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy
 import pytest
 
-from tests.bench_runs import made_run
+from tests.bench.example_runs import made_run
 from unetkit.bench.effects import Effect, estimate_effects, t_quantile
 from unetkit.bench.results import BenchRun, Timing
 from unetkit.bench.statistics import (

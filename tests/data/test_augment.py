@@ -284,5 +284,5 @@ def test_a_crop_without_pixels_is_refused() -> None:
 
 
 def test_every_step_is_on_the_page() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "augmentation.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "augmentation.md").read_text(encoding="utf-8")
     assert not [name for name in load_parts(isolated=True).augmentations.names() if f"\n| `{name}" not in page]

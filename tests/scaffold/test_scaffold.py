@@ -25,7 +25,7 @@ from unetkit.plan import PartSpec
 from unetkit.registry import KINDS, Registry
 from unetkit.scaffold import TITLES, new_plugin, plugin_files
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 #: Has every separator, a capital and a digit, and is so long that lines have to be broken.
 AWKWARD = "unetkit-My.own_{}-2"
 

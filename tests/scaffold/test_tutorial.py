@@ -20,7 +20,7 @@ import pytest
 from tests.rendered import blocks
 from unetkit.scaffold import TITLES, plugin_files
 
-PAGE = Path(__file__).parent.parent / "docs" / "plugins.md"
+PAGE = Path(__file__).parents[2] / "docs" / "plugins.md"
 TOKEN = "a-token-of-this-test"
 
 

@@ -10,7 +10,7 @@ import numpy
 import pytest
 from click.testing import CliRunner
 
-from tests.test_bench_statistics import timed
+from tests.bench.test_statistics import timed
 from unetkit.bench.devices import Slot
 from unetkit.bench.results import Timing
 from unetkit.bench.selftest import (

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from tests.bench_runs import made_run
-from tests.test_bench_show import written
+from tests.bench.example_runs import made_run
+from tests.bench.test_show import written
 from unetkit.bench.compare import CHANGE_VERDICTS, Change, Diff, diff_runs, divide_ratios, format_diff, judge_changes
 from unetkit.bench.results import BenchRow, BenchRun, Timing
 from unetkit.bench.statistics import Estimate

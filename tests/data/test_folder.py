@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.data_folders import GREEN, RED, SIZE, SPREAD, made, noise, put, stripes
+from tests.data.example_folders import GREEN, RED, SIZE, SPREAD, made, noise, put, stripes
 from unetkit.cli.data import data as data_command
 from unetkit.data.augment import make_augment
 from unetkit.data.datasets import open_data

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from tests.wrong_parts import wrong
+from tests.testing.wrong_parts import wrong
 from unetkit.data.augment import SampleTensors
 from unetkit.data.synthetic_cells import cells
 from unetkit.data.types import DatasetSplits, Sample

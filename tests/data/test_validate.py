@@ -12,7 +12,7 @@ import tifffile
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from tests.data_folders import GREEN, RED, SIZE, SPREAD, made, noise, put, stripes
+from tests.data.example_folders import GREEN, RED, SIZE, SPREAD, made, noise, put, stripes
 from unetkit.cli.data import data
 from unetkit.errors import FileError, OptionError, UnetkitError
 

@@ -12,7 +12,7 @@ from unetkit.utils import processes as pool
 from unetkit.utils.files import JsonLinesWriter, read_json_lines
 from unetkit.utils.system import available_cores
 
-CHILDREN = "tests.sweep_children"
+CHILDREN = "tests.sweep.children"
 
 
 def test_where_nothing_can_be_forked_children_are_spawned(monkeypatch: pytest.MonkeyPatch) -> None:
