@@ -216,7 +216,7 @@ def test_stages_beyond_the_shallowest_map_join_none(up: str) -> None:
     model = network("test_resnet", up=up)
     assert [stage.stride for stage in model.stages] == [16, 8, 4, 2, 1]
     assert [stage.get_submodule("up") is not None for stage in model.stages] == [True] * 5
-    assert model.skips == (3, 2, 1, 0)
+    assert model.skips == (3, 2, 1, 0, None)
     last = model.stages[-1]
     assert all(part is None for part in (last.fuse, last.align))
     sizes: list[tuple[int, ...]] = []
@@ -248,7 +248,7 @@ def test_gradients_reach_every_parameter(encoder: str) -> None:
 )
 def test_dilation_in_place_of_stride(stride: int, strides: tuple[int, ...], channels: tuple[int, ...]) -> None:
     model = build(f"resnet50:output_stride={stride}", device="meta")
-    assert tuple(model.encoder.strides) == strides  # type: ignore[arg-type]
+    assert tuple(model.encoder.strides) == strides
     maps = model.encoder(torch.empty(1, 3, 64, 96, device="meta"))
     assert [tuple(m.shape) for m in maps] == [(1, c, 64 // s, 96 // s) for c, s in zip(channels, strides, strict=True)]
     dilations = {m.dilation[0] for m in model.encoder.modules() if isinstance(m, nn.Conv2d)}

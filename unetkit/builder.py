@@ -188,7 +188,7 @@ class PartBuilder:
                 )
             block = self("block", blocks[index], (self.out_channels, widths[index]), where)
             self.out_channels = widths[index]
-            made.append(Stage(up, align, fuse, block, level.scale, level.stride))
+            made.append(Stage(up, align, fuse, block, scale=level.scale, stride=level.stride))
         return made
 
     def build_declaring(self, word: str, spec: PartSpec, wiring: tuple[Any, ...], where: str) -> Any:
@@ -383,9 +383,9 @@ def _build_unet(plan: Any, parts: Parts) -> tuple[Network, Plan]:
     network = UNet(
         encoder,
         stages,
+        [level.skip for level in levels],
         make("head", plan.head, (make.out_channels, plan.classes)),
         make.build_logits(plan.logits or derived.logits, plan.decode_to),
-        skips=tuple(level.skip for level in levels if level.skip is not None),
         min_size=1 if valid else getattr(encoder, "min_size", max(encoder.strides)),
         multiple=1 if valid else getattr(encoder, "multiple", 1),
         size=getattr(encoder, "size", None),

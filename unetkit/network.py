@@ -6,7 +6,7 @@ height and width; sizes are (H, W).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from unetkit.errors import InputSizeError, UnetkitError
 from unetkit.plan import Plan
 from unetkit.utils.formatting import Size
-from unetkit.utils.spatial import crop_end, pad_end, size_of
+from unetkit.utils.integers import ceil_div, round_up
+from unetkit.utils.spatial import crop_end, pad_end, size_of, sym_max
 
 if TYPE_CHECKING:
     from unetkit.registry import Plugin
@@ -33,10 +34,11 @@ class Network(nn.Module):
         min_size, multiple: inputs whose height or width is smaller than the first, or not a multiple of the second, are
             padded with zeros at the bottom and the right, and the output is cropped.
         size: the only size that its encoder accepts, if there is only one; smaller inputs are padded to it.
+        output_stride: the stride of the output: 1 if it has the input size.
         valid: whether unpadded convolutions make the output smaller than the input.
     """
 
-    encoder: nn.Module
+    output_stride = 1
     plan: Plan
     resolved_plan: Plan
     built_shapes: dict[str, tuple[int, ...]]
@@ -47,17 +49,12 @@ class Network(nn.Module):
         def __getattr__(self, name: str) -> Any:
             """A part, whose kind the plan says and no type can."""
 
-    def __init__(self, *, min_size: int, multiple: int, size: Size | None, valid: bool) -> None:
+    def __init__(self, *, min_size: int = 1, multiple: int = 1, size: Size | None = None, valid: bool = False) -> None:
         super().__init__()
         self.min_size = min_size
         self.multiple = multiple
         self.size = size
         self.valid = valid
-
-    @property
-    def output_stride(self) -> int:
-        """The stride of the output: 1 if it has the input size."""
-        return 1
 
     @property
     def period(self) -> int:
@@ -67,20 +64,19 @@ class Network(nn.Module):
         """
         return max(self.multiple, 32)
 
-    def forward(self, x: Tensor, maps: list[Tensor] | None = None) -> Tensor:
-        """(B, in_channels, H, W) -> logits (B, classes, H, W), smaller than the input with valid convolutions.
-
-        Args:
-            x: the images.
-            maps: a list to which the map of each stage is appended; see `forward_features` of a U-Net.
-        """
+    def pad_input(self, x: Tensor) -> Tensor:
+        """Pad images (B, C, H, W) with zeros at the bottom and the right to a size that the encoder accepts."""
         size = size_of(x)
-        if self.multiple == 1 and self.size is None and min(size) >= self.min_size:
-            return self._forward_padded(x, maps)
-        height, width = self.padded_size(size)
-        x = self._forward_padded(pad_end(x, (height, width)), maps)
-        stride = self.output_stride
-        return crop_end(x, ((size[0] - 1) // stride + 1, (size[1] - 1) // stride + 1))
+        return x if self._accepts(size) else pad_end(x, self.padded_size(size))
+
+    def crop_output(self, x: Tensor, size: Size) -> Tensor:
+        """Crop the output for a padded input to what belongs to the image, whose size before the padding is given."""
+        if self._accepts(size):
+            return x
+        return crop_end(x, (ceil_div(size[0], self.output_stride), ceil_div(size[1], self.output_stride)))
+
+    def _accepts(self, size: Size) -> bool:
+        return self.multiple == 1 and self.size is None and min(size) >= self.min_size
 
     def padded_size(self, size: Size) -> Size:
         """Return the size to which an input is padded with zeros at the bottom and the right.
@@ -102,9 +98,8 @@ class Network(nn.Module):
                     f"build it with --size {given}, or crop the input"
                 )
             return self.size
-        least, multiple = self.min_size, self.multiple
-        height, width = (-(-torch.sym_max(least, side) // multiple) * multiple for side in size)
-        return cast(Size, (height, width))
+        height, width = (round_up(sym_max(self.min_size, side), self.multiple) for side in size)
+        return height, width
 
     def __prepare_scriptable__(self) -> Network:
         """Raise UnetkitError when `torch.jit.script` calls this first; it would otherwise fail deep in a part."""
@@ -112,10 +107,6 @@ class Network(nn.Module):
             "torch.jit.script, which torch itself has given up, does not take a network of unetkit; "
             "use torch.export for a program to ship, or torch.compile for speed"
         )
-
-    def _forward_padded(self, x: Tensor, kept: list[Tensor] | None) -> Tensor:
-        """Compute the forward pass for an input size that the encoder accepts."""
-        raise NotImplementedError
 
 
 def state_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -136,18 +127,18 @@ class WholeModel(Network):
             min_size=getattr(model, "min_size", 1),
             multiple=getattr(model, "multiple", 1),
             size=getattr(model, "size", None),
-            valid=False,
         )
         self.model = model
 
     @property
-    def encoder(self) -> nn.Module:  # type: ignore[override]
+    def encoder(self) -> nn.Module:
         """The model itself, since it declares what an encoder would."""
         return self.model
 
-    def _forward_padded(self, x: Tensor, kept: list[Tensor] | None) -> Tensor:
-        out = self.model(x)
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> logits (B, classes, H, W)."""
+        out = self.model(self.pad_input(x))
         if not isinstance(out, Tensor):
             what = f"gives a {type(out).__name__}; expected is one tensor of logits"
             raise InputSizeError(f"--model {self.resolved_plan.model} {what}")
-        return out
+        return self.crop_output(out, size_of(x))

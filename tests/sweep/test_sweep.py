@@ -102,7 +102,7 @@ def test_what_is_not_met_says_what_came_back(question: str, gives: Callable[[Ten
 def test_that_only_what_stands_around_a_model_learns_is_not_enough() -> None:
     model = build("test_vit")
     check_training_step(model, (64, 64))
-    model.encoder.model.register_forward_hook(lambda _, __, maps: [each.detach() for each in maps])  # type: ignore[union-attr]
+    model.encoder.model.register_forward_hook(lambda _, __, maps: [each.detach() for each in maps])
     with pytest.raises(CheckFailedError, match=r"^no gradient reaches timm's model in the encoder$"):
         check_training_step(model, (64, 64))
 

@@ -27,6 +27,7 @@ from unetkit.data.io import (
 from unetkit.errors import FileError
 from unetkit.tiling.sliding_window import InMemoryImage
 from unetkit.utils.formatting import Size, format_bytes
+from unetkit.utils.integers import ceil_div
 
 
 class UnsupportedTiff(Exception):
@@ -94,12 +95,12 @@ class TiffWindows:
 
     def _find_segments(self, rows: slice, columns: slice) -> Iterator[tuple[int, int]]:
         """Return the page and the number of each segment that a window touches."""
-        down, across = -(-self.size[0] // self._high), -(-self.size[1] // self._wide)
+        down, across = ceil_div(self.size[0], self._high), ceil_div(self.size[1], self._wide)
         planes = self._page.samplesperpixel if self._page.planarconfig == tifffile.PLANARCONFIG.SEPARATE else 1
         for page in range(len(self._series.pages)):
             for plane in range(planes):
-                for row in range(rows.start // self._high, -(-rows.stop // self._high)):
-                    for column in range(columns.start // self._wide, -(-columns.stop // self._wide)):
+                for row in range(rows.start // self._high, ceil_div(rows.stop, self._high)):
+                    for column in range(columns.start // self._wide, ceil_div(columns.stop, self._wide)):
                         yield page, (plane * down + row) * across + column
 
     def _segment(self, page: int, index: int) -> tuple[np.ndarray, tuple[int, int, int]]:

@@ -24,6 +24,7 @@ from unetkit.predict.image_reader import ImageReader
 from unetkit.tiling.sliding_window import Window
 from unetkit.utils.files import atomic_write
 from unetkit.utils.formatting import Size
+from unetkit.utils.integers import ceil_div
 
 _GREY, _INDEXED = 0, 3
 
@@ -120,8 +121,8 @@ class OverlayWriter:
     """A subsampled mask of the image, so that no side of the overlay is longer than OVERLAY."""
 
     def __init__(self, size: Size, target: Target) -> None:
-        self.step = -(-max(size) // OVERLAY)
-        self.target, self.size = target, (-(-size[0] // self.step), -(-size[1] // self.step))
+        self.step = ceil_div(max(size), OVERLAY)
+        self.target, self.size = target, (ceil_div(size[0], self.step), ceil_div(size[1], self.step))
         planes = (len(target.names),) if target.kind == "multilabel" else ()
         self._mask = torch.zeros(*planes, *self.size, dtype=torch.uint8)
 

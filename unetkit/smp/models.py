@@ -15,7 +15,7 @@ from torch import nn
 
 from unetkit.errors import BuildError, OptionError, UnetkitError
 from unetkit.options import guess_value
-from unetkit.parts.encoders.input_sizes import accepts, enclosing_sizes, probe_sizes, round_up
+from unetkit.parts.encoders.input_sizes import accepts, enclosing_sizes, probe_sizes
 from unetkit.parts.encoders.normalization import NormalizationStats, parse_normalization_stats
 from unetkit.parts.encoders.timm_features import TimmSpec
 from unetkit.parts.encoders.timm_options import check_timm_options
@@ -25,6 +25,7 @@ from unetkit.smp.catalog import smp_architecture_options as own_options
 from unetkit.smp.catalog import smp_class_name
 from unetkit.smp.encoders import LinspaceOnCpu, find_smp_weights
 from unetkit.utils.formatting import Size
+from unetkit.utils.integers import round_up
 from unetkit.utils.modules import meta_copy
 
 #: Multiples that are tried as input sides of timm models with a fixed size: the usual stride, and its windows.

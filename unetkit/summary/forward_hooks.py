@@ -69,18 +69,6 @@ class ForwardRecord:
             return f"{last.name}, a {type(last.module).__name__} of kernel {kernel}, gets {shapes}"
         return f"{last.name or 'the network'} gets {shapes} ({first_line(self.error)})"
 
-    def calls_within(self, module: nn.Module) -> list[ModuleCall]:
-        """Return the calls that began during a module's first call and ended without an error.
-
-        Raises:
-            InputSizeError: the module was not called.
-        """
-        outer = next((call for call in self.calls if call.module is module), None)
-        if outer is None:
-            raise InputSizeError(f"the forward pass never calls its {type(module).__name__}, so it cannot be traced")
-        start = self.calls.index(outer)
-        return [call for call in self.calls[start + 1 :] if call.start <= outer.end and call.end >= 0]
-
     def list_lossy_pools(self) -> list[str]:
         """Describe each max pool that drops the last row or column of a map with an odd side."""
         return [

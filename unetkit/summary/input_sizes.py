@@ -119,9 +119,9 @@ def _find_size_violation(network: Network, record: ForwardRecord) -> str:
     return f"--model {network.resolved_plan.model} gives logits of {sizes}; they must have the size of the input"
 
 
-def _read_contracts(network: UNet) -> dict[nn.Module, _Contract]:
+def _read_contracts(network: UNet) -> dict[Any, _Contract]:
     plan = network.resolved_plan
-    contracts: dict[nn.Module, _Contract] = {}
+    contracts: dict[Any, _Contract] = {}
     for index, stage in enumerate(network.stages):
         assert isinstance(stage, Stage)  # noqa: S101
         width = (plan.widths or ())[min(index, len(plan.widths or ()) - 1)]

@@ -71,7 +71,7 @@ def trace(model: nn.Module, size: int | Size | None = None, *, batch: int = 1) -
 def _list_skips(network: Network) -> tuple[str | None, ...]:
     if not isinstance(network, UNet):
         return ()
-    return tuple(f"encoder.{i}" for i in network.skips) + (None,) * (len(network.stages) - len(network.skips))
+    return tuple(None if index is None else f"encoder.{index}" for index in network.skips)
 
 
 def _run_pass(meta_model: nn.Module, size: Size, batch: int) -> tuple[MeteredPass, list[str]]:
@@ -135,7 +135,7 @@ class RowBuilder:
     def __init__(self, run: MeteredPass) -> None:
         self.run = run
         self.network = run.network
-        self.calls = run.record.calls_within(run.network)
+        self.calls = [call for call in run.record.calls if call.end >= 0]
         self.done = -1
         self.owned = self._parameters()
 
@@ -280,7 +280,7 @@ class WholeModelRowBuilder(RowBuilder):
 
     def _parts(self) -> Iterator[TraceRow]:
         model = self.require_call(self.network.model)
-        inside = self.run.record.calls_within(self.network.model)
+        inside = [call for call in self.calls if call.start <= model.end]
         for call in _outermost(inside, model):
             level = call.name.removeprefix(f"{model.name}.")
             tensors = [tensor for tensor in call.outputs if tensor.ndim == 4]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unetkit.testing.catalog import Nonconformity, SkipCheck
 from unetkit.utils.formatting import Size
+from unetkit.utils.integers import ceil_div, round_up
 from unetkit.utils.spatial import size_of
 
 #: The batch size, height and width of an input.
@@ -243,7 +244,7 @@ class EncoderContract(Contract):
                 # Models round up or down, and unpadded stems crop the map, so the size is approximate.
                 is_short = exact - side > max(1, exact / 4) and not getattr(part, "valid", False)
                 if side < 1 or is_short or side - exact > max(1, exact / 4):
-                    approximate = format_shape(-(-n // stride) for n in part_input.size)
+                    approximate = format_shape(ceil_div(n, stride) for n in part_input.size)
                     description = f"declares stride {stride} for map {index}, which is about {approximate}"
                     return f"{description}, but returns {format_shape(size)}"
         return ""
@@ -257,17 +258,10 @@ def list_encoder_shapes(part: Any) -> list[Shape]:
     if getattr(part, "valid", False):
         least = 10 * deepest  # large enough for the unpadded convolutions of an encoder of usual depth
         return [(2, least + 4, least + 8), (1, least, least)]
-    least, multiple = getattr(part, "min_size", deepest), getattr(part, "multiple", 1)
-
-    def round_up(side: int) -> int:
-        return int(-(-max(side, least) // multiple) * multiple)
-
+    least = getattr(part, "min_size", deepest)
     usual = max(least, 2 * deepest)
-    return [
-        (2, round_up(usual + 1), round_up(usual + 5)),
-        (2, round_up(1), round_up(1)),
-        (1, round_up(4 * deepest + 3), round_up(4 * deepest)),
-    ]
+    shapes = [(2, usual + 1, usual + 5), (2, 1, 1), (1, 4 * deepest + 3, 4 * deepest)]
+    return [(batch, _round_up(part, height, least), _round_up(part, width, least)) for batch, height, width in shapes]
 
 
 class ModelContract(Contract):
@@ -299,7 +293,7 @@ class ModelContract(Contract):
             raise SkipCheck(f"it accepts only {format_shape(fixed)}")
         least, multiple = _min_size(part), getattr(part, "multiple", 1)
         # Large enough that no inner map has a single pixel, which torch.export treats as a fixed size.
-        side, near, far = (_round_up(part, 2 * max(least, 32) + more) for more in (0, 1, multiple + 2))
+        side, near, far = (_round_up(part, 2 * max(least, 32) + more, least) for more in (0, 1, multiple + 2))
         return side, [self.make_input(args, (2, *size)) for size in ((far, near), (side, side), (near, far))]
 
 
@@ -312,17 +306,17 @@ def list_model_shapes(part: Any) -> list[Shape]:
         return [(3, *fixed), (2, *fixed)]
     usual, multiple = max(_min_size(part), 12), getattr(part, "multiple", 1)
     shapes = (3, usual + 1, usual + multiple + 1), (2, 1, 1), (2, 2 * usual + multiple + 2, 2 * usual + 1)
-    return [(batch, _round_up(part, height), _round_up(part, width)) for batch, height, width in shapes]
+    least = _min_size(part)
+    return [(batch, _round_up(part, height, least), _round_up(part, width, least)) for batch, height, width in shapes]
 
 
 def _min_size(part: Any) -> int:
     return int(getattr(part, "min_size", 1))
 
 
-def _round_up(part: Any, side: int) -> int:
-    """Round a side up to a size that the model accepts, as a network does."""
-    multiple = getattr(part, "multiple", 1)
-    return int(-(-max(side, _min_size(part)) // multiple) * multiple)
+def _round_up(part: Any, side: int, least: int) -> int:
+    """Round a side up to one that is at least `least` and a multiple that the part accepts, as a network does."""
+    return round_up(max(side, least), getattr(part, "multiple", 1))
 
 
 def _is_side(value: Any) -> bool:

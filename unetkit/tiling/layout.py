@@ -15,6 +15,7 @@ import numpy as np
 
 from unetkit.errors import OptionError
 from unetkit.utils.formatting import Size, format_size
+from unetkit.utils.integers import round_up
 
 #: The sigma of the Gaussian weights as a fraction of the side of a tile, as in nnU-Net.
 _SIGMA = 1 / 8
@@ -229,7 +230,7 @@ class TileRequirements:
         if not self.edge:
             return self.explanation
         best = max(2 * sum(edge) + shrink for *edge, shrink in zip(*self.edge, self.shrinks, strict=True))
-        return f"{self.explanation}; --tile {-(-best // self.period) * self.period} would be exact"
+        return f"{self.explanation}; --tile {round_up(best, self.period)} would be exact"
 
     def _leaves_half(self, given: Size, axis: int) -> bool:
         """Return whether at least half of a tile's output is not shared with other tiles."""

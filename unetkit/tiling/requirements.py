@@ -19,6 +19,7 @@ from unetkit.summary.receptive_field import receptive_field
 from unetkit.tiling.layout import TILE, TileRequirements
 from unetkit.unet import UNet
 from unetkit.utils.formatting import Size
+from unetkit.utils.integers import round_up
 from unetkit.utils.modules import meta_copy
 from unetkit.utils.spatial import resize_to_input
 
@@ -76,7 +77,7 @@ def _fit(model: nn.Module) -> TileRequirements:
 def _smallest_side(meta_model: nn.Module, network: Network, period: int) -> int:
     """Return the smallest accepted side among those that differ by the period and drop no row or column."""
     if not network.valid:
-        return -(-max(1, network.min_size) // period) * period
+        return round_up(max(1, network.min_size), period)
     least, sizes = find_smallest_input(meta_model), find_nearest_sizes(meta_model, (TILE, TILE))
     if least is None or not sizes:
         raise InputSizeError(f"no size up to 2048 is accepted by {network.plan}")
@@ -98,7 +99,7 @@ def _edge(meta_model: nn.Module, least: int, period: int) -> tuple[tuple[Size, S
     field = receptive_field(out, x)
     if field.size is None:
         return None, f"the receptive field of a pixel is {field}"
-    larger = least + -(-(2 * max(field.size) + 2 * period) // period) * period
+    larger = least + round_up(2 * max(field.size) + 2 * period, period)
     out, x = _run(meta_model, (larger, larger))
     if receptive_field(out, x).size != field.size:
         return None, "what a pixel depends on grows with the image"

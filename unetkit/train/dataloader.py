@@ -17,6 +17,7 @@ from torch.utils.data import Dataset as TorchDataset
 from unetkit.data.rng import derive_seed, numpy_rng
 from unetkit.data.types import Dataset, Sample
 from unetkit.errors import FileError
+from unetkit.utils.integers import ceil_div
 
 #: A function from a sample, its weight map if the loss needs one, and a seed to both, augmented.
 Augment = Callable[[Sample, Tensor | None, int], tuple[Sample, Tensor | None]]
@@ -98,7 +99,7 @@ def epoch_batches(seed: int, epoch: int, count: int, batch: int) -> list[list[Ke
     repeated in the only step, each repetition with its own augmentation.
     """
     order: list[Key] = []
-    for turn in range(-(-batch // count)):
+    for turn in range(ceil_div(batch, count)):
         drawn = numpy_rng(seed, "order", epoch, turn).permutation(count).tolist()
         order += [(epoch, turn, index) for index in drawn]
     return [order[start : start + batch] for start in range(0, max(len(order) - batch, 0) + 1, batch)]

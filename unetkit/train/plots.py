@@ -16,6 +16,7 @@ from unetkit.data.visualize import load_font, overlay, to_rgb
 from unetkit.errors import FileError
 from unetkit.train.trainer import Preview
 from unetkit.utils.files import atomic_write
+from unetkit.utils.integers import ceil_div
 
 #: The height and width of an image in a contact sheet, and the gap between two images, in pixels.
 _SIDE, _GAP = 224, 8
@@ -122,7 +123,7 @@ def _of_classes(matrix: Tensor, names: tuple[str, ...]) -> Figure:
 
 def _of_labels(matrix: Tensor, names: tuple[str, ...]) -> Figure:
     across = min(_ACROSS, len(names))
-    down = -(-len(names) // across)
+    down = ceil_div(len(names), across)
     figure = Figure(figsize=(across * (_LEAST + 0.9), down * (_LEAST + 1)), layout="constrained")
     for at, name in enumerate(names):
         axes = figure.add_subplot(down, across, at + 1)

@@ -32,6 +32,7 @@ from unetkit.train.distributed import ProcessGroup, init_processes
 from unetkit.train.losses import make_loss
 from unetkit.train.optim import create_optimizer_config
 from unetkit.train.trainer import TrainCallback, Trainer
+from unetkit.utils.integers import ceil_div
 from unetkit.utils.isolation import stdout_to_stderr
 from unetkit.utils.modules import check_device
 from unetkit.utils.spatial import size_of
@@ -134,7 +135,7 @@ def measure_normalization(images: Dataset) -> NormalizationStats:
 
     NumPy computes them, so that they do not depend on the number of threads.
     """
-    step, moments = -(-len(images) // _MEASURED), []
+    step, moments = ceil_div(len(images), _MEASURED), []
     for index in range(0, len(images), step):
         pixels = check_finite(images[index]).image.flatten(1).numpy().astype(np.float64)
         count = np.full(len(pixels), pixels.shape[1])

@@ -16,6 +16,11 @@ def size_of(x: Tensor) -> Size:
     return x.shape[-2], x.shape[-1]
 
 
+def sym_max(a: int, b: int) -> int:
+    """Return the larger of two sizes without comparing them, which would fix a symbolic size to the example's."""
+    return cast(int, torch.sym_max(a, b))
+
+
 def is_same_size(a: Size, b: Size) -> bool:
     """Return whether two sizes are equal; while a graph is captured, whether they are known to be equal.
 
@@ -35,8 +40,8 @@ def crop_end(x: Tensor, size: Size) -> Tensor:
         return x[..., : size[0], : size[1]]
     # torch.export would fix the size for a convolution after a view, because it tests whether the view is contiguous;
     # and for a crop that may be empty, so one row and one column are added first.
-    height, width = torch.sym_max(x.shape[-2] - size[0], 0), torch.sym_max(x.shape[-1] - size[1], 0)
-    return F.pad(F.pad(x, [0, 1, 0, 1]), [0, -1 - cast(int, width), 0, -1 - cast(int, height)])
+    height, width = sym_max(x.shape[-2] - size[0], 0), sym_max(x.shape[-1] - size[1], 0)
+    return F.pad(F.pad(x, [0, 1, 0, 1]), [0, -1 - width, 0, -1 - height])
 
 
 def pad_end(x: Tensor, size: Size) -> Tensor:
@@ -86,4 +91,4 @@ def pad_center(x: Tensor, size: Size) -> Tensor:
 
 def _half(number: int) -> int:
     """Return half of a number rounded towards zero, without testing the sign of a symbolic number."""
-    return cast(int, torch.sym_max(number, 0) // 2 - torch.sym_max(-number, 0) // 2)
+    return sym_max(number, 0) // 2 - sym_max(-number, 0) // 2

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from unetkit.utils.flops import CostMeter
+from unetkit.utils.integers import round_up
 from unetkit.utils.modules import meta_copy
 
 #: The number of multiples of the deepest stride to try; the widest known windows are 16 pixels of the deepest map.
@@ -87,11 +88,6 @@ def enclosing_sizes(size: tuple[int, int], multiples: Iterable[int]) -> list[tup
     rectangles = {(round_up(size[0], multiple), round_up(size[1], multiple)) for multiple in multiples}
     squares = {(max(each), max(each)) for each in rectangles}
     return sorted(rectangles | squares, key=lambda each: (each[0] * each[1], each))
-
-
-def round_up(side: int, multiple: int) -> int:
-    """Round a side up to a multiple."""
-    return -(-side // multiple) * multiple
 
 
 def accepts(meta_model: nn.Module, *shape: int, is_valid_output: Callable[[Any], bool] = lambda output: True) -> bool:

@@ -15,10 +15,11 @@ import timm
 from torch import Tensor
 
 from unetkit.errors import BuildError, OptionError
-from unetkit.parts.encoders.input_sizes import MAX_MULTIPLES, accepts, enclosing_sizes, round_up, search_size_limits
+from unetkit.parts.encoders.input_sizes import MAX_MULTIPLES, accepts, enclosing_sizes, search_size_limits
 from unetkit.parts.encoders.timm_features import FeatureMaps, TimmSpec, read_feature_maps, set_nlc_output, to_nchw
 from unetkit.parts.encoders.timm_weights import check_timm_weights
 from unetkit.utils.formatting import Size, format_size
+from unetkit.utils.integers import round_up
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,14 @@
+"""Integer division that rounds up. It takes the symbolic sizes of torch.compile and torch.export too."""
+
+from __future__ import annotations
+
+
+def ceil_div(number: int, divisor: int) -> int:
+    """Divide by a positive integer and round up."""
+    # Not -(-number // divisor): torch.export cannot simplify that.
+    return (number - 1) // divisor + 1
+
+
+def round_up(number: int, multiple: int) -> int:
+    """Round up to a multiple of a positive integer."""
+    return ceil_div(number, multiple) * multiple
