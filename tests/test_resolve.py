@@ -145,16 +145,30 @@ SHORTEST = {
     "--encoder 'resnet18:pretrained=\"w a.pt\"'": "--encoder resnet18 '--pretrained=w a.pt'",
     "--encoder resnet18:pretrained=true --pretrained w.pt": "--encoder resnet18 --pretrained=w.pt",
     "--encoder plain --seed 0": "--encoder plain --seed 0",
+    "--recipe unet-2015 --encoder plain": "--recipe unet-2015",
+    "--recipe unet-2015 --encoder plain:norm=none,widths=[16,32,64]": (
+        "--recipe unet-2015 --encoder 'plain:widths=[16,32,64]'"
+    ),
+    "--recipe unet-2015 --encoder plain:norm=batch": "--recipe unet-2015 --encoder plain:norm=batch",
+    "--recipe unet-2015 --encoder resnet18": "--recipe unet-2015 --encoder resnet18",
 }
 
 
 @pytest.mark.parametrize(("line", "short"), SHORTEST.items())
 def test_the_shortest_line(line: str, short: str, parts: Parts) -> None:
     whole, base = resolve(Plan.parse(line), parts)
-    assert str(minimal_plan(whole, base)) == short
-    assert resolve(minimal_plan(whole, base), parts)[0].with_defaults(whole) == resolve(Plan.parse(short), parts)[
-        0
-    ].with_defaults(whole)
+    assert str(minimal_plan(whole, base, parts)) == short
+    assert minimal_plan(*resolve(Plan.parse(short), parts), parts) == minimal_plan(whole, base, parts)
+
+
+def test_options_of_an_encoder_are_added_to_those_of_the_recipe(parts: Parts) -> None:
+    def encoder(line: str) -> str:
+        return str(resolve(Plan.parse(line), parts)[0].encoder)
+
+    assert encoder("--recipe unet-2015") == "plain:norm=none,padding=0"
+    small = encoder("--recipe unet-2015 --encoder plain:widths=[16,32,64]")
+    assert small == "plain:norm=none,padding=0,widths=[16,32,64]"
+    assert encoder("--recipe unet-2015 --encoder resnet18") == "resnet18"
 
 
 def test_words_override_the_recipe_and_the_recipe_the_defaults(parts: Parts) -> None:

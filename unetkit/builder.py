@@ -15,7 +15,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from unetkit.errors import BuildError, OptionError, PluginError, UnetkitError
 from unetkit.network import Network, WholeModel, state_shapes
-from unetkit.plan import PartSpec, Plan
+from unetkit.plan import PartSpec, Plan, ResolvedPlan, UNetPlan
 from unetkit.plugins import default_parts
 from unetkit.registry import PART_KINDS, Parts
 from unetkit.resolve import NO_LOGITS, canonical_spec, kind_of, minimal_plan, parse_options, resolve, signature_of
@@ -48,7 +48,7 @@ def make_part(kind: str, part: Any, *wiring: Any, parts: Parts | None = None) ->
     spec = canonical_spec(word, PartSpec.of(part), parts)
     _, owners = _CURRENT_BUILD.get() or (None, set())
     owners.update(owner_of(word, link, parts) for link in spec.links)
-    return cast(nn.Module, PartBuilder(Plan(), parts)(word, spec, wiring))
+    return cast(nn.Module, PartBuilder(parts)(word, spec, wiring))
 
 
 #: The build that is in progress: its registry, and the owners of the parts that it uses.
@@ -84,23 +84,22 @@ def owner_of(word: str, spec: PartSpec, parts: Parts) -> str:
     return "" if spec.factory is not None else parts[kind_of(word)].get(spec.name).owner
 
 
-class Level(NamedTuple):
-    """The stride at which a stage ends, its scale, and the index of the map that it joins."""
-
-    stride: int
-    scale: float
-    skip: int | None
-
-
 class PartBuilder:
-    """Creates the parts of a plan one after the other; errors say at which stage a part does not fit."""
+    """Creates parts one after the other; errors name the part, and the stage at which it does not fit."""
 
-    def __init__(self, plan: Any, parts: Parts) -> None:
-        self.plan = plan
+    def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        self.out_channels = 0
 
     def __call__(self, word: str, spec: PartSpec, wiring: tuple[Any, ...], where: str = "", **extra: Any) -> Any:
+        """Create a part.
+
+        Args:
+            word: the option that the part was given for, without dashes.
+            spec: its name and options, or a chain of blocks.
+            wiring: the positional arguments of its factory.
+            where: the stage, for messages.
+            extra: further options of its factory, which the plan has as fields.
+        """
         if spec.chained:
             if len(wiring) != 2:
                 raise BuildError(
@@ -138,101 +137,21 @@ class PartBuilder:
             raise BuildError(f"--{word} {spec}{where} has lazy layers, whose shapes are unknown; give their channels")
         return part
 
-    def build_encoder(self) -> Any:
-        spec, plan = self.plan.encoder, self.plan
-        extra: dict[str, Any] = {}
-        options = {option.name for option in signature_of("encoder", spec, self.parts).options}
-        if plan.pretrained:
-            if "pretrained" not in options:
-                raise BuildError(f"--pretrained: encoder {spec.name} has no pretrained weights; leave it out")
-            extra["pretrained"] = plan.pretrained
-        if plan.size and "img_size" in options.difference(name for name, _ in spec.options):
-            extra["img_size"] = plan.size
-        encoder = self("encoder", spec, (plan.in_channels,), **extra)
-        channels, strides = getattr(encoder, "channels", ()), getattr(encoder, "strides", ())
-        if not channels or len(channels) != len(strides) or any(a >= b for a, b in pairwise((0, *strides))):
-            raise BuildError(
-                f"--encoder {spec} declares channels {channels} and strides {strides}; "
-                "it must declare as many of each, with strides that increase"
-            )
-        return encoder
-
-    def build_model(self) -> nn.Module:
-        """Create the whole model of a plan; it receives its encoder with the library, as in "timm/resnet34"."""
-        spec, plan = self.plan.model, self.plan
-        options = {option.name for option in signature_of("model", spec, self.parts).options}
-        extra: dict[str, Any] = {"pretrained": plan.pretrained} if plan.pretrained else {}
-        if plan.encoder is not None:
-            entry = self.parts.encoders.get(plan.encoder.name)
-            full = replace(plan.encoder, name=f"{entry.library}/{entry.name}" if entry.library else entry.name)
-            extra["encoder"] = str(full)
-        if plan.size and "img_size" in options.difference(name for name, _ in spec.options):
-            extra["img_size"] = plan.size
-        return cast(nn.Module, self("model", spec, (plan.in_channels, plan.classes), **extra))
-
-    def build_stages(self, encoder: Any, levels: list[Level], widths: tuple[int, ...]) -> list[Stage]:
-        plan = self.plan
-        ups, blocks = broadcast_levels("up", plan.up, levels), broadcast_levels("block", plan.block, levels)
-        joins = [level for level in levels if level.skip is not None]
-        fuses, aligns = broadcast_levels("fuse", plan.fuse, joins), broadcast_levels("align", plan.align, joins)
-        self.out_channels = encoder.channels[-1]
-        made = []
-        for index, level in enumerate(levels):
-            where = f" at stages.{index} (stride {level.stride})"
-            up = self.build_declaring("up", ups[index], (self.out_channels, level.scale), where)
-            align = fuse = None
-            if level.skip is not None:  # only the last stages may lack a skip, so the indices agree
-                align = self("align", aligns[index], (), where)
-                fuse = self.build_declaring(
-                    "fuse", fuses[index], (self.out_channels, encoder.channels[level.skip]), where
-                )
-            block = self("block", blocks[index], (self.out_channels, widths[index]), where)
-            self.out_channels = widths[index]
-            made.append(Stage(up, align, fuse, block, scale=level.scale, stride=level.stride))
-        return made
-
-    def build_declaring(self, word: str, spec: PartSpec, wiring: tuple[Any, ...], where: str) -> Any:
-        """Create a part that declares its output channels, which are the input channels of the next part."""
+    def build_declaring(self, word: str, spec: PartSpec, wiring: tuple[Any, ...], where: str = "") -> Any:
+        """Create a part that declares its output channels in `out_channels`."""
         part = self(word, spec, wiring, where)
         out_channels = getattr(part, "out_channels", None)
         if not isinstance(out_channels, int) or out_channels < 1:
             raise BuildError(
                 f"--{word} {spec}{where} must have an integer attribute out_channels; it has {out_channels!r}"
             )
-        self.out_channels = out_channels
         return part
 
-    def build_logits(self, spec: Any, scale: float) -> nn.Module | None:
-        if spec == NO_LOGITS:
-            return None
-        part = self("logits", spec, (self.plan.classes, scale))
-        if part.out_channels != self.plan.classes:
-            raise BuildError(
-                f"--logits {spec} gives {part.out_channels} channels for {self.plan.classes} classes; "
-                "take one that keeps them (such as transposed:channels=keep)"
-            )
-        return cast(nn.Module, part)
-
-
-T = TypeVar("T")
-
-
-def broadcast_levels(word: str, given: tuple[T, ...] | None, levels: list[Level]) -> tuple[T, ...]:
-    """Return a value for each level from one for all or one for each. Raises BuildError for any other number."""
-    given = given or ()
-    if len(given) == 1 and (word != "widths" or len(levels) == 1):
-        return given * len(levels)
-    if len(given) != len(levels):
-        strides = ", ".join(str(level.stride) for level in levels)
-        kind = " that join a skip" if word in ("fuse", "align") else ""
-        one = "" if word == "widths" or len(levels) == 1 else "one, or "
-        count, at = ("is 1 level", "stride") if len(levels) == 1 else (f"are {len(levels)} levels", "strides")
-        values = "1 value" if len(given) == 1 else f"{len(given)} values"
-        raise BuildError(
-            f"--{word} gives {values}, but there {count}{kind} (at {at} {strides}); "
-            f"give {one}{len(levels)}, deep to shallow"
-        )
-    return given
+    def sized_options(self, word: str, spec: PartSpec, plan: Plan) -> dict[str, Any]:
+        """Return the option `img_size` with the plan's size for a factory that has this option and was not given it."""
+        options = {option.name for option in signature_of(word, spec, self.parts).options}
+        takes_size = plan.size and "img_size" in options.difference(name for name, _ in spec.options)
+        return {"img_size": plan.size} if takes_size else {}
 
 
 def _format_args(wiring: tuple[Any, ...]) -> str:
@@ -327,18 +246,18 @@ def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool
         device: the device on which the model is created.
         pretrained: whether to load the weights that the plan requests; False if others will replace them.
     """
-    full, base = resolve(plan, parts)
+    resolved, base = resolve(plan, parts)
     check_device(device)
     with ExitStack() as stack:
         if device is not None:
             stack.enter_context(torch.device(device))
-        if full.seed is not None:
-            stack.enter_context(_seeded(full.seed, device))
+        if resolved.seed is not None:
+            stack.enter_context(_seeded(resolved.seed, device))
         owners = stack.enter_context(build_context(parts))
-        assemble = _build_unet if full.model is None else _build_whole_model
-        network, derived = assemble(full if pretrained else replace(full, pretrained=None), parts)
-        network.resolved_plan = full.with_defaults(derived)
-        network.plan = minimal_plan(network.resolved_plan, base.with_defaults(derived))
+        given = resolved if pretrained else replace(resolved, pretrained=None)
+        network, derived = _build_unet(given, parts) if isinstance(given, UNetPlan) else _build_whole(given, parts)
+        network.resolved_plan = resolved.with_defaults(derived)
+        network.plan = minimal_plan(network.resolved_plan, base.with_defaults(derived), parts)
         owners.update(owner_of(word, spec, parts) for word, spec in network.resolved_plan.specs())
         wrapped, wrappers = parts.wrap_model(network, network.resolved_plan, owners)
     model = cast(Network, wrapped)
@@ -349,7 +268,7 @@ def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool
         raise PluginError(f"plugin {named} of a model, which cannot store its plan: {error}") from error
     used = (owners | wrappers) - {BUILTIN}
     network.plugins = tuple(plugin for plugin in parts.plugins if plugin.loaded and plugin.name in used)
-    if plan.size is not None or used or full.model is not None:
+    if plan.size is not None or used or resolved.model is not None:
         with stdout_to_stderr():
             verify(model, any_size=plan.size is None)
     return model
@@ -368,38 +287,72 @@ def _seeded(seed: int, device: Any) -> Iterator[None]:
         yield
 
 
-def _build_unet(plan: Any, parts: Parts) -> tuple[Network, Plan]:
-    """Return the network of a resolved plan, and the options that follow from its encoder where none are given.
+def _build_unet(plan: UNetPlan, parts: Parts) -> tuple[Network, Plan]:
+    """Build a U-Net: the encoder, then a stage for each level, deep to shallow, then the head.
 
-    A resolved plan is typed Any here and below, since it has a value for every option that a network needs.
+    Returns:
+        The network, and the defaults that follow from the encoder: widths and logits.
     """
-    make = PartBuilder(plan, parts)
-    encoder = make.build_encoder()
-    levels = _make_levels(encoder, plan)
-    derived = Plan(widths=_default_widths(encoder, levels))
-    stages = make.build_stages(encoder, levels, broadcast_levels("widths", plan.widths or derived.widths, levels))
+    make = PartBuilder(parts)
+    encoder = _build_encoder(make, plan)
+    levels = _list_levels(encoder, plan)
+    defaults = Plan(widths=_default_widths(encoder, levels))
+    widths = broadcast_levels("widths", plan.widths or defaults.widths, levels)
+    stages = _build_stages(make, plan, encoder, levels, widths)
     valid = any(getattr(part, "valid", False) for part in (encoder, *(stage.block for stage in stages)))
-    derived = replace(derived, logits=NO_LOGITS if valid else PartSpec("bilinear"))
+    defaults = replace(defaults, logits=NO_LOGITS if valid else PartSpec("bilinear"))
     network = UNet(
         encoder,
         stages,
         [level.skip for level in levels],
-        make("head", plan.head, (make.out_channels, plan.classes)),
-        make.build_logits(plan.logits or derived.logits, plan.decode_to),
+        make("head", plan.head, (widths[-1], plan.classes)),
+        _build_logits(make, plan.with_defaults(defaults)),
         min_size=1 if valid else getattr(encoder, "min_size", max(encoder.strides)),
         multiple=1 if valid else getattr(encoder, "multiple", 1),
         size=getattr(encoder, "size", None),
         valid=valid,
     )
-    return network, derived
+    return network, defaults
 
 
-def _build_whole_model(plan: Any, parts: Parts) -> tuple[Network, Plan]:
-    """Return the network of a plan with a whole model."""
-    return WholeModel(PartBuilder(plan, parts).build_model()), Plan()
+def _build_whole(plan: ResolvedPlan, parts: Parts) -> tuple[Network, Plan]:
+    """Build a whole model, which is given its encoder as text with its library, as in "timm/resnet34"."""
+    make, spec = PartBuilder(parts), cast(PartSpec, plan.model)
+    extra: dict[str, Any] = {"pretrained": plan.pretrained} if plan.pretrained else {}
+    if plan.encoder is not None:
+        entry = parts.encoders.get(plan.encoder.name)
+        full = replace(plan.encoder, name=f"{entry.library}/{entry.name}" if entry.library else entry.name)
+        extra["encoder"] = str(full)
+    extra |= make.sized_options("model", spec, plan)
+    return WholeModel(make("model", spec, (plan.in_channels, plan.classes), **extra)), Plan()
 
 
-def _make_levels(encoder: Any, plan: Any) -> list[Level]:
+def _build_encoder(make: PartBuilder, plan: UNetPlan) -> Any:
+    spec = plan.encoder
+    extra = make.sized_options("encoder", spec, plan)
+    if plan.pretrained:
+        if not any(option.name == "pretrained" for option in signature_of("encoder", spec, make.parts).options):
+            raise BuildError(f"--pretrained: encoder {spec.name} has no pretrained weights; leave it out")
+        extra["pretrained"] = plan.pretrained
+    encoder = make("encoder", spec, (plan.in_channels,), **extra)
+    channels, strides = getattr(encoder, "channels", ()), getattr(encoder, "strides", ())
+    if not channels or len(channels) != len(strides) or any(a >= b for a, b in pairwise((0, *strides))):
+        raise BuildError(
+            f"--encoder {spec} declares channels {channels} and strides {strides}; "
+            "it must declare as many of each, with strides that increase"
+        )
+    return encoder
+
+
+class Level(NamedTuple):
+    """The stride at which a stage ends, its scale, and the index of the encoder's map that it fuses, if any."""
+
+    stride: int
+    scale: float
+    skip: int | None
+
+
+def _list_levels(encoder: Any, plan: UNetPlan) -> list[Level]:
     """Return the levels from the deepest map to the stride where the decoder ends; the last ones may have no skip."""
     *strides, stride = encoder.strides
     if plan.decode_to >= stride:
@@ -421,3 +374,57 @@ def _default_widths(encoder: Any, levels: list[Level]) -> tuple[int, ...]:
         before = widths[-1] if widths else encoder.channels[-1]
         widths.append(max(1, before // 2) if level.skip is None else min(MAX_WIDTH, wanted[level.skip]))
     return tuple(widths)
+
+
+def _build_stages(
+    make: PartBuilder, plan: UNetPlan, encoder: Any, levels: list[Level], widths: tuple[int, ...]
+) -> list[Stage]:
+    ups, blocks = broadcast_levels("up", plan.up, levels), broadcast_levels("block", plan.block, levels)
+    with_skip = [level for level in levels if level.skip is not None]  # the first ones, so the indices agree
+    fuses, aligns = broadcast_levels("fuse", plan.fuse, with_skip), broadcast_levels("align", plan.align, with_skip)
+    channels, stages = encoder.channels[-1], []
+    for index, level in enumerate(levels):
+        where = f" at stages.{index} (stride {level.stride})"
+        up = make.build_declaring("up", ups[index], (channels, level.scale), where)
+        channels, align, fuse = up.out_channels, None, None
+        if level.skip is not None:
+            align = make("align", aligns[index], (), where)
+            fuse = make.build_declaring("fuse", fuses[index], (channels, encoder.channels[level.skip]), where)
+            channels = fuse.out_channels
+        block = make("block", blocks[index], (channels, widths[index]), where)
+        channels = widths[index]
+        stages.append(Stage(up, align, fuse, block, scale=level.scale, stride=level.stride))
+    return stages
+
+
+def _build_logits(make: PartBuilder, plan: UNetPlan) -> nn.Module | None:
+    if plan.logits is None or plan.logits == NO_LOGITS:
+        return None
+    part = make.build_declaring("logits", plan.logits, (plan.classes, plan.decode_to))
+    if part.out_channels != plan.classes:
+        raise BuildError(
+            f"--logits {plan.logits} gives {part.out_channels} channels for {plan.classes} classes; "
+            "take one that keeps them (such as transposed:channels=keep)"
+        )
+    return cast(nn.Module, part)
+
+
+T = TypeVar("T")
+
+
+def broadcast_levels(word: str, given: tuple[T, ...] | None, levels: list[Level]) -> tuple[T, ...]:
+    """Return a value for each level from one for all or one for each. Raises BuildError for any other number."""
+    given = given or ()
+    if len(given) == 1 and (word != "widths" or len(levels) == 1):
+        return given * len(levels)
+    if len(given) != len(levels):
+        strides = ", ".join(str(level.stride) for level in levels)
+        kind = " that join a skip" if word in ("fuse", "align") else ""
+        one = "" if word == "widths" or len(levels) == 1 else "one, or "
+        count, at = ("is 1 level", "stride") if len(levels) == 1 else (f"are {len(levels)} levels", "strides")
+        values = "1 value" if len(given) == 1 else f"{len(given)} values"
+        raise BuildError(
+            f"--{word} gives {values}, but there {count}{kind} (at {at} {strides}); "
+            f"give {one}{len(levels)}, deep to shallow"
+        )
+    return given

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unetkit.errors import InputSizeError, UnetkitError
-from unetkit.plan import Plan
+from unetkit.plan import Plan, ResolvedPlan
 from unetkit.utils.formatting import Size
 from unetkit.utils.integers import ceil_div, round_up
 from unetkit.utils.spatial import crop_end, pad_end, size_of, sym_max
@@ -40,7 +40,7 @@ class Network(nn.Module):
 
     output_stride = 1
     plan: Plan
-    resolved_plan: Plan
+    resolved_plan: ResolvedPlan
     built_shapes: dict[str, tuple[int, ...]]
     plugins: tuple[Plugin, ...]
 

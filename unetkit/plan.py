@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from unetkit.errors import OptionError, UnknownNameError, did_you_mean
 from unetkit.options import format_value, split_unquoted
@@ -279,9 +279,9 @@ class Plan:
                 raise OptionError(f"{flag} needs a value")
         return cls.of(**words)
 
-    def with_defaults(self, base: Plan) -> Plan:
+    def with_defaults(self, base: Plan) -> Self:
         """Return this plan; options that it lacks are taken from `base`."""
-        return replace(base, **self.explicit())
+        return replace(self, **{**base.explicit(), **self.explicit()})
 
     def explicit(self) -> dict[str, Any]:
         """Return the options that were given, in order."""
@@ -304,6 +304,30 @@ class Plan:
             else:
                 tokens += [flag, _format_field(name, value)]
         return shlex.join(tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedPlan(Plan):
+    """A plan that recipe and defaults complete: the builder needs no further choice but those of a `UNetPlan`."""
+
+    in_channels: int
+    classes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetPlan(ResolvedPlan):
+    """A complete plan of a U-Net of parts.
+
+    `widths` and `logits` may be None until the encoder, from which their defaults follow, is built.
+    """
+
+    encoder: PartSpec
+    up: Levels
+    fuse: Levels
+    align: Levels
+    block: Levels
+    head: PartSpec
+    decode_to: int
 
 
 def _format_field(name: str, value: Any) -> str:

@@ -14,7 +14,7 @@ from unetkit.options import (
     parse_value,
     read_signature,
 )
-from unetkit.plan import Levels, PartSpec, Plan
+from unetkit.plan import Levels, PartSpec, Plan, ResolvedPlan, UNetPlan
 from unetkit.registry import Parts
 from unetkit.utils.isolation import wrap_errors
 
@@ -36,11 +36,13 @@ def kind_of(word: str) -> str:
     return "up" if word == "logits" else word
 
 
-def resolve(plan: Plan, parts: Parts) -> tuple[Plan, Plan]:
+def resolve(plan: Plan, parts: Parts) -> tuple[ResolvedPlan, Plan]:
     """Add recipe and defaults to a plan, check every name and option, and bring each part into its canonical form.
 
+    The options of an encoder are added to those of the recipe's encoder if both are the same encoder.
+
     Returns:
-        The resolved plan, and the base that recipe and defaults alone give.
+        The resolved plan, a UNetPlan unless it has a whole model, and the base that recipe and defaults alone give.
 
     Raises:
         UnknownNameError, OptionError: A name, an option or a value does not exist.
@@ -50,7 +52,7 @@ def resolve(plan: Plan, parts: Parts) -> tuple[Plan, Plan]:
     if plan.recipe is not None:
         recipe = canonical_spec("recipe", plan.recipe, parts)
         from_recipe = canonical_plan(_run_recipe(recipe, parts), parts)
-        plan = replace(plan, recipe=recipe)
+        plan = replace(plan, recipe=recipe, encoder=_add_options(plan.encoder, from_recipe.encoder, parts))
     plan = canonical_plan(plan, parts)
     model = plan.model or from_recipe.model
     if plan.recipe is not None and model is not None and from_recipe.model is None:
@@ -60,10 +62,21 @@ def resolve(plan: Plan, parts: Parts) -> tuple[Plan, Plan]:
     base = from_recipe.with_defaults(
         DEFAULTS if model is None else _defaults_beside_model(model, plan.with_defaults(from_recipe), parts)
     )
-    full = plan.with_defaults(base)
-    if full.encoder is None and model is None:
+    full = plan.with_defaults(base).explicit()
+    if model is not None:
+        return ResolvedPlan(**full), base
+    if "encoder" not in full:
         raise BuildError("no encoder is given; use --encoder (such as resnet34), --recipe or --model")
-    return full, base
+    return UNetPlan(**full), base
+
+
+def _add_options(encoder: PartSpec | None, base: PartSpec | None, parts: Parts) -> PartSpec | None:
+    """Return an encoder with the options of a base that it lacks, if both are the same encoder."""
+    if encoder is None or base is None:
+        return encoder
+    signature_of("encoder", encoder, parts)  # rejects an unknown name
+    same = encoder.factory == base.factory and _qualified_name("encoder", encoder, parts) == base.name
+    return base.with_options(dict(encoder.options)) if same else encoder
 
 
 def _defaults_beside_model(model: PartSpec, plan: Plan, parts: Parts) -> Plan:
@@ -84,11 +97,26 @@ def _defaults_beside_model(model: PartSpec, plan: Plan, parts: Parts) -> Plan:
     return replace(BESIDE_MODEL, encoder=canonical_spec("encoder", PartSpec.of(encoder), parts) if encoder else None)
 
 
-def minimal_plan(plan: Plan, base: Plan) -> Plan:
+def minimal_plan(plan: Plan, base: Plan, parts: Parts) -> Plan:
     """Return the plan with only the options that differ from its base, and one part where all levels have the same."""
     explicit = {name: _collapse_levels(value) for name, value in plan.explicit().items()}
     news = {name for name in explicit if name == "recipe" or explicit[name] != _collapse_levels(getattr(base, name))}
-    return Plan(**{name: explicit[name] for name in news})
+    shortest = Plan(**{name: explicit[name] for name in news})
+    if plan.recipe is None or shortest.encoder is None or base.encoder is None:
+        return shortest
+    return replace(shortest, encoder=_minimal_spec(shortest.encoder, base.encoder, parts))
+
+
+def _minimal_spec(spec: PartSpec, base: PartSpec, parts: Parts) -> PartSpec:
+    """Return an encoder with only the options that differ from those of the recipe's, if both are the same encoder."""
+    if (spec.name, spec.factory) != (base.name, base.factory):
+        return spec
+    options, inherited = dict(spec.options), dict(base.options)
+    # A canonical spec leaves out what is at its default, which must be said here to differ from the recipe.
+    defaults = {o.name: format_value(o.default, o.type) for o in signature_of("encoder", spec, parts).options}
+    differ = {name: text for name, text in options.items() if inherited.get(name) != text}
+    differ |= {name: defaults[name] for name in inherited.keys() - options.keys()}
+    return replace(spec, options=()).with_options(differ)
 
 
 def _collapse_levels(value: Any) -> Any:

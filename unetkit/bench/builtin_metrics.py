@@ -154,7 +154,7 @@ class BenchModel:
         """The input, of shape (batch_size, in_channels, H, W), drawn from a standard normal distribution."""
         _ = self.model
         network = find_network(self.model)
-        shape = (self.batch_size, network.resolved_plan.in_channels or 3, *self.size)
+        shape = (self.batch_size, network.resolved_plan.in_channels, *self.size)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(self.seed))
         return noise.to(self.device).contiguous(memory_format=self.memory_format)
 

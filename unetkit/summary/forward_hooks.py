@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unetkit.errors import InputSizeError, UnetkitError
+from unetkit.errors import UnetkitError
 from unetkit.network import Network
 from unetkit.plan import Plan
 from unetkit.utils.formatting import Size
@@ -162,9 +162,7 @@ def find_network(model: nn.Module) -> Network:
 def make_meta_input(network: Network, size: Size, batch: int = 1) -> Tensor:
     """Make an input (batch, in_channels, *size) for a network, on the meta device and with grad."""
     dtype = next(network.parameters()).dtype
-    return torch.empty(
-        batch, network.resolved_plan.in_channels or 3, *size, dtype=dtype, device="meta", requires_grad=True
-    )
+    return torch.empty(batch, network.resolved_plan.in_channels, *size, dtype=dtype, device="meta", requires_grad=True)
 
 
 def resolve_input_size(network: Network, size: int | Size | None) -> Size:

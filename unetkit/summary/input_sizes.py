@@ -130,8 +130,8 @@ def _read_contracts(network: UNet) -> dict[Any, _Contract]:
             contracts[stage.fuse] = _declared_contract("fuse", part_at_level(plan.fuse, index), stage.fuse, "fusion")
         flag, kind = f"--block {part_at_level(plan.block, index)}", "" if network.valid else "block"
         contracts[stage.block] = _Contract(flag, width, f"must give {width} channels", kind)
-    classes = plan.classes or 0
-    contracts[network.head] = _Contract(f"--head {plan.head}", classes, f"must give {classes} channels, one per class")
+    head = f"must give {plan.classes} channels, one per class"
+    contracts[network.head] = _Contract(f"--head {plan.head}", plan.classes, head)
     return contracts
 
 

@@ -66,7 +66,7 @@ def run_sanity_check(model: nn.Module, size: int | Size | None = None) -> Sanity
     input_size = resolve_input_size(network, size)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     device = next(model.parameters()).device
-    shape, dtype = (2, network.resolved_plan.in_channels or 3, *input_size), next(model.parameters()).dtype
+    shape, dtype = (2, network.resolved_plan.in_channels, *input_size), next(model.parameters()).dtype
     try:
         with preserve_mode(model), torch.inference_mode(False), torch.enable_grad():
             x = torch.randn(shape, device=device, dtype=dtype)

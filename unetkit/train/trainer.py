@@ -172,7 +172,7 @@ class Trainer:
         config = run.config
         self.run, self.data, self.group, self.state, self.callback = run, data, group, state, callback
         self.save_every, self._saved = save_every, monotonic()
-        self.loss = make_loss(config.loss, data.target, find_network(network).resolved_plan.classes or 2, parts)
+        self.loss = make_loss(config.loss, data.target, find_network(network).resolved_plan.classes, parts)
         weigh = BorderMaps(*self.loss.border, run.folder / "borders") if self.loss.border else None
         augment = make_augment(config.augment, config.crop or (256, 256), parts)
         train = AugmentedDataset(data.splits["train"], augment, weigh, run.normalize, config.seed)

@@ -33,7 +33,7 @@ class DeepSupervisionModel(nn.Module):
             raise BuildError(f"--head deep-supervision needs the U-Net itself, not a {type(model).__name__} around it")
         *widths, _ = cast(tuple[int, ...], model.resolved_plan.widths)
         levels = _count_levels(model, len(widths))
-        classes = cast(int, model.resolved_plan.classes)
+        classes = model.resolved_plan.classes
         self.network = model
         self.auxiliary = nn.ModuleList(nn.Conv2d(width, classes, 1) for width in widths[::-1][:levels])
 
