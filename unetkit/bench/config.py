@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from unetkit.bench.grid import Case, Mode
-from unetkit.bench.timing import TimingConfig
+from unetkit.bench.grid import Case, Mode, split_axis
 from unetkit.errors import OptionError, UnetkitError
 from unetkit.plan import Plan
+from unetkit.utils.config_fields import check_least, config_field, flag_of, list_config_fields
+
+if TYPE_CHECKING:
+    from unetkit.bench.timing import TimingConfig
 
 ENGINES = ("local", "ray")
 _WEEK = 7 * 24 * 3600.0
@@ -20,52 +23,64 @@ _WEEK = 7 * 24 * 3600.0
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """The settings with which the rows of a benchmark are measured.
+    """The settings with which the rows of a benchmark are measured. Every field but the plugins is an option.
 
     Attributes:
-        metrics: names of the metrics to measure; all metrics if empty.
-        baseline: line of the model that each row is timed against; the first row that can be built if "".
-        baseline_mode: execution mode of the baseline; that of the first row if "".
-        budget: time limit for each timed metric of a row, in seconds.
-        target_ci: timing stops when the half-width of the 95% interval of the ratio to the baseline is at most this,
-            relative to the ratio, between 0 and 1.
-        seed: seed of the weights, of the input, and of the order in which candidate and baseline are timed.
-        device: "cpu", "cuda", or a list such as "cuda:0,cuda:1"; all GPUs if "", or the CPU if there are none.
-        jobs: number of rows that are measured at the same time on a CPU; each gets an equal share of the cores.
-        threads: number of torch's threads for each row; the number of its physical cores if None.
-        timeout: time limit for a row, in seconds; if None, 600 plus twice the budget for each timed metric.
         plugins: files and modules to load in addition to the installed plugins.
-        engine: "local" or "ray".
-        ray_address: address of the Ray cluster: "auto", or "HOST:PORT".
-        retry_failed: measure rows again that failed or ran out of budget.
 
     Raises:
         OptionError: A setting is out of range.
     """
 
-    metrics: tuple[str, ...] = ()
-    baseline: str = ""
-    baseline_mode: str = ""
-    budget: float = 20.0
-    target_ci: float = 0.02
-    seed: int = 0
-    device: str = ""
-    jobs: int | None = None
-    threads: int | None = None
-    timeout: float | None = None
+    baseline: str = config_field(
+        "", "Model to time each row against.", metavar="LINE", default_text="that of the first row that can be built"
+    )
+    baseline_mode: str = config_field(
+        "", "Execution mode of the baseline.", metavar="MODE", default_text="the first row's"
+    )
+    metrics: tuple[str, ...] = config_field(
+        (),
+        "Metrics to measure.",
+        metavar="NAME,...",
+        default_text="all of `unetkit bench metrics`",
+        parse=lambda text: tuple(split_axis("metrics", [text])),
+    )
+    budget: float = config_field(20.0, "Time limit for each timed metric of a row, in seconds.", metavar="S")
+    target_ci: float = config_field(
+        0.02, "Stop timing at this half-width of the 95% interval of the ratio to the baseline.", metavar="X"
+    )
+    timeout: float | None = config_field(
+        None,
+        "Time limit for a row, in seconds.",
+        metavar="S",
+        default_text="600, and twice the budget for each timed metric",
+    )
+    device: str = config_field(
+        "", "cpu, cuda or cuda:0,cuda:1.", metavar="NAME,...", default_text="all GPUs, or the CPU"
+    )
+    jobs: int | None = config_field(
+        None,
+        "Rows to measure at the same time on a CPU; they share its cores.",
+        metavar="N",
+        default_text="1",
+        least=1,
+    )
+    threads: int | None = config_field(
+        None, "Number of torch's threads for each row.", metavar="N", default_text="its physical cores", least=1
+    )
+    seed: int = config_field(0, "Seed of weights, inputs and order.", metavar="N")
+    engine: str = config_field("local", "Measure on this machine or on a Ray cluster.", metavar="local|ray")
+    ray_address: str | None = config_field(None, "Address of the Ray cluster: auto, or HOST:PORT.", metavar="ADDRESS")
+    retry_failed: bool = config_field(default=False, help="Measure again the rows that failed or ran out of budget.")
     plugins: tuple[str, ...] = ()
-    engine: str = "local"
-    ray_address: str | None = None
-    retry_failed: bool = False
 
     def __post_init__(self) -> None:
-        seconds, count = "must be a number of seconds above 0, and at most a week", "must be at least 1"
+        check_least(self)
+        seconds = "must be a number of seconds above 0, and at most a week"
         for option, value, is_valid, requirement in (
             ("--budget", self.budget, 0 < self.budget <= _WEEK, seconds),
             ("--target-ci", self.target_ci, 0 < self.target_ci < 1, "must be between 0 and 1, such as 0.02"),
             ("--timeout", self.timeout, self.timeout is None or 0 < self.timeout <= _WEEK, seconds),
-            ("--jobs", self.jobs, self.jobs is None or self.jobs >= 1, count),
-            ("--threads", self.threads, self.threads is None or self.threads >= 1, count),
             ("--engine", self.engine, self.engine in ENGINES, f"must be {' or '.join(ENGINES)}"),
         ):
             if not is_valid:
@@ -90,6 +105,8 @@ class BenchConfig:
     @property
     def timing_config(self) -> TimingConfig:
         """The settings of each timing."""
+        from unetkit.bench.timing import TimingConfig  # it takes a while to import, and help needs it not
+
         return TimingConfig(budget=self.budget, target_ci=self.target_ci, seed=self.seed)
 
     def comparable_settings(self) -> dict[str, Any]:
@@ -98,8 +115,8 @@ class BenchConfig:
         return {name: getattr(self, name) for name in names}
 
 
-#: Settings that are part of a command unless they have their default value.
-_COMMAND_OPTIONS = ("budget", "target_ci", "seed", "device", "jobs", "threads", "timeout", "engine", "ray_address")
+#: Fields that the command that repeats a row says in its own way, or not at all.
+_NOT_REPEATED = {"baseline", "baseline_mode", "metrics", "retry_failed"}
 
 
 def repeat_command(case: Case, config: BenchConfig, baseline: str, baseline_mode: Mode) -> str:
@@ -115,10 +132,10 @@ def repeat_command(case: Case, config: BenchConfig, baseline: str, baseline_mode
     tokens = ["--batch-size", str(case.batch_size), "--mode", *modes, "--baseline", baseline]
     if config.metrics:
         tokens += ["--metrics", ",".join(config.metrics)]
-    for name in _COMMAND_OPTIONS:
+    for name in [one.name for one in list_config_fields(BenchConfig) if one.name not in _NOT_REPEATED]:
         value = getattr(config, name)
         if value != getattr(BenchConfig, name):
-            tokens += ["--" + name.replace("_", "-"), f"{value:g}" if isinstance(value, float) else str(value)]
+            tokens += [flag_of(name), f"{value:g}" if isinstance(value, float) else str(value)]
     plugins = [token for plugin in config.plugins for token in ("--plugin", plugin)]
     line = str(replace(case.plan, seed=None, pretrained=None))
     return shlex.join(["unetkit", *plugins, "bench", *shlex.split(line), *tokens])

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from unetkit.bench.config import BenchConfig
 from unetkit.bench.grid import AXES, Case, Mode, exclude_cases, make_cases, make_plans, parse_axis, split_axis
 from unetkit.bench.metrics import collect_metrics
-from unetkit.cli.options import complete_part, get_manager, get_parts
+from unetkit.cli.options import complete_part, config_options, get_manager, get_parts, take_config_values
 from unetkit.errors import OptionError
 from unetkit.plan import PlanField
 from unetkit.registry import PART_FIELDS, Parts
@@ -84,39 +85,13 @@ def _make_list_completer(kind: str) -> Callable[[click.Context, click.Parameter,
 )
 @click.option("--exclude", "exclude", multiple=True, metavar="LINE", help="Skip combinations that match LINE.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Measure only the first N combinations.")
-@click.option("--baseline", metavar="LINE", help="Model to time each row against.  [default: the first row's]")
-@click.option("--baseline-mode", metavar="MODE", help="Execution mode of the baseline.  [default: the first row's]")
-@click.option("--metrics", metavar="NAME,...", help="Metrics to measure.  [default: all of `unetkit bench metrics`]")
-@click.option(
-    "--budget", type=float, metavar="S", help="Time limit for each timed metric of a row, in seconds.  [default: 20]"
-)
-@click.option(
-    "--target-ci", type=float, metavar="X", help="Stop timing at this half-width of the 95% interval.  [default: 0.02]"
-)
-@click.option(
-    "--timeout",
-    type=float,
-    metavar="S",
-    help="Time limit for a row, in seconds.  [default: 600, or more if --budget needs it]",
-)
-@click.option("--device", metavar="NAME,...", help="cpu, cuda or cuda:0,cuda:1.  [default: all GPUs, or the CPU]")
-@click.option(
-    "--jobs",
-    type=int,
-    metavar="N",
-    help="Rows to measure at the same time on a CPU; they share its cores.  [default: 1]",
-)
-@click.option("--threads", type=int, metavar="N", help="Number of torch's threads for each row.  [default: its cores]")
-@click.option("--seed", type=int, metavar="N", help="Seed of weights, inputs and order.  [default: 0]")
-@click.option("--engine", metavar="local|ray", help="Measure on this machine or on a Ray cluster.  [default: local]")
-@click.option("--ray-address", metavar="ADDRESS", help="Address of the Ray cluster: auto, or HOST:PORT.")
+@config_options(BenchConfig)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
     help="Folder for the results.  [default: a new one in runs/]",
 )
-@click.option("--retry-failed", is_flag=True, help="Measure again the rows that failed or ran out of budget.")
 @click.option("--dry-run", is_flag=True, help="Show what would be measured, and about how long it would take.")
 @click.pass_context
 def bench(ctx: click.Context, /, **values: Any) -> None:
@@ -141,26 +116,18 @@ def bench(ctx: click.Context, /, **values: Any) -> None:
         raise OptionError(f"{first.opts[0]} cannot be combined with {ctx.invoked_subcommand}; leave one of them out")
 
 
-_CONFIG_OPTIONS = (
-    *("baseline", "baseline_mode", "budget", "target_ci", "timeout", "device", "jobs", "threads", "seed"),
-    *("engine", "ray_address", "retry_failed"),
-)
-
 _NOT_IN_FOLDER_NAME = ("retry_failed", "timeout", "ray_address")
 
 
 def _run(ctx: click.Context, given: dict[str, Any]) -> None:
     """Measure the grid, or describe it for --dry-run. `given` holds the options that were given on the command line."""
-    from unetkit.bench.config import BenchConfig
     from unetkit.bench.runner import BenchRunner
 
     host = get_manager(ctx)
     plugins = tuple(map(str, ctx.find_root().params.get("plugins") or ()))
-    metrics = tuple(split_axis("metrics", [given["metrics"]] if "metrics" in given else []))
     if str(given.get("out", "x")) in ("", "."):
         raise OptionError("--out: give a new folder, such as runs/first")
-    chosen = {name: given[name] for name in _CONFIG_OPTIONS if name in given}
-    config = BenchConfig(metrics=metrics, plugins=plugins, **chosen)
+    config = BenchConfig(**take_config_values(BenchConfig, {**given}), plugins=plugins)
     runner = BenchRunner(parse_grid(given, host.parts), config, host)
     if given.get("dry_run"):
         _dry_run(runner, given.get("out"))

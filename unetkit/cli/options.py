@@ -17,6 +17,7 @@ from unetkit.plan import PLAN_FIELDS, PlanField, parse_size
 from unetkit.plugins import PluginManager, default_manager, load_manager
 from unetkit.registry import PART_FIELDS, Entry, Parts, Registry
 from unetkit.resolve import kind_of
+from unetkit.utils.config_fields import ConfigField, list_config_fields
 from unetkit.utils.files import write_requested_file
 from unetkit.utils.formatting import Size
 
@@ -66,6 +67,35 @@ def _make_option(word: PlanField) -> Callable[[F], F]:
     return click.option(
         word.flag, word.name, metavar=word.metavar, help=f"{word.help[0].upper()}{word.help[1:]}.", **extra
     )
+
+
+def config_options(config: type) -> Callable[[F], F]:
+    """Add the options that set the fields of a configuration, such as TrainConfig, to a command."""
+    options = [_make_config_option(one) for one in reversed(list_config_fields(config))]
+    return lambda command: reduce(lambda wrapped, option: option(wrapped), options, command)
+
+
+def _make_config_option(one: ConfigField) -> Callable[[F], F]:
+    if one.type is bool:
+        return click.option(one.flag, one.name, is_flag=True, help=one.help)
+    return click.option(one.flag, one.name, type=one.type, metavar=one.metavar, help=one.help)
+
+
+def take_config_values(config: type, given: dict[str, Any]) -> dict[str, Any]:
+    """Remove the fields of a configuration from the options that were given, and return them, read from text.
+
+    Raises:
+        OptionError: A value is not one of its field.
+    """
+    values = {}
+    for one in list_config_fields(config):
+        if one.name in given:
+            value = given.pop(one.name)
+            try:
+                values[one.name] = one.parse(value)
+            except OptionError as error:
+                raise OptionError(f"{one.flag} {value}: {error}") from None
+    return values
 
 
 def _make_completer(kind: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:

@@ -6,65 +6,87 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from unetkit.errors import OptionError, did_you_mean
+from unetkit.plan import parse_size
+from unetkit.utils.config_fields import check_least, config_field
+from unetkit.utils.formatting import Size
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
+def _parse_freeze(text: str) -> int:
+    if text == "all":
+        return -1
+    if not text.isdecimal():
+        raise OptionError("must be a number of epochs, or all")
+    return int(text)
+
+
 @dataclass(frozen=True)
 class TrainConfig:
-    """The configuration of a training run.
+    """The configuration of a training run. Every field but the seed, which the plan has, is an option of the command.
 
     Attributes:
-        data: a folder or the name of a data set, for `unetkit.data.datasets.open_data`.
-        val_fraction: the share of the images that is used for validation if the data have no split.
-        group_by: a regular expression; files whose names it matches alike are never split.
-        ignore_index: a mask value that is ignored, in addition to those that the data define.
-        crop: the height and width of training crops; None for the size of the first image, at most 256.
-        batch_size: the number of images in a step, for each process.
-        epochs: the number of passes over the training images.
-        loss: a sum of losses, `bce+dice`; "" selects one that fits the data.
-        augment: augmentation steps, `hflip,elastic`; "" selects those of the data set.
-        lr: the highest learning rate, after the warm-up.
-        optimizer: the optimizer with its options, `adamw:encoder_lr=1e-4,clip=0`.
-        freeze_encoder: the number of epochs in which the encoder and the statistics of its norms are frozen; -1 for
-            all.
-        dtype: the number type of autocast; "auto" is bfloat16 or float16 on a GPU and float32 on a CPU.
-        patience: the number of epochs without a better score after which training stops; 0 disables this.
-        preview_every: the number of epochs between two pictures of predictions; 0 for none.
         seed: the seed of the split, the initialization, the order and the augmentation, which have separate streams.
-        workers: the number of data loading processes; 0 loads data in the training process. None means 0 on a CPU,
-            which has no core to spare, and up to eight for a GPU.
-        device: "cpu", "cuda" or "cuda:1"; None for a GPU if there is one.
-        tensorboard: whether to write TensorBoard event files, too.
     """
 
-    data: str = "cells"
-    val_fraction: float = 0.2
-    group_by: str = ""
-    ignore_index: int | None = None
-    crop: tuple[int, int] | None = None
-    batch_size: int = 8
-    epochs: int = 20
-    loss: str = ""
-    augment: str = ""
-    lr: float = 1e-3
-    optimizer: str = "adamw"
-    freeze_encoder: int = 0
-    dtype: str = "auto"
-    patience: int = 0
-    preview_every: int = 5
+    data: str = config_field("cells", "Training data, see above.", metavar="FOLDER|SET")
+    val_fraction: float = config_field(
+        0.2, "Share of the images for validation where the data have no split.", metavar="X"
+    )
+    group_by: str = config_field(
+        "", "Keep files in one split if REGEX finds the same text in their names.", metavar="REGEX"
+    )
+    ignore_index: int | None = config_field(
+        None, "Mask value to ignore in losses and scores, besides those that the data define.", metavar="N"
+    )
+    crop: Size | None = config_field(
+        None,
+        "Size of the training crops.",
+        metavar="HxW",
+        default_text="--size, or the first image's, at most 256",
+        parse=parse_size,
+    )
+    loss: str = config_field(
+        "", "Sum of losses, such as bce+dice.", metavar="TERM[+...]", default_text="chosen by the data"
+    )
+    augment: str = config_field(
+        "",
+        "Augmentations, such as hflip,rotate90,elastic,light; or none.",
+        metavar="STEP,...",
+        default_text="those of the data set",
+    )
+    batch_size: int = config_field(8, "Images in a training step, for each process.", metavar="N", least=1)
+    epochs: int = config_field(20, "Number of passes over the training images.", metavar="N", least=1)
+    lr: float = config_field(1e-3, "Highest learning rate, after warm-up.", metavar="X")
+    optimizer: str = config_field("adamw", "Optimizer with its options, such as adamw:clip=1.", metavar="NAME")
+    freeze_encoder: int = config_field(
+        0,
+        "Keep the encoder and the statistics of its norms frozen for the first EPOCHS, or always.",
+        metavar="EPOCHS|all",
+        least=-1,
+        parse=_parse_freeze,
+    )
+    dtype: str = config_field(
+        "auto",
+        "Number type of autocast: float32, bfloat16 or float16.",
+        metavar="TYPE",
+        default_text="float32 on a CPU, else bfloat16 or float16",
+    )
+    patience: int = config_field(0, "Stop after N epochs without a better mIoU; 0 for never.", metavar="N", least=0)
+    preview_every: int = config_field(5, "Draw predictions every N epochs; 0 for never.", metavar="N", least=0)
+    workers: int | None = config_field(
+        None, "Number of data loading processes.", metavar="N", default_text="0 on a CPU, up to 8 for a GPU", least=0
+    )
+    device: str | None = config_field(
+        None, "Device, such as cpu, cuda or cuda:1.", metavar="NAME", default_text="a GPU if there is one"
+    )
+    tensorboard: bool = config_field(default=False, help="Also write TensorBoard event files.")
     seed: int = 0
-    workers: int | None = None
-    device: str | None = None
-    tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        least = {"batch_size": 1, "epochs": 1, "freeze_encoder": -1, "patience": 0, "preview_every": 0}
-        least |= {"seed": 0, "workers": 0}
-        for name, value in least.items():
-            given = getattr(self, name)
-            if given is not None and given < value:
-                raise OptionError(f"--{name.replace('_', '-')} {given}: must be at least {value}")
+        check_least(self)
+        if self.seed < 0:
+            raise OptionError(f"--seed {self.seed}: must be at least 0")
         if self.dtype not in DTYPES:
             known = ", ".join(DTYPES)
             raise OptionError(f"--dtype {self.dtype}: must be one of {known}{did_you_mean(self.dtype, DTYPES)}")

@@ -1,0 +1,91 @@
+"""Fields of configurations, such as `TrainConfig`, that are also options of a command.
+
+Name, type, default, range and help of an option are declared once, in the field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, get_args, get_type_hints
+
+from unetkit.errors import OptionError
+
+
+@dataclass(frozen=True)
+class ConfigField:
+    """A field of a configuration.
+
+    Attributes:
+        name: its Python name, such as `batch_size`.
+        type: int, float, bool, or str for everything that `parse` reads from text.
+        metavar: the placeholder of its value in the help of the command.
+        help: what it sets, and its default.
+        parse: makes the value of the field from that of the option.
+    """
+
+    name: str
+    type: type
+    metavar: str
+    help: str
+    parse: Callable[[Any], Any]
+
+    @property
+    def flag(self) -> str:
+        return flag_of(self.name)
+
+
+def flag_of(name: str) -> str:
+    """Return the option of a field: "--batch-size" for "batch_size"."""
+    return "--" + name.replace("_", "-")
+
+
+def config_field(
+    default: Any,
+    help: str,  # noqa: A002  as in click
+    *,
+    metavar: str = "",
+    default_text: str = "",
+    least: int | None = None,
+    parse: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Declare a field of a configuration.
+
+    Args:
+        default: its default.
+        help: a sentence that says what it sets.
+        metavar: the placeholder of its value in the help of a command.
+        default_text: what the default means, for a default such as None.
+        least: the smallest value that `check_least` accepts.
+        parse: reads the value from text; None leaves it to its type.
+    """
+    metadata = {"help": help, "metavar": metavar, "default_text": default_text, "least": least, "parse": parse}
+    return field(default=default, metadata=metadata)
+
+
+def list_config_fields(config: type) -> list[ConfigField]:
+    """List the fields of a configuration that `config_field` declares."""
+    hints = get_type_hints(config)
+    return [_describe_field(one, hints[one.name]) for one in fields(config) if "help" in one.metadata]
+
+
+def _describe_field(one: Any, annotation: Any) -> ConfigField:
+    default, about = one.default, one.metadata
+    kind = next((kind for kind in (annotation, *get_args(annotation)) if kind in (bool, int, float)), str)
+    text = f"{default:g}" if kind is float and default is not None else str(default)
+    shown = about["default_text"] or ("" if default is None or default is False or default == "" else text)
+    return ConfigField(
+        one.name,
+        str if about["parse"] else kind,
+        about["metavar"],
+        about["help"] + (f"  [default: {shown}]" if shown else ""),
+        about["parse"] or (lambda value: value),
+    )
+
+
+def check_least(config: Any) -> None:
+    """Raise OptionError if a field of a configuration is below the smallest value that it declares."""
+    for one in fields(config):
+        value, least = getattr(config, one.name), one.metadata.get("least")
+        if value is not None and least is not None and value < least:
+            raise OptionError(f"{flag_of(one.name)} {value}: must be at least {least}")
