@@ -32,7 +32,7 @@ from unetkit.train.checkpoint import TrainRun, read_run
 from unetkit.train.config import TrainConfig
 from unetkit.train.metrics import confusion_matrix, scores
 from unetkit.train.plots import draw_confusion, format_short
-from unetkit.train.runner import check_fingerprints
+from unetkit.train.runner import list_fingerprints
 
 CELLS = "cells:count=3,val=2,test=4,size=48"
 NAMES = ("sky", "tree", "road")
@@ -227,7 +227,7 @@ def test_every_kind_of_mask_has_scores_and_a_picture(kind: Any, outputs: int, tm
 
 def test_a_split_that_is_no_longer_what_it_was_is_refused(tmp_path: Path) -> None:
     data = drawn(tmp_path / "data")
-    splits = check_fingerprints(open_data(data))
+    splits = list_fingerprints(open_data(data))
     folder = trained(tmp_path / "run", data, classes=3)
     replace(read_run(folder), splits=splits).write()
     assert told(folder)["split"] == "val"

@@ -18,10 +18,10 @@ from unetkit.data.types import Dataset, DatasetSplits, fingerprint
 from unetkit.errors import FileError, OptionError
 from unetkit.network import Network
 from unetkit.parts.encoders.normalization import NormalizationStats, get_normalization_stats
-from unetkit.plan import PartSpec, Plan
+from unetkit.plan import PartSpec, Plan, ResolvedPlan
 from unetkit.plugins import default_parts, load_parts
 from unetkit.registry import Parts
-from unetkit.resolve import canonical_spec
+from unetkit.resolve import canonical_spec, resolve
 from unetkit.serialization import load
 from unetkit.summary.forward_hooks import find_network
 from unetkit.summary.trace import trace
@@ -31,7 +31,7 @@ from unetkit.train.dataloader import check_finite
 from unetkit.train.distributed import ProcessGroup, init_processes
 from unetkit.train.losses import make_loss
 from unetkit.train.optim import create_optimizer_config
-from unetkit.train.trainer import TrainCallback, Trainer
+from unetkit.train.trainer import RunParts, TrainCallback, Trainer
 from unetkit.utils.integers import ceil_div
 from unetkit.utils.isolation import stdout_to_stderr
 from unetkit.utils.modules import check_device
@@ -48,13 +48,18 @@ _VERSIONS = ("unetkit", "torch", "torchvision", "timm", "segmentation-models-pyt
 
 def open_splits(config: TrainConfig, parts: Parts, progress: Callable[[int, int], None] | None = None) -> DatasetSplits:
     """Open the data set of a run; `progress` is called with the number of masks read, and their total number."""
-    rules: dict[str, Any] = {
-        name: getattr(config, name) for name in ("seed", "val_fraction", "group_by", "ignore_index")
-    }
-    return open_data(config.data, **rules, progress=progress, parts=parts)
+    return open_data(
+        config.data,
+        seed=config.seed,
+        val_fraction=config.val_fraction,
+        group_by=config.group_by,
+        ignore_index=config.ignore_index,
+        progress=progress,
+        parts=parts,
+    )
 
 
-def plan_for_data(plan: Plan, data: DatasetSplits) -> Plan:
+def fit_plan(plan: Plan, data: DatasetSplits) -> Plan:
     """Set the classes and input channels of a plan to those of the data.
 
     Raises:
@@ -63,22 +68,34 @@ def plan_for_data(plan: Plan, data: DatasetSplits) -> Plan:
     if plan.in_channels not in (None, data.channels):
         what = f"--in-channels {plan.in_channels}: the images of {data.source} have {data.channels} channel(s)"
         raise OptionError(f"{what}; leave --in-channels out, or give {data.channels}")
-    if plan.classes is not None:
-        data.target.activation(plan.classes)
-    return replace(plan, in_channels=data.channels, classes=plan.classes or data.target.outputs)
+    classes = plan.classes or data.target.outputs
+    data.target.activation(classes)  # rejects a number of classes that the masks do not have
+    return replace(plan, in_channels=data.channels, classes=classes)
 
 
-def fill_defaults(config: TrainConfig, plan: Plan, data: DatasetSplits, parts: Parts) -> TrainConfig:
-    """Fill in the settings that follow from the data."""
-    loss = make_loss(config.loss, data.target, plan.classes or data.target.outputs, parts).text
-    crop = config.crop or plan.size
+def create_run_parts(
+    config: TrainConfig, plan: ResolvedPlan, data: DatasetSplits, parts: Parts
+) -> tuple[TrainConfig, RunParts]:
+    """Create loss, augmentation and optimizer, and complete the configuration with what follows from the data.
+
+    Args:
+        config: the configuration; one that is complete stays as it is.
+        plan: the plan of the network, fitted to the data.
+        data: the opened data set.
+        parts: the registered parts.
+
+    Returns:
+        The configuration with a crop and with every name in its shortest form, and what its names stand for.
+    """
+    crop = config.crop
     if crop is None:
         height, width = size_of(data.splits["train"][0].image)
         crop = min(height, _CROP), min(width, _CROP)
-    create_optimizer_config(config.optimizer, parts)  # rejects wrong values before the network is built
+    loss = make_loss(config.loss, data.target, plan.classes, parts)
+    augment = make_augment(config.augment or data.augment, crop, parts)
+    created = RunParts(loss, augment, create_optimizer_config(config.optimizer, parts))
     optimizer = str(canonical_spec("optimizer", PartSpec.parse(config.optimizer), parts))
-    augment = make_augment(config.augment or data.augment, crop, parts).text
-    return replace(config, loss=loss, crop=crop, augment=augment, optimizer=optimizer)
+    return replace(config, crop=crop, loss=loss.text, augment=augment.text, optimizer=optimizer), created
 
 
 def find_owners(config: TrainConfig, parts: Parts) -> tuple[tuple[str, str], ...]:
@@ -90,36 +107,7 @@ def find_owners(config: TrainConfig, parts: Parts) -> tuple[tuple[str, str], ...
     return tuple((plugin.name, plugin.version) for plugin in parts.plugins if plugin.loaded and plugin.name in owners)
 
 
-def make_run(
-    folder: Path,
-    network: Network,
-    config: TrainConfig,
-    data: DatasetSplits,
-    parts: Parts,
-    plugins: tuple[str, ...],
-    command: str,
-) -> TrainRun:
-    """Create the description of a run before its first step."""
-    mean, std = choose_normalization(find_network(network), data)
-    versions = tuple((name, version(name)) for name in _VERSIONS)
-    plan = find_network(network).plan
-    return TrainRun(
-        folder,
-        plan,
-        config,
-        target=data.target,
-        channels=data.channels,
-        mean=mean,
-        std=std,
-        splits=check_fingerprints(data),
-        plugins=plugins,
-        owners=find_owners(config, parts),
-        versions=versions,
-        command=command,
-    )
-
-
-def check_fingerprints(data: DatasetSplits) -> tuple[tuple[str, str], ...]:
+def list_fingerprints(data: DatasetSplits) -> tuple[tuple[str, str], ...]:
     """Compute the fingerprint of each split."""
     return tuple((name, fingerprint(images)) for name, images in data.splits.items())
 
@@ -193,20 +181,37 @@ def run(
         )
     parts = parts or (load_parts(plugins) if plugins else default_parts())
     name = with_absolute_path(data, parts) if isinstance(data, str) else data.source
-    settings = TrainConfig(**{**config, "data": name, "seed": plan.seed or 0})
+    crop = config.get("crop") or plan.size
+    settings = TrainConfig(**{**config, "data": name, "crop": crop, "seed": plan.seed or 0})
     check_device(settings.device)
     if settings.tensorboard and not find_spec("tensorboard"):
         raise OptionError("--tensorboard: TensorBoard is not installed; run pip install 'unetkit[tensorboard]'")
     callback = callback or TrainCallback()
     with init_processes(settings.device) as group:
-        found: DatasetSplits = open_splits(settings, parts, callback.on_scan) if isinstance(data, str) else data
-        plan = replace(plan_for_data(plan, found), seed=settings.seed)
-        settings = fill_defaults(settings, plan, found, parts)
+        splits = open_splits(settings, parts, callback.on_scan) if isinstance(data, str) else data
+        resolved, _ = resolve(replace(fit_plan(plan, splits), seed=settings.seed), parts)
+        settings, run_parts = create_run_parts(settings, resolved, splits, parts)
         with stdout_to_stderr():
-            network = _first_process_first(group, lambda: build_plan(plan, parts))
-            trace(network, settings.crop)  # raises InputSizeError if the network does not take the crop
-        begun = make_run(folder, network, settings, found, parts, tuple(plugins), command)
-        return _train(begun, found, network, group, TrainState(), parts, callback, save_every)
+            model = _first_process_first(group, lambda: build_plan(resolved, parts))
+            trace(model, settings.crop)  # raises InputSizeError if the network does not take the crop
+        network = find_network(model)
+        mean, std = choose_normalization(network, splits)
+        begun = TrainRun(
+            folder,
+            network.plan,
+            settings,
+            target=splits.target,
+            channels=splits.channels,
+            mean=mean,
+            std=std,
+            splits=list_fingerprints(splits),
+            plugins=tuple(plugins),
+            owners=find_owners(settings, parts),
+            versions=tuple((name, version(name)) for name in _VERSIONS),
+            command=command,
+        )
+        Trainer(begun, splits, model, run_parts, group, TrainState(), callback, save_every).train()
+    return begun
 
 
 def resume(
@@ -238,21 +243,24 @@ def resume(
     parts = parts or (load_parts(begun.plugins) if begun.plugins else default_parts())
     begun.check_plugins(parts)
     callback = callback or TrainCallback()
+    if isinstance(data, str):
+        begun = replace(begun, config=replace(begun.config, data=with_absolute_path(data, parts)))
     with init_processes(device) as group:
-        if isinstance(data, str):
-            begun = replace(begun, config=replace(begun.config, data=with_absolute_path(data, parts)))
-        found = data if isinstance(data, DatasetSplits) else open_splits(begun.config, parts, callback.on_scan)
-        if (found.target, check_fingerprints(found)) != (begun.target, begun.splits):
+        splits = data if isinstance(data, DatasetSplits) else open_splits(begun.config, parts, callback.on_scan)
+        if (splits.target, list_fingerprints(splits)) != (begun.target, begun.splits):
             raise OptionError(
-                f"{found.source} is not the data of {folder}, or it has changed: its classes or images differ; "
+                f"{splits.source} is not the data of {folder}, or it has changed: its classes or images differ; "
                 "give the original data, or start a new run"
             )
+        resolved, _ = resolve(begun.plan, parts)
+        _, run_parts = create_run_parts(begun.config, resolved, splits, parts)
         state = _load_state(begun.folder)
         with stdout_to_stderr():
             # The file contains the pretrained weights; building with the plan would download them again.
             saved = state.model and (begun.folder / LAST).exists()
-            network = load(begun.folder / LAST, parts=parts) if saved else build_plan(begun.plan, parts)
-        return _train(begun, found, network, group, state, parts, callback, save_every)
+            model = load(begun.folder / LAST, parts=parts) if saved else build_plan(begun.plan, parts)
+        Trainer(begun, splits, model, run_parts, group, state, callback, save_every).train()
+    return begun
 
 
 def _load_state(folder: Path) -> TrainState:
@@ -261,22 +269,6 @@ def _load_state(folder: Path) -> TrainState:
     if (folder / BEST).exists():
         raise FileError(f"{folder} has weights but no {STATE} to continue from; start a new run in another folder")
     return TrainState()
-
-
-def _train(
-    begun: TrainRun,
-    data: DatasetSplits,
-    network: Any,
-    group: ProcessGroup,
-    state: TrainState,
-    parts: Parts,
-    callback: TrainCallback,
-    save_every: float,
-) -> TrainRun:
-    callback = callback if group.is_first else TrainCallback()
-    trainer = Trainer(begun, data, network, group, state, parts, callback, save_every)
-    trainer.train()
-    return begun
 
 
 def _first_process_first(group: ProcessGroup, make: Any) -> Any:

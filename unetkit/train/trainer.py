@@ -16,20 +16,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from unetkit.data.augment import make_augment
+from unetkit.data.augment import Augment
 from unetkit.data.border_weights import BorderMaps
 from unetkit.data.types import Dataset, DatasetSplits, Sample
 from unetkit.errors import OptionError, UnetkitError
-from unetkit.registry import Parts
 from unetkit.serialization import save
-from unetkit.summary.forward_hooks import find_network
 from unetkit.tiling.sliding_window import tiled
 from unetkit.train.checkpoint import BEST, HEADER, LAST, LOG, STATE, TrainRun, TrainState
 from unetkit.train.dataloader import AugmentedDataset, Batch, Loader, Weigh
 from unetkit.train.distributed import ProcessGroup
-from unetkit.train.losses import Loss, make_loss
+from unetkit.train.losses import Loss
 from unetkit.train.metrics import Evaluation
-from unetkit.train.optim import create_optimizer_config
+from unetkit.train.optim import OptimizerConfig
 from unetkit.train.step import NonFiniteError, Stepper
 from unetkit.utils.files import JsonLinesWriter
 from unetkit.utils.system import is_oom
@@ -136,6 +134,14 @@ class TrainCallback:
         """Called after the last epoch."""
 
 
+class RunParts(NamedTuple):
+    """What a training step needs beside the network, created from the names in a TrainConfig."""
+
+    loss: Loss
+    augment: Augment
+    optimizer: OptimizerConfig
+
+
 class Trainer:
     """One run in one of its processes.
 
@@ -151,9 +157,9 @@ class Trainer:
         run: TrainRun,
         data: DatasetSplits,
         network: nn.Module,
+        run_parts: RunParts,
         group: ProcessGroup,
         state: TrainState,
-        parts: Parts,
         callback: TrainCallback,
         save_every: float,
     ) -> None:
@@ -163,24 +169,22 @@ class Trainer:
             run: the description of the run.
             data: the opened data set.
             network: the network on the CPU.
+            run_parts: loss, augmentation and optimizer.
             group: the processes that train together.
             state: the state to continue from.
-            parts: the registered parts, in which loss, augmentation and optimizer are looked up.
-            callback: receives the progress.
+            callback: receives the progress in the first process.
             save_every: seconds between two saves within an epoch.
         """
-        config = run.config
-        self.run, self.data, self.group, self.state, self.callback = run, data, group, state, callback
+        config, (loss, augment, optimizer) = run.config, run_parts
+        self.run, self.data, self.group, self.state, self.loss = run, data, group, state, loss
+        self.callback = callback if group.is_first else TrainCallback()
         self.save_every, self._saved = save_every, monotonic()
-        self.loss = make_loss(config.loss, data.target, find_network(network).resolved_plan.classes, parts)
-        weigh = BorderMaps(*self.loss.border, run.folder / "borders") if self.loss.border else None
-        augment = make_augment(config.augment, config.crop or (256, 256), parts)
+        weigh = BorderMaps(*loss.border, run.folder / "borders") if loss.border else None
         train = AugmentedDataset(data.splits["train"], augment, weigh, run.normalize, config.seed)
         workers, pin = _workers(config.workers, group.device), group.device.type == "cuda"
         self.loader = Loader(train, config.batch_size, workers, group.rank, group.size, pin=pin)
-        self.validation = Validation(data.splits["val"], run, self.loss, weigh, group)
-        optimizer = create_optimizer_config(config.optimizer, parts)
-        self.stepper = Stepper(network, config, optimizer, self.loss, group, self.loader.steps)
+        self.validation = Validation(data.splits["val"], run, loss, weigh, group)
+        self.stepper = Stepper(network, config, optimizer, loss, group, self.loader.steps)
         if state.model:
             self.stepper.load_from(state)
 
