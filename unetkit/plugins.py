@@ -224,12 +224,12 @@ class PluginManager:
 
     def _wrap_with(self, plugin: Plugin, model: Module, plan: Plan, *, strict: bool) -> tuple[Module, bool]:
         made: list[Module] = []
-        before = _named_contents(model)
+        before = None
         with self.isolate(plugin, strict=strict):
-            made += [
-                _check_wrapped(wrap(model), model) for wrap in self.call_one("unetkit_wrap_model", plugin)(plan=plan)
-            ]
-        if not made and _named_contents(model) != before:
+            for wrap in self.call_one("unetkit_wrap_model", plugin)(plan=plan):
+                before = before or _named_contents(model)
+                made.append(_check_wrapped(wrap(model), model))
+        if before and not made and _named_contents(model) != before:
             raise PluginError(f"plugin {plugin} modified the model and then failed: {plugin.error}")
         return made[-1] if made else model, bool(made)
 

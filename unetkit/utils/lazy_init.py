@@ -7,16 +7,17 @@ distributions are the same. For a given seed the values are always the same, but
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from threading import RLock
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
-from torch.utils._pytree import tree_iter
 
 _aten = torch.ops.aten
 _RANDOM_FILLS = {_aten.uniform_.default, _aten.normal_.default}
@@ -48,9 +49,10 @@ class _PendingFills(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         target, sources = (args[0], args[1:]) if func in _OVERWRITES and _covers_storage(args[0]) else (None, args)
         if self.fills and not _is_view(func):
-            for tensor in tree_iter((sources, kwargs)):
-                if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
-                    self._fill_now(_storage(tensor))
+            for value in (*sources, *kwargs.values()):
+                for item in value if isinstance(value, list | tuple) else (value,):
+                    if isinstance(item, Tensor) and item.layout == torch.strided:
+                        self._fill_now(_storage(item))
         if target is not None:
             self.fills.pop(_storage(target), None)
             if func in _RANDOM_FILLS and target.device.type == "cpu" and kwargs.get("generator") is None:
@@ -69,18 +71,33 @@ class _PendingFills(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         The generators are seeded in order from the current one, so that the weights do not depend on timing.
         """
-        fills = [*self.fills.values()]
+        pieces = [piece for fill in self.fills.values() for piece in _split_fill(*fill)]
         self.fills.clear()
-        seeds = torch.randint(2**62, (len(fills),), device="cpu").tolist()
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            list(pool.map(_fill, fills, seeds))
+        if not pieces:
+            return
+        seeds = torch.randint(2**62, (len(pieces),), device="cpu").tolist()
+        threads = min(torch.get_num_threads(), len(pieces))
+        if threads == 1:
+            deque(map(_fill, pieces, seeds), maxlen=0)
+            return
+        with ThreadPoolExecutor(threads) as pool:
+            deque(pool.map(_fill, pieces, seeds), maxlen=0)
+
+
+#: The number of values that a thread draws at a time: their memory fits a processor's cache.
+_PIECE = 1 << 18
+
+
+def _split_fill(func: Any, args: tuple[Any, ...], kwargs: Any) -> Iterator[tuple[Any, Any, Any]]:
+    """Split the fill of a large tensor, so that threads share it."""
+    for piece in args[0].view(-1).split(_PIECE):
+        yield func, (piece, *args[1:]), kwargs
 
 
 @torch.no_grad()
 def _fill(fill: tuple[Any, Any, Any], seed: int) -> None:
     func, args, kwargs = fill
-    generator = torch.Generator().manual_seed(seed)
-    func(*args, **{**kwargs, "generator": generator})
+    func(*args, **{**kwargs, "generator": torch.Generator().manual_seed(seed)})
 
 
 @contextmanager
@@ -107,6 +124,7 @@ def _covers_storage(tensor: Tensor) -> bool:
     return plain and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 
 
+@cache
 def _is_view(func: Any) -> bool:
     returns = func._schema.returns
     return not func._schema.is_mutable and bool(returns) and all(result.alias_info for result in returns)
