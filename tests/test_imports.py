@@ -121,3 +121,20 @@ def test_a_folder_in_the_caches_place_does_no_harm(cache: Path) -> None:
     file.mkdir(parents=True)
     assert timm_catalog.timm_model_names() == timm_catalog.scan_timm_source()
     assert list(cache.iterdir()) == [file]
+
+
+BUILD = """
+import atexit, sys
+heavy = sys.argv.pop(1).split(",")
+atexit.register(lambda: print("imported:", *[name for name in heavy if name in sys.modules]))
+from unetkit.cli import main
+main()
+"""
+
+
+def test_a_network_of_built_in_parts_is_built_and_traced_without_timm_and_compiler() -> None:
+    line = ["build", "--encoder", "plain:widths=[4,8],norm=group", "--block", "double:act=silu"]
+    heavy = "timm,torchvision,segmentation_models_pytorch,torch._dynamo"
+    done = subprocess.run([sys.executable, "-c", BUILD, heavy, *line], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "imported:"

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.layers import create_act
+from timm.layers import create_act, create_act_layer
 from torch import Tensor, nn
 
 from unetkit import build
 from unetkit.errors import OptionError
 from unetkit.parts.aligns import Crop, Pad, Resize
 from unetkit.parts.blocks import BasicBlock, Bottleneck, DoubleConv, PreActBlock
-from unetkit.parts.conv_unit import ConvUnit, make_act, make_norm
+from unetkit.parts.conv_unit import _ACTS, ConvUnit, make_act, make_norm
 from unetkit.parts.encoders.plain import PlainEncoder
 from unetkit.parts.fusions import Add, Concat, Max, Mean
 from unetkit.parts.heads import ConvActNormHead, ConvHead
@@ -349,3 +349,9 @@ def test_heads() -> None:
 def test_a_head_that_would_change_the_size_is_refused(head: Callable[..., Any], kernel: int) -> None:
     with pytest.raises(OptionError, match=f"kernel={kernel} must be a positive odd number"):
         head(4, 2, kernel=kernel)
+
+
+def test_activations_that_need_no_timm_are_those_of_timm() -> None:
+    for name, layer in _ACTS.items():
+        theirs = create_act_layer(name, inplace=True)
+        assert (type(theirs), theirs.inplace) == (layer, True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import gcd
 from typing import Literal
 
-from timm.layers import create_act, create_act_layer, create_norm_layer
 from torch import nn
 
 from unetkit.errors import OptionError, did_you_mean
@@ -15,9 +15,19 @@ from unetkit.errors import OptionError, did_you_mean
 Order = Literal["conv-norm-act", "conv-act-norm", "norm-act-conv"]
 Norm = Literal["batch", "group", "instance", "layer", "none"]
 
+#: Activations that timm takes from torch as they are; they need no import of timm, which takes as long as torch's.
+_ACTS: dict[str, Callable[..., nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "selu": nn.SELU,
+    "silu": nn.SiLU,
+    "mish": nn.Mish,
+}
+
 
 def make_norm(norm: Norm, channels: int) -> nn.Module:
-    """Make timm's normalization layer for maps (B, channels, H, W).
+    """Make a normalization layer for maps (B, channels, H, W).
 
     Args:
         norm: "group" has 32 groups (Wu & He 2018), or the greatest common divisor of 32 and the channels, and at least
@@ -29,16 +39,23 @@ def make_norm(norm: Norm, channels: int) -> nn.Module:
         groups = channels if norm == "instance" else gcd(32, channels)
         if norm == "group" and groups == channels > 1:
             groups = channels // 2  # one channel per group would be instance norm
-        group_norm: nn.Module = create_norm_layer("groupnorm", channels, num_groups=groups)
-        return group_norm
+        return nn.GroupNorm(groups, channels)
     if norm == "none":
         return nn.Identity()
-    layer: nn.Module = create_norm_layer({"batch": "batchnorm2d", "layer": "layernorm2d"}[norm], channels)
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    from timm.layers import LayerNorm2d
+
+    layer: nn.Module = LayerNorm2d(channels)
     return layer
 
 
 def make_act(act: str, *, inplace: bool = True) -> nn.Module:
-    """Make timm's activation layer of a name. Raise OptionError where timm has no such activation."""
+    """Make the activation layer that timm has for a name. Raise OptionError where timm has no such activation."""
+    if act in _ACTS:
+        return _ACTS[act](inplace=inplace)
+    from timm.layers import create_act, create_act_layer
+
     try:
         layer: nn.Module | None = create_act_layer(act, inplace=inplace)
     except KeyError:

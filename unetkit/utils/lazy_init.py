@@ -45,6 +45,11 @@ class _PendingFills(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.fills: dict[int, tuple[Any, Any, Any]] = {}  # storage -> the fill that waits, with its tensor alive
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Return False, or torch would import its compiler at the first operation, which takes as long as torch."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         target, sources = (args[0], args[1:]) if func in _OVERWRITES and _covers_storage(args[0]) else (None, args)
