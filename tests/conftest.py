@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -11,6 +12,11 @@ from hypothesis import HealthCheck, settings
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: threads of two workers would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Where Python was told to keep no bytecode, as images for containers do, each worker and each process that a test
+# starts would compile the package and rewrite the tests' assertions anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Building a network takes as long as it takes on a slow machine; that is not what these tests are about.
 settings.register_profile("unetkit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
