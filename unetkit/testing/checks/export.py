@@ -85,17 +85,19 @@ def check_export(subject: PartSubject) -> None:
     part = subject.make(args).eval()
     least, part_input = subject.contract.make_export_inputs(part, args)
     where = subject.describe_case(args)
+    programs: dict[torch.dtype, Any] = {}  # an export costs far more than a pass
     for other in part_input:
 
         def measure(dtype: torch.dtype, part: Any = part, other: PartInput = other) -> float:
             part = part.to(dtype)
             first, other = (one.map(lambda x: x.to(dtype)) for one in (part_input[0], other))
-            with warnings.catch_warnings(), _convert_errors(f"{where}torch.export at {first} "):
-                warnings.simplefilter("ignore")  # warnings of torch.export; those of the part appear in other checks
-                program = _export(_ExportWrapper(subject.contract, part, args), first, least)
+            if dtype not in programs:
+                with warnings.catch_warnings(), _convert_errors(f"{where}torch.export at {first} "):
+                    warnings.simplefilter("ignore")  # of torch.export; those of the part appear in other checks
+                    programs[dtype] = _export(_ExportWrapper(subject.contract, part, args), first, least)
             try:
                 with torch.no_grad(), computes_in(dtype):
-                    outputs = program(*other.tensors)
+                    outputs = programs[dtype](*other.tensors)
             except Exception as error:
                 raise Nonconformity(
                     f"{where}exported at {first}, it does not accept {other} ({one_line(error)}): "
