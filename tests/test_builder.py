@@ -303,6 +303,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BROKEN)
 def test_what_a_fusion_does_wrong_is_said_of_it(case: str, tmp_path: Path) -> None:
     source, message = BROKEN[case]

@@ -73,6 +73,7 @@ def test_every_word_has_a_row() -> None:
     assert not [word.flag for word in PLAN_FIELDS if f"\n| `{word.flag}` |" not in page]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_what_the_code_knows_better_is_as_the_code_says(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
@@ -237,6 +238,7 @@ COSTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plugin", COSTS)
 def test_a_plugins_page_says_what_it_costs(plugin: str) -> None:
     assert len(COSTS[plugin]) >= 3

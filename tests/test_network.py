@@ -53,6 +53,7 @@ def test_a_deep_copy_is_equal_and_apart(encoder: str) -> None:
     assert torch.equal(run(model, x), out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", SMALL)
 def test_compiles_whole_and_for_every_size(encoder: str) -> None:
     torch._dynamo.reset()
@@ -70,6 +71,7 @@ def exported(model: Network, least: int) -> nn.Module:
     return program.module()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoder", "words"),
     [
@@ -88,6 +90,7 @@ def test_exports_once_for_every_size(encoder: str, words: dict[str, str]) -> Non
         assert_equal_to_rounding(run(anywhere, image(*size)), run(model, image(*size)), model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [{"align": "crop"}, {"align": "crop", "block": "double:padding=0"}], ids=str)
 def test_exports_with_named_dimensions(words: dict[str, str]) -> None:
     padding = 0 if "block" in words else 1
@@ -172,6 +175,7 @@ def test_without_a_seed_the_global_one_counts() -> None:
     assert not torch.equal(made[0]["head.conv.weight"], made[1]["head.conv.weight"])
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(SMALL), st.sampled_from(ALIGNS), st.sampled_from(UPS), st.integers(1, 40), st.integers(1, 40))
 def test_a_padded_network_takes_every_size(encoder: str, align: str, up: str, height: int, width: int) -> None:
@@ -189,6 +193,7 @@ def test_every_norm_takes_every_size(norm: str, height: int, width: int) -> None
     assert out.isfinite().all()
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(
     st.sampled_from(("test_resnet", "plain:widths=[4,8,16,32]", "test_convnext")),
@@ -225,6 +230,7 @@ def test_stages_beyond_the_shallowest_map_join_none(up: str) -> None:
     assert sizes == [(45, 71)]
 
 
+@pytest.mark.slow
 def test_learned_logits_act_compiled_as_they_do_eagerly() -> None:
     torch._dynamo.reset()
     model = network(PLAIN, logits="transposed:channels=keep")
@@ -398,6 +404,7 @@ def test_a_part_that_needs_values_is_built_unproven() -> None:
     assert model(torch.randn(1, 3, 8, 8)).shape == (1, 2, 8, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["hrnet_w18_small", "dla34", "tresnet_m", "inception_v3", "inception_v4", "test_efficientnet", "resnetv2_18"],
@@ -467,6 +474,7 @@ def test_a_module_within_a_part_may_be_called_fuse() -> None:
     assert build("plain:widths=[4,8]", block=Inside, size=16, device="meta").resolved_plan.size == (16, 16)
 
 
+@pytest.mark.slow
 def test_a_network_of_one_size_refuses_larger_inputs_exported_too() -> None:
     model = network("levit_128s")
     with warnings.catch_warnings():

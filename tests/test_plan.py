@@ -67,6 +67,7 @@ def test_every_word_has_a_strategy_and_a_field() -> None:
     assert list(STRATEGIES) == [word.name for word in PLAN_FIELDS] == list(Plan.__dataclass_fields__)
 
 
+@pytest.mark.slow
 @MANY
 @given(PLANS)
 def test_a_line_gives_its_plan_back(plan: Plan) -> None:
@@ -76,6 +77,7 @@ def test_a_line_gives_its_plan_back(plan: Plan) -> None:
     assert Plan.parse("").with_defaults(plan) == plan
 
 
+@pytest.mark.slow
 @settings(MANY, max_examples=40)
 @given(PLANS, PLANS)
 def test_over_takes_the_rest_from_the_base(plan: Plan, base: Plan) -> None:
@@ -84,6 +86,7 @@ def test_over_takes_the_rest_from_the_base(plan: Plan, base: Plan) -> None:
     assert list(over.explicit()) == [name for name in STRATEGIES if name in over.explicit()]
 
 
+@pytest.mark.slow
 @MANY
 @given(st.builds(PartSpec.of, ENCODER_NAMES, OPTIONS) | CHAINS)
 def test_a_part_gives_its_text_back(spec: PartSpec) -> None:
@@ -316,6 +319,7 @@ def built(count: int) -> list[tuple[str, Network]]:
     raise AssertionError
 
 
+@pytest.mark.slow
 def test_the_line_of_a_built_model_is_the_shortest_that_rebuilds_it() -> None:
     for line, model in built(20):
         plan = model.plan

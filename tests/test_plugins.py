@@ -536,6 +536,7 @@ print([(p.name, p.heavy_imports) for p in load_manager(sys.argv[1:], isolated=Tr
 """
 
 
+@pytest.mark.slow
 def test_who_imports_torch_to_register_is_known(write: Write) -> None:
     light = write("light.py", GOOD.format(part="light"))
     heavy = write("heavy.py", "import torch\n" + GOOD.format(part="heavy"))

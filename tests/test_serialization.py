@@ -85,6 +85,7 @@ def assert_same(model: nn.Module, other: nn.Module) -> None:
     assert [p.requires_grad for p in model.parameters()] == [p.requires_grad for p in other.parameters()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -289,6 +290,7 @@ unetkit.save(unetkit.build("{SMALL}"), "model.safetensors")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_killed_process_leaves_the_old_file(tmp_path: Path, number: signal.Signals) -> None:
     path = tmp_path / "model.safetensors"

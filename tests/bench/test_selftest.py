@@ -96,6 +96,7 @@ def test_every_truth_is_timed_as_often_in_random_order_with_seeds_of_their_own()
     ]
 
 
+@pytest.mark.slow
 def test_a_real_network_called_twice_as_often_is_slower() -> None:
     said: dict[str, Any] = {}
     time_task(
@@ -111,6 +112,7 @@ def test_a_real_network_called_twice_as_often_is_slower() -> None:
     assert json.loads(json.dumps(said))["calls_per_sample"] == 1
 
 
+@pytest.mark.slow
 def test_the_command_times_in_processes_and_keeps_every_sample(tmp_path: Path) -> None:
     out = tmp_path / "samples.jsonl"
     line = ["bench", "selftest", "--runs", "2", "--budget", "0.2", "--network", str(TINY), "--threads", "1", "--json"]

@@ -155,6 +155,7 @@ def test_an_effect_is_found_over_the_rows_that_differ_in_that_factor_alone(tmp_p
         assert estimate.rounds == 24
 
 
+@pytest.mark.slow
 def test_two_names_of_one_part_have_no_effect(tmp_path: Path) -> None:
     verdicts = []
     for seed in range(20):

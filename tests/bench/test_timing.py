@@ -35,6 +35,7 @@ class Machine:
         return call
 
 
+@pytest.mark.slow
 def test_a_drift_alike_for_both_leaves_the_ratio_right_where_means_in_sequence_are_far_off() -> None:
     machine = Machine(speed=lambda now: 1 + now / 10)
     timing = time_pair(
@@ -45,6 +46,7 @@ def test_a_drift_alike_for_both_leaves_the_ratio_right_where_means_in_sequence_a
     assert mean(timing.candidate[:half]) / mean(timing.baseline[half:]) < 0.9
 
 
+@pytest.mark.slow
 def test_a_quiet_machine_is_timed_until_the_ratio_is_precise() -> None:
     machine = Machine()
     timing = time_pair(machine.work("c", 0.012), machine.work("b", 0.010), TimingConfig(), clock=machine.clock)
@@ -53,6 +55,7 @@ def test_a_quiet_machine_is_timed_until_the_ratio_is_precise() -> None:
     assert 0.5 <= 2 * (sum(timing.candidate) + sum(timing.baseline)) < 1.1  # each after a call that is not timed
 
 
+@pytest.mark.slow
 def test_a_machine_that_is_not_quiet_is_timed_until_the_budget_is_spent() -> None:
     jumps = iter(range(10**6))
     machine = Machine(speed=lambda now: 1 + (next(jumps) * 7919 % 13) / 13)
@@ -63,6 +66,7 @@ def test_a_machine_that_is_not_quiet_is_timed_until_the_budget_is_spent() -> Non
     assert 5 < machine.now < 6
 
 
+@pytest.mark.slow
 def test_six_rounds_are_timed_however_slow_a_call_is() -> None:
     machine = Machine(speed=lambda now: 1 + 0.3 * (int(now) % 3))
     timing = time_pair(machine.work("c", 60.0), machine.work("b", 50.0), TimingConfig(budget=20), clock=machine.clock)
@@ -70,6 +74,7 @@ def test_six_rounds_are_timed_however_slow_a_call_is() -> None:
     assert (timing.stop_reason, timing.warmup_rounds, timing.calls_per_sample) == ("budget", 1, 1)
 
 
+@pytest.mark.slow
 def test_a_short_call_is_timed_in_samples_of_a_millisecond_and_told_by_the_call() -> None:
     machine = Machine()
     timing = time_pair(
@@ -80,6 +85,7 @@ def test_a_short_call_is_timed_in_samples_of_a_millisecond_and_told_by_the_call(
     assert isclose(median(timing.baseline), 10e-6)
 
 
+@pytest.mark.slow
 def test_what_is_slow_at_first_is_warmed_up() -> None:
     machine = Machine()
     slow = machine.work("c", 0.01, first=3.0, times=40)
@@ -88,6 +94,7 @@ def test_what_is_slow_at_first_is_warmed_up() -> None:
     assert max(timing.candidate) < 0.011
 
 
+@pytest.mark.slow
 def test_a_short_call_follows_one_of_its_own_that_is_not_timed() -> None:
     last = [""]
 
@@ -109,6 +116,7 @@ def test_a_short_call_follows_one_of_its_own_that_is_not_timed() -> None:
         assert isclose(max(timing.candidate), told * cost)
 
 
+@pytest.mark.slow
 def test_warm_up_that_never_settles_ends_with_a_quarter_of_the_budget() -> None:
     machine = Machine(speed=lambda now: 1 + now / 5)  # each round is slower than the last
     timing = time_pair(machine.work("c", 0.5), machine.work("b", 0.5), TimingConfig(budget=40), clock=machine.clock)
@@ -117,6 +125,7 @@ def test_warm_up_that_never_settles_ends_with_a_quarter_of_the_budget() -> None:
     assert 10 <= machine.now - taken < 20
 
 
+@pytest.mark.slow
 def test_which_goes_first_is_drawn_by_the_seed() -> None:
     def order(seed: int) -> list[str]:
         machine = Machine()
@@ -135,6 +144,7 @@ def test_which_goes_first_is_drawn_by_the_seed() -> None:
     assert 0.3 < firsts.count("c") / len(firsts) < 0.7
 
 
+@pytest.mark.slow
 def test_work_that_is_only_queued_by_a_call_is_waited_for() -> None:
     machine = Machine()
     queued: list[float] = []
@@ -150,6 +160,7 @@ def test_work_that_is_only_queued_by_a_call_is_waited_for() -> None:
     assert isclose(median(timing.baseline), 0.02)
 
 
+@pytest.mark.slow
 def test_garbage_is_not_collected_while_timing_and_is_again_afterwards_whatever_happens() -> None:
     machine = Machine()
     seen: list[bool] = []

@@ -219,6 +219,7 @@ def completed(shell: str, *words: str) -> list[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_completion_in_bash_zsh_and_fish() -> None:
     words = ["build", "--encoder", "resnet10"]
     assert "plain,resnet101" in completed("bash", *words)

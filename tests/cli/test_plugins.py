@@ -193,6 +193,7 @@ def test_no_plugins() -> None:
     assert done.stdout == "no plugins are installed; `unetkit plugins new my-gate --kind fusion` creates one\n"
 
 
+@pytest.mark.slow
 def test_who_slows_every_command_is_told(tmp_path: Path) -> None:
     heavy = written(tmp_path / "heavy.py", source="import torch\n" + COMMAND)
     command = [sys.executable, "-m", "unetkit", "--plugin", heavy, "plugins"]
@@ -231,6 +232,7 @@ def unetkit_register(parts):
 '''
 
 
+@pytest.mark.slow
 def test_check_shows_a_row_a_check_and_a_column_a_part() -> None:
     shown = run("plugins", "check", "attention-gate")
     assert shown.exit_code == 0, shown.output
@@ -244,6 +246,7 @@ def test_check_shows_a_row_a_check_and_a_column_a_part() -> None:
     assert "wrapping" not in shown.stdout
 
 
+@pytest.mark.slow
 def test_check_fails_where_a_promise_is_broken(tmp_path: Path) -> None:
     file = tmp_path / "narrow.py"
     file.write_text(CONFORMING.format(kernel=3))
@@ -367,6 +370,7 @@ def test_what_is_no_command_leaves_the_help_of_all(tmp_path: Path, case: str) ->
     assert "Commands:" in shown.stdout
 
 
+@pytest.mark.slow
 def test_a_hook_for_commands_that_imports_torch_is_told(tmp_path: Path) -> None:
     file = written(tmp_path / "heavy.py", body="import torch", source=FAILING)
     command = [sys.executable, "-m", "unetkit", "--plugin", file, "plugins"]

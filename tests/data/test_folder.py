@@ -171,6 +171,7 @@ def test_a_tiff_of_one_row_keeps_its_channels(tmp_path: Path) -> None:
     assert torch.equal(read_image(tmp_path / "row.tif"), expected(values))
 
 
+@pytest.mark.slow
 def test_what_needs_imagecodecs_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     imagecodecs = pytest.importorskip("imagecodecs")
     tifffile.imwrite(tmp_path / "x.tif", noise(H, W), compression="zstd")

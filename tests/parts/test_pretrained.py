@@ -149,22 +149,22 @@ def test_the_weights_are_those_that_the_hub_serves(hub: Hub, in_channels: int) -
     assert model.plan.pretrained is True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "mean", "std"),
+    ("name", "whole", "mean", "std"),
     [
-        ("resnet18", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        ("xception65.ra3_in1k", (0.5,) * 3, (0.5,) * 3),
-        ("mobilenetv3_large_100.miil_in21k", (0.0,) * 3, (1.0,) * 3),
+        ("resnet18", "smp/unet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("xception65.ra3_in1k", None, (0.5,) * 3, (0.5,) * 3),
+        ("mobilenetv3_large_100.miil_in21k", None, (0.0,) * 3, (1.0,) * 3),
     ],
 )
 def test_what_images_were_normalised_by_is_what_timm_says(
-    hub: Hub, name: str, mean: tuple[float, ...], std: tuple[float, ...]
+    hub: Hub, name: str, whole: str | None, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> None:
-    for whole in (None, "smp/unet"):
-        model = unetkit.build(f"timm/{name}", model=whole, pretrained=True, device="meta")
-        assert get_normalization_stats(model.encoder) == (mean, std)
-        model = unetkit.build(f"timm/{name}", model=whole, device="meta")
-        assert get_normalization_stats(model.encoder) is None
+    model = unetkit.build(f"timm/{name}", model=whole, pretrained=True, device="meta")
+    assert get_normalization_stats(model.encoder) == (mean, std)
+    model = unetkit.build(f"timm/{name}", model=whole, device="meta")
+    assert get_normalization_stats(model.encoder) is None
     assert not hub.requests
 
 
@@ -184,6 +184,7 @@ def test_weights_in_the_cache_need_no_hub(
     assert_served(unetkit.build(NAME, pretrained=True), weights)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_takes_the_hub_from_its_environment(hub: Hub, tmp_path: Path) -> None:
     weights = random_weights()
     hub.files[f"/{REPO}/model.safetensors"] = safetensors.torch.save(weights)
@@ -333,6 +334,7 @@ def test_a_tag_that_timm_has_not(hub: Hub, words: dict[str, Any]) -> None:
     assert not hub.requests
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_a_model_without_weights(hub: Hub, device: str) -> None:
     message = refusal("test_mambaout", pretrained=True, device=device)

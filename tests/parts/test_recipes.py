@@ -61,6 +61,7 @@ def assert_equal_to(ours: Network, theirs: nn.Module, sizes: tuple[tuple[int, in
         assert_equal_to_rounding(mine, other, ours)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "words", "reference", "sizes"),
     [
@@ -107,6 +108,7 @@ def test_the_references_have_the_published_counts(reference: Callable[[], nn.Mod
     assert count in (31_030_658, 31_042_434, 34_524_038, 13_395_394)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "channels", "size", "output"),
     [
@@ -179,6 +181,7 @@ def test_every_size_of_the_original() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "strides", "channels"),
     [
@@ -195,6 +198,7 @@ def test_encoder_maps(recipe: str, strides: tuple[int, ...], channels: tuple[int
     assert [tuple(m.shape) for m in maps] == [(1, c, 64 // s, 96 // s) for c, s in zip(channels, strides, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fuse", "joined"), [("add", (1024, 512, 256)), ("concat", (3072, 1024, 768))])
 def test_resnet101_decodes_to_a_quarter(fuse: str, joined: tuple[int, ...]) -> None:
     model = build(recipe="resnet101-unet", fuse=fuse, device="meta")

@@ -163,6 +163,7 @@ def test_only_the_last_map_is_asked_for() -> None:
     assert [tuple(y.shape) for y in encoder.model(x)] == [(1, 64, 10, 10)]
 
 
+@pytest.mark.slow
 def test_gradients_reach_a_pyramid_and_its_model() -> None:
     model = build("test_vit", seed=0)
     out = model(torch.randn(2, 3, 97, 131))
@@ -171,6 +172,7 @@ def test_gradients_reach_a_pyramid_and_its_model() -> None:
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
 
+@pytest.mark.slow
 def test_maps_whose_sizes_timm_reads_from_values_pass_on_meta() -> None:
     model = build("gemma4_vit_167m", device="meta")
     assert model.strides == (4, 8, 16, 32)
@@ -214,6 +216,7 @@ SIZES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_odd_sizes_are_padded_to_what_the_encoder_takes(name: str) -> None:
     model = build(name, device="meta")
@@ -257,6 +260,7 @@ def test_a_larger_image_than_the_one_size_is_refused_with_what_to_say() -> None:
         on_meta(model, 300, 400)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "built"),
     [
@@ -274,11 +278,13 @@ def test_a_model_of_one_size_is_built_for_another(name: str, size: tuple[int, in
     assert unetkit.Plan.parse(str(model.plan)) == model.plan
 
 
+@pytest.mark.slow
 def test_the_size_that_timm_builds_it_for_changes_nothing() -> None:
     assert build("levit_128s", size=224, device="meta").size == (224, 224)
     assert build("levit_128s:img_size=[128,128]", size=100, device="meta").size == (128, 128)
 
 
+@pytest.mark.slow
 def test_positions_are_made_for_the_size_that_is_said() -> None:
     model = build("test_vit", size=(97, 131), device="meta")
     positions = dict(model.encoder.named_parameters())["model.model.pos_embed"]
@@ -286,6 +292,7 @@ def test_positions_are_made_for_the_size_that_is_said() -> None:
     assert (model.min_size, model.multiple, model.size) == (32, 32, None)
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_change_says_which_sizes_it_takes() -> None:
     assert build("efficientformer_l1", size=(97, 131), device="meta").size == (224, 224)
     with pytest.raises(BuildError, match=r"takes 224x224 only, .* for 300x400; give --size 224x224 or less"):
@@ -295,6 +302,7 @@ def test_a_model_that_cannot_change_says_which_sizes_it_takes() -> None:
 # Channels and weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_vit", "test_convnext", "test_efficientnet", "test_nfnet", "pvt_v2_b0"])
 @pytest.mark.parametrize("channels", [1, 4, 13])
 def test_any_number_of_channels_goes_in(name: str, channels: int) -> None:
@@ -302,6 +310,7 @@ def test_any_number_of_channels_goes_in(name: str, channels: int) -> None:
     assert on_meta(model, 33, 65, channels=channels).shape == (1, 2, 33, 65)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [{}, {"in_channels": 4}, {"size": 96}], ids=str)
 def test_weights_of_a_vision_transformer_are_loaded(tmp_path: Path, words: dict[str, Any]) -> None:
     weights = timm.create_model("test_vit").state_dict()
@@ -318,6 +327,7 @@ def test_weights_of_a_vision_transformer_are_loaded(tmp_path: Path, words: dict[
 # Strides
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [8, 16])
 @pytest.mark.parametrize("name", ["resnet18", "test_convnext", "test_efficientnet", "mobilenetv3_small_050"])
 def test_dilation_keeps_maps_no_coarser_than_asked(name: str, stride: int) -> None:
@@ -340,6 +350,7 @@ def test_a_model_that_swallows_the_stride_in_silence_is_refused() -> None:
 # Options
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoder", "changed"),
     [
@@ -356,6 +367,7 @@ def test_options_of_timm_reach_the_model(encoder: str, changed: tuple[str, float
     assert unetkit.Plan.parse(str(model.plan)) == model.plan
 
 
+@pytest.mark.slow
 def test_options_that_need_each_other_are_taken_together() -> None:
     model = build("test_vit:class_token=false,global_pool=avg", device="meta")
     assert not any("cls_token" in name for name, _ in model.named_parameters())
@@ -426,6 +438,7 @@ def test_an_option_is_tried_without_a_word_to_a_gpu(monkeypatch: pytest.MonkeyPa
     assert told == []
 
 
+@pytest.mark.slow
 def test_options_tried_in_another_thread_leave_a_seeded_build_as_it_is() -> None:
     def trying() -> None:
         for _ in range(8):

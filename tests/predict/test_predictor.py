@@ -331,6 +331,7 @@ def test_images_in_sub_folders_keep_their_place(run: TrainRun, tmp_path: Path) -
     assert (tmp_path / "out" / "sub" / "x.png").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_interrupted_leaves_whole_files_alone(run: TrainRun, tmp_path: Path) -> None:
     for name in ("a", "b"):
         tifffile.imwrite(tmp_path / f"{name}.tif", pixels(300 if name == "a" else 6000, 6000 if name == "b" else 300))

@@ -33,6 +33,7 @@ def trained(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "line"),
     [

@@ -105,6 +105,7 @@ def test_a_bare_name_is_timms_first_and_then_smps(said: str, shortest: str, sour
     assert model.encoder.source[0] == source
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_its_maps_are_smps(name: str) -> None:
     encoder: Any = unetkit.make_part("encoder", f"smp/{name}", 3)
@@ -124,6 +125,7 @@ def test_its_maps_are_smps(name: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(maps, expected, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_it_takes_any_size_and_trains_all_that_it_has(name: str) -> None:
     model = unetkit.build(f"smp/{name}", widths=(16, 8, 8, 8, 8), seed=0)
@@ -138,6 +140,7 @@ def test_it_takes_any_size_and_trains_all_that_it_has(name: str) -> None:
     assert model(torch.rand(2, 3, 64, 64)).isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "output_stride"), [*((name, 16) for name in KINDS), ("resnet18", 8)])
 def test_it_is_dilated_or_says_that_it_cannot_be(name: str, output_stride: int) -> None:
     spec = f"smp/{name}:output_stride={output_stride}"
@@ -160,6 +163,7 @@ def test_the_input_may_have_any_number_of_channels(name: str, in_channels: int) 
     assert model(torch.empty(2, in_channels, 64, 64, device="meta")).shape == (2, 2, 64, 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "levels"), [*((name, 3) for name in KINDS), ("resnet18", 2), ("mit_b0", 2)])
 def test_fewer_levels_leave_out_the_layers_below_them(name: str, levels: int) -> None:
     model = unetkit.build(f"smp/{name}:levels={levels}", device="meta")

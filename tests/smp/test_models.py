@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ PARTS = load_parts(isolated=True)
 ENCODERS = {"dpt": "test_vit"}
 
 
+@cache
 def whole(name: str, **words: Any) -> Any:
     words = {"encoder": ENCODERS.get(name, "test_resnet"), "parts": PARTS, "seed": 0, **words}
     return unetkit.build(model=f"smp/{name}", **words).eval()
@@ -42,9 +44,10 @@ def test_every_architecture_of_smp_is_listed() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_each_is_what_smp_builds(name: str) -> None:
-    encoder = ENCODERS.get(name, "resnet18")
+    encoder = ENCODERS.get(name, "test_resnet")
     ours = unetkit.build(model=f"smp/{name}", encoder=encoder, classes=4, in_channels=5, parts=PARTS).eval()
     make = smp.MODEL_ARCHITECTURES_MAPPING[name]
     extra = {"dynamic_img_size": True} if name == "dpt" else {}
@@ -56,6 +59,7 @@ def test_each_is_what_smp_builds(name: str) -> None:
         torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_each_takes_any_size_and_says_what_it_pads(name: str) -> None:
     model = whole(name)
@@ -67,6 +71,7 @@ def test_each_takes_any_size_and_says_what_it_pads(name: str) -> None:
         assert (traced.rows[-1].height, traced.rows[-1].width) == size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_trace_adds_up_and_says_where_maps_come_from(name: str) -> None:
     traced = unetkit.trace(whole(name), 64)
@@ -80,12 +85,14 @@ def test_the_trace_adds_up_and_says_where_maps_come_from(name: str) -> None:
     assert traced.to_dict()["skips"] == ()
 
 
+@pytest.mark.slow
 def test_maps_have_the_parameters_of_their_own_layers() -> None:
     ours = {row.level: row.parameters for row in unetkit.trace(unetkit.build("resnet18", parts=PARTS), 64).rows}
     theirs = {row.level: row.parameters for row in unetkit.trace(whole("unet", encoder="resnet18"), 64).rows}
     assert [theirs[f"encoder.{i}"] for i in range(5)] == [ours[f"encoder.{i}"] for i in range(5)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unet", "fpn", "deeplabv3plus"])
 def test_it_is_saved_and_loaded_with_the_same_values(name: str, tmp_path: Path) -> None:
     model, file, x = whole(name), tmp_path / "model.safetensors", torch.randn(1, 3, 65, 70)
@@ -98,6 +105,7 @@ def test_it_is_saved_and_loaded_with_the_same_values(name: str, tmp_path: Path) 
         torch.testing.assert_close(copy.deepcopy(model)(x), model(x), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -126,6 +134,7 @@ def test_encoders_of_smp_itself_are_told_from_timms() -> None:
     assert type(whole("unet").model.encoder).__name__ == "TimmUniversalEncoder"
 
 
+@pytest.mark.slow
 def test_what_smp_makes_of_values_is_built_on_meta_too() -> None:
     model = unetkit.build(model="smp/segformer", encoder="smp/mit_b0", parts=PARTS, device="meta")
     assert all(p.is_meta for p in model.parameters())
@@ -153,6 +162,7 @@ def test_what_does_not_go_is_refused_before_torch_is_needed(line: str, error: ty
     assert message in str(refusal.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -193,6 +203,7 @@ def test_what_cannot_be_built_is_refused_in_one_line(line: str, message: str) ->
     assert len(str(refusal.value).splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "encoder"),
     [("dpt", "vit_tiny_patch16_224"), ("unet", "efficientformerv2_s0"), ("unet", "twins_svt_small")],
@@ -203,10 +214,11 @@ def test_a_size_that_is_said_goes_to_encoders_that_need_it(name: str, encoder: s
     assert max(model.padded_size((97, 131))) <= 192
 
 
+@pytest.mark.slow
 def test_what_was_built_before_changes_nothing() -> None:
     with pytest.raises(UnetkitError):
         unetkit.build(model="smp/pan:decoder_interpolation=bogus", encoder="test_resnet", parts=PARTS, device="meta")
-    model = whole("pan")
+    model = whole("pan", seed=1)
     assert model(torch.randn(1, 3, 33, 65)).shape == (1, 2, 33, 65)
 
 
@@ -223,6 +235,7 @@ def test_a_model_that_gives_no_tensor_is_refused() -> None:
         unetkit.build(model=Several, parts=PARTS)
 
 
+@pytest.mark.slow
 def test_an_encoder_of_one_size_takes_others_where_timm_lets_it() -> None:
     model = unetkit.build(model="smp/upernet", encoder="swin_tiny_patch4_window7_224", parts=PARTS, device="meta")
     assert model.size is None

@@ -53,10 +53,6 @@ SHALLOW = {
 }
 PARTS = load_parts(isolated=True)
 every_network = pytest.mark.parametrize("name", NETWORKS)
-#: The same, transformers apart: their sizes take torch long to follow.
-captured = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in ("vit", "mit") else []) for name in NETWORKS]
-)
 
 
 @cache
@@ -76,6 +72,7 @@ def run(model: Any, x: Tensor) -> Tensor:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHALLOW)
 def test_channels_classes_and_depth_are_as_they_are_said(name: str) -> None:
     plan = unetkit.Plan.parse(f"{SHALLOW[name]} --in-channels 1 --classes 7")
@@ -85,6 +82,7 @@ def test_channels_classes_and_depth_are_as_they_are_said(name: str) -> None:
     assert sum(p.numel() for p in model.parameters()) != sum(p.numel() for p in whole.parameters())
 
 
+@pytest.mark.slow
 @every_network
 def test_sizes_that_no_stride_divides_come_back(name: str) -> None:
     for height, width in ((64, 64), (67, 67), (71, 71), (67, 71)):
@@ -101,6 +99,7 @@ def test_gradients_reach_every_parameter(name: str) -> None:
     assert [key for key, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
 
+@pytest.mark.slow
 @every_network
 def test_a_file_gives_back_the_same_values(name: str, tmp_path: Path) -> None:
     model = copy.deepcopy(network(name))
@@ -120,7 +119,9 @@ def exported(model: Network, example: Tensor) -> nn.Module:
         return torch.export.export(model, (example,), dynamic_shapes=(any_size,)).module()
 
 
-@captured
+# test_network.py compiles and exports plain and ResNet encoders, the conformance checks more of timm's and smp's.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["convnext", "mit", "fpn"])
 def test_one_exported_program_takes_every_batch_and_size(name: str) -> None:
     model = network(name)
     program = exported(model, image(2, 96, 128))  # which needs no padding
@@ -129,7 +130,8 @@ def test_one_exported_program_takes_every_batch_and_size(name: str) -> None:
         assert_equal_to_rounding(run(program, x), run(model, x), model)
 
 
-@captured
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["convnext", "mit", "unet"])
 def test_it_compiles_whole_and_for_every_size(name: str) -> None:
     torch._dynamo.reset()
     model = network(name)

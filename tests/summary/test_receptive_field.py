@@ -67,6 +67,7 @@ CASES: list[tuple[dict[str, Any], int]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "side"), CASES)
 def test_field_is_what_poking_the_input_finds(words: dict[str, Any], side: int) -> None:
     model = unetkit.build(**words, in_channels=1, classes=1, widths=[2] * (3 if "2,2,2,2" in words["encoder"] else 2))
@@ -81,6 +82,7 @@ def test_field_of_the_original_is_204_at_its_widest_phase() -> None:
     assert unetkit.trace(model, 572).receptive_field.size == (204, 204)
 
 
+@pytest.mark.slow
 def test_global_pooling_makes_it_the_whole_image() -> None:
     class Squeeze(nn.Module):
         def __init__(self, in_channels: int, out_channels: int) -> None:

@@ -28,6 +28,7 @@ NETWORKS: list[tuple[dict[str, Any], tuple[int, int]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "size"), NETWORKS)
 def test_figures_are_those_of_a_real_pass(words: dict[str, Any], size: tuple[int, int]) -> None:
     model = unetkit.build(**words).train()
@@ -124,6 +125,7 @@ def test_small_inputs_are_padded_and_said_to_be() -> None:
     assert any("needs a batch of 2" in note for note in traced.notes)
 
 
+@pytest.mark.slow
 def test_a_size_that_does_not_pass_names_the_level_and_the_nearest_that_do() -> None:
     model = unetkit.build(recipe="unet-2015", device="meta")
     message = (
@@ -137,6 +139,7 @@ def test_a_size_that_does_not_pass_names_the_level_and_the_nearest_that_do() -> 
         unetkit.trace(model, (60, 572))
 
 
+@pytest.mark.slow
 def test_a_decoder_level_that_breaks_is_named() -> None:
     model = unetkit.build("plain:widths=[4,8],padding=0", block="double:padding=0", align="crop", device="meta")
     least = find_smallest_input(model)
@@ -146,11 +149,13 @@ def test_a_decoder_level_that_breaks_is_named() -> None:
     unetkit.trace(model, least)
 
 
+@pytest.mark.slow
 def test_an_odd_pool_in_a_valid_net_is_noted_with_sizes_that_lose_nothing() -> None:
     traced = unetkit.trace(unetkit.build(recipe="unet-2015", device="meta"), 573)
     assert traced.notes == ("encoder.pool halves 569x569, which drops a row or column; 572x572 and 588x588 drop none",)
 
 
+@pytest.mark.slow
 def test_smallest_size_is_the_smallest() -> None:
     model = unetkit.build("plain:widths=[2,2,2],padding=0", block="double:padding=0", align="crop", in_channels=1)
     least = find_smallest_input(unetkit.build(model.plan, device="meta"))

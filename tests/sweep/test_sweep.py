@@ -51,8 +51,9 @@ def small_names(number: int, largest: float) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_a_random_sample_of_small_models_passes_everything(tmp_path: Path) -> None:
-    names = small_names(8, 10e6)
+    names = small_names(4, 10e6)
     run_sweep(SweepConfig(names=(*names,), jobs=2, memory=4 * GIB), tmp_path / "sweep.jsonl")
     measured = read_results(tmp_path / "sweep.jsonl").rows
     assert {name for _, name in measured} == {*names}
@@ -129,6 +130,7 @@ def test_the_peak_is_what_is_held_at_one_time() -> None:
     assert peak.peak_bytes == 8000
 
 
+@pytest.mark.slow
 def test_smp_is_asked_the_same() -> None:
     config = SweepConfig(library="smp", names=("test_vit", "test_maxvit"), memory=GIB)
     vit, maxvit = sorted(measure_models(config.list_names(), config), key=lambda row: str(row["name"]), reverse=True)
@@ -152,6 +154,7 @@ def test_what_is_too_large_is_asked_on_meta(given: dict[str, int], why: str) -> 
     assert row["meta_reason"].startswith(why)
 
 
+@pytest.mark.slow
 def test_what_runs_out_of_memory_is_asked_on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.sweep import measure
 
@@ -173,6 +176,7 @@ def test_what_runs_out_of_memory_is_asked_on_meta(monkeypatch: pytest.MonkeyPatc
     assert [facts[answer] for answer in RESULTS] == ["ok"] * 5
 
 
+@pytest.mark.slow
 def test_a_process_is_held_to_its_share() -> None:
     code = "import torch; from unetkit.utils.system import *; limit_memory(2**28)\ntry: torch.ones(2**28)\n"
     code += "except Exception as e: print(is_oom(e))"
@@ -196,6 +200,7 @@ def test_what_tells_of_memory_is_told_from_other_errors(error: Exception, is_so:
     assert is_oom(error) == is_so
 
 
+@pytest.mark.slow
 def test_what_dies_or_hangs_is_a_row_with_its_cause() -> None:
     names = ["killed", "hangs", "fine", "leaves", "raises"]
     found = {row["name"]: row for row in measure_models(names, SweepConfig(jobs=3, timeout=8), f"{CHILDREN}:strange")}
@@ -238,6 +243,7 @@ def lead(folder: Path, ask: str, glob: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_killed_goes_on(tmp_path: Path) -> None:
     out, names = tmp_path / "sweep.jsonl", sorted(SweepConfig(names=("test_*",)).list_names())
     first = lead(tmp_path, "slowly", "test_*")
@@ -254,6 +260,7 @@ def test_a_sweep_that_was_killed_goes_on(tmp_path: Path) -> None:
     assert f"{len(names)} models in sweep.jsonl, of which {before} were measured before" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_children_end_with_their_leader(tmp_path: Path, how: signal.Signals) -> None:
     leader = lead(tmp_path, "lingers", "resnet18")

@@ -29,6 +29,7 @@ def failures(results: list[CheckResult]) -> dict[str, str]:
     return {r.check: r.message for r in results if r.outcome == "failed"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "check", "message", "part"), WRONG, ids=[f"{kind} {part.__name__}" for kind, _, _, part in WRONG]
 )
@@ -42,6 +43,7 @@ def test_every_check_of_a_part_has_a_wrong_part() -> None:
     assert {check for _, check, _, _ in WRONG} == {check.name for check in CHECKS if check.kinds != ("plugin",)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", RIGHT)
 def test_what_the_wrong_parts_are_made_from_is_right(kind: str) -> None:
     found = check_part(kind, RIGHT[kind])
@@ -213,6 +215,7 @@ class OneSize(Patches):
         return super().forward(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "part"),
     [
@@ -249,6 +252,7 @@ def test_skipped_says_why() -> None:
     assert str(after["documentation"]) == "block Positional: documentation passed"
 
 
+@pytest.mark.slow
 def test_a_part_with_options_is_checked_as_its_line_says() -> None:
     found = check_part("block", "double:norm=group,padding=0")
     assert failures(found) == {}
@@ -267,6 +271,7 @@ def test_names_that_are_not_there() -> None:
         check_part("fusion", "add:wide=1")
 
 
+@pytest.mark.slow
 def test_assert_conforms() -> None:
     assert_conforms("fusion", Gate)
     parts = {part.__name__: part for _, _, _, part in WRONG}
@@ -367,6 +372,7 @@ def of_plugin(target: str | Path) -> dict[str, CheckResult]:
     return {r.check: r for r in check_plugin(target) if r.part == "plugin"}
 
 
+@pytest.mark.slow
 def test_a_right_plugin_passes(write: Write) -> None:
     write("right_parts.py", PARTS)
     both = WRAP.format("(out, out) if self.training else out") + COMMAND.format(GOOD_COMMAND)
@@ -492,6 +498,7 @@ BAD_PLUGINS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BAD_PLUGINS)
 def test_a_wrong_plugin_fails_the_check_meant(write: Write, case: str, capsys: pytest.CaptureFixture[str]) -> None:
     source, check, message = BAD_PLUGINS[case]
@@ -578,6 +585,7 @@ def test_unmarked(unetkit_check): ...
 """
 
 
+@pytest.mark.slow
 def test_the_pytest_plugin(write: Write, tmp_path: Path) -> None:
     write("mine_parts.py", PARTS.replace("self.x(x) + skip", "self.x(x) + skip.relu_()"))
     write("mine.py", HEAD + REGISTER.format("mine_parts:Sum"))

@@ -25,6 +25,7 @@ JOBS = [job for name in ENCODERS for job in collect_part_checks("encoder", name,
 JOBS += [job for name in MODELS for job in collect_part_checks("model", name, parts=PARTS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: f"{job.part}: {job.check}")
 def test_parts_of_libraries_conform(job: PendingCheck) -> None:
     result = job.run()

@@ -127,6 +127,7 @@ def stitched(model: nn.Module, x: Tensor, layout: TileLayout, batch: int = 1) ->
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "tile", "size"), EXACT, ids=lambda value: str(value)[:60])
 def test_tiles_are_what_one_pass_gives(words: dict[str, Any], tile: tuple[int, int], size: tuple[int, int]) -> None:
     model = made(words)
@@ -139,6 +140,7 @@ def test_tiles_are_what_one_pass_gives(words: dict[str, Any], tile: tuple[int, i
     assert float((found - whole).abs().max()) <= 1e-10 * float(whole.abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [words for words, _, _ in EXACT[:-1]], ids=lambda value: str(value)[:60])
 def test_a_tiles_ends_reach_as_far_as_is_found(words: dict[str, Any]) -> None:
     model = made(words)
@@ -155,6 +157,7 @@ def test_a_tiles_ends_reach_as_far_as_is_found(words: dict[str, Any]) -> None:
     assert not differs[..., rows, columns].any()
 
 
+@pytest.mark.slow
 def test_a_mirrored_border_and_the_original_tile() -> None:
     model = unetkit.build(recipe="unet-2015", device="meta")
     asks = find_tile_requirements(model)
@@ -164,6 +167,7 @@ def test_a_mirrored_border_and_the_original_tile() -> None:
     assert rows.input_range(0) == (-92, 480)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "why"), BLENDED, ids=lambda value: str(value)[:60])
 def test_where_tiles_cannot_be_exact_they_are_blended_and_why_is_said(words: dict[str, Any], why: str) -> None:
     model = made(words)
@@ -197,6 +201,7 @@ def test_a_network_of_one_size_gets_tiles_of_that_size_alone() -> None:
         fixed.single_tile((100, 90))
 
 
+@pytest.mark.slow
 def test_a_fixed_encoder_is_passed_by_tiles() -> None:
     model = unetkit.build("test_vit", in_channels=2, widths=THIN, size=64, seed=0).double().eval()
     model.size = (64, 64)
@@ -209,6 +214,7 @@ def test_an_image_of_modest_size_is_passed_at_once() -> None:
     assert asks.layout((1100, 900)).rows.tile == 512
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [EXACT[0][0], EXACT[4][0]], ids=str)
 def test_flips_of_tiles_are_flips_of_the_whole(words: dict[str, Any]) -> None:
     model, x = made(words), image(130, 171)

@@ -146,6 +146,7 @@ def test_the_commands_know_its_names(plugin: Path, tmp_path: Path) -> None:
     assert len([*(tmp_path / "few").rglob("images/*")]) == 5
 
 
+@pytest.mark.slow
 def test_it_is_benched(plugin: Path) -> None:
     [row] = bench.run([LINE], metrics=["convolutions"], plugins=[str(plugin)], sizes=[32], threads=1)
     assert row.values == {
@@ -153,6 +154,7 @@ def test_it_is_benched(plugin: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_it_conforms(plugin: Path) -> None:
     results = check_plugin(plugin)
     assert [str(r) for r in results if r.outcome == "failed"] == []

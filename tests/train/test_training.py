@@ -62,6 +62,7 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
 # The same again
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: Path) -> None:
     for name, line in (("a", TINY), ("b", TINY), ("c", f"{TINY} --seed 1")):
         train.run(line, tmp_path / name, data=squares(), **QUICK)
@@ -93,6 +94,7 @@ class Seen(TrainCallback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_another_encoder_is_shown_the_same_samples_in_the_same_order(tmp_path: Path) -> None:
     seen = []
     for name, line in (("a", TINY), ("b", "--encoder plain:widths=[8,16,32] --fuse add")):
@@ -127,6 +129,7 @@ def test_an_epoch_shows_images_once_in_full_batches(count: int, batch: int, epoc
     assert len({key for step in steps for key in step}) == len(steps) * batch
 
 
+@pytest.mark.slow
 @given(count=st.integers(4, 30), world=st.integers(1, 3))
 def test_processes_share_the_steps_of_one_with_a_larger_batch(count: int, world: int) -> None:
     data = AugmentedDataset(squares(count).splits["train"], lambda sample, weight, seed: (sample, weight), None, abs, 0)
@@ -138,6 +141,7 @@ def test_processes_share_the_steps_of_one_with_a_larger_batch(count: int, world:
 # Stopped and resumed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3, 4, 5])
 def test_a_run_that_is_interrupted_goes_on_to_the_same_weights(tmp_path: Path, step: int) -> None:
     train.run(TINY, tmp_path / "whole", data=squares(), **QUICK)
@@ -189,6 +193,7 @@ def test_a_run_that_is_killed_at_any_moments_goes_on_to_the_same_weights_to_the_
     assert not [*(tmp_path / "cut").glob(".*.tmp")]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_done_is_left_as_it_is(tmp_path: Path) -> None:
     train.run(TINY, tmp_path / "a", data=squares(), **QUICK)
     before = (tmp_path / "a" / STATE).read_bytes()
@@ -205,6 +210,7 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_a_saved_state(tmp_path
     assert read_state(tmp_path / "a" / STOPPED).model
 
 
+@pytest.mark.slow
 def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path) -> None:
     train.run(TINY, tmp_path / "a", data=squares(), lr=1e-12, patience=2, **{**QUICK, "epochs": 9})
     assert len(log_of(tmp_path / "a")) == 3
@@ -214,6 +220,7 @@ def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path) -> None:
 # What is trained
 
 
+@pytest.mark.slow
 def test_a_tiny_network_learns_squares(tmp_path: Path) -> None:
     run = train.run(TINY, tmp_path / "a", data=squares(), lr=0.01, **{**QUICK, "epochs": 30})
     assert max(line["miou"] for line in log_of(tmp_path / "a")) > 0.9
@@ -223,6 +230,7 @@ def test_a_tiny_network_learns_squares(tmp_path: Path) -> None:
     assert (run.target.to_mask(chances)[0] == sample.mask).float().mean() > 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "target"),
     [
@@ -242,6 +250,7 @@ def test_networks_of_every_kind_are_trained_and_come_back(line: str, target: Tar
     assert 0 <= log_of(tmp_path / "a")[0]["miou"] <= 1
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_stays_as_it_is_with_its_norms_and_is_let_go(tmp_path: Path) -> None:
     line = "--encoder test_resnet --seed 3"
     for name, freeze in (("one", 1), ("all", -1)):
@@ -279,6 +288,7 @@ def test_the_encoder_has_a_rate_of_its_own_and_norms_do_not_decay() -> None:
 # What is refused
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_the_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"--in-channels 3: the images of squares have 1 channel"):
         train.run(f"{TINY} --in-channels 3", tmp_path / "a", data=squares(), **QUICK)
@@ -301,11 +311,13 @@ def test_what_does_not_fit_the_data_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.slow
 def test_a_batch_norm_that_sees_one_value_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"a step of 1x1x32x32 gives a batch norm one value for each channel"):
         train.run("--encoder resnet18 --widths 8,8,8,8,8", tmp_path / "a", data=squares(), **{**QUICK, "batch_size": 1})
 
 
+@pytest.mark.slow
 def test_half_precision_trains_on_a_cpu(tmp_path: Path) -> None:
     for precision in ("bfloat16", "float16"):
         folder = tmp_path / precision
@@ -353,6 +365,7 @@ def test_a_run_whose_state_is_gone_keeps_its_weights(tmp_path: Path) -> None:
     assert (tmp_path / "a" / BEST).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_data_that_moved_are_gone_on_with_and_changed_data_are_refused(tmp_path: Path) -> None:
     write_dataset(open_data("cells:count=4,val=2,test=1,size=32"), tmp_path / "here")
     for split in ("val", "test"):

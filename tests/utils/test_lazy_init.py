@@ -50,6 +50,7 @@ def test_a_part_of_a_tensor_leaves_the_rest_random() -> None:
     assert float(strided[:, 1:].mean()) == pytest.approx(3, abs=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "test_vit", "test_convnext", "test_efficientnet", "vgg11", "test_nfnet"])
 def test_every_weight_has_the_spread_that_timm_gives_it(name: str) -> None:
     torch.manual_seed(0)

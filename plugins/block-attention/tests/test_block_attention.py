@@ -19,6 +19,7 @@ from unetkit.errors import BuildError, OptionError
 BLOCKS: dict[str, Callable[..., Any]] = {"scse": SCSE, "cbam": CBAM}
 
 
+@pytest.mark.slow
 @pytest.mark.unetkit("block-attention")
 def test_conforms(unetkit_check: Any) -> None:
     unetkit_check()

@@ -21,6 +21,7 @@ SIZE = (0, 0)  # what a learned upsampler is asked for does not matter
 SHAPES = ((7, 4), (1, 5), (1, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.unetkit("content-upsampling")
 def test_conforms(unetkit_check: Any) -> None:
     unetkit_check()

@@ -220,6 +220,7 @@ def test_is_made_on_meta() -> None:
     assert {p.device.type for p in build(device="meta").parameters()} == {"meta"}
 
 
+@pytest.mark.slow
 def test_compiles_in_training_and_in_eval() -> None:
     torch._dynamo.reset()
     model = build("plain:widths=[4,8,16],norm=none", block="double:norm=none")
@@ -233,6 +234,7 @@ def test_compiles_in_training_and_in_eval() -> None:
         model.train()
 
 
+@pytest.mark.slow
 def test_exports_in_eval_for_every_size() -> None:
     model = build().eval()
     height, width = torch.export.Dim("height", min=32, max=512), torch.export.Dim("width", min=32, max=512)

@@ -40,6 +40,7 @@ def count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.unetkit("nested-skips")
 def test_conforms(unetkit_check: Callable[[], None]) -> None:
     unetkit_check()
@@ -201,6 +202,7 @@ def test_refuses_in_one_line(encoder: str, error: type[Exception], message: str)
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_weights_of_the_inner_encoder_are_loaded(tmp_path: Path) -> None:
     file = tmp_path / "weights of resnet.safetensors"
     state = timm.create_model("test_resnet").state_dict()
@@ -234,6 +236,7 @@ def test_is_made_on_meta() -> None:
     assert {p.device.type for p in model.parameters()} == {"meta"}
 
 
+@pytest.mark.slow
 def test_compiles_and_exports_for_every_size() -> None:
     torch._dynamo.reset()
     model = small()
