@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +19,6 @@ from unetkit.parts.encoders.feature_pyramid import SimpleFeaturePyramid
 from unetkit.parts.encoders.input_sizes import accepts, probe_sizes, search_size_limits
 from unetkit.parts.encoders.timm import TimmEncoder
 from unetkit.parts.encoders.timm_features import TimmSpec, read_feature_maps
-from unetkit.parts.encoders.timm_options import check_option_effect
 from unetkit.utils.flops import CostMeter
 
 
@@ -384,34 +381,53 @@ def test_a_transformer_of_two_blocks_gives_its_last_map() -> None:
     assert model.strides == (4, 8, 16, 32)
     assert (model.min_size, model.multiple, model.size) == SIZES["test_vit"]
     assert on_meta(model, 33, 65).shape == (1, 2, 33, 65)
-    with pytest.raises(OptionError, match="cannot be built with depth=0"):
+    with pytest.raises(BuildError, match="cannot be built with depth=0"):
         build("test_vit:depth=0", device="meta")
 
 
-def test_an_option_at_the_constructors_default_is_taken_quietly() -> None:
-    assert build("resnet18:drop_rate=0.0", device="meta").strides == (2, 4, 8, 16, 32)
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        "resnet18:stem_type=deep,stem_width=32",
+        "resnet18:drop_rate=0.2",
+        "test_vit:dynamic_img_size=true,img_size=[64,96]",
+        "test_vit:patch_size=8",
+        "test_byobnet:stem_chs=24",
+        "nfnet_l0:alpha=0.3",
+        "hrnet_w18_small:head_conv_bias=false",
+        "test_efficientnet:bn_eps=0.001",
+    ],
+)
+def test_options_of_constructors_of_every_shape_are_taken(encoder: str) -> None:
+    """Named parameters, those that `**kwargs` lays over a configuration, and those that only a function reads."""
+    plan = unetkit.Plan.parse(f"--encoder '{encoder}'")
+    assert build(plan, device="meta").plan == plan
+
+
+def test_an_option_that_no_signature_shows_reaches_the_model() -> None:
+    model = build("test_efficientnet:bn_eps=0.125", device="meta")
+    assert {m.eps for m in model.encoder.modules() if isinstance(m, nn.BatchNorm2d)} == {0.125}
 
 
 @pytest.mark.parametrize(
     ("encoder", "message"),
     [
         ("resnet18:drop_path=0.1", "timm/resnet18 has no option 'drop_path'; did you mean .*drop_path_rate"),
+        ("test_vit:patchsize=8", "timm/test_vit has no option 'patchsize'; did you mean patch_size"),
+        ("test_byobnet:stem_chans=24", "timm/test_byobnet has no option 'stem_chans'; did you mean .*stem_chs"),
+        ("hrnet_w18_small:bogus=3", "timm/hrnet_w18_small has no option 'bogus'"),
         ("resnet18:bogus=none", "timm/resnet18 has no option 'bogus'"),
+        ("test_byobnet:bogus=none", "timm/test_byobnet has no option 'bogus'"),
+        ("hrnet_w18_small:bogus=none", "timm/hrnet_w18_small has no option 'bogus'"),
+        ("resnet18:pretrained_filter_fn=3", "timm/resnet18 has no option 'pretrained_filter_fn'"),
+        ("test_convnext:ls_init_value=none", "ls_init_value=none has no effect, because timm drops it; leave it out"),
         ("resnet18:drop_path_rate=high", "drop_path_rate must be a number; got high"),
-        ("resnet18:drop_rate=0.2", "drop_rate=0.2 changes nothing in its feature maps; leave it out"),
-        ("test_vit:drop_rate=0.2", "drop_rate=0.2 changes nothing in its feature maps; leave it out"),
-        ("test_vit:global_pool=avg", "global_pool=avg changes nothing in its feature maps; leave it out"),
-        ("test_efficientnet:drop_rate=0.2", "drop_rate=0.2 changes nothing in its feature maps; leave it out"),
-        ("test_convnext:ls_init_value=none", "ls_init_value=none changes nothing in its feature maps; leave it out"),
-        ("test_convnext:head_hidden_size=128", "head_hidden_size=128 changes nothing in its feature maps"),
         ("test_vit:img_size=[0,64]", "timm/test_vit: img_size=0x64 has a side below 1"),
         ("resnet18:img_size=[-5,10]", "timm/resnet18: img_size=-5x10 has a side below 1"),
         ("resnet18:in_chans=4", "timm/resnet18 does not take in_chans, because --in-channels sets it; leave it out"),
         ("resnet18:num_classes=4", "does not take num_classes, because --classes sets it"),
         ("resnet18:out_indices=[1,2]", "does not take out_indices, because levels sets the number of feature maps"),
         ("resnet18:features_only=true", "does not take features_only, because an encoder always gives feature maps"),
-        ("test_vit:class_token=false", "cannot be built with class_token=False .*leave it out, or give another value"),
-        ("test_byobnet:bogus=3", "cannot be built with bogus=3 .*unexpected keyword argument 'bogus'"),
     ],
 )
 def test_options_are_refused(encoder: str, message: str) -> None:
@@ -420,38 +436,11 @@ def test_options_are_refused(encoder: str, message: str) -> None:
     assert "\n" not in str(refusal.value)
 
 
-def test_trying_an_option_leaves_no_trace() -> None:
-    states = random.getstate(), torch.get_rng_state()
-    with pytest.raises(OptionError):
-        build("test_resnet:drop_rate=0.3", device="meta")
-    assert random.getstate() == states[0]
-    assert torch.equal(torch.get_rng_state(), states[1])
-    first, again = (build("test_resnet:drop_path_rate=0.3", seed=3).state_dict() for _ in range(2))
-    assert all(torch.equal(first[key], again[key]) for key in first)
-
-
-def test_an_option_is_tried_without_a_word_to_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[int] = []
-    monkeypatch.setattr(torch.cuda, "manual_seed_all", told.append)
-    check_option_effect.cache_clear()
-    build("test_resnet:zero_init_last=false", device="meta")
-    assert told == []
-
-
-@pytest.mark.slow
-def test_options_tried_in_another_thread_leave_a_seeded_build_as_it_is() -> None:
-    def trying() -> None:
-        for _ in range(8):
-            check_option_effect.cache_clear()
-            build("test_resnet:zero_init_last=false", device="meta")
-
-    wanted = build("test_resnet", seed=3).state_dict()
-    with ThreadPoolExecutor(1) as pool:
-        tried = pool.submit(trying)
-        while not tried.done():
-            state = build("test_resnet", seed=3).state_dict()
-            assert all(torch.equal(state[name], wanted[name]) for name in wanted)
-        tried.result()
+def test_options_that_timm_cannot_build_with_are_refused() -> None:
+    with pytest.raises(
+        BuildError, match=r"cannot be built with class_token=False .*leave it out, or give another value"
+    ):
+        build("test_vit:class_token=false", device="meta")
 
 
 # The trace

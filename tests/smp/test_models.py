@@ -185,7 +185,7 @@ def test_what_does_not_go_is_refused_before_torch_is_needed(line: str, error: ty
             "--model smp/fpn:upsampling=8",
             "gives logits of 512x512 for an input of 256x256; they must have the size of the input",
         ),
-        ("--model smp/unet --encoder resnet18:drop_rate=0.1", "changes nothing in its feature maps"),
+        ("--model smp/unet --encoder resnet18:bogus=none", "has no option 'bogus'"),
         ("--model smp/unet --encoder resnet18:num_classes=5", "--classes sets it"),
         ("--model smp/deeplabv3 --encoder resnet18:output_stride=8", "smp/deeplabv3:encoder_output_stride=..."),
         (

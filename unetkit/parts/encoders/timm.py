@@ -19,8 +19,7 @@ class TimmEncoder(nn.Module):
 
     Where several maps have the same stride, as with dilation, only the deepest of them is used. Where all maps have one
     stride, as in a plain vision transformer, a feature pyramid is made from the last map (ViTDet, Li 2022). All other
-    options are passed to the model's constructor in timm; an option that the constructor does not have, or that would
-    not change the feature maps, is an error.
+    options are passed to the model's constructor in timm; an option that the constructor does not have is an error.
 
     Args:
         levels: number of feature maps to use, counted from the shallowest; none means all.
