@@ -22,6 +22,7 @@ from torch import Tensor
 import unetkit
 from unetkit.errors import BuildError
 from unetkit.parts.encoders.normalization import get_normalization_stats
+from unetkit.parts.encoders.timm_weights import capture_load
 
 NAME = "test_resnet"
 REPO = "timm/test_resnet.r160_in1k"
@@ -348,9 +349,28 @@ def test_an_encoder_without_weights() -> None:
     assert refusal("plain", pretrained=True) == ("--pretrained: encoder plain has no pretrained weights; leave it out")
 
 
-def test_watching_a_load_leaves_torch_as_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [NAME, "test_efficientnet", "test_vit"])
+def test_a_load_leaves_torch_and_the_model_as_they_were(tmp_path: Path, name: str) -> None:
     before = torch.nn.Module.load_state_dict
     path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(random_weights(name), path)
+    loaded = unetkit.build(name, pretrained=path)
+    assert not any(module._load_state_dict_post_hooks for module in loaded.modules())
     path.write_bytes(b"no weights at all")
-    refusal(NAME, pretrained=path)
+    refusal(name, pretrained=path)
     assert torch.nn.Module.load_state_dict is before
+
+
+def test_only_loads_of_the_capturing_thread_are_captured() -> None:
+    def load() -> None:
+        module = torch.nn.Sequential(torch.nn.Linear(1, 1))
+        module.load_state_dict(module.state_dict())
+
+    with capture_load(True) as captured:
+        thread = Thread(target=load)
+        thread.start()
+        thread.join()
+        assert not captured
+        load()
+    load()
+    assert [type(module).__name__ for module, _ in captured] == ["Sequential"]

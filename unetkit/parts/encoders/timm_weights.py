@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from functools import cache
 from itertools import chain
-from threading import Lock, get_ident
 from typing import Any
 
 import timm
@@ -14,10 +15,10 @@ import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
+from torch.utils.hooks import RemovableHandle
 
 from unetkit.errors import BuildError
-
-_PATCH_LOCK = Lock()
 
 
 def check_timm_weights(name: str, *, pretrained: bool, loads: bool) -> None:
@@ -54,42 +55,71 @@ def _check_hub(hub_id: str, file: str | None) -> None:
         get_hf_file_metadata(hf_hub_url(repo, files[0], revision=revision or None))
 
 
+class _Capture:
+    """The loads of weights in one thread, found by hooks of torch on every module that is in no other module."""
+
+    def __init__(self) -> None:
+        self.loads: list[tuple[nn.Module, Any]] = []
+        self._hooks: dict[nn.Module, RemovableHandle] = {}
+
+    def add_module(self, parent: nn.Module, child: nn.Module | None) -> None:
+        if parent not in self._hooks:
+            handle = parent.register_load_state_dict_post_hook(self._add_load)  # type: ignore[no-untyped-call]
+            self._hooks[parent] = handle
+        if child is not None and child in self._hooks:
+            self._hooks.pop(child).remove()
+
+    def _add_load(self, module: nn.Module, keys: Any) -> None:
+        self.loads.append((module, keys))
+
+    def remove_hooks(self) -> None:
+        for handle in self._hooks.values():
+            handle.remove()
+
+
+#: The capture in progress in this thread.
+_CAPTURE: ContextVar[_Capture | None] = ContextVar("_CAPTURE", default=None)
+
+
 @contextmanager
 def capture_load(enabled: bool) -> Iterator[list[tuple[nn.Module, Any]]]:
-    """Capture this thread's calls of load_state_dict, whose missing and unexpected keys timm only logs.
+    """Capture this thread's loads of state dicts, whose missing and unexpected keys timm only logs.
+
+    timm loads within the call that creates the model, so the model gets its hook while it is being built.
 
     Args:
         enabled: False captures nothing.
 
     Yields:
-        A list that gets the module and the keys of each call.
+        A list that gets the module and the keys of each load.
     """
-    captured: list[tuple[nn.Module, Any]] = []
     if not enabled:
-        yield captured
+        yield []
         return
-    original = nn.Module.load_state_dict
-    log = logging.getLogger("timm.models._builder")
-    thread = get_ident()
-
-    def load(self: nn.Module, *args: Any, **options: Any) -> Any:
-        keys = original(self, *args, **options)
-        if get_ident() == thread:
-            captured.append((self, keys))
-        return keys
-
-    with _PATCH_LOCK:
-        nn.Module.load_state_dict = load  # type: ignore[method-assign]
-        log.addFilter(_drop_record)
-        try:
-            yield captured
-        finally:
-            nn.Module.load_state_dict = original  # type: ignore[method-assign]
-            log.removeFilter(_drop_record)
+    _install_hooks()
+    capture = _Capture()
+    token = _CAPTURE.set(capture)
+    try:
+        yield capture.loads
+    finally:
+        _CAPTURE.reset(token)
+        capture.remove_hooks()
 
 
-def _drop_record(_: logging.LogRecord) -> bool:
-    return False  # timm logs every key by name, also where nothing is wrong
+@cache
+def _install_hooks() -> None:
+    # Once and for good: removing a hook while another thread builds a module would end that thread's loop over them.
+    register_module_module_registration_hook(_note_module)
+    logging.getLogger("timm.models._builder").addFilter(_is_kept)
+
+
+def _note_module(parent: nn.Module, _: str, child: nn.Module | None) -> None:
+    if capture := _CAPTURE.get():
+        capture.add_module(parent, child)
+
+
+def _is_kept(_: logging.LogRecord) -> bool:
+    return _CAPTURE.get() is None  # timm logs every key by name, also where nothing is wrong
 
 
 def check_keys(name: str, model: nn.Module, captured: list[tuple[nn.Module, Any]]) -> None:
