@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     "filters",
     metavar="TEST",
     multiple=True,
-    help="Show rows that pass TEST, such as 'latency<50ms'; may be repeated.",
+    help="Show rows that pass TEST, such as 'latency<0.05'; may be repeated.",
 )
 @click.option("--top", metavar="N", type=click.IntRange(1), help="Show only the first N rows.")
 @click.option("--columns", metavar="NAME,...", help="Columns to show.")
@@ -47,12 +47,12 @@ def show(
     """Show the results of a benchmark, in the order of its grid.
 
     RUN is the folder that `unetkit bench ... --out RUN` wrote; the benchmark may still be running. A TEST compares a
-    column with a number, which may have a unit, or with a name; = and != accept globs. Rows that failed come last,
-    with the error.
+    column with a plain number, in seconds or bytes as in --csv, or with a name; = and != accept globs. Rows that failed
+    come last, with the error.
 
     \b
     unetkit bench show runs/first --sort latency-ratio --top 5
-    unetkit bench show runs/first --filter 'encoder=resnet*' --filter 'memory<500MiB'
+    unetkit bench show runs/first --filter 'encoder=resnet*' --filter 'memory<500e6'
     unetkit bench show runs/first --columns encoder,fuse,latency,latency-min --markdown
     """
     from unetkit.bench.columns import filter_rows, make_columns, select_columns, sort_rows
