@@ -10,7 +10,7 @@ import numpy
 import pytest
 
 from tests.bench.example_runs import made_run
-from unetkit.bench.effects import Effect, estimate_effects, t_quantile
+from unetkit.bench.effects import Effect, estimate_effects
 from unetkit.bench.results import BenchRun, Timing
 from unetkit.bench.statistics import (
     Estimate,
@@ -212,9 +212,3 @@ def test_figures_that_are_not_above_zero_have_no_effect(tmp_path: Path) -> None:
     run = made_run(tmp_path)
     rows = tuple(replace(row, values={"energy": 0.0}) for row in run.rows)
     assert estimate_effects(replace(run, rows=rows), "energy") == []
-
-
-def test_students_t() -> None:
-    assert [t_quantile(n) for n in (2, 5, 10)] == [4.303, 2.571, 2.228]
-    assert t_quantile(30) == pytest.approx(2.042, rel=0.01)
-    assert t_quantile(1e9) == pytest.approx(1.96)

@@ -16,6 +16,7 @@ from typing import Any
 from zlib import crc32
 
 import numpy
+from scipy.special import stdtrit
 
 from unetkit.bench.compare import PEAK_MEMORY_METRICS
 from unetkit.bench.results import BenchRow, BenchRun
@@ -32,8 +33,6 @@ CONDITIONS = ("size", "batch_size")
 MAX_PAIRWISE_VALUES = 8
 #: Number of pairs from which their differences alone give an interval.
 _MIN_PAIRS = 3
-#: Quantiles at 97.5% of Student's t distribution, for 2 to 10 degrees of freedom.
-_T_QUANTILES = (4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 #: Verdicts for metrics that are not timed.
 _VALUE_VERDICTS = {"slower": "more", "faster": "less"}
 
@@ -156,18 +155,9 @@ def _average(differences: list[_LogValue]) -> Estimate:
     else:
         low, high = float(logs.min()), float(logs.max())
     if rounds and len(logs) >= _MIN_PAIRS:
-        half_width = t_quantile(len(logs) - 1) * float(logs.std(ddof=1)) / len(logs) ** 0.5
+        half_width = float(stdtrit(len(logs) - 1, TAILS[1])) * float(logs.std(ddof=1)) / len(logs) ** 0.5
         low, high = min(low, mean - half_width), max(high, mean + half_width)
     return Estimate(exp(mean), exp(min(low, mean)), exp(max(high, mean)), rounds)
-
-
-def t_quantile(degrees: float) -> float:
-    """Return the quantile at 97.5% of Student's t distribution, within 1%.
-
-    Args:
-        degrees: degrees of freedom, at least 2.
-    """
-    return float(numpy.interp(degrees, range(2, 11), _T_QUANTILES)) if degrees <= 10 else 1.96 + 2.5 / degrees
 
 
 def judge_effect(metric: MetricInfo, effect: Effect) -> str:

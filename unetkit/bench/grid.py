@@ -101,7 +101,7 @@ class Case:
 
 
 #: Modules that the processes of all rows need. smp takes seconds to import, so it is added only if a row needs it.
-PRELOAD = ("unetkit.bench.worker", "timm")
+PRELOAD = ("unetkit.bench.worker", "unetkit.bench.statistics", "timm")
 
 
 @dataclass(frozen=True)

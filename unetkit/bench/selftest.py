@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from random import Random
 
 import numpy
+from scipy.special import stdtrit
 
 from unetkit.bench.devices import Slot
-from unetkit.bench.effects import t_quantile
 from unetkit.bench.engines import NoticeCallback, run_locally
 from unetkit.bench.grid import PRELOAD, Mode
 from unetkit.bench.results import Timing
-from unetkit.bench.statistics import Estimate, Verdict, estimate_ratio
+from unetkit.bench.statistics import TAILS, Estimate, Verdict, estimate_ratio
 from unetkit.bench.timing import TimingConfig, time_pair
 from unetkit.errors import BuildError
 from unetkit.plan import Plan
@@ -221,7 +221,7 @@ def estimate_sequential_means(timing: Timing) -> Estimate:
     a, b = (float(x.var(ddof=1)) / len(x) / float(x.mean()) ** 2 for x in (candidate, baseline))
     degrees = (a + b) ** 2 / max(a**2 / (len(candidate) - 1) + b**2 / (len(baseline) - 1), 1e-300)
     ratio = float(candidate.mean() / baseline.mean())
-    half_width = t_quantile(max(degrees, 2.0)) * (a + b) ** 0.5
+    half_width = float(stdtrit(max(degrees, 1.0), TAILS[1])) * (a + b) ** 0.5
     return Estimate(ratio, ratio * (1 - half_width), ratio * (1 + half_width), len(timing.candidate))
 
 

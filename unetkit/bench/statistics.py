@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from math import log
 from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy
 from numpy.typing import NDArray
+from scipy.special import betaincinv
 
 from unetkit.bench.results import Timing
 from unetkit.utils.formatting import format_ratio
@@ -134,12 +134,13 @@ def _log_ratios(timing: Timing) -> FloatArray:
 
 
 def median_interval(values: FloatArray) -> tuple[float, float]:
-    """Return the 95% bootstrap interval of the median.
+    """Return the 95% bootstrap interval of the median, from the distribution that `bootstrap_medians` draws from.
 
     Args:
         values: measured values in the order of measurement, so that the correlation of neighbours is known.
     """
-    low, high = _interpolate(numpy.sort(values), _interval_positions(int(_effective_sample_size(values)))).tolist()
+    shape = (_effective_sample_size(values) + 1) / 2
+    low, high = _interpolate(numpy.sort(values), betaincinv(shape, shape, TAILS)).tolist()
     return low, high
 
 
@@ -169,14 +170,6 @@ def _effective_sample_size(values: FloatArray) -> float:
     variance = float(signs @ signs) or 1.0
     covariances = [float(signs[:-lag] @ signs[lag:]) * (1 - lag / (lags + 1)) for lag in range(1, lags + 1)]
     return len(signs) / max(1.0, 1 + 2 * sum(covariances) / variance)
-
-
-@lru_cache(maxsize=4096)
-def _interval_positions(count: int) -> tuple[float, float]:
-    """Return the positions, between 0 and 1, of the bounds of the median's interval among `count` sorted values."""
-    shape = (count + 1) / 2
-    low, high = numpy.quantile(numpy.random.default_rng(0).beta(shape, shape, _DRAWS), TAILS).tolist()
-    return low, high
 
 
 def _interpolate(sorted_values: FloatArray, positions: Any) -> FloatArray:

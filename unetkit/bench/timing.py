@@ -178,7 +178,9 @@ class _PairTimer:
         return "precise" if self._is_precise() else "budget"
 
     def _is_precise(self) -> bool:
-        from unetkit.bench.statistics import estimate_ratio  # imports numpy, which is not needed to make a TimingConfig
+        from unetkit.bench.statistics import (
+            estimate_ratio,
+        )  # imports numpy and scipy, which a TimingConfig does not need
 
         timing = Timing(tuple(self.samples[0]), tuple(self.samples[1]), 1, 0, "")
         return estimate_ratio(timing).half_width <= self.config.target_ci
