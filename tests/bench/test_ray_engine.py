@@ -19,6 +19,7 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from unetkit.bench import ray_engine as nodes
@@ -262,7 +263,7 @@ def test_nothing_is_left_of_what_ended(ended: dict[str, dict[str, Any]], folder:
 
 
 def alive(attempts: Path) -> list[str]:
-    return [pid for pid in attempts.read_text().split() if Path("/proc", pid).exists()]
+    return [pid for pid in attempts.read_text().split() if psutil.pid_exists(int(pid))]
 
 
 def test_a_benchmark_is_measured_on_the_nodes(address: str, tmp_path: Path) -> None:

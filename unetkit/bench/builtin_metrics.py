@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import re
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -34,14 +33,13 @@ from unetkit.summary.forward_hooks import collect_tensors, find_network, resolve
 from unetkit.summary.report import Trace
 from unetkit.summary.trace import trace
 from unetkit.utils.formatting import Size
-
-_PROC_STATUS, _PROC_CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+from unetkit.utils.system import peak_private_memory, private_memory, reset_peak_memory
 
 
 class PeakMemory:
     """A measurement of the peak memory, in excess of the memory that was in use when this was created.
 
-    On a GPU, it reads CUDA's counters. On a CPU, it reads the anonymous memory of the process from Linux's high-water
+    On a GPU, it reads CUDA's counters. On a CPU, it reads the private memory of the process from Linux's high-water
     mark, which excludes memory that is mapped from files, such as the code of libraries that a first pass loads. Freed
     memory is returned to the system first.
 
@@ -52,7 +50,7 @@ class PeakMemory:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         _trim_heap()
-        self._base = torch.cuda.memory_allocated(device) if device.type == "cuda" else _find_status("RssAnon") or 0
+        self._base = torch.cuda.memory_allocated(device) if device.type == "cuda" else private_memory()
 
     def measure(self, function: Callable[[], object]) -> int:
         """Call a function and return the peak memory meanwhile, in bytes.
@@ -67,11 +65,14 @@ class PeakMemory:
             return self._measure_on_gpu(function)
         _trim_heap()
         try:
-            _PROC_CLEAR_REFS.write_text("5")  # resets the high-water mark to the current memory
+            reset_peak_memory()
         except OSError as error:
             raise BuildError(f"the high-water mark of memory cannot be reset on this system: {error}") from error
         function()
-        return _read_status("VmHWM") - _read_status("RssFile") - self._base
+        peak = peak_private_memory()
+        if peak is None:
+            raise BuildError("peak memory on a CPU is read from /proc/self/status, which this system does not have")
+        return peak - self._base
 
     def _measure_on_gpu(self, function: Callable[[], object]) -> int:
         function()  # in the first call, cuDNN tries algorithms, some of which need more memory than any later call
@@ -80,22 +81,6 @@ class PeakMemory:
         function()
         torch.cuda.synchronize(self.device)
         return torch.cuda.max_memory_allocated(self.device) - self._base
-
-
-def _read_status(field: str) -> int:
-    """Return a field of /proc/self/status, in bytes. Raises BuildError if there is none."""
-    size = _find_status(field)
-    if size is None:
-        raise BuildError("peak memory on a CPU is read from /proc/self/status, which this system does not have")
-    return size
-
-
-def _find_status(field: str) -> int | None:
-    try:
-        match = re.search(rf"{field}:\s+(\d+) kB", _PROC_STATUS.read_text(encoding="utf-8"))
-    except OSError:
-        return None
-    return 1024 * int(match[1]) if match else None
 
 
 def _trim_heap() -> None:

@@ -6,9 +6,7 @@ The module imports no torch.
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
-from pathlib import Path
 from time import monotonic
 
 from unetkit.errors import OptionError
@@ -81,9 +79,8 @@ def _format_cores(cores: tuple[int, ...]) -> str:
     return ",".join("-".join(map(str, ends)) for ends in ranges)
 
 
-_PROC_STAT = Path("/proc/stat")
-#: Columns of /proc/stat in which a core is not idle: user, nice, system, irq, softirq, steal.
-_BUSY_COLUMNS = (0, 1, 2, 5, 6, 7)
+#: The times of a core in which it is not idle, as psutil names them; some systems have only the first three.
+_BUSY_TIMES = ("user", "nice", "system", "irq", "softirq", "steal")
 #: Fraction of the time of the cores from which contention is reported; less does not disturb paired timings.
 _CONTENTION_THRESHOLD = 0.05
 
@@ -120,14 +117,12 @@ def is_contended(fraction: float) -> bool:
 
 def _busy_seconds(cores: tuple[int, ...]) -> float | None:
     """Return how long the cores were busy since the system started, in seconds, summed; None if it is unknown."""
-    try:
-        text = _PROC_STAT.read_text(encoding="utf-8")
-    except OSError:
+    import psutil
+
+    times = psutil.cpu_times(percpu=True)
+    if max(cores, default=0) >= len(times):
         return None
-    ticks = {int(core): line.split() for core, line in re.findall(r"^cpu(\d+) (.+)$", text, re.MULTILINE)}
-    if not all(core in ticks for core in cores):
-        return None
-    return sum(int(ticks[core][column]) for core in cores for column in _BUSY_COLUMNS) / os.sysconf("SC_CLK_TCK")
+    return float(sum(getattr(times[core], name, 0.0) for core in cores for name in _BUSY_TIMES))
 
 
 def _own_cpu_seconds() -> float:

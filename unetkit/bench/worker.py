@@ -32,7 +32,7 @@ from unetkit.registry import Metric, Parts
 from unetkit.utils.formatting import format_bytes
 from unetkit.utils.isolation import one_line
 from unetkit.utils.processes import Emit
-from unetkit.utils.system import available_cores, cpu_name, free_memory, is_oom, limit_memory
+from unetkit.utils.system import available_cores, cpu_name, free_memory, is_oom, limit_memory, total_memory
 
 #: Share of the free memory that a process may use, so that an allocation beyond it fails instead of the system ending
 #: some other process.
@@ -193,11 +193,10 @@ def describe_machine(task: None, slot: None, emit: Emit) -> None:
 
 
 def _machine_info(gpus: list[str]) -> dict[str, Any]:
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
     return {
         "cpu": cpu_name(),
         "cores": len(available_cores()),
-        "memory": format_bytes(memory),
+        "memory": format_bytes(total_memory()),
         "gpus": gpus,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "instructions": torch.backends.cpu.get_cpu_capability(),

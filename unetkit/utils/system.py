@@ -56,8 +56,6 @@ def physical_core(core: int) -> int:
         return core
 
 
-#: The assumed memory in bytes if the system does not report it.
-_DEFAULT_FREE_MEMORY = 4 << 30
 _CGROUP = Path("/sys/fs/cgroup")
 #: Not every "could not create" of oneDNN: it also reports unsupported shapes in this way.
 _OOM_PATTERN = re.compile(
@@ -68,13 +66,47 @@ _OOM_PATTERN = re.compile(
 
 def free_memory() -> int:
     """Return the free memory of this machine, or of the container that it runs in."""
-    found = [_read_number(Path("/proc/meminfo"), r"MemAvailable:\s+(\d+)", 1024)]
+    import psutil
+
+    available: int = psutil.virtual_memory().available
     limit, used = (_read_number(_CGROUP / name, r"(\d+)") for name in ("memory.max", "memory.current"))
-    found.append(limit - used if limit is not None and used is not None else None)
-    known = [size for size in found if size is not None]
-    if known or not hasattr(os, "sysconf"):
-        return min(known, default=_DEFAULT_FREE_MEMORY)
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return available if limit is None or used is None else min(available, limit - used)
+
+
+def total_memory() -> int:
+    """Return the memory of this machine."""
+    import psutil
+
+    return int(psutil.virtual_memory().total)
+
+
+def private_memory() -> int:
+    """Return the resident memory of this process that no file backs and no process shares; 0 if that is unknown."""
+    import psutil
+
+    memory = psutil.Process().memory_info()
+    return memory.rss - memory.shared if hasattr(memory, "shared") else 0
+
+
+def reset_peak_memory() -> None:
+    """Set the high-water mark that `peak_private_memory` reads to the current memory.
+
+    Raises:
+        OSError: The system has no such mark; only Linux has.
+    """
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_private_memory() -> int | None:
+    """Return the largest private memory of this process since its start or reset; None if the system has no such mark.
+
+    Memory that files back is assumed to be as large at the peak as it is now.
+    """
+    import psutil
+
+    # psutil reads no high-water mark, and that of getrusage cannot be reset.
+    peak = _read_number(Path("/proc/self/status"), r"VmHWM:\s+(\d+)", 1024)
+    return None if peak is None else int(peak - psutil.Process().memory_info().shared)
 
 
 def limit_memory(share: int) -> None:
@@ -82,12 +114,14 @@ def limit_memory(share: int) -> None:
 
     Nothing is limited on systems that do not report the memory of a process (other than Linux).
     """
-    has = _read_number(Path("/proc/self/status"), r"VmData:\s+(\d+)", 1024)
-    if has is not None:
+    import psutil
+
+    memory = psutil.Process().memory_info()
+    if hasattr(memory, "data"):
         import resource  # which Windows has not
 
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (has + share, hard))
+        resource.setrlimit(resource.RLIMIT_DATA, (memory.data + share, hard))
 
 
 def is_oom(error: BaseException) -> bool:
