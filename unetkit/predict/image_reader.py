@@ -37,6 +37,9 @@ class UnsupportedTiff(Exception):
 class TiffWindows:
     """The first image of a TIFF file, read in windows.
 
+    tifffile's zarr store would decode a strip or tile anew for every window that touches it: six times as long for
+    tiles of 256x256 and windows of 640x640, and 27 times for strips.
+
     Attributes:
         size: the height and width.
         channels: the indices of the channels that are read: all but alpha.

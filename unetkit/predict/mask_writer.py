@@ -32,6 +32,9 @@ _GREY, _INDEXED = 0, 3
 class PngWriter:
     """A PNG with one 8-bit number per pixel, without interlacing and filters (W3C, PNG specification, third edition).
 
+    pypng writes as fast and as small, but pulls its rows from an iterator, while here rows come as windows arrive, for
+    several files at a time.
+
     Args:
         file: the file, open for writing; it is not closed.
         size: the height and width.
