@@ -181,6 +181,7 @@ def unetkit_register(parts):
 """
 
 
+@pytest.mark.slow
 def test_a_part_may_build_a_network(tmp_path: Path) -> None:
     for name, source in (("within", WITHIN), ("inner", INNER)):
         (tmp_path / f"{name}.py").write_text(source)
@@ -260,6 +261,7 @@ def unetkit_wrap_model(plan):
 )
 
 
+@pytest.mark.slow
 def test_a_model_with_several_outputs_in_training(tmp_path: Path) -> None:
     (tmp_path / "several.py").write_text(SEVERAL)
     parts = load_parts([tmp_path / "several.py"])

@@ -146,8 +146,12 @@ def execute(block: str, namespace: dict[str, object]) -> None:
         assert expected in lines, printed.getvalue()
 
 
+#: Pages whose examples build, train or measure networks.
+SLOW = {"bench.md", "encoders.md", "models.md", "moving.md", "plugins.md", "predict.md", "python.md", "training.md"}
+
+
 @pytest.mark.parametrize(
-    "page", [pytest.param(p, marks=pytest.mark.slow if p.name == "python.md" else ()) for p in EXAMPLES], ids=name_of
+    "page", [pytest.param(p, marks=pytest.mark.slow if p.name in SLOW else ()) for p in EXAMPLES], ids=name_of
 )
 def test_every_example_runs(
     page: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

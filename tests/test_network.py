@@ -433,6 +433,7 @@ def test_logits_that_overshoot_are_cut_at_the_far_end() -> None:
     assert torch.equal(out, before[0][..., :45, :71])
 
 
+@pytest.mark.slow
 def test_channels_last_maps_of_swin_are_read_the_right_way_round() -> None:
     model = build("swin_tiny_patch4_window7_224", device="meta").eval()
     maps = model.encoder(torch.empty(1, 3, 224, 224, device="meta"))

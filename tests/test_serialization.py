@@ -216,6 +216,7 @@ def test_the_device_is_that_asked_for(tmp_path: Path) -> None:
     assert {tensor.device.type for tensor in loaded.state_dict().values()} == {"meta"}
 
 
+@pytest.mark.slow
 def test_pretrained_stays_in_the_plan_and_is_not_loaded_again(tmp_path: Path, parts: Parts) -> None:
     weights, path = tmp_path / "weights.safetensors", tmp_path / "model.safetensors"
     encoder: Any = unetkit.build("test_resnet").encoder
@@ -450,6 +451,7 @@ def test_a_file_cut_anywhere_is_refused(data: st.DataObject) -> None:
         refusal(path)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.data())
 def test_a_byte_changed_anywhere_is_refused(data: st.DataObject) -> None:

@@ -118,9 +118,9 @@ class PartBuilder:
                 factory = entry.load()
             except PluginError as error:
                 raise PluginError(f"--{word} {spec}{owner}{where}: {error}") from error
-        # Only for built-in parts. What the code of a plugin does while it builds is unknown, and some of it, such as
-        # reading a weight through numpy, cannot be observed.
-        ours = owner_of(word, spec, self.parts) == BUILTIN
+        # Only for built-in encoders and blocks, which have most weights. What the code of a plugin does while it builds
+        # is unknown, and some of it, such as reading a weight through numpy, cannot be observed.
+        ours = word in ("encoder", "block") and owner_of(word, spec, self.parts) == BUILTIN
         try:
             with stdout_to_stderr(), defer_init() if ours else nullcontext():
                 part = factory(*wiring, **options)

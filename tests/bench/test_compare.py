@@ -205,6 +205,7 @@ def test_runs_with_no_row_in_common_are_refused() -> None:
         diff_runs(replace(before(), rows=before().rows[:3]), replace(before(), rows=before().rows[3:]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("draws", "spread"), [(40, 0.02), (12, 0.1)])
 def test_the_interval_of_a_quotient_holds_the_truth_as_often_as_it_says(draws: int, spread: float) -> None:
     chance = random.Random(0)

@@ -24,6 +24,8 @@ from unetkit.bench.statistics import MIN_ROUNDS
 from unetkit.errors import BuildError, FileError, OptionError, UnetkitError, UnknownNameError
 from unetkit.utils.files import JsonLinesWriter
 
+pytestmark = pytest.mark.slow
+
 TINY = "--encoder plain:widths=[4,8]"
 #: What a run of tests costs beside imports should be little.
 QUICK: dict[str, Any] = {"budget": 0.2, "threads": 1, "sizes": [32]}
@@ -67,7 +69,6 @@ def test_every_metric_is_measured_of_every_row(measured: bench.BenchRows) -> Non
             assert min(timing.candidate + timing.baseline) > 0
 
 
-@pytest.mark.slow
 def test_figures_are_those_of_the_network(measured: bench.BenchRows, tmp_path: Path) -> None:
     for row in (measured[0], measured[3]):
         model = unetkit.build(unetkit.Plan.parse(row.line))
@@ -210,7 +211,6 @@ def strange(tmp_path: Path) -> str:
     return str(path)
 
 
-@pytest.mark.slow
 def test_what_dies_or_hangs_is_a_row_with_its_cause(strange: str, tmp_path: Path) -> None:
     ways = ("fine", "killed", "crashes", "hangs", "leaves", "raises", "exhausts")
     plans = [f"{TINY} --head strange:way={way}" for way in ways]
@@ -226,7 +226,6 @@ def test_what_dies_or_hangs_is_a_row_with_its_cause(strange: str, tmp_path: Path
     assert all(row.values["macs"] == fine.values["macs"] for row in found)
 
 
-@pytest.mark.slow
 def test_plugins_add_metrics(strange: str) -> None:
     [row] = bench.run([TINY], plugins=[strange], metrics=["depth", "twice", "broken"], **QUICK)
     assert row.values == {"depth": len([*unetkit.build("plain:widths=[4,8]").modules()])}
@@ -234,7 +233,6 @@ def test_plugins_add_metrics(strange: str) -> None:
     assert row.failures == {"broken": "KeyError: 'nothing here'"}
 
 
-@pytest.mark.slow
 def test_an_edited_plugin_is_measured_again(strange: str, tmp_path: Path) -> None:
     plans = [TINY, f"{TINY} --head strange"]
     options: dict[str, Any] = {"plugins": [strange], "metrics": ["macs"], "out": tmp_path / "run", **QUICK}
@@ -285,7 +283,6 @@ def test_a_part_that_no_other_process_finds_is_refused() -> None:
         bench.run([])
 
 
-@pytest.mark.slow
 def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(f"from unetkit import bench\nbench.run([{TINY!r}])\n")
@@ -300,7 +297,6 @@ def grid(folder: Path, *more: str) -> list[str]:
     return command("bench", *words, "--metrics", "macs,latency", "--budget", "0.05", "--out", str(folder), *more)
 
 
-@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_has_every_row_once(tmp_path: Path) -> None:
     chance, folder = random.Random(5), tmp_path / "run"
     rows_seen = set()
@@ -334,7 +330,6 @@ def rows_in_torn(folder: Path) -> Sequence[bytes]:
     return [line for line in (folder / "rows.jsonl").read_bytes().split(b"\n")[:-1] if line.startswith(b'{"row"')]
 
 
-@pytest.mark.slow
 def test_an_interrupt_ends_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = subprocess.Popen(grid(folder), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -374,6 +374,7 @@ def test_a_folder_without_a_benchmark_is_refused(tmp_path: Path) -> None:
     assert "contains no benchmark results" in refused(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_pandas_has_a_column_for_each_of_ours() -> None:
     table = rows_to_dataframe(run())
     assert [*table.columns] == ["id", *columns(), "line", "error"]

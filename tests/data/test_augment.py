@@ -257,6 +257,7 @@ def test_what_is_wrong_is_refused_in_one_line(text: str, kind: type[UnetkitError
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_changes_no_sample() -> None:
     sample = Sample("", random(1, 512, 512), (random(512, 512) * 3).long())
     augment, threads = (

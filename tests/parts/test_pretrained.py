@@ -296,6 +296,7 @@ def test_a_file_without_a_tensor(tmp_path: Path) -> None:
     assert f"(they lack {tensors} of test_resnet's tensors, such as conv1.0.weight)" in refusal(NAME, pretrained=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("of", "into", "why"),
     [

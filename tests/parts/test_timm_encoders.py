@@ -99,6 +99,7 @@ def test_a_pyramid_is_that_of_the_paper() -> None:
         torch.testing.assert_close(out, y, atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "strides"),
     [
@@ -120,6 +121,7 @@ def test_one_stride_becomes_a_pyramid(name: str, strides: tuple[int, ...]) -> No
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "strides", "channels"),
     [
@@ -409,6 +411,7 @@ def test_an_option_that_no_signature_shows_reaches_the_model() -> None:
     assert {m.eps for m in model.encoder.modules() if isinstance(m, nn.BatchNorm2d)} == {0.125}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoder", "message"),
     [

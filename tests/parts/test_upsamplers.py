@@ -120,6 +120,7 @@ def test_a_random_start_is_torchs_own() -> None:
     assert torch.equal(ours(x, SIZE), theirs(x))
 
 
+@pytest.mark.slow
 @given(st.integers(1, 9), st.integers(1, 5), st.integers(1, 12), st.integers(1, 12))
 def test_transposed_gives_exactly_stride_times_the_size(kernel: int, stride: int, height: int, width: int) -> None:
     if stride == 1 and kernel % 2 == 0:  # no padding keeps the size there

@@ -173,6 +173,7 @@ def test_json_holds_all_of_it_and_alone_stands_on_the_output(cells: Path, tmp_pa
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["scores.json"]
 
 
+@pytest.mark.slow
 def test_the_split_is_test_where_there_is_one_then_val_and_all_of_other_data(cells: Path, photos: Path) -> None:
     assert (told(cells)["split"], told(cells)["images"]) == ("test", 4)
     assert (told(cells, "--split", "all")["images"], told(cells, "--split", "train")["images"]) == (9, 3)
@@ -238,6 +239,7 @@ def test_a_split_that_is_no_longer_what_it_was_is_refused(tmp_path: Path) -> Non
     assert told(folder, "--split", "all")["images"] == 5
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_masks_that_predict_writes(tmp_path: Path) -> None:
     write_dataset(open_data("cells:count=1,val=1,test=3,size=51"), tmp_path / "cells")
     folder = trained(tmp_path / "run", str(tmp_path / "cells"), encoder="test_resnet")
@@ -252,6 +254,7 @@ def test_scores_are_those_of_the_masks_that_predict_writes(tmp_path: Path) -> No
     assert told(folder)["confusion"] == table.tolist()
 
 
+@pytest.mark.slow
 def test_networks_of_valid_convolutions_and_ones_that_end_at_a_stride_are_scored_on_all_pixels(tmp_path: Path) -> None:
     text = "cells:count=2,val=1,test=1,size=40"
     networks: dict[str, dict[str, Any]] = {
@@ -326,6 +329,7 @@ def width_of(path: Path) -> int:
         return picture.width
 
 
+@pytest.mark.slow
 def test_a_picture_is_drawn_of_any_number_of_classes(tmp_path: Path) -> None:
     for classes in (2, 9, 31):
         matrix = torch.arange(classes**2).reshape(classes, classes) * 1000

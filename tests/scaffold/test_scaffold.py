@@ -247,6 +247,7 @@ NAMES = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(name=NAMES, kind=st.sampled_from(TITLES))
 def test_whatever_name_is_taken_makes_a_whole_plugin(name: str, kind: str) -> None:
     with contextlib.suppress(OptionError):

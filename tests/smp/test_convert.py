@@ -263,6 +263,7 @@ def test_a_change_that_no_layer_shows_is_found_by_running_it() -> None:
     assert " gives outputs that differ from those of the smp.Unet by " in message
 
 
+@pytest.mark.slow
 def test_an_output_that_is_the_same_at_every_pixel_proves_nothing() -> None:
     theirs = trained()
     nn.init.zeros_(theirs.segmentation_head[0].weight)

@@ -156,6 +156,7 @@ def test_it_is_dilated_or_says_that_it_cannot_be(name: str, output_stride: int) 
     assert model(torch.empty(2, 3, 97, 131, device="meta")).shape == (2, 2, 97, 131)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_channels", [1, 2, 13])
 @pytest.mark.parametrize("name", FEW)
 def test_the_input_may_have_any_number_of_channels(name: str, in_channels: int) -> None:
@@ -184,6 +185,7 @@ def test_what_it_has_no_option_for_is_refused() -> None:
     assert "mit_b0 has no option 'drop_path_rate'; it has levels, output_stride, pretrained" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
     model = unetkit.build("mit_b0", widths=(16, 8, 8, 8, 8)).eval()
     unetkit.save(model, tmp_path / "model.safetensors")
@@ -238,6 +240,7 @@ def test_a_tag_names_the_weights(hub: Hub) -> None:
     assert unetkit.Plan.parse(str(model.plan)) == model.plan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "weights"),
     [
@@ -266,6 +269,7 @@ def test_without_pretrained_nothing_is_asked_for(hub: Hub) -> None:
     assert not hub.requests
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "said", "expected"),
     [

@@ -127,6 +127,7 @@ def test_a_line_is_read_and_written_back(line: str, said: str) -> None:
     assert (again.plan, again.built_shapes) == (model.plan, model.built_shapes)
 
 
+@pytest.mark.slow
 def test_encoders_of_smp_itself_are_told_from_timms() -> None:
     native = unetkit.build(model="smp/unet", encoder="smp/resnet18", parts=PARTS, device="meta")
     assert type(native.model.encoder).__name__ == "ResNetEncoder"

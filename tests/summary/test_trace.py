@@ -77,6 +77,7 @@ def test_rows_follow_the_network() -> None:
     assert by_level["logits"].what == "bilinear 16x16 to 64x64"
 
 
+@pytest.mark.slow
 def test_projections_crops_pads_and_resizes_are_spelled_out() -> None:
     def whats(size: int | tuple[int, int], **words: Any) -> str:
         return "\n".join(row.what for row in unetkit.trace(unetkit.build(**words, device="meta"), size).rows)

@@ -417,6 +417,7 @@ def unetkit_register(parts):
 """
 
 
+@pytest.mark.slow
 def test_a_plugin_with_whole_models(write: Write) -> None:
     write("model_parts.py", MODELS)
     path = write("model_plugin.py", HEAD + REGISTER_MODELS + WRAP.format("out"))

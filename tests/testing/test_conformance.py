@@ -11,6 +11,7 @@ from unetkit.testing import collect_part_checks
 from unetkit.testing.runner import PendingCheck
 
 
+@pytest.mark.slow
 @pytest.mark.unetkit("unetkit")
 def test_built_in_parts_conform(unetkit_check: Callable[[], None]) -> None:
     unetkit_check()

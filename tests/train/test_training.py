@@ -107,6 +107,7 @@ def test_another_encoder_is_shown_the_same_samples_in_the_same_order(tmp_path: P
         assert torch.equal(one.masks, other.masks)
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(tmp_path: Path) -> None:
     batches = []
     callback = Seen()
@@ -325,12 +326,14 @@ def test_half_precision_trains_on_a_cpu(tmp_path: Path) -> None:
         assert log_of(folder)[-1]["loss"] < log_of(folder)[0]["loss"]
 
 
+@pytest.mark.slow
 def test_a_folder_that_holds_a_run_is_left_alone(tmp_path: Path) -> None:
     train.run(TINY, tmp_path / "a", data=squares(4), **{**QUICK, "epochs": 1})
     with pytest.raises(OptionError, match="already contains a run; continue it with --resume"):
         train.run(TINY, tmp_path / "a", data=squares(4), **QUICK)
 
 
+@pytest.mark.slow
 def test_what_is_no_run_or_damaged_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"is not a training run: it does not contain run.json"):
         train.resume(tmp_path)
@@ -356,6 +359,7 @@ def test_an_image_with_what_is_no_number_is_named(tmp_path: Path) -> None:
         train.run(TINY, tmp_path / "a", data=broken, **QUICK)
 
 
+@pytest.mark.slow
 def test_a_run_whose_state_is_gone_keeps_its_weights(tmp_path: Path) -> None:
     train.run(TINY, tmp_path / "a", data=squares(4), **{**QUICK, "epochs": 1})
     before = (tmp_path / "a" / BEST).read_bytes()

@@ -135,6 +135,8 @@ def check_keys(name: str, model: nn.Module, captured: list[tuple[nn.Module, Any]
     Raises:
         BuildError: the weights lack tensors of the network, or have tensors that the whole model does not have.
     """
+    if not captured:
+        return
     used = {id(tensor) for tensor in chain(model.parameters(), model.buffers())}
     for module, keys in captured:
         tensors = dict(chain(module.named_parameters(), module.named_buffers()))
