@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -381,19 +381,6 @@ class MetricRegistry(Registry):
 
     def __iter__(self) -> Iterator[Metric]:
         return (entry for entry in self.entries.values() if isinstance(entry, Metric))
-
-    def select(self, names: Iterable[str]) -> list[Metric]:
-        """Return the metrics of these names in the order in which they are measured; all if no name is given.
-
-        Raises UnknownNameError with the closest names.
-        """
-        selected = {*names} or {*self.entries}
-        for name in sorted(selected - {*self.entries}):
-            known = ", ".join(self.entries)
-            raise UnknownNameError(
-                f"--metrics: no metric is called {name!r}{did_you_mean(name, self.entries)}; the metrics are {known}"
-            )
-        return [metric for metric in self if metric.name in selected]
 
 
 class Parts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from unetkit.errors import UnknownNameError
 from unetkit.plugins import PluginManager
 from unetkit.registry import Metric
 
@@ -25,10 +26,16 @@ def collect_metrics(manager: PluginManager, names: Iterable[str] = ()) -> list[M
         UnknownNameError: There is no such metric.
         PluginError: A metric that is named cannot be described.
     """
-    names = [*names]
+    registry, names = manager.parts.metrics, [*names]
+    try:
+        selected = {registry.get(name).name for name in names}
+    except UnknownNameError as error:
+        raise UnknownNameError(f"--metrics: {error}") from None
     metrics: list[Metric] = []
     plugins = {plugin.name: plugin for plugin in manager.loaded_plugins()}
-    for metric in manager.parts.metrics.select(names):
+    for metric in registry:
+        if names and metric.name not in selected:
+            continue
         with manager.isolate(plugins[metric.owner], strict=bool(names)):
             metric.info  # noqa: B018  # raises here if its function cannot be found
             metrics.append(metric)
