@@ -196,3 +196,109 @@ def test_sgd_trains_with_momentum(tmp_path: Path) -> None:
     state = torch.load(run.folder / "state.pt", weights_only=True)["optimizer"]
     assert "momentum_buffer" in state["state"][0]
     assert {group["momentum"] for group in state["param_groups"]} == {0.99}
+
+
+WRONG = '''
+import torch
+import unetkit
+from dataclasses import replace
+from unetkit.data.augment import SampleTensors
+from unetkit.data.synthetic_cells import cells
+from unetkit.data.types import Sample
+from unetkit.train.losses import LossTerm
+from unetkit.train.optim import OptimizerConfig
+
+
+class Scalar(LossTerm):
+    """One value for the batch."""
+
+    def __call__(self, logits, masks, borders):
+        return logits.mean()
+
+
+class Fails(LossTerm):
+    """A mistake in its code."""
+
+    def __call__(self, logits, masks, borders):
+        return logits.reshape(3, 7)
+
+
+class Halves:
+    """An image of half the size."""
+
+    def __call__(self, pixels, draw):
+        return pixels._replace(image=pixels.image[:, ::2, ::2])
+
+
+class Bytes:
+    """Masks of 0 and 255."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        name, image, mask, _ = self.images[index]
+        return Sample(name, image, mask * 255)
+
+
+def few():
+    return cells(count=2, val=1, test=1, size=32)
+
+
+def no_val():
+    """No validation images."""
+    return replace(few(), splits={"train": few().splits["train"], "validation": few().splits["val"]})
+
+
+def bytes_():
+    """Masks of 0 and 255."""
+    return replace(few(), splits={name: Bytes(images) for name, images in few().splits.items()})
+
+
+def three() -> OptimizerConfig:
+    """No optimizer."""
+    return OptimizerConfig(lambda groups: 3)
+
+
+@unetkit.hookimpl
+def unetkit_register(parts):
+    parts.losses.add("scalar", Scalar)
+    parts.losses.add("fails", Fails)
+    parts.augmentations.add("halves", Halves)
+    parts.datasets.add("no-val", no_val)
+    parts.datasets.add("bytes", bytes_)
+    parts.optimizers.add("three", three)
+'''
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"loss": "scalar"}, r"--loss scalar \(of wrong\) returns float32 of no dimensions; expected a value for each"),
+        ({"loss": "bce+fails"}, r"--loss fails \(of wrong\) failed: RuntimeError: shape"),
+        ({"augment": "halves"}, r"--augment halves \(of wrong\): the mask is int64 of 32x32, but the image is float32"),
+        ({"data": "no-val"}, r"--data no-val \(of wrong\): has no split 'val'; .* \(it has train, validation\)"),
+        ({"data": "bytes"}, r"first image of train: its mask has values from 0 to 255; expected 0 to 1"),
+        ({"optimizer": "three"}, r"--optimizer three: `create` returns a int"),
+    ],
+)
+def test_what_is_wrong_in_a_plugin_ends_a_run_with_one_line(
+    config: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "wrong.py").write_text(WRONG)
+    parts = unetkit.load_parts([tmp_path / "wrong.py"], isolated=True)
+    given: dict[str, Any] = {"data": "cells:count=2,val=1,test=1,size=32", **config}
+    with pytest.raises(PluginError, match=message) as refusal:
+        train.run("--encoder plain:widths=[4,8]", tmp_path / "run", parts=parts, device="cpu", **given)
+    assert len(str(refusal.value).splitlines()) == 1
+
+
+def test_a_runs_folder_has_the_whole_path_of_a_plugins_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    monkeypatch.chdir(tmp_path)
+    given: dict[str, Any] = {"data": "cells:count=2,val=1,test=1,size=32", "epochs": 1, "device": "cpu"}
+    train.run("--encoder plain:widths=[4,8]", tmp_path / "run", plugins=["mine.py"], **given)
+    assert read_run(tmp_path / "run").plugins == (str(tmp_path / "mine.py"),)

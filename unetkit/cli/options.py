@@ -182,6 +182,6 @@ def get_run_parts(ctx: click.Context, run: TrainRun) -> Parts:
     from unetkit.plugins import load_manager
 
     given = tuple(map(str, ctx.find_root().params.get("plugins") or ()))
-    if set(run.plugins) <= set(given):
-        return get_parts(ctx)
-    return load_manager(tuple(dict.fromkeys((*run.plugins, *given)))).parts
+    names = {Path(name).name for name in given}  # a file that has moved is given anew
+    missing = tuple(name for name in run.plugins if Path(name).name not in names)
+    return load_manager((*missing, *given)).parts if missing else get_parts(ctx)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, exp, inf, log
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,13 +20,14 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 
-from unetkit.data.types import IGNORE, Sample
-from unetkit.errors import OptionError
+from unetkit.data.types import IGNORE, Sample, describe_tensor
+from unetkit.errors import OptionError, PluginError
 from unetkit.options import split_items
 from unetkit.plan import PartSpec
 from unetkit.plugins import default_parts
 from unetkit.registry import Parts
 from unetkit.resolve import canonical_spec, create
+from unetkit.utils.isolation import wrap_errors
 from unetkit.utils.spatial import mirror_indices
 
 #: A function from a map (a tv_tensor) and an interpolation mode to the warped map, with 0 outside of the original.
@@ -301,6 +302,38 @@ class Augment:
         return Sample(sample.name, image, mask), weight
 
 
+def find_step_error(found: Any, given: SampleTensors) -> str:
+    """Say in words what is wrong with the types and shapes of what a step returned for given maps; "" if nothing is."""
+    if not isinstance(found, tuple) or len(found) != 3:
+        return f"returns a {type(found).__name__}; expected SampleTensors(image, mask, weight)"
+    image, mask, weight = found
+    if not isinstance(image, Tensor) or image.dtype != torch.float32 or image.shape[:-2] != given.image.shape[:-2]:
+        return f"the image is {describe_tensor(image)}; expected {describe_tensor(given.image)}, of any H and W"
+    if not isinstance(mask, Tensor) or mask.dtype != torch.int64 or mask.shape[:-2] != given.mask.shape[:-2]:
+        return f"the mask is {describe_tensor(mask)}; expected {describe_tensor(given.mask)}, of any H and W"
+    if (weight is None) != (given.weight is None):
+        return f"the weight map is {describe_tensor(weight)}; expected {describe_tensor(given.weight)}"
+    for name, tensor in (("mask", mask), *((("weight map", weight),) if weight is not None else ())):
+        if tensor.shape[-2:] != image.shape[-2:]:
+            return f"the {name} is {describe_tensor(tensor)}, but the image is {describe_tensor(image)}"
+    return ""
+
+
+@dataclass(frozen=True)
+class PluginStep:
+    """A step of a plugin; errors name it, and what it returns is checked."""
+
+    name: str
+    step: Step
+
+    def __call__(self, pixels: SampleTensors, draw: Generator) -> SampleTensors:
+        with wrap_errors(f"--augment {self.name} failed"):
+            found = self.step(pixels, draw)
+        if why := find_step_error(found, pixels):
+            raise PluginError(f"--augment {self.name}: {why}")
+        return SampleTensors(*found)
+
+
 def make_augment(text: str, crop: tuple[int, int], parts: Parts | None = None) -> Augment:
     """Create an augmentation from text.
 
@@ -321,8 +354,14 @@ def make_augment(text: str, crop: tuple[int, int], parts: Parts | None = None) -
     if NONE in texts:
         raise OptionError(f"--augment {text}: none cannot be combined with other steps")
     specs = [_parse_step(step) for step in texts]
-    steps: tuple[Step, ...] = tuple(create("augment", spec, parts) for spec in specs)
+    steps = tuple(_create_step(spec, parts) for spec in specs)
     return Augment(",".join(str(canonical_spec("augment", spec, parts)) for spec in specs) or NONE, steps, crop)
+
+
+def _create_step(spec: PartSpec, parts: Parts) -> Step:
+    step: Step = create("augment", spec, parts)
+    owner = parts.augmentations.get(spec.name).owner
+    return step if owner == "unetkit" else PluginStep(f"{spec} (of {owner})", step)
 
 
 def split_steps(text: str) -> Sequence[str]:

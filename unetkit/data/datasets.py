@@ -9,13 +9,14 @@ from pathlib import Path
 from unetkit.data.folder import open_folder
 from unetkit.data.mask_encoding import Progress
 from unetkit.data.splits import SplitConfig
-from unetkit.data.types import DatasetSplits, Target
-from unetkit.errors import FileError, OptionError, UnknownNameError, did_you_mean
+from unetkit.data.types import DatasetSplits, Target, find_sample_error, find_splits_error
+from unetkit.errors import FileError, OptionError, PluginError, UnknownNameError, did_you_mean
 from unetkit.options import format_value
 from unetkit.plan import PartSpec
 from unetkit.plugins import default_parts
 from unetkit.registry import Parts
 from unetkit.resolve import create, signature_of
+from unetkit.utils.isolation import wrap_errors
 
 
 def open_data(
@@ -97,5 +98,14 @@ def _open_named(text: str, rules: SplitConfig, ignore_index: int | None, parts: 
             f"{flag}: applies only to folders; {spec.name} defines its "
             f"{'ignored pixels' if ignore_index is not None else 'splits'} itself"
         )
-    data: DatasetSplits = create("data", spec, parts, *([rules] if splits else []))
-    return replace(data, source=text)
+    data = create("data", spec, parts, *([rules] if splits else []))
+    owner = parts.datasets.get(spec.name).owner
+    if why := find_splits_error(data):
+        raise PluginError(f"--data {text} (of {owner}): {why}")
+    for name, images in data.splits.items():
+        with wrap_errors(f"--data {text} (of {owner}): reading the first image of {name} failed"):
+            sample = images[0]
+        if why := find_sample_error(sample, data):
+            raise PluginError(f"--data {text} (of {owner}): the first image of {name}: {why}")
+    opened: DatasetSplits = replace(data, source=text)
+    return opened

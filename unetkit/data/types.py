@@ -6,9 +6,9 @@ Shapes: B batch, K outputs of a network, C channels, L labels, H and W height an
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -153,3 +153,47 @@ class DatasetSplits:
     channels: int
     splits: Mapping[str, Dataset]
     augment: str
+
+
+def describe_tensor(value: Any) -> str:
+    """Describe a tensor for a message, as in "int64 of 32x32", or what a value is instead."""
+    if not isinstance(value, Tensor):
+        return "missing" if value is None else f"a {type(value).__name__}"
+    return f"{str(value.dtype).removeprefix('torch.')} of {_format_shape(value.shape)}"
+
+
+def _format_shape(shape: Iterable[int]) -> str:
+    return "x".join(map(str, shape)) or "no dimensions"
+
+
+def find_sample_error(sample: Any, data: DatasetSplits) -> str:
+    """Say in words what is wrong with a sample of a data set; "" if nothing is."""
+    if not isinstance(sample, Sample):
+        return f"is a {type(sample).__name__}; expected a unetkit.data.types.Sample"
+    image: Any = sample.image
+    mask: Any = sample.mask
+    fits = isinstance(image, Tensor) and image.dtype == torch.float32 and image.ndim == 3
+    if not fits or len(image) != data.channels or not image.isfinite().all():
+        return f"its image is {describe_tensor(image)}; expected finite float32 of {data.channels}xHxW"
+    names, is_multilabel = data.target.names, data.target.kind == "multilabel"
+    shape = [*([len(names)] if is_multilabel else []), *image.shape[-2:]]
+    if not isinstance(mask, Tensor) or mask.dtype != torch.int64 or list(mask.shape) != shape:
+        return f"its mask is {describe_tensor(mask)}; expected int64 of {_format_shape(shape)}"
+    highest = 1 if is_multilabel else len(names) - 1
+    if mask.min() < IGNORE or mask.max() > highest:
+        values = f"its mask has values from {int(mask.min())} to {int(mask.max())}"
+        return f"{values}; expected 0 to {highest}, or {IGNORE} for ignored pixels"
+    return ""
+
+
+def find_splits_error(data: Any) -> str:
+    """Say in words what is wrong with what a data set's factory returned, apart from its samples; "" if nothing is."""
+    if not isinstance(data, DatasetSplits):
+        return f"returns a {type(data).__name__}; expected a unetkit.data.types.DatasetSplits"
+    splits: Any = data.splits
+    if not isinstance(splits, Mapping):
+        return f"its splits are a {type(splits).__name__}; expected a mapping with at least train and val"
+    if lacking := {"train", "val"} - {*data.splits}:
+        has = f" (it has {', '.join(map(str, data.splits))})" if data.splits else ""
+        return f"has no split {min(lacking)!r}; it needs at least train and val{has}"
+    return next((f"split {name!r} is empty" for name, images in data.splits.items() if not len(images)), "")

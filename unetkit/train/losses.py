@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from unetkit.data.border_weights import check_border
-from unetkit.data.types import IGNORE, Activation, Target
-from unetkit.errors import OptionError
+from unetkit.data.types import IGNORE, Activation, Target, describe_tensor
+from unetkit.errors import OptionError, PluginError
 from unetkit.plan import PartSpec
 from unetkit.plugins import default_parts
 from unetkit.registry import Parts
 from unetkit.resolve import canonical_spec, create
+from unetkit.utils.isolation import wrap_errors
 
 #: Class weights: none, one number for each class, or "balanced", by which all classes of an image weigh the same.
 Weights = tuple[float, ...] | Literal["balanced"] | None
@@ -302,6 +303,22 @@ class Loss:
         return torch.stack(values).sum(0)
 
 
+class PluginTerm(LossTerm):
+    """A term of a plugin; errors name it, and what it returns is checked."""
+
+    def __init__(self, name: str, term: Any) -> None:
+        self.name, self.term = name, term
+        self.share, self.border = getattr(term, "share", 1.0), getattr(term, "border", None)
+
+    def __call__(self, logits: Tensor, masks: Tensor, borders: Tensor | None = None) -> Tensor:
+        with wrap_errors(f"--loss {self.name} failed"):
+            values = self.term(logits, masks, borders)
+        if not isinstance(values, Tensor) or values.shape != (len(logits),):
+            found = describe_tensor(values)
+            raise PluginError(f"--loss {self.name} returns {found}; expected a value for each of {len(logits)} images")
+        return values
+
+
 def make_loss(text: str, target: Target, outputs: int, parts: Parts | None = None) -> Loss:
     """Create a loss from text; "" selects the one that fits the data.
 
@@ -317,7 +334,13 @@ def make_loss(text: str, target: Target, outputs: int, parts: Parts | None = Non
     """
     parts, activation = parts or default_parts(), target.activation(outputs)
     specs = PartSpec.parse(text or DEFAULTS[activation]).links
-    terms: list[LossTerm] = [create("loss", spec, parts, target, activation) for spec in specs]
+    terms = [_create_term(spec, parts, target, activation) for spec in specs]
     if sum(term.border is not None for term in terms) > 1:
         raise OptionError(f"--loss {text}: border appears twice, but an image has only one border map; leave one out")
     return Loss(terms, "+".join(str(canonical_spec("loss", spec, parts)) for spec in specs))
+
+
+def _create_term(spec: PartSpec, parts: Parts, target: Target, activation: Activation) -> LossTerm:
+    term: LossTerm = create("loss", spec, parts, target, activation)
+    owner = parts.losses.get(spec.name).owner
+    return term if owner == "unetkit" else PluginTerm(f"{spec} (of {owner})", term)

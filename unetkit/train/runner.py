@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -205,7 +206,7 @@ def run(
             mean=mean,
             std=std,
             splits=list_fingerprints(splits),
-            plugins=tuple(plugins),
+            plugins=tuple(os.path.abspath(name) if os.path.isfile(name) else str(name) for name in plugins),
             owners=find_owners(settings, parts),
             versions=tuple((name, version(name)) for name in _VERSIONS),
             command=command,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from unetkit.data.rng import derive_seed
-from unetkit.errors import OptionError
+from unetkit.errors import OptionError, PluginError
 from unetkit.network import Network
 from unetkit.summary.forward_hooks import find_network
 from unetkit.train.checkpoint import TrainState
@@ -24,6 +24,7 @@ from unetkit.train.dataloader import Batch
 from unetkit.train.distributed import ProcessGroup
 from unetkit.train.losses import Loss
 from unetkit.train.optim import OptimizerConfig
+from unetkit.utils.isolation import wrap_errors
 from unetkit.utils.spatial import crop_center, crop_end, resize_to_input, size_of
 
 
@@ -94,7 +95,12 @@ class Stepper:
         memory = torch.channels_last if group.device.type == "cuda" else torch.contiguous_format
         self.network: nn.Module = network.to(group.device, memory_format=memory)  # type: ignore[call-overload]
         self.schedule = optimizer
-        self.optimizer = self.schedule.make_optimizer(self.network, config.lr)
+        with wrap_errors(f"--optimizer {config.optimizer} cannot be created"):
+            created: Any = self.schedule.make_optimizer(self.network, config.lr)
+        if not isinstance(created, torch.optim.Optimizer):
+            what = type(created).__name__
+            raise PluginError(f"--optimizer {config.optimizer}: `create` returns a {what}; expected an Optimizer")
+        self.optimizer = created
         self.dtype = autocast_type(config.dtype, group.device)
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=self.dtype == torch.float16)
         self._memory = memory

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from unetkit.builder import build
-from unetkit.data.augment import SampleTensors
+from unetkit.data.augment import SampleTensors, find_step_error
 from unetkit.data.splits import SplitConfig
-from unetkit.data.types import IGNORE, DatasetSplits, Sample, Target
+from unetkit.data.types import IGNORE, Sample, Target, find_sample_error, find_splits_error
 from unetkit.errors import UnetkitError
 from unetkit.options import format_value
 from unetkit.testing.catalog import Nonconformity, SkipCheck, one_line
@@ -179,20 +179,9 @@ def _check_step(step: Any, sample: SampleTensors, seed: int, prefix: str) -> Non
 
 
 def _check_result(found: Any, given: SampleTensors, prefix: str) -> None:
-    if not isinstance(found, tuple) or len(found) != 3:
-        raise Nonconformity(f"{prefix}returns a {type(found).__name__}; expected SampleTensors(image, mask, weight)")
-    image, mask, weight = found
-    if not isinstance(image, Tensor) or image.dtype != torch.float32 or image.shape[:-2] != given.image.shape[:-2]:
-        raise Nonconformity(
-            f"{prefix}the image is {_describe(image)}; expected {_describe(given.image)}, of any H and W"
-        )
-    if not isinstance(mask, Tensor) or mask.dtype != torch.int64 or mask.shape[:-2] != given.mask.shape[:-2]:
-        raise Nonconformity(f"{prefix}the mask is {_describe(mask)}; expected {_describe(given.mask)}, of any H and W")
-    if (weight is None) != (given.weight is None):
-        raise Nonconformity(f"{prefix}the weight map is {_describe(weight)}; expected {_describe(given.weight)}")
-    for name, tensor in (("mask", mask), *((("weight map", weight),) if weight is not None else ())):
-        if tensor.shape[-2:] != image.shape[-2:]:
-            raise Nonconformity(f"{prefix}the {name} is {_describe(tensor)}, but the image is {_describe(image)}")
+    if why := find_step_error(found, given):
+        raise Nonconformity(f"{prefix}{why}")
+    image, mask, _ = found
     if not image.isfinite().all():
         raise Nonconformity(f"{prefix}the image has values that are not finite")
     if new := sorted(set(mask.flatten().tolist()) - {*given.mask.flatten().tolist(), IGNORE}):
@@ -222,12 +211,6 @@ def _clone(sample: SampleTensors) -> SampleTensors:
 
 def _equal(one: SampleTensors, other: SampleTensors) -> bool:
     return all(a is b or torch.equal(a, b) for a, b in zip(one, other, strict=True))  # type: ignore[arg-type]
-
-
-def _describe(value: Any) -> str:
-    if not isinstance(value, Tensor):
-        return "missing" if value is None else f"a {type(value).__name__}"
-    return f"{str(value.dtype).removeprefix('torch.')} of {format_shape(value.shape)}"
 
 
 # Optimizers
@@ -287,18 +270,15 @@ def check_dataset(subject: PartSubject) -> None:
         raise SkipCheck(f"option {missing[0]!r} has no default; check it with a value, as in NAME:{missing[0]}=...")
     wiring = [SplitConfig(0, 0.2, "")] if subject.signature.positional else []
     data = _make(subject, *wiring)
-    if not isinstance(data, DatasetSplits):
-        raise Nonconformity(f"returns a {type(data).__name__}; expected a unetkit.data.types.DatasetSplits")
-    if lacking := {"train", "val"} - {*data.splits}:
-        raise Nonconformity(f"has no split {min(lacking)!r}; it needs at least train and val")
+    if why := find_splits_error(data):
+        raise Nonconformity(why)
     names: dict[str, str] = {}
     for split, images in data.splits.items():
-        if not len(images):
-            raise Nonconformity(f"split {split!r} is empty")
         for index in {0, len(images) // 2, len(images) - 1}:
             sample = _call(f"image {index} of {split} ", images.__getitem__, index)
             prefix = f"image {index} of {split}: "
-            _check_sample(sample, data, prefix)
+            if why := find_sample_error(sample, data):
+                raise Nonconformity(f"{prefix}{why}")
             if names.setdefault(sample.name, split) != split:
                 raise Nonconformity(f"{prefix}its name {format_value(sample.name)} is also in {names[sample.name]}")
             if not _is_same_sample(sample, images[index]):
@@ -310,23 +290,3 @@ def check_dataset(subject: PartSubject) -> None:
 
 def _is_same_sample(one: Sample, other: Sample) -> bool:
     return one.name == other.name and torch.equal(one.image, other.image) and torch.equal(one.mask, other.mask)
-
-
-def _check_sample(sample: Any, data: DatasetSplits, prefix: str) -> None:
-    if not isinstance(sample, Sample):
-        raise Nonconformity(f"{prefix}is a {type(sample).__name__}; expected a unetkit.data.types.Sample")
-    image, mask = sample.image, sample.mask
-    if image.dtype != torch.float32 or image.ndim != 3 or len(image) != data.channels or not image.isfinite().all():
-        raise Nonconformity(f"{prefix}its image is {_describe(image)}; expected finite float32 of {data.channels}xHxW")
-    names = data.target.names
-    leading = [len(names)] if data.target.kind == "multilabel" else []
-    if mask.dtype != torch.int64 or list(mask.shape) != [*leading, *image.shape[-2:]]:
-        raise Nonconformity(
-            f"{prefix}its mask is {_describe(mask)}; expected int64 of {format_shape([*leading, *image.shape[-2:]])}"
-        )
-    highest = 1 if data.target.kind == "multilabel" else len(names) - 1
-    if mask.min() < IGNORE or mask.max() > highest:
-        raise Nonconformity(
-            f"{prefix}its mask has values from {int(mask.min())} to {int(mask.max())}; "
-            f"expected 0 to {highest}, or {IGNORE} for ignored pixels"
-        )
