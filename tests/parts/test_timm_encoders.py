@@ -200,7 +200,6 @@ SIZES = {
     "test_vit": (32, 32, None),
     "swin_tiny_patch4_window7_224": (32, 32, None),
     "twins_svt_small": (32, 1, None),
-    "maxvit_pico_rw_256": (256, 256, None),
     "halonet26t": (256, 256, None),
     "sam2_hiera_tiny": (32, 32, None),
     "tresnet_m": (32, 32, None),
@@ -267,7 +266,6 @@ def test_a_larger_image_than_the_one_size_is_refused_with_what_to_say() -> None:
         ("levit_128s", (300, 400), (320, 448)),
         ("nest_tiny", (97, 131), (144, 144)),
         ("convit_tiny", (97, 131), (160, 160)),
-        ("crossvit_tiny_240", (300, 400), (480, 480)),
     ],
 )
 def test_a_model_of_one_size_is_built_for_another(name: str, size: tuple[int, int], built: tuple[int, int]) -> None:

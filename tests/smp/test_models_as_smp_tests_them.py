@@ -45,7 +45,7 @@ SHALLOW = {
     "vit": "--encoder test_vit:depth=3,levels=3",
     "mit": "--encoder smp/mit_b0:levels=2",
     "plain": "--encoder plain:depth=3,widths=[8,16,32,64]",
-    "recipe": "--recipe unet-bilinear --encoder plain:depth=3 --widths 64,32,16",
+    "recipe": "--recipe unet-bilinear --encoder plain:depth=3,widths=[64,128,256,512] --widths 64,32,16",
     "unet": "--model smp/unet:encoder_depth=3,decoder_channels=[64,32,16] --encoder resnet18",
     "fpn": "--model smp/fpn:encoder_depth=3,upsampling=1 --encoder resnet18",
     "deeplabv3plus": "--model smp/deeplabv3plus:encoder_depth=4 --encoder resnet18",
@@ -131,7 +131,7 @@ def test_one_exported_program_takes_every_batch_and_size(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["convnext", "mit", "unet"])
+@pytest.mark.parametrize("name", ["convnext", "unet"])
 def test_it_compiles_whole_and_for_every_size(name: str) -> None:
     torch._dynamo.reset()
     model = network(name)

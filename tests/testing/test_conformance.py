@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from unetkit.plugins import load_parts
 from unetkit.testing import collect_part_checks
-from unetkit.testing.runner import PendingCheck
+from unetkit.testing.runner import PendingCheck, collect_plugin_checks
+
+PARTS = load_parts(isolated=True)
+#: Built-in parts with other options than their defaults: with its default widths, plain takes as long as all others.
+SPECS = {"plain": "plain:widths=[4,8,16]"}
+BUILT_IN = [
+    job
+    for registry in PARTS
+    for entry in registry.entries.values()
+    for job in collect_part_checks(registry.kind.field, SPECS.get(entry.name, entry.name), parts=PARTS)
+]
+#: Maps that agree only at multiples, and valid convolutions.
+LIBRARIES = [("encoder", "test_efficientnet"), ("encoder", "plain:widths=[4,8,16],padding=0")]
+#: A model that takes multiples, and in training no image alone.
+LIBRARIES += [("model", "smp/deeplabv3plus:encoder=timm/test_resnet")]
+JOBS = [job for kind, name in LIBRARIES for job in collect_part_checks(kind, name, parts=PARTS)]
 
 
 @pytest.mark.slow
-@pytest.mark.unetkit("unetkit")
-def test_built_in_parts_conform(unetkit_check: Callable[[], None]) -> None:
-    unetkit_check()
-
-
-#: Widths in stages, depthwise convolutions, maps that agree only at multiples, valid convolutions, one fixed size.
-ENCODERS = ("resnet18", "test_resnet.r160_in1k", "test_efficientnet", "plain:widths=[4,8,16],padding=0")
-#: One of any size, and one that takes multiples, and in training no image alone.
-MODELS = ("smp/unet:encoder=timm/test_resnet", "smp/deeplabv3plus:encoder=timm/test_resnet")
-PARTS = load_parts(isolated=True)
-JOBS = [job for name in ENCODERS for job in collect_part_checks("encoder", name, parts=PARTS)]
-JOBS += [job for name in MODELS for job in collect_part_checks("model", name, parts=PARTS)]
+@pytest.mark.parametrize("job", BUILT_IN, ids=lambda job: f"{job.part}: {job.check}")
+def test_built_in_parts_conform(job: PendingCheck) -> None:
+    result = job.run()
+    assert result.outcome != "failed", result.message
 
 
 @pytest.mark.slow
@@ -31,3 +36,10 @@ JOBS += [job for name in MODELS for job in collect_part_checks("model", name, pa
 def test_parts_of_libraries_conform(job: PendingCheck) -> None:
     result = job.run()
     assert result.outcome != "failed", result.message
+
+
+@pytest.mark.slow
+def test_unetkit_itself_conforms_as_a_plugin() -> None:
+    jobs = [job for job in collect_plugin_checks("unetkit") if job.part.startswith("plugin")]
+    assert len(jobs) == 3
+    assert [result.message for job in jobs if (result := job.run()).outcome == "failed"] == []

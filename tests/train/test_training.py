@@ -184,7 +184,7 @@ def test_a_run_that_is_killed_at_any_moments_goes_on_to_the_same_weights_to_the_
         if process.exitcode == 0:
             break
         kills += 1
-        took *= 1.1
+        took *= 1.25
         assert process.exitcode == -signal.SIGKILL
     assert process.exitcode == 0
     assert kills >= 3
@@ -213,7 +213,8 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_a_saved_state(tmp_path
 
 @pytest.mark.slow
 def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path) -> None:
-    train.run(TINY, tmp_path / "a", data=squares(), lr=1e-12, patience=2, **{**QUICK, "epochs": 9})
+    line = "--encoder plain:widths=[4,8],norm=none --block double:norm=none"  # statistics of norms would change
+    train.run(line, tmp_path / "a", data=squares(), lr=1e-30, patience=2, **{**QUICK, "epochs": 9})
     assert len(log_of(tmp_path / "a")) == 3
     assert read_state(tmp_path / "a" / STATE).stop_reason == "no epoch was better than epoch 1 for 2 epochs"
 
