@@ -277,7 +277,7 @@ def of_lambdas() -> DatasetSplits:
     return changed(lambda sample: sample)
 
 
-@wrong("dataset", "samples", r"^has no split 'val'; it needs at least train and val$")
+@wrong("dataset", "samples", r"^has no split 'val'; it needs at least train and val")
 def only_train() -> DatasetSplits:
     """No split for validation."""
     data = cells(count=2, val=1, test=1, size=16)
