@@ -147,7 +147,17 @@ def execute(block: str, namespace: dict[str, object]) -> None:
 
 
 #: Pages whose examples build, train or measure networks.
-SLOW = {"bench.md", "encoders.md", "models.md", "moving.md", "plugins.md", "predict.md", "python.md", "training.md"}
+SLOW = {
+    "bench.md",
+    "encoders.md",
+    "grammar.md",
+    "models.md",
+    "moving.md",
+    "plugins.md",
+    "predict.md",
+    "python.md",
+    "training.md",
+}
 
 
 @pytest.mark.parametrize(

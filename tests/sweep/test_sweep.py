@@ -140,6 +140,7 @@ def test_smp_is_asked_the_same() -> None:
     assert maxvit["odd"].startswith("RuntimeError: The size of tensor a")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "why"),
     [
