@@ -13,6 +13,7 @@ import ast
 import importlib
 import inspect
 import json
+import linecache
 import re
 import sys
 import types
@@ -104,16 +105,30 @@ def _signature_from_object(factory: Callable[..., Any]) -> Signature:
         for p in _parameters(factory)
         if p.kind is inspect.Parameter.KEYWORD_ONLY
     )
-    try:
-        file, line = inspect.getsourcefile(factory) or "", inspect.getsourcelines(factory)[1]
-    except (OSError, TypeError):
-        file, line = "", 0
+    file, line = _find_source(factory)
     wiring = tuple(p.name for p in _parameters(factory) if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD)
     # The constructor of nn.Module accepts any keyword argument, only to raise an error.
     init = getattr(factory, "__init__", None) if isinstance(factory, type) else None
     inherits = str(getattr(init, "__module__", "")).startswith("torch.")
     keywords = [p.name for p in _parameters(factory) if p.kind is inspect.Parameter.VAR_KEYWORD and not inherits]
     return Signature(_first_paragraph(doc), doc, options, file, line, wiring, "".join(keywords))
+
+
+def _find_source(factory: Callable[..., Any]) -> tuple[str, int]:
+    """Return the file and the first line of a class or function; "" and 0 if it has no file.
+
+    Python 3.11 and 3.12 would parse the whole file for the line of a class, which takes longer than building a small
+    network, and which fails at times if several threads do it (CPython issue 106905).
+    """
+    try:
+        file = inspect.getsourcefile(factory) or ""
+        if not isinstance(factory, type):
+            return file, inspect.getsourcelines(factory)[1]
+    except (OSError, TypeError):
+        return "", 0
+    start = re.compile(rf"\s*class\s+{re.escape(factory.__name__)}\b")
+    lines = [number for number, text in enumerate(linecache.getlines(file), 1) if start.match(text)]
+    return (file, lines[0]) if lines else ("", 0)
 
 
 def _parameters(factory: Callable[..., Any]) -> list[inspect.Parameter]:

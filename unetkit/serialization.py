@@ -102,7 +102,7 @@ def _data_size(header: dict[str, Any]) -> int:
     """Return the number of data bytes that a header describes; 0 if it is invalid."""
     try:
         return max(int(v["data_offsets"][1]) for name, v in header.items() if name != "__metadata__")
-    except (ValueError, TypeError, LookupError):
+    except (ValueError, TypeError, LookupError, OverflowError):
         return 0
 
 

@@ -19,12 +19,12 @@ from unetkit.parts.encoders.feature_pyramid import SimpleFeaturePyramid
 from unetkit.parts.encoders.input_sizes import accepts, probe_sizes, search_size_limits
 from unetkit.parts.encoders.timm import TimmEncoder
 from unetkit.parts.encoders.timm_features import TimmSpec, read_feature_maps
-from unetkit.utils.flops import CostMeter
+from unetkit.utils.meta_shapes import MetaShapes
 
 
 def on_meta(model: nn.Module, *size: int, channels: int = 3) -> Any:
     """One pass without weights, in eval mode."""
-    with torch.no_grad(), torch.device("meta"), CostMeter([], []):
+    with torch.no_grad(), torch.device("meta"), MetaShapes():
         return model.eval()(torch.empty(1, channels, *size))
 
 

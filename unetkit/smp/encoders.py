@@ -22,6 +22,7 @@ from unetkit.errors import BuildError
 from unetkit.parts.encoders.input_sizes import probe_sizes
 from unetkit.parts.encoders.normalization import NormalizationStats, parse_normalization_stats
 from unetkit.utils.isolation import one_line
+from unetkit.utils.meta_shapes import MetaShapes
 from unetkit.utils.modules import meta_copy
 
 #: Side of the input of that pass, in pixels; the deepest map is 2x2.
@@ -63,25 +64,38 @@ def inspect_feature_maps(model: nn.Module, in_channels: int) -> tuple[list[Featu
             module.register_forward_hook(lambda _, __, output, name=name: outputs.append((name, output)))
     shape = 1, in_channels, _PROBE_SIDE, _PROBE_SIDE
     x = torch.empty(shape, dtype=next(meta_model.parameters()).dtype, device="meta")
-    with torch.enable_grad(), torch.device("meta"):
+    with torch.enable_grad(), torch.device("meta"), MetaShapes():
         tensors = meta_model(x)
-        torch.autograd.backward([each.sum() for each in tensors if each.requires_grad and each is not x])
     modules = {id(output): name for name, output in outputs}
     maps: dict[int, FeatureMap] = {}
     for index, each in enumerate(tensors):
         if each is not x and each.shape[1]:
             stride = _PROBE_SIDE // each.shape[-1]
             maps[stride] = FeatureMap(index, each.shape[1], stride, modules.get(id(each), ""))
-    return [*maps.values()], _find_unused(meta_model)
+    used = _parameters_behind([each for each in tensors if each is not x])
+    return [*maps.values()], _find_unused(meta_model, used)
 
 
-def _find_unused(model: nn.Module) -> list[str]:
-    """Return the names of the outermost modules whose parameters all have no gradient."""
+def _parameters_behind(outputs: list[Tensor]) -> set[int]:
+    """Return the ids of the parameters that a backward pass from these outputs would reach."""
+    nodes: list[Any] = [output.grad_fn for output in outputs if output.grad_fn]
+    seen, found = {*nodes}, set()
+    while nodes:
+        node = nodes.pop()
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        following = {each for each, _ in node.next_functions if each} - seen
+        seen |= following
+        nodes += following
+    return found
+
+
+def _find_unused(model: nn.Module, used: set[int]) -> list[str]:
+    """Return the names of the outermost modules that have parameters, but none of the used ones."""
     unused: list[str] = []
     for name, module in model.named_modules():
-        gradients = [parameter.grad for parameter in module.parameters()]
-        is_inside = any(name.startswith(f"{outer}.") for outer in unused)
-        if gradients and not is_inside and all(gradient is None for gradient in gradients):
+        own = {id(parameter) for parameter in module.parameters()}
+        if own and not own & used and not any(name.startswith(f"{outer}.") for outer in unused):
             unused.append(name)
     return unused
 

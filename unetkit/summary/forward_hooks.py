@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from unetkit.errors import UnetkitError
 from unetkit.network import Network
 from unetkit.plan import Plan
+from unetkit.utils.flops import CostMeter
 from unetkit.utils.formatting import Size
+from unetkit.utils.meta_shapes import MetaShapes
 
 
 @dataclass(eq=False)
@@ -84,17 +86,18 @@ def first_line(error: Exception | None) -> str:
     return text if isinstance(error, UnetkitError) else f"{type(error).__name__}: {text[:200]}"
 
 
-def record_forward(model: nn.Module, x: Tensor, clock: Callable[[], int] = lambda: 0) -> ForwardRecord:
+def record_forward(model: nn.Module, x: Tensor, meter: CostMeter | None = None) -> ForwardRecord:
     """Record one forward pass. An error of the pass is recorded too, not raised.
 
     Args:
         model: a model on the meta device.
         x: its input, on the meta device.
-        clock: gives the time of each event, such as the number of operations so far.
+        meter: counts the operations; the time of each event is then the number of operations so far, otherwise 0.
     """
     record = ForwardRecord()
+    clock = (lambda: meter.operations) if meter else (lambda: 0)
     try:
-        with torch.device("meta"), _record_calls(model, record, clock):
+        with torch.device("meta"), meter or MetaShapes(), _record_calls(model, record, clock):
             output = model(x)
             record.output, *extra = collect_tensors(output) or [output]
             record.extra_outputs = len(extra)

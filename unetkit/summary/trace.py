@@ -121,8 +121,7 @@ class MeteredPass:
         self.network = find_network(meta_model)
         self.x = make_meta_input(self.network, size, batch).requires_grad_(input_grad)
         self.meter = CostMeter([self.x], [*meta_model.parameters(), *meta_model.buffers()])
-        with self.meter:
-            self.record = record_forward(meta_model, self.x, clock=lambda: self.meter.operations)
+        self.record = record_forward(meta_model, self.x, self.meter)
         self.parameters = sum(p.numel() for p in meta_model.parameters())
 
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
+from unetkit.utils.meta_shapes import MetaShapes, makes_alias
 
-class CostMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+
+class CostMeter(MetaShapes):
     """Counts operations in the order in which they run; `operations` is the index of the next one."""
 
     def __init__(self, given: Iterable[Tensor], left_out: Iterable[Tensor]) -> None:
@@ -28,13 +28,12 @@ class CostMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             given: tensors that exist before the first operation and whose memory counts (the input).
             left_out: parameters and buffers, whose memory does not count.
         """
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.macs: list[int] = []
         self.saved: dict[int, tuple[int, int]] = {}  # storage -> (the operation that made it, bytes)
         self._creators: dict[int, int] = {storage_key(tensor): -1 for tensor in given}
         self._excluded = {storage_key(tensor) for tensor in left_out}
         self._saved_tensors: list[Tensor] = []  # a storage's address is its name only as long as it lives
-        self._output_shapes: dict[Any, Any] = {}
         self._hooks = saved_tensors_hooks(self._save, lambda tensor: tensor)
 
     @property
@@ -66,154 +65,15 @@ class CostMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.saved[key] = self._creators.get(key, -1), tensor.untyped_storage().nbytes()
         return tensor
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Return False, or torch would import its compiler at the first operation, which takes as long as torch."""
-        return False
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        aliases = func._schema.is_mutable or any(result.alias_info for result in func._schema.returns)
-        out = func(*args, **(kwargs or {})) if aliases else self._run(func, args, kwargs or {})
+        out = super().__torch_dispatch__(func, types, args, kwargs)
         count = flop_registry.get(func.overloadpacket)
         self.macs.append(count(*args, **(kwargs or {}), out_val=out) // 2 if count else 0)
-        if not aliases:  # a view or an operation in place gives memory that an earlier one made
+        if not makes_alias(func):  # a view or an operation in place gives memory that an earlier one made
             for tensor in tree_iter(out):
                 if isinstance(tensor, Tensor):
                     self._creators[storage_key(tensor)] = len(self.macs) - 1
         return out
-
-    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Run an operation, or reuse its output shapes for the same arguments, as deep networks repeat themselves."""
-        try:
-            key = (func, _key_of(args), _key_of(tuple(kwargs.items())))
-            known = self._output_shapes.get(key)
-        except TypeError:  # an argument that cannot be hashed
-            return func(*args, **kwargs)
-        if known is None:
-            shortcut = _SHORTCUTS.get(func)
-            out = shortcut(*args) if shortcut else None
-            out = func(*args, **kwargs) if out is None else out
-            self._output_shapes[key] = _shape_of(out)
-            return out
-        return _empty_like_shape(known)
-
-
-def _resize_shape(x: Tensor, size: Any, *rest: Any) -> Tensor:
-    return x.new_empty((*x.shape[:2], *size))
-
-
-def _norm_shape(
-    x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, *rest: Any
-) -> tuple[Tensor, ...]:
-    kept = x.shape[1] if training else 0
-    same = x.new_empty(x.shape) if x.is_contiguous() else torch.empty_like(x)
-    return same, x.new_empty(kept), x.new_empty(kept)
-
-
-def _cat_shape(tensors: list[Tensor], dim: int = 0) -> Tensor | None:
-    """Return the result for contiguous tensors that fit together; None leaves all else to torch."""
-    first, dim = tensors[0], dim % max(tensors[0].ndim, 1)
-    kinds = {(x.shape[:dim], x.shape[dim + 1 :], x.dtype, x.is_contiguous()) for x in tensors}
-    if len(kinds) > 1 or not first.is_contiguous() or first.ndim < 2:
-        return None
-    return first.new_empty((*first.shape[:dim], sum(x.shape[dim] for x in tensors), *first.shape[dim + 1 :]))
-
-
-def _conv_shape(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    transposed: bool,
-    output_padding: list[int],
-    groups: int,
-) -> Tensor | None:
-    """Return the result of a two-dimensional convolution of a contiguous map; None leaves all else to torch."""
-    takes, gives = (
-        (weight.shape[0], weight.shape[1] * groups) if transposed else (weight.shape[1] * groups, len(weight))
-    )
-    fits = x.ndim == weight.ndim == 4 and x.shape[1] == takes and x.dtype == weight.dtype and x.is_contiguous()
-    if not fits or {len(stride), len(padding), len(dilation), len(output_padding)} != {2}:
-        return None
-    sides = []
-    for axis in (0, 1):
-        side, reach = x.shape[2 + axis], dilation[axis] * (weight.shape[2 + axis] - 1) + 1
-        if transposed:
-            sides.append((side - 1) * stride[axis] - 2 * padding[axis] + reach + output_padding[axis])
-        else:
-            sides.append((side + 2 * padding[axis] - reach) // stride[axis] + 1)
-    return x.new_empty((x.shape[0], gives, *sides)) if min(sides) > 0 else None
-
-
-def _max_pool_shape(
-    x: Tensor,
-    kernel: list[int],
-    stride: list[int] = [],  # noqa: B006  aten's own default
-    padding: list[int] = [0, 0],  # noqa: B006
-    dilation: list[int] = [1, 1],  # noqa: B006
-    ceil_mode: bool = False,
-) -> tuple[Tensor, Tensor] | None:
-    """Return the result of a two-dimensional max pool of a contiguous map; None leaves all else to torch."""
-    stride = stride or kernel
-    if ceil_mode or x.ndim != 4 or not x.is_contiguous() or {len(kernel), len(stride), len(padding)} != {2}:
-        return None
-    if [*dilation] not in ([1], [1, 1]) or any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
-        return None
-    moves = zip(x.shape[2:], kernel, stride, padding, strict=True)
-    sides = [(side + 2 * p - k) // s + 1 for side, k, s, p in moves]
-    shape = (*x.shape[:2], *sides)
-    return (x.new_empty(shape), x.new_empty(shape, dtype=torch.int64)) if min(sides) > 0 else None
-
-
-def _group_norm_shape(
-    x: Tensor, weight: Any, bias: Any, n: int, channels: int, *rest: Any
-) -> tuple[Tensor, ...] | None:
-    groups = rest[1]
-    if channels % groups or not x.is_contiguous():
-        return None
-    return x.new_empty(x.shape), x.new_empty((n, groups)), x.new_empty((n, groups))
-
-
-#: Operations that torch decomposes on meta tensors, which takes tens of milliseconds for each call, or for which it
-#: imports its compiler.
-_SHORTCUTS: dict[Any, Any] = {
-    torch.ops.aten.upsample_bilinear2d.default: _resize_shape,
-    torch.ops.aten.upsample_nearest2d.default: _resize_shape,
-    torch.ops.aten.native_batch_norm.default: _norm_shape,
-    torch.ops.aten.native_group_norm.default: _group_norm_shape,
-    torch.ops.aten.convolution.default: _conv_shape,
-    torch.ops.aten.max_pool2d_with_indices.default: _max_pool_shape,
-    torch.ops.aten.cat.default: _cat_shape,
-}
-
-
-class _Shape(tuple[Any, ...]):
-    """The size, stride and dtype of a meta tensor."""
-
-    __slots__ = ()
-
-
-def _shape_of(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        if value.device.type != "meta":
-            raise TypeError(value.device)
-        return _Shape((value.shape, value.stride(), value.dtype))
-    return tuple(map(_shape_of, value)) if isinstance(value, tuple | list) else value
-
-
-def _key_of(value: Any) -> Any:
-    """Return a key for the arguments that determine the output shapes; 1, 1.0 and True differ."""
-    if isinstance(value, tuple | list):
-        return tuple(map(_key_of, value))
-    return _shape_of(value) if isinstance(value, Tensor) else (type(value), value)
-
-
-def _empty_like_shape(shape: Any) -> Any:
-    if isinstance(shape, _Shape):
-        return torch.empty_strided(shape[0], shape[1], dtype=shape[2], device="meta")
-    return tuple(map(_empty_like_shape, shape)) if isinstance(shape, tuple) else shape
 
 
 def storage_key(tensor: Tensor) -> int:

@@ -22,6 +22,17 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 _aten = torch.ops.aten
 _RANDOM_FILLS = {_aten.uniform_.default, _aten.normal_.default}
 _OVERWRITES = {*_RANDOM_FILLS, _aten.zero_.default, _aten.fill_.Scalar, _aten.fill_.Tensor, _aten.copy_.default}
+#: What initialisations do to values, of which a tensor on the meta device has none. Its kernels are written in Python:
+#: they would take half of the time of such a build.
+_VALUE_CHANGES = {
+    *_OVERWRITES,
+    _aten.add_.Tensor,
+    _aten.add_.Scalar,
+    _aten.mul_.Tensor,
+    _aten.mul_.Scalar,
+    _aten.clamp_.default,
+    _aten.erfinv_.default,
+}
 
 
 #: Held while the random state is replaced. Reentrant, because a part may build a seeded network within a seeded build.
@@ -52,6 +63,8 @@ class _PendingFills(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func in _VALUE_CHANGES and args[0].is_meta and not any(isinstance(value, Tensor) for value in args[1:]):
+            return args[0]
         target, sources = (args[0], args[1:]) if func in _OVERWRITES and _covers_storage(args[0]) else (None, args)
         if self.fills and not _is_view(func):
             for value in (*sources, *kwargs.values()):

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from unetkit.utils.flops import CostMeter
 from unetkit.utils.integers import round_up
+from unetkit.utils.meta_shapes import MetaShapes
 from unetkit.utils.modules import meta_copy
 
 #: The number of multiples of the deepest stride to try; the widest known windows are 16 pixels of the deepest map.
@@ -100,7 +100,7 @@ def accepts(meta_model: nn.Module, *shape: int, is_valid_output: Callable[[Any],
     """
     x = torch.empty(1, *shape, dtype=next(meta_model.parameters()).dtype, device="meta")
     try:
-        with torch.no_grad(), torch.device("meta"), CostMeter([], []):
+        with torch.no_grad(), torch.device("meta"), MetaShapes():
             return is_valid_output(meta_model(x))
     except MemoryError:
         raise
