@@ -58,7 +58,7 @@ def test_a_deep_copy_is_equal_and_apart(encoder: str) -> None:
 def test_compiles_whole_and_for_every_size(encoder: str) -> None:
     torch._dynamo.reset()
     model = network(encoder)
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
     for size in ((64, 48), (45, 71)):
         assert_equal_to_rounding(run(compiled, image(*size)), run(model, image(*size)), model)
 
@@ -76,9 +76,8 @@ def exported(model: Network, least: int) -> nn.Module:
     ("encoder", "words"),
     [
         (PLAIN, {}),
-        (PLAIN, {"align": "pad", "up": "transposed"}),
-        ("test_resnet", {}),
-        ("test_resnet", {"align": "crop", "up": "transposed"}),
+        (PLAIN, {"align": "crop", "up": "transposed"}),
+        ("test_resnet", {"align": "pad"}),
     ],
     ids=str,
 )
@@ -91,10 +90,8 @@ def test_exports_once_for_every_size(encoder: str, words: dict[str, str]) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [{"align": "crop"}, {"align": "crop", "block": "double:padding=0"}], ids=str)
-def test_exports_with_named_dimensions(words: dict[str, str]) -> None:
-    padding = 0 if "block" in words else 1
-    model = network(f"plain:widths=[4,8,16],padding={padding}", up="transposed", **words)
+def test_exports_with_named_dimensions() -> None:
+    model = network("plain:widths=[4,8,16],padding=0", block="double:padding=0", up="transposed", align="crop")
     height, width = torch.export.Dim("height", min=44, max=2048), torch.export.Dim("width", min=44, max=2048)
     program = torch.export.export(model, (image(64, 80),), dynamic_shapes=({2: height, 3: width},))
     for size in ((64, 80), (44, 44), (45, 71), (97, 52)):

@@ -57,7 +57,7 @@ every_network = pytest.mark.parametrize("name", NETWORKS)
 
 @cache
 def network(name: str) -> Network:
-    return unetkit.build(unetkit.Plan.parse(NETWORKS[name]), seed=0, parts=PARTS).eval()
+    return unetkit.build(unetkit.Plan.parse(NETWORKS.get(name, name)), seed=0, parts=PARTS).eval()
 
 
 def image(batch: int, height: int, width: int) -> Tensor:
@@ -121,9 +121,9 @@ def exported(model: Network, example: Tensor) -> nn.Module:
 
 # test_network.py compiles and exports plain and ResNet encoders, the conformance checks more of timm's and smp's.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["convnext", "mit", "fpn"])
-def test_one_exported_program_takes_every_batch_and_size(name: str) -> None:
-    model = network(name)
+@pytest.mark.parametrize("line", [SHALLOW["mit"], NETWORKS["fpn"]])
+def test_one_exported_program_takes_every_batch_and_size(line: str) -> None:
+    model = network(line)
     program = exported(model, image(2, 96, 128))  # which needs no padding
     for shape in ((2, 96, 128), (1, 64, 65), (3, 67, 71), (2, 99, 135), (1, 128, 64)):
         x = image(*shape)
@@ -131,10 +131,9 @@ def test_one_exported_program_takes_every_batch_and_size(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["convnext", "unet"])
-def test_it_compiles_whole_and_for_every_size(name: str) -> None:
+def test_it_compiles_whole_and_for_every_size() -> None:
     torch._dynamo.reset()
-    model = network(name)
+    model = network("unet")
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
     for shape in ((2, 67, 71), (3, 96, 64)):
         x = image(*shape)
