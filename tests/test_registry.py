@@ -124,7 +124,7 @@ def test_a_tag_belongs_to_the_name(parts: Parts) -> None:
 def test_a_source_is_registered_once(parts: Parts) -> None:
     staged = parts.stage("mine")
     assert message(PluginError, lambda: staged.encoders.add_library("lib", "a:b", "c:d")) == (
-        "source 'lib' is already registered by unetkit"
+        "library 'lib' is already registered by unetkit"
     )
 
 

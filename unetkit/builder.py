@@ -52,7 +52,7 @@ def make_part(kind: str, part: Any, *wiring: Any, parts: Parts | None = None) ->
 
 
 #: The build that is in progress: its registry, and the owners of the parts that it uses.
-_CURRENT_BUILD: ContextVar[tuple[Parts, set[str]] | None] = ContextVar("_UNDER_WAY", default=None)
+_CURRENT_BUILD: ContextVar[tuple[Parts, set[str]] | None] = ContextVar("_CURRENT_BUILD", default=None)
 
 
 def current_parts() -> Parts:

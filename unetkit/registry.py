@@ -160,7 +160,7 @@ class Library:
 
     def make_entry(self, kind: Kind, name: str, *, taken: bool) -> Entry:
         """Return the entry of a name; `taken` says whether an earlier library or part has the same name."""
-        sourced = taken or kind.field == "model"  # whose a whole model is, is the point of naming it
+        prefixed = taken or kind.field == "model"  # whose a whole model is, is the point of naming it
         return Entry(
             kind,
             name,
@@ -168,7 +168,7 @@ class Library:
             self.owner,
             library=self.name,
             library_options=self.options,
-            needs_library_prefix=sourced,
+            needs_library_prefix=prefixed,
         )
 
 
@@ -232,30 +232,29 @@ class Registry:
                 `unetkit.options.Option`), if they differ from part to part.
         """
         if name in self.libraries:
-            raise PluginError(f"source {name!r} is already registered by {self.libraries[name].owner}")
+            raise PluginError(f"library {name!r} is already registered by {self.libraries[name].owner}")
         self.libraries[name] = Library(name, names, factory, self.owner, options)
 
     def get(self, name: str) -> Entry:
         """Return the entry of a name. Raises UnknownNameError with the closest names."""
         if name in self.entries:
             return self.entries[name]
-        source, _, rest = name.rpartition("/")
-        taken = rest in self.entries
-        for candidate in self.libraries.values():
-            # A tag names weights ("resnet18.a1_in1k"), not another network.
-            tagged = rest.endswith(".") or rest.split(".")[0]
-            found = tagged in self.library_names(candidate)
-            if found and source in ("", candidate.name):
-                return candidate.make_entry(self.kind, rest, taken=taken)
+        prefix, _, bare = name.rpartition("/")
+        untagged = bare if bare.endswith(".") else bare.split(".")[0]  # a tag names weights, as in "resnet18.a1_in1k"
+        taken = bare in self.entries
+        for library in self.libraries.values():
+            found = untagged in self.library_names(library)
+            if found and prefix in ("", library.name):
+                return library.make_entry(self.kind, bare, taken=taken)
             taken = taken or found
         raise UnknownNameError(self._unknown_name_message(name))
 
-    def library_names(self, source: Library) -> list[str]:
+    def library_names(self, library: Library) -> list[str]:
         """Return the names of a library. If a plugin's library cannot be listed, report it once and return none."""
         try:
-            return source.list_names()
+            return library.list_names()
         except UnetkitError as error:
-            plugin = next((p for p in self.plugins if p.loaded and p.name == source.owner), None)
+            plugin = next((p for p in self.plugins if p.loaded and p.name == library.owner), None)
             if plugin is None or plugin.name == "unetkit":
                 raise
             if plugin.error != str(error):
@@ -283,9 +282,9 @@ class Registry:
     def find(self, pattern: str = "*") -> list[Entry]:
         """Return the entries whose name matches a glob, with or without the name of the library."""
         found, taken = list(self.entries.values()), set(self.entries)
-        for source in self.libraries.values():
-            names = self.library_names(source)
-            found += [source.make_entry(self.kind, name, taken=name in taken) for name in names]
+        for library in self.libraries.values():
+            names = self.library_names(library)
+            found += [library.make_entry(self.kind, name, taken=name in taken) for name in names]
             taken.update(names)
         return [entry for entry in found if any(fnmatchcase(name, pattern) for name in entry.names)]
 

@@ -80,7 +80,7 @@ CLASSES = "classes.txt"
 
 
 @dataclass(frozen=True)
-class Entry:
+class ImageEntry:
     """The files of one image: a mask, or a mask for each label."""
 
     name: str
@@ -93,7 +93,7 @@ class Entry:
 class FolderLayout:
     """The matched files of a folder. `labels` are the folder names in masks/ of a multi-label data set, in order."""
 
-    splits: dict[str, list[Entry]] = field(default_factory=dict)
+    splits: dict[str, list[ImageEntry]] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -134,7 +134,7 @@ def _labels(splits: list[tuple[Files, Files]]) -> tuple[str, ...]:
     return tuple(sorted(pairs))
 
 
-def _match_files(layout: FolderLayout, images: Files, masks: Files, instances: Files) -> list[Entry]:
+def _match_files(layout: FolderLayout, images: Files, masks: Files, instances: Files) -> list[ImageEntry]:
     """Return the images with all their masks; missing files become problems."""
     entries = []
     left = {**masks}
@@ -146,7 +146,7 @@ def _match_files(layout: FolderLayout, images: Files, masks: Files, instances: F
         if instances and stem not in instances:
             layout.problems.append(f"{image}: has no instances/{stem}.*, which other images have")
         elif not lacking:
-            entries.append(Entry(stem, image, own, instances.get(stem)))
+            entries.append(ImageEntry(stem, image, own, instances.get(stem)))
     layout.problems += [f"{path}: this mask has no image images/{_end(stem, layout)}.*" for stem, path in left.items()]
     layout.problems += [
         f"{path}: these instances have no image" for stem, path in instances.items() if stem not in images
@@ -195,7 +195,7 @@ AUGMENT = "hflip,scale,light"
 class FolderDataset:
     """One split of a folder; images and masks are read when they are needed."""
 
-    entries: Sequence[Entry]
+    entries: Sequence[ImageEntry]
     encoding: MaskEncoding
     channels: int
 
@@ -229,7 +229,7 @@ class FolderIndex:
     """The interpretation of a folder, and its problems. `encoding` is None if no mask could be read."""
 
     layout: FolderLayout
-    splits: dict[str, list[Entry]]
+    splits: dict[str, list[ImageEntry]]
     scans: list[MaskScan]
     encoding: MaskEncoding | None
     problems: list[str] = field(default_factory=list)
@@ -334,7 +334,7 @@ def read_instances(path: Path) -> np.ndarray:
     return values.astype(np.int64)
 
 
-def check_mask_size(plane: np.ndarray, path: Path | None, image: Tensor, entry: Entry) -> np.ndarray:
+def check_mask_size(plane: np.ndarray, path: Path | None, image: Tensor, entry: ImageEntry) -> np.ndarray:
     """Return a mask that has the height and width of its image. Raises FileError for any other."""
     if plane.shape != image.shape[1:]:
         raise FileError(f"{path}: {_size(plane.shape)}, but its image {entry.image.name} is {_size(image.shape[1:])}")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from unetkit.data.datasets import is_named_dataset, open_data
-from unetkit.data.folder import Entry, FolderDataset, FolderIndex, index_folder, read_instances
+from unetkit.data.folder import ImageEntry, FolderDataset, FolderIndex, index_folder, read_instances
 from unetkit.data.io import apply_palette, read_pixels
 from unetkit.data.mask_encoding import MaskEncoding, MaskScan, Progress, count_codes
 from unetkit.data.splits import SplitConfig, group_keys
@@ -72,7 +72,7 @@ def report_folder(found: FolderIndex, progress: Progress | None = None) -> list[
     return seen
 
 
-def _report_entry(job: tuple[str, Entry, dict[Path, MaskScan], FolderIndex]) -> ImageReport:
+def _report_entry(job: tuple[str, ImageEntry, dict[Path, MaskScan], FolderIndex]) -> ImageReport:
     split, entry, scans, found = job
     seen = ImageReport(str(entry.image), split)
     try:
