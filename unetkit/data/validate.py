@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from unetkit.data.datasets import is_named_dataset, open_data
-from unetkit.data.folder import ImageEntry, FolderDataset, FolderIndex, index_folder, read_instances
+from unetkit.data.folder import FolderDataset, FolderIndex, ImageEntry, index_folder, read_instances
 from unetkit.data.io import apply_palette, read_pixels
 from unetkit.data.mask_encoding import MaskEncoding, MaskScan, Progress, count_codes
 from unetkit.data.splits import SplitConfig, group_keys
