@@ -292,8 +292,7 @@ unetkit.save(unetkit.build("{SMALL}"), "model.safetensors")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_killed_process_leaves_the_old_file(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:  # an interrupt is tried above
     path = tmp_path / "model.safetensors"
     model = saved(path)
     command = [sys.executable, "-c", INTERRUPTED]
@@ -301,10 +300,9 @@ def test_a_killed_process_leaves_the_old_file(tmp_path: Path, number: signal.Sig
         assert process.stdout is not None
         assert process.stdout.readline() == "halfway\n"
         assert len(os.listdir(tmp_path)) == 2
-        process.send_signal(number)
+        process.kill()
         process.communicate()
-    assert process.returncode == -number
-    assert number == signal.SIGKILL or os.listdir(tmp_path) == [path.name]
+    assert process.returncode == -signal.SIGKILL
     assert_same(model, unetkit.load(path))
 
 

@@ -24,7 +24,6 @@ from unetkit.network import Network, state_shapes
 from unetkit.plan import Plan
 from unetkit.plugins import default_parts
 from unetkit.registry import Parts
-from unetkit.smp.convert import is_folder, read_pretrained_folder
 from unetkit.summary.forward_hooks import find_network
 from unetkit.utils.files import atomic_write
 from unetkit.utils.modules import check_device
@@ -157,7 +156,7 @@ def load(path: str | Path, *, parts: Parts | None = None, device: Any = None) ->
         UnknownNameError: The plan names a part that does not exist.
     """
     path = Path(path)
-    if is_folder(path):
+    if _is_folder(path):
         return _load_smp_folder(
             path, parts or default_parts(), torch.get_default_device() if device is None else device
         )
@@ -182,7 +181,17 @@ def load(path: str | Path, *, parts: Parts | None = None, device: Any = None) ->
     return model
 
 
+def _is_folder(path: Path) -> bool:
+    """Return whether a path is a folder; False where it cannot be accessed, which reading it then reports."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def _load_smp_folder(folder: Path, parts: Parts, device: Any) -> Network:
+    from unetkit.smp.convert import read_pretrained_folder  # it imports smp, which takes half a second
+
     plan, tensors = read_pretrained_folder(folder)
     check_device(device)
     try:

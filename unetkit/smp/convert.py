@@ -321,14 +321,6 @@ _WITHOUT_EFFECT = {"activation": (None, "identity"), "aux_params": (None,)}
 _RENAMED_PREFIXES = ("timm-regnet", "timm-res2", "timm-resnest", "timm-mobilenetv3", "timm-gernet")
 
 
-def is_folder(path: Path) -> bool:
-    """Return whether a path is a folder; False where it cannot be accessed, which reading it then reports."""
-    try:
-        return path.is_dir()
-    except OSError:
-        return False
-
-
 def read_pretrained_folder(folder: Path) -> tuple[Plan, dict[str, Tensor]]:
     """Read a folder that smp's `save_pretrained` wrote, without unpickling or downloading anything.
 
