@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unetkit.data.augment import Elastic, make_augment
+from unetkit.data.statistics import ValueRange
 from unetkit.data.types import IGNORE, Sample, Target
 from unetkit.errors import OptionError, UnetkitError, UnknownNameError
 from unetkit.plugins import load_parts
@@ -192,12 +193,13 @@ def test_elastic_moves_by_as_many_pixels_as_it_says() -> None:
     torch.testing.assert_close(moved, field[8:-8, 8:-8], atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("scale", [1.0, 4095.0])
+@pytest.mark.parametrize("scale", [0.02, 1.0, 4095.0])
 @pytest.mark.parametrize("text", ["light", "noise", "blur"])
 def test_tones_change_the_image_in_its_range_and_nothing_else(text: str, scale: float) -> None:
     sample = blobs(channels=4)
     sample = sample._replace(image=sample.image * scale)
-    out, weight = make_augment(text, (48, 64))(sample, sample.image[0], 2)
+    value_range = ValueRange((0.0,) * 4, (scale,) * 4)
+    out, weight = make_augment(text, (48, 64), value_range=value_range)(sample, sample.image[0], 2)
     assert torch.equal(out.mask, sample.mask)
     assert weight is not None
     assert torch.equal(weight, sample.image[0])

@@ -632,7 +632,7 @@ def test_a_written_mask_is_read_back(tmp_path: Path) -> None:
     mask = torch.from_numpy(stripes(0, 2, 1).astype(np.int64))
     mask[0] = IGNORE
     (path,) = write_mask(tmp_path / "x.png", mask, target)
-    values, palette = read_mask(path)
+    values, palette, _ = read_mask(path)
     assert palette is not None
     assert (palette[1].tolist(), palette[2].tolist()) == ([*RED], [*GREEN])
     assert torch.equal(torch.from_numpy(values.astype(np.int64)), torch.where(mask == IGNORE, 255, mask))

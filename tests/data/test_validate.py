@@ -93,7 +93,8 @@ def test_every_problem_is_a_line_with_its_file(tmp_path: Path) -> None:
             "masks/p1-3.png: is not a readable image; use PNG, JPEG or TIFF",
             "images/p2-4.png: has 3 channels, but most have 1",
             "images/p2-5.png: p2-5.jpg has the same name; keep one of them",
-            "images/p3-6.tif: contains NaN or infinity, which would make the loss NaN",
+            "images/p3-6.tif: contains NaN or infinity (288 numbers); if they mean that there are no data, give "
+            "--nodata nan, or --nodata inf",
         ]
     )
     notes = told(tmp_path)["notes"]

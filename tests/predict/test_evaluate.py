@@ -23,6 +23,7 @@ from unetkit.cli.predict import predict
 from unetkit.data.datasets import open_data
 from unetkit.data.export import write_dataset
 from unetkit.data.io import read_mask
+from unetkit.data.statistics import ValueRange
 from unetkit.data.types import IGNORE
 from unetkit.errors import FileError, UnetkitError
 from unetkit.network import Network
@@ -45,7 +46,14 @@ def trained(folder: Path, text: str, encoder: str = "plain:widths=[4,6]", **word
     model = unetkit.build(encoder, in_channels=channels, classes=outputs, seed=0, **words)
     balance(model, (data.splits["val"][0].image[None] - 0.4) / 0.3)
     run = TrainRun(
-        folder, model.plan, TrainConfig(data=text), data.target, channels, (0.4,) * channels, (0.3,) * channels
+        folder,
+        model.plan,
+        TrainConfig(data=text),
+        data.target,
+        channels,
+        (0.4,) * channels,
+        (0.3,) * channels,
+        ValueRange((0.0,), (1.0,)),
     )
     run.write()
     unetkit.save(model, folder / "best.safetensors")

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import unetkit
 from unetkit.cli import cli
 from unetkit.data.io import read_image, read_mask
+from unetkit.data.statistics import ValueRange
 from unetkit.data.types import Target
 from unetkit.errors import FileError, OptionError
 from unetkit.predict import image_reader as opening
@@ -43,6 +44,10 @@ from unetkit.train.config import TrainConfig
 SMALL = "plain:widths=[4,8]"
 
 
+#: Of images of any kind: no augmentation asks for it here.
+RANGE = ValueRange((0.0,), (1.0,))
+
+
 def trained(folder: Path, target: Target, channels: int = 1, **words: Any) -> TrainRun:
     """A run as training leaves it, of a network that has learned nothing."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +55,15 @@ def trained(folder: Path, target: Target, channels: int = 1, **words: Any) -> Tr
     model = unetkit.build(encoder, in_channels=channels, classes=target.outputs, seed=0, **words)
     plugins = (words["parts"],) if "parts" in words else ()
     run = TrainRun(
-        folder, model.plan, TrainConfig(), target, channels, (0.5,) * channels, (0.25,) * channels, plugins=plugins
+        folder,
+        model.plan,
+        TrainConfig(),
+        target,
+        channels,
+        (0.5,) * channels,
+        (0.25,) * channels,
+        RANGE,
+        plugins=plugins,
     )
     run.write()
     unetkit.save(model, folder / BEST)
@@ -416,7 +429,7 @@ def test_the_plugins_of_a_run_are_loaded_with_it(tmp_path: Path) -> None:
     model = unetkit.build(SMALL, block="thin", in_channels=1, classes=1, seed=0, parts=parts)
     target = Target("binary", ("ground", "cell"))
     folder.mkdir()
-    TrainRun(folder, model.plan, TrainConfig(), target, 1, (0.5,), (0.25,), plugins=(str(plugin),)).write()
+    TrainRun(folder, model.plan, TrainConfig(), target, 1, (0.5,), (0.25,), RANGE, plugins=(str(plugin),)).write()
     unetkit.save(model, folder / BEST)
     Image.fromarray(pixels(20, 20)).save(tmp_path / "x.png")
     result = called(folder, tmp_path / "x.png", "--out", tmp_path / "out")
@@ -468,3 +481,36 @@ def test_memory_does_not_grow_with_the_image(run: TrainRun, tmp_path: Path) -> N
     small, large = (int(peak) * 1024 for peak in re.findall(r"peak (\d+)", done.stdout))
     # A row of tiles is 7 MB of probabilities. The image as the network takes it is 23 MB, and all of them are 69 MB.
     assert large - small < 18e6, (small, large)
+
+
+@pytest.mark.parametrize("tile", [None, "32"])
+def test_where_an_image_has_no_data_nothing_is_predicted(run: TrainRun, tmp_path: Path, tile: str | None) -> None:
+    values = pixels(80, 70).astype(np.float32) / 255
+    values[10:20, 30:60] = -9999
+    values[60:, :5] = -9999
+    tifffile.imwrite(tmp_path / "a.tif", values, tile=(32, 32))
+    words = ["--probabilities", "--overlay", *(["--tile", tile] if tile else [])]
+    result = called(run.folder, tmp_path / "a.tif", "--out", tmp_path / "out", "--nodata", "-9999", *words)
+    assert result.exit_code == 0, result.output
+    mask, found = (
+        read_mask(tmp_path / "out" / "a.png").values,
+        tifffile.imread(tmp_path / "out" / "a-probabilities.tif"),
+    )
+    missing = values == -9999
+    assert ((mask == 255) == missing).all()
+    assert (np.isnan(found).any(-1) == missing).all()
+    # The rest is what a network sees that is given the mean there.
+    x = torch.from_numpy(np.where(missing, 0.5, values)).float()[None]
+    expected = run.target.to_mask(tiled(run.network(), run.normalize(x))[None])[0]
+    assert (torch.from_numpy(mask.astype(np.int64))[~missing] == expected[~missing]).float().mean() > 0.999
+
+
+def test_no_number_is_refused_and_no_file_is_left(run: TrainRun, tmp_path: Path) -> None:
+    values = pixels(40, 40).astype(np.float32) / 255
+    values[35, 3] = np.nan
+    for name, tile in (("strips", None), ("tiles", (16, 16))):
+        tifffile.imwrite(tmp_path / f"{name}.tif", values, tile=tile)
+        result = called(run.folder, tmp_path / f"{name}.tif", "--out", tmp_path / "out", "--tile", "32")
+        assert result.exit_code == 1
+        assert f"{name}.tif: contains NaN or infinity in 1 pixel; if that means that there are no data" in result.output
+    assert [*(tmp_path / "out").glob("*")] == []

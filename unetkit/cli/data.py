@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from unetkit.cli.options import emit_json, get_parts, json_options
+from unetkit.cli.options import emit_json, get_parts, json_options, nodata_option
 from unetkit.errors import OptionError
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def data() -> None:
 )
 @click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="Seed of the split.")
 @click.option("--ignore-index", metavar="N", type=int, help="Mask value to ignore in losses and scores.")
+@nodata_option("what a TIFF file declares")
 @json_options
 @click.pass_context
 def check(
@@ -57,6 +58,7 @@ def check(
     group_by: str,
     seed: int,
     ignore_index: int | None,
+    nodata: float | None,
     as_json: bool,
     json_out: Path | None,
 ) -> None:
@@ -76,7 +78,7 @@ def check(
     from unetkit.data.validate import pick_samples, validate_folder
 
     report, splits, target = validate_folder(
-        folder, SplitConfig(seed, val_fraction, group_by), ignore_index, _progress_line(), get_parts(ctx)
+        folder, SplitConfig(seed, val_fraction, group_by), ignore_index, nodata, _progress_line(), get_parts(ctx)
     )
     done = []
     if overlay and target:
@@ -163,6 +165,8 @@ def _format_facts(report: DatasetReport) -> list[str]:
         "sizes": sizes if report.sizes else "",
         "channels": _format_counts(report.channels),
         "numbers": _format_counts(report.depths),
+        "range": "" if report.range is None else f"{report.range[0]:g} to {report.range[1]:g} (99% of the numbers)",
+        "no data": f"{report.missing:.1%} of all pixels" if report.missing else "",
         "files": _format_counts(report.files),
         "ignored": f"{report.ignored:.1%} of all pixels" if report.ignored else "",
         "objects": "" if report.objects is None else str(report.objects),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from unetkit.cli.options import emit_json, get_run_parts, json_options, load_trained
+from unetkit.cli.options import emit_json, get_run_parts, json_options, load_trained, nodata_option
 from unetkit.errors import OptionError
 from unetkit.utils.isolation import stdout_to_stderr
 from unetkit.utils.tables import Listing, TableData
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 @click.option(
     "--boundary", metavar="PX", type=float, help="Tolerance of the boundary F-score.  [default: 0.75% of the diagonal]"
 )
+@nodata_option("as in training, and what a TIFF file declares")
 @json_options
 @click.option("--picture", metavar="FILE.png", type=click.Path(path_type=Path), help="Draw the confusion matrix.")
 @click.option(
@@ -52,6 +53,7 @@ def eval_run(
     split: str | None,
     worst: int,
     boundary: float | None,
+    nodata: float | None,
     as_json: bool,
     json_out: Path | None,
     picture: Path | None,
@@ -82,7 +84,7 @@ def eval_run(
     with stdout_to_stderr():  # keeps what a part prints out of this command's output
         parts = get_run_parts(ctx, found)
         network = load_trained(found, weights, device, parts)
-        against = open_evaluation(found, data, parts)
+        against = open_evaluation(found, data, parts, nodata)
         name, images = select_images(found, against, split)
         with _progress_bar() as callback:
             scored = evaluate(found, network, images, tolerance=boundary, callback=callback)

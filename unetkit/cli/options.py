@@ -105,6 +105,24 @@ def _make_completer(kind: str) -> Callable[[click.Context, click.Parameter, str]
     return complete
 
 
+def nodata_option(default: str) -> Callable[[F], F]:
+    """Add the option `--nodata`, whose value is a float, or None if it was not given."""
+
+    def parse(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+        return None if value is None else parse_nodata(value)
+
+    help_text = f"Number in images that means that there are no data, such as -9999 or nan.  [default: {default}]"
+    return click.option("--nodata", metavar="VALUE", callback=parse, help=help_text)
+
+
+def parse_nodata(text: str) -> float:
+    """Read the value of `--nodata`. Raises OptionError."""
+    try:
+        return float(text)
+    except ValueError:
+        raise OptionError(f"--nodata {text}: must be a number, nan or inf") from None
+
+
 def size_option(text: str, option: str) -> Size:
     """Read the value of an option that takes a size, such as 512 or 512x768. Raises OptionError."""
     try:

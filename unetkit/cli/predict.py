@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import click
 
-from unetkit.cli.options import get_run_parts, load_trained, size_option
+from unetkit.cli.options import get_run_parts, load_trained, nodata_option, size_option
 from unetkit.utils.isolation import stdout_to_stderr
 
 
@@ -24,6 +24,7 @@ from unetkit.utils.isolation import stdout_to_stderr
 @click.option("--tile", metavar="HxW", help="Tile size, such as 512 or 512x768.  [default: 512]")
 @click.option("--overlap", metavar="N", type=int, help="Blend tiles that overlap by N pixels.")
 @click.option("--batch-size", metavar="N", type=int, default=1, show_default=True, help="Tiles in a forward pass.")
+@nodata_option("as in training, and what a TIFF file declares")
 @click.option("--check", is_flag=True, help="Compare with a single pass over the whole image.")
 @click.option(
     "--weights",

@@ -1,8 +1,8 @@
 """Augmentation from text, such as `hflip,rotate90,elastic:std=8,light`; see docs/augmentation.md.
 
 The steps move pixels (flips, rotations, scaling, elastic deformation) or change their values (light, noise, blur).
-Strengths of the latter are shares of the image's range: 0 to 1, or from its lowest to its highest value if it exceeds
-that. Shapes: C channels, L labels, H and W height and width.
+Within the steps, values are scaled such that the range of the training images is 0 to 1, whatever the files contain.
+Shapes: C channels, L labels, H and W height and width.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 
+from unetkit.data.statistics import ValueRange
 from unetkit.data.types import IGNORE, Sample, describe_tensor
 from unetkit.errors import OptionError, PluginError
 from unetkit.options import split_items
@@ -35,7 +36,10 @@ Warp = Callable[[Tensor, InterpolationMode], Tensor]
 
 
 class SampleTensors(NamedTuple):
-    """An image (C, H, W) float32, its mask (H, W) or (L, H, W) int64, and a weight map (H, W) float32 or None."""
+    """An image (C, H, W) float32, its mask (H, W) or (L, H, W) int64, and a weight map (H, W) float32 or None.
+
+    Most values of the image are from 0 to 1, the 0.5th and the 99.5th percentile of its channel in the training images.
+    """
 
     image: Tensor
     mask: Tensor
@@ -66,6 +70,15 @@ def channel_means(image: Tensor) -> Tensor:
     Torch's mean sums in an order that depends on the number of threads, which differs in the workers of a loader.
     """
     return torch.from_numpy(image.numpy().mean((1, 2), dtype=np.float64)).float()
+
+
+def fill_missing(image: Tensor) -> Tensor:
+    """Set the pixels without data (NaN) of an image (C, H, W) to the mean of the others; 0 if there are no others."""
+    missing = image[0].isnan()
+    if not missing.any():
+        return image
+    mean = channel_means(image[:, None, ~missing]) if not missing.all() else torch.zeros(len(image))
+    return torch.where(missing, mean[:, None, None], image)
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -203,14 +216,10 @@ class Elastic:
         return F.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)[0].permute(1, 2, 0)
 
 
-def value_range(image: Tensor) -> tuple[float, float]:
-    """Return the lowest value of the image's range, and the width of the range."""
-    low, high = float(image.min()), float(image.max())
-    return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high - low or 1.0)
-
-
 class Light:
-    """Random gamma, contrast and brightness, equal for all channels; values outside the range are clipped.
+    """Random gamma, contrast and brightness, equal for all channels.
+
+    Values that leave the range are clipped, or if the image does so itself, those that leave the image's range.
 
     Args:
         brightness: largest brightness change in either direction, as a share of the range.
@@ -225,12 +234,13 @@ class Light:
         self.brightness, self.contrast, self.gamma = brightness, contrast, gamma
 
     def __call__(self, pixels: SampleTensors, draw: Generator) -> SampleTensors:
-        low, span = value_range(pixels.image)
-        image = ((pixels.image - low) / span) ** exp(uniform(-self.gamma, self.gamma, draw))
+        low, high = min(0.0, float(pixels.image.min())), max(1.0, float(pixels.image.max()))
+        power = exp(uniform(-self.gamma, self.gamma, draw))
+        image = pixels.image.clamp(min=0) ** power + pixels.image.clamp(max=0)
         mean = channel_means(image).mean()
         image = (image - mean) * exp(uniform(-self.contrast, self.contrast, draw)) + mean
-        image = (image + uniform(-self.brightness, self.brightness, draw)).clamp(0, 1)
-        return pixels._replace(image=image * span + low)
+        image = image + uniform(-self.brightness, self.brightness, draw)
+        return pixels._replace(image=image.clamp(low, high))
 
 
 class Noise:
@@ -245,7 +255,7 @@ class Noise:
         self.std = std
 
     def __call__(self, pixels: SampleTensors, draw: Generator) -> SampleTensors:
-        strength = uniform(0, self.std, draw) * value_range(pixels.image)[1]
+        strength = uniform(0, self.std, draw)
         return pixels._replace(image=pixels.image + strength * torch.randn(pixels.image.shape, generator=draw))
 
 
@@ -280,11 +290,13 @@ class Augment:
         text: the shortest text that describes the augmentation.
         steps: the steps before the crop, in order.
         crop: the height and width of the result.
+        value_range: the range of the training images, which is 0 to 1 within the steps; None if it is so already.
     """
 
     text: str
     steps: tuple[Step, ...]
     crop: tuple[int, int]
+    value_range: ValueRange | None = None
 
     def __call__(self, sample: Sample, weight: Tensor | None, seed: int) -> tuple[Sample, Tensor | None]:
         """Augment a sample and its weight map (H, W) or None, and crop both; instances are dropped.
@@ -292,12 +304,17 @@ class Augment:
         All random numbers follow from the seed; no global random state is read or changed.
         """
         draw = torch.Generator().manual_seed(seed)
-        pixels = SampleTensors(sample.image, sample.mask, weight)
+        pixels = SampleTensors(fill_missing(sample.image), sample.mask, weight)
         height, width = (min(length, 2 * crop) for length, crop in zip(pixels.size, self.crop, strict=True))
         # Of a large image, only the region that can reach the crop is warped.
         pixels = crop_sample(pixels, (height, width), draw)
+        if self.value_range and self.steps:
+            low, high = (torch.tensor(end)[:, None, None] for end in self.value_range)
+            pixels = pixels._replace(image=(pixels.image - low) / (high - low))
         for step in self.steps:
             pixels = step(pixels, draw)
+        if self.value_range and self.steps:
+            pixels = pixels._replace(image=pixels.image * (high - low) + low)
         image, mask, weight = crop_sample(pixels, self.crop, draw)
         return Sample(sample.name, image, mask), weight
 
@@ -334,7 +351,9 @@ class PluginStep:
         return SampleTensors(*found)
 
 
-def make_augment(text: str, crop: tuple[int, int], parts: Parts | None = None) -> Augment:
+def make_augment(
+    text: str, crop: tuple[int, int], parts: Parts | None = None, value_range: ValueRange | None = None
+) -> Augment:
     """Create an augmentation from text.
 
     Args:
@@ -342,6 +361,7 @@ def make_augment(text: str, crop: tuple[int, int], parts: Parts | None = None) -
         crop: the height and width of the result: a window at a random position of the image. A smaller image is padded
             with its mirror image, where the mask is IGNORE.
         parts: the registered parts; None for all that are installed.
+        value_range: the range of the training images (see `unetkit.data.statistics`); None for 0 to 1.
 
     Raises:
         UnknownNameError: A step does not exist.
@@ -355,7 +375,9 @@ def make_augment(text: str, crop: tuple[int, int], parts: Parts | None = None) -
         raise OptionError(f"--augment {text}: none cannot be combined with other steps")
     specs = [_parse_step(step) for step in texts]
     steps = tuple(_create_step(spec, parts) for spec in specs)
-    return Augment(",".join(str(canonical_spec("augment", spec, parts)) for spec in specs) or NONE, steps, crop)
+    return Augment(
+        ",".join(str(canonical_spec("augment", spec, parts)) for spec in specs) or NONE, steps, crop, value_range
+    )
 
 
 def _create_step(spec: PartSpec, parts: Parts) -> Step:

@@ -26,6 +26,7 @@ def open_data(
     val_fraction: float | None = 0.2,
     group_by: str = "",
     ignore_index: int | None = None,
+    nodata: float | None = None,
     target: Target | None = None,
     progress: Progress | None = None,
     parts: Parts | None = None,
@@ -41,6 +42,8 @@ def open_data(
             on which a network is scored; images without a split are then "all".
         group_by: a regular expression; files whose names it matches alike are never split.
         ignore_index: a mask value to ignore in a folder, in addition to those of `unetkit.data.mask_encoding`.
+        nodata: a number in the images of a folder that means that there are no data, such as -9999 or NaN, in addition
+            to the one that a TIFF file declares (GDAL_NODATA). Such pixels are NaN, and ignored in masks.
         target: what the masks of a folder mean, if that is known, for instance from the run that is evaluated.
         progress: is called with the number of masks that were read, and their total number.
         parts: the registered parts; None for all that are installed.
@@ -50,9 +53,9 @@ def open_data(
     """
     parts, rules = parts or default_parts(), SplitConfig(seed, val_fraction, group_by)
     return (
-        _open_named(text, rules, ignore_index, parts)
+        _open_named(text, rules, ignore_index, nodata, parts)
         if is_named_dataset(text, parts)
-        else open_folder(text, rules, ignore_index, target, progress)
+        else open_folder(text, rules, ignore_index, target, progress, nodata)
     )
 
 
@@ -87,17 +90,21 @@ def is_named_dataset(text: str, parts: Parts | None = None) -> bool:
     raise FileError(f"{text}: {what}; give one, or the name of a data set: {', '.join(names)}")
 
 
-def _open_named(text: str, rules: SplitConfig, ignore_index: int | None, parts: Parts) -> DatasetSplits:
+def _open_named(
+    text: str, rules: SplitConfig, ignore_index: int | None, nodata: float | None, parts: Parts
+) -> DatasetSplits:
     spec = PartSpec.parse(text)
     if spec.chained:
         raise OptionError(f"--data {text}: a + separates parts; put a path that contains one in double quotes")
     splits = bool(signature_of("data", spec, parts).positional)
-    if ignore_index is not None or (rules.group_by and not splits):
-        flag = "--ignore-index" if ignore_index is not None else "--group-by"
-        raise OptionError(
-            f"{flag}: applies only to folders; {spec.name} defines its "
-            f"{'ignored pixels' if ignore_index is not None else 'splits'} itself"
-        )
+    defined = {
+        "--ignore-index": "ignored pixels" if ignore_index is not None else "",
+        "--nodata": "pixels without data" if nodata is not None else "",
+        "--group-by": "splits" if rules.group_by and not splits else "",
+    }
+    for flag, what in defined.items():
+        if what:
+            raise OptionError(f"{flag}: applies only to folders; {spec.name} defines its {what} itself")
     data = create("data", spec, parts, *([rules] if splits else []))
     owner = parts.datasets.get(spec.name).owner
     if why := find_splits_error(data):

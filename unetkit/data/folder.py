@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unetkit.data.io import ENDINGS, read_image, read_mask
+from unetkit.data.io import ENDINGS, known_values, read_image, read_mask, read_pixels
 from unetkit.data.mask_encoding import (
     MAX_VALUES,
     Classes,
@@ -26,9 +26,11 @@ from unetkit.data.mask_encoding import (
     scan_masks,
 )
 from unetkit.data.splits import SplitConfig, split_names
-from unetkit.data.types import DatasetSplits, Sample, Target
+from unetkit.data.statistics import find_far_value
+from unetkit.data.types import DatasetSplits, Sample, Target, without_missing
 from unetkit.errors import FileError, UnetkitError
 from unetkit.utils.formatting import format_plural
+from unetkit.utils.integers import ceil_div
 
 SPLITS = ("train", "val", "test")
 #: The name of the split of files that are not yet divided.
@@ -198,6 +200,7 @@ class FolderDataset:
     entries: Sequence[ImageEntry]
     encoding: MaskEncoding
     channels: int
+    nodata: float | None = None
 
     @property
     def sample_names(self) -> list[str]:
@@ -209,7 +212,7 @@ class FolderDataset:
 
     def __getitem__(self, index: int, /) -> Sample:
         entry = self.entries[index]
-        image = read_image(entry.image)
+        image = read_image(entry.image, self.nodata)
         if len(image) != self.channels:
             raise FileError(
                 f"{entry.image}: has {format_plural(len(image), 'channel')}, but the first image has {self.channels}"
@@ -219,9 +222,8 @@ class FolderDataset:
         instances = None if entry.instances is None else read_instances(entry.instances)
         if instances is not None:
             check_mask_size(instances, entry.instances, image, entry)
-        return Sample(
-            entry.name, image, torch.from_numpy(mask), None if instances is None else torch.from_numpy(instances)
-        )
+        objects = None if instances is None else torch.from_numpy(instances)
+        return without_missing(Sample(entry.name, image, torch.from_numpy(mask), objects))
 
 
 @dataclass
@@ -241,8 +243,9 @@ def open_folder(
     ignore: int | None = None,
     target: Target | None = None,
     progress: Progress | None = None,
+    nodata: float | None = None,
 ) -> DatasetSplits:
-    """Open a folder as a data set.
+    """Open a folder as a data set; `open_data` describes the arguments.
 
     Raises:
         FileError: Files do not match, or masks cannot be interpreted.
@@ -255,9 +258,25 @@ def open_folder(
             "" if found.problems and found.problems[0].startswith("--") else f"; `unetkit data check {text}` lists all"
         )
         raise FileError(f"{found.problems[0]}{more}{hint}")
-    channels = len(read_image(next(iter(found.splits.values()))[0].image))
-    splits = {name: FolderDataset((*entries,), found.encoding, channels) for name, entries in found.splits.items()}
-    return DatasetSplits(text, found.encoding.target, channels, splits, AUGMENT)
+    channels = len(read_image(next(iter(found.splits.values()))[0].image, nodata))
+    splits = {
+        name: FolderDataset((*entries,), found.encoding, channels, nodata) for name, entries in found.splits.items()
+    }
+    notes = [*found.layout.notes, *_note_far_values(splits.get("train"), nodata)]
+    return DatasetSplits(text, found.encoding.target, channels, splits, AUGMENT, (*notes,))
+
+
+#: The number of images in which numbers without data are looked for when a folder is opened.
+_LOOKED_AT = 20
+
+
+def _note_far_values(images: FolderDataset | None, nodata: float | None) -> list[str]:
+    """Note the first training image with a number that may mean that there are no data."""
+    entries = images.entries if images else ()
+    for entry in entries[:: ceil_div(len(entries), _LOOKED_AT)] if entries else ():
+        if far := find_far_value(known_values(read_pixels(entry.image), nodata)):
+            return [f"{entry.image}: contains {far.describe()}"]
+    return []
 
 
 def index_folder(

@@ -1,16 +1,17 @@
 """Image and mask files: PNG, JPEG and TIFF as tensors and arrays.
 
 TIFF files may have any number of channels. Their numbers are read as stored: neither an orientation nor a zero that
-means white is applied. Shapes: C channels, H and W height and width.
+means white is applied. Pixels without data, as satellites leave beside their track, are NaN in images.
+Shapes: C channels, H and W height and width.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tifffile
@@ -19,14 +20,29 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from unetkit.errors import FileError
+from unetkit.utils.formatting import format_plural
 from unetkit.utils.isolation import one_line
 
 #: tifffile's names of alpha channels.
 _ALPHA = (1, 2)
 
 
-def read_tiff(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read the first image of a TIFF file as stored, (H, W) or (H, W, C) without alpha, and its palette (N, 3) or None.
+class PixelArray(NamedTuple):
+    """The numbers of a file, (H, W) or (H, W, C) in their own type.
+
+    Attributes:
+        values: the numbers.
+        palette: the colors (N, 3) if they are indices.
+        nodata: the number that the file declares to mean that there are no data (GDAL's tag of TIFF files).
+    """
+
+    values: np.ndarray
+    palette: np.ndarray | None = None
+    nodata: float | None = None
+
+
+def read_tiff(path: str | Path) -> PixelArray:
+    """Read the first image of a TIFF file as stored, without alpha.
 
     Channels are where the file declares them (OME, ImageJ, samples per pixel), otherwise along the shortest axis.
 
@@ -40,6 +56,7 @@ def read_tiff(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
             values, axes = series.asarray(), series.axes
             extra = page.extrasamples if "S" in axes else ()
             colours = page.colormap if page.photometric == tifffile.PHOTOMETRIC.PALETTE else None
+            nodata = declared_nodata(page)
         values = _channels_last(values, axes, path)
     except FileError:
         raise
@@ -47,7 +64,24 @@ def read_tiff(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
         raise FileError(f"{path}: {describe_error(error)}") from error
     palette = None if colours is None else (colours.T >> 8).astype(np.uint8)
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
-    return _without_alpha(values, extra), palette
+    return PixelArray(_without_alpha(values, extra), palette, nodata)
+
+
+_GDAL_NODATA = 42113
+
+
+def declared_nodata(page: Any) -> float | None:
+    """Return the number that a page of a TIFF file declares to mean that there are no data, or None."""
+    text = page.tags.valueof(_GDAL_NODATA)
+    return None if text is None else parse_nodata(str(text).strip(" \0"))
+
+
+def parse_nodata(text: str) -> float | None:
+    """Parse a number, nan or inf; None for a text that is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 @contextmanager
@@ -127,24 +161,24 @@ _TIFF = (".tif", ".tiff")
 _AS_IT_IS = ("1", "L", "I;16", "I;16B", "I", "F", "RGB")
 
 
-class PixelArray(NamedTuple):
-    """The numbers of a file, (H, W) or (H, W, C) in their own type, and the palette (N, 3) if they are indices."""
-
-    values: np.ndarray
-    palette: np.ndarray | None = None
-
-
-def read_image(path: str | Path) -> Tensor:
+def read_image(path: str | Path, nodata: float | None = None) -> Tensor:
     """Read an image (C, H, W) as float32.
 
     8-bit values / 255, 16-bit values / 65535, others (signed, 32 bit, float) unchanged.
 
     Alpha is dropped, indexed colors become RGB, and the orientation that a camera stores (EXIF) is applied.
 
+    Args:
+        path: the path of the file.
+        nodata: a stored number that means that there are no data, in addition to the one that a TIFF file declares. A
+            pixel with it in any channel is NaN in all channels.
+
     Raises:
-        FileError: The file cannot be read.
+        FileError: The file cannot be read, or contains NaN or infinity that does not mean that there are no data.
     """
-    return to_float_image(apply_palette(read_pixels(path)))
+    pixels = read_pixels(path)
+    values = apply_palette(pixels)
+    return mark_missing(to_float_image(values), values, (nodata, pixels.nodata), path)
 
 
 def read_mask(path: str | Path) -> PixelArray:
@@ -155,7 +189,7 @@ def read_mask(path: str | Path) -> PixelArray:
     Raises:
         FileError: The file cannot be read, or contains neither integers nor colors.
     """
-    values, palette = read_pixels(path)
+    values, palette, _ = read_pixels(path)
     if values.dtype.kind == "f" and np.array_equal(values, values.round()):
         values = values.astype(np.int64)
     if (
@@ -176,7 +210,7 @@ def read_pixels(path: str | Path) -> PixelArray:
     if not path.is_file():
         raise FileError(f"{path}: the file does not exist")
     if path.suffix.lower() in _TIFF:
-        return PixelArray(*read_tiff(path))
+        return read_tiff(path)
     try:
         if _png_bits(path) == (16, True):
             return PixelArray(_read_16bit_rgb(path))
@@ -219,6 +253,56 @@ def to_float_image(values: np.ndarray) -> Tensor:
     if values.dtype in (np.uint8, np.uint16):
         image /= np.float32(np.iinfo(values.dtype).max)
     return torch.from_numpy(image)
+
+
+def mark_missing(image: Tensor, values: np.ndarray, nodata: Iterable[float | None], path: str | Path) -> Tensor:
+    """Set the pixels of an image (C, H, W) without data to NaN.
+
+    Args:
+        image: the image, which is changed.
+        values: the numbers of the file that it was made of, (H, W) or (H, W, C).
+        nodata: numbers that mean that there are no data; None for none.
+        path: the path of the file, for the message.
+
+    Raises:
+        FileError: Another pixel is NaN or infinite.
+    """
+    missing = torch.from_numpy(find_missing(values, nodata))
+    finite = image.isfinite().all(0) if values.dtype.kind == "f" else torch.tensor(True)
+    if not (finite | missing).all():
+        count = int((~(finite | missing)).sum())
+        raise FileError(
+            f"{path}: contains NaN or infinity in {format_plural(count, 'pixel')}; "
+            "if that means that there are no data, give --nodata nan, or --nodata inf"
+        )
+    return image.masked_fill_(missing, torch.nan) if missing.any() else image
+
+
+def known_values(pixels: PixelArray, nodata: float | None) -> np.ndarray:
+    """Return the numbers of the pixels with data, (N,) or (N, C); those of an indexed image are its colors."""
+    values = apply_palette(pixels)
+    known: np.ndarray = values[np.broadcast_to(~find_missing(values, (nodata, pixels.nodata)), values.shape[:2])]
+    return known
+
+
+#: Beyond this, a number that means no data is compared as text prints it, with few digits: -3.4e38.
+_HUGE = 1e30
+
+
+def find_missing(values: np.ndarray, nodata: Iterable[float | None]) -> np.ndarray:
+    """Return where the numbers (H, W) or (H, W, C) of a file mean that there are no data: (H, W), or False."""
+    found = np.zeros((), bool)
+    for number in nodata:
+        if number is None:
+            continue
+        if np.isnan(number):
+            same = np.isnan(values) if values.dtype.kind == "f" else np.zeros((), bool)
+        elif _HUGE < abs(number) < np.inf:
+            same = np.abs(values / number - 1) < 1e-2
+        else:
+            same = values == (np.float32(number) if values.dtype == np.float32 else number)
+        found = found | (same.any(-1) if same.ndim == 3 else same)
+    return found
 
 
 def _png_bits(path: Path) -> tuple[int, bool]:

@@ -131,7 +131,7 @@ def unpack(code: int) -> Colour:
 
 def to_codes(pixels: PixelArray, by_colour: bool) -> np.ndarray:
     """Return the numbers (H, W) of a mask, or its packed colors."""
-    values, palette = pixels
+    values, palette = pixels.values, pixels.palette
     if not by_colour:
         return values if values.ndim == 2 else values[..., 0]
     if values.ndim == 3:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from unetkit.errors import OptionError
+from unetkit.errors import FileError, OptionError
 
 #: The value in a mask of pixels that losses and metrics ignore.
 IGNORE = -1
@@ -110,7 +110,8 @@ class Sample(NamedTuple):
 
     Attributes:
         name: the name of its file without the suffix, or another unique name.
-        image: (C, H, W) float32; 8-bit values / 255, 16-bit values / 65535, others unchanged.
+        image: (C, H, W) float32; 8-bit values / 255, 16-bit values / 65535, others unchanged. Pixels without data are
+            NaN in all channels, and IGNORE in the mask.
         mask: int64 as described by `Target.kind`, with IGNORE for ignored pixels.
         instances: (H, W) int64, with 0 for the background and a number for each object; None if unknown.
     """
@@ -119,6 +120,27 @@ class Sample(NamedTuple):
     image: Tensor
     mask: Tensor
     instances: Tensor | None = None
+
+
+def check_values(sample: Sample) -> Sample:
+    """Return the sample, whose image then can enter a network.
+
+    Raises:
+        FileError: The image contains infinity, or NaN where the mask is not IGNORE; it would spread to all weights.
+    """
+    finite = sample.image.isfinite().all(0)
+    if finite.all() or bool((finite | (sample.image.isnan().all(0) & (sample.mask == IGNORE))).all()):
+        return sample
+    raise FileError(f"{sample.name}: its image contains NaN or infinity; replace these values, or leave the image out")
+
+
+def without_missing(sample: Sample) -> Sample:
+    """Return the sample with the pixels without data (NaN) as IGNORE in the mask, and in no object."""
+    missing = sample.image.isnan().any(0)
+    if not missing.any():
+        return sample
+    instances = None if sample.instances is None else sample.instances.masked_fill(missing, 0)
+    return sample._replace(mask=sample.mask.masked_fill(missing, IGNORE), instances=instances)
 
 
 class Dataset(Protocol):
@@ -146,6 +168,7 @@ class DatasetSplits:
         channels: the number of image channels.
         splits: the splits by name: at least "train" and "val", and possibly "test". They are disjoint.
         augment: the default of `--augment`.
+        notes: what a user should know about the data, a line each.
     """
 
     source: str
@@ -153,6 +176,7 @@ class DatasetSplits:
     channels: int
     splits: Mapping[str, Dataset]
     augment: str
+    notes: tuple[str, ...] = ()
 
 
 def describe_tensor(value: Any) -> str:
@@ -173,7 +197,7 @@ def find_sample_error(sample: Any, data: DatasetSplits) -> str:
     image: Any = sample.image
     mask: Any = sample.mask
     fits = isinstance(image, Tensor) and image.dtype == torch.float32 and image.ndim == 3
-    if not fits or len(image) != data.channels or not image.isfinite().all():
+    if not fits or len(image) != data.channels or image.isinf().any():
         return f"its image is {describe_tensor(image)}; expected finite float32 of {data.channels}xHxW"
     names, is_multilabel = data.target.names, data.target.kind == "multilabel"
     shape = [*([len(names)] if is_multilabel else []), *image.shape[-2:]]
@@ -183,6 +207,10 @@ def find_sample_error(sample: Any, data: DatasetSplits) -> str:
     if mask.min() < IGNORE or mask.max() > highest:
         values = f"its mask has values from {int(mask.min())} to {int(mask.max())}"
         return f"{values}; expected 0 to {highest}, or {IGNORE} for ignored pixels"
+    if bool((image.isnan().any(0) & (mask != IGNORE)).any()):
+        return (
+            f"its image is NaN where its mask is not {IGNORE}; expected finite values, or both where there are no data"
+        )
     return ""
 
 

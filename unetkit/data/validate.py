@@ -19,9 +19,10 @@ import numpy as np
 
 from unetkit.data.datasets import is_named_dataset, open_data
 from unetkit.data.folder import FolderDataset, FolderIndex, ImageEntry, index_folder, read_instances
-from unetkit.data.io import apply_palette, read_pixels
+from unetkit.data.io import apply_palette, find_missing, known_values, read_pixels
 from unetkit.data.mask_encoding import MaskEncoding, MaskScan, Progress, count_codes
 from unetkit.data.splits import SplitConfig, group_keys
+from unetkit.data.statistics import FarValue, find_far_value, measure_statistics
 from unetkit.data.types import IGNORE, Colour, Dataset, DatasetSplits, Sample, Target
 from unetkit.errors import UnetkitError
 from unetkit.registry import Parts
@@ -42,6 +43,8 @@ class ImageReport:
         counts: the number of pixels of each class or label.
         counted: the number of pixels that are not ignored, in the mask or in that of each label.
         ignored: the number of ignored pixels.
+        missing: the number of pixels without data.
+        far: a number that may mean that there are no data.
         objects: the number of instances; None if unknown.
         problems: the problems, with file names.
     """
@@ -55,14 +58,18 @@ class ImageReport:
     counts: list[int] = field(default_factory=list)
     counted: int = 0
     ignored: int = 0
+    missing: int = 0
+    far: FarValue | None = None
     objects: int | None = None
     problems: list[str] = field(default_factory=list)
 
 
-def report_folder(found: FolderIndex, progress: Progress | None = None) -> list[ImageReport]:
+def report_folder(
+    found: FolderIndex, nodata: float | None = None, progress: Progress | None = None
+) -> list[ImageReport]:
     """Check every image of a folder in threads."""
     scans = {scan.path: scan for scan in found.scans}
-    jobs = [(split, entry, scans, found) for split, entries in found.splits.items() for entry in entries]
+    jobs = [(split, entry, scans, found, nodata) for split, entries in found.splits.items() for entry in entries]
     seen: list[ImageReport] = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for one in pool.map(_report_entry, jobs):
@@ -72,11 +79,13 @@ def report_folder(found: FolderIndex, progress: Progress | None = None) -> list[
     return seen
 
 
-def _report_entry(job: tuple[str, ImageEntry, dict[Path, MaskScan], FolderIndex]) -> ImageReport:
-    split, entry, scans, found = job
+def _report_entry(job: tuple[str, ImageEntry, dict[Path, MaskScan], FolderIndex, float | None]) -> ImageReport:
+    split, entry, scans, found, nodata = job
     seen = ImageReport(str(entry.image), split)
     try:
-        _check_image(seen, apply_palette(read_pixels(entry.image)))
+        pixels = read_pixels(entry.image)
+        _check_image(seen, apply_palette(pixels), (nodata, pixels.nodata))
+        seen.far = find_far_value(known_values(pixels, nodata))
     except UnetkitError as error:
         seen.problems.append(str(error))
     own = [scans.get(path) for path in entry.masks]
@@ -95,14 +104,17 @@ def _report_entry(job: tuple[str, ImageEntry, dict[Path, MaskScan], FolderIndex]
     return seen
 
 
-def _check_image(seen: ImageReport, values: np.ndarray) -> None:
+def _check_image(seen: ImageReport, values: np.ndarray, nodata: Sequence[float | None]) -> None:
     seen.size, seen.channels = (values.shape[0], values.shape[1]), values.shape[2] if values.ndim == 3 else 1
     seen.numbers = str(values.dtype)
     digest = hashlib.sha256(repr(values.shape).encode())
     digest.update(np.ascontiguousarray(values).data)
     seen.digest = digest.hexdigest()
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        seen.problems.append(f"{seen.file}: contains NaN or infinity, which would make the loss NaN")
+    missing = np.broadcast_to(find_missing(values, nodata), values.shape[:2])
+    seen.missing = int(missing.sum())
+    if values.dtype.kind == "f" and (count := int((~np.isfinite(values[~missing])).sum())):
+        advice = "if they mean that there are no data, give --nodata nan, or --nodata inf"
+        seen.problems.append(f"{seen.file}: contains NaN or infinity ({count:,} numbers); {advice}")
 
 
 def _compare_sizes(seen: ImageReport, scans: Sequence[MaskScan]) -> None:
@@ -136,7 +148,7 @@ def report_dataset(data: DatasetSplits, progress: Progress | None = None) -> Ite
 
 def _report_sample(sample: Sample, split: str, target: Target) -> ImageReport:
     seen = ImageReport(sample.name, split)
-    _check_image(seen, np.moveaxis(sample.image.numpy(), 0, -1))
+    _check_image(seen, np.moveaxis(sample.image.numpy(), 0, -1), ())
     mask = sample.mask.numpy()
     planes = mask if target.kind == "multilabel" else [mask == index for index in range(len(target.names))]
     seen.counts = [int((plane == 1).sum()) for plane in planes]
@@ -197,7 +209,11 @@ class ClassReport:
 
 @dataclass
 class DatasetReport:
-    """The interpretation of a data set, and its problems; `notes` are worth knowing but are not problems."""
+    """The interpretation of a data set, and its problems; `notes` are worth knowing but are not problems.
+
+    `range` is the range of the training images in the numbers of the files, and `missing` the share of pixels without
+    data.
+    """
 
     data: str
     kind: str = ""
@@ -208,6 +224,8 @@ class DatasetReport:
     sizes: list[tuple[int, int]] = field(default_factory=list)
     channels: dict[str, int] = field(default_factory=dict)
     depths: dict[str, int] = field(default_factory=dict)
+    range: tuple[float, float] | None = None
+    missing: float = 0.0
     files: dict[str, int] = field(default_factory=dict)
     objects: int | None = None
     problems: list[str] = field(default_factory=list)
@@ -222,6 +240,7 @@ def validate_folder(
     text: str,
     rules: SplitConfig,
     ignore: int | None = None,
+    nodata: float | None = None,
     progress: Progress | None = None,
     parts: Parts | None = None,
 ) -> tuple[DatasetReport, list[Dataset], Target | None]:
@@ -238,24 +257,59 @@ def validate_folder(
             val_fraction=rules.val_fraction,
             group_by=rules.group_by,
             ignore_index=ignore,
+            nodata=nodata,
             parts=parts,
         )
         _fill(report, [*report_dataset(data, progress)], data.target)
+        _describe_range(report, data.splits.get("train"))
         return report, [*data.splits.values()], data.target
     found = index_folder(Path(text), rules, ignore, None, progress)
     report.problems, report.notes = found.problems, found.layout.notes
-    seen = report_folder(found, progress)
+    seen = report_folder(found, nodata, progress)
     target = found.encoding.target if found.encoding else None
     _fill(report, seen, target)
     report.class_encoding = _class_encoding(found)
     report.files = dict(Counter(Path(one.file).suffix.lower().removeprefix(".") for one in seen))
     report.problems += duplicates(seen) + groups_in_several_splits(found, rules)
-    return report, _images(found, report), target
+    report.problems += _describe_far_values(seen, certain=True)
+    report.notes += _describe_far_values(seen, certain=False)
+    splits = _open_splits(found, report, nodata)
+    if not report.problems:
+        _describe_range(report, splits.get("train") or splits.get("all"))
+    return report, [*splits.values()], target
 
 
-def _images(found: FolderIndex, report: DatasetReport) -> list[Dataset]:
+def _open_splits(found: FolderIndex, report: DatasetReport, nodata: float | None) -> dict[str, Dataset]:
     channels = int(next(iter(report.channels), "1"))
-    return [FolderDataset(entries, found.encoding, channels) for entries in found.splits.values() if found.encoding]
+    if found.encoding is None:
+        return {}
+    return {name: FolderDataset(entries, found.encoding, channels, nodata) for name, entries in found.splits.items()}
+
+
+def _describe_far_values(seen: Sequence[ImageReport], *, certain: bool) -> list[str]:
+    """Say of how many images a number may mean that there are no data, a line for each such number."""
+    images: dict[float, list[ImageReport]] = defaultdict(list)
+    for one in seen:
+        if one.far and one.far.certain == certain:
+            images[one.far.value].append(one)
+    return [
+        f"{ones[0].file}: contains {ones[0].far.describe() if ones[0].far else ''}"
+        + (f" ({format_plural(len(ones) - 1, 'more image')})" if len(ones) > 1 else "")
+        for ones in images.values()
+    ]
+
+
+#: The largest number of each type, by which values are divided.
+_LARGEST = {"8 bit": 255, "16 bit": 65535}
+
+
+def _describe_range(report: DatasetReport, images: Dataset | None) -> None:
+    """Describe the range of the training images, in the numbers of the files."""
+    if images is None or not len(images):
+        return
+    low, high = measure_statistics(images).range
+    scale = _LARGEST.get(next(iter(report.depths)), 1) if len(report.depths) == 1 else 1
+    report.range = min(low) * scale, max(high) * scale
 
 
 def _class_encoding(found: FolderIndex) -> str:
@@ -280,6 +334,8 @@ def _fill(report: DatasetReport, seen: Sequence[ImageReport], target: Target | N
     report.sizes = [sizes[0], sizes[-1]] if sizes else []
     report.channels = {str(count): images for count, images in Counter(one.channels for one in readable).most_common()}
     report.depths = dict(Counter(_DEPTHS.get(one.numbers, one.numbers) for one in readable).most_common())
+    pixels = sum(one.size[0] * one.size[1] for one in readable if one.size)
+    report.missing = sum(one.missing for one in readable) / max(pixels, 1)
     known = [one.objects for one in seen if one.objects is not None]
     report.objects = sum(known) if known else None
     if target:

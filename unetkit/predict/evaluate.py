@@ -14,7 +14,7 @@ from torch.utils.data import ConcatDataset
 
 from unetkit.data.datasets import is_named_dataset, open_data
 from unetkit.data.folder import read_classes
-from unetkit.data.types import Dataset, DatasetSplits, Target, fingerprint
+from unetkit.data.types import Dataset, DatasetSplits, Target, check_values, fingerprint
 from unetkit.errors import FileError, OptionError
 from unetkit.network import Network
 from unetkit.registry import Parts
@@ -26,10 +26,13 @@ from unetkit.train.metrics import Evaluation, ImageScores, describe_separation
 ALL = "all"
 
 
-def open_evaluation(run: TrainRun, text: str | None = None, parts: Parts | None = None) -> DatasetSplits:
+def open_evaluation(
+    run: TrainRun, text: str | None = None, parts: Parts | None = None, nodata: float | None = None
+) -> DatasetSplits:
     """Open the data set to score a run on: its own with the same split, or another one with the same classes.
 
     The masks of a folder without classes.txt are read with the classes of the run, so not all of them need to occur.
+    `nodata` is the number in images that means that there are no data; None for that of the run in a folder.
 
     Raises:
         OptionError: The data set has other classes or channels than the run.
@@ -43,9 +46,18 @@ def open_evaluation(run: TrainRun, text: str | None = None, parts: Parts | None 
     val = (
         choices.val_fraction if is_same_data(text, choices.data) else None
     )  # what it was not trained on is not split either
+    if nodata is None and not is_named_dataset(text, parts):
+        nodata = choices.nodata_value
     group, ignore = choices.group_by if val is not None else "", choices.ignore_index
     data = open_data(
-        text, seed=choices.seed, val_fraction=val, group_by=group, ignore_index=ignore, target=target, parts=parts
+        text,
+        seed=choices.seed,
+        val_fraction=val,
+        group_by=group,
+        ignore_index=ignore,
+        nodata=nodata,
+        target=target,
+        parts=parts,
     )
     if _comparable(data.target) != _comparable(run.target):
         raise OptionError(
@@ -117,7 +129,7 @@ def evaluate(
     found = Evaluation(run.target, outlines=True, tolerance=tolerance, apart=True)
     for index in range(len(images)):
         callback(index, len(images))
-        sample = images[index]
+        sample = check_values(images[index])
         if len(sample.image) != run.channels:
             raise FileError(f"{sample.name}: has {len(sample.image)} channels, but {run.folder} needs {run.channels}")
         found.add(sample.name, probabilities(run, network, sample.image), sample)

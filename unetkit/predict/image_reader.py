@@ -17,7 +17,9 @@ from torch import Tensor
 from unetkit.data.io import (
     channels_along,
     check_not_empty,
+    declared_nodata,
     describe_error,
+    mark_missing,
     read_image,
     silence_tifffile,
     squeeze_axes,
@@ -142,8 +144,8 @@ class ImageReader(Protocol):
 class _WholeReader(InMemoryImage):
     """A file that is read as a whole."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(read_image(path))
+    def __init__(self, path: Path, nodata: float | None) -> None:
+        super().__init__(read_image(path, nodata))
         self.channels = self.image.shape[0]
         held = self.image.nbytes
         self.note = (
@@ -154,8 +156,9 @@ class _WholeReader(InMemoryImage):
 class _WindowReader:
     """A TIFF that is read in windows, with the same numbers as `read_image`."""
 
-    def __init__(self, path: Path, file: tifffile.TiffFile) -> None:
+    def __init__(self, path: Path, file: tifffile.TiffFile, nodata: float | None) -> None:
         self._path, self._stored = path, TiffWindows(file)
+        self._nodata = nodata, declared_nodata(file.series[0].keyframe)
         self.size: Size = self._stored.size
         self.channels = len(self._stored.channels)
         segment_bytes = self._stored.segment_bytes
@@ -168,20 +171,21 @@ class _WindowReader:
 
     def read(self, rows: slice, columns: slice) -> Tensor:
         try:
-            return to_float_image(self._stored.read(rows, columns))
+            values = self._stored.read(rows, columns)
         except Exception as error:  # tifffile and its codecs raise whatever they meet
             raise FileError(f"{self._path}: {describe_error(error)}") from error
+        return mark_missing(to_float_image(values), values, self._nodata, self._path)
 
 
 @contextmanager
-def open_image(path: Path) -> Iterator[ImageReader]:
-    """Open an image file.
+def open_image(path: Path, nodata: float | None = None) -> Iterator[ImageReader]:
+    """Open an image file. Pixels without data are NaN, as `read_image` describes.
 
     Raises:
         FileError: The file cannot be read, possibly only later when a window is read.
     """
     if path.suffix.lower() not in (".tif", ".tiff") or not path.is_file():
-        yield _WholeReader(path)
+        yield _WholeReader(path, nodata)
         return
     with silence_tifffile(), ExitStack() as stack:
         try:
@@ -192,7 +196,7 @@ def open_image(path: Path) -> Iterator[ImageReader]:
         except Exception as error:
             raise FileError(f"{path}: {describe_error(error)}") from error
         try:
-            picture: ImageReader = _WindowReader(path, file)
+            picture: ImageReader = _WindowReader(path, file, nodata)
         except Exception:  # laid out in a way that no windows are read of
-            picture = _WholeReader(path)
+            picture = _WholeReader(path, nodata)
         yield picture

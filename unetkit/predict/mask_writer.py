@@ -18,8 +18,8 @@ import tifffile
 import torch
 from torch import Tensor
 
-from unetkit.data.types import Target
-from unetkit.data.visualize import overlay, palette_bytes
+from unetkit.data.types import IGNORE, Target
+from unetkit.data.visualize import VOID, overlay, palette_bytes
 from unetkit.predict.image_reader import ImageReader
 from unetkit.tiling.sliding_window import Window
 from unetkit.utils.files import atomic_write
@@ -94,6 +94,8 @@ class RowBands:
 class MaskWriter:
     """The mask of an image as an indexed PNG; multi-label masks as a PNG of 0 and 255 for each label.
 
+    IGNORE, where the image has no data, is VOID in an indexed PNG, and 0 in those of labels.
+
     Args:
         stack: closes the files, and moves them to their final names if no exception is raised.
         paths: one path, or one for each label.
@@ -109,8 +111,9 @@ class MaskWriter:
 
     def add(self, window: Window, decided: Tensor) -> None:
         """Add the mask of a window: classes (h, w), or labels (L, h, w)."""
-        values = decided.numpy().astype(np.uint8)
-        band = self._bands.add(window, values * np.uint8(255) if self._labels else values[None])
+        values = decided.numpy()
+        planes = (values == 1) * np.uint8(255) if self._labels else np.where(values == IGNORE, VOID, values)[None]
+        band = self._bands.add(window, planes.astype(np.uint8))
         for rows, plane in zip(self._rows, () if band is None else band, strict=band is not None):
             rows.add(plane)
 
@@ -127,7 +130,7 @@ class OverlayWriter:
         self.step = ceil_div(max(size), OVERLAY)
         self.target, self.size = target, (ceil_div(size[0], self.step), ceil_div(size[1], self.step))
         planes = (len(target.names),) if target.kind == "multilabel" else ()
-        self._mask = torch.zeros(*planes, *self.size, dtype=torch.uint8)
+        self._mask = torch.zeros(*planes, *self.size, dtype=torch.int16)
 
     def add(self, window: Window, decided: Tensor) -> None:
         """Add the mask of a window: classes (h, w), or labels (L, h, w)."""

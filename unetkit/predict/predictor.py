@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unetkit.data.io import ENDINGS
-from unetkit.data.types import Target
+from unetkit.data.types import IGNORE, Target
 from unetkit.data.visualize import VOID, label_paths
 from unetkit.errors import FileError, InputSizeError, OptionError, UnetkitError
 from unetkit.predict.image_reader import ImageReader, open_image
@@ -160,6 +160,7 @@ class PredictConfig:
         overlap: the overlap of tiles, which are then blended; None lets the network decide.
         batch_size: the number of tiles in a forward pass.
         tta: whether to average over the image and its mirror images.
+        nodata: the number in images that means that there are no data; None for that of the training data.
         check: whether to compare the result with a single pass over the whole image.
     """
 
@@ -167,6 +168,7 @@ class PredictConfig:
     overlap: int | None = None
     batch_size: int = 1
     tta: bool = False
+    nodata: float | None = None
     check: bool = False
 
     def __post_init__(self) -> None:
@@ -179,14 +181,37 @@ class PredictConfig:
 
 
 class NormalizedReader:
-    """An image, normalized as the network expects it."""
+    """An image, normalized as the network expects it, which remembers where it has no data."""
 
     def __init__(self, picture: ImageReader, run: TrainRun) -> None:
         self._picture, self._run = picture, run
+        self._missing: list[tuple[slice, slice, Tensor]] = []
         self.size = picture.size
 
     def read(self, rows: slice, columns: slice) -> Tensor:
-        return self._run.normalize(self._picture.read(rows, columns))
+        image = self._picture.read(rows, columns)
+        if (missing := image[0].isnan()).any():
+            self._missing.append((rows, columns, missing))
+        return self._run.normalize(image)
+
+    def take_missing(self, window: Window) -> Tensor | None:
+        """Return where a window has no data, (h, w), or None for nowhere.
+
+        Windows must be taken in their order, from the top down, after they were read; what lies above is forgotten.
+        """
+        self._missing = [one for one in self._missing if one[0].stop > window.rows.start]
+        if not self._missing:
+            return None
+        found = torch.zeros(window.values.shape[-2:], dtype=torch.bool)
+        for rows, columns, missing in self._missing:
+            top, bottom = max(rows.start, window.rows.start), min(rows.stop, window.rows.stop)
+            left, right = max(columns.start, window.columns.start), min(columns.stop, window.columns.stop)
+            if top < bottom and left < right:
+                found[
+                    top - window.rows.start : bottom - window.rows.start,
+                    left - window.columns.start : right - window.columns.start,
+                ] |= missing[top - rows.start : bottom - rows.start, left - columns.start : right - columns.start]
+        return found
 
 
 class PredictCallback:
@@ -227,7 +252,8 @@ class Predictor:
             FileError: The image cannot be read, has the wrong number of channels, or the files cannot be written.
             InputSizeError: The network accepts no tile near the requested size, or memory is not sufficient for one.
         """
-        with open_image(job.image) as picture:
+        nodata = self.run.config.nodata_value if self.how.nodata is None else self.how.nodata
+        with open_image(job.image, nodata) as picture:
             if picture.channels != self.run.channels:
                 takes = f"{picture.channels} channels, but the network of {self.run.folder} needs {self.run.channels}"
                 raise FileError(f"{job.image}: has {takes}; give images like those that it was trained on")
@@ -238,18 +264,27 @@ class Predictor:
             check = TilingCheck(self.fit, self.network, self._passed, source) if self.how.check else None
             try:
                 with torch.inference_mode():
-                    self._write(job, picture, self._windows(source, layout, callback, check))
+                    self._write(job, picture, self._windows(job, source, layout, callback, check))
             except OSError as error:
                 raise FileError(f"{job.image}: its files cannot be written: {error.strerror or error}") from error
             callback.on_image_end(job, check.summary if check else "")
 
     def _windows(
-        self, source: Source, layout: TileLayout, callback: PredictCallback, check: TilingCheck | None
+        self,
+        job: PredictionJob,
+        source: NormalizedReader,
+        layout: TileLayout,
+        callback: PredictCallback,
+        check: TilingCheck | None,
     ) -> Iterator[Window]:
+        """Yield the probabilities of each window, which are NaN where the image has no data."""
         for done, window in enumerate(iterate_windows(self._passed, source, layout, self.how.batch_size), 1):
             if check:
                 check.add(window, self.run.target.to_mask)
-            yield window
+            if not window.values.isfinite().all():
+                raise FileError(f"{job.image}: the network gives NaN or infinity for it; its weights may be damaged")
+            missing = source.take_missing(window)
+            yield window if missing is None else window._replace(values=window.values.masked_fill(missing, torch.nan))
             callback.on_tile_end(done, layout.tiles)
 
     def _write(self, job: PredictionJob, picture: ImageReader, found: Iterator[Window]) -> None:
@@ -270,6 +305,8 @@ class Predictor:
     def _to_masks(self, found: Iterator[Window], masks: MaskWriter, laid: OverlayWriter | None) -> Iterator[Window]:
         for window in found:
             decided = self.run.target.to_mask(window.values[None])[0]
+            if (missing := window.values[0].isnan()).any():
+                decided = decided.masked_fill(missing, IGNORE)
             masks.add(window, decided)
             if laid:
                 laid.add(window, decided)

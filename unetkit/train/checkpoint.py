@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unetkit.data.statistics import ValueRange
 from unetkit.data.types import Target
 from unetkit.errors import FileError, PluginError
 from unetkit.network import Network
@@ -98,6 +99,7 @@ class TrainRun:
         target: what the masks mean.
         channels: the number of image channels.
         mean, std: the mean and standard deviation by which each channel is normalized.
+        value_range: the range of the training images, of which augmentation changes values by shares.
         splits: the fingerprint of each split; see `fingerprint`.
         plugins: the files and modules that were given by --plugin.
         owners: the name and version of each plugin that supplies the data set, the loss, the augmentation or the
@@ -113,6 +115,7 @@ class TrainRun:
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    value_range: ValueRange
     splits: tuple[tuple[str, str], ...] = ()
     plugins: tuple[str, ...] = ()
     owners: tuple[tuple[str, str], ...] = ()
@@ -120,9 +123,10 @@ class TrainRun:
     command: str = ""
 
     def normalize(self, image: Tensor) -> Tensor:
-        """Normalize an image (C, H, W) or a batch (B, C, H, W) as the network expects it."""
+        """Normalize an image (C, H, W) or a batch (B, C, H, W) as the network expects it; NaN (no data) becomes 0."""
         mean, std = image.new_tensor(self.mean), image.new_tensor(self.std)
-        return (image - mean[:, None, None]) / std[:, None, None]
+        normalized = (image - mean[:, None, None]) / std[:, None, None]
+        return normalized.masked_fill_(normalized.isnan(), 0)
 
     def network(self, device: Any = "cpu", parts: Parts | None = None, weights: str = BEST) -> Network:
         """Load the network with its best weights (or those of `LAST`), in eval mode.
@@ -175,6 +179,7 @@ def read_run(folder: str | Path) -> TrainRun:
         values["target"] = Target(values["target"]["kind"], names, colours)
         values |= {"plan": Plan.parse(values["plan"]), "config": TrainConfig.from_dict(values["config"])}
         values |= {name: tuple(values[name]) for name in ("mean", "std", "plugins")}
+        values["value_range"] = ValueRange(*map(tuple, values["value_range"]))
         values |= {name: tuple(values[name].items()) for name in ("versions", "splits", "owners")}
         return TrainRun(folder, **values)
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -39,6 +39,12 @@ class TrainConfig:
     ignore_index: int | None = config_field(
         None, "Mask value to ignore in losses and scores, besides those that the data define.", metavar="N"
     )
+    nodata: str = config_field(
+        "",
+        "Number in images that means that there are no data, such as -9999 or nan; such pixels are ignored.",
+        metavar="VALUE",
+        default_text="what a TIFF file declares",
+    )
     crop: Size | None = config_field(
         None,
         "Size of the training crops.",
@@ -85,6 +91,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_least(self)
+        try:
+            _ = self.nodata_value
+        except ValueError:
+            raise OptionError(f"--nodata {self.nodata}: must be a number, nan or inf") from None
         if self.seed < 0:
             raise OptionError(f"--seed {self.seed}: must be at least 0")
         if self.dtype not in DTYPES:
@@ -92,6 +102,11 @@ class TrainConfig:
             raise OptionError(f"--dtype {self.dtype}: must be one of {known}{did_you_mean(self.dtype, DTYPES)}")
         if not 0 < self.lr < float("inf"):
             raise OptionError(f"--lr {self.lr:g}: must be above 0")
+
+    @property
+    def nodata_value(self) -> float | None:
+        """The number that means that there are no data; None without."""
+        return float(self.nodata) if self.nodata else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as JSON can hold it."""

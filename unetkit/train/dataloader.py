@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from unetkit.data.rng import derive_seed, numpy_rng
-from unetkit.data.types import Dataset, Sample
-from unetkit.errors import FileError
+from unetkit.data.types import Dataset, Sample, check_values
 from unetkit.utils.integers import ceil_div
 
 #: A function from a sample, its weight map if the loss needs one, and a seed to both, augmented.
@@ -66,19 +65,10 @@ class AugmentedDataset(TorchDataset[tuple[Sample, Tensor | None]]):
 
     def __getitem__(self, key: Key) -> tuple[Sample, Tensor | None]:
         epoch, turn, index = key
-        sample = check_finite(self.images[index])
+        sample = check_values(self.images[index])
         weights = self.weigh(sample) if self.weigh else None
         sample, weights = self.augment(sample, weights, derive_seed(self.seed, "augment", epoch, turn, index))
         return sample._replace(image=self.normalise(sample.image)), weights
-
-
-def check_finite(sample: Sample) -> Sample:
-    """Return the sample. Raises FileError if its image contains NaN or infinity, which would spread to all weights."""
-    if not torch.isfinite(sample.image).all():
-        raise FileError(
-            f"{sample.name}: its image contains NaN or infinity; `unetkit data check` lists all such images"
-        )
-    return sample
 
 
 def collate(items: list[tuple[Sample, Tensor | None]]) -> Batch:

@@ -135,6 +135,7 @@ def describe_run(trainer: Trainer) -> list[str]:
     lines = [
         f"network  {run.plan}",
         f"data     {data.source}: {splits}; {data.target.kind} ({', '.join(data.target.names[:8])})",
+        *(f"note     {note}" for note in data.notes),
         f"loss     {trainer.loss.text}; augmentation {run.config.augment}; crops {crop}",
         f"steps    {trainer.loader.steps} per epoch with {run.config.batch_size * group.size} images, "
         f"{run.config.epochs} epochs; {group.device}, {str(trainer.stepper.dtype).removeprefix('torch.')}",

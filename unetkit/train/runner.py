@@ -10,12 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from unetkit.builder import build_plan
 from unetkit.data.augment import NONE, make_augment, split_steps
 from unetkit.data.datasets import open_data, with_absolute_path
-from unetkit.data.types import Dataset, DatasetSplits, fingerprint
+from unetkit.data.statistics import ImageStatistics, ValueRange, measure_statistics
+from unetkit.data.types import DatasetSplits, fingerprint
 from unetkit.errors import FileError, OptionError
 from unetkit.network import Network
 from unetkit.parts.encoders.normalization import NormalizationStats, get_normalization_stats
@@ -28,20 +27,18 @@ from unetkit.summary.forward_hooks import find_network
 from unetkit.summary.trace import trace
 from unetkit.train.checkpoint import BEST, HEADER, LAST, STATE, TrainRun, TrainState, read_run, read_state
 from unetkit.train.config import TrainConfig
-from unetkit.train.dataloader import check_finite
 from unetkit.train.distributed import ProcessGroup, init_processes
 from unetkit.train.losses import make_loss
 from unetkit.train.optim import create_optimizer_config
 from unetkit.train.trainer import RunParts, TrainCallback, Trainer
-from unetkit.utils.integers import ceil_div
 from unetkit.utils.isolation import stdout_to_stderr
 from unetkit.utils.modules import check_device
 from unetkit.utils.spatial import size_of
 
-#: The number of images from which the mean and the standard deviation are computed.
-_MEASURED = 200
 #: The number of input channels of pretrained weights.
 _COLOURS = 3
+#: The least share of the numbers from 0 to 1 that images use which were made for them.
+_LEAST_RANGE = 0.2
 #: The default side of a training crop, in pixels.
 _CROP = 256
 _VERSIONS = ("unetkit", "torch", "torchvision", "timm", "segmentation-models-pytorch")
@@ -55,6 +52,7 @@ def open_splits(config: TrainConfig, parts: Parts, progress: Callable[[int, int]
         val_fraction=config.val_fraction,
         group_by=config.group_by,
         ignore_index=config.ignore_index,
+        nodata=config.nodata_value,
         progress=progress,
         parts=parts,
     )
@@ -75,7 +73,7 @@ def fit_plan(plan: Plan, data: DatasetSplits) -> Plan:
 
 
 def create_run_parts(
-    config: TrainConfig, plan: ResolvedPlan, data: DatasetSplits, parts: Parts
+    config: TrainConfig, plan: ResolvedPlan, data: DatasetSplits, value_range: ValueRange, parts: Parts
 ) -> tuple[TrainConfig, RunParts]:
     """Create loss, augmentation and optimizer, and complete the configuration with what follows from the data.
 
@@ -83,6 +81,7 @@ def create_run_parts(
         config: the configuration; one that is complete stays as it is.
         plan: the plan of the network, fitted to the data.
         data: the opened data set.
+        value_range: the range of its training images.
         parts: the registered parts.
 
     Returns:
@@ -93,7 +92,7 @@ def create_run_parts(
         height, width = size_of(data.splits["train"][0].image)
         crop = min(height, _CROP), min(width, _CROP)
     loss = make_loss(config.loss, data.target, plan.classes, parts)
-    augment = make_augment(config.augment or data.augment, crop, parts)
+    augment = make_augment(config.augment or data.augment, crop, parts, value_range)
     created = RunParts(loss, augment, create_optimizer_config(config.optimizer, parts))
     optimizer = str(canonical_spec("optimizer", PartSpec.parse(config.optimizer), parts))
     return replace(config, crop=crop, loss=loss.text, augment=augment.text, optimizer=optimizer), created
@@ -113,27 +112,16 @@ def list_fingerprints(data: DatasetSplits) -> tuple[tuple[str, str], ...]:
     return tuple((name, fingerprint(images)) for name, images in data.splits.items())
 
 
-def choose_normalization(network: Network, data: DatasetSplits) -> NormalizationStats:
-    """Return mean and standard deviation of each channel: those of the pretrained weights, or those of the data."""
-    known = get_normalization_stats(network.encoder) if network.plan.pretrained and data.channels == _COLOURS else None
-    return known or measure_normalization(data.splits["train"])
+def choose_normalization(network: Network, found: ImageStatistics) -> NormalizationStats:
+    """Return mean and standard deviation of each channel: those of the pretrained weights, or those of the data.
 
-
-def measure_normalization(images: Dataset) -> NormalizationStats:
-    """Measure mean and standard deviation of each channel over up to 200 evenly spaced images.
-
-    NumPy computes them, so that they do not depend on the number of threads.
+    Pretrained weights expect colours from 0 to 1. Images that use little of that, such as 12-bit numbers in 16-bit
+    files, or more, are normalized by their own statistics, which gives values of the same size.
     """
-    step, moments = ceil_div(len(images), _MEASURED), []
-    for index in range(0, len(images), step):
-        pixels = check_finite(images[index]).image.flatten(1).numpy().astype(np.float64)
-        count = np.full(len(pixels), pixels.shape[1])
-        moments.append(np.stack([pixels.sum(1), np.square(pixels).sum(1), count]))
-    total, squares, number = np.sum(moments, 0)
-    mean = total / number
-    std = np.sqrt(np.maximum(squares / number - np.square(mean), 0))
-    # A constant channel is only centred.
-    return tuple(mean.tolist()), tuple(np.where(std > 1e-8, std, 1.0).tolist())
+    low, high = min(found.range.low), max(found.range.high)
+    if network.plan.pretrained and len(found.mean) == _COLOURS and low >= 0 and _LEAST_RANGE <= high <= 1:
+        return get_normalization_stats(network.encoder) or (found.mean, found.std)
+    return found.mean, found.std
 
 
 #: Seconds between two saves within an epoch.
@@ -191,12 +179,13 @@ def run(
     with init_processes(settings.device) as group:
         splits = open_splits(settings, parts, callback.on_scan) if isinstance(data, str) else data
         resolved, _ = resolve(replace(fit_plan(plan, splits), seed=settings.seed), parts)
-        settings, run_parts = create_run_parts(settings, resolved, splits, parts)
+        found = measure_statistics(splits.splits["train"])
+        settings, run_parts = create_run_parts(settings, resolved, splits, found.range, parts)
         with stdout_to_stderr():
             model = _first_process_first(group, lambda: build_plan(resolved, parts))
             trace(model, settings.crop)  # raises InputSizeError if the network does not take the crop
         network = find_network(model)
-        mean, std = choose_normalization(network, splits)
+        mean, std = choose_normalization(network, found)
         begun = TrainRun(
             folder,
             network.plan,
@@ -205,6 +194,7 @@ def run(
             channels=splits.channels,
             mean=mean,
             std=std,
+            value_range=found.range,
             splits=list_fingerprints(splits),
             plugins=tuple(os.path.abspath(name) if os.path.isfile(name) else str(name) for name in plugins),
             owners=find_owners(settings, parts),
@@ -254,7 +244,7 @@ def resume(
                 "give the original data, or start a new run"
             )
         resolved, _ = resolve(begun.plan, parts)
-        _, run_parts = create_run_parts(begun.config, resolved, splits, parts)
+        _, run_parts = create_run_parts(begun.config, resolved, splits, begun.value_range, parts)
         state = _load_state(begun.folder)
         with stdout_to_stderr():
             # The file contains the pretrained weights; building with the plan would download them again.

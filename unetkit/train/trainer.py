@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from unetkit.data.augment import Augment
 from unetkit.data.border_weights import BorderMaps
-from unetkit.data.types import Dataset, DatasetSplits, Sample
+from unetkit.data.types import Dataset, DatasetSplits, Sample, check_values
 from unetkit.errors import OptionError, UnetkitError
 from unetkit.serialization import save
 from unetkit.tiling.sliding_window import tiled
@@ -72,7 +72,7 @@ class Validation:
         mine = range(self.group.rank, len(self.images), self.group.size)
         for done, index in enumerate(mine):
             callback(done, len(mine))
-            sample = self.images[index]
+            sample = check_values(self.images[index])
             logits, chances = self._forward(network, sample, precision)
             losses.append(float(self._loss(logits, sample)))
             score.add(sample.name, chances, sample)
