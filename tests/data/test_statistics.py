@@ -128,7 +128,7 @@ def test_usual_images_have_none(values: np.ndarray) -> None:
         (holed(smooth(0, 1), -inf), -inf),
         (holed(smooth(0, 1), -9999), -9999),
         (holed(smooth(0, 1), -3.4028235e38), -3.4e38),
-        (holed(smooth(0.2, 1), np.float32(0.1)), 0.1),
+        (holed(smooth(0.2, 1), 0.1), 0.1),
         (holed(smooth(1, 255, np.uint8), 0), 0),
         (holed(smooth(-5, 5, np.int16), -32768), -32768),
     ],
