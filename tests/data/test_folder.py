@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import subprocess
@@ -277,8 +278,98 @@ def test_another_number_is_ignored_where_that_is_said(tmp_path: Path) -> None:
 def test_a_negative_number_can_be_the_one_that_is_ignored(tmp_path: Path) -> None:
     folder = made(tmp_path, {"a": stripes(0, 1, -1, dtype=np.int16), "b": stripes(0, 1, dtype=np.int16)}, ending="tif")
     assert masks(open_data(str(folder), ignore_index=-1)) == [IGNORE, 0, 1]
-    with pytest.raises(FileError, match=r"a\.tif: holds -1, but classes are 0, 1"):
+    data = open_data(str(folder))
+    assert masks(data) == [IGNORE, 0, 1]
+    (note,) = data.notes
+    assert note.startswith("-1 in masks, as in ")
+
+
+@pytest.mark.parametrize("huge", [2**31 - 2, 2**32 - 1, 2**53])
+def test_a_huge_number_takes_no_memory(tmp_path: Path, huge: int) -> None:
+    folder = made(tmp_path, {name: stripes(0, 1, huge, dtype=np.int64) for name in "ab"}, ending="tif")
+    if huge == 2**32 - 1:  # the largest of 32 bits is none of a class
+        assert masks(open_data(str(folder))) == [IGNORE, 0, 1]
+        return
+    with pytest.raises(FileError, match=f"holds {huge}; classes are numbers from 0 without gaps"):
         open_data(str(folder))
+
+
+@pytest.mark.parametrize("values", [(200, 255), (254, 255), (0, 128), (0, 2), (0, 15), (0, 65535)])
+def test_any_two_numbers_are_binary(tmp_path: Path, values: tuple[int, int]) -> None:
+    mask = stripes(*values, dtype=np.uint16 if max(values) > 255 else np.uint8)
+    data = open_data(str(made(tmp_path, {"a": mask, "b": mask})))
+    assert (data.target.kind, masks(data)) == ("binary", [0, 1])
+    assert data.notes == (f"the numbers {values[0]}, {values[1]} in masks are classes, in this order",)
+
+
+@pytest.mark.parametrize("values", [(0, 85, 170, 255), (0, 128, 255), (0, 50, 100, 150)])
+def test_few_evenly_spread_numbers_are_classes(tmp_path: Path, values: tuple[int, ...]) -> None:
+    data = open_data(str(made(tmp_path, {name: stripes(*values) for name in "ab"})))
+    assert (data.target.kind, masks(data)) == ("multiclass", [*range(len(values))])
+
+
+def test_classes_txt_gives_numbers_to_classes(tmp_path: Path) -> None:
+    folder = made(tmp_path, {name: stripes(0, 40, 7) for name in "ab"})
+    (folder / "classes.txt").write_text("ground 0\ncar 40\nold tree 7\nnever 9\n")
+    data = open_data(str(folder))
+    assert data.target.names == ("ground", "car", "old tree", "never")
+    assert torch.equal(data.splits["val"][0].mask, torch.from_numpy(stripes(0, 1, 2)).long())
+    assert masks(open_data(str(folder), ignore_index=7)) == [IGNORE, 0, 1]
+    (folder / "classes.txt").write_text("zone 1\nzone 2\nzone 3\n")
+    data = open_data(str(folder))  # names that end in numbers, as many as there are numbers
+    assert data.target.names == ("zone 1", "zone 2", "zone 3")
+    assert data.notes == ("the numbers 0, 7, 40 in masks are classes, in this order",)
+
+
+def test_of_two_colours_the_larger_is_the_background(tmp_path: Path) -> None:
+    mask = np.take(np.array([RED, GREEN], np.uint8), stripes(0, 0, 0, 1), axis=0)
+    data = open_data(str(made(tmp_path, {"a": mask, "b": mask})))
+    assert data.target.colours == (RED, GREEN)
+    assert data.notes == (
+        "#ff0000 is taken for the background, since it has more pixels than #00ff00; classes.txt can say so",
+    )
+
+
+def smooth_edges(image: Image.Image, how: str) -> np.ndarray:
+    """A mask as it is after what people do to masks."""
+    if how == "resized":
+        return np.array(image.resize((160, 120), Image.Resampling.BICUBIC))
+    if how == "anti-aliased":
+        return np.array(image.resize((400, 300), Image.Resampling.NEAREST).resize((100, 75), Image.Resampling.BOX))
+    packed = io.BytesIO()
+    image.save(packed, "JPEG", quality=90)
+    return np.array(Image.open(packed))
+
+
+@pytest.mark.parametrize("how", ["resized", "anti-aliased", "jpeg"])
+@pytest.mark.parametrize("kind", ["grey", "three greys", "colours"])
+def test_what_lies_between_classes_along_edges_is_no_class(tmp_path: Path, kind: str, how: str) -> None:
+    y, x = np.mgrid[:90, :120]
+    mask = ((y - 40) ** 2 + (x - 50) ** 2 < 900).astype(np.uint8)
+    if kind != "grey":
+        mask[(y > 60) & (x > 80)] = 2
+    table = {"grey": [0, 255], "three greys": [0, 100, 255], "colours": [(0, 0, 0), (200, 30, 30), (30, 60, 220)]}[kind]
+    made_smooth = smooth_edges(Image.fromarray(np.take(np.array(table, np.uint8), mask, axis=0)), how)
+    for name in "abc":
+        put(tmp_path / "images" / f"{name}.png", np.zeros(made_smooth.shape[:2], np.uint8))
+        put(tmp_path / "masks" / f"{name}.png", made_smooth)
+    with pytest.raises(
+        FileError, match=r"a\.png: holds .* along edges between .* set them to the nearest class, or fix"
+    ):
+        open_data(str(tmp_path))
+
+
+def test_thin_and_rare_classes_are_classes(tmp_path: Path) -> None:
+    """Lines of a colour of their own, as poles in streets are, are no mixture of what is beside them."""
+    rng, colours_ = np.random.default_rng(0), np.array([(128, 128, 128), (128, 0, 0), (192, 192, 128), (64, 0, 128)])
+    for name in "abcd":
+        mask = np.zeros((80, 100), np.uint8)
+        mask[40:] = 1
+        mask[20:60, int(rng.integers(10, 90))] = 2
+        mask[50:52, 3:5] = 3
+        put(tmp_path / "images" / f"{name}.png", np.zeros((80, 100), np.uint8))
+        put(tmp_path / "masks" / f"{name}.png", colours_.astype(np.uint8)[mask])
+    assert len(open_data(str(tmp_path)).target.names) == 4
 
 
 def test_more_classes_than_masks_ought_to_hold_are_read_where_they_are_named(tmp_path: Path) -> None:
@@ -311,15 +402,24 @@ def test_a_grey_pixel_among_masks_of_0_and_255_is_told_as_that(tmp_path: Path) -
     stray = stripes(0, 255)
     stray[0, 0] = 128
     folder = made(tmp_path, {"a": stripes(0, 255), "b": stripes(0, 255), "c": stray})
-    with pytest.raises(FileError, match=r"c\.png: holds 128, but other masks contain 0 and 255; threshold the mask"):
+    with pytest.raises(
+        FileError, match=r"c\.png: holds 128; classes are numbers from 0 .*, but all masks hold 0, 128, 255"
+    ):
         open_data(str(folder))
 
 
 @pytest.mark.parametrize(
     ("mask", "why"),
     [
-        (stripes(0, 3), "holds 3, but no mask holds 1, 2; classes must be numbers from 0 without gaps"),
-        (stripes(0, 128), "holds 128, but no mask holds 1, 2, 3, 4, ...;"),
+        (
+            stripes(0, 3, 4),
+            "holds 4; classes are numbers from 0 without gaps, but all masks hold 0, 3, 4; write a line",
+        ),
+        (
+            stripes(0, 128, 200),
+            r"hold 0, 128, 200; .* NAME VALUE .* classes.txt, or give --ignore-index N for one that",
+        ),
+        (stripes(0, 1, 60000, dtype=np.uint16), "holds 60000; classes are numbers from 0"),
         (noise(H, W, 3), "colours, more than 64; a mask that was saved as JPEG"),
         (noise(H, W, dtype=np.uint16), "different numbers, more than 64; .*numbers of objects belong into instances/"),
         (
@@ -327,7 +427,7 @@ def test_a_grey_pixel_among_masks_of_0_and_255_is_told_as_that(tmp_path: Path) -
             "the masks contain only one class, #090807; the background is also a class",
         ),
     ],
-    ids=["gap", "one gap", "photo", "instances", "one colour"],
+    ids=["gap", "one gap", "huge", "photo", "instances", "one colour"],
 )
 def test_masks_that_hold_no_classes_are_refused(tmp_path: Path, mask: np.ndarray, why: str) -> None:
     with pytest.raises(FileError, match=why):

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from unetkit.data.io import ENDINGS, known_values, read_image, read_mask, read_pixels
 from unetkit.data.mask_encoding import (
-    MAX_VALUES,
     Classes,
     MaskEncoding,
     MaskHints,
@@ -161,7 +160,10 @@ def _end(stem: str, layout: FolderLayout) -> str:
 
 
 def read_classes(folder: Path) -> Classes | None:
-    """Read `classes.txt`, with a line `name` or `name R G B` for each class; None if the file does not exist.
+    """Read `classes.txt`; None if the file does not exist.
+
+    It has a line `name`, `name R G B` or `name VALUE` for each class. Where names without their last number would not
+    be distinct, as with "zone 1" and "zone 2", the number belongs to the name.
 
     Raises:
         FileError: The file cannot be read, only some lines have a color, or a name or color appears twice.
@@ -183,10 +185,20 @@ def read_classes(folder: Path) -> Classes | None:
         )
     if any(max(colour) > 255 for colour in colours):
         raise FileError(f"{path}: a colour must be three numbers from 0 to 255")
-    for what, items in (("name", names), ("colour", colours)):
+    names, values = _split_values(names) if not colours else (names, ())
+    for what, items in (("name", names), ("colour", colours), ("value", values)):
         if twice := [item for item in items if items.count(item) > 1]:
             raise FileError(f"{path}: the {what} {twice[0]} appears twice")
-    return Classes(names, colours) if names else None
+    return Classes(names, colours, values) if names else None
+
+
+def _split_values(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Split the lines of `classes.txt` into names and numbers, if all of them are `name VALUE`."""
+    found = [re.fullmatch(r"(.*\S)\s+(-?\d+)", name) for name in names]
+    bare = [match.group(1) for match in found if match]
+    if len(bare) < len(names) or len({*bare}) < len(bare):
+        return names, ()
+    return (*bare,), tuple(int(match.group(2)) for match in found if match)
 
 
 #: The default augmentation of training images from a folder.
@@ -299,13 +311,14 @@ def index_folder(
         _labels_from_classes(classes, layout), ignore, layout.labels, classes_without_ignored=target is not None
     )
     paths = [path for entries in layout.splits.values() for entry in entries for path in entry.masks]
-    results = scan_masks(paths, progress, max(MAX_VALUES, len(classes.names) + 1 if classes else 0))
+    results = scan_masks(paths, progress)
     scans = [result for result in results if isinstance(result, MaskScan)]
     problems = [*layout.problems, *(str(result) for result in results if isinstance(result, UnetkitError))]
     meaning = None
     if scans:
-        meaning, wrong = infer_encoding(scans, hints)
+        meaning, wrong, notes = infer_encoding(scans, hints)
         problems += wrong
+        layout.notes += notes
     found = FolderIndex(layout, {name: [*entries] for name, entries in layout.splits.items()}, scans, meaning, problems)
     _split(found, rules, folder)
     return found

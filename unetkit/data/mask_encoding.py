@@ -7,13 +7,18 @@ width, L labels.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from unetkit.data.blended_masks import Blended, find_blended
 from unetkit.data.io import PixelArray, read_mask
 from unetkit.data.types import IGNORE, Colour, Target
 from unetkit.errors import FileError, UnetkitError
@@ -21,10 +26,11 @@ from unetkit.errors import FileError, UnetkitError
 
 @dataclass(frozen=True)
 class Classes:
-    """The content of `classes.txt`: the names in order, and the colors of all classes or of none."""
+    """The content of `classes.txt`: the names in order, and the colors or the numbers of all classes or of none."""
 
     names: tuple[str, ...]
     colours: tuple[Colour, ...] = ()
+    values: tuple[int, ...] = ()
 
 
 #: A mask with more distinct colours or numbers than this does not encode classes.
@@ -62,41 +68,47 @@ class MaskScan:
         return counts
 
 
-def scan_masks(
-    paths: Sequence[Path], progress: Progress | None = None, most: int = MAX_VALUES
-) -> list[MaskScan | UnetkitError]:
+def scan_masks(paths: Sequence[Path], progress: Progress | None = None) -> list[MaskScan | UnetkitError]:
     """Scan all files in order; a file that cannot be read gives its error."""
     found: list[MaskScan | UnetkitError] = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for result in pool.map(lambda path: _scan_or_error(path, most), paths):
+        for result in pool.map(_scan_or_error, paths):
             found.append(result)
             if progress:
                 progress(len(found), len(paths))
     return found
 
 
-def _scan_or_error(path: Path, most: int) -> MaskScan | UnetkitError:
+def _scan_or_error(path: Path) -> MaskScan | UnetkitError:
     try:
-        return scan_mask(path, most)
+        return scan_mask(path)
     except UnetkitError as error:
         return error
 
 
-def scan_mask(path: Path, most: int = MAX_VALUES) -> MaskScan:
-    """Count the values in a mask file. Raises FileError if it cannot be read, or has more than `most` values."""
+#: A file with more distinct colours or numbers than this is no mask, and they are not counted.
+_MOST_COUNTED = 4096
+
+
+def scan_mask(path: Path) -> MaskScan:
+    """Count the values in a mask file. Raises FileError if it cannot be read, or contains thousands of values."""
     pixels = read_mask(path)
     rgb = pixels.values.ndim == 3
     numbers, counts = _count_values(pack_colours(pixels.values) if rgb else pixels.values)
-    if len(numbers) > most:
-        why = "a mask that was saved as JPEG, or resized smoothly, has lost its classes"
-        objects = "" if rgb else "; numbers of objects belong into instances/"
-        what = "colours" if rgb else "different numbers"
-        raise FileError(f"{path}: holds {len(numbers)} {what}, more than {most}; {why}{objects}")
+    if len(numbers) > _MOST_COUNTED:
+        raise FileError(_describe_many(MaskScan(path, (0, 0), dict.fromkeys(map(int, numbers), 1), rgb, {})))
     table = pixels.palette
     palette = {} if table is None else {n: _colour(table, n) for n in map(int, numbers)}
     height, width = pixels.values.shape[:2]
     found = dict(zip(map(int, numbers), map(int, counts), strict=True))
     return MaskScan(path, (height, width), found, rgb, palette)
+
+
+def _describe_many(scan: MaskScan) -> str:
+    why = "a mask that was saved as JPEG, or resized smoothly, has lost its classes"
+    objects = "" if scan.rgb else "; numbers of objects belong into instances/"
+    what = "colours" if scan.rgb else "different numbers"
+    return f"{scan.path}: holds {len(scan.counts)} {what}, more than {MAX_VALUES}; {why}{objects}"
 
 
 def _count_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -191,40 +203,91 @@ def first_file_of_codes(scans: Sequence[MaskScan], by_colour: bool) -> dict[int,
     return dict(sorted(found.items()))
 
 
-Codes = tuple[tuple[int, ...], tuple[int, ...], list[str]]
+class FoundClasses(NamedTuple):
+    """The codes of the classes and of ignored pixels, with problems and what else a user should know, a line each."""
+
+    codes: tuple[int, ...]
+    ignored: tuple[int, ...] = ()
+    problems: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
 
-def classes_of_colours(present: dict[int, Path], hints: MaskHints) -> Codes:
-    """Return the packed colors of the classes, black first; the ignored ones; and problems."""
+def classes_of_colours(present: dict[int, Path], totals: dict[int, int], hints: MaskHints) -> FoundClasses:
+    """Find the packed colors of the classes: black first or, of two without black, the one with more pixels."""
     known = hints.classes
-    codes = [*present]
+    codes, notes = [*present], []
     if known and known.colours:
         codes = [pack(colour) for colour in known.colours]
     elif known and len(known.names) != len(codes):
         problem = f"the masks hold {len(codes)} colours, but there are names for {len(known.names)} classes"
-        return (*codes,), (), [f"{problem}; give each class a colour in classes.txt: NAME R G B"]
+        return FoundClasses((*codes,), (), [f"{problem}; give each class a colour in classes.txt: NAME R G B"])
+    elif not known and len(codes) == 2 and 0 not in codes:
+        codes.sort(key=lambda code: -totals[code])
+        first, second = (format_code(code, True) for code in codes)
+        notes = [f"{first} is taken for the background, since it has more pixels than {second}; classes.txt can say so"]
     if hints.classes_without_ignored and hints.ignore_index is not None:
-        return (*codes,), (*sorted(present.keys() - {*codes}),)[:1], []
+        return FoundClasses((*codes,), (*sorted(present.keys() - {*codes}),)[:1])
     ignored = () if hints.ignore_index is None or hints.ignore_index >= len(codes) else (codes[hints.ignore_index],)
-    return tuple(code for code in codes if code not in ignored), ignored, []
+    return FoundClasses(tuple(code for code in codes if code not in ignored), ignored, [], notes)
 
 
-def classes_of_numbers(present: dict[int, Path], hints: MaskHints) -> Codes:
-    """Return the numbers of the classes; the ignored ones; and problems."""
+#: Numbers that mean that a pixel is not labelled, beside others: the largest of 8, 16 and 32 bits.
+_VOIDS = (VOID, 65535, 2**31 - 1, 2**32 - 1)
+#: Evenly spread numbers, such as 0, 85, 170 and 255, are at least so far from each other, and at most so many.
+_LEAST_STEP, _MOST_SPREAD = 8, 16
+#: The least share of all pixels that each of them has; a few grey pixels between black and white are no class.
+_LEAST_SHARE = 2e-3
+
+
+def classes_of_numbers(present: dict[int, Path], totals: dict[int, int], hints: MaskHints) -> FoundClasses:
+    """Find the numbers of the classes.
+
+    Two numbers are binary. Negative numbers, and the largest of an integer type beside others, are ignored. Numbers
+    from 0 without gaps, or few that are evenly spread, are classes; other numbers need a `classes.txt`.
+    """
+    said = set() if hints.ignore_index is None else {hints.ignore_index}
+    if hints.classes and hints.classes.values:
+        values = tuple(value for value in hints.classes.values if value not in said)
+        return FoundClasses(values, (*sorted(said),))
     count = 2 if hints.labels else len(hints.classes.names) if hints.classes else 0
-    ignored = set() if hints.ignore_index is None else {hints.ignore_index}
-    rest = present.keys() - ignored
-    if rest <= {0, VOID} and VOID in rest and count in (0, 2):
-        return (0, VOID), (*ignored,), []
-    if VOID in rest and max(rest) == VOID and count <= VOID:
-        ignored.add(VOID)
-    rest -= ignored
-    most = count + len(ignored) * hints.classes_without_ignored if count else max([*rest, 1]) + 1
-    codes = [code for code in range(most) if code not in ignored][: count or None]
-    missing = [code for code in codes if code not in rest] if not count else []
-    if missing and max([*rest, 0]) > 1:  # a mask of 0 or of 1 alone shows only background, or only foreground
-        return tuple(sorted(rest)), (*sorted(ignored),), [_gap(missing, max(rest), present)]
-    return (*codes,), (*sorted(ignored),), []
+    rest = present.keys() - said
+    void = {code for code in rest if code < 0}
+    rest -= void
+    if count in (0, 2) and VOID in rest <= {0, VOID}:  # also where no mask shows the background
+        return _found((0, VOID), said, void, present)
+    if (len(rest) > 2 or count > 2) and max(rest, default=0) >= max(count, VOID):
+        highest = max(rest)
+        if highest in _VOIDS and (count or not _is_spread(rest)):
+            void, rest = void | {highest}, rest - {highest}
+    if count in (0, 2) and len(rest) == 2:
+        return _found((*sorted(rest),), said, void, present)
+    if count:
+        usual = {*range(count + len(said) * hints.classes_without_ignored)} - said
+        codes = usual if rest <= usual or len(rest) != len(usual) else rest
+    else:
+        usual = {*[code for code in range(max(len(rest), 2) + len(said)) if code not in said][: max(len(rest), 2)]}
+        codes = usual if rest <= {0, 1} else rest  # a mask of 0 or of 1 alone shows only background, or only foreground
+        rare = min((totals[code] for code in rest), default=0) < _LEAST_SHARE * sum(totals.values())
+        if codes != usual and (rare or not _is_spread(rest)):
+            return FoundClasses((*sorted(rest),), (*sorted(said | void),), [_describe_gap(rest, present, totals)])
+    return _found((*sorted(codes),), said, void, present)
+
+
+def _is_spread(numbers: set[int]) -> bool:
+    steps = {second - first for first, second in pairwise(sorted(numbers))}
+    few = 3 <= len(numbers) <= _MOST_SPREAD and min(numbers) == 0
+    return few and min(steps) >= _LEAST_STEP and max(steps) - min(steps) <= 2
+
+
+def _found(codes: tuple[int, ...], said: set[int], guessed: set[int], present: dict[int, Path]) -> FoundClasses:
+    """Return the classes, with a note of what was guessed."""
+    notes = []
+    if guessed:
+        what = ", ".join(map(str, sorted(guessed)))
+        notes.append(f"{what} in masks, as in {present[min(guessed)]}, is ignored; classes.txt can make it a class")
+    if codes not in ((0, 1), (0, VOID)) and codes != (*range(len(codes)),):
+        notes.append(f"the numbers {', '.join(map(str, codes))} in masks are classes, in this order")
+    return FoundClasses(codes, (*sorted(said | guessed),), [], notes)
 
 
 def find_mixed_binary(scans: Sequence[MaskScan], codes: Sequence[int]) -> list[str]:
@@ -237,13 +300,24 @@ def find_mixed_binary(scans: Sequence[MaskScan], codes: Sequence[int]) -> list[s
     return [f"{voids[0]}: holds 0 and 255, but {ones[0]} 0 and 1; use the same values in all masks"]
 
 
-def _gap(missing: list[int], most: int, present: dict[int, Path]) -> str:
-    what = ", ".join(map(str, missing[:4])) + (", ..." if len(missing) > 4 else "")
-    if 255 in present and 1 in missing:
-        return f"{present[most]}: holds {most}, but other masks contain 0 and 255; threshold the mask if it was resized"
+def _describe_gap(numbers: set[int], present: dict[int, Path], totals: dict[int, int]) -> str:
+    some, odd = sorted(numbers), min(sorted(numbers, reverse=True), key=lambda code: totals[code])
+    shown = ", ".join(map(str, some[:8])) + (f" and {len(some) - 8} more" if len(some) > 8 else "")
     return (
-        f"{present[most]}: holds {most}, but no mask holds {what}; classes must be numbers from 0 without gaps (or 0 "
-        f"and 255); if some classes never occur, list all {most + 1} in classes.txt"
+        f"{present[odd]}: holds {odd}; classes are numbers from 0 without gaps, but all masks hold {shown}; "
+        "write a line NAME VALUE for each class into classes.txt, or give --ignore-index N for one that is no class"
+    )
+
+
+def _describe_blend(found: Blended, present: dict[int, Path], by_colour: bool) -> str:
+    """Say which codes lie between others along edges, and what to do."""
+    path, what = present[found.codes[0]], "colours" if by_colour else "numbers"
+    pure = ", ".join(format_code(code, by_colour) for code in found.pure[:6])
+    cause = "JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "smooth resizing or anti-aliasing"
+    many = f"{len(found.codes)} {what} such as" if len(found.codes) > 1 else what.removesuffix("s")
+    return (
+        f"{path}: holds {many} {format_code(found.codes[0], by_colour)} along edges between {pure}, as {cause} leaves "
+        f"them ({found.share:.2%} of all pixels); set them to the nearest class, or fix the classes in classes.txt"
     )
 
 
@@ -306,15 +380,24 @@ def _lookup_sorted(found: np.ndarray, table: np.ndarray, classes: np.ndarray) ->
     return np.where(table[place] == found, classes[place], _STRANGE)
 
 
-def infer_encoding(scans: Sequence[MaskScan], hints: MaskHints) -> tuple[MaskEncoding, list[str]]:
-    """Infer the encoding of masks; return it with the problems, a line for each file."""
+def infer_encoding(scans: Sequence[MaskScan], hints: MaskHints) -> tuple[MaskEncoding | None, list[str], list[str]]:
+    """Infer the encoding of masks; return it with the problems, a line for each file, and with notes.
+
+    The encoding is None if the masks hold more values than classes that could be meant.
+    """
     by_colour = not hints.labels and differ_by_colour(scans)
-    present = first_file_of_codes(scans, by_colour)
-    if by_colour:
-        codes, ignored, problems = classes_of_colours(present, hints)
-    else:
-        codes, ignored, problems = classes_of_numbers(present, hints)
-        problems += find_mixed_binary(scans, codes) if hints.ignore_index is None else []
+    present, totals = first_file_of_codes(scans, by_colour), count_all_codes(scans, by_colour)
+    found = classes_of_colours(present, totals, hints) if by_colour else classes_of_numbers(present, totals, hints)
+    codes, ignored, problems = found.codes, found.ignored, [*found.problems]
+    if not by_colour and hints.ignore_index is None:
+        problems += find_mixed_binary(scans, codes)
+    counts_from_0 = not by_colour and codes == (*range(len(codes)),) and len(codes) <= MAX_VALUES
+    too_many = _find_too_many(scans, hints, by_colour)
+    blended = None if hints.classes or (counts_from_0 and not too_many) else _find_blends(present, totals, by_colour)
+    if blended:
+        codes, problems = tuple(sorted(blended.pure)), [_describe_blend(blended, present, by_colour)]
+    elif too_many:
+        return None, too_many, []
     meaning = MaskEncoding(_target(scans, codes, hints, by_colour), by_colour, codes, ignored)
     if len(codes) < 2 and not problems:
         problems = [
@@ -325,7 +408,42 @@ def infer_encoding(scans: Sequence[MaskScan], hints: MaskHints) -> tuple[MaskEnc
         known = {*codes, *ignored}
         strange = [(scan, count_codes(scan, by_colour).keys() - known) for scan in scans]
         problems = [f"{scan.path}: {meaning.unexpected([*rest])}" for scan, rest in strange if rest]
-    return meaning, problems
+    return meaning, problems, [*found.notes]
+
+
+def count_all_codes(scans: Sequence[MaskScan], by_colour: bool) -> dict[int, int]:
+    """Count the pixels with each code in all files."""
+    totals: Counter[int] = Counter()
+    for scan in scans:
+        totals.update(count_codes(scan, by_colour))
+    return dict(totals)
+
+
+def _find_too_many(scans: Sequence[MaskScan], hints: MaskHints, by_colour: bool) -> list[str]:
+    """Describe the masks with more values than classes that could be meant."""
+    most = max(MAX_VALUES, len(hints.classes.names) + 1 if hints.classes else 0)
+    return [_describe_many(scan) for scan in scans if len(count_codes(scan, by_colour)) > most]
+
+
+def _find_blends(present: dict[int, Path], totals: dict[int, int], by_colour: bool) -> Blended | None:
+    read = cache(lambda path: to_codes(read_mask(path), by_colour))
+    return find_blended(totals, _MasksByCode(present, read), colours=by_colour)
+
+
+class _MasksByCode(Mapping[int, np.ndarray]):
+    """A mask that contains it, for each code; masks are read when they are needed."""
+
+    def __init__(self, present: dict[int, Path], read: Callable[[Path], np.ndarray]) -> None:
+        self._present, self._read = present, read
+
+    def __getitem__(self, code: int) -> np.ndarray:
+        return self._read(self._present[code])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._present)
+
+    def __len__(self) -> int:
+        return len(self._present)
 
 
 def _target(scans: Sequence[MaskScan], codes: Sequence[int], hints: MaskHints, by_colour: bool) -> Target:
