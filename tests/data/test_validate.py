@@ -89,8 +89,8 @@ def test_every_problem_is_a_line_with_its_file(tmp_path: Path) -> None:
             "images/p0-0.png: has no mask masks/p0-0.*",
             "masks/stray.png: this mask has no image images/stray.*",
             "masks/p0-1.png: is 11x24, but its image images/p0-1.png is 12x24",
-            "images/p1-2.png: is not a readable image; use PNG, JPEG or TIFF",
-            "masks/p1-3.png: is not a readable image; use PNG, JPEG or TIFF",
+            "images/p1-2.png: is not a readable image; use PNG, JPEG, TIFF, BMP, GIF or WebP",
+            "masks/p1-3.png: is not a readable image; use PNG, JPEG, TIFF, BMP, GIF or WebP",
             "images/p2-4.png: has 3 channels, but most have 1",
             "images/p2-5.png: p2-5.jpg has the same name; keep one of them",
             "images/p3-6.tif: contains NaN or infinity (288 numbers); if they mean that there are no data, give "
@@ -182,7 +182,7 @@ def test_masks_that_none_can_read_are_problems_too(tmp_path: Path) -> None:
         ("none", "the folder does not exist; give one, or the name of a data set: cells"),
         ("file", "is not a folder; give one"),
         ("empty", "contains no images/ and masks/, neither directly nor in"),
-        ("bare", "contains no images; .png .jpg .jpeg .tif .tiff can be read"),
+        ("bare", "contains no images; .png .jpg .jpeg .tif .tiff .bmp .gif .webp can be read"),
     ],
 )
 def test_where_there_is_nothing_to_understand_it_is_refused(tmp_path: Path, kind: str, why: str) -> None:

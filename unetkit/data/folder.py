@@ -1,6 +1,6 @@
 """A folder of images and masks as a data set.
 
-The files of a folder are matched by name before any of them is read. Shapes: H and W height and width, L labels.
+Shapes: H and W height and width, L labels.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unetkit.data.io import ENDINGS, known_values, read_image, read_mask, read_pixels
+from unetkit.data.io import known_values, read_image, read_mask, read_pixels
+from unetkit.data.layout import UNSPLIT, FolderLayout, ImageEntry, find_layout
 from unetkit.data.mask_encoding import (
     Classes,
     MaskEncoding,
@@ -31,132 +32,7 @@ from unetkit.errors import FileError, UnetkitError
 from unetkit.utils.formatting import format_plural
 from unetkit.utils.integers import ceil_div
 
-SPLITS = ("train", "val", "test")
-#: The name of the split of files that are not yet divided.
-UNSPLIT = ""
-#: Files by their path below a folder, without the ending.
-Files = dict[str, Path]
-
-
-def find_folders(folder: Path) -> dict[str, dict[str, Path]]:
-    """Find the folders of images, masks and instances of each split."""
-    kinds = ("images", "masks", "instances")
-    if not folder.is_dir():
-        raise FileError(f"{folder}: the folder does not exist")
-    inside = {name: {kind: folder / name / kind for kind in kinds} for name in SPLITS}
-    below = {name: {kind: folder / kind / name for kind in kinds} for name in SPLITS}
-    if found := {name: place for name, place in inside.items() if place["images"].is_dir()}:
-        return found
-    if any(place["images"].is_dir() and place["masks"].is_dir() for place in below.values()):
-        return {name: place for name, place in below.items() if place["images"].is_dir()}
-    if not ((folder / "images").is_dir() and (folder / "masks").is_dir()):
-        raise FileError(
-            f"{folder}: contains no images/ and masks/, neither directly nor in train/, val/ or test/; put images into "
-            "one and masks with the same names into the other"
-        )
-    return {UNSPLIT: {kind: folder / kind for kind in kinds}}
-
-
-def list_files(folder: Path, problems: list[str], notes: list[str]) -> Files:
-    """List the readable files in a folder and its sub-folders by their path without the suffix."""
-    found: Files = {}
-    others = []
-    for path in sorted(folder.rglob("*")) if folder.is_dir() else []:
-        inside = path.relative_to(folder)
-        if any(part.startswith(".") for part in inside.parts) or path.is_dir():
-            continue
-        if path.suffix.lower() not in ENDINGS:
-            others.append(path)
-            continue
-        stem = inside.with_suffix("").as_posix().removesuffix(".ome")
-        if stem in found:
-            problems.append(f"{path}: {found[stem].name} has the same name; keep one of them")
-        found.setdefault(stem, path)
-    if others:
-        notes.append(f"{folder}: {format_plural(len(others), 'file')} of other types ignored, such as {others[0].name}")
-    return found
-
-
 CLASSES = "classes.txt"
-
-
-@dataclass(frozen=True)
-class ImageEntry:
-    """The files of one image: a mask, or a mask for each label."""
-
-    name: str
-    image: Path
-    masks: tuple[Path, ...]
-    instances: Path | None = None
-
-
-@dataclass
-class FolderLayout:
-    """The matched files of a folder. `labels` are the folder names in masks/ of a multi-label data set, in order."""
-
-    splits: dict[str, list[ImageEntry]] = field(default_factory=dict)
-    labels: tuple[str, ...] = ()
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
-def find_layout(folder: Path, order: tuple[str, ...] = ()) -> FolderLayout:
-    """Match images, masks and instances by name. `order` is the order of the labels if they have these names.
-
-    Raises:
-        FileError: The folder does not exist, or contains no images and masks.
-    """
-    layout = FolderLayout()
-    found = {name: _list_kinds(place, layout) for name, place in find_folders(folder).items()}
-    if not any(images for images, _, _ in found.values()):
-        raise FileError(f"{folder}: contains no images; {' '.join(ENDINGS)} can be read")
-    labels = _labels([(images, masks) for images, masks, _ in found.values()])
-    layout.labels = order if {*order} == {*labels} else labels
-    for name, (images, masks, instances) in found.items():
-        if masks or name in ("train", UNSPLIT):
-            layout.splits[name] = _match_files(layout, images, masks, instances)
-        elif images:
-            layout.notes.append(f"{name}: ignored, because it has images but no masks")
-    return layout
-
-
-def _list_kinds(place: dict[str, Path], layout: FolderLayout) -> tuple[Files, Files, Files]:
-    images, masks, instances = (
-        list_files(place[kind], layout.problems, layout.notes) for kind in ("images", "masks", "instances")
-    )
-    return images, masks, instances
-
-
-def _labels(splits: list[tuple[Files, Files]]) -> tuple[str, ...]:
-    """Return the labels if masks are in a folder for each label; none if masks have the same paths as images."""
-    if any(stem in images for images, masks in splits for stem in masks):
-        return ()
-    pairs = {stem.partition("/")[0] for images, masks in splits for stem in masks if stem.partition("/")[2] in images}
-    return tuple(sorted(pairs))
-
-
-def _match_files(layout: FolderLayout, images: Files, masks: Files, instances: Files) -> list[ImageEntry]:
-    """Return the images with all their masks; missing files become problems."""
-    entries = []
-    left = {**masks}
-    for stem, image in images.items():
-        expected = [f"{label}/{stem}" for label in layout.labels] or [stem]
-        lacking = [name for name in expected if left.get(name) is None]
-        own = tuple(left.pop(name) for name in expected if name in left)
-        layout.problems += [f"{image}: has no mask masks/{name}.*" for name in lacking]
-        if instances and stem not in instances:
-            layout.problems.append(f"{image}: has no instances/{stem}.*, which other images have")
-        elif not lacking:
-            entries.append(ImageEntry(stem, image, own, instances.get(stem)))
-    layout.problems += [f"{path}: this mask has no image images/{_end(stem, layout)}.*" for stem, path in left.items()]
-    layout.problems += [
-        f"{path}: these instances have no image" for stem, path in instances.items() if stem not in images
-    ]
-    return entries
-
-
-def _end(stem: str, layout: FolderLayout) -> str:
-    return stem.partition("/")[2] if layout.labels and "/" in stem else stem
 
 
 def read_classes(folder: Path) -> Classes | None:
@@ -230,10 +106,17 @@ class FolderDataset:
                 f"{entry.image}: has {format_plural(len(image), 'channel')}, but the first image has {self.channels}"
             )
         planes = [check_mask_size(self.encoding.read(path), path, image, entry) for path in entry.masks]
-        mask = np.stack(planes) if self.encoding.target.kind == "multilabel" else planes[0]
         instances = None if entry.instances is None else read_instances(entry.instances)
+        if entry.objects:
+            instances = read_objects(entry.objects)
         if instances is not None:
-            check_mask_size(instances, entry.instances, image, entry)
+            check_mask_size(instances, entry.instances or entry.objects[0], image, entry)
+        if not planes:
+            if instances is None:  # an image without objects, among others that have some
+                instances = np.zeros(image.shape[1:], np.int64)
+            mask = np.minimum(instances, 1)
+        else:
+            mask = np.stack(planes) if self.encoding.target.kind == "multilabel" else planes[0]
         objects = None if instances is None else torch.from_numpy(instances)
         return without_missing(Sample(entry.name, image, torch.from_numpy(mask), objects))
 
@@ -315,6 +198,11 @@ def index_folder(
     scans = [result for result in results if isinstance(result, MaskScan)]
     problems = [*layout.problems, *(str(result) for result in results if isinstance(result, UnetkitError))]
     meaning = None
+    if not paths and any(layout.splits.values()):
+        names, colours = (classes.names, classes.colours) if classes else (("background", "object"), ())
+        if len(names) != 2:
+            raise FileError(f"{folder}: instances alone have two classes, but {', '.join(names)} are {len(names)}")
+        meaning = MaskEncoding(Target("binary", names, colours), by_colour=False, codes=(0, 1))
     if scans:
         meaning, wrong, notes = infer_encoding(scans, hints)
         problems += wrong
@@ -364,6 +252,20 @@ def read_instances(path: Path) -> np.ndarray:
             f"{path}: contains colours; instances must be a single channel of integers, with 0 for the background"
         )
     return values.astype(np.int64)
+
+
+def read_objects(paths: Sequence[Path]) -> np.ndarray:
+    """Read masks of one object each as the numbers of objects (H, W) int64. Raises FileError."""
+    found: np.ndarray | None = None
+    for number, path in enumerate(paths, 1):
+        values = read_mask(path).values
+        inside = values > 0 if values.ndim == 2 else values.any(-1)
+        if found is None:
+            found = np.zeros(inside.shape, np.int64)
+        if inside.shape != found.shape:
+            raise FileError(f"{path}: is {_size(inside.shape)}, but {paths[0].name} is {_size(found.shape)}")
+        found[inside] = number
+    return np.zeros((0, 0), np.int64) if found is None else found
 
 
 def check_mask_size(plane: np.ndarray, path: Path | None, image: Tensor, entry: ImageEntry) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Image and mask files: PNG, JPEG and TIFF as tensors and arrays.
+"""Image and mask files: TIFF, PNG, JPEG, BMP, GIF and WebP as tensors and arrays.
 
 TIFF files may have any number of channels. Their numbers are read as stored: neither an orientation nor a zero that
 means white is applied. Pixels without data, as satellites leave beside their track, are NaN in images.
@@ -155,7 +155,7 @@ def _without_alpha(values: np.ndarray, extra: tuple[int, ...]) -> np.ndarray:
 
 
 #: Suffixes of the files that can be read, in lower case.
-ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 _TIFF = (".tif", ".tiff")
 #: Modes of Pillow whose values need no conversion.
 _AS_IT_IS = ("1", "L", "I;16", "I;16B", "I", "F", "RGB")
@@ -221,7 +221,7 @@ def read_pixels(path: str | Path) -> PixelArray:
     except Image.DecompressionBombError as error:
         raise FileError(f"{path}: has more pixels than Pillow reads (178,956,970); save it as TIFF") from error
     except UnidentifiedImageError as error:
-        raise FileError(f"{path}: is not a readable image; use PNG, JPEG or TIFF") from error
+        raise FileError(f"{path}: is not a readable image; use PNG, JPEG, TIFF, BMP, GIF or WebP") from error
     except Exception as error:  # Pillow and its decoders raise whatever they meet
         raise FileError(f"{path}: cannot be read as an image: {one_line(error)}") from error
 

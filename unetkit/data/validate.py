@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from unetkit.data.datasets import is_named_dataset, open_data
-from unetkit.data.folder import FolderDataset, FolderIndex, ImageEntry, index_folder, read_instances
+from unetkit.data.folder import FolderDataset, FolderIndex, index_folder, read_instances, read_objects
 from unetkit.data.io import apply_palette, find_missing, known_values, read_pixels
+from unetkit.data.layout import ImageEntry
 from unetkit.data.mask_encoding import MaskEncoding, MaskScan, Progress, count_codes
 from unetkit.data.splits import SplitConfig, group_keys
 from unetkit.data.statistics import FarValue, find_far_value, measure_statistics
@@ -90,7 +91,7 @@ def _report_entry(job: tuple[str, ImageEntry, dict[Path, MaskScan], FolderIndex,
         seen.problems.append(str(error))
     own = [scans.get(path) for path in entry.masks]
     _compare_sizes(seen, [scan for scan in own if scan])
-    if found.encoding and all(own):
+    if found.encoding and own and all(own):
         yes = found.encoding.codes
         counts = [count_codes(scan, found.encoding.by_colour) for scan in own if scan]
         labels = found.encoding.target.kind == "multilabel"
@@ -99,8 +100,8 @@ def _report_entry(job: tuple[str, ImageEntry, dict[Path, MaskScan], FolderIndex,
         )
         seen.ignored = sum(count.get(code, 0) for count in counts for code in found.encoding.ignored)
         seen.counted = sum(counts[0].values()) - seen.ignored // len(counts)
-    if entry.instances:
-        _count_classes(seen, entry.instances)
+    if entry.instances or entry.objects:
+        _count_objects(seen, entry)
     return seen
 
 
@@ -124,15 +125,19 @@ def _compare_sizes(seen: ImageReport, scans: Sequence[MaskScan]) -> None:
             seen.problems.append(f"{scan.path}: is {sizes}")
 
 
-def _count_classes(seen: ImageReport, path: Path) -> None:
+def _count_objects(seen: ImageReport, entry: ImageEntry) -> None:
+    path = entry.instances or entry.objects[0]
     try:
-        labels = read_instances(path)
+        labels = read_instances(path) if entry.instances else read_objects(entry.objects)
     except UnetkitError as error:
         seen.problems.append(str(error))
         return
     seen.objects = _objects(labels)
     if seen.size and labels.shape != seen.size:
         seen.problems.append(f"{path}: is {labels.shape[0]}x{labels.shape[1]}, but its image {seen.file} is not")
+    if not entry.masks:
+        inside = int((labels > 0).sum())
+        seen.counts, seen.counted = [labels.size - inside, inside], labels.size
 
 
 def report_dataset(data: DatasetSplits, progress: Progress | None = None) -> Iterator[ImageReport]:

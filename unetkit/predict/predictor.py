@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unetkit.data.io import ENDINGS
+from unetkit.data.layout import walk_files
 from unetkit.data.types import IGNORE, Target
 from unetkit.data.visualize import VOID, label_paths
 from unetkit.errors import FileError, InputSizeError, OptionError, UnetkitError
@@ -84,7 +85,7 @@ def find_images(images: Iterable[Path]) -> dict[Path, Path]:
     for path in images:
         inside = [path]
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS and file.name[0] != ".")
+            inside = sorted(file for file in walk_files(path) if file.suffix.lower() in ENDINGS)
             if not inside:
                 raise FileError(f"{path} contains no image: no file name ends in {', '.join(ENDINGS)}")
         for file in inside:

@@ -1,0 +1,192 @@
+"""Folders as people have them: names of folders and files, links, and what is left out."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.data.example_folders import SIZE, noise, put, stripes
+from unetkit.data.datasets import open_data
+from unetkit.data.layout import find_layout
+from unetkit.data.types import DatasetSplits
+from unetkit.errors import FileError
+from unetkit.predict.predictor import find_images
+
+H, W = SIZE
+
+
+def image(path: Path, seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise(H, W, seed=seed)).save(path)
+
+
+def mask(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(stripes(0, 1)).save(path)
+
+
+def counts(data: DatasetSplits) -> dict[str, int]:
+    return {name: len(images) for name, images in data.splits.items()}
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [
+        ("train", "valid", "test"),
+        ("training", "validation", "testing"),
+        ("train2017", "val2017", "test2017"),
+        ("Train", "Val", "Test"),
+        ("train", "dev", "test"),
+    ],
+)
+@pytest.mark.parametrize("inside", [True, False])
+def test_usual_names_of_splits_are_known(tmp_path: Path, train: str, val: str, test: str, inside: bool) -> None:
+    for name, count in ((train, 4), (val, 2), (test, 1)):
+        for number in range(count):
+            for kind, write in (("images", image), ("masks", mask)):
+                place = tmp_path / name / kind if inside else tmp_path / kind / name
+                write(place / f"{name}{number}.png")
+    data = open_data(str(tmp_path))
+    assert counts(data) == {"train": 4, "val": 2, "test": 1}
+    expected = {f"{name}/ is taken for {split}/" for split, name in (("train", train), ("val", val), ("test", test))}
+    assert {*data.notes} == {note for note in expected if not note.startswith(note.split("taken for ")[1])}
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        ("image", "label"),
+        ("imgs", "labels"),
+        ("JPEGImages", "SegmentationClass"),
+        ("Images", "annotations"),
+        ("img", "gt"),
+    ],
+)
+def test_usual_names_of_folders_are_known(tmp_path: Path, images: str, masks: str) -> None:
+    for name in "abc":
+        image(tmp_path / images / f"{name}.jpg")
+        mask(tmp_path / masks / f"{name}.png")
+    data = open_data(str(tmp_path))
+    assert counts(data) == {"train": 2, "val": 1}
+    assert f"{masks}/ is taken for masks/" in data.notes
+
+
+@pytest.mark.parametrize(
+    ("of_image", "of_mask", "together"),
+    [
+        ("{}.jpg", "{}_mask.gif", False),
+        ("{}.png", "{}_L.png", False),
+        ("{}.png", "mask_{}.png", False),
+        ("{}.bmp", "{}-seg.png", False),
+        ("{}_leftImg8bit.png", "{}_gtFine_labelIds.png", False),
+        ("{}_sat.jpg", "{}_mask.png", True),
+        ("{}.png", "{}_mask.png", True),
+        ("{}.webp", "{} label.png", True),
+    ],
+)
+def test_masks_are_found_by_the_rest_of_their_names(
+    tmp_path: Path, of_image: str, of_mask: str, together: bool
+) -> None:
+    for name in ("p1_a", "p1_b", "p22_a"):
+        image(tmp_path / ("x" if together else "images") / of_image.format(name))
+        mask(tmp_path / ("x" if together else "masks") / of_mask.format(name))
+    data = open_data(str(tmp_path / "x") if together else str(tmp_path))
+    assert counts(data) == {"train": 2, "val": 1}
+    assert torch.equal(data.splits["val"][0].mask, torch.from_numpy(stripes(0, 1)).long())
+    assert any(
+        "masks are matched with images by the rest of their names, such as p1_a" in note or "mask_p1" in note
+        for note in data.notes
+    )
+
+
+def test_names_that_agree_are_never_cut(tmp_path: Path) -> None:
+    for name in ("a_mask", "b_mask"):
+        image(tmp_path / "images" / f"{name}.png")
+        mask(tmp_path / "masks" / f"{name}.png")
+    assert find_layout(tmp_path).notes == []
+
+
+def test_what_is_not_used_is_counted_with_its_place(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for name in "ab":
+            image(tmp_path / "images" / split / f"{split}{name}.png")
+            mask(tmp_path / "masks" / split / f"{split}{name}.png")
+    for number in range(3):
+        image(tmp_path / "images" / f"loose{number}.png")
+    image(tmp_path / "more" / "x.gif")
+    notes = find_layout(tmp_path).notes
+    assert f"{tmp_path}/images: 3 images ignored outside of the folders of its splits, such as loose0.png" in notes
+    assert f"{tmp_path}/more: 1 image ignored outside of the folders of its splits, such as x.gif" in notes
+
+
+def test_images_beside_folders_of_splits_are_told(tmp_path: Path) -> None:
+    for name in "ab":
+        for place in (tmp_path / "train", tmp_path):
+            image(place / "images" / f"{name}.png")
+            mask(place / "masks" / f"{name}.png")
+    layout = find_layout(tmp_path)
+    assert [len(entries) for entries in layout.splits.values()] == [2]
+    assert sum("2 images ignored outside of the folders of its splits" in note for note in layout.notes) == 2
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    for name in "ab":
+        image(tmp_path / "elsewhere" / "deep" / f"{name}.png")
+        mask(tmp_path / "data" / "masks" / "deep" / f"{name}.png")
+    (tmp_path / "data" / "images").mkdir()
+    (tmp_path / "data" / "images" / "deep").symlink_to(tmp_path / "elsewhere" / "deep")
+    (tmp_path / "elsewhere" / "deep" / "again").symlink_to(tmp_path / "elsewhere")
+    assert [entry.name for entry in find_layout(tmp_path / "data").splits[""]] == ["deep/a", "deep/b"]
+    assert sorted(path.name for path in find_images([tmp_path / "data" / "images"])) == ["a.png", "b.png"]
+
+
+def test_accents_match_however_they_are_written(tmp_path: Path) -> None:
+    for name in ("Zürich", "Genève"):
+        image(tmp_path / "images" / f"{unicodedata.normalize('NFD', name)}.png")
+        mask(tmp_path / "masks" / f"{unicodedata.normalize('NFC', name)}.png")
+    assert counts(open_data(str(tmp_path))) == {"train": 1, "val": 1}
+
+
+def test_instances_alone_are_binary(tmp_path: Path) -> None:
+    for name in "ab":
+        image(tmp_path / "images" / f"{name}.png")
+        put(tmp_path / "instances" / f"{name}.png", stripes(0, 3, 7, dtype=np.uint16))
+    data = open_data(str(tmp_path))
+    assert (data.target.kind, data.target.names) == ("binary", ("background", "object"))
+    sample = data.splits["val"][0]
+    assert torch.equal(sample.mask, torch.from_numpy(stripes(0, 1, 1)).long())
+    assert sample.instances is not None
+    assert {*sample.instances.flatten().tolist()} == {0, 3, 7}
+
+
+@pytest.mark.parametrize("split", [None, "stage1_train", "train"])
+def test_a_folder_for_each_image_has_a_mask_for_each_object(tmp_path: Path, split: str | None) -> None:
+    """As in the Data Science Bowl 2018."""
+    for name in ("a1", "b2", "c3"):
+        place = tmp_path / (split or "") / name if split == "train" else tmp_path / name
+        image(place / "images" / f"{name}.png")
+        for number, values in enumerate((stripes(0, 255, 0, 0), stripes(0, 0, 0, 255))):
+            put(place / "masks" / f"{name}{number}.png", values)
+    data = open_data(str(tmp_path))
+    assert counts(data) == {"train": 2, "val": 1}
+    sample = data.splits["val"][0]
+    assert torch.equal(sample.mask, torch.from_numpy(stripes(0, 1, 0, 1)).long())
+    assert sample.instances is not None
+    assert torch.equal(sample.instances, torch.from_numpy(stripes(0, 1, 0, 2)).long())
+
+
+def test_many_files_without_a_mask_are_one_line(tmp_path: Path) -> None:
+    for number in range(30):
+        image(tmp_path / "images" / f"{number:02}.png")
+    mask(tmp_path / "masks" / "00.png")
+    layout = find_layout(tmp_path)
+    assert layout.problems == [
+        f"{tmp_path}/images/01.png: has no mask masks/01.*; the same is true of 28 more files",
+    ]
+    with pytest.raises(FileError, match=r"01\.png: has no mask masks/01\.\*; the same is true of 28 more files"):
+        open_data(str(tmp_path))
