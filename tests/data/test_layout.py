@@ -12,10 +12,12 @@ from PIL import Image
 
 from tests.data.example_folders import SIZE, noise, put, stripes
 from unetkit.data.datasets import open_data
+from unetkit.data.io import read_mask
 from unetkit.data.layout import find_layout
-from unetkit.data.types import DatasetSplits
+from unetkit.data.types import DatasetSplits, Sample, Target
+from unetkit.data.visualize import contact_sheet, label_paths
 from unetkit.errors import FileError
-from unetkit.predict.predictor import find_images
+from unetkit.predict.predictor import find_images, plan_outputs
 
 H, W = SIZE
 
@@ -190,3 +192,55 @@ def test_many_files_without_a_mask_are_one_line(tmp_path: Path) -> None:
     ]
     with pytest.raises(FileError, match=r"01\.png: has no mask masks/01\.\*; the same is true of 28 more files"):
         open_data(str(tmp_path))
+
+
+def test_a_shape_in_the_alpha_channel_is_the_mask(tmp_path: Path) -> None:
+    """As drawing programs export a selection: one colour everywhere, and the shape in its transparency."""
+    for name, colour in (("a", 0), ("b", 255)):
+        image(tmp_path / "images" / f"{name}.png")
+        drawn = np.full((H, W, 4), colour, np.uint8)
+        drawn[..., 3] = stripes(0, 255)
+        put(tmp_path / "masks" / f"{name}.png", drawn)
+    data = open_data(str(tmp_path))
+    assert all(torch.equal(images[0].mask, torch.from_numpy(stripes(0, 1)).long()) for images in data.splits.values())
+
+
+def test_classes_that_are_not_trained_are_told(tmp_path: Path) -> None:
+    for split, values in (("train", (0, 1)), ("val", (0, 3))):
+        for name in "ab":
+            image(tmp_path / split / "images" / f"{split}{name}.png")
+            put(tmp_path / split / "masks" / f"{split}{name}.png", stripes(*values))
+    (tmp_path / "classes.txt").write_text("ground\ncar\nbus\ntram\n")
+    assert open_data(str(tmp_path)).notes == ("classes bus, tram occur in no training mask",)
+    for name in "ab":
+        put(tmp_path / "train" / "masks" / f"train{name}.png", stripes(255, 255))
+    with pytest.raises(FileError, match="all pixels of the training masks are ignored; give masks with classes"):
+        open_data(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("names", "files"),
+    [
+        (("CD4+", "CD4 "), ("x-CD4_.png", "x-CD4_-2.png")),
+        (("<5mm", ">5mm", "5mm"), ("x-_5mm.png", "x-_5mm-2.png", "x-5mm.png")),
+        (("overlay", "Cell", "cell"), ("x-overlay-1.png", "x-Cell.png", "x-cell-3.png")),
+    ],
+)
+def test_labels_never_share_a_file(tmp_path: Path, names: tuple[str, ...], files: tuple[str, ...]) -> None:
+    target = Target("multilabel", names)
+    assert tuple(path.name for path in label_paths(tmp_path / "x.png", target)) == files
+    image(tmp_path / "x.png")
+    (job,) = plan_outputs([tmp_path / "x.png"], tmp_path / "out", target, overlays=True, probabilities=True)
+    assert len({*job.files}) == len(names) + 2
+
+
+def test_a_name_of_several_lines_is_drawn_in_one() -> None:
+    sample = Sample("two\nlines\t", torch.rand(1, 20, 20), torch.zeros(20, 20).long())
+    assert contact_sheet([sample], Target("binary", ("a\nb", "c"))).size[0] > 100
+
+
+def test_a_mask_of_floats_with_infinity_is_refused_without_a_warning(tmp_path: Path) -> None:
+    values = stripes(0, 1).astype(np.float32)
+    values[0, 0] = np.inf
+    with pytest.raises(FileError, match="is not a mask: it contains 12x24 float32 with NaN or infinity"):
+        read_mask(put(tmp_path / "x.tif", values))

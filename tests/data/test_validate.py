@@ -43,9 +43,27 @@ MASKS = {f"p{i // 2}-{i}": stripes(0, 1, 2, 2) if i else stripes(0, 1) for i in 
 def test_a_folder_without_problems_is_told_and_exits_with_0(tmp_path: Path) -> None:
     report = told(made(tmp_path, MASKS, SPREAD), "--val-fraction", 0.3)
     assert report["classes"] == [
-        {"name": "background", "colour": [0, 0, 0], "share": pytest.approx(0.275), "images": 10},
-        {"name": "class 1", "colour": [*RED], "share": pytest.approx(0.275), "images": 10},
-        {"name": "class 2", "colour": [*GREEN], "share": pytest.approx(0.45), "images": 9},
+        {
+            "name": "background",
+            "colour": [0, 0, 0],
+            "share": pytest.approx(0.275),
+            "images": 10,
+            "splits": {"train": 7, "val": 3},
+        },
+        {
+            "name": "class 1",
+            "colour": [*RED],
+            "share": pytest.approx(0.275),
+            "images": 10,
+            "splits": {"train": 7, "val": 3},
+        },
+        {
+            "name": "class 2",
+            "colour": [*GREEN],
+            "share": pytest.approx(0.45),
+            "images": 9,
+            "splits": {"train": 6, "val": 3},
+        },
     ]
     assert (report["kind"], report["class_encoding"]) == ("multiclass", "numbers 0 to 2")
     assert (report["splits"], report["sizes"]) == ({"train": 7, "val": 3}, [[H, W], [H, W]])
@@ -62,7 +80,7 @@ def test_the_table_is_for_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert shown.exit_code == 0
     for line in (
         "scans: binary, encoded by numbers 0 and 1; 255 is ignored",
-        "foreground #800000 20.0% 1",
+        "foreground #800000 20.0% 1 0 1",
         "splits: train 1, val 1",
         "note: images of 8 bit and 16 bit are mixed",
         "ignored: 16.7% of all pixels",

@@ -146,11 +146,19 @@ def _format_report(report: DatasetReport, done: list[str]) -> Listing:
 
     how = f", encoded by {report.class_encoding}" if report.class_encoding else ""
     head = [f"{report.data}: {report.kind}{how}" if report.kind else f"{report.data}: no mask can be read"]
+    splits = [*report.splits] if len(report.splits) > 1 else []
     rows = [
-        [one.name, "#{:02x}{:02x}{:02x}".format(*one.colour), f"{one.share:.1%}", str(one.images)]
+        [
+            one.name,
+            "#{:02x}{:02x}{:02x}".format(*one.colour),
+            f"{one.share:.1%}",
+            str(one.images),
+            *(str(one.splits[split]) for split in splits),
+        ]
         for one in report.classes
     ]
-    tables = [TableData(["class", "colour", "share", "images"], rows)] if rows else []
+    heads = ["class", "colour", "share", "images", *splits]
+    tables = [TableData(heads, rows)] if rows else []
     notes = [*_format_facts(report), *(f"note: {note}" for note in report.notes)]
     notes += [f"problem: {problem}" for problem in report.problems]
     verdict = format_plural(len(report.problems), "problem") if report.problems else "no problems"

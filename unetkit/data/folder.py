@@ -22,6 +22,7 @@ from unetkit.data.mask_encoding import (
     MaskHints,
     MaskScan,
     Progress,
+    count_codes,
     infer_encoding,
     scan_masks,
 )
@@ -157,8 +158,35 @@ def open_folder(
     splits = {
         name: FolderDataset((*entries,), found.encoding, channels, nodata) for name, entries in found.splits.items()
     }
-    notes = [*found.layout.notes, *_note_far_values(splits.get("train"), nodata)]
+    notes = [*found.layout.notes, *_note_absent(found, text), *_note_far_values(splits.get("train"), nodata)]
     return DatasetSplits(text, found.encoding.target, channels, splits, AUGMENT, (*notes,))
+
+
+def describe_absent(names: Sequence[str], one: str, several: str) -> list[str]:
+    """Say in one line what classes do not do: that class car never occurs, or that classes car and bus never occur."""
+    if len(names) < 2:
+        return [f"class {name} {one}" for name in names]
+    shown = ", ".join(names[:_MOST_NAMES]) + (
+        f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    )
+    return [f"classes {shown} {several}"]
+
+
+_MOST_NAMES = 8
+
+
+def _note_absent(found: FolderIndex, text: str) -> list[str]:
+    """Note classes that no training mask contains. Raises FileError if all training pixels are ignored."""
+    encoding, scans = found.encoding, {scan.path: scan for scan in found.scans}
+    if encoding is None or encoding.target.kind == "multilabel" or "train" not in found.splits:
+        return []
+    masks = [scans[path] for entry in found.splits["train"] for path in entry.masks if path in scans]
+    present = {code for scan in masks for code in count_codes(scan, encoding.by_colour)}
+    absent = [name for name, code in zip(encoding.target.names, encoding.codes, strict=True) if code not in present]
+    if masks and len(absent) == len(encoding.codes):
+        raise FileError(f"{text}: all pixels of the training masks are ignored; give masks with classes")
+    elsewhere = describe_absent(absent, "occurs in no training mask", "occur in no training mask")
+    return elsewhere if masks else []
 
 
 #: The number of images in which numbers without data are looked for when a folder is opened.

@@ -8,6 +8,7 @@ Shapes: C channels, H and W height and width.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -154,6 +155,8 @@ def _without_alpha(values: np.ndarray, extra: tuple[int, ...]) -> np.ndarray:
     return values[..., 0] if len(kept) == 1 else values
 
 
+# Images of up to 178,956,970 pixels are read, and larger ones are an error: the warning for half as many says nothing.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 #: Suffixes of the files that can be read, in lower case.
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 _TIFF = (".tif", ".tiff")
@@ -190,7 +193,7 @@ def read_mask(path: str | Path) -> PixelArray:
         FileError: The file cannot be read, or contains neither integers nor colors.
     """
     values, palette, _ = read_pixels(path)
-    if values.dtype.kind == "f" and np.array_equal(values, values.round()):
+    if values.dtype.kind == "f" and np.isfinite(values).all() and np.array_equal(values, values.round()):
         values = values.astype(np.int64)
     if (
         values.dtype.kind not in "uib"
@@ -198,6 +201,7 @@ def read_mask(path: str | Path) -> PixelArray:
         or (values.ndim == 3 and values.itemsize > 1)
     ):
         what = f"{'x'.join(map(str, values.shape))} {values.dtype}"
+        what += " with NaN or infinity" if values.dtype.kind == "f" and not np.isfinite(values).all() else ""
         raise FileError(
             f"{path}: is not a mask: it contains {what}; a mask has one channel of integers, or 8-bit RGB colours"
         )
@@ -226,9 +230,18 @@ def read_pixels(path: str | Path) -> PixelArray:
         raise FileError(f"{path}: cannot be read as an image: {one_line(error)}") from error
 
 
+def _alpha_shape(image: Image.Image) -> np.ndarray | None:
+    """Return the alpha channel (H, W) of a drawing in one colour whose shape it is; None for any other image."""
+    extremes: Any = image.getextrema()
+    *colours, (low, high) = extremes
+    return np.array(image.getchannel("A")) if low < high and all(a == b for a, b in colours) else None
+
+
 def from_pillow(image: Image.Image) -> PixelArray:
     """Return the numbers of a Pillow image."""
     ImageOps.exif_transpose(image, in_place=True)
+    if image.mode in ("LA", "RGBA") and (shape := _alpha_shape(image)) is not None:
+        return PixelArray(shape)
     if image.mode == "P":
         return PixelArray(np.array(image), np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3))
     if image.mode == "LA":

@@ -18,7 +18,14 @@ from typing import Any
 import numpy as np
 
 from unetkit.data.datasets import is_named_dataset, open_data
-from unetkit.data.folder import FolderDataset, FolderIndex, index_folder, read_instances, read_objects
+from unetkit.data.folder import (
+    FolderDataset,
+    FolderIndex,
+    describe_absent,
+    index_folder,
+    read_instances,
+    read_objects,
+)
 from unetkit.data.io import apply_palette, find_missing, known_values, read_pixels
 from unetkit.data.layout import ImageEntry
 from unetkit.data.mask_encoding import MaskEncoding, MaskScan, Progress, count_codes
@@ -204,12 +211,16 @@ _DEPTHS = {"bool": "1 bit", "uint8": "8 bit", "uint16": "16 bit"}
 
 @dataclass(frozen=True)
 class ClassReport:
-    """A class or label with its share of the pixels that are not ignored, and the number of images that have it."""
+    """A class or label with its share of the pixels that are not ignored, and the number of images that have it.
+
+    `splits` is the number of images of each split that have it.
+    """
 
     name: str
     colour: Colour
     share: float
     images: int
+    splits: dict[str, int]
 
 
 @dataclass
@@ -360,7 +371,8 @@ def _classes(report: DatasetReport, seen: Sequence[ImageReport], target: Target)
     counted, ignored = sum(one.counted for one in seen), sum(one.ignored for one in seen)
     for index, (name, colour) in enumerate(zip(target.names, target.colours, strict=True)):
         pixels = [one.counts[index] for one in seen]
-        report.classes.append(ClassReport(name, colour, sum(pixels) / max(counted, 1), sum(map(bool, pixels))))
+        splits = {split: sum(1 for one in seen if one.split == split and one.counts[index]) for split in report.splits}
+        report.classes.append(ClassReport(name, colour, sum(pixels) / max(counted, 1), sum(map(bool, pixels)), splits))
     report.ignored = ignored / max(counted + ignored, 1)
     first = 0 if target.kind == "multilabel" else 1
     empty = [one.file for one in seen if not any(one.counts[first:])]
@@ -369,7 +381,10 @@ def _classes(report: DatasetReport, seen: Sequence[ImageReport], target: Target)
         report.notes.append(
             f"{format_plural(len(empty), 'mask')} of {len(seen)} with {what}, the first that of {empty[0]}"
         )
-    report.notes += [f"class {one.name} never occurs" for one in report.classes if not one.images]
+    never = [one.name for one in report.classes if not one.images]
+    untrained = [one.name for one in report.classes if one.images and not one.splits.get("train", 1)]
+    report.notes += describe_absent(never, "never occurs", "never occur")
+    report.notes += describe_absent(untrained, "occurs in no training image", "occur in no training image")
 
 
 def pick_samples(splits: Sequence[Dataset], most: int) -> list[Sample]:

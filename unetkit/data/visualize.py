@@ -92,9 +92,21 @@ def write_mask(path: str | Path, mask: Tensor, target: Target) -> list[Path]:
 
 
 def label_paths(path: Path, target: Target) -> list[Path]:
-    """Return the path that `write_mask` uses for each label; characters that are unsafe in file names become `_`."""
-    plain = [re.sub(r"[^\w.-]+", "_", name) for name in target.names]
+    """Return the path that `write_mask` uses for each label.
+
+    Characters that are unsafe in file names become `_`. A label whose file would then be that of another label, or that
+    of another output such as the overlay, gets its number as well: `CD4_-2` for the second one.
+    """
+    plain: list[str] = []
+    for number, name in enumerate(target.names, 1):
+        safe = re.sub(r"[^\w.-]+", "_", name)
+        taken = {other.casefold() for other in plain} | {*_OTHER_OUTPUTS}  # some disks do not distinguish capitals
+        plain.append(f"{safe}-{number}" if safe.casefold() in taken else safe)
     return [path.with_name(f"{path.stem}-{name}.png") for name in plain]
+
+
+#: What follows the name of an image in other files that `unetkit predict` writes.
+_OTHER_OUTPUTS = ("overlay", "probabilities")
 
 
 def _save(picture: Image.Image, path: Path) -> None:
@@ -156,7 +168,7 @@ def _legend(target: Target, width: int, font: Font) -> Image.Image:
     """Draw a colored square before each name, in lines of a given width."""
     places, left, top = [], 0, 0
     for name in target.names:
-        wide = int(font.getlength(name)) + _LINE + 2 * _GAP
+        wide = int(font.getlength(_truncate(name, width, font))) + _LINE + 2 * _GAP
         if left and left + wide > width:
             left, top = 0, top + _LINE
         places.append((left, top))
@@ -165,13 +177,13 @@ def _legend(target: Target, width: int, font: Font) -> Image.Image:
     draw = ImageDraw.Draw(legend)
     for (x, y), name, colour in zip(places, target.names, target.colours, strict=True):
         draw.rectangle((x, y + 3, x + 12, y + 15), colour, _INK)
-        draw.text((x + _LINE, y + 1), name, _INK, font)
+        draw.text((x + _LINE, y + 1), _truncate(name, width, font), _INK, font)
     return legend
 
 
 def _truncate(name: str, width: int, font: Font) -> str:
-    """Return the end of a name, as much of it as fits."""
-    cut = name
+    """Return the end of a name, as much of it as fits in one line."""
+    cut = "".join(character if character.isprintable() else "?" for character in name)
     while font.getlength(cut) > width:
         cut = f"…{cut[2:]}"
     return cut

@@ -71,6 +71,8 @@ def plan_outputs(
                     f"{other} and {job.image} would both be written to {file.name}; predict them separately"
                 )
     for job in jobs:
+        if len({*map(Path.resolve, job.files)}) < len(job.files):
+            raise OptionError(f"{job.image}: two of its outputs would be written to one file; rename a label")
         if job.image.resolve() in places:
             raise OptionError(f"--out {out}: {job.image} would be overwritten; give another folder")
     return jobs
