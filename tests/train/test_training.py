@@ -14,6 +14,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -118,6 +119,52 @@ def test_workers_change_nothing(tmp_path: Path) -> None:
         batches.append(list(callback.trainer.loader.epoch(0)))
     for one, other in zip(*batches, strict=True):
         assert torch.equal(one.images, other.images)
+
+
+class Deadly(Squares):
+    """Ends the process that reads it, where that only loads data, or says that a file cannot be read."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__("train", 12)
+        self.message, self.owner = message, os.getpid()
+
+    def __getitem__(self, index: int) -> Sample:
+        if self.message:
+            raise FileError(self.message)
+        if os.getpid() != self.owner:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def loader_of(images: Squares, workers: int, world: int = 1) -> Loader:
+    data = AugmentedDataset(images, lambda sample, weight, seed: (sample, weight), None, abs, 0)
+    return Loader(data, 4, workers, 0, world)
+
+
+@pytest.mark.slow
+def test_a_process_that_loads_data_and_dies_ends_the_run_in_one_line() -> None:
+    with pytest.raises(UnetkitError, match=r"^a data loading process was ended \(.*\), .* --workers 0$"):
+        list(loader_of(Deadly(), 2).epoch(0))
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_an_image_that_cannot_be_read_is_one_line_from_any_process(workers: int) -> None:
+    with pytest.raises(FileError, match=r"^x\.png: is cut short$"):
+        list(loader_of(Deadly("x.png: is cut short"), workers).epoch(0))
+
+
+def test_no_more_processes_load_data_than_there_is_shared_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=64 * 2**20))
+    loader = loader_of(Deadly(), 8)
+    assert loader.limit_workers(2**20) == ""
+    assert loader.workers == 8
+    told = loader.limit_workers(8 * 2**20)
+    assert loader.workers == 2
+    assert told.startswith("2 of 8 data loading processes, since only 64 MiB of shared memory are free in /dev/shm")
+    shared = loader_of(Deadly(), 8, world=2)
+    shared.limit_workers(8 * 2**20)
+    assert shared.workers == 1
+    assert loader_of(Deadly(), 0).limit_workers(2**40) == ""
 
 
 @given(count=st.integers(1, 30), batch=st.integers(1, 12), epoch=st.integers(0, 3))

@@ -6,7 +6,9 @@ C channels, L labels, H and W height and width.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -16,7 +18,10 @@ from torch.utils.data import Dataset as TorchDataset
 
 from unetkit.data.rng import derive_seed, numpy_rng
 from unetkit.data.types import Dataset, Sample, check_values
+from unetkit.errors import UnetkitError
+from unetkit.utils.formatting import format_bytes
 from unetkit.utils.integers import ceil_div
+from unetkit.utils.isolation import one_line
 
 #: A function from a sample, its weight map if the loss needs one, and a seed to both, augmented.
 Augment = Callable[[Sample, Tensor | None, int], tuple[Sample, Tensor | None]]
@@ -47,8 +52,14 @@ class Batch(NamedTuple):
         return Batch(self.names, images, self.masks.to(device, non_blocking=True), weights)
 
 
-class AugmentedDataset(TorchDataset[tuple[Sample, Tensor | None]]):
-    """Training images by (epoch, repetition, index), each augmented from its own random stream."""
+Item = tuple[Sample, Tensor | None] | UnetkitError
+
+
+class AugmentedDataset(TorchDataset[Item]):
+    """Training images by (epoch, repetition, index), each augmented from its own random stream.
+
+    An error is returned, not raised: torch would put the traceback of a worker into its message.
+    """
 
     def __init__(
         self,
@@ -63,21 +74,31 @@ class AugmentedDataset(TorchDataset[tuple[Sample, Tensor | None]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: Key) -> tuple[Sample, Tensor | None]:
-        epoch, turn, index = key
+    def __getitem__(self, key: Key) -> Item:
+        try:
+            return self._load(*key)
+        except UnetkitError as error:
+            return error
+
+    def _load(self, epoch: int, turn: int, index: int) -> tuple[Sample, Tensor | None]:
         sample = check_values(self.images[index])
         weights = self.weigh(sample) if self.weigh else None
         sample, weights = self.augment(sample, weights, derive_seed(self.seed, "augment", epoch, turn, index))
         return sample._replace(image=self.normalise(sample.image)), weights
 
 
-def collate(items: list[tuple[Sample, Tensor | None]]) -> Batch:
-    """Combine samples of one size into a batch."""
-    weights = [weight for _, weight in items if weight is not None]
+def collate(items: list[Item]) -> Batch | UnetkitError:
+    """Combine samples of one size into a batch; or return the first error."""
+    loaded = []
+    for item in items:
+        if isinstance(item, UnetkitError):
+            return item
+        loaded.append(item)
+    weights = [weight for _, weight in loaded if weight is not None]
     return Batch(
-        [sample.name for sample, _ in items],
-        torch.stack([sample.image for sample, _ in items]),
-        torch.stack([sample.mask for sample, _ in items]),
+        [sample.name for sample, _ in loaded],
+        torch.stack([sample.image for sample, _ in loaded]),
+        torch.stack([sample.mask for sample, _ in loaded]),
         torch.stack(weights) if weights else None,
     )
 
@@ -95,6 +116,11 @@ def epoch_batches(seed: int, epoch: int, count: int, batch: int) -> list[list[Ke
     return [order[start : start + batch] for start in range(0, max(len(order) - batch, 0) + 1, batch)]
 
 
+#: Where processes share memory on Linux, and how many batches each worker has in it at most: two that wait for their
+#: turn (torch's default), and one that is read.
+_SHARED_MEMORY, _BATCHES_IN_FLIGHT = Path("/dev/shm"), 3  # noqa: S108  only its free space is asked for
+
+
 class Loader:
     """The batches of an epoch, starting at any step, for one of several processes that share each step."""
 
@@ -104,24 +130,52 @@ class Loader:
         self.data, self.batch, self.workers, self.rank, self.world_size = data, batch, workers, rank, world_size
         self.pin = pin
 
+    def limit_workers(self, batch_bytes: int) -> str:
+        """Use no more workers than there is shared memory for what they hand over; say so in words, or return "".
+
+        Args:
+            batch_bytes: the size of a batch.
+        """
+        if not self.workers or not _SHARED_MEMORY.is_dir():
+            return ""
+        free, wanted = shutil.disk_usage(_SHARED_MEMORY).free, self.workers
+        self.workers = min(wanted, int(free // (_BATCHES_IN_FLIGHT * batch_bytes * self.world_size)))
+        if self.workers == wanted:
+            return ""
+        return (
+            f"{self.workers} of {wanted} data loading processes, since only {format_bytes(free)} of shared memory are "
+            f"free in {_SHARED_MEMORY}; a container gets more by its option --shm-size"
+        )
+
     @property
     def steps(self) -> int:
         """The number of steps of an epoch."""
         return len(self._steps(0))
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch, starting at step `start`."""
+        """Yield the batches of an epoch, starting at step `start`.
+
+        Raises:
+            FileError: An image cannot be read.
+            UnetkitError: A process that loads data was ended, as where there is too little memory.
+        """
         mine = slice(self.rank * self.batch, (self.rank + 1) * self.batch)
         keys = [step[mine] for step in self._steps(epoch)[start:]]
-        return iter(
-            DataLoader(
-                self.data,
-                batch_sampler=keys,
-                collate_fn=collate,
-                num_workers=self.workers,
-                pin_memory=self.pin,
-            )
+        loader = DataLoader(
+            self.data, batch_sampler=keys, collate_fn=collate, num_workers=self.workers, pin_memory=self.pin
         )
+        try:
+            for batch in loader:
+                if isinstance(batch, UnetkitError):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UnetkitError(
+                f"a data loading process was ended ({one_line(error)[:200]}), which happens where memory is short; "
+                "continue with --resume, or start again with --workers 0"
+            ) from error
 
     def _steps(self, epoch: int) -> list[list[Key]]:
         return epoch_batches(self.data.seed, epoch, len(self.data), self.batch * self.world_size)

@@ -140,6 +140,8 @@ def describe_run(trainer: Trainer) -> list[str]:
         f"steps    {trainer.loader.steps} per epoch with {run.config.batch_size * group.size} images, "
         f"{run.config.epochs} epochs; {group.device}, {str(trainer.stepper.dtype).removeprefix('torch.')}",
     ]
+    if trainer.fewer_workers:
+        lines.append(f"note     {trainer.fewer_workers}")
     if group.size > 1:
         norms = "; statistics of batch norms are each process's own, and the first one's are kept"
         kept = (

@@ -183,6 +183,10 @@ class Trainer:
         train = AugmentedDataset(data.splits["train"], augment, weigh, run.normalize, config.seed)
         workers, pin = _workers(config.workers, group.device), group.device.type == "cuda"
         self.loader = Loader(train, config.batch_size, workers, group.rank, group.size, pin=pin)
+        height, width = config.crop or (0, 0)
+        planes = 4 * run.channels + 8 * (len(run.target.names) if run.target.kind == "multilabel" else 1) + 4
+        #: Why fewer processes load data than were asked for; "" if as many do.
+        self.fewer_workers = self.loader.limit_workers(config.batch_size * height * width * planes)
         self.validation = Validation(data.splits["val"], run, loss, weigh, group)
         self.stepper = Stepper(network, config, optimizer, loss, group, self.loader.steps)
         if state.model:
