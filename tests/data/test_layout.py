@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from click.testing import CliRunner
+from PIL import ExifTags, Image
 
 from tests.data.example_folders import SIZE, noise, put, stripes
+from unetkit.cli.data import data as data_command
 from unetkit.data.datasets import open_data
-from unetkit.data.io import read_mask
+from unetkit.data.io import read_header, read_image, read_mask
 from unetkit.data.layout import find_layout
-from unetkit.data.types import DatasetSplits, Sample, Target
+from unetkit.data.types import DatasetSplits, Sample, Target, fingerprint
 from unetkit.data.visualize import contact_sheet, label_paths
-from unetkit.errors import FileError
+from unetkit.errors import FileError, OptionError
 from unetkit.predict.predictor import find_images, plan_outputs
 
 H, W = SIZE
@@ -244,3 +246,92 @@ def test_a_mask_of_floats_with_infinity_is_refused_without_a_warning(tmp_path: P
     values[0, 0] = np.inf
     with pytest.raises(FileError, match="is not a mask: it contains 12x24 float32 with NaN or infinity"):
         read_mask(put(tmp_path / "x.tif", values))
+
+
+def turned(path: Path, orientation: int) -> None:
+    """A photograph with an orientation in its EXIF data."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(noise(H, W)).save(path, exif=exif)
+
+
+def test_an_orientation_that_masks_do_not_have_is_told(tmp_path: Path) -> None:
+    for name in "ab":
+        turned(tmp_path / "images" / f"{name}.jpg", 3)
+        mask(tmp_path / "masks" / f"{name}.png")
+    (note,) = open_data(str(tmp_path)).notes
+    assert note.endswith(
+        ".jpg: is turned by 180 degrees, as its EXIF orientation says; its mask must be, too (1 more image)"
+    )
+    turned(tmp_path / "images" / "a.jpg", 6)
+    why = (
+        r"masks/a\.png: 12x24, but its image a\.jpg is 24x12 after it is turned by 90 degrees, as its EXIF orientation"
+    )
+    with pytest.raises(FileError, match=why):
+        open_data(str(tmp_path))
+    report = CliRunner().invoke(data_command, ["check", str(tmp_path)])
+    assert "EXIF orientation" in report.output
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        (noise(H, W), "x.png"),
+        (noise(H, W, 3), "x.jpg"),
+        (noise(H, W, 4), "x.png"),
+        (noise(H, W, dtype=np.uint16), "x.png"),
+        (noise(H, W, 3), "x.tif"),
+        (noise(5, H, W, dtype=np.uint16), "x.tif"),
+        (noise(H, W, 7), "x.tif"),
+        (noise(H, W) > 99, "x.gif"),
+        (noise(H, W, 3), "x.webp"),
+    ],
+)
+def test_headers_say_what_is_read(tmp_path: Path, values: np.ndarray, name: str) -> None:
+    put(tmp_path / name, values)
+    read, header = read_image(tmp_path / name), read_header(tmp_path / name)
+    assert (len(read), *read.shape[1:]) == (header.channels, *header.size)
+
+
+def test_channels_are_converted_where_that_is_said(tmp_path: Path) -> None:
+    for name, values in (("a", noise(H, W)), ("b", noise(H, W, 3)), ("c", noise(H, W, 3))):
+        put(tmp_path / "images" / f"{name}.png", values)
+        mask(tmp_path / "masks" / f"{name}.png")
+    with pytest.raises(
+        FileError, match=r"has \d channels?, but the first image has \d; --channels (grey|rgb) converts"
+    ):
+        open_data(str(tmp_path))
+    for word, count in (("grey", 1), ("rgb", 3)):
+        data = open_data(str(tmp_path), channels=word)
+        assert data.channels == count
+        samples = {
+            one.name: one.image
+            for images in data.splits.values()
+            for one in map(images.__getitem__, range(len(images)))
+        }
+        assert {len(image) for image in samples.values()} == {count}
+        grey = read_image(tmp_path / "images" / "a.png")
+        assert torch.equal(samples["a"], grey.expand(count, -1, -1))
+    with pytest.raises(OptionError, match="--channels: applies only to folders; cells defines its channels itself"):
+        open_data("cells", channels="grey")
+
+
+def test_files_of_the_same_names_with_other_contents_are_noticed(tmp_path: Path) -> None:
+    for name in "ab":
+        image(tmp_path / "images" / f"{name}.png")
+        mask(tmp_path / "masks" / f"{name}.png")
+    before = [fingerprint(images) for images in open_data(str(tmp_path)).splits.values()]
+    assert before == [fingerprint(images) for images in open_data(str(tmp_path)).splits.values()]
+    put(tmp_path / "masks" / "a.png", stripes(1, 0))
+    after = [fingerprint(images) for images in open_data(str(tmp_path)).splits.values()]
+    assert sum(one != other for one, other in zip(before, after, strict=True)) == 1
+
+
+def test_a_truncated_image_is_told_before_training(tmp_path: Path) -> None:
+    for name in "ab":
+        image(tmp_path / "images" / f"{name}.png")
+        mask(tmp_path / "masks" / f"{name}.png")
+    (tmp_path / "images" / "b.png").write_bytes(b"nothing")
+    with pytest.raises(FileError, match=r"b\.png: is not a readable image; use PNG, JPEG"):
+        open_data(str(tmp_path))

@@ -106,7 +106,7 @@ def test_every_problem_is_a_line_with_its_file(tmp_path: Path) -> None:
         [
             "images/p0-0.png: has no mask masks/p0-0.*",
             "masks/stray.png: this mask has no image images/stray.*",
-            "masks/p0-1.png: is 11x24, but its image images/p0-1.png is 12x24",
+            "masks/p0-1.png: 11x24, but its image p0-1.png is 12x24",
             "images/p1-2.png: is not a readable image; use PNG, JPEG, TIFF, BMP, GIF or WebP",
             "masks/p1-3.png: is not a readable image; use PNG, JPEG, TIFF, BMP, GIF or WebP",
             "images/p2-4.png: has 3 channels, but most have 1",

@@ -299,7 +299,7 @@ def test_what_cannot_be_done_is_reported_and_the_others_are_done(
     assert "2 of 7: failed: " in lines[2]
     assert "b.tif: cannot be read as TIFF: " in lines[2]
     assert "c.png: cannot be read as an image: " in lines[3]
-    takes = f"has 3 channels, but the network of {run.folder} needs 1; give images like those that it was trained on"
+    takes = f"has 3 channels, but the network of {run.folder} needs 1; --channels grey converts"
     assert lines[4].endswith(f"d.png: {takes}")
     assert "e.tif: cannot be read as TIFF: " in lines[5]
     assert lines[7] == "7 of 7: failed: absent.png: the file does not exist"
@@ -514,3 +514,49 @@ def test_no_number_is_refused_and_no_file_is_left(run: TrainRun, tmp_path: Path)
         assert result.exit_code == 1
         assert f"{name}.tif: contains NaN or infinity in 1 pixel; if that means that there are no data" in result.output
     assert [*(tmp_path / "out").glob("*")] == []
+
+
+@pytest.mark.parametrize("mask_format", [None, "index", "binary", "color"])
+def test_masks_have_the_numbers_that_are_asked_for(tmp_path: Path, mask_format: str | None) -> None:
+    run = trained(tmp_path / "run", Target("binary", ("ground", "cell"), ((0, 0, 0), (200, 10, 30))))
+    image, out = tmp_path / "images" / "x.png", tmp_path / "images" / "masks"
+    image.parent.mkdir()
+    Image.fromarray(pixels(40, 50)).save(image)
+    words = ["--format", mask_format] if mask_format else []
+    for _ in range(2):  # its own outputs are no inputs
+        result = called(run.folder, image.parent, "--out", out, *words)
+        assert (result.exit_code, "1 of 1 images written" in result.output) == (0, True), result.output
+    expected = run.target.to_mask(
+        tiled(run.network(), run.normalize(read_image(image)), then=run.target.probabilities)[None]
+    )
+    with Image.open(out / "x.png") as written:
+        assert written.mode == {"binary": "L", "color": "RGB"}.get(mask_format or "index", "P")
+        values = torch.from_numpy(np.array(written))
+    table = {"binary": torch.tensor([0, 255]), "color": torch.tensor(run.target.colours)}
+    assert torch.equal(values.long(), table.get(mask_format or "", torch.arange(2))[expected[0]])
+
+
+def test_a_format_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(pixels(8, 8)).save(tmp_path / "x.png")
+    three, labels = Target("multiclass", ("a", "b", "c")), Target("multilabel", ("a", "b"))
+    with pytest.raises(OptionError, match=r"--format binary: the masks have 3 classes; give index or color"):
+        plan_outputs([tmp_path / "x.png"], tmp_path / "out", three, mask_format="binary")
+    with pytest.raises(
+        OptionError, match=r"--format color: each label has a mask of its own, of 0 and 255; leave it out"
+    ):
+        plan_outputs([tmp_path / "x.png"], tmp_path / "out", labels, mask_format="color")
+
+
+def test_colours_are_converted_where_that_is_said(run: TrainRun, tmp_path: Path) -> None:
+    colours = pixels(40, 50, 3)
+    Image.fromarray(colours).save(tmp_path / "x.png")
+    refused = called(run.folder, tmp_path / "x.png", "--out", tmp_path / "out")
+    assert "x.png: has 3 channels, but the network" in refused.output
+    assert "needs 1; --channels grey converts" in refused.output
+    assert called(run.folder, tmp_path / "x.png", "--out", tmp_path / "out", "--channels", "rgb").exit_code == 1
+    done = called(run.folder, tmp_path / "x.png", "--out", tmp_path / "out", "--channels", "grey", "--probabilities")
+    assert done.exit_code == 0, done.output
+    grey = torch.from_numpy(colours.astype(np.float32) / 255) @ torch.tensor([0.299, 0.587, 0.114])
+    expected = tiled(run.network(), run.normalize(grey[None]), then=run.target.probabilities)
+    found = torch.from_numpy(tifffile.imread(tmp_path / "out" / "x-probabilities.tif"))
+    torch.testing.assert_close(found, expected.permute(1, 2, 0), rtol=1e-4, atol=1e-5)

@@ -18,12 +18,23 @@ from unetkit.utils.isolation import stdout_to_stderr
 @click.option(
     "--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Folder to write the masks to."
 )
+@click.option(
+    "--format",
+    "mask_format",
+    type=click.Choice(["index", "binary", "color"]),
+    help="Numbers in masks, see above.  [default: index]",
+)
 @click.option("--probabilities", is_flag=True, help="Also write NAME-probabilities.tif (float32).")
 @click.option("--overlay", is_flag=True, help="Also write NAME-overlay.png, the mask drawn over the image.")
 @click.option("--tta", is_flag=True, help="Test-time augmentation: average over the image and its three mirror images.")
 @click.option("--tile", metavar="HxW", help="Tile size, such as 512 or 512x768.  [default: 512]")
 @click.option("--overlap", metavar="N", type=int, help="Blend tiles that overlap by N pixels.")
 @click.option("--batch-size", metavar="N", type=int, default=1, show_default=True, help="Tiles in a forward pass.")
+@click.option(
+    "--channels",
+    type=click.Choice(["grey", "rgb"]),
+    help="Convert images of one or three channels.  [default: as in training]",
+)
 @nodata_option("as in training, and what a TIFF file declares")
 @click.option("--check", is_flag=True, help="Compare with a single pass over the whole image.")
 @click.option(
@@ -51,10 +62,14 @@ def predict(
     """Segment images of any size, tile by tile.
 
     RUN is the folder that `unetkit train --out RUN` wrote. IMAGE is a file, or a folder for all images in it. For each
-    image, its classes are written to DIR/NAME.png as an indexed PNG; a multi-label network writes one NAME-LABEL.png
-    for each label. Where the network allows it, the tiles give exactly what a single pass over the whole image would
-    give; otherwise they overlap and are blended. TIFF files are read in windows, so an image may be larger than
-    memory. An image that cannot be read is reported and skipped, and the exit code is then 1.
+    image, its classes are written to DIR/NAME.png as an indexed PNG: its numbers are 0, 1, 2, ..., and its palette has
+    the colours of the classes, so that a program which shows it in grey shows the brightness of these colours. With
+    --format binary, the masks of two classes are grey, 0 and 255; with --format color, they are RGB. A multi-label
+    network writes one NAME-LABEL.png of 0 and 255 for each label.
+
+    Where the network allows it, the tiles give exactly what a single pass over the whole image would give; otherwise
+    they overlap and are blended. TIFF files are read in windows, so an image may be larger than memory. An image that
+    cannot be read is reported and skipped, and the exit code is then 1. Files in DIR are not read as images.
 
     \b
     unetkit predict runs/a cells.tif --out masks
@@ -68,7 +83,9 @@ def predict(
     from unetkit.train.checkpoint import read_run
 
     found, passed = read_run(run), PredictConfig(size, **how)
-    jobs = plan_outputs(images, out, found.target, probabilities=probabilities, overlays=overlay)
+    jobs = plan_outputs(
+        images, out, found.target, probabilities=probabilities, overlays=overlay, mask_format=passed.mask_format
+    )
     with stdout_to_stderr():  # keeps what a part prints out of this command's output
         network = load_trained(found, weights, device, get_run_parts(ctx, found))
         predictor = Predictor(found, network, passed)

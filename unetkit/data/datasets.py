@@ -27,6 +27,7 @@ def open_data(
     group_by: str = "",
     ignore_index: int | None = None,
     nodata: float | None = None,
+    channels: str = "",
     target: Target | None = None,
     progress: Progress | None = None,
     parts: Parts | None = None,
@@ -44,6 +45,7 @@ def open_data(
         ignore_index: a mask value to ignore in a folder, in addition to those of `unetkit.data.mask_encoding`.
         nodata: a number in the images of a folder that means that there are no data, such as -9999 or NaN, in addition
             to the one that a TIFF file declares (GDAL_NODATA). Such pixels are NaN, and ignored in masks.
+        channels: "grey" or "rgb" converts images of a folder that have one or three channels.
         target: what the masks of a folder mean, if that is known, for instance from the run that is evaluated.
         progress: is called with the number of masks that were read, and their total number.
         parts: the registered parts; None for all that are installed.
@@ -53,9 +55,9 @@ def open_data(
     """
     parts, rules = parts or default_parts(), SplitConfig(seed, val_fraction, group_by)
     return (
-        _open_named(text, rules, ignore_index, nodata, parts)
+        _open_named(text, rules, ignore_index, nodata, channels, parts)
         if is_named_dataset(text, parts)
-        else open_folder(text, rules, ignore_index, target, progress, nodata)
+        else open_folder(text, rules, ignore_index, target, progress, nodata, channels)
     )
 
 
@@ -91,7 +93,7 @@ def is_named_dataset(text: str, parts: Parts | None = None) -> bool:
 
 
 def _open_named(
-    text: str, rules: SplitConfig, ignore_index: int | None, nodata: float | None, parts: Parts
+    text: str, rules: SplitConfig, ignore_index: int | None, nodata: float | None, channels: str, parts: Parts
 ) -> DatasetSplits:
     spec = PartSpec.parse(text)
     if spec.chained:
@@ -100,6 +102,7 @@ def _open_named(
     defined = {
         "--ignore-index": "ignored pixels" if ignore_index is not None else "",
         "--nodata": "pixels without data" if nodata is not None else "",
+        "--channels": "channels" if channels else "",
         "--group-by": "splits" if rules.group_by and not splits else "",
     }
     for flag, what in defined.items():

@@ -5,8 +5,11 @@ Shapes: H and W height and width, L labels.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unetkit.data.io import known_values, read_image, read_mask, read_pixels
+from unetkit.data.io import (
+    CONVERSIONS,
+    ImageHeader,
+    convert_channels,
+    known_values,
+    read_header,
+    read_image,
+    read_mask,
+    read_pixels,
+)
 from unetkit.data.layout import UNSPLIT, FolderLayout, ImageEntry, find_layout
 from unetkit.data.mask_encoding import (
     Classes,
@@ -90,6 +102,16 @@ class FolderDataset:
     encoding: MaskEncoding
     channels: int
     nodata: float | None = None
+    convert: str = ""
+
+    @property
+    def content_digest(self) -> str:
+        """A digest of the sizes, the beginnings and the ends of all files."""
+        digest = hashlib.sha256()
+        for entry in self.entries:
+            for path in (entry.image, *entry.masks, *([entry.instances] if entry.instances else []), *entry.objects):
+                digest.update(_peek(path))
+        return digest.hexdigest()[:12]
 
     @property
     def sample_names(self) -> list[str]:
@@ -101,11 +123,9 @@ class FolderDataset:
 
     def __getitem__(self, index: int, /) -> Sample:
         entry = self.entries[index]
-        image = read_image(entry.image, self.nodata)
+        image = convert_channels(read_image(entry.image, self.nodata), self.convert, entry.image)
         if len(image) != self.channels:
-            raise FileError(
-                f"{entry.image}: has {format_plural(len(image), 'channel')}, but the first image has {self.channels}"
-            )
+            raise FileError(_describe_channels(entry.image, len(image), self.channels))
         planes = [check_mask_size(self.encoding.read(path), path, image, entry) for path in entry.masks]
         instances = None if entry.instances is None else read_instances(entry.instances)
         if entry.objects:
@@ -140,6 +160,7 @@ def open_folder(
     target: Target | None = None,
     progress: Progress | None = None,
     nodata: float | None = None,
+    convert: str = "",
 ) -> DatasetSplits:
     """Open a folder as a data set; `open_data` describes the arguments.
 
@@ -154,12 +175,92 @@ def open_folder(
             "" if found.problems and found.problems[0].startswith("--") else f"; `unetkit data check {text}` lists all"
         )
         raise FileError(f"{found.problems[0]}{more}{hint}")
-    channels = len(read_image(next(iter(found.splits.values()))[0].image, nodata))
+    headers = _read_headers(found)
+    channels = CONVERSIONS.get(convert) or headers[next(iter(found.splits.values()))[0].image].channels
+    _check_headers(found, headers, channels, text, convert)
     splits = {
-        name: FolderDataset((*entries,), found.encoding, channels, nodata) for name, entries in found.splits.items()
+        name: FolderDataset((*entries,), found.encoding, channels, nodata, convert)
+        for name, entries in found.splits.items()
     }
-    notes = [*found.layout.notes, *_note_absent(found, text), *_note_far_values(splits.get("train"), nodata)]
+    notes = [
+        *found.layout.notes,
+        *_note_absent(found, text),
+        *note_orientations({str(path): header.orientation for path, header in headers.items()}),
+        *_note_far_values(splits.get("train"), nodata),
+    ]
     return DatasetSplits(text, found.encoding.target, channels, splits, AUGMENT, (*notes,))
+
+
+#: The number of bytes at each end of a file that its digest is of; reading whole files would take as long as an epoch.
+_PEEKED = 4096
+
+
+def _peek(path: Path) -> bytes:
+    """Return the size of a file, its beginning and its end. Raises FileError."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            begin = file.read(_PEEKED)
+            file.seek(max(0, size - _PEEKED))
+            return b"%d " % size + begin + file.read(_PEEKED)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _read_headers(found: FolderIndex) -> dict[Path, ImageHeader]:
+    """Read the headers of all images in threads. Raises FileError for one that cannot be read."""
+    paths = [entry.image for entries in found.splits.values() for entry in entries]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip(paths, pool.map(read_header, paths), strict=True))
+
+
+def _check_headers(
+    found: FolderIndex, headers: dict[Path, ImageHeader], channels: int, text: str, convert: str
+) -> None:
+    """Raise FileError for the first image that does not have the size of its mask, or the channels of the others."""
+    scans = {scan.path: scan for scan in found.scans}
+    for entries in found.splits.values():
+        for entry in entries:
+            header = headers[entry.image]
+            if why := describe_misfit(entry, header, [scans[path] for path in entry.masks if path in scans]):
+                raise FileError(f"{why}; `unetkit data check {text}` lists all")
+            if header.channels != channels and not (convert and header.channels in CONVERSIONS.values()):
+                raise FileError(_describe_channels(entry.image, header.channels, channels))
+
+
+def describe_misfit(entry: ImageEntry, header: ImageHeader, masks: Sequence[MaskScan]) -> str:
+    """Say in words that a mask does not have the size of its image; "" if all have it."""
+    for mask in masks:
+        if mask.size == header.size:
+            continue
+        turned = mask.size == header.size[::-1] and "90" in header.orientation
+        why = (
+            f" after it is {header.orientation}, as its EXIF orientation says, while the mask fits the stored pixels; "
+            "remove the orientation from the image, or turn the mask"
+        )
+        return (
+            f"{mask.path}: {_size(mask.size)}, but its image {entry.image.name} is {_size(header.size)}" + why * turned
+        )
+    return ""
+
+
+def _describe_channels(path: Path, has: int, others: int) -> str:
+    advice = f"; --channels {'grey' if others == 1 else 'rgb'} converts" if {has, others} == {1, 3} else ""
+    return f"{path}: has {format_plural(has, 'channel')}, but the first image has {others}{advice}"
+
+
+def note_orientations(orientations: Mapping[str, str]) -> list[str]:
+    """Note images that are turned without a change of size, whose masks may have been drawn on the stored pixels.
+
+    `orientations` says of each file how its image is turned.
+    """
+    turned = [path for path, how in orientations.items() if how and "90" not in how]
+    if not turned:
+        return []
+    what = orientations[turned[0]]
+    more = f" ({format_plural(len(turned) - 1, 'more image')})" if len(turned) > 1 else ""
+    return [f"{turned[0]}: is {what}, as its EXIF orientation says; its mask must be, too{more}"]
 
 
 def describe_absent(names: Sequence[str], one: str, several: str) -> list[str]:

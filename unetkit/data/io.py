@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tifffile
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from unetkit.errors import FileError
@@ -208,6 +208,72 @@ def read_mask(path: str | Path) -> PixelArray:
     return PixelArray(values.astype(np.uint8) * 255 if values.dtype.kind == "b" else values, palette)
 
 
+_UNREADABLE = "is not a readable image; use PNG, JPEG, TIFF, BMP, GIF or WebP"
+
+
+class ImageHeader(NamedTuple):
+    """What the beginning of a file says about its image.
+
+    Attributes:
+        size: the height and width, as the image is read.
+        channels: the number of channels, without alpha.
+        orientation: how the stored image is turned to be read, such as "by 180 degrees"; "" if it is not.
+    """
+
+    size: tuple[int, int]
+    channels: int
+    orientation: str = ""
+
+
+#: What the orientations of EXIF do to an image.
+_ORIENTATIONS = {
+    2: "mirrored",
+    3: "turned by 180 degrees",
+    4: "mirrored",
+    5: "mirrored and turned by 90 degrees",
+    6: "turned by 90 degrees",
+    7: "mirrored and turned by 90 degrees",
+    8: "turned by 90 degrees",
+}
+_CHANNELS = {"1": 1, "L": 1, "LA": 1, "I": 1, "I;16": 1, "I;16B": 1, "F": 1}
+
+
+def read_header(path: str | Path) -> ImageHeader:
+    """Read what the beginning of a file says about its image. Raises FileError."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileError(f"{path}: the file does not exist")
+    try:
+        if path.suffix.lower() in _TIFF:
+            return _read_tiff_header(path)
+        with Image.open(path) as image:
+            turned = _ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1), "")
+            width, height = image.size if "90" not in turned else image.size[::-1]
+            return ImageHeader((height, width), _CHANNELS.get(image.mode, 3), turned)
+    except FileError:
+        raise
+    except UnidentifiedImageError as error:
+        raise FileError(f"{path}: {_UNREADABLE}") from error
+    except Exception as error:  # Pillow and tifffile raise whatever they meet
+        raise FileError(f"{path}: cannot be read as an image: {one_line(error)}") from error
+
+
+def _read_tiff_header(path: Path) -> ImageHeader:
+    with silence_tifffile(), tifffile.TiffFile(path) as file:
+        check_not_empty(file, path)
+        series, page = file.series[0], file.series[0].keyframe
+        shape, axes = squeeze_axes(series.shape, series.axes)
+        try:
+            place = channels_along(shape, axes)
+        except ValueError as error:
+            raise FileError(f"{path}: {error}") from error
+        if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
+            return ImageHeader((shape[-2], shape[-1]), 3)
+        sides = [side for at, side in enumerate(shape) if at != place]
+        count = 1 if place is None else len(without_alpha(shape[place], page.extrasamples if "S" in axes else ()))
+        return ImageHeader((sides[0], sides[1]), count)
+
+
 def read_pixels(path: str | Path) -> PixelArray:
     """Read the numbers of a file as stored, without alpha; single bits are bool. Raises FileError."""
     path = Path(path)
@@ -225,7 +291,7 @@ def read_pixels(path: str | Path) -> PixelArray:
     except Image.DecompressionBombError as error:
         raise FileError(f"{path}: has more pixels than Pillow reads (178,956,970); save it as TIFF") from error
     except UnidentifiedImageError as error:
-        raise FileError(f"{path}: is not a readable image; use PNG, JPEG, TIFF, BMP, GIF or WebP") from error
+        raise FileError(f"{path}: {_UNREADABLE}") from error
     except Exception as error:  # Pillow and its decoders raise whatever they meet
         raise FileError(f"{path}: cannot be read as an image: {one_line(error)}") from error
 
@@ -266,6 +332,27 @@ def to_float_image(values: np.ndarray) -> Tensor:
     if values.dtype in (np.uint8, np.uint16):
         image /= np.float32(np.iinfo(values.dtype).max)
     return torch.from_numpy(image)
+
+
+#: What `--channels` converts images to, and the channels that they then have.
+CONVERSIONS = {"grey": 1, "rgb": 3}
+#: The shares of red, green and blue in the brightness of a pixel (ITU-R BT.601).
+_LUMA = (0.299, 0.587, 0.114)
+
+
+def convert_channels(image: Tensor, to: str, path: str | Path) -> Tensor:
+    """Convert an image (C, H, W) of one or three channels to "grey" or "rgb"; "" leaves it as it is.
+
+    Raises:
+        FileError: It has another number of channels.
+    """
+    if not to or len(image) == CONVERSIONS[to]:
+        return image
+    if len(image) not in CONVERSIONS.values():
+        raise FileError(f"{path}: has {len(image)} channels; --channels {to} converts images of 1 or 3 channels")
+    if to == "rgb":
+        return image.expand(3, -1, -1).clone()
+    return (image * image.new_tensor(_LUMA)[:, None, None]).sum(0, keepdim=True)
 
 
 def mark_missing(image: Tensor, values: np.ndarray, nodata: Iterable[float | None], path: str | Path) -> Tensor:

@@ -152,10 +152,13 @@ class Dataset(Protocol):
 
 
 def fingerprint(images: Dataset) -> str:
-    """Identify images by their number and, if they have names (`sample_names`), by a digest of the names."""
+    """Identify images by their number and, if they have them, by digests of their names and of their files.
+
+    These are `sample_names`, a list, and `content_digest`, a text.
+    """
     sample_names = getattr(images, "sample_names", None)
     names = "" if sample_names is None else hashlib.sha256("\0".join(sample_names).encode()).hexdigest()[:12]
-    return f"{len(images)} {names}".rstrip()
+    return " ".join(filter(None, (str(len(images)), names, getattr(images, "content_digest", ""))))
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,13 @@ from unetkit.data.folder import (
     FolderDataset,
     FolderIndex,
     describe_absent,
+    describe_misfit,
     index_folder,
+    note_orientations,
     read_instances,
     read_objects,
 )
-from unetkit.data.io import apply_palette, find_missing, known_values, read_pixels
+from unetkit.data.io import apply_palette, find_missing, known_values, read_header, read_pixels
 from unetkit.data.layout import ImageEntry
 from unetkit.data.mask_encoding import MaskEncoding, MaskScan, Progress, count_codes
 from unetkit.data.splits import SplitConfig, group_keys
@@ -54,6 +56,7 @@ class ImageReport:
         missing: the number of pixels without data.
         far: a number that may mean that there are no data.
         objects: the number of instances; None if unknown.
+        orientation: how the image is turned, as its EXIF data say; "" if it is not.
         problems: the problems, with file names.
     """
 
@@ -69,6 +72,7 @@ class ImageReport:
     missing: int = 0
     far: FarValue | None = None
     objects: int | None = None
+    orientation: str = ""
     problems: list[str] = field(default_factory=list)
 
 
@@ -97,7 +101,7 @@ def _report_entry(job: tuple[str, ImageEntry, dict[Path, MaskScan], FolderIndex,
     except UnetkitError as error:
         seen.problems.append(str(error))
     own = [scans.get(path) for path in entry.masks]
-    _compare_sizes(seen, [scan for scan in own if scan])
+    _compare_sizes(seen, entry, [scan for scan in own if scan])
     if found.encoding and own and all(own):
         yes = found.encoding.codes
         counts = [count_codes(scan, found.encoding.by_colour) for scan in own if scan]
@@ -125,11 +129,11 @@ def _check_image(seen: ImageReport, values: np.ndarray, nodata: Sequence[float |
         seen.problems.append(f"{seen.file}: contains NaN or infinity ({count:,} numbers); {advice}")
 
 
-def _compare_sizes(seen: ImageReport, scans: Sequence[MaskScan]) -> None:
-    for scan in scans:
-        if seen.size and scan.size != seen.size:
-            sizes = f"{scan.size[0]}x{scan.size[1]}, but its image {seen.file} is {seen.size[0]}x{seen.size[1]}"
-            seen.problems.append(f"{scan.path}: is {sizes}")
+def _compare_sizes(seen: ImageReport, entry: ImageEntry, scans: Sequence[MaskScan]) -> None:
+    if seen.size:
+        header = read_header(entry.image)
+        seen.orientation = header.orientation
+        seen.problems += filter(None, (describe_misfit(entry, header, [scan]) for scan in scans))
 
 
 def _count_objects(seen: ImageReport, entry: ImageEntry) -> None:
@@ -289,6 +293,7 @@ def validate_folder(
     report.problems += duplicates(seen) + groups_in_several_splits(found, rules)
     report.problems += _describe_far_values(seen, certain=True)
     report.notes += _describe_far_values(seen, certain=False)
+    report.notes += note_orientations({one.file: one.orientation for one in seen})
     splits = _open_splits(found, report, nodata)
     if not report.problems:
         _describe_range(report, splits.get("train") or splits.get("all"))

@@ -56,6 +56,7 @@ def open_evaluation(
         group_by=group,
         ignore_index=ignore,
         nodata=nodata,
+        channels="" if is_named_dataset(text, parts) else choices.channels,
         target=target,
         parts=parts,
     )

@@ -26,11 +26,11 @@ from unetkit.utils.files import atomic_write
 from unetkit.utils.formatting import Size
 from unetkit.utils.integers import ceil_div
 
-_GREY, _INDEXED = 0, 3
+_GREY, _RGB, _INDEXED = 0, 2, 3
 
 
 class PngWriter:
-    """A PNG with one 8-bit number per pixel, without interlacing and filters (W3C, PNG specification, third edition).
+    """A PNG with 8-bit numbers, without interlacing and filters (W3C, PNG specification, third edition).
 
     pypng writes as fast and as small, but pulls its rows from an iterator, while here rows come as windows arrive, for
     several files at a time.
@@ -38,19 +38,22 @@ class PngWriter:
     Args:
         file: the file, open for writing; it is not closed.
         size: the height and width.
-        palette: the red, green and blue of each number; grey without a palette.
+        palette: the red, green and blue of each number; without a palette, the PNG is grey, or RGB.
+        rgb: whether each pixel has three numbers.
     """
 
-    def __init__(self, file: BinaryIO, size: Size, palette: bytes = b"") -> None:
+    def __init__(self, file: BinaryIO, size: Size, palette: bytes = b"", *, rgb: bool = False) -> None:
         self._file, self._size, self._written = file, size, 0
+        kind = _INDEXED if palette else _RGB if rgb else _GREY
         self._packed = zlib.compressobj(6)
         file.write(b"\x89PNG\r\n\x1a\n")
-        self._chunk(b"IHDR", struct.pack(">IIBBBBB", size[1], size[0], 8, _INDEXED if palette else _GREY, 0, 0, 0))
+        self._chunk(b"IHDR", struct.pack(">IIBBBBB", size[1], size[0], 8, kind, 0, 0, 0))
         if palette:
             self._chunk(b"PLTE", palette)
 
     def add(self, rows: np.ndarray) -> None:
-        """Write the next rows, (h, W) uint8."""
+        """Write the next rows, (h, W) or (h, W, 3) uint8."""
+        rows = rows.reshape(rows.shape[0], -1)
         begun = np.zeros((rows.shape[0], 1 + rows.shape[1]), np.uint8)  # each row begins with its filter, none
         begun[:, 1:] = rows
         self._written += rows.shape[0]
@@ -92,30 +95,36 @@ class RowBands:
 
 
 class MaskWriter:
-    """The mask of an image as an indexed PNG; multi-label masks as a PNG of 0 and 255 for each label.
+    """The mask of an image as a PNG; multi-label masks as a PNG of 0 and 255 for each label.
 
-    IGNORE, where the image has no data, is VOID in an indexed PNG, and 0 in those of labels.
+    IGNORE, where the image has no data, is VOID or its colour, and 0 in masks of 0 and 255.
 
     Args:
         stack: closes the files, and moves them to their final names if no exception is raised.
         paths: one path, or one for each label.
         size: the height and width.
         target: what the masks mean.
+        mask_format: "index", "binary" or "color"; see `unetkit.predict.predictor.PredictConfig`.
     """
 
-    def __init__(self, stack: ExitStack, paths: tuple[Path, ...], size: Size, target: Target) -> None:
+    def __init__(
+        self, stack: ExitStack, paths: tuple[Path, ...], size: Size, target: Target, mask_format: str = "index"
+    ) -> None:
         files = [stack.enter_context(stack.enter_context(atomic_write(path)).open("wb")) for path in paths]
         self._labels = target.kind == "multilabel"
-        self._rows = [PngWriter(file, size, b"" if self._labels else palette_bytes(target)) for file in files]
+        self._binary, table = self._labels or mask_format == "binary", palette_bytes(target)
+        self._colours = np.frombuffer(table, np.uint8).reshape(256, 3) if mask_format == "color" else None
+        palette = table if mask_format == "index" and not self._labels else b""
+        self._rows = [PngWriter(file, size, palette, rgb=self._colours is not None) for file in files]
         self._bands = RowBands(size[1])
 
     def add(self, window: Window, decided: Tensor) -> None:
         """Add the mask of a window: classes (h, w), or labels (L, h, w)."""
         values = decided.numpy()
-        planes = (values == 1) * np.uint8(255) if self._labels else np.where(values == IGNORE, VOID, values)[None]
-        band = self._bands.add(window, planes.astype(np.uint8))
+        planes = (values == 1) * 255 if self._binary else np.where(values == IGNORE, VOID, values)
+        band = self._bands.add(window, (planes if self._labels else planes[None]).astype(np.uint8))
         for rows, plane in zip(self._rows, () if band is None else band, strict=band is not None):
-            rows.add(plane)
+            rows.add(plane if self._colours is None else self._colours[plane])
 
     def finish(self) -> None:
         """Finish the files after all windows."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from unetkit.data.io import ENDINGS
+from unetkit.data.io import CONVERSIONS, ENDINGS, convert_channels
 from unetkit.data.layout import walk_files
 from unetkit.data.types import IGNORE, Target
 from unetkit.data.visualize import VOID, label_paths
@@ -27,7 +27,7 @@ from unetkit.tiling.requirements import find_tile_requirements
 from unetkit.tiling.sliding_window import Pass, Source, Window, iterate_windows, make_forward
 from unetkit.train.checkpoint import TrainRun
 from unetkit.utils.files import atomic_write
-from unetkit.utils.formatting import Size, format_bytes, format_size
+from unetkit.utils.formatting import Size, format_bytes, format_plural, format_size
 from unetkit.utils.system import free_memory
 
 
@@ -47,21 +47,32 @@ class PredictionJob:
 
 
 def plan_outputs(
-    images: Iterable[Path], out: Path, target: Target, *, probabilities: bool = False, overlays: bool = False
+    images: Iterable[Path],
+    out: Path,
+    target: Target,
+    *,
+    probabilities: bool = False,
+    overlays: bool = False,
+    mask_format: str | None = None,
 ) -> list[PredictionJob]:
-    """Plan the files for images and for folders of images.
+    """Plan the files for images and for folders of images. Files in `out` are outputs, and not read.
 
     Raises:
         FileError: A folder contains no image.
-        OptionError: Two images have the same output file, an output would overwrite an image, `out` is a file, or
-            there are more classes than a PNG palette can hold.
+        OptionError: Two images have the same output file, an output would overwrite an image, `out` is a file, there
+            are more classes than a PNG palette can hold, or the masks cannot have this format.
     """
+    if mask_format == "binary" and target.kind == "multiclass":
+        raise OptionError(f"--format binary: the masks have {len(target.names)} classes; give index or color")
+    if mask_format not in (None, "binary") and target.kind == "multilabel":
+        raise OptionError(f"--format {mask_format}: each label has a mask of its own, of 0 and 255; leave it out")
     if target.kind != "multilabel" and len(target.names) > VOID:
         raise OptionError(f"{len(target.names)} classes do not fit into the palette of a PNG, which has {VOID}")
     if out.exists() and not out.is_dir():
         raise OptionError(f"--out {out}: is a file; give a folder")
     jobs = [
-        _plan_job(path, out / inside, target, probabilities, overlays) for path, inside in find_images(images).items()
+        _plan_job(path, out / inside, target, probabilities, overlays)
+        for path, inside in find_images(images, out).items()
     ]
     places: dict[Path, Path] = {}
     for job in jobs:
@@ -78,8 +89,10 @@ def plan_outputs(
     return jobs
 
 
-def find_images(images: Iterable[Path]) -> dict[Path, Path]:
+def find_images(images: Iterable[Path], out: Path | None = None) -> dict[Path, Path]:
     """Return the images, including those in folders and their sub-folders, each once and in the given order.
+
+    A folder `out` inside of these folders is left out, so that a prediction may be repeated.
 
     Each comes with the sub-folder that it lies in, which is also used for its outputs.
     """
@@ -87,7 +100,12 @@ def find_images(images: Iterable[Path]) -> dict[Path, Path]:
     for path in images:
         inside = [path]
         if path.is_dir():
-            inside = sorted(file for file in walk_files(path) if file.suffix.lower() in ENDINGS)
+            left_out = out.resolve() if out and out.resolve() != path.resolve() else None
+            inside = sorted(
+                file
+                for file in walk_files(path)
+                if file.suffix.lower() in ENDINGS and left_out not in file.resolve().parents
+            )
             if not inside:
                 raise FileError(f"{path} contains no image: no file name ends in {', '.join(ENDINGS)}")
         for file in inside:
@@ -164,6 +182,9 @@ class PredictConfig:
         batch_size: the number of tiles in a forward pass.
         tta: whether to average over the image and its mirror images.
         nodata: the number in images that means that there are no data; None for that of the training data.
+        channels: "grey" or "rgb" converts images of one or three channels; None is as in training.
+        mask_format: "index" for an indexed PNG, "binary" for grey with 0 and 255, "color" for RGB; None for index, or
+            for binary if there are labels.
         check: whether to compare the result with a single pass over the whole image.
     """
 
@@ -172,6 +193,8 @@ class PredictConfig:
     batch_size: int = 1
     tta: bool = False
     nodata: float | None = None
+    channels: str | None = None
+    mask_format: str | None = None
     check: bool = False
 
     def __post_init__(self) -> None:
@@ -186,13 +209,13 @@ class PredictConfig:
 class NormalizedReader:
     """An image, normalized as the network expects it, which remembers where it has no data."""
 
-    def __init__(self, picture: ImageReader, run: TrainRun) -> None:
-        self._picture, self._run = picture, run
+    def __init__(self, picture: ImageReader, run: TrainRun, convert: str, path: Path) -> None:
+        self._picture, self._run, self._convert, self._path = picture, run, convert, path
         self._missing: list[tuple[slice, slice, Tensor]] = []
         self.size = picture.size
 
     def read(self, rows: slice, columns: slice) -> Tensor:
-        image = self._picture.read(rows, columns)
+        image = convert_channels(self._picture.read(rows, columns), self._convert, self._path)
         if (missing := image[0].isnan()).any():
             self._missing.append((rows, columns, missing))
         return self._run.normalize(image)
@@ -257,13 +280,14 @@ class Predictor:
         """
         nodata = self.run.config.nodata_value if self.how.nodata is None else self.how.nodata
         with open_image(job.image, nodata) as picture:
-            if picture.channels != self.run.channels:
-                takes = f"{picture.channels} channels, but the network of {self.run.folder} needs {self.run.channels}"
-                raise FileError(f"{job.image}: has {takes}; give images like those that it was trained on")
+            convert = self.how.channels or self.run.config.channels
+            expected = picture.channels if convert and picture.channels in CONVERSIONS.values() else self.run.channels
+            if picture.channels != expected or CONVERSIONS.get(convert, self.run.channels) != self.run.channels:
+                raise FileError(f"{job.image}: {self._describe_channels(picture.channels)}")
             layout = self.fit.layout(picture.size, self.how.tile, self.how.overlap, tta=self.how.tta)
             callback = callback or PredictCallback()
             callback.on_image_begin(job, picture, layout)
-            source = NormalizedReader(picture, self.run)
+            source = NormalizedReader(picture, self.run, convert, job.image)
             check = TilingCheck(self.fit, self.network, self._passed, source) if self.how.check else None
             try:
                 with torch.inference_mode():
@@ -271,6 +295,14 @@ class Predictor:
             except OSError as error:
                 raise FileError(f"{job.image}: its files cannot be written: {error.strerror or error}") from error
             callback.on_image_end(job, check.summary if check else "")
+
+    def _describe_channels(self, has: int) -> str:
+        needs = self.run.channels
+        what = f"has {format_plural(has, 'channel')}, but the network of {self.run.folder} needs {needs}"
+        advice = "give images like those that it was trained on"
+        if {has, needs} == {1, 3}:
+            advice = f"--channels {'grey' if needs == 1 else 'rgb'} converts"
+        return f"{what}; {advice}"
 
     def _windows(
         self,
@@ -293,7 +325,7 @@ class Predictor:
     def _write(self, job: PredictionJob, picture: ImageReader, found: Iterator[Window]) -> None:
         """Yield each window after it was passed to all writers."""
         with ExitStack() as stack:
-            masks = MaskWriter(stack, job.masks, picture.size, self.run.target)
+            masks = MaskWriter(stack, job.masks, picture.size, self.run.target, self.how.mask_format or "index")
             laid = OverlayWriter(picture.size, self.run.target) if job.overlay else None
             found = self._to_masks(found, masks, laid)
             if job.probabilities:

@@ -45,6 +45,12 @@ class TrainConfig:
         metavar="VALUE",
         default_text="what a TIFF file declares",
     )
+    channels: str = config_field(
+        "",
+        "Convert images of one or three channels to grey or rgb.",
+        metavar="grey|rgb",
+        default_text="as the files are",
+    )
     crop: Size | None = config_field(
         None,
         "Size of the training crops.",
@@ -91,6 +97,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_least(self)
+        if self.channels not in ("", "grey", "rgb"):
+            raise OptionError(f"--channels {self.channels}: must be grey or rgb")
         try:
             _ = self.nodata_value
         except ValueError:

@@ -53,6 +53,7 @@ def open_splits(config: TrainConfig, parts: Parts, progress: Callable[[int, int]
         group_by=config.group_by,
         ignore_index=config.ignore_index,
         nodata=config.nodata_value,
+        channels=config.channels,
         progress=progress,
         parts=parts,
     )
