@@ -395,6 +395,19 @@ def test_what_is_no_run_or_damaged_is_refused(tmp_path: Path) -> None:
         train.read(tmp_path / "a")
 
 
+def test_a_truncated_validation_image_ends_the_run_in_its_first_epoch(tmp_path: Path) -> None:
+    write_dataset(open_data("cells:count=4,val=3,test=1,size=64"), tmp_path / "data")
+    for split in ("train", "val"):
+        shutil.rmtree(tmp_path / "data" / split / "instances")
+    cut = tmp_path / "data" / "val" / "images" / "val-00002.png"
+    cut.write_bytes(cut.read_bytes()[:-300])
+    seen = Seen()
+    seen.on_step_end = lambda done, loss: time.sleep(0.05)  # type: ignore[method-assign]
+    with pytest.raises(FileError, match=r"val-00002\.png: cannot be read as an image"):
+        train.run(TINY, tmp_path / "a", data=str(tmp_path / "data"), callback=seen, **{**QUICK, "batch_size": 1})
+    assert not (tmp_path / "a" / LOG).exists()
+
+
 def test_an_image_with_what_is_no_number_is_named(tmp_path: Path) -> None:
     data = squares()
 

@@ -25,6 +25,7 @@ from unetkit.tiling.sliding_window import tiled
 from unetkit.train.checkpoint import BEST, HEADER, LAST, LOG, STATE, TrainRun, TrainState
 from unetkit.train.dataloader import AugmentedDataset, Batch, Loader, Weigh
 from unetkit.train.distributed import ProcessGroup
+from unetkit.train.image_check import ImageCheck
 from unetkit.train.losses import Loss
 from unetkit.train.metrics import Evaluation
 from unetkit.train.optim import OptimizerConfig
@@ -187,6 +188,7 @@ class Trainer:
         planes = 4 * run.channels + 8 * (len(run.target.names) if run.target.kind == "multilabel" else 1) + 4
         #: Why fewer processes load data than were asked for; "" if as many do.
         self.fewer_workers = self.loader.limit_workers(config.batch_size * height * width * planes)
+        self.images = ImageCheck(data.splits)
         self.validation = Validation(data.splits["val"], run, loss, weigh, group)
         self.stepper = Stepper(network, config, optimizer, loss, group, self.loader.steps)
         if state.model:
@@ -196,6 +198,7 @@ class Trainer:
         """Train to the last epoch, or until patience ends the run; return why it ended.
 
         Raises:
+            FileError: An image cannot be read.
             UnetkitError: The loss or its gradient became infinite or NaN.
         """
         lines = JsonLinesWriter(self.run.folder / LOG, "training run") if self.group.is_first else None
@@ -204,10 +207,13 @@ class Trainer:
                 self._remove_later_files(lines)
                 self._write_weights()
             self.callback.on_train_begin(self)
+            if self.group.is_first and not self.state.epochs_done:
+                self.images.start()
             with torch.random.fork_rng([self.group.device] if self.group.device.type == "cuda" else []):
                 while not self.state.stop_reason:
                     self._epoch(lines)
         finally:
+            self.images.stop()
             if lines:
                 lines.close()
         self.callback.on_train_end(self.state.stop_reason)
@@ -217,6 +223,7 @@ class Trainer:
         start, state = monotonic(), self.state
         self.stepper.begin_epoch(state.epochs_done)
         for batch in self.loader.epoch(state.epochs_done, state.steps_done):
+            self.images.raise_error()
             state.losses.append(self._step(batch))
             state.steps_done += 1
             self.callback.on_step_end(state.steps_done, state.losses[-1])
