@@ -116,6 +116,34 @@ def write(ctx: click.Context, /, name: str, out: Path) -> None:
     click.echo(f"{count} samples written to {out}; `unetkit data check {out}` shows them")
 
 
+@data.command("import")
+@click.argument("kind", type=click.Choice(["labelme", "coco", "yolo"]))
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder to write to; it must be new or empty.",
+)
+def import_data(kind: str, source: Path, out: Path) -> None:
+    """Turn annotations into a folder of images, masks and instances, which --data can read.
+
+    SOURCE is the folder with the annotations and the images: JSON files of labelme beside the images, JSON files of
+    COCO (or one such file), or text files of YOLO in labels/ with a YAML file that has the names of the classes.
+    Folders such as train/ and valid/ become splits. Crowds of COCO and __ignore__ of labelme are ignored.
+
+    \b
+    unetkit data import labelme photos --out cells
+    unetkit data import coco annotations/instances_val2017.json --out coco
+    """
+    from unetkit.data.import_annotations import import_annotations
+
+    count, names = import_annotations(kind, source, out, _progress_line())
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    click.echo(f"{count} images with {shown} written to {out}; `unetkit data check {out}` shows them")
+
+
 def _progress_line() -> Callable[[int, int], None] | None:
     """Return a callback that shows progress in one line of a terminal; None without a terminal."""
     if not sys.stderr.isatty():

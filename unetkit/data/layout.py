@@ -185,6 +185,11 @@ def find_folders(folder: Path, notes: list[str]) -> dict[str, dict[str, Path]]:
     return found
 
 
+def find_split(name: str) -> str:
+    """Return the split that a folder of this name is for, or ""."""
+    return next((split for split, rule in _SPLIT_NAMES.items() if rule.fullmatch(name)), "")
+
+
 def _find_splits(folder: Path, notes: list[str]) -> list[tuple[str, Path]]:
     """Return the folders of splits in a folder; of several for one split, the one with the plain name."""
     places = sorted(place for place in folder.iterdir() if place.is_dir()) if folder.is_dir() else []

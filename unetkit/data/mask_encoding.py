@@ -282,9 +282,9 @@ def _is_spread(numbers: set[int]) -> bool:
 def _found(codes: tuple[int, ...], said: set[int], guessed: set[int], present: dict[int, Path]) -> FoundClasses:
     """Return the classes, with a note of what was guessed."""
     notes = []
-    if guessed:
-        what = ", ".join(map(str, sorted(guessed)))
-        notes.append(f"{what} in masks, as in {present[min(guessed)]}, is ignored; classes.txt can make it a class")
+    if unusual := guessed - {VOID}:
+        what = ", ".join(map(str, sorted(unusual)))
+        notes.append(f"{what} in masks, as in {present[min(unusual)]}, is ignored; classes.txt can make it a class")
     if codes not in ((0, 1), (0, VOID)) and codes != (*range(len(codes)),):
         notes.append(f"the numbers {', '.join(map(str, codes))} in masks are classes, in this order")
     return FoundClasses(codes, (*sorted(said | guessed),), [], notes)
