@@ -35,6 +35,7 @@ from unetkit.errors import FileError, OptionError
 Polygon = Sequence[tuple[float, float]]
 #: The label of labelme for what is not to be learned.
 _LABELME_IGNORE = "__ignore__"
+_BACKGROUND = "background"
 
 
 @dataclass
@@ -78,11 +79,12 @@ def import_annotations(
     if not source.exists():
         raise FileError(f"{source}: does not exist; give the folder of the annotations")
     images, names = _READERS[kind](source)
+    names = tuple(name for name in names if name != _BACKGROUND)
     if not images:
         raise FileError(f"{source}: contains no annotations of {kind}")
     if len(names) >= VOID:
         raise OptionError(f"{source}: has {len(names)} classes; a mask can hold at most {VOID - 1}")
-    target = Target("binary" if len(names) == 1 else "multiclass", ("background", *names), palette(len(names) + 1))
+    target = Target("binary" if len(names) == 1 else "multiclass", (_BACKGROUND, *names), palette(len(names) + 1))
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
         folder = Path(temporary, "data")
@@ -91,7 +93,7 @@ def import_annotations(
             if progress:
                 progress(done, len(images))
             _write_image(image, folder / image.split, target, taken)
-        lines = [" ".join(map(str, (name, *colour))) for name, colour in zip(target.names, target.colours, strict=True)]
+        lines = [f"{name} {number}" for number, name in enumerate(target.names)]
         (folder / CLASSES).write_text("\n".join(lines) + "\n", encoding="utf-8")
         if out.exists():
             out.rmdir()

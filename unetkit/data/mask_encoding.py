@@ -248,7 +248,8 @@ def classes_of_numbers(present: dict[int, Path], totals: dict[int, int], hints: 
     said = set() if hints.ignore_index is None else {hints.ignore_index}
     if hints.classes and hints.classes.values:
         values = tuple(value for value in hints.classes.values if value not in said)
-        return FoundClasses(values, (*sorted(said),))
+        void = {code for code in present.keys() - {*values} - said if code < 0 or code in _VOIDS}
+        return FoundClasses(values, (*sorted(said | void),))
     count = 2 if hints.labels else len(hints.classes.names) if hints.classes else 0
     rest = present.keys() - said
     void = {code for code in rest if code < 0}
