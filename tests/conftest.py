@@ -23,6 +23,32 @@ settings.register_profile("unetkit", deadline=None, suppress_health_check=[Healt
 settings.load_profile("unetkit")
 
 
+#: Files that take longest, by far more than their number of tests says; they come first, so that no process is left
+#: with one of them while the others have nothing to do.
+_LONGEST = (
+    "test_ray_engine",
+    "test_training",
+    "test_docs",
+    "test_runner",
+    "test_tutorial",
+    "test_encoders",
+    "test_convert",
+    "test_network",
+    "test_checks",
+    "test_models_as_smp_tests_them",
+    "test_scaffold",
+    "test_timm_encoders",
+    "test_sweep",
+    "test_nested_skips",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    places = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def machine_to_itself(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Benchmarks hold devices by locks in the folder for temporary files; tests wait for none of a user's."""

@@ -33,7 +33,6 @@ KINDS = {
     "resnet18": PYRAMID,
     "dpn68": PYRAMID,
     "vgg11": (1, *PYRAMID),
-    "vgg11_bn": (1, *PYRAMID),
     "se_resnet50": PYRAMID,
     "densenet121": PYRAMID,
     "inceptionv4": PYRAMID,
@@ -47,11 +46,11 @@ KINDS = {
     "mobileone_s0": PYRAMID,
 }
 #: One of each kind of layers: what several kinds have in common is tried with these.
-SOME = ("resnet18", "vgg11", "densenet121", "efficientnet-b0", "xception", "mit_b0", "mobileone_s0")
+SOME = ("resnet18", "vgg11", "efficientnet-b0", "xception", "mit_b0")
 #: Where what differs between kinds does not matter.
 FEW = ("resnet18", "efficientnet-b0", "mit_b0")
 #: Those whose strides are poolings, which cannot be dilated.
-POOLED = {"vgg11", "vgg11_bn", "densenet121", "inceptionv4", "xception"}
+POOLED = {"vgg11", "densenet121", "inceptionv4", "xception"}
 #: What images are normalised by.
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "input_space": "RGB", "input_range": [0, 1]}
 HALF = [0.5, 0.5, 0.5]

@@ -207,7 +207,7 @@ def test_what_cannot_be_built_is_refused_in_one_line(line: str, message: str) ->
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "encoder"),
-    [("dpt", "vit_tiny_patch16_224"), ("unet", "efficientformerv2_s0"), ("unet", "twins_svt_small")],
+    [("dpt", "vit_tiny_patch16_224"), ("unet", "efficientformerv2_s0")],
 )
 def test_a_size_that_is_said_goes_to_encoders_that_need_it(name: str, encoder: str) -> None:
     model = unetkit.build(model=f"smp/{name}", encoder=encoder, size=(97, 131), parts=PARTS, device="meta")

@@ -121,7 +121,7 @@ def exported(model: Network, example: Tensor) -> nn.Module:
 
 # test_network.py compiles and exports plain and ResNet encoders, the conformance checks more of timm's and smp's.
 @pytest.mark.slow
-@pytest.mark.parametrize("line", [SHALLOW["mit"], NETWORKS["fpn"]])
+@pytest.mark.parametrize("line", [SHALLOW["vit"], NETWORKS["fpn"]])
 def test_one_exported_program_takes_every_batch_and_size(line: str) -> None:
     model = network(line)
     program = exported(model, image(2, 96, 128))  # which needs no padding
