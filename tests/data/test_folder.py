@@ -353,8 +353,19 @@ def test_what_lies_between_classes_along_edges_is_no_class(tmp_path: Path, kind:
     for name in "abc":
         put(tmp_path / "images" / f"{name}.png", np.zeros(made_smooth.shape[:2], np.uint8))
         put(tmp_path / "masks" / f"{name}.png", made_smooth)
-    why = r"a\.png: holds (.* along edges between .* set them to the nearest|1039 colours, more than 64; .* JPEG)"
+    why = r"a\.png: holds (.* between or next to .* set them to the nearest|1039 colours, more than 64; .* JPEG)"
     with pytest.raises(FileError, match=why):
+        open_data(str(tmp_path))
+
+
+def test_odd_colours_in_one_file_are_told(tmp_path: Path) -> None:
+    for name in "abcde":
+        drawn = colours(stripes(0, 1, 2)).repeat(8, 0).repeat(8, 1)
+        if name == "c":
+            drawn[3:5, 100], drawn[9, 10:12] = (250, 2, 3), (6, 0, 4)
+        put(tmp_path / "images" / f"{name}.png", np.zeros(drawn.shape[:2], np.uint8))
+        put(tmp_path / "masks" / f"{name}.png", drawn)
+    with pytest.raises(FileError, match=r"c\.png: holds 2 colours such as #\w+ between or next to #"):
         open_data(str(tmp_path))
 
 

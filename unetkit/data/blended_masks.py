@@ -15,6 +15,9 @@ _MOST_OF_ONE, _MOST_OF_ALL = 0.01, 0.15
 #: The number of pixels of a code that are looked at, their distance to their neighbours, and how much a code may
 #: differ from a mixture of two of them, in steps of 8 bits for each channel.
 _PIXELS, _REACH, _OFF = 64, 3, 16.0
+#: How far a rare colour is at most from another one that it was meant to be, as where JPEG or a drawing program changed
+#: it; numbers of classes may be next to each other.
+_NEAR = 12.0
 #: The largest number of codes that are looked at, and of others: what has more is a photograph, or has objects.
 _CODES, _MOST_PURE = 512, 64
 
@@ -59,7 +62,9 @@ def find_blended(totals: Mapping[int, int], masks: Mapping[int, np.ndarray], *, 
 
 
 def _is_blend(code: int, mask: np.ndarray, pure: np.ndarray, colours: bool) -> bool:
-    """Return whether most pixels of a code have neighbours of two other codes that it is a mixture of."""
+    """Return whether a code is nearly another one, or most of its pixels have neighbours that it is a mixture of."""
+    if colours and _nearest(code, pure) <= _NEAR:
+        return True
     rows, columns = np.nonzero(mask == code)
     some = slice(None, None, -(-len(rows) // _PIXELS))
     known = np.isin(mask, pure)
@@ -85,6 +90,11 @@ def _distance(code: int, near: np.ndarray, colours: bool) -> float:
         at = np.clip((point - first) @ along / (along @ along), 0, 1)
         distances.append(float(np.linalg.norm(point - first - at * along)))
     return min(distances)
+
+
+def _nearest(code: int, others: np.ndarray) -> float:
+    """Return how far a colour is from the nearest of others."""
+    return float(np.linalg.norm(_channels(others) - _channels(np.array([code])), axis=1).min())
 
 
 def _channels(codes: np.ndarray) -> np.ndarray:

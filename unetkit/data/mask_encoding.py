@@ -310,15 +310,20 @@ def _describe_gap(numbers: set[int], present: dict[int, Path], totals: dict[int,
     )
 
 
+def _percent(share: float) -> str:
+    return f"{share:.2%}" if share >= 1e-4 else "less than 0.01%"
+
+
 def _describe_blend(found: Blended, present: dict[int, Path], by_colour: bool) -> str:
     """Say which codes lie between others along edges, and what to do."""
     path, what = present[found.codes[0]], "colours" if by_colour else "numbers"
     pure = ", ".join(format_code(code, by_colour) for code in found.pure[:6])
+    pure += ", ..." if len(found.pure) > 6 else ""
     cause = "JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "smooth resizing or anti-aliasing"
     many = f"{len(found.codes)} {what} such as" if len(found.codes) > 1 else what.removesuffix("s")
     return (
-        f"{path}: holds {many} {format_code(found.codes[0], by_colour)} along edges between {pure}, as {cause} leaves "
-        f"them ({found.share:.2%} of all pixels); set them to the nearest class, or fix the classes in classes.txt"
+        f"{path}: holds {many} {format_code(found.codes[0], by_colour)} between or next to {pure}, as {cause} leaves "
+        f"them ({_percent(found.share)} of all pixels); set them to the nearest class, or fix the classes in classes.txt"
     )
 
 

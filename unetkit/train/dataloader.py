@@ -7,6 +7,7 @@ C channels, L labels, H and W height and width.
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -161,9 +162,11 @@ class Loader:
         """
         mine = slice(self.rank * self.batch, (self.rank + 1) * self.batch)
         keys = [step[mine] for step in self._steps(epoch)[start:]]
-        loader = DataLoader(
-            self.data, batch_sampler=keys, collate_fn=collate, num_workers=self.workers, pin_memory=self.pin
-        )
+        with warnings.catch_warnings():  # that there are more workers than cores is the user's choice
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            loader = DataLoader(
+                self.data, batch_sampler=keys, collate_fn=collate, num_workers=self.workers, pin_memory=self.pin
+            )
         try:
             for batch in loader:
                 if isinstance(batch, UnetkitError):
