@@ -323,7 +323,7 @@ def _describe_blend(found: Blended, present: dict[int, Path], by_colour: bool) -
     many = f"{len(found.codes)} {what} such as" if len(found.codes) > 1 else what.removesuffix("s")
     return (
         f"{path}: holds {many} {format_code(found.codes[0], by_colour)} between or next to {pure}, as {cause} leaves "
-        f"them ({_percent(found.share)} of all pixels); set them to the nearest class, or fix the classes in classes.txt"
+        f"them ({_percent(found.share)} of all pixels); set them to the nearest class, or name all in classes.txt"
     )
 
 
