@@ -206,8 +206,16 @@ def ended(address: str, folder: Path) -> dict[str, dict[str, Any]]:
     """How every kind of task ended, in one run."""
     asked = {"names": NAMES, "folder": str(folder), "options": {"address": address, "timeout": LONG}}
     stays = {"names": ["stay"], "folder": str(folder), "options": {"address": address, "timeout": SHORT}}
-    rows = driven(asked, stays, UNETKIT_TEST="told")
-    assert sorted(row.get("name", row.get("refused", "")) for row in rows) == sorted([*NAMES, "stay"])
+    gpus = {
+        "names": ["meet-3", "meet-4"],
+        "folder": str(folder / "gpus"),
+        "options": {"address": address, "gpus": None},
+    }
+    (folder / "gpus").mkdir()
+    rows = driven(asked, stays, gpus, UNETKIT_TEST="told")
+    (folder / "gpus").rename(folder.with_name("gpus"))
+    names = [*NAMES, "stay", "meet-3", "meet-4"]
+    assert sorted(row.get("name", row.get("refused", "")) for row in rows) == sorted(names)
     return {row["name"]: row for row in rows}
 
 
@@ -277,9 +285,8 @@ def test_a_benchmark_is_measured_on_the_nodes(address: str, tmp_path: Path) -> N
     assert {row.device for row in rows} == {"cpu of one, 1 thread", "cpu of two, 1 thread"}
 
 
-def test_each_gpu_is_a_place_and_the_first_that_its_trial_sees(address: str, tmp_path: Path) -> None:
-    asked = {"names": ["meet-1", "meet-2"], "folder": str(tmp_path), "options": {"address": address, "gpus": None}}
-    rows = driven(asked)
+def test_each_gpu_is_a_place_and_the_first_that_its_trial_sees(ended: dict[str, dict[str, Any]]) -> None:
+    rows = [ended["meet-3"], ended["meet-4"]]
     assert {row["gpus"] for row in rows} == {"0", "1"}
     assert {row["device"] for row in rows} == {"cuda:0 of three, 1 thread"}
     assert [row["share"] for row in rows] == [2, 2]

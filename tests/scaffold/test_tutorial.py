@@ -81,18 +81,31 @@ def index() -> Iterator[Index]:
 class Machine:
     """A folder with a fresh virtual environment, in which torch, unetkit and pytest are there without installing."""
 
-    def __init__(self, folder: Path, index: Index) -> None:
+    def __init__(self, folder: Path, index: Index, like: Machine | None = None) -> None:
+        """Make an environment, or copy that of another machine on which nothing was done yet."""
         folder.mkdir()
         self.folder = folder
         self.venv = folder / ".venv"
-        venv.create(self.venv, with_pip=True, symlinks=True)
         bin_folder = self.venv / "bin"
+        if like:
+            shutil.copytree(like.venv, self.venv, symlinks=True)
+        else:
+            venv.create(self.venv, with_pip=True, symlinks=True)
+            # Before Python 3.12 it has a setuptools, too old for torch, that would hide the one here.
+            uninstall: list[str | Path] = [
+                bin_folder / "python",
+                "-m",
+                "pip",
+                "uninstall",
+                "--yes",
+                "--quiet",
+                "setuptools",
+            ]
+            subprocess.run(uninstall, check=True)
         (site,) = self.venv.glob("lib/*/site-packages")
         here = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-        # Before Python 3.12 a fresh environment has a setuptools, too old for torch, that would hide the one here.
-        subprocess.run([bin_folder / "python", "-m", "pip", "uninstall", "--yes", "--quiet", "setuptools"], check=True)
         (site / "here.pth").write_text("".join(f"import site; site.addsitedir({path!r})\n" for path in sorted(here)))
-        for command in ("unetkit", "pytest"):
+        for command in ("unetkit", "pytest", "pip"):
             script = bin_folder / command
             script.write_text(f'#!/bin/sh\nexec "{bin_folder}/python" -P -m {command} "$@"\n')
             script.chmod(0o755)
@@ -168,10 +181,12 @@ def test_the_page_names_every_kind_and_file() -> None:
 @pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not on PATH: the tutorial builds and publishes with it")
 def test_every_step_of_the_tutorial(index: Index, tmp_path: Path) -> None:
     written, elsewhere = SECTION.split("<!-- another machine -->")
-    lines = Machine(tmp_path / "first", index).follow(written)
+    first = Machine(tmp_path / "first", index)
+    second = Machine(tmp_path / "second", index, like=first)
+    lines = first.follow(written)
     assert set(index.files) == {"my_gate-0.1.0.tar.gz", "my_gate-0.1.0-py3-none-any.whl"}
     assert re.findall(r"^\+ (.*)$", written, re.MULTILINE)
-    lines += Machine(tmp_path / "second", index).follow(elsewhere)
+    lines += second.follow(elsewhere)
     assert len(lines) == len(re.findall(r"^\$ ", SECTION, re.MULTILINE))
     installed = next((tmp_path / "second").glob(".venv/lib/*/site-packages/my_gate/fusion.py"))
     for line in re.findall(r"^\+ (.*)$", written, re.MULTILINE):

@@ -121,9 +121,8 @@ def exported(model: Network, example: Tensor) -> nn.Module:
 
 # test_network.py compiles and exports plain and ResNet encoders, the conformance checks more of timm's and smp's.
 @pytest.mark.slow
-@pytest.mark.parametrize("line", [SHALLOW["vit"], NETWORKS["fpn"]])
-def test_one_exported_program_takes_every_batch_and_size(line: str) -> None:
-    model = network(line)
+def test_one_exported_program_takes_every_batch_and_size() -> None:
+    model = network("fpn")
     program = exported(model, image(2, 96, 128))  # which needs no padding
     for shape in ((2, 96, 128), (1, 64, 65), (3, 67, 71), (2, 99, 135), (1, 128, 64)):
         x = image(*shape)
