@@ -267,11 +267,11 @@ def test_a_plugin_that_is_not_there(target: str, reason: str, capsys: pytest.Cap
 def test_a_file_named_as_a_module(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write("sub/mine.py", GOOD.format(part="gate"))
+    write("sub/only_here.py", GOOD.format(part="gate"))  # a name that no other test gives a file, which stays imported
     monkeypatch.chdir(tmp_path / "sub")
-    assert fusions(load_manager(["mine"])) == BUILTIN
+    assert fusions(load_manager(["only_here"])) == BUILTIN
     (line,) = lines(capsys)
-    assert line.endswith("no plugin or module is called mine; write ./mine.py for the file")
+    assert line.endswith("no plugin or module is called only_here; write ./only_here.py for the file")
 
 
 def test_two_plugins_of_one_name_for_a_part(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
