@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 _SAMPLES_ON_SHEET = 12
 
 
+_new_folder_option = click.option(
+    "--out",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder to write to; it must be new or empty.",
+)
+
+
 @click.group()
 def data() -> None:
     """Check data before training, and write data sets as folders."""
@@ -95,13 +104,7 @@ def check(
 
 @data.command()
 @click.argument("name", metavar="SET")
-@click.option(
-    "--out",
-    metavar="FOLDER",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="Folder to write to; it must be new or empty.",
-)
+@_new_folder_option
 @click.pass_context
 def write(ctx: click.Context, /, name: str, out: Path) -> None:
     """Write a data set as a folder of images, masks and instances, which --data can read.
@@ -119,13 +122,7 @@ def write(ctx: click.Context, /, name: str, out: Path) -> None:
 @data.command("import")
 @click.argument("kind", type=click.Choice(["labelme", "coco", "yolo"]))
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option(
-    "--out",
-    metavar="FOLDER",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="Folder to write to; it must be new or empty.",
-)
+@_new_folder_option
 def import_data(kind: str, source: Path, out: Path) -> None:
     """Turn annotations into a folder of images, masks and instances, which --data can read.
 

@@ -17,6 +17,7 @@ from unetkit.plan import PLAN_FIELDS, PlanField, parse_size
 from unetkit.plugins import PluginManager, default_manager, load_manager
 from unetkit.registry import PART_FIELDS, Entry, Parts, Registry
 from unetkit.resolve import kind_of
+from unetkit.train.config import parse_nodata
 from unetkit.utils.config_fields import ConfigField, list_config_fields
 from unetkit.utils.files import write_requested_file
 from unetkit.utils.formatting import Size
@@ -113,14 +114,6 @@ def nodata_option(default: str) -> Callable[[F], F]:
 
     help_text = f"Number in images that means that there are no data, such as -9999 or nan.  [default: {default}]"
     return click.option("--nodata", metavar="VALUE", callback=parse, help=help_text)
-
-
-def parse_nodata(text: str) -> float:
-    """Read the value of `--nodata`. Raises OptionError."""
-    try:
-        return float(text)
-    except ValueError:
-        raise OptionError(f"--nodata {text}: must be a number, nan or inf") from None
 
 
 def size_option(text: str, option: str) -> Size:

@@ -212,7 +212,7 @@ _UNREADABLE = "is not a readable image; use PNG, JPEG, TIFF, BMP, GIF or WebP"
 
 
 class ImageHeader(NamedTuple):
-    """What the beginning of a file says about its image.
+    """The size, channels and orientation of an image, as the beginning of its file says.
 
     Attributes:
         size: the height and width, as the image is read.

@@ -281,8 +281,8 @@ class Predictor:
         nodata = self.run.config.nodata_value if self.how.nodata is None else self.how.nodata
         with open_image(job.image, nodata) as picture:
             convert = self.how.channels or self.run.config.channels
-            expected = picture.channels if convert and picture.channels in CONVERSIONS.values() else self.run.channels
-            if picture.channels != expected or CONVERSIONS.get(convert, self.run.channels) != self.run.channels:
+            is_converted = convert and picture.channels in CONVERSIONS.values()
+            if (CONVERSIONS[convert] if is_converted else picture.channels) != self.run.channels:
                 raise FileError(f"{job.image}: {self._describe_channels(picture.channels)}")
             layout = self.fit.layout(picture.size, self.how.tile, self.how.overlap, tta=self.how.tta)
             callback = callback or PredictCallback()

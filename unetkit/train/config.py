@@ -13,6 +13,14 @@ from unetkit.utils.formatting import Size
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
+def parse_nodata(text: str) -> float:
+    """Read the value of `--nodata`. Raises OptionError."""
+    try:
+        return float(text)
+    except ValueError:
+        raise OptionError(f"--nodata {text}: must be a number, nan or inf") from None
+
+
 def _parse_freeze(text: str) -> int:
     if text == "all":
         return -1
@@ -99,10 +107,8 @@ class TrainConfig:
         check_least(self)
         if self.channels not in ("", "grey", "rgb"):
             raise OptionError(f"--channels {self.channels}: must be grey or rgb")
-        try:
-            _ = self.nodata_value
-        except ValueError:
-            raise OptionError(f"--nodata {self.nodata}: must be a number, nan or inf") from None
+        if self.nodata:
+            parse_nodata(self.nodata)
         if self.seed < 0:
             raise OptionError(f"--seed {self.seed}: must be at least 0")
         if self.dtype not in DTYPES:
@@ -114,7 +120,7 @@ class TrainConfig:
     @property
     def nodata_value(self) -> float | None:
         """The number that means that there are no data; None without."""
-        return float(self.nodata) if self.nodata else None
+        return parse_nodata(self.nodata) if self.nodata else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as JSON can hold it."""
