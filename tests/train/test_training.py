@@ -33,7 +33,9 @@ from unetkit.data.types import Sample, Target
 from unetkit.errors import FileError, InputSizeError, OptionError, UnetkitError, UnknownNameError
 from unetkit.summary.forward_hooks import find_network
 from unetkit.train.checkpoint import BEST, HEADER, LAST, LOG, STATE, read_state
+from unetkit.train.config import TrainConfig
 from unetkit.train.dataloader import AugmentedDataset, Loader, epoch_batches
+from unetkit.train.distributed import ProcessGroup
 from unetkit.train.optim import adamw
 from unetkit.train.progress import CURVES, PREVIEWS
 from unetkit.train.trainer import STOPPED, TrainCallback
@@ -138,7 +140,7 @@ class Deadly(Squares):
 
 def loader_of(images: Squares, workers: int, world: int = 1) -> Loader:
     data = AugmentedDataset(images, lambda sample, weight, seed: (sample, weight), None, abs, 0)
-    return Loader(data, 4, workers, 0, world)
+    return Loader(data, TrainConfig(batch_size=4), ProcessGroup(0, world, torch.device("cpu")), workers=workers)
 
 
 @pytest.mark.slow
@@ -182,9 +184,38 @@ def test_an_epoch_shows_images_once_in_full_batches(count: int, batch: int, epoc
 @given(count=st.integers(4, 30), world=st.integers(1, 3))
 def test_processes_share_the_steps_of_one_with_a_larger_batch(count: int, world: int) -> None:
     data = AugmentedDataset(squares(count).splits["train"], lambda sample, weight, seed: (sample, weight), None, abs, 0)
-    alone = [batch.names for batch in Loader(data, 2 * world, 0, 0, 1).epoch(0)]
-    shared = [[batch.names for batch in Loader(data, 2, 0, rank, world).epoch(0)] for rank in range(world)]
+
+    def names(batch_size: int, rank: int, size: int) -> list[list[str]]:
+        group = ProcessGroup(rank, size, torch.device("cpu"))
+        return [batch.names for batch in Loader(data, TrainConfig(batch_size=batch_size), group, workers=0).epoch(0)]
+
+    alone, shared = names(2 * world, 0, 1), [names(2, rank, world) for rank in range(world)]
     assert alone == [[name for names in step for name in names] for step in zip(*shared, strict=True)]
+
+
+@given(count=st.integers(1, 12), epochs=st.integers(1, 5), more=st.integers(0, 40))
+def test_a_number_of_steps_is_divided_over_the_epochs_in_the_order_of_passes(
+    count: int, epochs: int, more: int
+) -> None:
+    data = AugmentedDataset(squares(count).splits["train"], lambda sample, weight, seed: (sample, weight), None, abs, 0)
+    group = ProcessGroup(0, 1, torch.device("cpu"))
+    config = TrainConfig(batch_size=2, epochs=epochs, steps=epochs + more)
+    loader = Loader(data, config, group, workers=0)
+    epoch_keys = [loader._steps(loader.first_step(e), loader.first_step(e + 1)) for e in range(epochs)]
+    lengths = [len(keys) for keys in epoch_keys]
+    assert sum(lengths) == epochs + more
+    assert max(lengths) - min(lengths) <= 1
+    passes = [step for number in range(epochs + more) for step in epoch_batches(0, number, count, 2)]
+    assert [step for keys in epoch_keys for step in keys] == passes[: epochs + more]
+
+
+def test_a_run_has_the_steps_that_are_given_and_a_validation_for_each_epoch(tmp_path: Path) -> None:
+    seen = Seen()
+    train.run(TINY, tmp_path / "a", data=squares(), callback=seen, **{**QUICK, "epochs": 3, "steps": 4})
+    assert seen.steps == 4
+    assert [line["epoch"] for line in log_of(tmp_path / "a")] == [1, 2, 3]
+    with pytest.raises(OptionError, match="--steps 2: must be at least the number of epochs"):
+        train.run(TINY, tmp_path / "b", data=squares(), **{**QUICK, "epochs": 3, "steps": 2})
 
 
 # Stopped and resumed

@@ -76,7 +76,16 @@ class TrainConfig:
         default_text="those of the data set",
     )
     batch_size: int = config_field(8, "Images in a training step, for each process.", metavar="N", least=1)
-    epochs: int = config_field(20, "Number of passes over the training images.", metavar="N", least=1)
+    epochs: int = config_field(
+        20, "Number of passes over the training images, each followed by a validation.", metavar="N", least=1
+    )
+    steps: int | None = config_field(
+        None,
+        "Number of training steps in all, divided over the epochs, which then are no passes.",
+        metavar="N",
+        default_text="one pass for each epoch",
+        least=1,
+    )
     lr: float = config_field(1e-3, "Highest learning rate, after warm-up.", metavar="X")
     optimizer: str = config_field("adamw", "Optimizer with its options, such as adamw:clip=1.", metavar="NAME")
     freeze_encoder: int = config_field(
@@ -114,6 +123,10 @@ class TrainConfig:
         if self.dtype not in DTYPES:
             known = ", ".join(DTYPES)
             raise OptionError(f"--dtype {self.dtype}: must be one of {known}{did_you_mean(self.dtype, DTYPES)}")
+        if self.steps is not None and self.steps < self.epochs:
+            raise OptionError(
+                f"--steps {self.steps}: must be at least the number of epochs; give a lower --epochs, too"
+            )
         if not 0 < self.lr < float("inf"):
             raise OptionError(f"--lr {self.lr:g}: must be above 0")
 

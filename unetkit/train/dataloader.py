@@ -20,6 +20,8 @@ from torch.utils.data import Dataset as TorchDataset
 from unetkit.data.rng import derive_seed, numpy_rng
 from unetkit.data.types import Dataset, Sample, check_values
 from unetkit.errors import UnetkitError
+from unetkit.train.config import TrainConfig
+from unetkit.train.distributed import ProcessGroup
 from unetkit.utils.formatting import format_bytes
 from unetkit.utils.integers import ceil_div
 from unetkit.utils.isolation import one_line
@@ -123,13 +125,22 @@ _SHARED_MEMORY, _BATCHES_IN_FLIGHT = Path("/dev/shm"), 3  # noqa: S108  only its
 
 
 class Loader:
-    """The batches of an epoch, starting at any step, for one of several processes that share each step."""
+    """The batches of an epoch, starting at any step, for one of several processes that share each step.
 
-    def __init__(
-        self, data: AugmentedDataset, batch: int, workers: int, rank: int, world_size: int, *, pin: bool = False
-    ) -> None:
-        self.data, self.batch, self.workers, self.rank, self.world_size = data, batch, workers, rank, world_size
-        self.pin = pin
+    An epoch is a pass over the training images unless the number of steps is given, which is then divided evenly over
+    the epochs.
+    """
+
+    def __init__(self, data: AugmentedDataset, config: TrainConfig, group: ProcessGroup, *, workers: int) -> None:
+        self.data, self.batch, self.workers = data, config.batch_size, workers
+        self.rank, self.world_size, self.pin = group.rank, group.size, group.device.type == "cuda"
+        self.epochs, self.pass_steps = config.epochs, len(self._pass(0))
+        #: The number of steps of all epochs.
+        self.total_steps = config.steps or config.epochs * self.pass_steps
+
+    def first_step(self, epoch: int) -> int:
+        """Return the number of the first step of an epoch, counted from 0 over all epochs."""
+        return self.total_steps * epoch // self.epochs
 
     def limit_workers(self, batch_bytes: int) -> str:
         """Use no more workers than there is shared memory for what they hand over; say so in words, or return "".
@@ -148,11 +159,6 @@ class Loader:
             f"free in {_SHARED_MEMORY}; a container gets more by its option --shm-size"
         )
 
-    @property
-    def steps(self) -> int:
-        """The number of steps of an epoch."""
-        return len(self._steps(0))
-
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch, starting at step `start`.
 
@@ -161,7 +167,7 @@ class Loader:
             UnetkitError: A process that loads data was ended, as where there is too little memory.
         """
         mine = slice(self.rank * self.batch, (self.rank + 1) * self.batch)
-        keys = [step[mine] for step in self._steps(epoch)[start:]]
+        keys = [step[mine] for step in self._steps(self.first_step(epoch) + start, self.first_step(epoch + 1))]
         with warnings.catch_warnings():  # that there are more workers than cores is the user's choice
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             loader = DataLoader(
@@ -180,5 +186,12 @@ class Loader:
                 "continue with --resume, or start again with --workers 0"
             ) from error
 
-    def _steps(self, epoch: int) -> list[list[Key]]:
-        return epoch_batches(self.data.seed, epoch, len(self.data), self.batch * self.world_size)
+    def _steps(self, start: int, end: int) -> list[list[Key]]:
+        """Return the keys of the images of the steps from `start` to before `end`."""
+        passes = range(start // self.pass_steps, ceil_div(end, self.pass_steps))
+        steps = [step for number in passes for step in self._pass(number)]
+        skipped = passes.start * self.pass_steps
+        return steps[start - skipped : end - skipped]
+
+    def _pass(self, number: int) -> list[list[Key]]:
+        return epoch_batches(self.data.seed, number, len(self.data), self.batch * self.world_size)

@@ -46,13 +46,12 @@ class TrainProgress(TrainCallback):
     def on_train_begin(self, trainer: Trainer) -> None:
         """Print what is trained on which data, and start the progress bar."""
         self.trainer = trainer
-        self.steps = trainer.loader.steps
         self.epochs = trainer.run.config.epochs
         read_json_lines(trainer.run.folder / LOG, self._lines.append, "training run")
         for line in describe_run(trainer):
             self.console.print(line, soft_wrap=True)
-        done = trainer.state.epochs_done * self.steps + trainer.state.steps_done
-        self._task = self._bar.add_task("training", total=self.epochs * self.steps, completed=done)
+        done = self._steps_before() + trainer.state.steps_done
+        self._task = self._bar.add_task("training", total=trainer.loader.total_steps, completed=done)
         self._board = (
             _open_tensorboard(trainer.run.folder, trainer.state.epochs_done) if trainer.run.config.tensorboard else None
         )
@@ -63,7 +62,10 @@ class TrainProgress(TrainCallback):
 
     def on_step_end(self, done: int, loss: float) -> None:
         text = f"epoch {self.trainer.state.epochs_done + 1} of {self.epochs}, loss {loss:.3f}"
-        self._bar.update(self._task, completed=self.trainer.state.epochs_done * self.steps + done, description=text)
+        self._bar.update(self._task, completed=self._steps_before() + done, description=text)
+
+    def _steps_before(self) -> int:
+        return self.trainer.loader.first_step(self.trainer.state.epochs_done)
 
     def on_validation_image(self, done: int, count: int) -> None:
         text = f"epoch {self.trainer.state.epochs_done + 1} of {self.epochs}, validating image {done + 1} of {count}"
@@ -137,8 +139,8 @@ def describe_run(trainer: Trainer) -> list[str]:
         f"data     {data.source}: {splits}; {data.target.kind} ({', '.join(data.target.names[:8])})",
         *(f"note     {note}" for note in data.notes),
         f"loss     {trainer.loss.text}; augmentation {run.config.augment}; crops {crop}",
-        f"steps    {trainer.loader.steps} per epoch with {run.config.batch_size * group.size} images, "
-        f"{run.config.epochs} epochs; {group.device}, {str(trainer.stepper.dtype).removeprefix('torch.')}",
+        f"steps    {trainer.loader.total_steps} with {run.config.batch_size * group.size} images, "
+        f"in {run.config.epochs} epochs; {group.device}, {str(trainer.stepper.dtype).removeprefix('torch.')}",
     ]
     if trainer.fewer_workers:
         lines.append(f"note     {trainer.fewer_workers}")

@@ -69,7 +69,7 @@ class Stepper:
     Attributes:
         network: the network on its device.
         dtype: the number type of autocast; float32 disables it.
-        epochs, steps: the number of epochs, and the number of steps in each.
+        total_steps: the number of steps of all epochs.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Stepper:
         optimizer: OptimizerConfig,
         loss: Loss,
         group: ProcessGroup,
-        steps: int,
+        total_steps: int,
     ) -> None:
         """Move a network to the device of this process, and create its optimizer.
 
@@ -89,9 +89,9 @@ class Stepper:
             optimizer: creates the optimizer, and sets its learning rates.
             loss: the loss of each image.
             group: the processes that train together.
-            steps: the number of steps in an epoch.
+            total_steps: the number of steps of all epochs.
         """
-        self.config, self.loss, self.group, self.steps = config, loss, group, steps
+        self.config, self.loss, self.group, self.total_steps = config, loss, group, total_steps
         memory = torch.channels_last if group.device.type == "cuda" else torch.contiguous_format
         self.network: nn.Module = network.to(group.device, memory_format=memory)  # type: ignore[call-overload]
         self.schedule = optimizer
@@ -112,9 +112,9 @@ class Stepper:
             return nullcontext()
         return torch.autocast(self.group.device.type, self.dtype)
 
-    def learning_rate(self, epoch: int) -> float:
-        """Return the learning rate at the first step of an epoch, outside of the encoder."""
-        return self.config.lr * self.schedule.lr_factor(epoch * self.steps, self.config.epochs * self.steps)
+    def learning_rate(self, at: int) -> float:
+        """Return the learning rate at a step, outside of the encoder."""
+        return self.config.lr * self.schedule.lr_factor(at, self.total_steps)
 
     def begin_epoch(self, epoch: int) -> None:
         """Put the network into training mode; its encoder stays in eval mode while it is frozen."""
@@ -144,7 +144,7 @@ class Stepper:
         norm = nn.utils.clip_grad_norm_(self._trained(), self.schedule.clip or math.inf)
         if not self.scaler.is_enabled():  # the scaler skips such steps itself
             _check_finite(float(norm), "norm of the gradient")
-        self.schedule.set_rates(self.optimizer, at, self.steps * self.config.epochs)
+        self.schedule.set_rates(self.optimizer, at, self.total_steps)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()

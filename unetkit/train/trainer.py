@@ -1,9 +1,8 @@
 """The training loop in plain PyTorch, and validation.
 
 A run is a function of its plan, configuration and data. What a step draws comes from random streams that are named by
-its number, so a run that was killed and resumed ends with the same weights as an uninterrupted one; on a CPU with the
-same
-number of threads they are identical to the bit.
+its number, so a run that was killed and resumed ends with the same weights as an uninterrupted one; on a CPU
+with the same number of threads they are identical to the bit.
 """
 
 from __future__ import annotations
@@ -182,15 +181,14 @@ class Trainer:
         self.save_every, self._saved = save_every, monotonic()
         weigh = BorderMaps(*loss.border, run.folder / "borders") if loss.border else None
         train = AugmentedDataset(data.splits["train"], augment, weigh, run.normalize, config.seed)
-        workers, pin = _workers(config.workers, group.device), group.device.type == "cuda"
-        self.loader = Loader(train, config.batch_size, workers, group.rank, group.size, pin=pin)
+        self.loader = Loader(train, config, group, workers=_workers(config.workers, group.device))
         height, width = config.crop or (0, 0)
         planes = 4 * run.channels + 8 * (len(run.target.names) if run.target.kind == "multilabel" else 1) + 4
         #: Why fewer processes load data than were asked for; "" if as many do.
         self.fewer_workers = self.loader.limit_workers(config.batch_size * height * width * planes)
         self.images = ImageCheck(data.splits)
         self.validation = Validation(data.splits["val"], run, loss, weigh, group)
-        self.stepper = Stepper(network, config, optimizer, loss, group, self.loader.steps)
+        self.stepper = Stepper(network, config, optimizer, loss, group, self.loader.total_steps)
         if state.model:
             self.stepper.load_from(state)
 
@@ -233,7 +231,7 @@ class Trainer:
         self.group.sync_buffers(self.stepper.network)
         found = self.validation(self.stepper.network, self.stepper.autocast, self.callback.on_validation_image)
         about = {
-            "lr": self.stepper.learning_rate(state.epochs_done),
+            "lr": self.stepper.learning_rate(self.loader.first_step(state.epochs_done)),
             "seconds": trained,
             "all_seconds": monotonic() - start,
         }
@@ -241,7 +239,7 @@ class Trainer:
 
     def _step(self, batch: Batch) -> float:
         try:
-            return self.stepper.step(batch, self.loader.steps * self.state.epochs_done + self.state.steps_done)
+            return self.stepper.step(batch, self.loader.first_step(self.state.epochs_done) + self.state.steps_done)
         except NonFiniteError as error:
             if self.group.is_first:
                 self.stepper.save_to(self.state).write(self.run.folder / STOPPED)
