@@ -303,6 +303,7 @@ class MetricInfo:
         summary: what is measured and how, in one line.
         owner: the plugin that adds the metric, or "unetkit".
         better: which numbers are better: "less", "more", or "" for neither.
+        trained: whether the metric is one of trained networks, of which each row has one for each seed.
     """
 
     name: str
@@ -311,6 +312,7 @@ class MetricInfo:
     summary: str
     owner: str = "unetkit"
     better: Better = "less"
+    trained: bool = False
 
 
 #: The values that distinguish rows of a benchmark, whose names no metric may have.
@@ -322,16 +324,21 @@ class Metric(Entry):
     """A metric of a benchmark: a function from a `unetkit.bench.builtin_metrics.BenchModel` to a number.
 
     Attributes:
-        unit, timed, better: see `MetricInfo`. The function of a timed metric returns the callable that is timed.
+        unit, timed, better, trained: see `MetricInfo`. The function of a timed metric returns the callable that is
+            timed; that of a metric of trained networks takes a `unetkit.bench.quality_metrics.ScoredRun`.
+        per_class: whether the function also takes the name of a class, which follows the metric's in `--metrics`.
     """
 
     unit: str = ""
     timed: bool = False
     better: Better = "less"
+    trained: bool = False
+    per_class: bool = False
 
     @property
     def info(self) -> MetricInfo:
-        return MetricInfo(self.name, self.unit, self.timed, self.signature.summary, self.owner, self.better)
+        summary = self.signature.summary
+        return MetricInfo(self.name, self.unit, self.timed, summary, self.owner, self.better, self.trained)
 
 
 class MetricRegistry(Registry):
@@ -345,6 +352,8 @@ class MetricRegistry(Registry):
         unit: str = "",
         timed: bool = False,
         better: Better = "less",
+        trained: bool = False,
+        per_class: bool = False,
         replaces: str | None = None,
     ) -> None:
         """Register a metric for `unetkit bench`.
@@ -358,6 +367,9 @@ class MetricRegistry(Registry):
             unit: "B" for bytes, "s" for seconds, "" for a count, or any other unit; a timed metric is in seconds.
             timed: whether the metric is timed.
             better: which numbers are better: "less" for a cost, "more" for a gain, "" for neither.
+            trained: whether the metric is one of trained networks: the function then takes a
+                `unetkit.bench.quality_metrics.ScoredRun` (`.evaluation`, `.network`, `.val_loss`) for each training.
+            per_class: whether the function of a metric of trained networks also takes the name of a class.
             replaces: the plugin whose metric of the same name is replaced.
 
         Raises:
@@ -375,6 +387,8 @@ class MetricRegistry(Registry):
                 unit="s" if timed else unit,
                 timed=timed,
                 better=better,
+                trained=trained,
+                per_class=per_class,
             )
         )
 

@@ -22,7 +22,7 @@ def unetkit_register(parts):
     parts.metrics.add("{name}", layers)
     {body}
 '''
-OURS = load_parts(isolated=True).metrics.names()
+OURS = [metric.name for metric in load_parts(isolated=True).metrics if not metric.trained]
 
 
 def manager_of(folder: Path, **bodies: str) -> PluginManager:

@@ -3,19 +3,23 @@
 `make_columns` returns the factors first, in the order of the grid, and then the columns of each metric, in the order of
 the header. A timed metric `latency` has the columns `latency` (median), `latency-p90`, `latency-min`, `latency-rate`,
 `latency-ratio` (to the baseline), `latency-ratio-low` and `latency-ratio-high` (bounds of its 95% confidence interval),
-`latency-verdict`, `latency-min-ratio`, `latency-fluctuation` and `latency-rounds`. Every column accepts every row of
-the run, including failed ones. The tables, the report, CSV, JSON and pandas all use these columns.
+`latency-verdict`, `latency-min-ratio`, `latency-fluctuation` and `latency-rounds`. A metric of trained networks such as
+`miou` has the columns `miou` (mean over seeds), `miou-difference` (to the baseline), `miou-verdict` and others. Every
+column accepts every row of the run, including failed ones. The tables, the report, CSV, JSON and pandas use them.
 """
 
 from __future__ import annotations
 
+import functools
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from math import isfinite
 
+from unetkit.bench.quality import RowQuality, RunQuality
 from unetkit.bench.results import BenchRow, BenchRun, Timing
 from unetkit.bench.statistics import Estimate, estimate_ratio, format_interval, minimum_ratio, quantile, relative_iqr
 from unetkit.errors import OptionError, UnknownNameError, did_you_mean
@@ -66,13 +70,119 @@ def make_columns(run: BenchRun) -> list[Column]:
     first_timed = next((metric.name for metric in run.header.metrics if metric.timed), "")
     columns = [_make_factor_column(name, 0) for name in find_varying_factors(run)]
     columns += [_make_factor_column(name, HIDDEN) for name in find_constant_factors(run)]
+    quality = RunQuality(run) if run.header.training is not None else None
     for metric in run.header.metrics:
-        if metric.timed:
+        if metric.trained:
+            columns += _make_quality_columns(metric, quality) if quality is not None else []
+        elif metric.timed:
             is_first = metric.name == first_timed
             columns += [_make_timing_column(metric, column, is_first) for column in TIMING_COLUMNS]
         else:
             columns.append(_make_value_column(metric))
     return columns
+
+
+def _make_quality_columns(metric: MetricInfo, quality: RunQuality) -> list[Column]:
+    """Return the columns of a metric of trained networks."""
+    name, is_ruling = metric.name, metric.name == quality.rules.metric
+
+    def column(
+        suffix: str,
+        summary: str,
+        value: Callable[[RowQuality], Value],
+        text: Callable[[RowQuality], str],
+        rank: int = HIDDEN,
+        better: Better = "",
+    ) -> Column:
+        return Column(
+            f"{name}-{suffix}".removesuffix("-"),
+            f"{name} {suffix.replace('-', ' ')}".strip(),
+            metric.unit,
+            better,
+            lambda row: value(quality.of(row, name)),
+            lambda row: text(quality.of(row, name)),
+            rank,
+            f"{metric.summary} {summary}",
+        )
+
+    def images(row: BenchRow, index: int) -> Value:
+        interval = quality.image_interval(row, name)
+        return None if interval is None else interval[index]
+
+    def images_text(row: BenchRow) -> str:
+        interval = quality.image_interval(row, name)
+        return "" if interval is None else f"{interval[0]:+.4f} to {interval[1]:+.4f}"
+
+    compared = functools.partial(_of_comparison, number="{:+.4f}")
+    others = "Also for other images: the 95% interval of the difference if seeds and images are resampled"
+    return [
+        column("", "Mean over the seeds.", lambda q: q.mean, _format_scores, 0 if is_ruling else 3, metric.better),
+        column("std", "Standard deviation over the seeds.", lambda q: q.std, lambda q: format_score(q.std)),
+        column("seeds", "Number of seeds.", lambda q: len(q.scores), lambda q: str(len(q.scores))),
+        column(
+            "difference",
+            "Mean difference to the baseline over the seeds, with its 95% confidence interval.",
+            *_of_comparison("difference", "{:+.4f}")[:1],
+            _format_difference,
+            0 if is_ruling else 4,
+            metric.better,
+        ),
+        column("difference-low", "Lower bound of that interval.", *compared("low")),
+        column("difference-high", "Upper bound of that interval.", *compared("high")),
+        *(
+            [column("verdict", "Verdict by the rules of the run.", lambda q: q.verdict, lambda q: q.verdict, 0)]
+            if is_ruling
+            else []
+        ),
+        column(
+            "correlation", "Correlation with the baseline over the seeds.", *_of_comparison("correlation", "{:.2f}")
+        ),
+        Column(
+            f"{name}-images", f"{name} for other images", "", "", lambda row: images(row, 0), images_text, 6, others
+        ),
+        Column(
+            f"{name}-images-high",
+            f"{name} for other images, high",
+            "",
+            "",
+            lambda row: images(row, 1),
+            lambda row: images_text(row).rpartition(" ")[2],
+            HIDDEN,
+            f"{others}: its upper bound",
+        ),
+    ]
+
+
+def _of_comparison(attribute: str, number: str) -> tuple[Callable[[RowQuality], Value], Callable[[RowQuality], str]]:
+    """Return functions to the number and to the text of an attribute of a row's comparison."""
+
+    def value(quality: RowQuality) -> Value:
+        found = None if quality.comparison is None else float(getattr(quality.comparison, attribute))
+        return None if found is None or not isfinite(found) else found
+
+    def text(quality: RowQuality) -> str:
+        found = value(quality)
+        return "" if found is None else number.format(found)
+
+    return value, text
+
+
+def format_score(score: float | None) -> str:
+    """Format a score with four digits; "" for None."""
+    return "" if score is None else f"{score:.4f}"
+
+
+def _format_scores(quality: RowQuality) -> str:
+    if quality.mean is None:
+        return "" if not quality.failed else "failed"
+    return format_score(quality.mean) + (f" ± {format_score(quality.std)}" if quality.std is not None else "")
+
+
+def _format_difference(quality: RowQuality) -> str:
+    found = quality.comparison
+    if found is None:
+        return ""
+    return f"{found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
 
 
 def find_varying_factors(run: BenchRun) -> list[str]:

@@ -1,4 +1,4 @@
-"""The settings of a benchmark other than its grid, and the command that repeats one row with them.
+"""The settings of a benchmark other than its grid, and the commands that repeat one row with them.
 
 The module imports no torch.
 """
@@ -6,19 +6,31 @@ The module imports no torch.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from unetkit.bench.grid import Case, Mode, split_axis
 from unetkit.errors import OptionError, UnetkitError
 from unetkit.plan import Plan
-from unetkit.utils.config_fields import check_least, config_field, flag_of, list_config_fields
+from unetkit.train.config import TrainConfig
+from unetkit.utils.config_fields import check_least, config_field, flag_of, list_config_fields, reuse_field
 
 if TYPE_CHECKING:
     from unetkit.bench.timing import TimingConfig
 
 ENGINES = ("local", "ray")
 _WEEK = 7 * 24 * 3600.0
+#: Metrics that are measured by default if networks are trained.
+_TRAINED_DEFAULT = ("parameters", "macs", "latency", "miou")
+
+
+def _parse_seeds(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or not int(text):
+        raise OptionError("must be a number of seeds, or auto")
+    return int(text)
 
 
 @dataclass(frozen=True)
@@ -68,14 +80,36 @@ class BenchConfig:
     threads: int | None = config_field(
         None, "Number of torch's threads for each row.", metavar="N", default_text="its physical cores", least=1
     )
-    seed: int = config_field(0, "Seed of weights, inputs and order.", metavar="N")
+    seed: int = config_field(0, "Seed of weights, inputs and order; the first one of the trainings.", metavar="N")
     engine: str = config_field("local", "Measure on this machine or on a Ray cluster.", metavar="local|ray")
     ray_address: str | None = config_field(None, "Address of the Ray cluster: auto, or HOST:PORT.", metavar="ADDRESS")
-    retry_failed: bool = config_field(default=False, help="Measure again the rows that failed or ran out of budget.")
+    retry_failed: bool = config_field(
+        default=False, help="Measure again the rows and trainings that failed or ran out of budget."
+    )
+    data: str = reuse_field(
+        TrainConfig, "data", default="", help="Train every row on these data, and compare the scores."
+    )
+    seeds: int | None = config_field(
+        6, "Trainings of each row, or auto for as many as the verdicts need.", metavar="N|auto", parse=_parse_seeds
+    )
+    max_seeds: int = config_field(16, "Largest number of trainings of each row with --seeds auto.", metavar="N")
+    margin: float = config_field(0.005, "Largest difference of scores that counts as the same.", metavar="X")
+    race: bool = config_field(
+        default=False, help="With --seeds auto: train rows no further that are worse than the best one."
+    )
+    keep_weights: bool = config_field(default=False, help="Keep the weights of all trainings, not only the best row's.")
+    val_fraction: float = reuse_field(TrainConfig, "val_fraction")
+    group_by: str = reuse_field(TrainConfig, "group_by")
+    split_seed: int | None = reuse_field(TrainConfig, "split_seed", default_text="that of the training")
+    ignore_index: int | None = reuse_field(TrainConfig, "ignore_index")
+    nodata: str = reuse_field(TrainConfig, "nodata")
+    channels: str = reuse_field(TrainConfig, "channels")
+    workers: int | None = reuse_field(TrainConfig, "workers")
     plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_least(self)
+        self._check_training()
         seconds = "must be a number of seconds above 0, and at most a week"
         for option, value, is_valid, requirement in (
             ("--budget", self.budget, 0 < self.budget <= _WEEK, seconds),
@@ -93,6 +127,34 @@ class BenchConfig:
             raise OptionError(f"--baseline: {error}") from error
         if self.ray_address is not None and self.engine != "ray":
             raise OptionError(f"--ray-address {self.ray_address}: can only be used with --engine ray")
+
+    def _check_training(self) -> None:
+        """Raise OptionError if an option of trainings is given without data, or is out of range."""
+        if not self.data:
+            for name in TRAINING_FIELDS:
+                if getattr(self, name) != getattr(BenchConfig, name):
+                    raise OptionError(f"{flag_of(name)}: only applies to trainings; give --data, too")
+            return
+        TrainConfig(**self.data_settings)
+        if not 0 <= self.margin < float("inf"):
+            raise OptionError(f"--margin {self.margin:g}: must be at least 0; with 0, no rows are called the same")
+        if self.seeds is not None and self.race:
+            raise OptionError(f"--race: drops rows while seeds are added; give --seeds auto, not {self.seeds}")
+        if self.seeds is None and self.max_seeds < MIN_SEEDS:
+            raise OptionError(f"--max-seeds {self.max_seeds}: must be at least {MIN_SEEDS}; fewer give no verdict")
+
+    @property
+    def data_settings(self) -> dict[str, Any]:
+        """The fields of a TrainConfig that all rows share."""
+        return {
+            name: getattr(self, name)
+            for name in ("val_fraction", "group_by", "split_seed", "ignore_index", "nodata", "channels", "workers")
+        }
+
+    @property
+    def measured_metrics(self) -> tuple[str, ...]:
+        """The names of the metrics to measure; none if all are measured that need no training."""
+        return self.metrics or (_TRAINED_DEFAULT if self.data else ())
 
     def row_timeout(self, num_timed: int) -> float:
         """Return the time limit of a row in seconds.
@@ -115,6 +177,23 @@ class BenchConfig:
         return {name: getattr(self, name) for name in names}
 
 
+#: Fields that only apply to trainings.
+TRAINING_FIELDS = (
+    "seeds",
+    "max_seeds",
+    "margin",
+    "race",
+    "keep_weights",
+    "val_fraction",
+    "group_by",
+    "split_seed",
+    "ignore_index",
+    "nodata",
+    "channels",
+    "workers",
+)
+#: Smallest number of seeds that gives a verdict: with fewer, an exact test of signs cannot go below 5%.
+MIN_SEEDS = 6
 #: Fields that the command that repeats a row says in its own way, or not at all.
 _NOT_REPEATED = {"baseline", "baseline_mode", "metrics", "retry_failed"}
 
@@ -134,8 +213,30 @@ def repeat_command(case: Case, config: BenchConfig, baseline: str, baseline_mode
         tokens += ["--metrics", ",".join(config.metrics)]
     for name in [one.name for one in list_config_fields(BenchConfig) if one.name not in _NOT_REPEATED]:
         value = getattr(config, name)
-        if value != getattr(BenchConfig, name):
+        if value != getattr(BenchConfig, name) and name not in (*TRAINING_FIELDS, "data"):
             tokens += [flag_of(name), f"{value:g}" if isinstance(value, float) else str(value)]
-    plugins = [token for plugin in config.plugins for token in ("--plugin", plugin)]
     line = str(replace(case.plan, seed=None, pretrained=None))
-    return shlex.join(["unetkit", *plugins, "bench", *shlex.split(line), *tokens])
+    return shlex.join(["unetkit", *_plugin_tokens(config), "bench", *shlex.split(line), *tokens])
+
+
+def _plugin_tokens(config: BenchConfig) -> list[str]:
+    return [token for plugin in config.plugins for token in ("--plugin", plugin)]
+
+
+def train_command(plan: Plan, training: Iterable[tuple[str, str]], seed: int, config: BenchConfig) -> str:
+    """Return the command that repeats one training, quoted for a shell.
+
+    Args:
+        plan: plan of the network.
+        training: fields of a TrainConfig that the grid sets, as text.
+        seed: seed of the training.
+        config: settings of the benchmark.
+    """
+    tokens = ["--data", config.data, "--seed", str(seed)]
+    for name, value in config.data_settings.items():
+        if value != getattr(TrainConfig, name):
+            tokens += [flag_of(name), str(value)]
+    for name, value in training:
+        tokens += [flag_of(name), value]
+    line = shlex.split(str(replace(plan, seed=None)))
+    return shlex.join(["unetkit", *_plugin_tokens(config), "train", *line, *tokens, "--out", "runs/again"])

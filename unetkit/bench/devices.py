@@ -38,7 +38,12 @@ class Slot:
 
 
 def make_slots(
-    devices: list[tuple[str, str]], cores: tuple[int, ...], jobs: int | None, threads: int | None
+    devices: list[tuple[str, str]],
+    cores: tuple[int, ...],
+    jobs: int | None,
+    threads: int | None,
+    *,
+    shares_gpus: bool = False,
 ) -> list[Slot]:
     """Divide a machine into slots: one for each GPU, or one or several for a CPU, which share its cores equally.
 
@@ -47,11 +52,14 @@ def make_slots(
         cores: CPU cores that may be used.
         jobs: number of slots of a CPU; one if None.
         threads: number of torch's threads in each slot; the number of its physical cores if None.
+        shares_gpus: whether several slots may share a GPU, as where nothing is timed.
 
     Raises:
         OptionError: There are more slots than cores, or `jobs` differs from the number of GPUs.
     """
     is_cpu = devices[0][0] == "cpu"
+    if shares_gpus and not is_cpu and jobs is not None and jobs > len(devices):
+        devices = [devices[index % len(devices)] for index in range(jobs)]
     if jobs is not None and not is_cpu and jobs != len(devices):
         advice = "select GPUs with --device"
         raise OptionError(f"--jobs {jobs}: each GPU measures one row at a time, and there are {len(devices)}; {advice}")

@@ -7,7 +7,7 @@ ratios, neither of which contains the drift of the machine, and not the quotient
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import StringIO
 from itertools import combinations
@@ -77,11 +77,21 @@ class _LogValue:
 
 
 def list_effects(run: BenchRun, names: str | None = None) -> list[MetricEffect]:
-    """Return the effects on metrics of a run.
+    """Return the effects on metrics of a run that need no training.
 
     Args:
         run: the results of a benchmark.
         names: names of metrics, separated by commas; all metrics if None.
+
+    Raises:
+        UnknownNameError: The run has no such metric.
+    """
+    selected = select_metrics(run, names)
+    return [(one, effect) for one in selected if not one.trained for effect in estimate_effects(run, one.name)]
+
+
+def select_metrics(run: BenchRun, names: str | None) -> list[MetricInfo]:
+    """Return the metrics of a run of these names, separated by commas; all if None.
 
     Raises:
         UnknownNameError: The run has no such metric.
@@ -92,7 +102,7 @@ def list_effects(run: BenchRun, names: str | None = None) -> list[MetricEffect]:
         if name not in metrics:
             advice = did_you_mean(name, metrics) or f"; the metrics are {', '.join(metrics)}"
             raise UnknownNameError(f"--columns: there is no metric {name!r}{advice}")
-    return [(metrics[name], effect) for name in selected for effect in estimate_effects(run, name)]
+    return [metrics[name] for name in selected]
 
 
 def estimate_effects(run: BenchRun, metric: str) -> list[Effect]:
@@ -123,7 +133,7 @@ def _make_log_value(row: BenchRow, metric: str) -> _LogValue | None:
 def _estimate_factor(
     factor: str, rows: list[BenchRow], metric: str, log_values: dict[str, _LogValue]
 ) -> Iterator[Effect]:
-    groups = _group_by_other_factors(factor, rows)
+    groups = group_by_other_factors(factor, rows)
     values = dict.fromkeys(row.factors[factor] for row in rows if factor in row.factors)
     choices = [*combinations(values, 2)]
     for a, b in choices if len(values) <= MAX_PAIRWISE_VALUES else choices[: len(values) - 1]:
@@ -134,8 +144,13 @@ def _estimate_factor(
             yield Effect(factor, a, b, metric, _average(differences), rated)
 
 
-def _group_by_other_factors(factor: str, rows: Iterable[BenchRow]) -> list[dict[str, BenchRow]]:
-    """Group rows that are equal in all factors but one, and return each group by the value of that factor."""
+def group_by_other_factors(factor: str, rows: Iterable[BenchRow]) -> list[dict[str, BenchRow]]:
+    """Group rows that are equal in all factors but one, and return each group by the value of that factor.
+
+    Args:
+        factor: name of the factor.
+        rows: rows of a run; those without the factor are left out.
+    """
     groups: dict[frozenset[tuple[str, str]], dict[str, BenchRow]] = {}
     for row in rows:
         if factor in row.factors:
@@ -177,17 +192,19 @@ def judge_effect(metric: MetricInfo, effect: Effect) -> str:
     return verdict if metric.timed else _VALUE_VERDICTS.get(verdict, verdict)
 
 
-def format_effects(run: BenchRun, effects: list[MetricEffect]) -> Listing:
+def format_effects(run: BenchRun, effects: list[MetricEffect], *others: TableData) -> Listing:
     """Format effects as a table.
 
     Args:
         run: the results of a benchmark.
-        effects: effects on metrics of the run.
+        effects: effects on metrics of the run that need no training.
+        others: tables of other effects.
     """
     rows = [_make_cells(metric, effect) for metric, effect in effects]
     table = TableData(["factor", "change", "metric", "ratio", "verdict", "pairs"], rows)
-    notes = [] if rows else ["no two rows differ in only one factor, so there are no effects to show"]
-    return Listing(summarize_run(run), [table] if rows else [], notes)
+    tables = [one for one in (table, *others) if one.rows]
+    notes = [] if tables else ["no two rows differ in only one factor, so there are no effects to show"]
+    return Listing(summarize_run(run), tables, notes)
 
 
 def effects_to_records(effects: list[MetricEffect]) -> list[dict[str, Any]]:
@@ -205,16 +222,19 @@ def effects_to_records(effects: list[MetricEffect]) -> list[dict[str, Any]]:
     ]
 
 
-def effects_to_csv(effects: list[MetricEffect]) -> str:
+def effects_to_csv(effects: list[MetricEffect], others: Iterable[Mapping[str, Any]] = ()) -> str:
     """Format effects as CSV, one line each, with a line of headings.
 
     Args:
-        effects: effects on metrics of a run.
+        effects: effects on metrics of a run that need no training.
+        others: records of other effects, which have a difference in place of a ratio.
     """
     out = StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["factor", "a", "b", "metric", "ratio", "low", "high", "verdict", "pairs"])
-    writer.writerows([*_effect_to_dict(metric, effect).values(), len(effect.pairs)] for metric, effect in effects)
+    names = ["factor", "a", "b", "metric", "ratio", "difference", "low", "high", "verdict", "pairs"]
+    writer = csv.DictWriter(out, names, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows({**_effect_to_dict(*effect), "pairs": len(effect[1].pairs)} for effect in effects)
+    writer.writerows({**other, "pairs": len(other["pairs"])} for other in others)
     return out.getvalue()
 
 

@@ -12,7 +12,7 @@ import inspect
 import json
 import pickle
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
@@ -87,17 +87,24 @@ class Case:
         batch_size: number of images in the input.
         mode: execution mode.
         factors: (name, value) pairs, as in `unetkit.bench.results.BenchRow.factors`.
+        training: (name, value) pairs of the fields of a TrainConfig that the grid sets, as text.
     """
 
     plan: Plan
     batch_size: int
     mode: Mode
     factors: tuple[tuple[str, str], ...]
+    training: tuple[tuple[str, str], ...] = ()
 
     @property
     def id(self) -> str:
-        """A digest of the model and the condition that is equal in all runs."""
-        return row_id(self.plan, self.batch_size, self.mode)
+        """A digest of the model, the condition and the training that is equal in all runs."""
+        return row_id(self.plan, self.batch_size, self.mode, *(f"{name}={value}" for name, value in self.training))
+
+    @property
+    def cost_id(self) -> str:
+        """A digest of what affects the costs, which rows that differ only in their training share."""
+        return row_id(replace(self.plan, pretrained=None), self.batch_size, self.mode)
 
 
 #: Modules that the processes of all rows need. smp takes seconds to import, so it is added only if a row needs it.
@@ -112,7 +119,8 @@ class Trial:
         case: the case.
         baseline: plan of the model that it is timed against, with the input size and batch size of the case.
         baseline_mode: execution mode of the baseline.
-        size: input size (height, width), if it is known already.
+        size: input size (height, width) of the baseline, if it is known already.
+        default_size: input size of a case that has none of its own; None for the network's.
         metrics: names of the metrics to measure.
         timing_config: settings of the timings.
         plugins: files and modules to load in addition to the installed plugins.
@@ -124,10 +132,11 @@ class Trial:
     size: Size | None
     metrics: tuple[str, ...]
     timing_config: TimingConfig
+    default_size: Size | None = None
     plugins: tuple[str, ...] = ()
 
 
-#: Fields of a plan that are not part of the grid: weights do not change the cost, and all rows share one seed.
+#: Fields of a plan that are no parts: conditions, the weights to start from, and the seed, which all rows share.
 EXCLUDED_FIELDS = ("size", "pretrained", "seed")
 #: Fields of a plan that the grid takes lists of, in order.
 AXES = tuple(field for field in PLAN_FIELDS if field.name not in EXCLUDED_FIELDS)
@@ -233,31 +242,52 @@ def _combine(axes: Mapping[str, Sequence[str]]) -> Iterator[Plan]:
 
 
 def make_cases(
-    plans: Sequence[Plan], sizes: Sequence[Any], batch_sizes: Sequence[int], modes: Sequence[Mode]
+    plans: Sequence[Plan],
+    sizes: Sequence[Any],
+    batch_sizes: Sequence[int],
+    modes: Sequence[Mode],
+    trainings: Sequence[tuple[tuple[str, str], ...]] = ((),),
 ) -> list[Case]:
-    """Combine plans with all conditions, in order and without duplicates.
+    """Combine plans with all conditions and trainings, in order and without duplicates.
 
     Args:
         plans: plans of the models.
         sizes: input sizes, such as 256 or (480, 640); if empty, the size of each plan.
         batch_sizes: numbers of images in an input.
         modes: execution modes.
+        trainings: values of `Case.training`.
     """
     has_models = any(plan.model is not None for plan in plans)
+    varies_weights = any(plan.pretrained for plan in plans)
     cases: dict[str, Case] = {}
-    for plan, size, batch_size, mode in product(plans, sizes or [None], batch_sizes, modes):
+    for plan, size, batch_size, mode, training in product(plans, sizes or [None], batch_sizes, modes, trainings):
         sized = plan if size is None else Plan.of(size=size).with_defaults(plan)
-        case = Case(sized, batch_size, mode, _factors(sized, batch_size, mode, has_models=has_models))
+        first = {"model": UNET_MODEL} if has_models and plan.model is None else {}
+        weights = {"pretrained": format_pretrained(plan.pretrained)} if varies_weights else {}
+        factors = {
+            **first,
+            **_parts_as_factors(sized),
+            **weights,
+            **dict(training),
+            **_conditions(sized, batch_size, mode),
+        }
+        case = Case(sized, batch_size, mode, tuple(factors.items()), training)
         cases.setdefault(case.id, case)
     return [*cases.values()]
 
 
-def _factors(plan: Plan, batch_size: int, mode: Mode, *, has_models: bool) -> tuple[tuple[str, str], ...]:
-    fields = _fields_as_text(replace(plan, size=None, seed=None, pretrained=None))
-    first = {"model": UNET_MODEL} if has_models and plan.model is None else {}
+def format_pretrained(pretrained: bool | str | None) -> str:
+    """Return the value of the factor "pretrained": "yes", "no", or the path of the weights."""
+    return pretrained if isinstance(pretrained, str) else "yes" if pretrained else "no"
+
+
+def _parts_as_factors(plan: Plan) -> dict[str, str]:
+    return _fields_as_text(replace(plan, size=None, seed=None, pretrained=None))
+
+
+def _conditions(plan: Plan, batch_size: int, mode: Mode) -> dict[str, str]:
     size = _fields_as_text(Plan(size=plan.size)).get("size", "own")
-    condition = {"size": size, "batch_size": str(batch_size), "mode": str(mode)}
-    return tuple({**first, **fields, **condition}.items())
+    return {"size": size, "batch_size": str(batch_size), "mode": str(mode)}
 
 
 def _fields_as_text(plan: Plan) -> dict[str, str]:
@@ -325,17 +355,17 @@ def row_id(plan: Plan, *condition: object) -> str:
     return _short_digest("\0".join(map(str, (plan, *condition))).encode(), *factories)
 
 
-def cache_key(case: Case, baseline: str, owners: set[str], manager: PluginManager) -> str:
+def cache_key(case: Case, baseline: str, owners: Collection[str], manager: PluginManager) -> str:
     """Return a digest of a case and of all code outside unetkit that it uses, so that an edit causes a new measurement.
 
     Args:
         case: the case.
         baseline: line of the baseline, if one is given.
-        owners: names of the plugins that own the metrics.
+        owners: names of the plugins that own the metrics, and what else a training uses.
         manager: the loaded plugins.
     """
     plans = [case.plan, *([Plan.parse(baseline)] if baseline else [])]
-    owners = owners.union(*(_part_owners(plan, manager) for plan in plans)) - {"unetkit"}
+    owners = {*owners}.union(*(_part_owners(plan, manager) for plan in plans)) - {"unetkit"}
     used = [p for p in manager.loaded_plugins() if p.name in owners or manager.implements("unetkit_wrap_model", p)]
     code = [f"{plugin} {_plugin_digest(plugin)}" for plugin in used]
     return _short_digest(json.dumps([case.id, *code, *map(_source_code, _factories(plans))]).encode())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
-from unetkit.errors import UnknownNameError
+from unetkit.errors import OptionError, UnknownNameError
 from unetkit.plugins import PluginManager
 from unetkit.registry import Metric
 
@@ -12,31 +13,49 @@ from unetkit.registry import Metric
 ANALYTIC_METRICS = ("parameters", "macs", "activations")
 
 
-def collect_metrics(manager: PluginManager, names: Iterable[str] = ()) -> list[Metric]:
-    """Return the metrics of these names in the order in which they are measured; all if no name is given.
+def collect_metrics(manager: PluginManager, names: Iterable[str] = (), *, trained: bool = False) -> list[Metric]:
+    """Return the metrics of these names in the order in which they are measured; all that apply if no name is given.
 
-    A metric of a plugin whose function cannot be found is left out, and one line on stderr reports it; otherwise it
-    would fail in every row.
+    Metrics of trained networks come last, in the order of the names. A metric of a plugin whose function cannot be
+    found is left out, and one line on stderr reports it; otherwise it would fail in every row.
 
     Args:
         manager: the loaded plugins.
-        names: names of metrics.
+        names: names of metrics; that of a metric of one class is followed by a colon and the class.
+        trained: whether networks are trained.
 
     Raises:
         UnknownNameError: There is no such metric.
+        OptionError: A metric needs trained networks, or the name of a class is missing or not expected.
         PluginError: A metric that is named cannot be described.
     """
-    registry, names = manager.parts.metrics, [*names]
-    try:
-        selected = {registry.get(name).name for name in names}
-    except UnknownNameError as error:
-        raise UnknownNameError(f"--metrics: {error}") from None
+    registry, names = manager.parts.metrics, [*dict.fromkeys(names)]
+    selected: dict[str, list[str]] = {}
+    for name in names:
+        try:
+            selected.setdefault(registry.get(name.partition(":")[0]).name, []).append(name)
+        except UnknownNameError as error:
+            raise UnknownNameError(f"--metrics: {error}") from None
     metrics: list[Metric] = []
     plugins = {plugin.name: plugin for plugin in manager.loaded_plugins()}
     for metric in registry:
-        if names and metric.name not in selected:
+        if (metric.name not in selected) if names else (metric.trained and not trained):
             continue
-        with manager.isolate(plugins[metric.owner], strict=bool(names)):
-            metric.info  # noqa: B018  # raises here if its function cannot be found
-            metrics.append(metric)
-    return metrics
+        for name in selected.get(metric.name, [metric.name]):
+            if names:
+                _check_metric_name(metric, name, trained=trained)
+            with manager.isolate(plugins[metric.owner], strict=bool(names)):
+                metric.info  # noqa: B018  # raises here if its function cannot be found
+                metrics.append(replace(metric, name=name))
+    return sorted(metrics, key=lambda one: names.index(one.name) if one.trained and names else -1)
+
+
+def _check_metric_name(metric: Metric, name: str, *, trained: bool) -> None:
+    if metric.trained and not trained:
+        raise OptionError(f"--metrics {name}: is measured on trained networks; give --data, too")
+    if metric.per_class and not name.partition(":")[2]:
+        raise OptionError(f"--metrics {name}: belongs to a class; write {name.partition(':')[0]}:CLASS")
+    if ":" in name and not metric.per_class:
+        raise OptionError(
+            f"--metrics {name}: {metric.name} does not belong to a class; leave out :{name.partition(':')[2]}"
+        )

@@ -6,7 +6,7 @@ line for each row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import inf
 from pathlib import Path
 from time import monotonic
@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unetkit.bench.columns import find_varying_keys
-from unetkit.bench.results import BenchRow
+from unetkit.bench.results import BenchRow, TrainingRecord
 from unetkit.bench.runner import BenchRunner
 from unetkit.bench.statistics import estimate_ratio, format_interval, quantile
 from unetkit.utils.formatting import format_seconds
@@ -41,6 +41,9 @@ class BenchProgress:
     def __init__(self, runner: BenchRunner, folder: Path) -> None:
         self.console = Console(stderr=True, highlight=False)
         self.rows: list[tuple[str, ...]] = []
+        self._row_names: dict[str, str] = {}
+        self._trained = 0
+        self._runner = runner
         self._best_ratio, self._best_line = inf, ""
         self._last_notice_time = monotonic()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -54,6 +57,7 @@ class BenchProgress:
         runner.on_notice = self._print_notice
         runner.on_dry_build = self._update_dry_build
         runner.on_plan = self._start_measuring
+        runner.on_training_plan = self._start_training
 
     def follow(self, rows: Iterable[BenchRow]) -> None:
         """Take all rows from an iterator, and show each."""
@@ -66,6 +70,38 @@ class BenchProgress:
             live.get_renderable = self._render  # type: ignore[method-assign]
             for row in rows:
                 self._add_row(row)
+
+    def follow_trainings(self, records: Iterable[TrainingRecord]) -> None:
+        """Take all trainings from an iterator, and show each."""
+        if not self.console.is_terminal:
+            for record in records:
+                self._add_training(record)
+                self._print_notice(f"{self._trained} of {self._bar.tasks[0].total:.0f}: {': '.join(self.rows[-1])}")
+            return
+        self.rows.clear()
+        self._best_line = ""
+        with Live(self._render(), console=self.console, refresh_per_second=4, transient=True) as live:
+            live.get_renderable = self._render  # type: ignore[method-assign]
+            for record in records:
+                self._add_training(record)
+
+    def _add_training(self, record: TrainingRecord) -> None:
+        self._trained += 1
+        scores = ", ".join(f"{name} {value:.4g}" for name, value in record.values.items())
+        failures = "; ".join(f"{name}: {why}" for name, why in record.failures.items())
+        result = f"failed: {record.error}" if record.error else "; ".join(filter(None, (scores, failures)))
+        name = f"{self._row_names.get(record.row_id, record.row_id)}, seed {record.seed}"
+        self.rows.append((name, f"{result}, {format_seconds(record.seconds)}"))
+        self._bar.advance(self._task)
+
+    def _start_training(self, count: int) -> None:
+        """Show that so many trainings follow."""
+        for case in self._runner.cases:
+            self._row_names[case.id] = self._name_of(dict(case.factors)) or str(case.plan)
+        if not self._trained:
+            self._bar.reset(self._task, description="training", total=count)
+        else:
+            self._bar.update(self._task, total=self._trained + count)
 
     def _add_row(self, row: BenchRow) -> None:
         self.rows.append((self._row_name(row), *self._row_result(row)))
@@ -103,7 +139,10 @@ class BenchProgress:
         self._print_notice(f"{len(self.rows)} of {self._bar.tasks[0].total:.0f}: {name}: {', '.join(result)}")
 
     def _row_name(self, row: BenchRow) -> str:
-        return " ".join(row.factors[name] for name in self._varied if name in row.factors) or row.line
+        return self._name_of(row.factors) or row.line
+
+    def _name_of(self, factors: Mapping[str, str]) -> str:
+        return " ".join(factors[name] for name in self._varied if name in factors)
 
     def _row_result(self, row: BenchRow) -> list[str]:
         """Return the time of a row and its ratio to the baseline, or its error."""
@@ -117,8 +156,11 @@ class BenchProgress:
     def _render(self) -> Group:
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
         table.add_column("row", overflow="fold")
-        table.add_column(self._timed_metric or "result", justify="right")
-        table.add_column("ratio to the baseline")
+        if self._trained:
+            table.add_column("scores")
+        else:
+            table.add_column(self._timed_metric or "result", justify="right")
+            table.add_column("ratio to the baseline")
         for row in self.rows[-_VISIBLE_ROWS:]:
             table.add_row(*map(Text, row))
         tables = [table] if self.rows else []

@@ -1,7 +1,7 @@
 """The results of a benchmark: the data types, and the file `rows.jsonl` that stores them.
 
-Only what was measured is stored, including every raw timing sample. Ratios, intervals and verdicts are computed when
-the results are read (`unetkit.bench.statistics`), so that improved statistics also apply to old runs.
+Only what was measured is stored, including every raw timing sample and every score. Ratios, intervals and verdicts are
+computed when the results are read (`unetkit.bench.statistics`), so that improved statistics also apply to old runs.
 
 A folder holds one run, as JSON lines. The first line is the header. Each start of the command appends a line with the
 rows that it planned, and each measured row is appended and synced to disk before the next one is measured. If an id
@@ -72,6 +72,8 @@ class BenchRow:
         device: device that the row was measured on: "cpu, cores 0-1, 2 threads" or "cuda:0 NVIDIA H100, 8 threads".
         seconds: time that the row took, in seconds.
         measured_at: time at which the row was finished, ISO 8601, UTC.
+        training: fields of a TrainConfig that the grid set for this row, as text.
+        pretrained: weights that the trainings of this row start from: "", "yes", or a path.
     """
 
     id: str
@@ -91,6 +93,8 @@ class BenchRow:
     device: str = ""
     seconds: float = 0.0
     measured_at: str = ""
+    training: dict[str, str] = field(default_factory=dict)
+    pretrained: str = ""
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> BenchRow:
@@ -106,6 +110,78 @@ class BenchRow:
 
 
 @dataclass(frozen=True)
+class TrainingRecord:
+    """One training of a row, with its scores or the error that ended it.
+
+    Attributes:
+        row_id: id of the row.
+        cache_key: digest of everything that was trained, as that of the row.
+        seed: seed of everything random in it.
+        error: why it gave no scores, in one line; "" if it did.
+        values: score by metric.
+        failures: error of each metric that failed, by name.
+        epoch: the epoch whose weights were scored.
+        device: device that it ran on.
+        seconds: time that it took in the last process that worked on it, in seconds.
+        measured_at: time at which it was finished, ISO 8601, UTC.
+    """
+
+    row_id: str
+    cache_key: str
+    seed: int
+    error: str = ""
+    values: dict[str, float] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    epoch: int = 0
+    device: str = ""
+    seconds: float = 0.0
+    measured_at: str = ""
+
+
+@dataclass(frozen=True)
+class TrainingHeader:
+    """What all trainings of a run share. The rules of the verdicts are fixed here before the first training.
+
+    Attributes:
+        data: the text for `--data`.
+        settings: fields of a TrainConfig that describe the data.
+        seed: the first seed; the trainings of a row have this one and those that follow.
+        grid: options of the first command that set the training of all its rows alike, such as the number of steps,
+            which later commands take over.
+        rules: fields of a `unetkit.bench.quality_statistics.QualityRules`.
+        baseline_row: id of the row that the others are compared with.
+        scored: the split that is scored: "test", or "val" if there are no test images.
+        is_split: whether the data define which images are for validation; otherwise the seed does.
+        classes: names of the classes.
+        channels: number of image channels.
+        outputs: number of outputs of the networks.
+        crop: default height and width of a training crop.
+        images: number of images of each split.
+        fingerprints: fingerprint of each split, for the first seed.
+    """
+
+    data: str
+    settings: dict[str, Any]
+    seed: int
+    rules: dict[str, Any]
+    baseline_row: str
+    scored: str
+    is_split: bool
+    classes: tuple[str, ...]
+    channels: int
+    outputs: int
+    crop: tuple[int, int]
+    images: dict[str, int]
+    fingerprints: dict[str, str]
+    grid: dict[str, list[str]] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> TrainingHeader:
+        """Create a header from plain data, as JSON stores it."""
+        return cls(**{**data, "classes": tuple(data["classes"]), "crop": tuple(data["crop"])})
+
+
+@dataclass(frozen=True)
 class Header:
     """The settings and the environment that all rows of a run share, so that the rows can be compared.
 
@@ -116,6 +192,7 @@ class Header:
         settings: other settings of the command: {"budget": 20.0, "target_ci": 0.02, "seed": 0, "threads": 2, ...}.
         machine: {"cpu": ..., "cores": ..., "memory": ..., "gpus": [...], "system": ...}.
         versions: {"unetkit": ..., "torch": ..., "timm": ..., "Python": ...}.
+        training: what all trainings share; None if the rows were not trained.
     """
 
     baseline: str
@@ -124,11 +201,14 @@ class Header:
     settings: dict[str, Any]
     machine: dict[str, Any]
     versions: dict[str, str]
+    training: TrainingHeader | None = None
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Header:
         """Create a header from plain data, as JSON stores it."""
-        return cls(**{**data, "metrics": tuple(MetricInfo(**metric) for metric in data["metrics"])})
+        metrics = tuple(MetricInfo(**metric) for metric in data["metrics"])
+        training = TrainingHeader.from_dict(data["training"]) if data.get("training") else None
+        return cls(**{**data, "metrics": metrics, "training": training})
 
 
 @dataclass(frozen=True)
@@ -138,11 +218,13 @@ class BenchRun:
     Attributes:
         folder: path of the folder.
         header: settings and environment of all rows.
-        rows: the rows that the last command planned, in that order, followed by those of earlier commands.
+        rows: the rows that the last command planned, in that order, followed by those of earlier commands; if rows were
+            trained, those of earlier commands come first, the baseline among them.
         num_planned: number of rows that the last command planned.
         num_missing: number of planned rows that are not measured yet.
         command: the last command.
         started_at: time at which the run was first started, ISO 8601, UTC.
+        trainings: all trainings, in the order in which they were finished.
     """
 
     folder: Path
@@ -152,6 +234,7 @@ class BenchRun:
     num_missing: int
     command: str
     started_at: str
+    trainings: tuple[TrainingRecord, ...] = ()
 
 
 _FILE_NAME = "rows.jsonl"
@@ -174,6 +257,7 @@ class ResultsFile:
         self.started_at = ""
         self.last_plan: JsonLine = {"command": "", "planned": []}
         self.rows: dict[str, BenchRow] = {}
+        self.trainings: dict[tuple[str, int], TrainingRecord] = {}
         read_json_lines(folder / _FILE_NAME, self._read_line, _CONTENT)
 
     def _read_line(self, line: JsonLine) -> None:
@@ -181,6 +265,9 @@ class ResultsFile:
             self.header, self.started_at = Header.from_dict(line["header"]), line["started_at"]
         elif "planned" in line:
             self.last_plan = line
+        elif "training" in line:
+            record = TrainingRecord(**line["training"])
+            self.trainings[record.row_id, record.seed] = record
         else:
             row = BenchRow.from_dict(line["row"])
             self.rows.pop(row.id, None)  # keeps the rows in the order of their last measurement
@@ -227,12 +314,19 @@ def read_results(folder: Path) -> BenchRun:
     return BenchRun(
         folder=folder,
         header=file.header,
-        rows=(*planned, *unplanned),
+        rows=(*unplanned, *planned) if file.header.training is not None else (*planned, *unplanned),
         num_planned=len(planned_ids),
         num_missing=len(planned_ids) - len(planned),
         command=file.last_plan["command"],
         started_at=file.started_at,
+        trainings=current_trainings(file),
     )
+
+
+def current_trainings(file: ResultsFile | ResultsWriter) -> tuple[TrainingRecord, ...]:
+    """Return the trainings of what the rows are now; those from before an edit of a plugin are left out."""
+    keys = {(row.id, row.cache_key) for row in file.rows.values()}
+    return tuple(record for record in file.trainings.values() if (record.row_id, record.cache_key) in keys)
 
 
 class ResultsWriter:
@@ -256,6 +350,7 @@ class ResultsWriter:
             self._lines.close()
             raise
         self.header, self.rows, self.is_done = file.header, file.rows, file.is_done
+        self.trainings = file.trainings
 
     def start(self, header: Header, command: str, planned: Iterable[str]) -> None:
         """Append what a command is going to measure.
@@ -281,6 +376,11 @@ class ResultsWriter:
         """Append a row; it is on disk when this returns."""
         self._lines.append({"row": asdict(row)})
         self.rows[row.id] = row
+
+    def append_training(self, record: TrainingRecord) -> None:
+        """Append a training; it is on disk when this returns."""
+        self._lines.append({"training": asdict(record)})
+        self.trainings[record.row_id, record.seed] = record
 
     def close(self) -> None:
         """Release the folder for other processes. If no row was written, remove the file and the empty folder."""
@@ -311,7 +411,12 @@ def describe_differences(old: Header, new: Header) -> str:
 def _flatten(header: dict[str, Any]) -> dict[str, str]:
     """Return the items of a header by name, as text; metrics only as a list of names."""
     metrics = ",".join(metric["name"] for metric in header["metrics"])
+    training = header["training"] or {}
+    rules = {f"the rule {name}": str(value) for name, value in training.get("rules", {}).items()}
+    shared = {name: training.get(name) for name in ("data", "seed", "settings", "scored", "fingerprints")}
     return {
+        **{f"the {name} of trainings": str(value) for name, value in shared.items()},
+        **rules,
         "baseline": header["baseline"],
         "baseline mode": header["baseline_mode"],
         "--metrics": metrics,

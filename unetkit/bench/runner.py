@@ -1,8 +1,9 @@
 """Run benchmarks: `run` and `read` for Python, and the BenchRunner behind them and behind `unetkit bench`.
 
 A runner first builds all planned rows on meta tensors, then has those that can be built measured, each in a process of
-its own, and writes each row to disk. `dry_run` only does the first step, and estimates the time of the second. The
-module imports no torch: the processes that it starts are forked from a server that has imported it.
+its own, and writes each row to disk. With data, it then trains them (`unetkit.bench.training_runner`). `dry_run` only
+does the first step, and estimates the time of the second. The module imports no torch: the processes that it starts are
+forked from a server that has imported it.
 """
 
 from __future__ import annotations
@@ -17,17 +18,33 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unetkit.bench.config import BenchConfig, repeat_command
+from unetkit.bench.config import BenchConfig, repeat_command, train_command
 from unetkit.bench.devices import Slot, is_contended, make_slots
 from unetkit.bench.engines import NoticeCallback, run_locally, run_on_cluster, select_devices
-from unetkit.bench.grid import PRELOAD, Case, Mode, Trial, cache_key, make_cases
+from unetkit.bench.grid import PRELOAD, Case, Mode, Trial, cache_key, format_pretrained, make_cases
 from unetkit.bench.metrics import ANALYTIC_METRICS, collect_metrics
-from unetkit.bench.results import BenchRow, BenchRun, Header, ResultsFile, ResultsWriter, Timing, read_results, utc_now
+from unetkit.bench.results import (
+    BenchRow,
+    BenchRun,
+    Header,
+    ResultsFile,
+    ResultsWriter,
+    Timing,
+    TrainingRecord,
+    read_results,
+    utc_now,
+)
 from unetkit.bench.statistics import find_timing_warnings
+from unetkit.bench.training import find_training_owners, train_settings
+from unetkit.bench.training_runner import TrainingRunner
+from unetkit.data.source import with_absolute_path
 from unetkit.errors import BuildError, OptionError
 from unetkit.plan import Plan
 from unetkit.plugins import PluginManager, load_manager
 from unetkit.registry import Metric
+from unetkit.train.config import TrainConfig
+from unetkit.utils.config_fields import flag_of
+from unetkit.utils.formatting import Size
 from unetkit.utils.processes import TaskResult, run_tasks
 from unetkit.utils.system import available_cores
 
@@ -117,8 +134,11 @@ def run(
         runner = BenchRunner(cases, bench_config, load_manager(bench_config.plugins))
         for row in runner.measure_rows(writer, ""):
             on_row(row)
+        for _ in runner.train_rows(writer):
+            pass
         results = read_results(folder)
-        return BenchRows(replace(results, rows=results.rows[: len(cases)]))
+        planned = {case.id for case in runner.cases}
+        return BenchRows(replace(results, rows=tuple(row for row in results.rows if row.id in planned)))
 
 
 def _make_config(fields: dict[str, Any]) -> BenchConfig:
@@ -167,10 +187,32 @@ class BenchRunner:
     on_plan: Callable[[int, int], None] = lambda pending, total: None
     baseline: Plan = field(default_factory=Plan)
     baseline_mode: Mode = field(default_factory=Mode)
+    baseline_row: str = ""
     dry_builds: dict[str, dict[Any, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.metrics: list[Metric] = collect_metrics(self.manager, self.config.metrics)
+        config, data = self.config, self.config.data
+        if data:
+            data = with_absolute_path(data, self.manager.parts)
+            config = self.config = replace(config, data=data)
+        chosen = collect_metrics(self.manager, config.measured_metrics, trained=bool(data))
+        self.metrics: list[Metric] = [metric for metric in chosen if not metric.trained]
+        self.trained_metrics: list[Metric] = [metric for metric in chosen if metric.trained]
+        self.training: TrainingRunner | None = None
+        self.on_training_plan: Callable[[int], None] = lambda count: None
+        if not data:
+            for case in self.cases:
+                if case.training or case.plan.pretrained:
+                    names = [name for name, _ in case.training if name != "batch_size"] or ["pretrained"]
+                    raise OptionError(f"{flag_of(names[0])}: only applies to trainings; give --data, too")
+            return
+        if not self.trained_metrics:
+            raise OptionError("--metrics: names no metric of trained networks; add one, such as miou")
+        if len({case.mode for case in self.cases}) > 1:
+            raise OptionError("--mode: give one mode with --data, since trainings are the same in all")
+        for case in self.cases:
+            TrainConfig(**train_settings(case))  # rejects values that do not fit each other
+        self.training = TrainingRunner(self.cases, self.trained_metrics, config, self._plugin_paths())
 
     @property
     def timeout(self) -> float:
@@ -188,6 +230,7 @@ class BenchRunner:
             BuildError: The baseline cannot be built, or no case can be built and the folder contains no rows.
             FileError: The folder contains rows that cannot be compared with these.
         """
+        self.open_data()
         pending = self.pending_cases(writer)
         machine = self.describe_machine()
         slots = self.select_slots(machine["gpus"])
@@ -201,6 +244,34 @@ class BenchRunner:
             for row in chain(map(self._make_row, failed), measured):
                 writer.append(row)
                 yield row
+
+    def open_data(self) -> None:
+        """Open the data of the trainings, and fit all rows to their channels and classes. Without data, do nothing.
+
+        Raises:
+            OptionError: The data cannot be opened.
+        """
+        if self.training is None or self.training.facts:
+            return
+        self.training.open_data()
+        self.cases = [*self.training.cases.values()]
+        for note in self.training.facts["notes"]:
+            self.on_notice(f"note: {note}")
+
+    def train_rows(self, writer: ResultsWriter) -> Generator[TrainingRecord, None, None]:
+        """Train what is missing, and yield each training when it is on disk. Without data, yield nothing.
+
+        Args:
+            writer: writer of the folder, after `measure_rows`.
+        """
+        if self.training is None:
+            return
+        slots: list[Slot] = []
+        if self.config.engine != "ray":
+            devices = select_devices(self.config.device, self.describe_machine()["gpus"])
+            slots = make_slots(devices, available_cores(), self.config.jobs, self.config.threads, shares_gpus=True)
+        with closing(self.training.train(writer, slots, self.on_notice, self.on_training_plan)) as records:
+            yield from records
 
     def pending_cases(self, results: ResultsFile | ResultsWriter) -> list[Case]:
         """Return the cases that have to be measured.
@@ -233,7 +304,9 @@ class BenchRunner:
         if self.config.engine == "ray":
             return []
         devices = select_devices(self.config.device, gpus)
-        return make_slots(devices, available_cores(), self.config.jobs, self.config.threads)
+        is_shared = self.training is not None and devices[0][0] != "cpu"  # trainings may share a GPU, timings may not
+        jobs = len(devices) if is_shared else self.config.jobs
+        return make_slots(devices, available_cores(), jobs, self.config.threads)
 
     def dry_build(self, cases: Sequence[Case]) -> list[TaskResult]:
         """Build cases on meta tensors, run their input through them, and store what that finds in `dry_builds`.
@@ -244,9 +317,11 @@ class BenchRunner:
         Returns:
             The results of the cases that failed.
         """
-        failed = []
+        refused = self.training.refused if self.training else {}
+        failed = [TaskResult(self.make_trial(case), {}, refused[case.id], 0.0) for case in cases if case.id in refused]
+        trials = [self.make_trial(case) for case in cases if case.id not in refused]
         slots = [None] * len(available_cores())
-        for done, result in enumerate(self.run_children(map(self.make_trial, cases), DRY_BUILD, slots), 1):
+        for done, result in enumerate(self.run_children(trials, DRY_BUILD, slots), len(failed) + 1):
             if result.error:
                 failed.append(result)
             else:
@@ -266,12 +341,28 @@ class BenchRunner:
         line, mode = (header.baseline, header.baseline_mode) if header else ("", "")
         line, mode = self.config.baseline or line, self.config.baseline_mode or mode
         self.baseline_mode = Mode.parse(mode) if mode else self.cases[0].mode
-        if line:
+        if self.training is not None:
+            self._choose_baseline_row(header, line)
+        elif line:
             self.baseline = replace(Plan.parse(line), size=None, seed=None, pretrained=None)
             self._check_baseline()
         else:
             first = next((case for case in self.cases if case.id in self.dry_builds), self.cases[0])
             self.baseline = replace(first.plan, size=None)
+
+    def _choose_baseline_row(self, header: Header | None, line: str) -> None:
+        """Set the baseline where rows are trained: it is a row of its own."""
+        if header is not None and header.training is not None:
+            self.baseline, self.baseline_row = Plan.parse(header.baseline), header.training.baseline_row
+            return
+        cases = [case for case in self.cases if case.id in self.dry_builds]
+        if line:
+            wanted = replace(Plan.parse(line), size=None, seed=None, pretrained=None)
+            cases = [case for case in cases if replace(case.plan, size=None, pretrained=None) == wanted]
+            if not cases:
+                raise OptionError(f"--baseline {line}: is not one of the rows that can be built; add it to the grid")
+        first = cases[0] if cases else self.cases[0]
+        self.baseline, self.baseline_row = replace(first.plan, size=None, pretrained=None), first.id
 
     def _check_baseline(self) -> None:
         """Raise BuildError if there are rows to measure and the baseline cannot be built."""
@@ -291,10 +382,11 @@ class BenchRunner:
         return Header(
             baseline=str(self.baseline),
             baseline_mode=str(self.baseline_mode),
-            metrics=tuple(metric.info for metric in self.metrics),
+            metrics=tuple(metric.info for metric in (*self.metrics, *self.trained_metrics)),
             settings={**self.config.comparable_settings(), "slots": [str(slot) for slot in slots]},
             machine=machine["machine"],
             versions=machine["versions"],
+            training=self.training.make_header(self.baseline_row) if self.training else None,
         )
 
     def measure(self, cases: Iterable[Case], slots: Sequence[Slot]) -> Generator[BenchRow, None, None]:
@@ -304,19 +396,30 @@ class BenchRunner:
             cases: cases to measure; those that are not in `dry_builds` are left out.
             slots: slots of this machine; not used with a cluster.
         """
-        trials = [self.make_trial(case) for case in cases if case.id in self.dry_builds]
+        sharing: dict[str, list[Trial]] = {}
+        for case in cases:
+            if case.id in self.dry_builds:
+                sharing.setdefault(case.cost_id, []).append(self.make_trial(case))
+        trials = [first for first, *_ in sharing.values()]
         options: dict[str, Any] = {"timeout": self.timeout, "preload": self._preload()}
-        if self.config.engine == "ray":
+        if all(metric.name in ANALYTIC_METRICS for metric in self.metrics):
+            results = (TaskResult(trial, {}, "", 0.0) for trial in trials)  # all is known without a measurement
+        elif self.config.engine == "ray":
             results = run_on_cluster(trials, MEASURE, self.config, **options)
         else:
             is_timed = any(metric.timed for metric in self.metrics)
             results = run_locally(trials, MEASURE, slots, on_notice=self.on_notice, timed=is_timed, **options)
         with closing(results):
-            yield from map(self._make_row, results)
+            for result in results:
+                for trial in sharing[result.task.case.cost_id]:
+                    yield self._make_row(replace(result, task=trial))
 
     def cache_key(self, case: Case) -> str:
         """Return the digest of a case and of the code of the plugins that it and the metrics use."""
-        return cache_key(case, self.config.baseline, {metric.owner for metric in self.metrics}, self.manager)
+        owners = {metric.owner for metric in (*self.metrics, *self.trained_metrics)}
+        if self.config.data:
+            owners |= find_training_owners(case, self.config.data, self.manager.parts)
+        return cache_key(case, "" if self.config.data else self.config.baseline, owners, self.manager)
 
     def run_children(
         self, tasks: Iterable[Any], target: str, slots: Sequence[Any]
@@ -338,8 +441,18 @@ class BenchRunner:
         """Return a case with everything that the process which builds or measures it has to know."""
         names = tuple(metric.name for metric in self.metrics)
         size = self.dry_builds.get(case.id, {}).get("size")
-        plugins = tuple(os.path.abspath(p) if os.path.exists(p) else p for p in self.config.plugins)
-        return Trial(case, self.baseline, self.baseline_mode, size, names, self.config.timing_config, plugins)
+        timing, crop = self.config.timing_config, self._find_crop(case)
+        return Trial(case, self.baseline, self.baseline_mode, size, names, timing, crop, self._plugin_paths())
+
+    def _find_crop(self, case: Case) -> Size | None:
+        """Return the size of a training crop, for which the costs of a row are those if its plan has no input size."""
+        if self.training is None or not self.training.facts:
+            return None
+        crop: Size = train_settings(case).get("crop") or self.training.facts["crop"]
+        return crop
+
+    def _plugin_paths(self) -> tuple[str, ...]:
+        return tuple(os.path.abspath(p) if os.path.exists(p) else p for p in self.config.plugins)
 
     def _make_row(self, result: TaskResult) -> BenchRow:
         """Create a row from what `dry_build` found of a case and from what its process emitted."""
@@ -370,11 +483,18 @@ class BenchRunner:
             failures=by_metric["failures"],
             warnings=tuple(warnings),
             cpu_contention=contention,
-            command=repeat_command(case, self.config, str(self.baseline), self.baseline_mode),
+            command=self._repeat_command(case),
             device=emitted.get("device", ""),
             seconds=result.seconds,
             measured_at=utc_now(),
+            training=dict(case.training),
+            pretrained="" if not case.plan.pretrained else format_pretrained(case.plan.pretrained),
         )
+
+    def _repeat_command(self, case: Case) -> str:
+        if self.training is not None:
+            return train_command(case.plan, case.training, self.config.seed, self.config)
+        return repeat_command(case, self.config, str(self.baseline), self.baseline_mode)
 
     def _attribute_error(self, result: TaskResult, by_metric: dict[str, dict[str, Any]]) -> str:
         """Return the error of a row as a whole; "" if it has results, and its error is that of a metric.

@@ -14,6 +14,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from unetkit.bench.columns import HIDDEN, Column, find_constant_factors, find_varying_factors, make_columns
+from unetkit.bench.quality import RunQuality, describe_trainings
 from unetkit.bench.results import BenchRow, BenchRun, Header
 from unetkit.errors import UnetkitError
 from unetkit.utils.formatting import format_bytes, format_plural
@@ -37,13 +38,18 @@ def format_run(run: BenchRun, rows: Sequence[BenchRow], columns: Sequence[Column
     measured = [row for row in rows if row.is_measured]
     table, hidden = _fit_table(measured, columns, numbers, width)
     failed = _make_failed_table(run, [row for row in rows if not row.is_measured], numbers)
-    notes = [*_describe_problems(rows, numbers), *_describe_hidden(hidden), *describe_missing_rows(run)]
+    notes = [
+        *_describe_problems(rows, numbers),
+        *_describe_failed_trainings(run, numbers),
+        *_describe_hidden(hidden),
+        *describe_missing_rows(run),
+    ]
     selection = [f"{len(rows)} of {len(run.rows)} rows are shown"] if len(rows) < len(run.rows) else []
     return Listing([*summarize_run(run), *selection], [table for table in (table, failed) if table.rows], notes)
 
 
 def summarize_run(run: BenchRun) -> list[str]:
-    """Return what applies to all rows, in three lines: baseline, machine and versions, number of rows and constants.
+    """Return what applies to all rows: baseline, machine and versions, number of rows and constants, trainings.
 
     Args:
         run: the results of a benchmark.
@@ -55,6 +61,7 @@ def summarize_run(run: BenchRun) -> list[str]:
         f"baseline {run.header.baseline}, {run.header.baseline_mode}",
         format_machine(run.header, run.rows),
         f"{count}; common to all rows: {constants}" if constants else count,
+        *(describe_trainings(RunQuality(run)) if run.header.training is not None else []),
     ]
 
 
@@ -118,10 +125,22 @@ def _make_failed_table(run: BenchRun, rows: Sequence[BenchRow], numbers: dict[st
 
 def _describe_problems(rows: Iterable[BenchRow], numbers: dict[str, str]) -> list[str]:
     """Return the failures of single metrics and the warnings, each with the number of its row."""
-    problems = (
+    problems = (  # trainings that failed are described by `describe_failed_trainings`
         (row, [*(f"{name} failed: {error}" for name, error in row.failures.items()), *row.warnings]) for row in rows
     )
     return [f"row {numbers[row.id]}: {text}" for row, texts in problems for text in texts]
+
+
+def _describe_failed_trainings(run: BenchRun, numbers: dict[str, str]) -> list[str]:
+    """Return the errors of trainings and of their metrics, each with the number of its row and its seed."""
+    return [
+        f"row {numbers[one.row_id]}, seed {one.seed}: {text}"
+        for one in run.trainings
+        for text in [
+            *([one.error] if one.error else []),
+            *(f"{name} failed: {why}" for name, why in one.failures.items()),
+        ]
+    ]
 
 
 def _describe_hidden(columns: Sequence[Column]) -> list[str]:

@@ -95,7 +95,7 @@ def _measure_timing(metric: Metric, trial: Trial, device: torch.device, parts: P
             calls[index] = metric.load()(pair[index])
             calls[index]()
         except Exception as error:
-            is_separate_baseline = index == 1 and trial.case.plan != pair[1].plan
+            is_separate_baseline = index == 1 and pair[0].plan != pair[1].plan
             if not is_separate_baseline:
                 raise
             raise InputSizeError(f"the baseline, {trial.baseline}, failed: {one_line(error)}") from error
@@ -131,7 +131,8 @@ def _requested_metrics(trial: Trial, parts: Parts) -> list[Metric]:
 
 def _make_bench_model(trial: Trial, device: torch.device, parts: Parts, *, is_baseline: bool = False) -> BenchModel:
     case = trial.case
-    plan = replace(trial.baseline, size=trial.size) if is_baseline else case.plan
+    size = trial.size if is_baseline else case.plan.size or trial.default_size
+    plan = replace(trial.baseline if is_baseline else case.plan, size=size, pretrained=None)
     mode = trial.baseline_mode if is_baseline else case.mode
     return BenchModel(plan, case.batch_size, mode, device, parts, trial.timing_config.seed)
 

@@ -1,4 +1,4 @@
-"""`unetkit bench`: measure every combination of a grid; and `unetkit bench metrics`."""
+"""`unetkit bench`: measure, and with data train, every combination of a grid; and `unetkit bench metrics`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from functools import reduce
 from importlib import import_module
 from pathlib import Path
@@ -18,11 +19,14 @@ from click.shell_completion import CompletionItem
 from unetkit.bench.config import BenchConfig
 from unetkit.bench.grid import AXES, Case, Mode, exclude_cases, make_cases, make_plans, parse_axis, split_axis
 from unetkit.bench.metrics import collect_metrics
+from unetkit.bench.results import ResultsFile
+from unetkit.bench.training import FIELDS, TRAINING_AXES, combine_trainings, parse_training_axis
 from unetkit.cli.options import complete_part, config_options, get_manager, get_parts, take_config_values
 from unetkit.errors import OptionError
 from unetkit.plan import PlanField
 from unetkit.registry import PART_FIELDS, Parts
 from unetkit.resolve import kind_of
+from unetkit.utils.config_fields import ConfigField, list_config_fields
 from unetkit.utils.tables import page_width, print_listing
 
 if TYPE_CHECKING:  # these import numpy, which `unetkit --help` does not need
@@ -53,8 +57,18 @@ class _Group(click.Group):
 
 
 def grid_options(command: F) -> F:
-    """Add the options that describe a model to a command; each takes a list, and the lists span the grid."""
+    """Add the options that describe a model and its training to a command; each takes a list; they span the grid."""
+    for name in reversed(TRAINING_AXES):
+        command = _make_training_option(FIELDS[name])(command)
+    help_text = "Weights of the encoder that trainings start from: yes, no, or a file. Without a value, yes."
+    flag: dict[str, Any] = {"is_flag": False, "flag_value": "yes"}
+    command = click.option("--pretrained", metavar="[yes,no]", multiple=True, help=help_text, **flag)(command)
     return reduce(lambda wrapped, word: _make_grid_option(word)(wrapped), reversed(AXES), command)
+
+
+def _make_training_option(field: ConfigField) -> Callable[[F], F]:
+    metavar = field.metavar if field.name == "augment" else f"{field.metavar},..."
+    return click.option(field.flag, field.name, metavar=metavar, multiple=True, help=f"Of trainings: {field.help}")
 
 
 def _make_grid_option(word: PlanField) -> Callable[[F], F]:
@@ -79,7 +93,9 @@ def _make_list_completer(kind: str) -> Callable[[click.Context, click.Parameter,
 @click.option(
     "--size", "sizes", multiple=True, metavar="HxW,...", help="Input sizes.  [default: the network's own, or 256]"
 )
-@click.option("--batch-size", "batch_sizes", multiple=True, metavar="N,...", help="Batch sizes.  [default: 1]")
+@click.option(
+    "--batch-size", "batch_size", multiple=True, metavar="N,...", help="Batch sizes.  [default: 1, and 8 in trainings]"
+)
 @click.option(
     "--mode", "modes", multiple=True, metavar="MODE[+...],...", help="Execution modes, see above.  [default: eager]"
 )
@@ -95,15 +111,21 @@ def _make_list_completer(kind: str) -> Callable[[click.Context, click.Parameter,
 @click.option("--dry-run", is_flag=True, help="Show what would be measured, and about how long it would take.")
 @click.pass_context
 def bench(ctx: click.Context, /, **values: Any) -> None:
-    """Measure every combination of a grid, each in its own process and paired with a baseline.
+    """Measure every combination of a grid, each in its own process and paired with a baseline; with --data, train it.
 
     Each option that describes a model takes a comma-separated list, may be repeated, and accepts globs such as
     'resnet*'; add/concat sets one part for each level. A --model, such as smp/unet, adds one row and does not combine
     with the parts. A --mode is eager or compiled, optionally followed by +channels_last, +bfloat16 or +float16. If the
     benchmark is interrupted, the same command continues it.
 
+    With --data, every row is trained with each of --seeds, and the scores of --metrics such as miou are compared with
+    those of the first row, seed by seed: better, worse, the same, or inconclusive. The options of `unetkit train` are
+    part of the grid, too. A later command with the same --out adds rows, with the settings that are stored there.
+
     \b
     unetkit bench --encoder resnet18,resnet34 --up bilinear,transposed --fuse concat,add --out runs/first
+    unetkit bench --encoder resnet18,resnet34 --fuse concat,add --data FOLDER --steps 2000 --seeds 6 --out runs/ablation
+    unetkit bench --model smp/unet --out runs/ablation
     unetkit bench --encoder 'resnet*' --exclude '--encoder resnet152' --metrics parameters,macs,latency --dry-run
     unetkit bench show runs/first --sort latency
     unetkit bench report runs/first
@@ -114,6 +136,38 @@ def bench(ctx: click.Context, /, **values: Any) -> None:
     elif given:
         first = next(param for param in ctx.command.params if param.name in given)
         raise OptionError(f"{first.opts[0]} cannot be combined with {ctx.invoked_subcommand}; leave one of them out")
+
+
+#: Settings that a later command on the same folder takes from it, besides those of trainings.
+_INHERITED = ("budget", "target_ci", "seed", "device", "jobs", "threads", "engine")
+
+
+def inherit_settings(
+    folder: Path, values: dict[str, Any], given: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Complete the settings of a command with those of the benchmark that a folder contains, if it contains one.
+
+    Args:
+        folder: the folder for the results.
+        values: the fields of a BenchConfig that were given.
+        given: all options that were given, which the grid is made of.
+
+    Returns:
+        Both, completed.
+    """
+    header = ResultsFile(folder).header if folder.is_dir() else None
+    if header is None:
+        return values, given
+    stored = {name: header.settings[name] for name in _INHERITED if name in header.settings}
+    stored["metrics"] = tuple(metric.name for metric in header.metrics)
+    if header.training is not None:
+        rules = header.training.rules
+        looks = rules["looks"]
+        stored |= {**header.training.settings, "data": header.training.data, "margin": rules["margin"]}
+        stored |= {"seeds": looks[0] if len(looks) == 1 else None, "max_seeds": looks[-1], "race": rules["race"]}
+        given = {**header.training.grid, **given, "data": header.training.data}
+    known = {one.name for one in list_config_fields(BenchConfig)}
+    return {**{name: value for name, value in stored.items() if name in known}, **values}, given
 
 
 _NOT_IN_FOLDER_NAME = ("retry_failed", "timeout", "ray_address")
@@ -127,7 +181,10 @@ def _run(ctx: click.Context, given: dict[str, Any]) -> None:
     plugins = tuple(map(str, ctx.find_root().params.get("plugins") or ()))
     if str(given.get("out", "x")) in ("", "."):
         raise OptionError("--out: give a new folder, such as runs/first")
-    config = BenchConfig(**take_config_values(BenchConfig, {**given}), plugins=plugins)
+    values = take_config_values(BenchConfig, {**given})
+    if given.get("out"):
+        values, given = inherit_settings(given["out"], values, given)
+    config = BenchConfig(**values, plugins=plugins)
     runner = BenchRunner(parse_grid(given, host.parts), config, host)
     if given.get("dry_run"):
         _dry_run(runner, given.get("out"))
@@ -139,8 +196,18 @@ def parse_grid(given: dict[str, Any], parts: Parts) -> list[Case]:
     """Make the cases of a command line, at least one. Raises OptionError where --exclude leaves none."""
     fields = {field.name: parse_axis(field.name, given.get(field.name, ()), parts) for field in AXES}
     modes = [Mode.parse(mode) for mode in split_axis("mode", given.get("modes", ("eager",)))]
-    batch_sizes = [_parse_batch_size(text) for text in split_axis("batch_size", given.get("batch_sizes", ("1",)))]
-    found = make_cases(make_plans(fields, parts), split_axis("size", given.get("sizes", ())), batch_sizes, modes)
+    sizes, batch_sizes = split_axis("size", given.get("sizes", ())), [1]
+    if "batch_size" in given:
+        batch_sizes = [_parse_batch_size(text) for text in split_axis("batch_size", given["batch_size"])]
+    axes = {name: parse_training_axis(name, given[name], parts) for name in TRAINING_AXES if name in given}
+    weights = [
+        {"yes": True, "no": None}.get(text, text) for text in split_axis("pretrained", given.get("pretrained", ()))
+    ]
+    plans = [replace(plan, pretrained=one) for plan in make_plans(fields, parts) for one in weights or [None]]
+    found: list[Case] = []
+    for batch_size in batch_sizes:  # in trainings, its default is that of `unetkit train`
+        size_given = {"batch_size": [str(batch_size)]} if "batch_size" in given and given.get("data") else {}
+        found += make_cases(plans, sizes, [batch_size], modes, combine_trainings({**axes, **size_given}))
     left = exclude_cases(found, given.get("exclude", ()))[: given.get("limit")]
     if not left:
         raise OptionError("--exclude skips every combination; exclude fewer")
@@ -169,8 +236,11 @@ def _measure(runner: BenchRunner, folder: Path) -> None:
     try:
         with closing(runner.measure_rows(writer, command)) as rows:
             progress.follow(rows)
+        with closing(runner.train_rows(writer)) as records:
+            progress.follow_trainings(records)
     except KeyboardInterrupt:
-        stored = f"{len(writer.rows)} rows are stored in {folder}"
+        trained = f" and {len(writer.trainings)} trainings" if runner.training else ""
+        stored = f"{len(writer.rows)} rows{trained} are stored in {folder}"
         click.echo(f"Error: interrupted: {stored}; continue with the same command: {command}", err=True)
         sys.exit(130)
     finally:
@@ -219,11 +289,16 @@ def _print_results(folder: Path) -> None:
 @click.command()
 @click.pass_context
 def metrics(ctx: click.Context) -> None:
-    """List the metrics that can be measured, with unit and meaning."""
+    """List the metrics that can be measured, with unit and meaning.
+
+    Metrics of trained networks need --data; that of a class is written with its name, such as iou:road.
+    """
     from unetkit.utils.tables import Listing, TableData
 
     rows = []
-    for metric in collect_metrics(get_manager(ctx)):
+    for metric in collect_metrics(get_manager(ctx), trained=True):
         owner = f" (of {metric.owner})" if metric.owner != "unetkit" else ""
-        rows.append([metric.name, metric.info.unit, metric.info.summary + owner])
-    print_listing(Listing([], [TableData(["metric", "unit", "meaning"], rows)], []), None)
+        name = f"{metric.name}:CLASS" if metric.per_class else metric.name
+        measured = "trained networks" if metric.trained else "networks"
+        rows.append([name, measured, metric.info.unit, metric.info.summary + owner])
+    print_listing(Listing([], [TableData(["metric", "of", "unit", "meaning"], rows)], []), None)

@@ -85,16 +85,22 @@ def show(
 
 def _print_effects(run: BenchRun, names: str | None, form: str | None, as_json: bool, json_out: Path | None) -> None:
     from unetkit.bench.effects import effects_to_csv, effects_to_records, format_effects, list_effects
+    from unetkit.bench.quality_effects import (
+        list_quality_effects,
+        quality_effects_table,
+        quality_effects_to_records,
+    )
     from unetkit.utils.tables import print_listing
 
-    effects = list_effects(run, names)
+    effects, of_quality = list_effects(run, names), list_quality_effects(run, names)
+    records = quality_effects_to_records(of_quality)
     if as_json or json_out:
-        written = emit_json(effects_to_records(effects), as_json, json_out)
+        written = emit_json([*effects_to_records(effects), *records], as_json, json_out)
         click.echo(written, nl=bool(written), err=True)
     if form == "csv":
-        click.echo(effects_to_csv(effects), nl=False)
+        click.echo(effects_to_csv(effects, records), nl=False)
     elif not as_json:
-        print_listing(format_effects(run, effects), form)
+        print_listing(format_effects(run, effects, quality_effects_table(of_quality)), form)
 
 
 @click.command()

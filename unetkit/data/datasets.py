@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 from unetkit.data.folder import open_folder
 from unetkit.data.mask_encoding import Progress
+from unetkit.data.source import is_named_dataset
 from unetkit.data.splits import SplitConfig
 from unetkit.data.types import DatasetSplits, Target, find_sample_error, find_splits_error
-from unetkit.errors import FileError, OptionError, PluginError, UnknownNameError, did_you_mean
-from unetkit.options import format_value
+from unetkit.errors import OptionError, PluginError
 from unetkit.plan import PartSpec
 from unetkit.plugins import default_parts
 from unetkit.registry import Parts
@@ -61,37 +59,6 @@ def open_data(
     )
 
 
-def with_absolute_path(text: str, parts: Parts | None = None) -> str:
-    """Return the text with an absolute path, which is valid in any working directory."""
-    if not is_named_dataset(text, parts):
-        return str(Path(text).resolve())
-    spec = PartSpec.parse(text)
-    roots = {
-        name: json.loads(value) if value.startswith('"') else value for name, value in spec.options if name == "root"
-    }
-    full = {name: format_value(str(Path(root).resolve())) for name, root in roots.items()}
-    return str(spec.with_options(full)) if full else text
-
-
-def is_named_dataset(text: str, parts: Parts | None = None) -> bool:
-    """Return whether a text is the name of a data set and not a folder.
-
-    Raises:
-        UnknownNameError, FileError: It is neither.
-    """
-    name, colon, _ = text.partition(":")
-    names = (parts or default_parts()).datasets.names()
-    if name in names or Path(text).is_dir():
-        return name in names
-    if colon:
-        known = ", ".join(names)
-        raise UnknownNameError(
-            f"{text}: no dataset is called {name!r}{did_you_mean(name, names) or f'; the datasets are {known}'}"
-        )
-    what = "is not a folder" if Path(text).exists() else "the folder does not exist"
-    raise FileError(f"{text}: {what}; give one, or the name of a data set: {', '.join(names)}")
-
-
 def _open_named(
     text: str, rules: SplitConfig, ignore_index: int | None, nodata: float | None, channels: str, parts: Parts
 ) -> DatasetSplits:
@@ -117,5 +84,5 @@ def _open_named(
             sample = images[0]
         if why := find_sample_error(sample, data):
             raise PluginError(f"--data {text} (of {owner}): the first image of {name}: {why}")
-    opened: DatasetSplits = replace(data, source=text)
+    opened: DatasetSplits = replace(data, source=text, is_split=data.is_split and not splits)
     return opened

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -188,7 +188,25 @@ def open_folder(
         *note_orientations({str(path): header.orientation for path, header in headers.items()}),
         *_note_far_values(splits.get("train"), nodata),
     ]
-    return DatasetSplits(text, found.encoding.target, channels, splits, AUGMENT, (*notes,))
+    is_split = "val" in found.layout.splits
+    return DatasetSplits(text, found.encoding.target, channels, splits, AUGMENT, (*notes,), is_split)
+
+
+def split_again(data: DatasetSplits, rules: SplitConfig) -> DatasetSplits:
+    """Return the data of an opened folder that has no split of its own with another split, without reading it again.
+
+    Args:
+        data: what `open_folder` returned.
+        rules: the rules of the new split.
+    """
+    opened = [images for name, images in data.splits.items() if name in ("train", "val")]
+    first = opened[0]
+    if data.is_split or not isinstance(first, FolderDataset):
+        return data
+    entries = sorted((entry for images in opened for entry in images.entries), key=lambda entry: entry.image)  # type: ignore[attr-defined]
+    parts = zip(("train", "val"), split_names([entry.name for entry in entries], rules), strict=True)
+    made = {name: replace(first, entries=tuple(entries[index] for index in indices)) for name, indices in parts}
+    return replace(data, splits={**data.splits, **made})
 
 
 #: The number of bytes at each end of a file that its digest is of; reading whole files would take as long as an epoch.

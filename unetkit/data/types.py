@@ -171,6 +171,7 @@ class DatasetSplits:
         channels: the number of image channels.
         splits: the splits by name: at least "train" and "val", and possibly "test". They are disjoint.
         augment: the default of `--augment`.
+        is_split: whether the data define which images are for validation; otherwise a seed does.
         notes: what a user should know about the data, a line each.
     """
 
@@ -180,6 +181,7 @@ class DatasetSplits:
     splits: Mapping[str, Dataset]
     augment: str
     notes: tuple[str, ...] = ()
+    is_split: bool = True
 
 
 def describe_tensor(value: Any) -> str:

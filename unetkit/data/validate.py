@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from unetkit.data.datasets import is_named_dataset, open_data
+from unetkit.data.datasets import open_data
 from unetkit.data.folder import (
     FolderDataset,
     FolderIndex,
@@ -31,6 +31,7 @@ from unetkit.data.folder import (
 from unetkit.data.io import apply_palette, find_missing, known_values, read_header, read_pixels
 from unetkit.data.layout import ImageEntry
 from unetkit.data.mask_encoding import MaskEncoding, MaskScan, Progress, count_codes
+from unetkit.data.source import is_named_dataset
 from unetkit.data.splits import SplitConfig, group_keys
 from unetkit.data.statistics import FarValue, find_far_value, measure_statistics
 from unetkit.data.types import IGNORE, Colour, Dataset, DatasetSplits, Sample, Target

@@ -95,3 +95,10 @@ def _register_run_parts(parts: Parts) -> None:
     ):
         target = f"unetkit.bench.builtin_metrics:{name.replace('-', '_')}"
         parts.metrics.add(name, target, unit=unit, timed=is_timed)
+    for name in ("miou", "dice", "boundary-f", "separated-instances"):
+        parts.metrics.add(name, f"{_QUALITY_METRICS}:{name.replace('-', '_')}", better="more", trained=True)
+    parts.metrics.add("iou", f"{_QUALITY_METRICS}:iou", better="more", trained=True, per_class=True)
+    parts.metrics.add("val-loss", f"{_QUALITY_METRICS}:val_loss", better="less", trained=True)
+
+
+_QUALITY_METRICS = "unetkit.bench.quality_metrics"

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset
 
-from unetkit.data.datasets import is_named_dataset, open_data
+from unetkit.data.datasets import open_data
 from unetkit.data.folder import read_classes
+from unetkit.data.source import is_named_dataset
 from unetkit.data.types import Dataset, DatasetSplits, Target, check_values, fingerprint
 from unetkit.errors import FileError, OptionError
 from unetkit.network import Network
@@ -51,7 +53,7 @@ def open_evaluation(
     group, ignore = choices.group_by if val is not None else "", choices.ignore_index
     data = open_data(
         text,
-        seed=choices.seed,
+        seed=choices.seed if choices.split_seed is None else choices.split_seed,
         val_fraction=val,
         group_by=group,
         ignore_index=ignore,
@@ -113,6 +115,9 @@ def evaluate(
     images: Dataset,
     *,
     tolerance: float | None = None,
+    outlines: bool = True,
+    separation: bool = True,
+    on_mask: Callable[[Any], object] | None = None,
     callback: Callable[[int, int], None] = lambda done, count: None,
 ) -> Evaluation:
     """Predict every image and compare with its mask.
@@ -122,18 +127,24 @@ def evaluate(
         network: the network in eval mode, on any device.
         images: images whose masks have the run's classes.
         tolerance: the tolerance of the boundary F-score in pixels; None for 0.75% of each image's diagonal.
+        outlines: whether to compute the boundary F-score, which takes longer than the other scores.
+        separation: whether to count the touching objects that are separated.
+        on_mask: is called with each predicted mask, a NumPy array (H, W) or (L, H, W) of uint8.
         callback: is called with the number of images that are done, and their total number.
 
     Raises:
         FileError: An image cannot be read.
     """
-    found = Evaluation(run.target, outlines=True, tolerance=tolerance, apart=True)
+    found = Evaluation(run.target, outlines=outlines, tolerance=tolerance, apart=separation)
     for index in range(len(images)):
         callback(index, len(images))
         sample = check_values(images[index])
         if len(sample.image) != run.channels:
             raise FileError(f"{sample.name}: has {len(sample.image)} channels, but {run.folder} needs {run.channels}")
-        found.add(sample.name, probabilities(run, network, sample.image), sample)
+        chances = probabilities(run, network, sample.image)
+        found.add(sample.name, chances, sample)
+        if on_mask is not None:
+            on_mask(run.target.to_mask(chances[None])[0].to(torch.uint8).numpy())
     callback(len(images), len(images))
     return found
 

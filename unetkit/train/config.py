@@ -34,7 +34,8 @@ class TrainConfig:
     """The configuration of a training run. Every field but the seed, which the plan has, is an option of the command.
 
     Attributes:
-        seed: the seed of the split, the initialization, the order and the augmentation, which have separate streams.
+        seed: the seed of the initialization, the order, the augmentation and, unless that has a seed of its own, the
+            split. All have separate streams.
     """
 
     data: str = config_field("cells", "Training data, see above.", metavar="FOLDER|SET")
@@ -44,6 +45,7 @@ class TrainConfig:
     group_by: str = config_field(
         "", "Keep files in one split if REGEX finds the same text in their names.", metavar="REGEX"
     )
+    split_seed: int | None = config_field(None, "Seed of that split.", metavar="N", default_text="--seed", least=0)
     ignore_index: int | None = config_field(
         None, "Mask value to ignore in losses and scores, besides those that the data define.", metavar="N"
     )

@@ -12,7 +12,8 @@ from typing import Any
 
 from unetkit.builder import build_plan
 from unetkit.data.augment import NONE, make_augment, split_steps
-from unetkit.data.datasets import open_data, with_absolute_path
+from unetkit.data.datasets import open_data
+from unetkit.data.source import with_absolute_path
 from unetkit.data.statistics import ImageStatistics, ValueRange, measure_statistics
 from unetkit.data.types import DatasetSplits, fingerprint
 from unetkit.errors import FileError, OptionError
@@ -48,7 +49,7 @@ def open_splits(config: TrainConfig, parts: Parts, progress: Callable[[int, int]
     """Open the data set of a run; `progress` is called with the number of masks read, and their total number."""
     return open_data(
         config.data,
-        seed=config.seed,
+        seed=config.seed if config.split_seed is None else config.split_seed,
         val_fraction=config.val_fraction,
         group_by=config.group_by,
         ignore_index=config.ignore_index,
@@ -139,6 +140,7 @@ def run(
     command: str = "",
     callback: TrainCallback | None = None,
     save_every: float = SAVE_EVERY,
+    borders: str | Path | None = None,
     **config: Any,
 ) -> TrainRun:
     """Train a network, and write a run folder for `unetkit eval` and `unetkit predict`.
@@ -152,6 +154,7 @@ def run(
         command: the command line, for the record.
         callback: receives the progress.
         save_every: seconds between two saves within an epoch; the state is also saved after each epoch.
+        borders: a folder for border weights, which several runs may share; None for one in `out`.
         config: the fields of `TrainConfig`.
 
     Returns:
@@ -202,7 +205,7 @@ def run(
             versions=tuple((name, version(name)) for name in _VERSIONS),
             command=command,
         )
-        Trainer(begun, splits, model, run_parts, group, TrainState(), callback, save_every).train()
+        Trainer(begun, splits, model, run_parts, group, TrainState(), callback, save_every, borders).train()
     return begun
 
 
@@ -214,6 +217,7 @@ def resume(
     device: str | None = None,
     callback: TrainCallback | None = None,
     save_every: float = SAVE_EVERY,
+    borders: str | Path | None = None,
 ) -> TrainRun:
     """Continue an interrupted run; it ends with the weights that it would have had without the interruption.
 
@@ -222,7 +226,7 @@ def resume(
         data: the data set if it was given to `run` as an object, or the new path of a folder that was moved.
         device: another device; on another device, or with another number of threads, the last digits of the
             weights may differ.
-        parts, callback, save_every: as for `run`.
+        parts, callback, save_every, borders: as for `run`.
 
     Raises:
         FileError: The folder contains no run, or its files are damaged.
@@ -251,7 +255,7 @@ def resume(
             # The file contains the pretrained weights; building with the plan would download them again.
             saved = state.model and (begun.folder / LAST).exists()
             model = load(begun.folder / LAST, parts=parts) if saved else build_plan(begun.plan, parts)
-        Trainer(begun, splits, model, run_parts, group, state, callback, save_every).train()
+        Trainer(begun, splits, model, run_parts, group, state, callback, save_every, borders).train()
     return begun
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import isfinite
+from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -162,6 +163,7 @@ class Trainer:
         state: TrainState,
         callback: TrainCallback,
         save_every: float,
+        borders: str | Path | None = None,
     ) -> None:
         """Prepare the loop, and continue at the given state.
 
@@ -174,12 +176,13 @@ class Trainer:
             state: the state to continue from.
             callback: receives the progress in the first process.
             save_every: seconds between two saves within an epoch.
+            borders: a folder for border weights; None for one in the folder of the run.
         """
         config, (loss, augment, optimizer) = run.config, run_parts
         self.run, self.data, self.group, self.state, self.loss = run, data, group, state, loss
         self.callback = callback if group.is_first else TrainCallback()
         self.save_every, self._saved = save_every, monotonic()
-        weigh = BorderMaps(*loss.border, run.folder / "borders") if loss.border else None
+        weigh = BorderMaps(*loss.border, Path(borders or run.folder / "borders")) if loss.border else None
         train = AugmentedDataset(data.splits["train"], augment, weigh, run.normalize, config.seed)
         self.loader = Loader(train, config, group, workers=_workers(config.workers, group.device))
         height, width = config.crop or (0, 0)

@@ -63,6 +63,19 @@ def config_field(
     return field(default=default, metadata=metadata)
 
 
+def reuse_field(config: type, name: str, **changes: Any) -> Any:
+    """Declare a field of a configuration that another one has, too, with the same meaning.
+
+    Args:
+        config: the other configuration.
+        name: name of the field, in both.
+        changes: arguments of `config_field` that differ; `default` among them.
+    """
+    [theirs] = [one for one in fields(config) if one.name == name]
+    arguments = {"default": theirs.default, **theirs.metadata, **changes}
+    return config_field(arguments.pop("default"), arguments.pop("help"), **arguments)
+
+
 def list_config_fields(config: type) -> list[ConfigField]:
     """List the fields of a configuration that `config_field` declares."""
     hints = get_type_hints(config)

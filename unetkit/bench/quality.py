@@ -1,0 +1,292 @@
+"""The quality of the rows of a run: scores over seeds, and comparisons with the baseline, from what is stored.
+
+Comparisons use the rules in the header of the run (`unetkit.bench.quality_statistics`). Only the metric of these rules
+gets verdicts; other metrics of trained networks are described, since verdicts on them were not planned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any
+
+import numpy
+
+from unetkit.bench.quality_statistics import (
+    MIN_SEEDS,
+    Comparison,
+    FloatArray,
+    QualityRules,
+    class_iou,
+    compare_rows,
+    draw_scores,
+    image_weights,
+    mean_dice,
+    mean_iou,
+    two_way_interval,
+)
+from unetkit.bench.results import BenchRow, BenchRun
+from unetkit.bench.training import training_folder
+from unetkit.bench.training_runner import collect_scores, find_best_row
+from unetkit.registry import MetricInfo
+from unetkit.utils.formatting import format_plural
+
+#: Number of resampled sets of images for an interval.
+_DRAWS = 1000
+
+
+@dataclass(frozen=True)
+class RowQuality:
+    """The scores of a row by one metric.
+
+    Attributes:
+        scores: a score for each seed, in order, as far as no seed is missing.
+        failed: number of trainings that gave no score.
+        comparison: the comparison with the baseline over their common seeds; None for the baseline itself, for rows
+            with failed trainings, and before there are two common seeds.
+        is_baseline: whether this is the baseline.
+        has_verdict: whether the metric is that of the rules.
+    """
+
+    scores: tuple[float, ...]
+    failed: int
+    comparison: Comparison | None
+    is_baseline: bool
+    has_verdict: bool
+
+    @property
+    def mean(self) -> float | None:
+        """The mean over the seeds; None without scores, or if a training failed."""
+        return fmean(self.scores) if self.scores and not self.failed else None
+
+    @property
+    def std(self) -> float | None:
+        """The standard deviation over the seeds; None with fewer than two."""
+        return stdev(self.scores) if len(self.scores) > 1 and not self.failed else None
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in words, with what is known about how many more seeds would settle it."""
+        total = len(self.scores) + self.failed
+        if self.failed:
+            return f"failed on {self.failed} of {format_plural(total, 'seed')}"
+        if self.is_baseline:
+            return "baseline"
+        if self.comparison is None:
+            return "" if not self.scores else "no comparison"
+        if not self.has_verdict:
+            return ""
+        verdict, more = str(self.comparison.verdict), self.comparison.more_seeds
+        if self.comparison.worse_than:
+            return f"{verdict}, worse than the best" if verdict != "worse" else verdict
+        if verdict == "exploratory":
+            return f"exploratory: fewer than {MIN_SEEDS} seeds"
+        if verdict == "inconclusive":
+            about = (
+                f"about {format_plural(more, 'more seed')}" if more else "no number of seeds in reach would settle it"
+            )
+            return f"inconclusive, {about}"
+        return verdict
+
+
+class RunQuality:
+    """The quality of all rows of a run with trainings.
+
+    Args:
+        run: the results of a benchmark, whose header has trainings.
+    """
+
+    def __init__(self, run: BenchRun) -> None:
+        if run.header.training is None:
+            raise ValueError(f"{run.folder} contains no trainings")
+        self.run, self.header = run, run.header.training
+        self.rules = QualityRules.from_dict(self.header.rules)
+        self.metrics: list[MetricInfo] = [metric for metric in run.header.metrics if metric.trained]
+        self._by_metric: dict[str, dict[str, RowQuality]] = {}
+        self._counts: dict[tuple[str, int], FloatArray] = {}
+        self._draws: dict[tuple[str, str], tuple[FloatArray, FloatArray]] = {}
+
+    def of(self, row: BenchRow, metric: str) -> RowQuality:
+        """Return the quality of a row.
+
+        Args:
+            row: a row of the run.
+            metric: name of a metric of trained networks.
+        """
+        if metric not in self._by_metric:
+            self._by_metric[metric] = self._judge(metric)
+        nothing = RowQuality((), 0, None, row.id == self.header.baseline_row, metric == self.rules.metric)
+        return self._by_metric[metric].get(row.id, nothing)
+
+    def _judge(self, metric: str) -> dict[str, RowQuality]:
+        scores, failed = collect_scores(self.run.trainings, metric, self.header.seed)
+        baseline = self.header.baseline_row
+        whole = {row_id: values for row_id, values in scores.items() if row_id not in failed and len(values) > 1}
+        better = next(one.better for one in self.metrics if one.name == metric)
+        rules = self.rules.for_metric(metric, "less" if better == "less" else "more")
+        found = compare_rows(whole, baseline, rules) if baseline in whole else {}
+        return {
+            row_id: RowQuality(
+                tuple(values),
+                failed.get(row_id, 0),
+                found.get(row_id),
+                row_id == baseline,
+                metric == self.rules.metric,
+            )
+            for row_id, values in scores.items()
+        }
+
+    @cached_property
+    def best_row(self) -> str:
+        """The id of the row with the best mean by the metric of the rules; "" if there is none."""
+        scores, failed = collect_scores(self.run.trainings, self.rules.metric, self.header.seed)
+        whole = {row_id: values for row_id, values in scores.items() if row_id not in failed and values}
+        return find_best_row(whole, self.rules)
+
+    def image_interval(self, row: BenchRow, metric: str) -> tuple[float, float] | None:
+        """Return the 95% interval of the difference to the baseline that also holds for other images of the same kind.
+
+        Args:
+            row: a row of the run.
+            metric: name of a metric of trained networks.
+
+        Returns:
+            None if seeds score different images, if the metric does not follow from confusion matrices, or if there is
+            no comparison.
+        """
+        quality = self.of(row, metric)
+        if quality.comparison is None:
+            return None
+        mine, theirs = self.image_draws(row.id, metric), self.image_draws(self.header.baseline_row, metric)
+        if mine is None or theirs is None:
+            return None
+        count = min(len(mine[0]), len(theirs[0]))
+        low, high = two_way_interval(mine[0][:count] - theirs[0][:count], mine[1][:, :count] - theirs[1][:, :count])
+        return low, high
+
+    def image_draws(self, row_id: str, metric: str) -> tuple[FloatArray, FloatArray] | None:
+        """Return the scores of a row, (S,), and those on resampled images, (D, S), which are the same for all rows.
+
+        Args:
+            row_id: id of the row.
+            metric: name of a metric of trained networks.
+        """
+        score = self._score_function(metric)
+        if score is None or not self.has_common_images:
+            return None
+        if (row_id, metric) not in self._draws:
+            quality = self._by_metric.get(metric) or self._by_metric.setdefault(metric, self._judge(metric))
+            seeds = len(quality[row_id].scores) if row_id in quality else 0
+            counts = [self.load_counts(row_id, self.header.seed + index) for index in range(seeds)]
+            if not counts or any(one is None for one in counts):
+                return None
+            stacked = numpy.stack([one for one in counts if one is not None])
+            weights = image_weights(stacked.shape[1], _DRAWS)
+            points: FloatArray = score(stacked.sum(1))
+            self._draws[row_id, metric] = points, draw_scores(stacked, score, weights)
+        return self._draws[row_id, metric]
+
+    @property
+    def has_common_images(self) -> bool:
+        """True if all seeds score the same images."""
+        return (
+            self.header.is_split or self.header.scored == "test" or self.header.settings.get("split_seed") is not None
+        )
+
+    def _score_function(self, metric: str) -> Callable[[FloatArray], FloatArray] | None:
+        name, _, class_name = metric.partition(":")
+        if name == "iou" and class_name in self.header.classes:
+            index = self.header.classes.index(class_name)
+            return lambda counts: class_iou(counts, index)
+        return {"miou": mean_iou, "dice": mean_dice}.get(name)
+
+    def load_counts(self, row_id: str, seed: int) -> FloatArray | None:
+        """Return the confusion matrix of each scored image, (N, K, K); None if it is not stored, or for labels.
+
+        Args:
+            row_id: id of the row.
+            seed: seed of the training.
+        """
+        if (row_id, seed) not in self._counts:
+            found = load_scores(self.run.folder, row_id, seed)
+            if found is None or found["confusion"].ndim != 3:
+                return None
+            self._counts[row_id, seed] = found["confusion"].astype(numpy.float64)
+        return self._counts[row_id, seed]
+
+
+def load_scores(folder: Path, row_id: str, seed: int) -> dict[str, Any] | None:
+    """Return the arrays that a training stored about the scored images; None if they are missing.
+
+    Args:
+        folder: folder of the benchmark.
+        row_id: id of the row.
+        seed: seed of the training.
+    """
+    path = training_folder(folder, row_id, seed) / "scores.npz"
+    try:
+        with numpy.load(path) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError):
+        return None
+
+
+def describe_trainings(quality: RunQuality) -> list[str]:
+    """Return lines on the data, the seeds, the rules of the verdicts, and the correlation that pairing gained.
+
+    Args:
+        quality: the quality of a run.
+    """
+    header, rules = quality.header, quality.rules
+    images = ", ".join(f"{count} {name}" for name, count in header.images.items())
+    scored = (
+        "the test images, with the weights of the epoch that was best on the validation images"
+        if header.scored == "test"
+        else "the validation images, with the weights of the last epoch, since there are no test images"
+    )
+    lines = [f"trained on {header.data} ({images}); scores are of {scored}"]
+    comparisons = len([row for row in quality.run.rows if row.is_measured]) - 1
+    looks = rules.looks
+    seeds = (
+        format_plural(looks[0], "seed")
+        if len(looks) == 1
+        else f"looks after {', '.join(map(str, looks[:-1]))} and {looks[-1]} seeds"
+    )
+    family = "all pairs of rows" if rules.race else format_plural(max(0, comparisons), "comparison")
+    lines.append(
+        f"verdicts on {rules.metric}: {seeds}, margin {rules.margin:g}; "
+        f"the chance of a false one among {family} is at most {rules.alpha:.0%}"
+    )
+    if not quality.has_common_images:
+        lines.append("each seed has its own validation images, so intervals include how images vary")
+    correlations = [
+        one.comparison.correlation
+        for row in quality.run.rows
+        if (one := quality.of(row, rules.metric)).comparison
+        and one.comparison.correlation == one.comparison.correlation
+    ]
+    if correlations:
+        lines.append(f"correlation of a row with the baseline over seeds: {median(correlations):.2f} (median of rows)")
+    return lines
+
+
+def is_best_in_bold(quality: RunQuality, row: BenchRow) -> bool:
+    """Return whether a table may highlight a row as the best: it has the best mean, and the verdict "better".
+
+    The baseline may be highlighted if all other rows are worse.
+
+    Args:
+        quality: the quality of a run.
+        row: a row of the run.
+    """
+    if row.id != quality.best_row:
+        return False
+    metric = quality.rules.metric
+    if row.id != quality.header.baseline_row:
+        comparison = quality.of(row, metric).comparison
+        return comparison is not None and comparison.verdict == "better"
+    others = [quality.of(one, metric) for one in quality.run.rows if one.id != row.id and one.is_measured]
+    return all(one.comparison is not None and one.comparison.verdict == "worse" for one in others)

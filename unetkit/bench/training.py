@@ -1,0 +1,173 @@
+"""The trainings of a benchmark: what the grid sets in them, which are wanted next, and what their processes are told.
+
+A training is one row with one seed. The module imports neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from unetkit.bench.grid import Case, split_axis
+from unetkit.errors import OptionError
+from unetkit.options import split_items
+from unetkit.plan import PartSpec, Plan
+from unetkit.registry import Parts
+from unetkit.resolve import canonical_spec
+from unetkit.train.config import TrainConfig
+from unetkit.utils.config_fields import ConfigField, list_config_fields
+
+#: Fields of a TrainConfig that the grid takes lists of, in order. The batch size is one, too, and a condition of costs.
+TRAINING_AXES = (
+    "loss",
+    "augment",
+    "crop",
+    "epochs",
+    "steps",
+    "lr",
+    "optimizer",
+    "freeze_encoder",
+    "dtype",
+    "patience",
+)
+#: Fields of a TrainConfig that describe the data, which all rows share.
+DATA_FIELDS = ("val_fraction", "group_by", "split_seed", "ignore_index", "nodata", "channels")
+#: Fields whose values contain commas, so that each occurrence of the option is one value.
+_UNSPLIT = ("augment",)
+FIELDS = {one.name: one for one in list_config_fields(TrainConfig)}
+
+
+def parse_training_axis(name: str, texts: Iterable[str], parts: Parts) -> list[str]:
+    """Return the values of one field of a training: the items of comma-separated lists.
+
+    A value of --augment contains commas itself, so each occurrence of it is one value.
+
+    Args:
+        name: a name in TRAINING_AXES, or "batch_size".
+        texts: the values of all occurrences of the option.
+        parts: parts in which names are looked up.
+
+    Raises:
+        OptionError: A value is not one of the field.
+        UnknownNameError: A loss, an augmentation or an optimizer does not exist.
+    """
+    values = [*dict.fromkeys(texts if name in _UNSPLIT else split_axis(name, texts))]
+    for value in values:
+        TrainConfig(**{name: parse_training_value(FIELDS[name], value)}) if name != "steps" else None
+        _check_names(name, value, parts)
+    return values
+
+
+def _check_names(name: str, value: str, parts: Parts) -> None:
+    """Look up the parts that a value names, so that a mistyped name is reported before anything is trained."""
+    specs: list[PartSpec] = []
+    if name in ("loss", "optimizer"):
+        specs = [*PartSpec.parse(value).links]
+    elif name == "augment" and value != "none":
+        specs = [PartSpec.parse(step) for step in split_items(value)]
+    for spec in specs:
+        canonical_spec(name, spec, parts)
+
+
+def parse_training_value(field: ConfigField, text: str) -> Any:
+    """Read the value of a field of a TrainConfig from text. Raises OptionError."""
+    try:
+        return field.parse(field.type(text))
+    except OptionError as error:
+        raise OptionError(f"{field.flag} {text}: {error}") from None
+    except ValueError:
+        kind = "an integer" if field.type is int else "a number"
+        raise OptionError(f"{field.flag} {text}: must be a list of values, each {kind}") from None
+
+
+def combine_trainings(axes: dict[str, Sequence[str]]) -> list[tuple[tuple[str, str], ...]]:
+    """Combine the values of all fields into values of `Case.training`; a single empty one without any."""
+    given = {name: axes[name] for name in ("batch_size", *TRAINING_AXES) if axes.get(name)}
+    return [tuple(zip(given, values, strict=True)) for values in product(*given.values())]
+
+
+def train_settings(case: Case) -> dict[str, Any]:
+    """Return the fields of a TrainConfig that the grid sets for a case."""
+    return parse_training_values(dict(case.training))
+
+
+def parse_training_values(texts: Mapping[str, str]) -> dict[str, Any]:
+    """Read the values of fields of a TrainConfig from text, by name."""
+    return {name: parse_training_value(FIELDS[name], text) for name, text in texts.items()}
+
+
+def find_training_owners(case: Case, data: str, parts: Parts) -> set[str]:
+    """Return the names of the plugins that supply the data, the loss, the augmentation and the optimizer of a case."""
+    names = [("data", data.partition(":")[0])]
+    for name, value in case.training:
+        if name in ("loss", "optimizer"):
+            names += [(name, spec.name) for spec in PartSpec.parse(value).links]
+        elif name == "augment" and value != "none":
+            names += [(name, PartSpec.parse(step).name) for step in split_items(value)]
+    return {parts[kind].entries[name].owner for kind, name in names if name in parts[kind].entries}
+
+
+def training_folder(folder: Path, row_id: str, seed: int) -> Path:
+    """Return the folder of a training within the folder of its benchmark.
+
+    Args:
+        folder: folder of the benchmark.
+        row_id: id of the row.
+        seed: seed of the training.
+    """
+    return folder / "trainings" / row_id / f"seed-{seed}"
+
+
+@dataclass(frozen=True)
+class DataRequest:
+    """What the process that opens the data of a benchmark has to know.
+
+    Attributes:
+        data: the text for `--data`.
+        settings: fields of a TrainConfig that describe the data.
+        seeds: seeds of the splits that are needed, if the data have no split of their own.
+        cases: the rows, whose losses, augmentations and plans are checked against the data.
+        plugins: files and modules to load in addition to the installed plugins.
+    """
+
+    data: str
+    settings: dict[str, Any]
+    seeds: tuple[int, ...]
+    cases: tuple[Case, ...]
+    plugins: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """What the process of one training has to know.
+
+    Attributes:
+        row_id: id of the row.
+        plan: plan of the network, without a seed.
+        settings: fields of a TrainConfig, those of the data among them.
+        seed: seed of everything random.
+        data: the text for `--data`.
+        opened: the opened data set as `pickle` writes it; None if the process has to open it.
+        folder: folder of the training.
+        borders: folder of border weights, which all trainings share.
+        key: digest of what is trained, so that an unfinished training of something else is not continued.
+        metrics: names of the metrics of trained networks.
+        saves_predictions: whether the predicted masks are stored, for the report.
+        plugins: files and modules to load in addition to the installed plugins.
+    """
+
+    row_id: str
+    plan: Plan
+    settings: dict[str, Any]
+    seed: int
+    data: str
+    opened: bytes | None
+    folder: str
+    borders: str
+    key: str
+    metrics: tuple[str, ...]
+    saves_predictions: bool = False
+    plugins: tuple[str, ...] = ()

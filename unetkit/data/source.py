@@ -1,0 +1,43 @@
+"""The value of `--data`: the path of a folder, or the name of a data set. The module imports no torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from unetkit.errors import FileError, UnknownNameError, did_you_mean
+from unetkit.options import format_value
+from unetkit.plan import PartSpec
+from unetkit.plugins import default_parts
+from unetkit.registry import Parts
+
+
+def with_absolute_path(text: str, parts: Parts | None = None) -> str:
+    """Return the text with an absolute path, which is valid in any working directory."""
+    if not is_named_dataset(text, parts):
+        return str(Path(text).resolve())
+    spec = PartSpec.parse(text)
+    roots = {
+        name: json.loads(value) if value.startswith('"') else value for name, value in spec.options if name == "root"
+    }
+    full = {name: format_value(str(Path(root).resolve())) for name, root in roots.items()}
+    return str(spec.with_options(full)) if full else text
+
+
+def is_named_dataset(text: str, parts: Parts | None = None) -> bool:
+    """Return whether a text is the name of a data set and not a folder.
+
+    Raises:
+        UnknownNameError, FileError: It is neither.
+    """
+    name, colon, _ = text.partition(":")
+    names = (parts or default_parts()).datasets.names()
+    if name in names or Path(text).is_dir():
+        return name in names
+    if colon:
+        known = ", ".join(names)
+        raise UnknownNameError(
+            f"{text}: no dataset is called {name!r}{did_you_mean(name, names) or f'; the datasets are {known}'}"
+        )
+    what = "is not a folder" if Path(text).exists() else "the folder does not exist"
+    raise FileError(f"{text}: {what}; give one, or the name of a data set: {', '.join(names)}")
