@@ -27,6 +27,7 @@ from unetkit.bench.quality_statistics import (
     mean_dice,
     mean_iou,
     two_way_interval,
+    wanted_seeds,
 )
 from unetkit.bench.results import BenchRow, BenchRun
 from unetkit.bench.training import training_folder
@@ -139,6 +140,19 @@ class RunQuality:
             for row_id, values in scores.items()
         }
 
+    def count_missing(self) -> int:
+        """Return the number of trainings that are still to do until the next verdicts; 0 if the run is finished."""
+        scores, failed = collect_scores(self.run.trainings, self.rules.metric, self.header.seed)
+        rows = [row.id for row in self.run.rows if row.is_measured]
+        done = {row_id: len(scores.get(row_id, [])) + failed.get(row_id, 0) for row_id in rows}
+        wanted = dict.fromkeys(rows, self.rules.looks[0])
+        if len(self.rules.looks) > 1:
+            left = {row_id: scores.get(row_id, []) for row_id in rows if row_id not in failed}
+            wanted = (
+                wanted_seeds(left, self.header.baseline_row, self.rules) if self.header.baseline_row in left else {}
+            )
+        return sum(max(0, count - done[row_id]) for row_id, count in wanted.items())
+
     @cached_property
     def best_row(self) -> str:
         """The id of the row with the best mean by the metric of the rules; "" if there is none."""
@@ -232,6 +246,23 @@ def load_scores(folder: Path, row_id: str, seed: int) -> dict[str, Any] | None:
             return {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, EOFError):
         return None
+
+
+def image_iou(confusion: FloatArray) -> FloatArray:
+    """Return the IoU of each class (N, K) in each image; NaN where the class occurs in neither mask.
+
+    Args:
+        confusion: confusion matrices (N, K, K), or for labels (N, L, 2, 2).
+    """
+    counts = confusion.astype(numpy.float64)
+    if counts.ndim == 4:
+        hits, wholes = counts[:, :, 1, 1], counts.sum((2, 3)) - counts[:, :, 0, 0]
+    else:
+        hits = numpy.diagonal(counts, axis1=1, axis2=2)
+        wholes = counts.sum(1) + counts.sum(2) - hits
+    with numpy.errstate(invalid="ignore"):
+        rates: FloatArray = hits / wholes
+    return rates
 
 
 def describe_trainings(quality: RunQuality) -> list[str]:

@@ -35,7 +35,13 @@ from unetkit.bench.results import (
     utc_now,
 )
 from unetkit.bench.statistics import find_timing_warnings
-from unetkit.bench.training import find_training_owners, train_settings
+from unetkit.bench.training import (
+    TRAINING_AXES,
+    combine_trainings,
+    find_training_owners,
+    parse_training_axis,
+    train_settings,
+)
 from unetkit.bench.training_runner import TrainingRunner
 from unetkit.data.source import with_absolute_path
 from unetkit.errors import BuildError, OptionError
@@ -66,15 +72,20 @@ class BenchRows(list[BenchRow]):
         super().__init__(run.rows)
         self.run = run
 
-    def to_pandas(self) -> DataFrame:
+    def to_pandas(self, by: str = "row") -> DataFrame:
         """Convert the rows to a data frame with the columns of `unetkit bench show --columns`, in seconds and bytes.
 
+        Args:
+            by: "row"; or of trained networks in long form "seed", for a line for each training, or "image", for a line
+                for each scored image of each training.
+
         Raises:
+            OptionError: `by` is something else.
             UnetkitError: pandas is not installed.
         """
         from unetkit.bench.show import rows_to_dataframe
 
-        return rows_to_dataframe(self.run)
+        return rows_to_dataframe(self.run, by)
 
 
 def read(folder: str | Path) -> BenchRows:
@@ -93,7 +104,7 @@ def run(
     plans: Iterable[Plan | str],
     *,
     sizes: Sequence[Any] = (),
-    batch_sizes: Sequence[int] = (1,),
+    batch_sizes: Sequence[int] = (),
     modes: Sequence[str] = ("eager",),
     out: str | Path | None = None,
     on_row: Callable[[BenchRow], object] = lambda row: None,
@@ -101,18 +112,22 @@ def run(
 ) -> BenchRows:
     """Measure every plan under every condition, each in a process of its own and paired with a baseline.
 
+    With `data`, every plan is also trained with each of `seeds`, and the fields of a TrainConfig such as `steps=2000`
+    or `lr=[1e-3, 1e-4]` are settings of the trainings; each value of a list makes rows of its own.
+
     In a script, call it under `if __name__ == "__main__":`, since each process imports the script that started it.
 
     Args:
         plans: plans, or lines such as "--encoder resnet34 --fuse add".
         sizes: input sizes, such as 256 or (480, 640); if empty, the size of each plan, the model's own, or 256.
-        batch_sizes: numbers of images in the input.
+        batch_sizes: numbers of images in the input, by default 1; of a training step, by default 8.
         modes: execution modes: "eager" or "compiled", optionally followed by "+channels_last", "+bfloat16" or
             "+float16".
         out: folder for the results; rows that it already contains are not measured again. If None, the results are
             only returned.
-        on_row: called with each row when it is measured.
-        config: fields of `unetkit.bench.config.BenchConfig`, such as metrics, baseline, budget, device and plugins.
+        on_row: called with each row when it is measured, before it is trained.
+        config: fields of `unetkit.bench.config.BenchConfig`, such as metrics, baseline, data, seeds, device and
+            plugins; and with data those of `unetkit.train.config.TrainConfig` in TRAINING_AXES.
 
     Returns:
         A row for each plan and condition; those that failed have an `error`.
@@ -122,16 +137,23 @@ def run(
     """
     if isinstance(plans, str | Plan):
         raise OptionError(f"bench.run takes a list of plans; give [{str(plans)!r}]")
+    axes = {name: _values_as_text(config.pop(name)) for name in TRAINING_AXES if name in config}
     bench_config = _make_config(config)
+    manager = load_manager(bench_config.plugins)
+    axes = {name: parse_training_axis(name, values, manager.parts) for name, values in axes.items()}
     parsed = [plan if isinstance(plan, Plan) else Plan.parse(plan) for plan in plans]
-    cases = make_cases(parsed, sizes, batch_sizes, [Mode.parse(mode) for mode in modes])
+    cases: list[Case] = []
+    for batch_size in batch_sizes or [1]:
+        trained = {"batch_size": [str(batch_size)]} if batch_sizes and bench_config.data else {}
+        parsed_modes = [Mode.parse(mode) for mode in modes]
+        cases += make_cases(parsed, sizes, [batch_size], parsed_modes, combine_trainings({**axes, **trained}))
     if not cases:
         raise OptionError("no plan is given; give lines such as '--encoder resnet34 --fuse add'")
     with ExitStack() as stack:
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         writer = ResultsWriter(folder)
         stack.callback(writer.close)
-        runner = BenchRunner(cases, bench_config, load_manager(bench_config.plugins))
+        runner = BenchRunner(cases, bench_config, manager)
         for row in runner.measure_rows(writer, ""):
             on_row(row)
         for _ in runner.train_rows(writer):
@@ -141,8 +163,20 @@ def run(
         return BenchRows(replace(results, rows=tuple(row for row in results.rows if row.id in planned)))
 
 
+def _values_as_text(values: Any) -> list[str]:
+    """Return one value or each of a list as an option of the command takes it: (480, 640) is 480x640."""
+    return [
+        "x".join(map(str, one)) if isinstance(one, tuple) else str(one)
+        for one in (values if isinstance(values, list) else [values])
+    ]
+
+
 def _make_config(fields: dict[str, Any]) -> BenchConfig:
     """Create a configuration; lists become tuples and paths become text, so that it can be sent to other processes."""
+    if "data" in fields:
+        fields["data"] = str(fields["data"])
+    if fields.get("seeds") == "auto":
+        fields["seeds"] = None
     for name in ("metrics", "plugins"):
         if name in fields:
             values = [fields[name]] if isinstance(fields[name], str | Path) else fields[name]
@@ -473,7 +507,7 @@ class BenchRunner:
             id=case.id,
             cache_key=self.cache_key(case),
             factors=dict(case.factors),
-            line=emitted.get("line", str(case.plan)),
+            line=self._find_line(case, emitted),
             size=emitted.get("size") or case.plan.size or (0, 0),
             batch_size=case.batch_size,
             mode=str(case.mode),
@@ -490,6 +524,12 @@ class BenchRunner:
             training=dict(case.training),
             pretrained="" if not case.plan.pretrained else format_pretrained(case.plan.pretrained),
         )
+
+    def _find_line(self, case: Case, emitted: dict[Any, Any]) -> str:
+        """Return the line of a row; a size that only its costs are measured at is not part of a trained network."""
+        line: str = emitted.get("line", str(case.plan))
+        has_other_size = self.training is not None and case.plan.size is None and "line" in emitted
+        return str(replace(Plan.parse(line), size=None)) if has_other_size else line
 
     def _repeat_command(self, case: Case) -> str:
         if self.training is not None:

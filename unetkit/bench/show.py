@@ -7,16 +7,16 @@ warnings, hidden columns and rows that are not measured yet.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from io import StringIO
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from unetkit.bench.columns import HIDDEN, Column, find_constant_factors, find_varying_factors, make_columns
-from unetkit.bench.quality import RunQuality, describe_trainings
-from unetkit.bench.results import BenchRow, BenchRun, Header
-from unetkit.errors import UnetkitError
+from unetkit.bench.quality import RunQuality, describe_trainings, image_iou, is_best_in_bold, load_scores
+from unetkit.bench.results import BenchRow, BenchRun, Header, TrainingRecord
+from unetkit.errors import OptionError, UnetkitError
 from unetkit.utils.formatting import format_bytes, format_plural
 from unetkit.utils.tables import Listing, TableData
 
@@ -90,14 +90,16 @@ def _format_fact(name: str, value: Any) -> str:
 
 
 def describe_missing_rows(run: BenchRun) -> list[str]:
-    """Return a line that tells how to continue if planned rows are not measured yet; no line otherwise.
+    """Return a line that tells how to continue if planned rows are not measured or trained yet; no line otherwise.
 
     Args:
         run: the results of a benchmark.
     """
-    if not run.num_missing:
-        return []
-    return [f"{run.num_missing} of {run.num_planned} rows are not measured yet; continue with: {run.command}"]
+    if run.num_missing:
+        return [f"{run.num_missing} of {run.num_planned} rows are not measured yet; continue with: {run.command}"]
+    if run.header.training is not None and (missing := RunQuality(run).count_missing()):
+        return [f"{format_plural(missing, 'training')} are still to do; continue with: {run.command}"]
+    return []
 
 
 def _fit_table(
@@ -175,6 +177,58 @@ def rows_to_csv(rows: Sequence[BenchRow], columns: Sequence[Column]) -> str:
     return out.getvalue()
 
 
+def rows_to_latex(run: BenchRun, rows: Sequence[BenchRow], columns: Sequence[Column]) -> str:
+    r"""Format rows as a LaTeX table with the rules of the package booktabs.
+
+    Of trained networks, the best mean is bold only if its verdict is "better" than the baseline, or if it is the
+    baseline's and all other rows are worse.
+
+    Args:
+        run: the results of a benchmark.
+        rows: some or all rows of the run; failed ones are left out.
+        columns: some or all columns of the run.
+    """
+    quality = RunQuality(run) if run.header.training is not None else None
+    bold = {row.id for row in rows if quality is not None and is_best_in_bold(quality, row)}
+    lines = [[column.text(row) for column in columns] for row in rows if row.is_measured]
+    for row, cells in zip([row for row in rows if row.is_measured], lines, strict=True):
+        for index, column in enumerate(columns):
+            cells[index] = _escape_latex(cells[index])
+            if row.id in bold and quality is not None and column.name == quality.rules.metric:
+                cells[index] = rf"\textbf{{{cells[index]}}}"
+    heads = [_escape_latex(column.title) for column in columns]
+    layout = "".join("l" if column.is_factor or (not column.unit and not column.better) else "r" for column in columns)
+    body = [r" & ".join(cells) + r" \\" for cells in (heads, *lines)]
+    notes = [f"% {line}" for line in summarize_run(run)]
+    return "\n".join(
+        [
+            *notes,
+            rf"\begin{{tabular}}{{{layout}}}",
+            r"\toprule",
+            body[0],
+            r"\midrule",
+            *body[1:],
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
+
+
+_LATEX_ESCAPES = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "·": r"$\cdot$",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+}
+
+
+def _escape_latex(text: str) -> str:
+    return "".join(_LATEX_ESCAPES.get(character, character) for character in text)
+
+
 def run_to_dict(run: BenchRun, rows: Sequence[BenchRow], columns: Sequence[Column]) -> dict[str, Any]:
     """Return the header of a run, the columns with their units, and the rows, as plain data for JSON.
 
@@ -196,6 +250,7 @@ def run_to_dict(run: BenchRun, rows: Sequence[BenchRow], columns: Sequence[Colum
             {**_replace_infinities(row_to_record(row, columns)), **{key: getattr(row, key) for key in row_keys}}
             for row in rows
         ],
+        **({"trainings": [asdict(one) for one in run.trainings]} if run.header.training is not None else {}),
     }
 
 
@@ -204,24 +259,58 @@ def _replace_infinities(values: dict[str, Any]) -> dict[str, Any]:
     return {key: None if isinstance(value, float) and not isfinite(value) else value for key, value in values.items()}
 
 
-def rows_to_dataframe(run: BenchRun) -> DataFrame:
-    """Return a DataFrame with one row for each row of the run and the columns `id`, all columns, `line` and `error`.
+def rows_to_dataframe(run: BenchRun, by: str = "row") -> DataFrame:
+    """Return the rows, the trainings or the images of a run as a DataFrame.
 
     Numbers are in the unit of their column (s, B), and missing ones are NaN or None. `attrs["units"]` contains the
     units by column name.
 
     Args:
         run: the results of a benchmark.
+        by: "row" for a line for each row, with the columns `id`, all columns, `line` and `error`; "seed" for a line for
+            each training, with `id`, the factors, `seed`, the metrics of trained networks, `seconds` and `error`;
+            "image" for a line for each scored image of each training, with `id`, the factors, `seed`, `image` and
+            the IoU of each class, `iou:CLASS`, NaN where the class occurs in neither mask.
 
     Raises:
+        OptionError: `by` is something else.
         UnetkitError: pandas is not installed.
     """
     try:
         from pandas import DataFrame
     except ImportError as error:
         raise UnetkitError("to_pandas needs pandas, which is not installed: pip install pandas") from error
+    if by not in ("row", "seed", "image"):
+        raise OptionError(f"to_pandas: by={by!r} must be 'row', 'seed' or 'image'")
+    if by != "row":
+        return DataFrame([*(_training_records(run) if by == "seed" else _image_records(run))])
     columns = make_columns(run)
     names = ["id", *(column.name for column in columns), "line", "error"]
     frame = DataFrame([row_to_record(row, columns) for row in run.rows], columns=names)
     frame.attrs["units"] = {column.name: column.unit for column in columns if column.unit}
     return frame
+
+
+def _training_records(run: BenchRun) -> Iterator[dict[str, Any]]:
+    """Yield a record for each training of the rows of a run."""
+    names = [metric.name for metric in run.header.metrics if metric.trained]
+    for row, one in _trainings_of_rows(run):
+        scores = {name: one.values.get(name) for name in names}
+        yield {"id": row.id, **row.factors, "seed": one.seed, **scores, "seconds": one.seconds, "error": one.error}
+
+
+def _image_records(run: BenchRun) -> Iterator[dict[str, Any]]:
+    """Yield a record for each scored image of each training of the rows of a run."""
+    for row, one in _trainings_of_rows(run):
+        scores = load_scores(run.folder, row.id, one.seed)
+        if scores is None or run.header.training is None:
+            continue
+        rates = image_iou(scores["confusion"])
+        for name, rate in zip(scores["names"].tolist(), rates.tolist(), strict=True):
+            classes = {f"iou:{label}": value for label, value in zip(run.header.training.classes, rate, strict=True)}
+            yield {"id": row.id, **row.factors, "seed": one.seed, "image": name, **classes}
+
+
+def _trainings_of_rows(run: BenchRun) -> Iterator[tuple[BenchRow, TrainingRecord]]:
+    rows = {row.id: row for row in run.rows}
+    return ((rows[one.row_id], one) for one in run.trainings if one.row_id in rows)

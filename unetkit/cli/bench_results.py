@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 )
 @click.option("--csv", "form", flag_value="csv", help="Print all columns as CSV, in seconds and bytes.")
 @click.option("--markdown", "form", flag_value="markdown", help="Print the table as Markdown.")
+@click.option("--latex", "form", flag_value="latex", help="Print the table as LaTeX, for the package booktabs.")
 @json_options
 def show(
     run: Path,
@@ -57,12 +58,14 @@ def show(
     """
     from unetkit.bench.columns import filter_rows, make_columns, select_columns, sort_rows
     from unetkit.bench.results import read_results
-    from unetkit.bench.show import format_run, rows_to_csv, run_to_dict
+    from unetkit.bench.show import format_run, rows_to_csv, rows_to_latex, run_to_dict
     from unetkit.utils.tables import page_width, print_listing
 
     found = read_results(run)
     known = make_columns(found)
     rows = filter_rows(found.rows, known, filters)
+    if effects and form == "latex":
+        raise OptionError("--effects cannot be combined with --latex; use --markdown or --csv")
     if effects and (sort or top):
         raise OptionError(f"--effects cannot be combined with {'--sort' if sort else '--top'}; leave one of them out")
     if form and (as_json or json_out):
@@ -78,6 +81,8 @@ def show(
         click.echo(written, nl=bool(written), err=True)
     if form == "csv":
         click.echo(rows_to_csv(rows, all_or_shown), nl=False)
+    elif form == "latex":
+        click.echo(rows_to_latex(found, rows, [column for column in shown if column.rank < 5 or columns]), nl=False)
     elif not as_json:
         fits_terminal = columns is None and form is None
         print_listing(format_run(found, rows, shown, page_width() if fits_terminal else None), form)
