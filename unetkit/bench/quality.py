@@ -321,3 +321,24 @@ def is_best_in_bold(quality: RunQuality, row: BenchRow) -> bool:
         return comparison is not None and comparison.verdict == "better"
     others = [quality.of(one, metric) for one in quality.run.rows if one.id != row.id and one.is_measured]
     return all(one.comparison is not None and one.comparison.verdict == "worse" for one in others)
+
+
+def describe_uncertain_verdicts(quality: RunQuality) -> list[str]:
+    """Return warnings about verdicts that may not hold for other images, one line each.
+
+    Args:
+        quality: the quality of a run.
+    """
+    lines = []
+    metric = quality.rules.metric
+    for number, row in enumerate(quality.run.rows, 1):
+        found = quality.of(row, metric)
+        if found.comparison is None or found.comparison.verdict not in ("better", "worse"):
+            continue
+        interval = quality.image_interval(row, metric)
+        if interval is not None and interval[0] <= 0 <= interval[1]:
+            lines.append(
+                f"row {number} is {found.comparison.verdict} on these images; with other images of the same kind, the "
+                f"difference is {interval[0]:+.4f} to {interval[1]:+.4f}, so that it may vanish"
+            )
+    return lines

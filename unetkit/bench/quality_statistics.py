@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import numpy
 from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit
+from scipy.special import nctdtr, stdtr, stdtrit
 
 FloatArray = NDArray[numpy.float64]
 BoolArray = NDArray[numpy.bool_]
@@ -36,10 +36,15 @@ MIN_SEEDS = 6
 _GROWTH_STEPS_PER_OCTAVE = 2
 #: Looks are left out if they would be followed by the last look before this factor of seeds is added.
 _MIN_GROWTH = 1.2
+#: The part of the error probability that comparisons with the baseline have in a race; the other pairs have the rest.
+#: With the same part for each pair, 23 rows would share a twelfth of it.
+_BASELINE_SHARE = 0.5
 #: Conditional power below which further seeds are hopeless.
 _FUTILITY_POWER = 0.1
 #: Largest number of seeds that `required_seeds` considers.
 MAX_REQUIRED_SEEDS = 1000
+#: Effects beyond this number of standard errors are certain to be found; the distribution function fails for them.
+_MAX_NONCENTRALITY = 35.0
 #: A standard deviation below this fraction of the values is due to rounding.
 _ROUNDING = 1e-12
 #: Number of draws for the nominal levels, and the one-sided error probabilities at which they are computed.
@@ -172,7 +177,8 @@ def compare_rows(scores: Mapping[str, Sequence[float]], baseline: str, rules: Qu
     "Better" and "worse" are from a paired t-test, and "same" is from two one-sided t-tests against the margin
     (Schuirmann, "A comparison of the two one-sided tests procedure and the power approach for assessing the equivalence
     of average bioavailability", 1987); a row that is both is called better or worse. With a race, differences
-    between all pairs of rows are one family, so that claims on the best row, which is chosen by its scores, hold, too.
+    between all pairs of rows are one family, so that claims on the best row, which is chosen by its scores, hold, too;
+    half of the error probability is for the comparisons with the baseline.
 
     Args:
         scores: scores of each row in the order of the seeds.
@@ -236,6 +242,12 @@ class _Replay:
         self.first, self.second = numpy.triu_indices(count, 1)
         if not rules.race:
             self.first, self.second = self.first[: count - 1], self.second[: count - 1]
+        is_with_baseline = self.first == 0
+        self.weights: FloatArray = numpy.where(
+            is_with_baseline,
+            (_BASELINE_SHARE if rules.race else 1) / max(count - 1, 1),
+            (1 - _BASELINE_SHARE) / max(numpy.count_nonzero(~is_with_baseline), 1),
+        )
         self.difference_levels, self.direction = numpy.ones(len(self.first)), numpy.zeros(len(self.first))
         self.is_different: BoolArray = numpy.zeros(len(self.first), dtype=bool)
         self.same_levels: FloatArray = numpy.ones(count - 1)
@@ -288,13 +300,13 @@ class _Replay:
         p_values = _upper_p_values(numpy.abs(mean), std, look)
         self.difference_levels[uses] = 2 * _sequential_levels(p_values, number, self.looks)
         self.direction[uses] = numpy.sign(mean)
-        self.is_different = _reject(self.difference_levels, alpha, self.is_different)
+        self.is_different = _reject(self.difference_levels, self.weights, alpha, self.is_different)
         if self.rules.margin:
             tested = is_active[1:]
             mean, std = _describe_differences(self.values[1:][tested, :look] - self.values[0, :look])
             p_values = _upper_p_values(self.rules.margin - numpy.abs(mean), std, look)
             self.same_levels[tested] = _sequential_levels(p_values, number, self.looks)
-            self.is_same = _reject(self.same_levels, alpha, self.is_same)
+            self.is_same = _reject(self.same_levels, numpy.ones(len(self.same_levels)), alpha, self.is_same)
 
     def _drop(self, look: int, is_active: BoolArray, is_here: BoolArray) -> int:
         """Drop the active rows that are worse than the best row, and return the latter."""
@@ -332,7 +344,7 @@ class _Replay:
                 stdtrit(seeds - 1, 1 - _nominal_level(level, further, self.looks)) * std / sqrt(seeds)
                 for level in (different_level / 2, same_level)
             )
-            room = numpy.maximum(self.rules.margin - room, 0)
+            least, room = numpy.maximum(least, 1e-280), numpy.maximum(self.rules.margin - room, 0)
             decides = stdtr(look - 1, (mean - least) / spread) + stdtr(look - 1, (-mean - least) / spread)
             decides += stdtr(look - 1, (room - mean) / spread) - stdtr(look - 1, (-room - mean) / spread)
             power = numpy.maximum(power, decides)
@@ -347,9 +359,10 @@ class _Replay:
 
     @property
     def local_levels(self) -> tuple[float, float]:
-        """The error probabilities that are left for each hypothesis on a difference, and for each on equality."""
-        left = numpy.count_nonzero(~self.is_different), numpy.count_nonzero(~self.is_same)
-        return self.rules.alpha / max(int(left[0]), 1), self.rules.alpha / max(int(left[1]), 1)
+        """The error probabilities that are left for each difference from the baseline, and for each equality."""
+        left = float(self.weights[~self.is_different].sum())
+        different = self.rules.alpha * float(self.weights[0]) / left if left else self.rules.alpha
+        return min(different, self.rules.alpha), self.rules.alpha / max(int(numpy.count_nonzero(~self.is_same)), 1)
 
     def compare(self, row: int) -> Comparison:
         """Return the comparison of a row with the baseline."""
@@ -403,17 +416,17 @@ def _correlate(a: FloatArray, b: FloatArray) -> float:
     return float(numpy.clip(a @ b / scale, -1, 1)) if scale > 0 else nan
 
 
-def _reject(levels: FloatArray, alpha: float, is_rejected: BoolArray) -> BoolArray:
-    """Return which hypotheses are rejected by Holm's method, which gives the share of a rejected one to the others.
+def _reject(levels: FloatArray, weights: FloatArray, alpha: float, is_rejected: BoolArray) -> BoolArray:
+    """Return which hypotheses are rejected by Holm's weighted method, which gives what a rejected one had to the others.
 
     Args:
         levels: the smallest local error probability at which each hypothesis is rejected.
+        weights: the parts of the error probability of the family that the hypotheses have.
         alpha: the error probability of the family.
         is_rejected: hypotheses that are rejected already.
     """
     while True:
-        left = numpy.count_nonzero(~is_rejected)
-        now = is_rejected | (levels * left <= alpha)
+        now = is_rejected | (levels * weights[~is_rejected].sum() <= alpha * weights)
         if numpy.array_equal(now, is_rejected):
             return is_rejected
         is_rejected = now
@@ -513,7 +526,7 @@ def mean_interval(values: FloatArray, level: float = 0.95) -> tuple[float, float
 
 
 def detection_power(std: float, difference: float, seeds: int, alpha: float = 0.05) -> float:
-    """Return about how likely a paired t-test finds a difference.
+    """Return how likely a paired t-test finds a difference, by the noncentral t distribution.
 
     Args:
         std: standard deviation of the paired differences.
@@ -523,9 +536,9 @@ def detection_power(std: float, difference: float, seeds: int, alpha: float = 0.
     """
     if seeds < 2:
         return 0.0
-    effect = _divide(abs(difference) * sqrt(seeds), std)
     critical = float(stdtrit(seeds - 1, 1 - alpha / 2))
-    return float(stdtr(seeds - 1, effect - critical) + stdtr(seeds - 1, -effect - critical))
+    effect = _divide(abs(difference) * sqrt(seeds), std)
+    return _exceeds(effect, critical, seeds) + _exceeds(-effect, critical, seeds)
 
 
 def equivalence_power(std: float, difference: float, margin: float, seeds: int, alpha: float = 0.05) -> float:
@@ -541,8 +554,15 @@ def equivalence_power(std: float, difference: float, margin: float, seeds: int, 
     if seeds < 2:
         return 0.0
     critical = float(stdtrit(seeds - 1, 1 - alpha))
-    a, b = (_divide((margin + sign * difference) * sqrt(seeds), std) - critical for sign in (1, -1))
-    return max(float(stdtr(seeds - 1, a) + stdtr(seeds - 1, b)) - 1, 0.0)
+    effects = (_divide((margin + sign * difference) * sqrt(seeds), std) for sign in (1, -1))
+    return max(sum(_exceeds(effect, critical, seeds) for effect in effects) - 1, 0.0)
+
+
+def _exceeds(effect: float, critical: float, seeds: int) -> float:
+    """Return the probability that a noncentral t statistic exceeds a critical value."""
+    if abs(effect) > _MAX_NONCENTRALITY:
+        return float(effect > critical)
+    return float(1 - nctdtr(seeds - 1, effect, critical))
 
 
 def _divide(a: float, b: float) -> float:
@@ -552,8 +572,8 @@ def _divide(a: float, b: float) -> float:
 def required_seeds(std: float, difference: float, margin: float, alpha: float = 0.05, power: float = 0.8) -> int | None:
     """Return the number of seeds that settles whether a row differs from the baseline or is the same.
 
-    It is the smaller of both: n = ((t(1 - alpha/2) + t(power)) std / difference)^2 seeds find a difference, with
-    quantiles of Student's distribution with n - 1 degrees of freedom.
+    It is the smaller of both. About ((t(1 - alpha/2) + t(power)) std / difference)^2 seeds find a difference; the exact
+    number is that for which `detection_power` is large enough.
 
     Args:
         std: standard deviation of the paired differences.

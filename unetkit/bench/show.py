@@ -14,7 +14,14 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from unetkit.bench.columns import HIDDEN, Column, find_constant_factors, find_varying_factors, make_columns
-from unetkit.bench.quality import RunQuality, describe_trainings, image_iou, is_best_in_bold, load_scores
+from unetkit.bench.quality import (
+    RunQuality,
+    describe_trainings,
+    describe_uncertain_verdicts,
+    image_iou,
+    is_best_in_bold,
+    load_scores,
+)
 from unetkit.bench.results import BenchRow, BenchRun, Header, TrainingRecord
 from unetkit.errors import OptionError, UnetkitError
 from unetkit.utils.formatting import format_bytes, format_plural
@@ -41,6 +48,7 @@ def format_run(run: BenchRun, rows: Sequence[BenchRow], columns: Sequence[Column
     notes = [
         *_describe_problems(rows, numbers),
         *_describe_failed_trainings(run, numbers),
+        *(describe_uncertain_verdicts(RunQuality(run)) if run.header.training is not None else []),
         *_describe_hidden(hidden),
         *describe_missing_rows(run),
     ]

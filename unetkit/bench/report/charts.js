@@ -11,9 +11,13 @@
   const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "triangle-down"];
   const VERDICT_SYMBOLS = {
     slower: "triangle-right", faster: "triangle-left", same: "circle", inconclusive: "circle-open",
+    better: "triangle-up", worse: "triangle-down",
   };
   // Verdicts on metrics that are not timed, and the verdicts on times with the same colour and symbol.
-  const STYLES = { more: "slower", less: "faster", "not judged": "inconclusive" };
+  const STYLES = {
+    more: "slower", less: "faster", "not judged": "inconclusive", better: "faster", worse: "slower",
+    exploratory: "inconclusive", "": "inconclusive",
+  };
   const styleOf = (verdict) => STYLES[verdict] ?? verdict;
   const wideScreen = matchMedia("(min-width: 43.75em)");
 
@@ -82,6 +86,7 @@
       return {
         x: group.map((i) => xs[i]), y: group.map((i) => ys[i]), mode: "markers", name: escapeTags(value),
         hoverinfo: "text", hovertext: group.map((i) => hoverText(i, x, y)), showlegend: values.length > 1,
+        error_x: errorBars(group, x, number), error_y: errorBars(group, y, number),
         marker: {
           opacity: 1, color: cssColour(`c${number % 8}`), symbol: SYMBOLS[number % 8],
           size: group.map((i) => (front.includes(i) ? 13 : 9)),
@@ -89,6 +94,11 @@
         },
       };
     });
+  };
+  const errorBars = (group, axis, number) => {
+    const { axes, points } = data.costs;
+    const widths = group.map((i) => (points[i].errors[axis] ?? 0) * axes[axis].scale);
+    return { type: "data", array: widths, visible: widths.some(Boolean), thickness: 1, width: 3, color: cssColour(`c${number % 8}`) };
   };
   const hoverText = (i, x, y) => {
     const { axes, points } = data.costs;
@@ -115,7 +125,8 @@
 
   // One line for each item: its dots, and a marker with its interval. The names are beside the line, or above it on a
   // narrow screen.
-  const drawIntervals = (name, items, title) => {
+  // Ratios have a logarithmic axis around 1, and differences a linear one around 0.
+  const drawIntervals = (name, items, title, isDifference = false) => {
     const isWide = wideScreen.matches;
     const isFolded = !isWide && items.some((item) => item.name.length + item.text.length > 50);
     const lineHeight = isWide ? 26 : isFolded ? 60 : 46;
@@ -128,7 +139,7 @@
       },
       marker: {
         size: 11, opacity: 1, color: items.map((item) => cssColour(styleOf(item.verdict))),
-        symbol: items.map((item) => VERDICT_SYMBOLS[styleOf(item.verdict)] ?? "circle"),
+        symbol: items.map((item) => VERDICT_SYMBOLS[item.verdict] ?? VERDICT_SYMBOLS[styleOf(item.verdict)] ?? "circle"),
         line: { width: 1, color: items.map((item) => cssColour(styleOf(item.verdict))) },
       },
     };
@@ -138,9 +149,15 @@
       hovertext: items.flatMap((item) => item.dots.map(([ratio, text]) => escapeTags(text || `round: ${ratio}`))),
       marker: { size: 5, color: cssColour("faint"), opacity: 0.4 },
     };
-    const shown = [...dots.x, ...items.flatMap((item) => [item.low, item.high]), 1].filter((ratio) => ratio > 0);
-    const [lowest, highest] = [Math.min(...shown), Math.max(...shown)].map(Math.log10);
-    const padding = Math.max(0.06 * (highest - lowest), 0.005);
+    const reference = isDifference ? 0 : 1;
+    const shown = [...dots.x, ...items.flatMap((item) => [item.low, item.high]), reference]
+      .filter((ratio) => isDifference || ratio > 0);
+    const ends = [Math.min(...shown), Math.max(...shown)];
+    const [lowest, highest] = isDifference ? ends : ends.map(Math.log10);
+    const padding = Math.max(0.06 * (highest - lowest), isDifference ? 1e-4 : 0.005);
+    const axis = isDifference
+      ? { type: "linear", nticks: isWide ? 10 : 4, tickformat: "+.4~f" }
+      : { type: "log", ...ticks(10 ** (lowest - padding), 10 ** (highest + padding), isWide ? 8 : 4) };
     const textWidth = (texts) => 18 + 6.6 * Math.min(Math.max(...texts.map((text) => text.length), 0), 56);
     draw(name, [dots, markers], layout(items.length * lineHeight + 76, {
       showlegend: false,
@@ -148,12 +165,11 @@
         ? { l: textWidth(items.map((item) => item.name)), r: textWidth(items.map((item) => item.text)), t: 8, b: 56 }
         : { l: 8, r: 8, t: lineHeight - 20, b: 56 },
       xaxis: axisLayout({
-        type: "log", range: [lowest - padding, highest + padding], title: { text: title }, automargin: false,
-        ...ticks(10 ** (lowest - padding), 10 ** (highest + padding), isWide ? 8 : 4),
+        range: [lowest - padding, highest + padding], title: { text: title }, automargin: false, ...axis,
       }),
       yaxis: { visible: false, range: [0.6 - items.length, isWide ? 0.6 : 0.5], fixedrange: true },
       shapes: [{
-        type: "line", x0: 1, x1: 1, yref: "paper", y0: 0, y1: 1, layer: "between",
+        type: "line", x0: reference, x1: reference, yref: "paper", y0: 0, y1: 1, layer: "between",
         line: { color: cssColour("ink"), width: 1 },
       }],
       annotations: items.flatMap((item, line) => labels(item, -line, isWide, isFolded)),
@@ -207,6 +223,64 @@
     drawIntervals("rounds", items, `${escapeTags(metric)} divided by the baseline’s`);
   };
 
+  const { quality } = data;
+  const drawDifferences = () => {
+    if (!choice("difference")) return;
+    const metric = choice("difference").value;
+    drawIntervals("differences", quality.differences[metric], `${escapeTags(metric)} minus the baseline’s`, true);
+  };
+  const drawQualityEffects = () => {
+    if (!choice("quality-effect")) return;
+    const metric = choice("quality-effect").value;
+    const title = `${escapeTags(metric)} with the second choice minus that with the first`;
+    drawIntervals("quality-effects", quality.effects[metric], title, true);
+  };
+  const drawCurves = () => {
+    if (!choice("curves") || !quality.curves.length) return;
+    const selected = Number(choice("curves").value);
+    const line = (points, name, number, options) => ({
+      x: points.map(([epoch]) => epoch), y: points.map(([, value]) => value), mode: "lines+markers", name: escapeTags(name),
+      line: { color: cssColour(`c${number % 8}`), width: 1.5, dash: ["solid", "dash", "dot"][Math.floor(number / 8) % 3] },
+      marker: { size: 4 }, hovertemplate: `${escapeTags(name)}<br>epoch %{x}: %{y:.4f}<extra></extra>`, ...options,
+    });
+    const traces = selected < 0
+      ? quality.curves.map((row, number) => line(meanCurve(Object.values(row.seeds)), row.name, number))
+      : Object.entries(quality.curves[selected].seeds).map(([seed, points], number) => line(points, `seed ${seed}`, number));
+    draw("curves", traces, layout(wideScreen.matches ? 460 : 400, {
+      margin: { l: 60, r: 16, t: 16, b: 56 },
+      xaxis: axisLayout({ title: { text: "epoch" } }),
+      yaxis: axisLayout({ title: { text: "validation mIoU" } }),
+      legend: { orientation: "h", y: -0.18, yanchor: "top", x: 0 }, showlegend: true,
+    }));
+  };
+  const meanCurve = (seeds) =>
+    (seeds[0] ?? []).map(([epoch], at) => {
+      const values = seeds.filter((points) => points[at]?.[0] === epoch).map((points) => points[at][1]);
+      return [epoch, values.reduce((sum, value) => sum + value, 0) / values.length];
+    });
+  const element = (name, options, ...children) => {
+    const made = Object.assign(document.createElement(name), options);
+    made.append(...children);
+    return made;
+  };
+  const showImages = () => {
+    if (!choice("image-a") || !quality?.images) return;
+    const names = new Map(quality.images.rows);
+    const [a, b] = ["image-a", "image-b"].map((name) => choice(name).value);
+    const gap = (image) => Math.abs(image.scores[a] - image.scores[b]);
+    const figure = (source, caption) => element(
+      "figure", {}, element("img", { src: source, alt: caption, loading: "lazy" }), element("figcaption", {}, caption));
+    const shown = [...quality.images.images].sort((one, other) => gap(other) - gap(one));
+    find(".gallery").replaceChildren(...shown.map((image) => element(
+      "div", { className: "compared" }, figure(image.image, image.name), figure(image.truth, "true mask"),
+      ...[a, b].map((row) => figure(image.rows[row], `${names.get(row)}: ${image.scores[row].toFixed(3)}`)))));
+    find(".legend").replaceChildren(...quality.images.classes.map(([name, colour]) => {
+      const patch = element("span", { className: "patch" });
+      patch.style.background = colour;
+      return element("li", {}, patch, name);
+    }));
+  };
+
   const fillChoice = (name, titles, values, selected, onChange) => {
     if (!choice(name)) return;
     choice(name).closest("label").hidden = !titles.length;
@@ -222,15 +296,35 @@
   const parameters = axes.findIndex((axis) => axis.name === "parameters");
   const firstRatio = axes.findIndex((axis) => axis.name === `${timedMetrics[0]}-ratio`);
   fillChoice("x", axisTitles, indices(axes), Math.max(parameters, 0), drawCosts);
-  fillChoice("y", axisTitles, indices(axes), firstRatio >= 0 ? firstRatio : Math.min(1, axes.length - 1), drawCosts);
+  const ofQuality = axes.findIndex((axis) => axis.name === quality?.metric);
+  const otherY = firstRatio >= 0 ? firstRatio : Math.min(1, axes.length - 1);
+  fillChoice("y", axisTitles, indices(axes), ofQuality >= 0 ? ofQuality : otherY, drawCosts);
   fillChoice("condition", conditions, indices(conditions), 0, drawCosts);
   fillChoice("colour", colours, colours, colours.includes("encoder") ? "encoder" : colours[0], drawCosts);
   fillChoice("effect", effectMetrics, effectMetrics, timedMetrics[0], drawEffects);
   fillChoice("timed", timedMetrics, timedMetrics, null, drawRounds);
   fillChoice("rounds", conditions, indices(conditions), 0, drawRounds);
 
+  if (quality) {
+    const measured = Object.keys(quality.differences).filter((name) => quality.differences[name].length);
+    fillChoice("difference", measured, measured, quality.metric, drawDifferences);
+    const affected = Object.keys(quality.effects);
+    fillChoice("quality-effect", affected, affected, quality.metric, drawQualityEffects);
+    const curveNames = ["means of all rows", ...quality.curves.map((row) => row.name)];
+    fillChoice("curves", curveNames, curveNames.map((_, i) => i - 1), -1, drawCurves);
+    if (quality.images) {
+      const [ids, titles] = [0, 1].map((at) => quality.images.rows.map((row) => row[at]));
+      fillChoice("image-a", titles, ids, ids[0], showImages);
+      fillChoice("image-b", titles, ids, ids[1], showImages);
+    }
+  }
+
   const drawAll = () => {
     if (axes.length) drawCosts();
+    drawDifferences();
+    drawQualityEffects();
+    drawCurves();
+    showImages();
     drawEffects();
     drawRounds();
   };

@@ -69,12 +69,17 @@ def make_row_namer(run: BenchRun) -> Callable[[BenchRow], str]:
     return name_row
 
 
-def make_cost_data(run: BenchRun, columns: Sequence[Column]) -> dict[str, Any]:
+def make_cost_data(
+    run: BenchRun,
+    columns: Sequence[Column],
+    half_widths: Callable[[BenchRow, str], float | None] = lambda row, column: None,
+) -> dict[str, Any]:
     """Return the axes and points of the scatter plot, and the Pareto front of each condition and pair of axes.
 
     Args:
         run: the results of a benchmark.
         columns: all columns of the run.
+        half_widths: returns the half-width of the error bar of a row in a column, None without.
     """
     conditions, name_row = list_conditions(run), make_row_namer(run)
     axes = [column for column in columns if _is_axis(column, run)]
@@ -87,6 +92,7 @@ def make_cost_data(run: BenchRun, columns: Sequence[Column]) -> dict[str, Any]:
             "factors": row.factors,
             "values": numbers,
             "texts": [column.text(row) for column in axes],
+            "errors": [half_widths(row, column.name) for column in axes],
         }
         for row, numbers in zip(run.rows, values, strict=True)
     ]

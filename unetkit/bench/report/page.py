@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from unetkit.bench.columns import HIDDEN, Column, find_constant_factors, find_varying_factors, make_columns
 from unetkit.bench.effects import MAX_PAIRWISE_VALUES, MetricEffect, judge_effect, list_effects
+from unetkit.bench.quality import RunQuality, describe_trainings, describe_uncertain_verdicts
+from unetkit.bench.quality_effects import list_quality_effects
 from unetkit.bench.report.charts import (
     MAX_DOTS,
     MAX_ROWS,
@@ -24,7 +26,15 @@ from unetkit.bench.report.charts import (
     make_round_data,
     make_row_namer,
 )
-from unetkit.bench.results import BenchRun
+from unetkit.bench.report.quality_charts import (
+    make_class_table,
+    make_curve_data,
+    make_difference_data,
+    make_image_data,
+    make_quality_effect_data,
+    mean_half_width,
+)
+from unetkit.bench.results import BenchRow, BenchRun
 from unetkit.bench.show import describe_missing_rows
 from unetkit.errors import FileError, UnetkitError
 from unetkit.utils.files import atomic_write
@@ -70,16 +80,39 @@ def render_report(run: BenchRun) -> str:
     """
     columns, effects = sorted(make_columns(run), key=lambda column: column.rank > 0), list_effects(run)
     scripts = [_load_plotly(), _read_asset("table.js"), _read_asset("charts.js")]
-    chart_data = {
-        "costs": make_cost_data(run, columns),
+    quality = RunQuality(run) if run.header.training is not None else None
+    chart_data: dict[str, Any] = {
+        "costs": make_cost_data(run, columns, _half_widths(quality)),
         "effects": make_effect_data(effects, run),
         "rounds": make_round_data(run),
+        "quality": None,
     }
+    context: dict[str, Any] = {"quality": quality}
+    if quality is not None:
+        name_row = make_row_namer(run)
+        of_quality = list_quality_effects(run)
+        images = make_image_data(quality, name_row)
+        chart_data["quality"] = {
+            "metric": quality.rules.metric,
+            "differences": make_difference_data(quality, name_row),
+            "effects": make_quality_effect_data(of_quality, name_row),
+            "curves": make_curve_data(quality, name_row),
+            "images": images,
+        }
+        context |= {
+            "training_lines": describe_trainings(quality),
+            "uncertain": describe_uncertain_verdicts(quality),
+            "quality_effects": of_quality,
+            "class_table": make_class_table(quality),
+            "has_images": images is not None,
+            "failed_trainings": [one for one in run.trainings if one.error or one.failures],
+        }
     return (
         _make_environment()
         .from_string(_read_asset("page.html"))
         .render(
             **_make_context(run, columns, effects),
+            **context,
             axes=chart_data["costs"]["axes"],
             data=_embed_json(chart_data),
             scripts=scripts,
@@ -87,6 +120,12 @@ def render_report(run: BenchRun) -> str:
             policy=_make_content_policy(scripts),
         )
     )
+
+
+def _half_widths(quality: RunQuality | None) -> Callable[[BenchRow, str], float | None]:
+    """Return a function to the half-width of the interval of a row's mean score, for columns of scores."""
+    names = {metric.name for metric in quality.metrics} if quality is not None else set()
+    return lambda row, name: mean_half_width(quality.of(row, name)) if quality is not None and name in names else None
 
 
 def _make_context(run: BenchRun, columns: Sequence[Column], effects: Sequence[MetricEffect]) -> dict[str, Any]:
