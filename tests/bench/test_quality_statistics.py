@@ -89,7 +89,7 @@ def most(share: float, runs: int) -> float:
 def test_at_most_one_table_in_20_of_equal_rows_calls_any_of_them_different(
     rows: int, looks: tuple[int, ...], race: bool
 ) -> None:
-    runs = 400
+    runs = 300
     different, _, held = shares([0.0] * (rows + 1), made_rules(looks, race=race), runs)
     assert different <= most(0.05, runs)
     assert 0.915 <= held <= 0.99
@@ -99,8 +99,8 @@ def test_at_most_one_table_in_20_of_equal_rows_calls_any_of_them_different(
 def test_at_most_one_table_in_20_calls_a_row_the_same_that_differs_by_the_margin(
     rows: int, looks: tuple[int, ...], race: bool
 ) -> None:
-    _, same, _ = shares([0.0, *[0.9] * rows], made_rules(looks, margin=0.9, race=race), 300)
-    assert same <= most(0.05, 300)
+    _, same, _ = shares([0.0, *[0.9] * rows], made_rules(looks, margin=0.9, race=race), 200)
+    assert same <= most(0.05, 200)
 
 
 def test_differences_are_found_and_equality_too() -> None:
@@ -262,6 +262,15 @@ def test_a_race_drops_what_is_worse_than_the_best_and_trains_the_best_on() -> No
     assert wanted_seeds(scores, "0", rules)["1"] == 6
 
 
+def test_a_race_of_many_rows_leaves_half_of_the_error_probability_to_comparisons_with_the_baseline() -> None:
+    values = numpy.random.default_rng(0).normal(size=(24, 8)) * 0.1
+    differences = numpy.repeat([1.0, 3.0], 4)
+    differences += 5.7 / 8**0.5 * differences.std(ddof=1) - differences.mean()
+    values[1] = values[0] + 0.1 * differences
+    assert 0.05 / 276 < 2 * stdtr(7, -5.7) < 0.025 / 23
+    assert compare_rows(made_scores(values), "0", made_rules(race=True))["1"].verdict == "better"
+
+
 def as_trained(scores: Mapping[str, Sequence[float]], rules: QualityRules) -> dict[str, list[float]]:
     """The scores that a run gets that trains what is wanted until nothing is missing."""
     had: dict[str, list[float]] = {row: [] for row in scores}
@@ -273,7 +282,7 @@ def as_trained(scores: Mapping[str, Sequence[float]], rules: QualityRules) -> di
         had = {row: list(scores[row][: wanted[row]]) for row in had}
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(
     values=arrays(float, (4, 16), elements=st.floats(-1, 1, width=16)),
     shifts=arrays(float, (4,), elements=st.sampled_from([0.0, 0.5, 2.0])),
@@ -290,7 +299,8 @@ def test_verdicts_depend_neither_on_the_order_of_rows_nor_on_what_was_trained_in
     full = {row: (one.verdict, one.worse_than) for row, one in compare_rows(scores, "0", rules).items()}
     assert verdicts == full
     assert wanted_seeds(scores, "0", rules) == {row: len(one) for row, one in trained.items()}
-    if len(set(map(tuple, scores.values()))) == 4:  # a tie of the best goes to the first
+    means = numpy.array([[numpy.mean(one[:look]) for one in scores.values()] for look in AUTO])
+    if (numpy.diff(numpy.sort(means), axis=1) > 1e-9).all():  # a tie of the best goes to the first
         turned = compare_rows(dict(reversed(list(scores.items()))), "0", rules)
         assert {row: (one.verdict, one.worse_than) for row, one in turned.items()} == full
     negated = {row: [-value for value in one] for row, one in scores.items()}

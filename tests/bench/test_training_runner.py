@@ -185,8 +185,8 @@ def test_seeds_split_data_that_have_no_split_alike_for_all_rows(tmp_path: Path) 
             fingerprint(anew.splits[name]) for name in anew.splits
         ]
     rows = bench.run(
-        [TINY, f"{TINY} --fuse add"], data=str(flat), out=tmp_path / "run", seeds=2, metrics=["miou"], threads=1, jobs=2,
-        steps=2, epochs=1, batch_sizes=[4],
+        [TINY, f"{TINY} --fuse add"], data=str(flat), out=tmp_path / "run", seeds=2, metrics=["miou"],
+        threads=1, jobs=2, steps=2, epochs=1, batch_sizes=[4],
     )  # fmt: skip
     names = {
         (row.id, seed): tuple(found["names"].tolist())

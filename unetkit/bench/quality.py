@@ -178,8 +178,8 @@ class RunQuality:
         if mine is None or theirs is None:
             return None
         count = min(len(mine[0]), len(theirs[0]))
-        low, high = two_way_interval(mine[0][:count] - theirs[0][:count], mine[1][:, :count] - theirs[1][:, :count])
-        return low, high
+        points, draws = mine[0][:count] - theirs[0][:count], mine[1][:, :count] - theirs[1][:, :count]
+        return two_way_interval(points, draws, self.num_images)
 
     def image_draws(self, row_id: str, metric: str) -> tuple[FloatArray, FloatArray] | None:
         """Return the scores of a row, (S,), and those on resampled images, (D, S), which are the same for all rows.
@@ -202,6 +202,11 @@ class RunQuality:
             points: FloatArray = score(stacked.sum(1))
             self._draws[row_id, metric] = points, draw_scores(stacked, score, weights)
         return self._draws[row_id, metric]
+
+    @property
+    def num_images(self) -> int:
+        """The number of scored images."""
+        return self.header.images[self.header.scored]
 
     @property
     def has_common_images(self) -> bool:

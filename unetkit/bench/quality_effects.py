@@ -90,7 +90,11 @@ def _estimate(
     known = [[draws[x.id], draws[y.id]] for x, y in pairs]
     resampled = [second[1][:, :seeds] - first[1][:, :seeds] for first, second in known if first and second]
     has_images = len(resampled) == len(pairs)
-    low, high = two_way_interval(by_seed, numpy.mean(resampled, axis=0)) if has_images else mean_interval(by_seed)
+    low, high = (
+        two_way_interval(by_seed, numpy.mean(resampled, axis=0), quality.num_images)
+        if has_images
+        else mean_interval(by_seed)
+    )
     difference = float(by_seed.mean())
     rated = tuple((x, y, float(row.mean())) for (x, y), row in zip(pairs, differences, strict=True))
     interactions = tuple(_find_interactions(factor, pairs, differences, abs(difference)))
@@ -152,8 +156,7 @@ def quality_effects_table(effects: Sequence[QualityEffect]) -> TableData:
         ]
         for one in effects
     ]
-    where = "" if all(one.has_images for one in effects) else " (of some, for these images only)"
-    title = f"effects on trained networks, with 95% intervals over seeds and images{where}"
+    title = "effects on trained networks, with 95% intervals over seeds and, where it is possible, images"
     return TableData(["factor", "change", "metric", "difference", "pairs", "seeds", "interactions"], rows, title)
 
 

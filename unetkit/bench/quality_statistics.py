@@ -5,7 +5,7 @@ and augmentation alike, so the scores of two rows are paired by seed. A verdict 
 differences between a row and the baseline, over all seeds that could have been drawn.
 
 Verdicts may be taken at several looks, after numbers of seeds that are fixed beforehand. Testing at 5% at each of six
-looks would call 15% of equal rows different, so each look spends a part of the error probability (Lan and DeMets,
+looks would call 16% of equal rows different, so each look spends a part of the error probability (Lan and DeMets,
 "Discrete sequential boundaries for clinical trials", 1983). Several rows are corrected for by the method of Holm, in
 the group-sequential form of Maurer and Bretz, "Multiple testing in group sequential trials using graphical approaches",
 2013. The probability of at least one false "better" or "worse" in a table is at most alpha, and so is that of at least
@@ -246,7 +246,7 @@ class _Replay:
         self.weights: FloatArray = numpy.where(
             is_with_baseline,
             (_BASELINE_SHARE if rules.race else 1) / max(count - 1, 1),
-            (1 - _BASELINE_SHARE) / max(numpy.count_nonzero(~is_with_baseline), 1),
+            (1 - _BASELINE_SHARE) / max(int(numpy.count_nonzero(~is_with_baseline)), 1),
         )
         self.difference_levels, self.direction = numpy.ones(len(self.first)), numpy.zeros(len(self.first))
         self.is_different: BoolArray = numpy.zeros(len(self.first), dtype=bool)
@@ -417,7 +417,7 @@ def _correlate(a: FloatArray, b: FloatArray) -> float:
 
 
 def _reject(levels: FloatArray, weights: FloatArray, alpha: float, is_rejected: BoolArray) -> BoolArray:
-    """Return which hypotheses are rejected by Holm's weighted method, which gives what a rejected one had to the others.
+    """Return which hypotheses Holm's weighted method rejects, which gives what a rejected one had to the others.
 
     Args:
         levels: the smallest local error probability at which each hypothesis is rejected.

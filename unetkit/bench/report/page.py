@@ -87,7 +87,7 @@ def render_report(run: BenchRun) -> str:
         "rounds": make_round_data(run),
         "quality": None,
     }
-    context: dict[str, Any] = {"quality": quality}
+    context: dict[str, Any] = {"quality": quality, "failed_trainings": []}
     if quality is not None:
         name_row = make_row_namer(run)
         of_quality = list_quality_effects(run)

@@ -65,7 +65,7 @@ def _make_difference_item(quality: RunQuality, row: BenchRow, metric: str, name_
     interval = f"{found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
     return {
         "name": name_row(row),
-        "text": f"{interval} {mine.verdict}".strip(),
+        "text": f"{interval} {verdict}".strip(),
         "verdict": verdict,
         "dots": dots,
         "ratio": found.difference,
