@@ -11,13 +11,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import exp, isclose, log
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import numpy
 
 from unetkit.bench.columns import estimate_ratio_cached
 from unetkit.bench.devices import is_contended
+from unetkit.bench.quality import RowQuality, RunQuality
+from unetkit.bench.quality_statistics import QualityRules
+from unetkit.bench.quality_statistics import compare_rows as compare_scores
 from unetkit.bench.results import BenchRow, BenchRun, Header, Timing
 from unetkit.bench.statistics import (
     EQUIVALENCE_MARGIN,
@@ -60,6 +63,8 @@ class Change:
         verdict: one of CHANGE_VERDICTS; "" before it is judged.
         ratio: of a timed metric, the ratio to the baseline in B divided by that in A, with its 95% confidence interval.
         ratios: of a timed metric, the ratios to the baseline in A and in B.
+        difference: of a metric of trained networks, the mean of B minus A over the common seeds, with the bounds of its
+            95% confidence interval.
         note: why `a` or `b` is missing, or what disturbed the timing.
     """
 
@@ -70,6 +75,7 @@ class Change:
     verdict: str
     ratio: Estimate | None = None
     ratios: tuple[float, float] | None = None
+    difference: tuple[float, float, float] | None = None
     note: str = ""
 
     @property
@@ -79,6 +85,8 @@ class Change:
             return float("inf")
         if self.ratio:
             return abs(log(self.ratio.ratio))
+        if self.difference:
+            return abs(self.difference[0])
         return abs(self.b - self.a) / max(abs(self.a), abs(self.b), 1e-300)
 
 
@@ -142,12 +150,15 @@ def diff_runs(a: BenchRun, b: BenchRun, *, margin: float = MARGIN, unpaired: boo
     pairs = [(before[row_id], after[row_id]) for row_id in before if row_id in after]
     if not pairs:
         raise OptionError(f"{a.folder} and {b.folder} have no rows in common; compare two runs of the same models")
-    changes = _judge_timings([change for pair in pairs for change in compare_rows(*pair, metrics, is_paired)], margin)
+    costs = tuple(metric for metric in metrics if not metric.trained)
+    changes = _judge_timings([change for pair in pairs for change in compare_rows(*pair, costs, is_paired)], margin)
+    trained, quality_notes = compare_quality(a, b, pairs)
+    changes += trained
     return Diff(
         a.folder,
         b.folder,
         list(_describe_differences(a.header, b.header)),
-        [*_describe_drift(pairs, metrics, is_paired), *_describe_unshared_metrics(a.header, b.header)],
+        [*_describe_drift(pairs, metrics, is_paired), *_describe_unshared_metrics(a.header, b.header), *quality_notes],
         sorted(changes, key=lambda change: (CHANGE_VERDICTS.index(change.verdict), -change.magnitude)),
         [row for row in a.rows if row.id not in after],
         [row for row in b.rows if row.id not in before],
@@ -179,6 +190,52 @@ def compare_rows(a: BenchRow, b: BenchRow, metrics: tuple[MetricInfo, ...], is_p
             yield _compare_values(b, metric, before, after)
 
 
+def compare_quality(
+    a: BenchRun, b: BenchRun, pairs: Sequence[tuple[BenchRow, BenchRow]]
+) -> tuple[list[Change], list[str]]:
+    """Compare the scores of trained rows, paired by seed, by the metric of the verdicts.
+
+    A row is worse or better if a paired t-test says so, and the same if two one-sided tests within the margin of run B
+    do, each at 5% divided by the number of rows. With fewer than six common seeds it is inconclusive.
+
+    Args:
+        a: the run before.
+        b: the run after.
+        pairs: the rows that both runs have.
+
+    Returns:
+        The changes, and remarks, one line each.
+    """
+    if a.header.training is None or b.header.training is None:
+        return [], []
+    before, after = RunQuality(a), RunQuality(b)
+    metric = next(one for one in after.metrics if one.name == after.rules.metric)
+    scored = after.header.scored
+    prints = [one.header.fingerprints.get(one.header.scored) for one in (before, after)]
+    if before.header.scored != scored or prints[0] != prints[1]:
+        return [], ["the trainings of A and B are scored on other images, so that their scores are not compared"]
+    if metric.name not in {one.name for one in before.metrics} or before.header.seed != after.header.seed:
+        return [], [f"A and B have no common seeds and scores by {metric.name}, so that their scores are not compared"]
+    rows = [(row, before.of(old, metric.name), after.of(row, metric.name)) for old, row in pairs]
+    rows = [one for one in rows if (one[1].scores and one[2].scores) or one[1].failed or one[2].failed]
+    return [_compare_scores(row, metric, x, y, after.rules, len(rows)) for row, x, y in rows], []
+
+
+def _compare_scores(
+    row: BenchRow, metric: MetricInfo, a: RowQuality, b: RowQuality, rules: QualityRules, count: int
+) -> Change:
+    if a.failed or b.failed:
+        verdict = "inconclusive" if a.failed and b.failed else "worse" if b.failed else "better"
+        failed = b if b.failed else a
+        return Change(row, metric, a.mean, b.mean, verdict, note=failed.verdict)
+    seeds = min(len(a.scores), len(b.scores))
+    rule = replace(rules, looks=(seeds,), race=False, alpha=rules.alpha / count)
+    found = compare_scores({"a": a.scores[:seeds], "b": b.scores[:seeds]}, "a", rule)["b"]
+    verdict = "inconclusive" if found.verdict == "exploratory" else found.verdict
+    difference = (found.difference, found.low, found.high)
+    return Change(row, metric, fmean(a.scores[:seeds]), fmean(b.scores[:seeds]), verdict, difference=difference)
+
+
 def _get_value(row: BenchRow, metric: MetricInfo) -> float | None:
     if metric.timed:
         timing = row.timings.get(metric.name)
@@ -194,7 +251,7 @@ def _compare_timings(a: BenchRow, b: BenchRow, metric: MetricInfo, is_paired: bo
     ratios = estimate_ratio_cached(before).ratio, estimate_ratio_cached(after).ratio
     contention = max(a.cpu_contention, b.cpu_contention)
     note = f"other processes used {contention:.0%} of its cores" if is_contended(contention) else ""
-    return Change(b, metric, *medians, "", divide_ratios(before, after), ratios, note)
+    return Change(b, metric, *medians, "", divide_ratios(before, after), ratios, note=note)
 
 
 def _compare_values(row: BenchRow, metric: MetricInfo, a: float, b: float) -> Change:
@@ -322,7 +379,8 @@ def format_diff(diff: Diff, *, everything: bool = False) -> Listing:
     name_row = _make_row_namer(diff)
     rows = [[name_row(change.row), *_make_cells(change), change.verdict] for change in shown]
     title = f"{len(shown)} of {len(diff.changes)} values, the worst first"
-    tables = [TableData(["row", "metric", "A", "B", "B/A", "verdict"], rows, title)] if rows else []
+    change_title = "B/A, or B-A" if any(change.difference for change in shown) else "B/A"
+    tables = [TableData(["row", "metric", "A", "B", change_title, "verdict"], rows, title)] if rows else []
     counts = ", ".join(f"{number} {verdict}" for verdict, number in diff.counts.items())
     return Listing(
         [f"A is {diff.a}, B is {diff.b}", *diff.differences, *diff.notes],
@@ -380,13 +438,15 @@ def _format_value(change: Change, index: int) -> str:
     number = (change.a, change.b)[index]
     if number is None or change.metric is None:
         return f"missing: {change.note}"
-    text = format_metric(number, change.metric.unit)
+    text = f"{number:.4f}" if change.metric.trained else format_metric(number, change.metric.unit)
     return f"{text}, ratio {format_ratio(change.ratios[index])}" if change.ratios else text
 
 
 def _format_change(change: Change) -> str:
     if change.ratio:
         return format_interval(change.ratio)
+    if change.difference:
+        return "{:+.4f} ({:+.4f} to {:+.4f})".format(*change.difference)
     return format_ratio(change.b / change.a) if change.a and change.b else ""
 
 
@@ -398,6 +458,6 @@ def _change_to_dict(change: Change) -> dict[str, Any]:
         "factors": row.factors,
         "metric": metric.name if metric else None,
         "unit": metric.unit if metric else None,
-        **{key: getattr(change, key) for key in ("a", "b", "ratios", "verdict", "note")},
+        **{key: getattr(change, key) for key in ("a", "b", "ratios", "difference", "verdict", "note")},
         "ratio": asdict(change.ratio) if change.ratio else None,
     }

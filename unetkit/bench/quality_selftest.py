@@ -175,7 +175,7 @@ def load_matrices() -> dict[str, NDArray[numpy.uint16]]:
     """Return the measured confusion matrices of each network, (seeds, images, classes, classes).
 
     The networks are `--encoder plain:widths=[8,16,32]`, with skip connections that are concatenated or added. They were
-    trained for 500 steps on `cells:count=120,val=16,test=40,size=96`, and are those of the best epoch.
+    trained for 250 steps on `cells:count=120,val=16,test=40,size=96`, and are those of the best epoch.
     """
     with files("unetkit.bench").joinpath("cells_scores.npz").open("rb") as file, numpy.load(file) as arrays:
         return {name: arrays[name] for name in arrays.files}

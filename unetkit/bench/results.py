@@ -121,6 +121,7 @@ class TrainingRecord:
         values: score by metric.
         failures: error of each metric that failed, by name.
         epoch: the epoch whose weights were scored.
+        memory: peak memory of the process (on a GPU, of its tensors), in bytes; 0 if it is unknown.
         device: device that it ran on.
         seconds: time that it took in the last process that worked on it, in seconds.
         measured_at: time at which it was finished, ISO 8601, UTC.
@@ -133,6 +134,7 @@ class TrainingRecord:
     values: dict[str, float] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     epoch: int = 0
+    memory: int = 0
     device: str = ""
     seconds: float = 0.0
     measured_at: str = ""

@@ -219,6 +219,7 @@ class TrainingRunner:
             values=facts.get("values", {}),
             failures=facts.get("failures", {}),
             epoch=facts.get("epoch", 0),
+            memory=facts.get("memory", 0),
             device=facts.get("device", ""),
             seconds=result.seconds,
             measured_at=utc_now(),

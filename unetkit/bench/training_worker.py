@@ -36,6 +36,7 @@ from unetkit.train.trainer import STOPPED
 from unetkit.utils.files import atomic_write
 from unetkit.utils.isolation import one_line
 from unetkit.utils.processes import Emit
+from unetkit.utils.system import peak_private_memory
 
 #: Files of a training's folder beside those of `unetkit train`: the counts of each scored image, the predicted masks,
 #: and what the training emitted, which is written last.
@@ -110,13 +111,20 @@ def train_row(task: TrainingTask, slot: Slot, emit: Emit) -> None:
     prepare_process(slot, task.seed)
     emit({"device": str(slot)})
     folder = Path(task.folder)
-    if folder.parent.parent.is_dir():
-        emit(_train_in(folder, task, slot))
+    if folder.parent.parent.parent.is_dir():
+        emit({**_train_in(folder, task, slot), "memory": _peak_memory(slot)})
         return
     with tempfile.TemporaryDirectory(prefix="unetkit-") as temporary:  # on a machine that does not share the folder
         local = Path(temporary, "training")
         result = _train_in(local, task, slot)
-        emit({**result, "files": {path.name: path.read_bytes() for path in local.iterdir() if path.is_file()}})
+        emit({**result, "memory": _peak_memory(slot), "files": {path.name: path.read_bytes() for path in local.iterdir() if path.is_file()}})
+
+
+def _peak_memory(slot: Slot) -> int:
+    """Return the peak memory of this process, or of its tensors on a GPU, in bytes; 0 if it is unknown."""
+    if slot.device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated()
+    return peak_private_memory() or 0
 
 
 def _train_in(folder: Path, task: TrainingTask, slot: Slot) -> dict[str, Any]:

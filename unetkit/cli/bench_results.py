@@ -49,7 +49,7 @@ def show(
 
     RUN is the folder that `unetkit bench ... --out RUN` wrote; the benchmark may still be running. A TEST compares a
     column with a plain number, in seconds or bytes as in --csv, or with a name; = and != accept globs. Rows that failed
-    come last, with the error.
+    come last, with the error. With --latex, a score is bold only if its verdict says that it is better.
 
     \b
     unetkit bench show runs/first --sort latency-ratio --top 5
@@ -118,8 +118,9 @@ def report(run: Path, out: Path | None) -> None:
 
     RUN is the folder that `unetkit bench ... --out RUN` wrote; the benchmark may still be running. The file contains a
     sortable table of the rows, charts of one cost against another with the Pareto front, the effect of each choice,
-    all timing rounds, the machine, the warnings, and the command that repeats each row. Its size is about 5 MB, mostly
-    the plotting library.
+    all timing rounds, the machine, the warnings, and the command that repeats each row. Of trained rows it also shows
+    the differences to the baseline, learning curves, scores by class and, with --keep-weights, the images on which rows
+    differ most. Its size is about 5 MB, mostly the plotting library.
 
     \b
     unetkit bench report runs/first
@@ -168,7 +169,7 @@ def diff(
     The exit code is 0 if nothing got worse, 1 if something did, and 2 if the runs cannot be compared. Times are
     compared as ratios to the baseline that both runs share: a row is worse only if the whole 95% interval of B over A
     lies beyond --margin. Counts and sizes must be equal. Peak memory may differ by 5% or 16 MiB, as it does between
-    two processes that do the same work.
+    two processes that do the same work. Scores of trained networks are paired by seed.
 
     \b
     unetkit bench diff runs/before runs/after

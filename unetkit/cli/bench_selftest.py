@@ -1,4 +1,4 @@
-"""`unetkit bench selftest`: check that timings on this machine can be trusted."""
+"""`unetkit bench selftest`: check that timings on this machine, and verdicts on trained networks, can be trusted."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from unetkit.cli.options import emit_json, get_parts, json_options
+from unetkit.errors import OptionError
 
 if TYPE_CHECKING:
     from unetkit.bench.selftest import SelftestResult
@@ -25,13 +26,13 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 @click.command()
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.option("--quality", is_flag=True, help="Check the verdicts on trained networks instead, see above.")
 @click.option(
     "--runs",
     metavar="N",
     type=click.IntRange(2),
-    default=20,
-    show_default=True,
-    help="Number of runs of each of the three comparisons.",
+    help="Number of runs of each comparison.  [default: 20, and 2000 with --quality]",
 )
 @click.option(
     "--budget",
@@ -61,7 +62,9 @@ _SECONDS_BETWEEN_LINES = 30.0
 def selftest(
     ctx: click.Context,
     /,
-    runs: int,
+    run: Path | None,
+    quality: bool,
+    runs: int | None,
     budget: float,
     target_ci: float,
     network: str,
@@ -81,10 +84,21 @@ def selftest(
     script, which times one copy after the other and compares the means. The exit code is 1 if more than 5% of the runs
     with equal work are called different, or fewer than 80% of the runs with 5% more work are called slower.
 
+    With --quality, whole benchmarks of trained networks are simulated from the scores of 24 real trainings, or of those
+    in RUN, the folder of a benchmark: how often networks without a difference are called different, how often
+    differences of 0.5, 1 and 2 points are found, and how many trainings --seeds auto and --race save. The exit code is
+    1 if more than 5% of the verdicts are false, or too few intervals contain the truth.
+
     \b
     unetkit bench selftest
+    unetkit bench selftest --quality
     unetkit bench selftest --runs 5 --device cuda:0 --network '--encoder resnet18 --size 224'
     """
+    if quality:
+        _run_quality(ctx, run, runs, form, as_json, json_out)
+    if run is not None:
+        raise OptionError(f"{run}: a folder is only read with --quality; give that, too, or leave it out")
+    runs = runs or 20
     from unetkit.bench.devices import Slot
     from unetkit.bench.selftest import format_selftest, has_passed, make_tasks, measure_tasks, summarize_results
     from unetkit.bench.timing import TimingConfig
@@ -103,6 +117,60 @@ def selftest(
         print_listing(format_selftest(tallies, plan, slot), form)
         click.echo(written, nl=bool(written))
     ctx.exit(0 if has_passed(tallies) else 1)
+
+
+def _run_quality(
+    ctx: click.Context, run: Path | None, runs: int | None, form: str | None, as_json: bool, json_out: Path | None
+) -> None:
+    """Check the verdicts on trained networks, and exit."""
+    from unetkit.bench.quality_selftest import format_quality_selftest, has_passed, load_matrices, simulate
+    from unetkit.utils.tables import print_listing
+
+    matrices = load_matrices() if run is None else _read_matrices(run)
+    click.echo("simulating benchmarks, which takes up to a minute", err=True)
+    result = simulate(matrices, runs or 2000)
+    written = emit_json(_without_nan(asdict(result)), as_json, json_out)
+    if not as_json:
+        print_listing(format_quality_selftest(result), form)
+        click.echo(written, nl=bool(written))
+    ctx.exit(0 if has_passed(result) else 1)
+
+
+def _without_nan(value: Any) -> Any:
+    """Replace NaN, which JSON does not have, by None, also in lists and dicts."""
+    if isinstance(value, dict):
+        return {str(key): _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and value != value else value
+
+
+#: Smallest number of seeds from which scores can be drawn.
+_MIN_SEEDS = 6
+
+
+def _read_matrices(folder: Path) -> dict[str, Any]:
+    """Read the confusion matrices of the rows of a benchmark, the baseline first. Raises OptionError without any."""
+    import numpy
+
+    from unetkit.bench.quality import RunQuality
+    from unetkit.bench.results import read_results
+
+    found = read_results(folder)
+    if found.header.training is None:
+        raise OptionError(f"{folder} contains no trainings; give the folder of a benchmark with --data")
+    quality, matrices = RunQuality(found), dict[str, Any]()
+    rows = sorted(found.rows, key=lambda row: row.id != found.header.training.baseline_row)  # type: ignore[union-attr]
+    for row in rows:
+        seeds = range(len(quality.of(row, quality.rules.metric).scores))
+        counts = [quality.load_counts(row.id, found.header.training.seed + index) for index in seeds]
+        whole = [one for one in counts if one is not None]
+        if len(whole) >= _MIN_SEEDS and quality.has_common_images:
+            matrices[row.line] = numpy.stack(whole)
+    if not matrices:
+        raise OptionError(f"{folder}: no row has confusion matrices of the same images for {_MIN_SEEDS} seeds or more")
+    common = min(len(one) for one in matrices.values())
+    return {name: one[:common] for name, one in matrices.items()}
 
 
 def _parse_network(network: str, size: str | None, parts: Parts) -> Plan:
