@@ -300,10 +300,7 @@ class BenchRunner:
         """
         if self.training is None:
             return
-        slots: list[Slot] = []
-        if self.config.engine != "ray":
-            devices = select_devices(self.config.device, self.describe_machine()["gpus"])
-            slots = make_slots(devices, available_cores(), self.config.jobs, self.config.threads, shares_gpus=True)
+        slots = self.training_slots() if self.config.engine != "ray" else []
         with closing(self.training.train(writer, slots, self.on_notice, self.on_training_plan)) as records:
             yield from records
 
@@ -318,6 +315,11 @@ class BenchRunner:
             for case in self.cases
             if not results.is_done(case.id, self.cache_key(case), retry_failed=self.config.retry_failed)
         ]
+
+    def training_slots(self) -> list[Slot]:
+        """Return the slots of this machine for trainings, which may share a GPU."""
+        devices = select_devices(self.config.device, self.describe_machine()["gpus"])
+        return make_slots(devices, available_cores(), self.config.jobs, self.config.threads, shares_gpus=True)
 
     def describe_machine(self) -> dict[str, Any]:
         """Return the description of this machine that `unetkit.bench.worker.describe_machine` emits."""
@@ -579,7 +581,9 @@ class DryRun:
         failed: cases that cannot be built, each with its error.
         num_done: number of cases that are measured already.
         baseline: line of the baseline.
-        estimated_seconds: approximate time, in seconds.
+        estimated_seconds: approximate time without trainings, in seconds.
+        trainings: number of trainings of all rows that can be built, those that are done among them; with several looks
+            the smallest and the largest number.
     """
 
     pending: tuple[tuple[Case, dict[Any, Any]], ...]
@@ -587,6 +591,7 @@ class DryRun:
     num_done: int
     baseline: str
     estimated_seconds: float
+    trainings: tuple[int, int] = (0, 0)
 
 
 def dry_run(runner: BenchRunner, folder: Path | None) -> DryRun:
@@ -600,6 +605,7 @@ def dry_run(runner: BenchRunner, folder: Path | None) -> DryRun:
         BuildError: The baseline cannot be built.
     """
     results = ResultsFile(folder) if folder is not None and folder.exists() else None
+    runner.open_data()
     pending = runner.pending_cases(results) if results else [*runner.cases]
     machine = runner.describe_machine()
     failed = runner.dry_build(pending)
@@ -612,7 +618,15 @@ def dry_run(runner: BenchRunner, folder: Path | None) -> DryRun:
         num_done=len(runner.cases) - len(pending),
         baseline=str(runner.baseline),
         estimated_seconds=_estimate_seconds(runner, buildable, slots[0]) / len(slots),
+        trainings=_count_trainings(runner, len(runner.cases) - len(failed)),
     )
+
+
+def _count_trainings(runner: BenchRunner, rows: int) -> tuple[int, int]:
+    if runner.training is None:
+        return 0, 0
+    looks = runner.training.rules.looks
+    return rows * looks[0], rows * looks[-1]
 
 
 def _estimate_seconds(runner: BenchRunner, cases: list[Case], slot: Slot) -> float:

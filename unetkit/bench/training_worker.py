@@ -117,7 +117,13 @@ def train_row(task: TrainingTask, slot: Slot, emit: Emit) -> None:
     with tempfile.TemporaryDirectory(prefix="unetkit-") as temporary:  # on a machine that does not share the folder
         local = Path(temporary, "training")
         result = _train_in(local, task, slot)
-        emit({**result, "memory": _peak_memory(slot), "files": {path.name: path.read_bytes() for path in local.iterdir() if path.is_file()}})
+        emit(
+            {
+                **result,
+                "memory": _peak_memory(slot),
+                "files": {path.name: path.read_bytes() for path in local.iterdir() if path.is_file()},
+            }
+        )
 
 
 def _peak_memory(slot: Slot) -> int:

@@ -1,7 +1,7 @@
 """The functions that the processes of a benchmark run: build a case on meta tensors, or measure it beside the baseline.
 
-`BenchRunner` starts a process for each call. They emit results as dicts with the keys "line", "macs", "size", "device",
-"cpu_contention", "current_metric", and (field of a BenchRow, name of a metric) for each metric.
+`BenchRunner` starts a process for each call. They emit results as dicts with the keys "line", "macs", "activations",
+"size", "device", "cpu_contention", "current_metric", and (field of a BenchRow, name of a metric) for each metric.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def dry_build(trial: Trial, slot: Slot, emit: Emit) -> None:
     manager = load_manager(trial.plugins)
     bench_model = _make_bench_model(trial, torch.device("meta"), manager.parts)
     trace = bench_model.trace
-    emit({"line": trace.line, "macs": trace.macs, "size": (trace.rows[0].height, trace.rows[0].width)})
+    size = trace.rows[0].height, trace.rows[0].width
+    emit({"line": trace.line, "macs": trace.macs, "activations": trace.activation_bytes, "size": size})
     for metric in _requested_metrics(trial, manager.parts):
         if metric.name in ANALYTIC_METRICS:
             emit({("values", metric.name): metric.load()(bench_model)})

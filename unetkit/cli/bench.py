@@ -39,6 +39,7 @@ _SUBCOMMANDS = {
     "report": "unetkit.cli.bench_results",
     "diff": "unetkit.cli.bench_results",
     "metrics": "unetkit.cli.bench",
+    "plan": "unetkit.cli.bench",
     "selftest": "unetkit.cli.bench_selftest",
 }
 
@@ -88,26 +89,28 @@ def _make_list_completer(kind: str) -> Callable[[click.Context, click.Parameter,
     return complete
 
 
+def bench_options(command: F) -> F:
+    """Add the options of a grid, its conditions and its settings to a command."""
+    size = "Input sizes.  [default: the network's own, or 256; of trained networks, the crop]"
+    batch_size = "Batch sizes.  [default: 1, and 8 in trainings]"
+    out = "Folder for the results.  [default: a new one in runs/]"
+    options = (
+        grid_options,
+        click.option("--size", "sizes", multiple=True, metavar="HxW,...", help=size),
+        click.option("--batch-size", "batch_size", multiple=True, metavar="N,...", help=batch_size),
+        click.option(
+            "--mode", "modes", multiple=True, metavar="MODE[+...],...", help="Execution modes.  [default: eager]"
+        ),
+        click.option("--exclude", multiple=True, metavar="LINE", help="Skip combinations that match LINE."),
+        click.option("--limit", type=click.IntRange(1), metavar="N", help="Measure only the first N combinations."),
+        config_options(BenchConfig),
+        click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help=out),
+    )
+    return reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+
+
 @click.group(cls=_Group, invoke_without_command=True, subcommand_metavar="[COMMAND]")
-@grid_options
-@click.option(
-    "--size", "sizes", multiple=True, metavar="HxW,...", help="Input sizes.  [default: the network's own, or 256]"
-)
-@click.option(
-    "--batch-size", "batch_size", multiple=True, metavar="N,...", help="Batch sizes.  [default: 1, and 8 in trainings]"
-)
-@click.option(
-    "--mode", "modes", multiple=True, metavar="MODE[+...],...", help="Execution modes, see above.  [default: eager]"
-)
-@click.option("--exclude", "exclude", multiple=True, metavar="LINE", help="Skip combinations that match LINE.")
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="Measure only the first N combinations.")
-@config_options(BenchConfig)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    help="Folder for the results.  [default: a new one in runs/]",
-)
+@bench_options
 @click.option("--dry-run", is_flag=True, help="Show what would be measured, and about how long it would take.")
 @click.pass_context
 def bench(ctx: click.Context, /, **values: Any) -> None:
@@ -175,21 +178,25 @@ _NOT_IN_FOLDER_NAME = ("retry_failed", "timeout", "ray_address")
 
 def _run(ctx: click.Context, given: dict[str, Any]) -> None:
     """Measure the grid, or describe it for --dry-run. `given` holds the options that were given on the command line."""
+    if str(given.get("out", "x")) in ("", "."):
+        raise OptionError("--out: give a new folder, such as runs/first")
+    runner = _make_runner(ctx, given)
+    if given.get("dry_run"):
+        _dry_run(runner, given.get("out"))
+    else:
+        _measure(runner, given.get("out") or Path("runs", _folder_name({**given, "plugins": runner.config.plugins})))
+
+
+def _make_runner(ctx: click.Context, given: dict[str, Any]) -> BenchRunner:
+    """Create the benchmark of a command line; `given` holds the options that were given."""
     from unetkit.bench.runner import BenchRunner
 
     host = get_manager(ctx)
     plugins = tuple(map(str, ctx.find_root().params.get("plugins") or ()))
-    if str(given.get("out", "x")) in ("", "."):
-        raise OptionError("--out: give a new folder, such as runs/first")
     values = take_config_values(BenchConfig, {**given})
     if given.get("out"):
         values, given = inherit_settings(given["out"], values, given)
-    config = BenchConfig(**values, plugins=plugins)
-    runner = BenchRunner(parse_grid(given, host.parts), config, host)
-    if given.get("dry_run"):
-        _dry_run(runner, given.get("out"))
-    else:
-        _measure(runner, given.get("out") or Path("runs", _folder_name({**given, "plugins": plugins})))
+    return BenchRunner(parse_grid(given, host.parts), BenchConfig(**values, plugins=plugins), host)
 
 
 def parse_grid(given: dict[str, Any], parts: Parts) -> list[Case]:
@@ -263,6 +270,10 @@ def _dry_run(runner: BenchRunner, folder: Path | None) -> None:
     tables = [TableData([*heads, "macs"], lines), TableData([*heads, "error"], failed, "These cannot be built or run:")]
     about = _format_duration(found.estimated_seconds)
     summary = f"{format_plural(len(lines), 'row')} would be measured against {found.baseline}, in about {about}"
+    if found.trainings[1]:
+        least, most = found.trainings
+        number = str(least) if least == most else f"{least} to {most}"
+        summary += f", and trained {number} times in all; `unetkit bench plan` with the same options says how long"
     done = [f"{found.num_done} rows are measured already"] if found.num_done else []
     print_listing(Listing([], [cells for cells in tables if cells.rows], [*done, summary]), None)
 
@@ -284,6 +295,39 @@ def _print_results(folder: Path) -> None:
     found = read_results(folder)
     print_listing(format_run(found, found.rows, select_columns(make_columns(found), None), page_width()), None)
     click.echo(f"`unetkit bench show {folder}` shows more columns; `unetkit bench report {folder}` writes charts")
+
+
+@click.command()
+@bench_options
+@click.pass_context
+def plan(ctx: click.Context, /, **values: Any) -> None:
+    """Estimate the time of a benchmark that trains, and which differences it would find.
+
+    Two seeds of two rows are trained, the first one and the most expensive one, in a temporary folder. If --out
+    contains trainings, these are used instead, and nothing is trained. The options are those of `unetkit bench`.
+
+    \b
+    unetkit bench plan --encoder resnet18,resnet34 --fuse concat,add --data FOLDER --steps 2000
+    """
+    from rich.console import Console
+
+    from unetkit.bench.planning import format_plan, plan_benchmark
+
+    given = {name: value for name, value in values.items() if value is not None and value is not False and value != ()}
+    runner = _make_runner(ctx, given)
+    if runner.training is None:
+        raise OptionError("bench plan: plans trainings; give --data, too")
+    console = Console(stderr=True, highlight=False)
+    done = 0
+
+    def show(record: Any, total: int) -> None:
+        nonlocal done
+        done += 1
+        console.print(f"pilot training {done} of {total}: {record.seconds:.0f} s", markup=False)
+
+    runner.on_notice = lambda line: console.print(line, markup=False)
+    found = plan_benchmark(runner, given.get("out"), show)
+    print_listing(format_plan(found, runner.training.rules.metric), None)
 
 
 @click.command()
