@@ -6,6 +6,7 @@ gets verdicts; other metrics of trained networks are described, since verdicts o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,6 +47,7 @@ class RowQuality:
     Attributes:
         scores: a score for each seed, in order, as far as no seed is missing.
         failed: number of trainings that gave no score.
+        trainings: number of all trainings.
         comparison: the comparison with the baseline over their common seeds; None for the baseline itself, for rows
             with failed trainings, and before there are two common seeds.
         is_baseline: whether this is the baseline.
@@ -54,6 +56,7 @@ class RowQuality:
 
     scores: tuple[float, ...]
     failed: int
+    trainings: int
     comparison: Comparison | None
     is_baseline: bool
     has_verdict: bool
@@ -71,9 +74,8 @@ class RowQuality:
     @property
     def verdict(self) -> str:
         """The verdict in words, with what is known about how many more seeds would settle it."""
-        total = len(self.scores) + self.failed
         if self.failed:
-            return f"failed on {self.failed} of {format_plural(total, 'seed')}"
+            return f"failed on {self.failed} of {format_plural(self.trainings, 'seed')}"
         if self.is_baseline:
             return "baseline"
         if self.comparison is None:
@@ -119,11 +121,12 @@ class RunQuality:
         """
         if metric not in self._by_metric:
             self._by_metric[metric] = self._judge(metric)
-        nothing = RowQuality((), 0, None, row.id == self.header.baseline_row, metric == self.rules.metric)
+        nothing = RowQuality((), 0, 0, None, row.id == self.header.baseline_row, metric == self.rules.metric)
         return self._by_metric[metric].get(row.id, nothing)
 
     def _judge(self, metric: str) -> dict[str, RowQuality]:
         scores, failed = collect_scores(self.run.trainings, metric, self.header.seed)
+        counts = Counter(one.row_id for one in self.run.trainings)
         baseline = self.header.baseline_row
         whole = {row_id: values for row_id, values in scores.items() if row_id not in failed and len(values) > 1}
         better = next(one.better for one in self.metrics if one.name == metric)
@@ -133,6 +136,7 @@ class RunQuality:
             row_id: RowQuality(
                 tuple(values),
                 failed.get(row_id, 0),
+                counts[row_id],
                 found.get(row_id),
                 row_id == baseline,
                 metric == self.rules.metric,
@@ -144,7 +148,7 @@ class RunQuality:
         """Return the number of trainings that are still to do until the next verdicts; 0 if the run is finished."""
         scores, failed = collect_scores(self.run.trainings, self.rules.metric, self.header.seed)
         rows = [row.id for row in self.run.rows if row.is_measured]
-        done = {row_id: len(scores.get(row_id, [])) + failed.get(row_id, 0) for row_id in rows}
+        done = Counter(one.row_id for one in self.run.trainings)
         wanted = dict.fromkeys(rows, self.rules.looks[0])
         if len(self.rules.looks) > 1:
             left = {row_id: scores.get(row_id, []) for row_id in rows if row_id not in failed}
