@@ -537,6 +537,13 @@ def test_a_wrong_metric_of_a_plugin_fails_the_check_meant(write: Write, case: st
     assert failures(results) == {check: message}
 
 
+def test_a_metric_of_trained_networks_is_checked_with_scores(write: Write) -> None:
+    body = "'Correct share of pixels.'; return subject.evaluation.micro().accuracy"
+    assert failures(check_plugin(write("accurate.py", measuring(body, ", trained=True, better='more'")))) == {}
+    wrong = write("inaccurate.py", measuring("'Measures.'; return [1]", ", trained=True"))
+    assert [*failures(check_plugin(wrong))] == ["measurement"]
+
+
 def test_a_metric_that_refuses_a_small_network_is_not_checked(write: Write) -> None:
     path = write("gpu_plugin.py", measuring("'Measures.'; raise unetkit.UnetkitError('it needs a GPU')"))
     (found,) = (r for r in check_plugin(path) if r.outcome != "passed")

@@ -492,10 +492,11 @@ class DatasetContract(Contract):
 
 
 class MetricContract(Contract):
-    """Metrics: `(bench_model)`, a function that measures; it has no options."""
+    """Metrics: `(bench_model)`, a function that measures; that of a class also takes its name; it has no options."""
 
     title = "metric"
-    arg_names = ("bench_model",)
+    arg_names = ("bench_model", "class_name")
+    num_optional_args = 1
 
 
 CONTRACTS: dict[str, Contract] = {

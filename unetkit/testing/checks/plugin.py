@@ -160,20 +160,61 @@ def _iter_networks(subject: PluginSubject) -> Iterator[dict[str, Any]]:
 
 
 def check_metric(subject: PartSubject) -> None:
-    """Check that a metric measures a small network on the CPU.
+    """Check that a metric measures a small network, or a small trained network, on the CPU.
 
     Raises SkipCheck if the metric rejects that network with an UnetkitError, for instance because it needs a GPU.
     """
     metric = subject.entry
     timed = isinstance(metric, Metric) and metric.timed
     try:
-        error = _find_metric_error(subject.factory(_create_bench_model(subject.parts)), timed)
+        error = _find_metric_error(_measure(subject), timed)
     except UnetkitError as rejection:
         raise SkipCheck(f"it rejects a small network on the CPU: {rejection}") from rejection
     except Exception as failure:
         raise Nonconformity(f"it fails with {one_line(failure)}") from failure
     if error:
         raise Nonconformity(f"it {error}")
+
+
+def _measure(subject: PartSubject) -> Any:
+    metric = subject.entry
+    if not (isinstance(metric, Metric) and metric.trained):
+        return subject.factory(_create_bench_model(subject.parts))
+    scored = _create_scored_run(subject.parts)
+    return subject.factory(scored, scored.evaluation.target.names[-1]) if metric.per_class else subject.factory(scored)
+
+
+def _create_scored_run(parts: Parts) -> Any:
+    """Create the scores of a small network on two made-up images, as a training of a benchmark leaves them."""
+    import tempfile
+    from pathlib import Path
+
+    import torch
+
+    from unetkit.bench.quality_metrics import ScoredRun
+    from unetkit.builder import build_plan
+    from unetkit.data.statistics import ValueRange
+    from unetkit.data.types import Sample, Target
+    from unetkit.plan import Plan
+    from unetkit.summary.forward_hooks import find_network
+    from unetkit.train.checkpoint import TrainRun
+    from unetkit.train.config import TrainConfig
+    from unetkit.train.metrics import Evaluation
+
+    target = Target("binary", ("background", "object"))
+    network = find_network(build_plan(Plan.of(encoder="plain:widths=[4,8]", in_channels=1, classes=1, seed=0), parts))
+    evaluation = Evaluation(target, outlines=True, apart=True)
+    for index in range(2):
+        generator = torch.Generator().manual_seed(index)
+        chances = torch.rand(2, 16, 16, generator=generator)
+        objects = torch.zeros(16, 16, dtype=torch.int64)
+        objects[2:12, 2:7], objects[2:12, 8:14] = 1, 2  # two that touch
+        sample = Sample(f"image{index}", torch.zeros(1, 16, 16), objects.clamp(max=1), objects)
+        evaluation.add(sample.name, chances / chances.sum(0), sample)
+    run = TrainRun(
+        Path(tempfile.gettempdir()), network.plan, TrainConfig(), target, 1, (0.0,), (1.0,), ValueRange((0.0,), (1.0,))
+    )
+    return ScoredRun(run, network.eval(), evaluation, 0.5)
 
 
 def _find_metric_error(result: Any, timed: bool) -> str:
