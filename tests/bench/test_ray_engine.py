@@ -285,6 +285,19 @@ def test_a_benchmark_is_measured_on_the_nodes(address: str, tmp_path: Path) -> N
     assert {row.device for row in rows} == {"cpu of one, 1 thread", "cpu of two, 1 thread"}
 
 
+def test_trainings_run_on_the_nodes_and_leave_their_scores_here(address: str, tmp_path: Path) -> None:
+    data = "cells:count=4,val=1,test=2,size=32"
+    words = ["bench", "--encoder", "plain:widths=[4,8]", "--fuse", "concat,add", "--data", data, "--device", "cpu"]
+    more = ["--steps", "2", "--epochs", "1", "--seeds", "1", "--metrics", "miou", "--engine", "ray"]
+    line = [sys.executable, "-m", "unetkit", *words, *more, "--ray-address", address, "--out", str(tmp_path / "run")]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=10 * SOON, check=False)
+    assert done.returncode == 0, done.stderr
+    run = read_results(tmp_path / "run")
+    assert [(one.error, [*one.values]) for one in run.trainings] == [("", ["miou"])] * 2
+    assert {one.device for one in run.trainings} == {"cpu of one, 1 thread", "cpu of two, 1 thread"}
+    assert len([*(tmp_path / "run" / "trainings").glob("*/seed-0/scores.npz")]) == 2
+
+
 def test_each_gpu_is_a_place_and_the_first_that_its_trial_sees(ended: dict[str, dict[str, Any]]) -> None:
     rows = [ended["meet-3"], ended["meet-4"]]
     assert {row["gpus"] for row in rows} == {"0", "1"}

@@ -191,6 +191,50 @@ def grid(rounds: int) -> Iterator[Ratio]:
     yield ratio
 
 
+#: A grid of two small networks, and the settings of their trainings.
+_GRID = [
+    "--encoder",
+    "plain:widths=[16,32,64]",
+    "--fuse",
+    "concat,add",
+    "--data",
+    "cells:count=80,val=8,test=20,size=96",
+]
+_TRAINING: dict[str, Any] = {"batch_size": 8, "crop": (64, 64)}
+
+
+def _bench_trainings(folder: str, steps: int, seeds: int, *options: str) -> Callable[[], Any]:
+    """Return a function that trains the grid of two networks by `unetkit bench` into a new folder."""
+    settings = ["--steps", str(steps), "--epochs", "2", "--batch-size", "8", "--crop", "64", "--seeds", str(seeds)]
+    number = count()
+
+    def run() -> None:
+        out = Path(folder, f"bench-{next(number)}")
+        run_python("-m", "unetkit", "bench", *_GRID, *settings, "--metrics", "miou", *options, "--out", str(out))()
+
+    return run
+
+
+def ablation(rounds: int) -> Iterator[Ratio]:
+    """Time `unetkit bench --data` against its trainings alone, and two trainings at a time against one."""
+    from unetkit import train
+
+    number = count()
+    with TemporaryDirectory() as folder:
+
+        def train_both() -> None:
+            for fuse in ("concat", "add"):
+                plan = f"--encoder plain:widths=[16,32,64] --fuse {fuse} --seed 0"
+                out = Path(folder, f"train-{next(number)}")
+                settings: dict[str, Any] = {"data": _GRID[-1], "steps": 600, "epochs": 2, "preview_every": 0, "device": "cpu"}
+                train.run(plan, out, **settings, **_TRAINING)
+
+        bench_both = _bench_trainings(folder, 600, 1, "--device", "cpu")
+        yield compare("`unetkit bench --data` / its 2 trainings", bench_both, train_both, rounds)
+        two, one = (_bench_trainings(folder, 100, 3, "--device", "cpu", "--jobs", jobs) for jobs in ("2", "1"))
+        yield compare("6 trainings with `--jobs 2` / with `--jobs 1`", two, one, rounds)
+
+
 def _list_loop_cases(rows: bench.BenchRows) -> Iterator[str]:
     """Yield the architecture, the encoder and the number of timed calls of each row, including the baseline's."""
     for row in rows:
@@ -199,7 +243,9 @@ def _list_loop_cases(rows: bench.BenchRows) -> Iterator[str]:
         yield from (row.factors["model"].removeprefix("smp/"), row.factors["encoder"].removeprefix("smp/"), str(calls))
 
 
-BENCHMARKS = {function.__name__: function for function in (startup, plugins, building, running, training, grid)}
+BENCHMARKS = {
+    function.__name__: function for function in (startup, plugins, building, running, training, grid, ablation)
+}
 
 
 def main() -> None:
