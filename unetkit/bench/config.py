@@ -45,7 +45,10 @@ class BenchConfig:
     """
 
     baseline: str = config_field(
-        "", "Model to time each row against.", metavar="LINE", default_text="that of the first row that can be built"
+        "",
+        "Model to time each row against; with --data, one of the rows.",
+        metavar="LINE",
+        default_text="that of the first row that can be built",
     )
     baseline_mode: str = config_field(
         "", "Execution mode of the baseline.", metavar="MODE", default_text="the first row's"
@@ -54,7 +57,7 @@ class BenchConfig:
         (),
         "Metrics to measure.",
         metavar="NAME,...",
-        default_text="all of `unetkit bench metrics`",
+        default_text="all that need no training, or with --data parameters,macs,latency,miou",
         parse=lambda text: tuple(split_axis("metrics", [text])),
     )
     budget: float = config_field(20.0, "Time limit for each timed metric of a row, in seconds.", metavar="S")
@@ -63,16 +66,16 @@ class BenchConfig:
     )
     timeout: float | None = config_field(
         None,
-        "Time limit for a row, in seconds.",
+        "Time limit for a row, and for a training, in seconds.",
         metavar="S",
-        default_text="600, and twice the budget for each timed metric",
+        default_text="600, and twice the budget for each timed metric; none for trainings",
     )
     device: str = config_field(
         "", "cpu, cuda or cuda:0,cuda:1.", metavar="NAME,...", default_text="all GPUs, or the CPU"
     )
     jobs: int | None = config_field(
         None,
-        "Rows to measure at the same time on a CPU; they share its cores.",
+        "Rows to measure at the same time on a CPU, whose cores they share, and trainings at the same time.",
         metavar="N",
         default_text="1",
         least=1,

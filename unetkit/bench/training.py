@@ -150,7 +150,7 @@ class TrainingTask:
         settings: fields of a TrainConfig, those of the data among them.
         seed: seed of everything random.
         data: the text for `--data`.
-        opened: the opened data set as `pickle` writes it; None if the process has to open it.
+        opened: the opened data set and its statistics as `pickle` writes them; None if the process has to open it.
         folder: folder of the training.
         borders: folder of border weights, which all trainings share.
         key: digest of what is trained, so that an unfinished training of something else is not continued.

@@ -21,7 +21,7 @@ from unetkit.bench.training import DataRequest, TrainingTask, train_settings
 from unetkit.bench.worker import prepare_process
 from unetkit.data.folder import split_again
 from unetkit.data.splits import SplitConfig
-from unetkit.data.statistics import ValueRange
+from unetkit.data.statistics import ValueRange, measure_statistics
 from unetkit.data.types import DatasetSplits, fingerprint
 from unetkit.errors import UnetkitError
 from unetkit.plugins import load_manager
@@ -30,6 +30,7 @@ from unetkit.registry import Parts
 from unetkit.resolve import resolve
 from unetkit.train.checkpoint import BEST, HEADER, LAST, LOG, STATE, TrainRun
 from unetkit.train.config import TrainConfig
+from unetkit.train.image_check import ImageCheck
 from unetkit.train.metrics import Evaluation
 from unetkit.train.runner import create_run_parts, fit_plan, open_splits, resume, run
 from unetkit.train.trainer import STOPPED
@@ -80,13 +81,22 @@ def open_training_data(request: DataRequest, slot: None, emit: Emit) -> None:
             create_run_parts(wanted, plan, data, ValueRange((0.0,) * data.channels, (1.0,) * data.channels), parts)
         except UnetkitError as error:
             emit({("refused", case.id): str(error)})
+    check = ImageCheck(data.splits)
+    check.run()  # once, and not in each training
+    check.raise_error()
     for seed in request.seeds:
         if opened := _pickle_split(data, seed, config):
             emit({("opened", seed): opened})
+        if data.is_split:
+            break
 
 
 def _pickle_split(data: DatasetSplits, seed: int, config: TrainConfig) -> bytes | None:
-    """Return the data with the split of a seed as other processes read them; None if each has to open them itself."""
+    """Return the data with the split of a seed, and their statistics, as other processes read them.
+
+    Returns:
+        None if each process has to open them itself.
+    """
     rules = SplitConfig(seed if config.split_seed is None else config.split_seed, config.val_fraction, config.group_by)
     if not data.is_split and seed != config.seed:
         again = split_again(data, rules)
@@ -94,7 +104,7 @@ def _pickle_split(data: DatasetSplits, seed: int, config: TrainConfig) -> bytes 
             return None
         data = again
     try:
-        return pickle.dumps(data)
+        return pickle.dumps((data, measure_statistics(data.splits["train"])))
     except Exception:  # what a plugin's data set contains may be unfit for another process in any way
         return None
 
@@ -144,9 +154,10 @@ def _train_in(folder: Path, task: TrainingTask, slot: Slot) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     key.write_text(task.key, encoding="utf-8")
     parts = load_manager(task.plugins).parts
-    data = pickle.loads(task.opened) if task.opened else None  # noqa: S301  the runner's own process wrote it
+    opened = pickle.loads(task.opened) if task.opened else (None, None)  # noqa: S301  the runner's own process wrote it
+    data: DatasetSplits | None = opened[0]
     try:
-        trained = _train(folder, task, slot, data, parts)
+        trained = _train(folder, task, slot, opened, parts)
     except UnetkitError:
         for name in (STATE, STOPPED, *WEIGHTS):
             (folder / name).unlink(missing_ok=True)
@@ -161,8 +172,9 @@ def _train_in(folder: Path, task: TrainingTask, slot: Slot) -> dict[str, Any]:
     return result
 
 
-def _train(folder: Path, task: TrainingTask, slot: Slot, data: DatasetSplits | None, parts: Parts) -> TrainRun:
-    shared: dict[str, Any] = {"parts": parts, "borders": task.borders}
+def _train(folder: Path, task: TrainingTask, slot: Slot, opened: tuple[Any, Any], parts: Parts) -> TrainRun:
+    data, statistics = opened
+    shared: dict[str, Any] = {"parts": parts, "borders": task.borders, "check_images": False}
     if (folder / HEADER).exists():
         try:
             return resume(folder, data=data, device=slot.device, **shared)
@@ -171,7 +183,12 @@ def _train(folder: Path, task: TrainingTask, slot: Slot, data: DatasetSplits | N
                 if path.is_file() and path.name != "key":
                     path.unlink()
     plan = replace(task.plan, seed=task.seed)
-    settings: dict[str, Any] = {**task.settings, "device": slot.device, "data": data or task.data}
+    settings: dict[str, Any] = {
+        **task.settings,
+        "device": slot.device,
+        "data": data or task.data,
+        "statistics": statistics,
+    }
     return run(plan, folder, plugins=task.plugins, **shared, **settings)
 
 

@@ -61,7 +61,7 @@ def grid_options(command: F) -> F:
     """Add the options that describe a model and its training to a command; each takes a list; they span the grid."""
     for name in reversed(TRAINING_AXES):
         command = _make_training_option(FIELDS[name])(command)
-    help_text = "Weights of the encoder that trainings start from: yes, no, or a file. Without a value, yes."
+    help_text = "With --data: whether encoders start from pretrained weights: yes, no, or a file. Without a value, yes."
     flag: dict[str, Any] = {"is_flag": False, "flag_value": "yes"}
     command = click.option("--pretrained", metavar="[yes,no]", multiple=True, help=help_text, **flag)(command)
     return reduce(lambda wrapped, word: _make_grid_option(word)(wrapped), reversed(AXES), command)
@@ -69,7 +69,13 @@ def grid_options(command: F) -> F:
 
 def _make_training_option(field: ConfigField) -> Callable[[F], F]:
     metavar = field.metavar if field.name == "augment" else f"{field.metavar},..."
-    return click.option(field.flag, field.name, metavar=metavar, multiple=True, help=f"Of trainings: {field.help}")
+    return click.option(
+        field.flag,
+        field.name,
+        metavar=metavar,
+        multiple=True,
+        help=f"With --data: {field.help[0].lower()}{field.help[1:]}",
+    )
 
 
 def _make_grid_option(word: PlanField) -> Callable[[F], F]:

@@ -141,6 +141,8 @@ def run(
     callback: TrainCallback | None = None,
     save_every: float = SAVE_EVERY,
     borders: str | Path | None = None,
+    statistics: ImageStatistics | None = None,
+    check_images: bool = True,
     **config: Any,
 ) -> TrainRun:
     """Train a network, and write a run folder for `unetkit eval` and `unetkit predict`.
@@ -155,6 +157,8 @@ def run(
         callback: receives the progress.
         save_every: seconds between two saves within an epoch; the state is also saved after each epoch.
         borders: a folder for border weights, which several runs may share; None for one in `out`.
+        statistics: those of the training images, if they were measured before.
+        check_images: whether to read all images of a folder in the background, to find damaged ones early.
         config: the fields of `TrainConfig`.
 
     Returns:
@@ -183,7 +187,7 @@ def run(
     with init_processes(settings.device) as group:
         splits = open_splits(settings, parts, callback.on_scan) if isinstance(data, str) else data
         resolved, _ = resolve(replace(fit_plan(plan, splits), seed=settings.seed), parts)
-        found = measure_statistics(splits.splits["train"])
+        found = statistics or measure_statistics(splits.splits["train"])
         settings, run_parts = create_run_parts(settings, resolved, splits, found.range, parts)
         with stdout_to_stderr():
             model = _first_process_first(group, lambda: build_plan(resolved, parts))
@@ -205,7 +209,9 @@ def run(
             versions=tuple((name, version(name)) for name in _VERSIONS),
             command=command,
         )
-        Trainer(begun, splits, model, run_parts, group, TrainState(), callback, save_every, borders).train()
+        Trainer(
+            begun, splits, model, run_parts, group, TrainState(), callback, save_every, borders, check_images
+        ).train()
     return begun
 
 
@@ -218,6 +224,7 @@ def resume(
     callback: TrainCallback | None = None,
     save_every: float = SAVE_EVERY,
     borders: str | Path | None = None,
+    check_images: bool = True,
 ) -> TrainRun:
     """Continue an interrupted run; it ends with the weights that it would have had without the interruption.
 
@@ -226,7 +233,7 @@ def resume(
         data: the data set if it was given to `run` as an object, or the new path of a folder that was moved.
         device: another device; on another device, or with another number of threads, the last digits of the
             weights may differ.
-        parts, callback, save_every, borders: as for `run`.
+        parts, callback, save_every, borders, check_images: as for `run`.
 
     Raises:
         FileError: The folder contains no run, or its files are damaged.
@@ -255,7 +262,7 @@ def resume(
             # The file contains the pretrained weights; building with the plan would download them again.
             saved = state.model and (begun.folder / LAST).exists()
             model = load(begun.folder / LAST, parts=parts) if saved else build_plan(begun.plan, parts)
-        Trainer(begun, splits, model, run_parts, group, state, callback, save_every, borders).train()
+        Trainer(begun, splits, model, run_parts, group, state, callback, save_every, borders, check_images).train()
     return begun
 
 

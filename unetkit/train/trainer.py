@@ -164,6 +164,7 @@ class Trainer:
         callback: TrainCallback,
         save_every: float,
         borders: str | Path | None = None,
+        check_images: bool = True,
     ) -> None:
         """Prepare the loop, and continue at the given state.
 
@@ -177,6 +178,7 @@ class Trainer:
             callback: receives the progress in the first process.
             save_every: seconds between two saves within an epoch.
             borders: a folder for border weights; None for one in the folder of the run.
+            check_images: whether to read all images of a folder in the background.
         """
         config, (loss, augment, optimizer) = run.config, run_parts
         self.run, self.data, self.group, self.state, self.loss = run, data, group, state, loss
@@ -189,7 +191,7 @@ class Trainer:
         planes = 4 * run.channels + 8 * (len(run.target.names) if run.target.kind == "multilabel" else 1) + 4
         #: Why fewer processes load data than were asked for; "" if as many do.
         self.fewer_workers = self.loader.limit_workers(config.batch_size * height * width * planes)
-        self.images = ImageCheck(data.splits)
+        self.images = ImageCheck(data.splits if check_images else {})
         self.validation = Validation(data.splits["val"], run, loss, weigh, group)
         self.stepper = Stepper(network, config, optimizer, loss, group, self.loader.total_steps)
         if state.model:
