@@ -107,8 +107,20 @@ class Case:
         return row_id(replace(self.plan, pretrained=None), self.batch_size, self.mode)
 
 
-#: Modules that the processes of all rows need. smp takes seconds to import, so it is added only if a row needs it.
-PRELOAD = ("unetkit.bench.worker", "unetkit.bench.statistics", "timm")
+#: Modules that the processes of all rows need.
+PRELOAD = ("unetkit.bench.worker", "unetkit.bench.statistics")
+
+
+def list_libraries(plans: Iterable[Plan]) -> list[str]:
+    """Return the libraries that the processes of rows need; each takes seconds to import, so only those that rows use.
+
+    Args:
+        plans: the plans of the rows.
+    """
+    plans = [*plans]
+    is_plain = all(plan.encoder and plan.encoder.name == "plain" and not (plan.model or plan.recipe) for plan in plans)
+    needs_smp = any("smp/" in str(plan) for plan in plans)
+    return [*([] if is_plain else ["timm"]), *(["segmentation_models_pytorch"] if needs_smp else [])]
 
 
 @dataclass(frozen=True)

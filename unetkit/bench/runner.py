@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from unetkit.bench.config import BenchConfig, repeat_command, train_command
 from unetkit.bench.devices import Slot, is_contended, make_slots
 from unetkit.bench.engines import NoticeCallback, run_locally, run_on_cluster, select_devices
-from unetkit.bench.grid import PRELOAD, Case, Mode, Trial, cache_key, format_pretrained, make_cases
+from unetkit.bench.grid import PRELOAD, Case, Mode, Trial, cache_key, format_pretrained, list_libraries, make_cases
 from unetkit.bench.metrics import ANALYTIC_METRICS, collect_metrics
 from unetkit.bench.results import (
     BenchRow,
@@ -42,6 +42,7 @@ from unetkit.bench.training import (
     parse_training_axis,
     train_settings,
 )
+from unetkit.bench.training_runner import PRELOAD as TRAINING_PRELOAD
 from unetkit.bench.training_runner import TrainingRunner
 from unetkit.data.source import with_absolute_path
 from unetkit.errors import BuildError, OptionError
@@ -247,6 +248,7 @@ class BenchRunner:
         for case in self.cases:
             TrainConfig(**train_settings(case))  # rejects values that do not fit each other
         self.training = TrainingRunner(self.cases, self.trained_metrics, config, self._plugin_paths())
+        self.training.preload = self._preload()
 
     @property
     def timeout(self) -> float:
@@ -470,8 +472,10 @@ class BenchRunner:
         return run_tasks(tasks, target, slots, timeout=max(self.timeout, _MIN_TIMEOUT), preload=self._preload())
 
     def _preload(self) -> list[str]:
-        needs_smp = any("smp/" in str(plan) for plan in (self.baseline, *(case.plan for case in self.cases)))
-        return [*PRELOAD, *(["segmentation_models_pytorch"] if needs_smp else [])]
+        baselines = [self.baseline] if self.baseline != Plan() else []
+        libraries = list_libraries([*baselines, *(case.plan for case in self.cases)])
+        of_trainings = TRAINING_PRELOAD if self.training else ()
+        return [*PRELOAD, *of_trainings, *libraries]
 
     def make_trial(self, case: Case) -> Trial:
         """Return a case with everything that the process which builds or measures it has to know."""

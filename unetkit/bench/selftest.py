@@ -18,7 +18,7 @@ from scipy.special import stdtrit
 
 from unetkit.bench.devices import Slot
 from unetkit.bench.engines import NoticeCallback, run_locally
-from unetkit.bench.grid import PRELOAD, Mode
+from unetkit.bench.grid import PRELOAD, Mode, list_libraries
 from unetkit.bench.results import Timing
 from unetkit.bench.statistics import TAILS, Estimate, Verdict, estimate_ratio
 from unetkit.bench.timing import TimingConfig, time_pair
@@ -136,7 +136,8 @@ def measure_tasks(
     """
     timeout = 300 + 4 * max(task.timing_config.budget for task in tasks)
     target = f"{__name__}:time_task"
-    for result in run_locally(tasks, target, [slot], timeout=timeout, preload=PRELOAD, on_notice=on_notice):
+    preload = [*PRELOAD, *list_libraries(task.plan for task in tasks)]
+    for result in run_locally(tasks, target, [slot], timeout=timeout, preload=preload, on_notice=on_notice):
         if result.error:
             raise BuildError(f"{result.task.plan} cannot be timed: {result.error}")
         yield SelftestResult(result.task.extra_calls, Timing.from_dict(result.facts), result.seconds)

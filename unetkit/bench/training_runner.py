@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 #: Functions that processes call.
 OPEN_DATA, TRAIN = (f"unetkit.bench.training_worker:{name}" for name in ("open_training_data", "train_row"))
 #: Modules that the processes of all trainings need.
-PRELOAD = ("unetkit.bench.training_worker", "timm", "torchvision.transforms.v2", "tifffile", "PIL.Image")
+PRELOAD = ("unetkit.bench.training_worker", "torchvision.transforms.v2", "tifffile", "PIL.Image")
 #: Files of weights that `unetkit.bench.training_worker` leaves.
 _WEIGHTS = ("best.safetensors", "last.safetensors")
 _WEEK = 7 * 24 * 3600.0
@@ -62,7 +62,7 @@ class TrainingRunner:
         self.cases = {case.id: case for case in cases}
         self.facts: dict[Any, Any] = {}
         self.refused: dict[str, str] = {}
-        self.preload: tuple[str, ...] = PRELOAD
+        self.preload: Sequence[str] = PRELOAD
 
     @property
     def rules(self) -> QualityRules:

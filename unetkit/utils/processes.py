@@ -75,7 +75,10 @@ def _make_context(preload: Sequence[str]) -> Any:
     methods = get_all_start_methods()
     context = get_context("forkserver" if "forkserver" in methods else "spawn")
     if preload and "forkserver" in methods:
-        context.set_forkserver_preload([*preload])
+        if {*preload} - {*_preloaded}:
+            _stop_server()
+            _preloaded.update(dict.fromkeys(preload))
+        context.set_forkserver_preload([*_preloaded])
     if "forkserver" in methods and current_thread() is main_thread():
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # or an interrupt while it imports is a traceback
         try:
@@ -83,6 +86,17 @@ def _make_context(preload: Sequence[str]) -> Any:
         finally:
             signal.signal(signal.SIGINT, before)
     return context
+
+
+#: Modules that the server of this process has imported, or will when it starts.
+_preloaded: dict[str, None] = {}
+
+
+def _stop_server() -> None:
+    """Stop the server if it runs, so that one with more modules follows; otherwise each child would import them."""
+    server = getattr(forkserver, "_forkserver", None)
+    if server is not None and hasattr(server, "_stop"):
+        server._stop()
 
 
 def _receive_reports(running: dict[Connection, _Child]) -> None:
