@@ -250,3 +250,23 @@ def test_rows_that_differ_only_in_training_have_other_ids_and_the_same_costs() -
     assert len({case.cost_id for case in cases}) == 1
     assert [dict(case.factors)["augment"] for case in cases] == ["hflip,scale", "none"] * 2
     assert len({replace(case, factors=()) for case in cases}) == 4
+
+
+@pytest.mark.slow
+def test_seeds_are_added_at_the_looks_until_all_is_decided(tmp_path: Path) -> None:
+    plans = [TINY, f"{TINY} --fuse add"]
+    options: dict[str, Any] = {"data": CELLS, "metrics": ["miou"], "threads": 1, "jobs": 2, "out": tmp_path / "run"}
+    options |= {"steps": 1, "epochs": 1, "batch_sizes": [4], "seeds": "auto", "max_seeds": 8, "race": True}
+    rows = bench.run(plans, **options)
+    counts = Counter(one.row_id for one in rows.run.trainings)
+    quality = RunQuality(rows.run)
+    assert quality.rules.looks == (6, 8)
+    assert counts[rows[0].id] == max(counts.values())
+    for row in rows[1:]:
+        found = quality.of(row, "miou").comparison
+        assert found is not None
+        is_final = found.is_decided or found.is_hopeless or found.worse_than or counts[row.id] == 8
+        assert is_final
+        assert counts[row.id] in (6, 8)
+    again = bench.run(plans, **options)
+    assert Counter(one.row_id for one in again.run.trainings) == counts

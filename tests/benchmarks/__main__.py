@@ -226,7 +226,13 @@ def ablation(rounds: int) -> Iterator[Ratio]:
             for fuse in ("concat", "add"):
                 plan = f"--encoder plain:widths=[16,32,64] --fuse {fuse} --seed 0"
                 out = Path(folder, f"train-{next(number)}")
-                settings: dict[str, Any] = {"data": _GRID[-1], "steps": 600, "epochs": 2, "preview_every": 0, "device": "cpu"}
+                settings: dict[str, Any] = {
+                    "data": _GRID[-1],
+                    "steps": 600,
+                    "epochs": 2,
+                    "preview_every": 0,
+                    "device": "cpu",
+                }
                 train.run(plan, out, **settings, **_TRAINING)
 
         bench_both = _bench_trainings(folder, 600, 1, "--device", "cpu")
