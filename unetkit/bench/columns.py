@@ -113,6 +113,10 @@ def _make_quality_columns(metric: MetricInfo, quality: RunQuality) -> list[Colum
         interval = quality.image_interval(row, name)
         return "" if interval is None else f"{interval[0]:+.4f} to {interval[1]:+.4f}"
 
+    def images_bound_text(row: BenchRow, index: int) -> str:
+        interval = quality.image_interval(row, name)
+        return "" if interval is None else f"{interval[index]:+.4f}"
+
     compared = functools.partial(_of_comparison, number="{:+.4f}")
     others = "Also for other images: the 95% interval of the difference if seeds and images are resampled"
     return [
@@ -137,18 +141,19 @@ def _make_quality_columns(metric: MetricInfo, quality: RunQuality) -> list[Colum
         column(
             "correlation", "Correlation with the baseline over the seeds.", *_of_comparison("correlation", "{:.2f}")
         ),
-        Column(
-            f"{name}-images", f"{name} for other images", "", "", lambda row: images(row, 0), images_text, 6, others
-        ),
-        Column(
-            f"{name}-images-high",
-            f"{name} for other images, high",
-            "",
-            "",
-            lambda row: images(row, 1),
-            lambda row: images_text(row).rpartition(" ")[2],
-            HIDDEN,
-            f"{others}: its upper bound",
+        Column(f"{name}-images", f"{name} for other images", "", "", images_text, images_text, 6, others),
+        *(
+            Column(
+                f"{name}-images-{bound}",
+                f"{name} for other images, {bound}",
+                metric.unit,
+                "",
+                functools.partial(images, index=index),
+                functools.partial(images_bound_text, index=index),
+                HIDDEN,
+                f"{others}: its {'lower' if index == 0 else 'upper'} bound",
+            )
+            for index, bound in enumerate(("low", "high"))
         ),
     ]
 

@@ -29,7 +29,7 @@ def _parse_seeds(text: str) -> int | None:
     if text == "auto":
         return None
     if not text.isdecimal() or not int(text):
-        raise OptionError("must be a number of seeds, or auto")
+        raise OptionError("must be a number of seeds, at least 1, or auto")
     return int(text)
 
 
@@ -143,6 +143,8 @@ class BenchConfig:
             raise OptionError(f"--margin {self.margin:g}: must be at least 0; with 0, no rows are called the same")
         if self.seeds is not None and self.race:
             raise OptionError(f"--race: drops rows while seeds are added; give --seeds auto, not {self.seeds}")
+        if self.seeds is not None and self.max_seeds != BenchConfig.max_seeds:
+            raise OptionError(f"--max-seeds {self.max_seeds}: only applies to --seeds auto")
         if self.seeds is None and self.max_seeds < MIN_SEEDS:
             raise OptionError(f"--max-seeds {self.max_seeds}: must be at least {MIN_SEEDS}; fewer give no verdict")
 

@@ -193,7 +193,7 @@ def format_plan(plan: BenchPlan, metric: str) -> Listing:
             str(seeds),
             str(seeds * plan.rows),
             _format_duration(seeds * plan.seconds / plan.slots),
-            f"{detectable_difference(plan.std, seeds):.4f}" if plan.degrees else "",
+            f"{detectable_difference(plan.std, seeds):.4f}" if plan.std else "",
         ]
         for seeds in SEED_NUMBERS
     ]
@@ -203,12 +203,14 @@ def format_plan(plan: BenchPlan, metric: str) -> Listing:
     ]
     memory = f"about {format_bytes(plan.memory)}" if plan.memory else "an unknown amount"
     notes = [f"a training of the largest row, {plan.largest}, needs {memory} of memory"]
-    if plan.degrees:
+    if plan.degrees and not plan.std:
+        notes.append("the scores of the measured trainings do not vary, as if they were too short to learn anything")
+    elif plan.degrees:
         notes.append(
             f"the differences to the baseline vary over seeds with a standard deviation of about {plan.std:.4f}; a "
             "single comparison finds the smallest difference with a probability of 80%, one among several less often"
         )
-    if 0 < plan.degrees < _FEW_DEGREES:
+    if plan.std and plan.degrees < _FEW_DEGREES:
         notes.append(f"{format_plural(plan.degrees + 1, 'seed')} are few: this deviation may be off by a factor of 3")
     notes += [f"a row cannot be built: {why}" for why in plan.failed]
     table = TableData(["seeds", "trainings", "time", f"smallest difference of {metric}"], rows)

@@ -132,7 +132,8 @@ class BenchProgress:
         """
         self._bar.reset(self._task, description="measuring", total=pending)
         if pending < total:
-            self._print_notice(f"{total - pending} of them were measured before")
+            done = total - pending
+            self._print_notice(f"{done} of them {'was' if done == 1 else 'were'} measured before")
 
     def _print_last_row(self) -> None:
         name, *result = self.rows[-1]

@@ -287,7 +287,7 @@ def describe_trainings(quality: RunQuality) -> list[str]:
         if header.scored == "test"
         else "the validation images, with the weights of the last epoch, since there are no test images"
     )
-    lines = [f"trained on {header.data} ({images}); scores are of {scored}"]
+    lines = [f"trained on {header.data} ({images}); scores are of {scored}, as means ± standard deviations over seeds"]
     comparisons = len([row for row in quality.run.rows if row.is_measured]) - 1
     looks = rules.looks
     seeds = (
@@ -295,11 +295,12 @@ def describe_trainings(quality: RunQuality) -> list[str]:
         if len(looks) == 1
         else f"looks after {', '.join(map(str, looks[:-1]))} and {looks[-1]} seeds"
     )
-    family = "all pairs of rows" if rules.race else format_plural(max(0, comparisons), "comparison")
-    lines.append(
-        f"verdicts on {rules.metric}: {seeds}, margin {rules.margin:g}; "
-        f"the chance of a false one among {family} is at most {rules.alpha:.0%}"
-    )
+    if comparisons > 0:
+        family = "all pairs of rows" if rules.race else format_plural(comparisons, "comparison")
+        lines.append(
+            f"verdicts on {rules.metric}: {seeds}, margin {rules.margin:g}; "
+            f"the chance of a false one among {family} is at most {rules.alpha:.0%}"
+        )
     if not quality.has_common_images:
         lines.append("each seed has its own validation images, so intervals include how images vary")
     correlations = [
@@ -333,7 +334,7 @@ def is_best_in_bold(quality: RunQuality, row: BenchRow) -> bool:
 
 
 def describe_uncertain_verdicts(quality: RunQuality) -> list[str]:
-    """Return warnings about verdicts that may not hold for other images, one line each.
+    """Return warnings about scores that do not vary, and verdicts that may not hold for other images, one line each.
 
     Args:
         quality: the quality of a run.
@@ -342,6 +343,11 @@ def describe_uncertain_verdicts(quality: RunQuality) -> list[str]:
     metric = quality.rules.metric
     for number, row in enumerate(quality.run.rows, 1):
         found = quality.of(row, metric)
+        if len(found.scores) > 1 and len({*found.scores}) == 1:
+            lines.append(
+                f"row {number} has the same score with every seed, as a network that predicts only one class has; "
+                "train it longer before you compare it"
+            )
         if found.comparison is None or found.comparison.verdict not in ("better", "worse"):
             continue
         interval = quality.image_interval(row, metric)

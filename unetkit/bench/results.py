@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -221,7 +221,7 @@ class BenchRun:
         folder: path of the folder.
         header: settings and environment of all rows.
         rows: the rows that the last command planned, in that order, followed by those of earlier commands; if rows were
-            trained, those of earlier commands come first, the baseline among them.
+            trained, all in the order in which they were first measured.
         num_planned: number of rows that the last command planned.
         num_missing: number of planned rows that are not measured yet.
         command: the last command.
@@ -259,6 +259,7 @@ class ResultsFile:
         self.started_at = ""
         self.last_plan: JsonLine = {"command": "", "planned": []}
         self.rows: dict[str, BenchRow] = {}
+        self.row_order: dict[str, None] = {}
         self.trainings: dict[tuple[str, int], TrainingRecord] = {}
         read_json_lines(folder / _FILE_NAME, self._read_line, _CONTENT)
 
@@ -273,6 +274,7 @@ class ResultsFile:
         else:
             row = BenchRow.from_dict(line["row"])
             self.rows.pop(row.id, None)  # keeps the rows in the order of their last measurement
+            self.row_order.setdefault(row.id)
             self.rows[row.id] = row
 
     def is_done(self, row_id: str, cache_key: str, *, retry_failed: bool) -> bool:
@@ -313,16 +315,26 @@ def read_results(folder: Path) -> BenchRun:
     planned_ids = dict.fromkeys(file.last_plan["planned"])
     planned = [file.rows[row_id] for row_id in planned_ids if row_id in file.rows]
     unplanned = [row for row in file.rows.values() if row.id not in planned_ids]
+    rows = [*planned, *unplanned]
+    if file.header.training is not None:
+        rows = _name_models([file.rows[row_id] for row_id in file.row_order])
     return BenchRun(
         folder=folder,
         header=file.header,
-        rows=(*unplanned, *planned) if file.header.training is not None else (*planned, *unplanned),
+        rows=tuple(rows),
         num_planned=len(planned_ids),
         num_missing=len(planned_ids) - len(planned),
         command=file.last_plan["command"],
         started_at=file.started_at,
         trainings=current_trainings(file),
     )
+
+
+def _name_models(rows: list[BenchRow]) -> list[BenchRow]:
+    """Call the model of U-Nets of parts "unet" if other rows are whole models, which a later command may have added."""
+    if not any("model" in row.factors for row in rows):
+        return rows
+    return [replace(row, factors={"model": "unet", **row.factors}) for row in rows]
 
 
 def current_trainings(file: ResultsFile | ResultsWriter) -> tuple[TrainingRecord, ...]:
@@ -345,6 +357,8 @@ class ResultsWriter:
         self.folder = folder
         if folder.exists() and not folder.is_dir():
             raise FileError(f"--out {folder} is a file; give a folder")
+        if (folder / "run.json").exists():
+            raise FileError(f"--out {folder} contains a run of `unetkit train`; give another folder")
         self._lines = JsonLinesWriter(folder / _FILE_NAME, _CONTENT)
         try:
             file = ResultsFile(folder)
@@ -369,7 +383,7 @@ class ResultsWriter:
             self._lines.append({"header": asdict(header), "started_at": utc_now()})
         elif difference := describe_differences(self.header, header):
             raise FileError(
-                f"the rows in {self.folder} were measured with {difference}; give another --out, or the same settings"
+                f"the rows in {self.folder} were measured with {difference}; give another --out{_advise(difference)}"
             )
         self.header = header
         self._lines.append({"command": command, "planned": [*planned], "started_at": utc_now()})
@@ -410,11 +424,34 @@ def describe_differences(old: Header, new: Header) -> str:
     return ""
 
 
+#: The options that set the rules of verdicts.
+_RULE_OPTIONS = {"looks": "--seeds", "margin": "--margin", "race": "--race", "metric": "the first trained of --metrics"}
+
+
+def _format_rule(value: Any) -> str:
+    """Format a rule as its option takes it; several looks are `auto`, and the last one is --max-seeds."""
+    if isinstance(value, list | tuple):
+        return str(value[0]) if len(value) == 1 else f"auto --max-seeds {value[-1]}"
+    return str(value)
+
+
+def _advise(difference: str) -> str:
+    """Return what to do about a difference between what is stored and what a command would do."""
+    name = next((option for option in _RULE_OPTIONS.values() if difference.startswith(f"{option} ")), None)
+    if name is not None:
+        return f", or leave out {name.split()[-1]}: the rules of verdicts are fixed before the first training"
+    if difference.startswith(
+        ("unetkit ", "unetkit's code", "torch ", "timm ", "segmentation-models-pytorch ", "Python ")
+    ):
+        return ", since rows of different versions cannot be compared"
+    return ", or the same settings"
+
+
 def _flatten(header: dict[str, Any]) -> dict[str, str]:
     """Return the items of a header by name, as text; metrics only as a list of names."""
     metrics = ",".join(metric["name"] for metric in header["metrics"])
     training = header["training"] or {}
-    rules = {f"the rule {name}": str(value) for name, value in training.get("rules", {}).items()}
+    rules = {_RULE_OPTIONS.get(name, name): _format_rule(value) for name, value in training.get("rules", {}).items()}
     shared = {name: training.get(name) for name in ("data", "seed", "settings", "scored", "fingerprints")}
     return {
         **{f"the {name} of trainings": str(value) for name, value in shared.items()},

@@ -189,6 +189,9 @@ def _make_config(fields: dict[str, Any]) -> BenchConfig:
         raise OptionError(f"bench.run: {message}") from None
 
 
+#: Metrics from 0 to 1, and the largest margin that is no mistake for them.
+_SHARES, _MAX_MARGIN = ("miou", "dice", "iou", "boundary-f", "separated-instances"), 0.2
+
 #: Functions that processes call.
 DESCRIBE_MACHINE = "unetkit.bench.worker:describe_machine"
 DRY_BUILD, MEASURE, PROBE = (f"unetkit.bench.worker:{name}" for name in ("dry_build", "measure", "probe"))
@@ -247,6 +250,9 @@ class BenchRunner:
             raise OptionError("--mode: give one mode with --data, since trainings are the same in all")
         for case in self.cases:
             TrainConfig(**train_settings(case))  # rejects values that do not fit each other
+        if self.trained_metrics[0].name.partition(":")[0] in _SHARES and config.margin > _MAX_MARGIN:
+            what = f"--margin {config.margin:g}: must be at most {_MAX_MARGIN:g} for scores from 0 to 1"
+            raise OptionError(f"{what}; 0.005 is half a point")
         self.training = TrainingRunner(self.cases, self.trained_metrics, config, self._plugin_paths())
         self.training.preload = self._preload()
 
@@ -588,6 +594,7 @@ class DryRun:
         estimated_seconds: approximate time without trainings, in seconds.
         trainings: number of trainings of all rows that can be built, those that are done among them; with several looks
             the smallest and the largest number.
+        num_trained: number of trainings that are done.
     """
 
     pending: tuple[tuple[Case, dict[Any, Any]], ...]
@@ -596,6 +603,7 @@ class DryRun:
     baseline: str
     estimated_seconds: float
     trainings: tuple[int, int] = (0, 0)
+    num_trained: int = 0
 
 
 def dry_run(runner: BenchRunner, folder: Path | None) -> DryRun:
@@ -623,6 +631,9 @@ def dry_run(runner: BenchRunner, folder: Path | None) -> DryRun:
         baseline=str(runner.baseline),
         estimated_seconds=_estimate_seconds(runner, buildable, slots[0]) / len(slots),
         trainings=_count_trainings(runner, len(runner.cases) - len(failed)),
+        num_trained=sum(row_id in {case.id for case in runner.cases} for row_id, _ in results.trainings)
+        if results
+        else 0,
     )
 
 

@@ -5,6 +5,7 @@ The module imports no torch; trainings run in processes of their own, on this ma
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -39,6 +40,8 @@ PRELOAD = ("unetkit.bench.training_worker", "torchvision.transforms.v2", "tifffi
 #: Files of weights that `unetkit.bench.training_worker` leaves.
 _WEIGHTS = ("best.safetensors", "last.safetensors")
 _WEEK = 7 * 24 * 3600.0
+#: Free space of a disk, in bytes, below which it is full.
+_LEAST_DISK = 2**20
 
 
 class TrainingRunner:
@@ -88,7 +91,8 @@ class TrainingRunner:
         )
         [result] = run_tasks([request], OPEN_DATA, [None], timeout=_WEEK, preload=self.preload)
         if result.error:
-            raise OptionError(result.error if "--" in result.error else f"--data {self.config.data}: {result.error}")
+            says_it = "--" in result.error or result.error.startswith(self.config.data)
+            raise OptionError(result.error if says_it else f"--data {self.config.data}: {result.error}")
         self.facts = result.facts
         fitted = [self._fit(case) for case in self.cases.values()]
         facts: dict[Any, str] = self.facts
@@ -157,6 +161,11 @@ class TrainingRunner:
                     retried.discard((record.row_id, record.seed))
                     self._remove_weights(writer)
                     yield record
+                    if record.error and shutil.disk_usage(writer.folder).free < _LEAST_DISK:
+                        raise FileError(
+                            f"the disk of {writer.folder} is full, and a training failed ({record.error}); free some "
+                            "space, and run the same command with --retry-failed"
+                        )
 
     def _next_tasks(self, writer: ResultsWriter, retried: set[tuple[str, int]]) -> list[TrainingTask]:
         """Return the trainings until the next look, seed after seed, so that an interruption leaves whole seeds."""

@@ -47,6 +47,10 @@ _KEPT = (HEADER, LOG, SCORES, PREDICTIONS, RESULT)
 WEIGHTS = (BEST, LAST)
 
 
+#: What `unetkit train` advises if the disk is full, and what to do in a benchmark instead.
+_TRAIN_ADVICE, _BENCH_ADVICE = "and use --resume", "and run the same command with --retry-failed"
+
+
 def open_training_data(request: DataRequest, slot: None, emit: Emit) -> None:
     """Open the data of a benchmark, check every row against them, and emit what the runner has to know.
 
@@ -158,10 +162,10 @@ def _train_in(folder: Path, task: TrainingTask, slot: Slot) -> dict[str, Any]:
     data: DatasetSplits | None = opened[0]
     try:
         trained = _train(folder, task, slot, opened, parts)
-    except UnetkitError:
+    except UnetkitError as error:
         for name in (STATE, STOPPED, *WEIGHTS):
             (folder / name).unlink(missing_ok=True)
-        raise
+        raise UnetkitError(str(error).replace(_TRAIN_ADVICE, _BENCH_ADVICE)) from error
     data = data or open_splits(trained.config, parts)
     result = _score(trained, data, task, parts)
     with atomic_write(folder / RESULT) as temporary:

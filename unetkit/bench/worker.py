@@ -26,6 +26,7 @@ from unetkit.bench.grid import Trial
 from unetkit.bench.metrics import ANALYTIC_METRICS
 from unetkit.bench.ray_engine import library_versions
 from unetkit.bench.timing import time_pair
+from unetkit.builder import build_plan
 from unetkit.errors import InputSizeError
 from unetkit.plugins import load_manager
 from unetkit.registry import Metric, Parts
@@ -50,6 +51,8 @@ def dry_build(trial: Trial, slot: Slot, emit: Emit) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     manager = load_manager(trial.plugins)
+    if trial.case.plan.pretrained:
+        build_plan(trial.case.plan, manager.parts, "meta")  # fails if there are no such weights, and loads none
     bench_model = _make_bench_model(trial, torch.device("meta"), manager.parts)
     trace = bench_model.trace
     size = trace.rows[0].height, trace.rows[0].width

@@ -22,7 +22,7 @@ from unetkit.bench.metrics import collect_metrics
 from unetkit.bench.results import ResultsFile
 from unetkit.bench.training import FIELDS, TRAINING_AXES, combine_trainings, parse_training_axis
 from unetkit.cli.options import complete_part, config_options, get_manager, get_parts, take_config_values
-from unetkit.errors import OptionError
+from unetkit.errors import OptionError, UnetkitError
 from unetkit.plan import PlanField
 from unetkit.registry import PART_FIELDS, Parts
 from unetkit.resolve import kind_of
@@ -173,7 +173,8 @@ def inherit_settings(
         rules = header.training.rules
         looks = rules["looks"]
         stored |= {**header.training.settings, "data": header.training.data, "margin": rules["margin"]}
-        stored |= {"seeds": looks[0] if len(looks) == 1 else None, "max_seeds": looks[-1], "race": rules["race"]}
+        stored |= {"seeds": looks[0]} if len(looks) == 1 else {"seeds": None, "max_seeds": looks[-1]}
+        stored |= {"race": rules["race"]}
         given = {**header.training.grid, **given, "data": header.training.data}
     known = {one.name for one in list_config_fields(BenchConfig)}
     return {**{name: value for name, value in stored.items() if name in known}, **values}, given
@@ -242,6 +243,7 @@ def _folder_name(given: dict[str, Any]) -> str:
 def _measure(runner: BenchRunner, folder: Path) -> None:
     from unetkit.bench.progress import BenchProgress
     from unetkit.bench.results import ResultsWriter
+    from unetkit.utils.formatting import format_plural
 
     command = shlex.join(["unetkit", *sys.argv[1:]])
     writer = ResultsWriter(folder)
@@ -252,13 +254,17 @@ def _measure(runner: BenchRunner, folder: Path) -> None:
         with closing(runner.train_rows(writer)) as records:
             progress.follow_trainings(records)
     except KeyboardInterrupt:
-        trained = f" and {len(writer.trainings)} trainings" if runner.training else ""
-        stored = f"{len(writer.rows)} rows{trained} are stored in {folder}"
+        trained = f" and {format_plural(len(writer.trainings), 'training')}" if runner.training else ""
+        stored = f"{format_plural(len(writer.rows), 'row')}{trained} are stored in {folder}"
         click.echo(f"Error: interrupted: {stored}; continue with the same command: {command}", err=True)
         sys.exit(130)
     finally:
         writer.close()
     _print_results(folder)
+    found = writer.trainings.values()
+    if found and all(record.error for record in found):
+        first = next(iter(found)).error
+        raise UnetkitError(f"all {len(found)} trainings failed; the first: {first}")
 
 
 def _dry_run(runner: BenchRunner, folder: Path | None) -> None:
@@ -279,7 +285,10 @@ def _dry_run(runner: BenchRunner, folder: Path | None) -> None:
     if found.trainings[1]:
         least, most = found.trainings
         number = str(least) if least == most else f"{least} to {most}"
-        summary += f", and trained {number} times in all; `unetkit bench plan` with the same options says how long"
+        done_text = f", of which {found.num_trained} are done" if found.num_trained else ""
+        summary += (
+            f"; {number} trainings{done_text}; `unetkit bench plan` with the same options says how long they take"
+        )
     done = [f"{found.num_done} rows are measured already"] if found.num_done else []
     print_listing(Listing([], [cells for cells in tables if cells.rows], [*done, summary]), None)
 

@@ -82,7 +82,7 @@ def show(
     if form == "csv":
         click.echo(rows_to_csv(rows, all_or_shown), nl=False)
     elif form == "latex":
-        click.echo(rows_to_latex(found, rows, [column for column in shown if column.rank < 5 or columns]), nl=False)
+        click.echo(rows_to_latex(found, rows, shown), nl=False)
     elif not as_json:
         fits_terminal = columns is None and form is None
         print_listing(format_run(found, rows, shown, page_width() if fits_terminal else None), form)

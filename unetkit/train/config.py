@@ -126,9 +126,8 @@ class TrainConfig:
             known = ", ".join(DTYPES)
             raise OptionError(f"--dtype {self.dtype}: must be one of {known}{did_you_mean(self.dtype, DTYPES)}")
         if self.steps is not None and self.steps < self.epochs:
-            raise OptionError(
-                f"--steps {self.steps}: must be at least the number of epochs; give a lower --epochs, too"
-            )
+            few = f"--steps {self.steps}: must be at least the number of epochs, {self.epochs}"
+            raise OptionError(f"{few}; give a lower --epochs, too")
         if not 0 < self.lr < float("inf"):
             raise OptionError(f"--lr {self.lr:g}: must be above 0")
 
