@@ -239,23 +239,14 @@ def _load_array(path: Path, name: str) -> NDArray[Any] | None:
 
 def _open_images(quality: RunQuality) -> Any:
     """Return the scored images; None if the data cannot be opened any more."""
-    from unetkit.data.datasets import open_data
     from unetkit.errors import UnetkitError
+    from unetkit.plugins import default_parts
     from unetkit.train.config import TrainConfig
+    from unetkit.train.runner import open_splits
 
     header = quality.header
-    names = ("val_fraction", "group_by", "split_seed", "ignore_index", "nodata", "channels")
-    config = TrainConfig(data=header.data, seed=header.seed, **{name: header.settings[name] for name in names})
     try:
-        data = open_data(
-            header.data,
-            seed=config.seed if config.split_seed is None else config.split_seed,
-            val_fraction=config.val_fraction,
-            group_by=config.group_by,
-            ignore_index=config.ignore_index,
-            nodata=config.nodata_value,
-            channels=config.channels,
-        )
+        data = open_splits(TrainConfig(data=header.data, seed=header.seed, **header.settings), default_parts())
     except (UnetkitError, OSError):
         return None
     return data.splits.get(header.scored)
