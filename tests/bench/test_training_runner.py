@@ -263,3 +263,76 @@ def test_seeds_are_added_at_the_looks_until_all_is_decided(tmp_path: Path) -> No
         assert counts[row.id] in (6, 8)
     again = bench.run(plans, **options)
     assert Counter(one.row_id for one in again.run.trainings) == counts
+
+
+@pytest.mark.slow
+def test_trainings_may_load_data_in_processes_of_their_own(tmp_path: Path) -> None:
+    rows = bench.run(
+        [TINY], data=CELLS, out=tmp_path / "run", seeds=1, metrics=["miou"], threads=1, workers=1,
+        steps=1, epochs=1, batch_sizes=[4],
+    )  # fmt: skip
+    assert [one.error for one in rows.run.trainings] == [""]
+
+
+@pytest.mark.slow
+def test_a_failed_baseline_is_trained_again_where_seeds_are_added(tmp_path: Path) -> None:
+    plugin = tmp_path / "flaky.py"
+    plugin.write_text(FLAKY.format(marker=str(tmp_path / "marker")))
+    options: dict[str, Any] = {"data": CELLS, "metrics": ["flaky"], "threads": 1, "jobs": 2, "plugins": [str(plugin)]}
+    options |= {"steps": 1, "epochs": 1, "batch_sizes": [4], "seeds": "auto", "max_seeds": 6, "out": tmp_path / "run"}
+    rows = bench.run([TINY, f"{TINY} --fuse add"], **options)
+    assert sum(bool(one.failures) for one in rows.run.trainings) == 1
+    rows = bench.run([TINY, f"{TINY} --fuse add"], **options, retry_failed=True)
+    assert not [one for one in rows.run.trainings if one.failures or one.error]
+    assert len(rows.run.trainings) == 12
+
+
+#: A metric of trained networks that fails the first time that it is called.
+FLAKY = """
+from pathlib import Path
+import unetkit
+
+def flaky(scored):
+    "Fails the first time."
+    try:
+        Path({marker!r}).touch(exist_ok=False)
+    except FileExistsError:
+        return scored.evaluation.micro().miou
+    raise RuntimeError("the first time")
+
+@unetkit.hookimpl
+def unetkit_register(parts):
+    parts.metrics.add("flaky", flaky, better="more", trained=True)
+"""
+
+
+@pytest.mark.slow
+def test_costs_are_measured_at_the_crop_of_each_row_and_plans_take_any_number_of_seeds(tmp_path: Path) -> None:
+    arguments = ["--encoder", "plain:widths=[4,8]", "--data", CELLS, "--crop", "16,32", "--steps", "1", "--epochs", "1"]
+    out = ["--seeds", "1", "--metrics", "macs,disk,miou", "--batch-size", "4", "--out", str(tmp_path / "run")]
+    result = run_cli(*arguments, *out)
+    assert result.exit_code == 0, result.output
+    rows = read_results(tmp_path / "run").rows
+    assert [row.size for row in rows] == [(16, 16), (32, 32)]
+    assert rows[1].values["macs"] == 4 * rows[0].values["macs"]
+    planned = CliRunner().invoke(cli, ["bench", "plan", *arguments, "--seeds", "auto", "--max-seeds", "24"])
+    assert planned.exit_code == 0, planned.output
+    assert "2 rows" in planned.output
+    dry = run_cli(*arguments, *out, "--dry-run")
+    assert "2 trainings, of which 2 are done" in " ".join(dry.output.split())
+
+
+@pytest.mark.slow
+def test_added_rows_take_size_and_steps_from_the_folder(trained: Path, tmp_path: Path) -> None:
+    first = ["--encoder", "plain:widths=[4,8]", "--size", "16", *QUICK, "--seeds", "1", "--out", str(tmp_path / "run")]
+    assert run_cli(*first).exit_code == 0
+    result = run_cli("--encoder", "plain:widths=[4,8,16]", "--out", str(tmp_path / "run"))
+    assert result.exit_code == 0, result.output
+    rows = read_results(tmp_path / "run").rows
+    assert [row.size for row in rows] == [(16, 16)] * 2
+    assert rows[0].training == rows[1].training
+    wrong = run_cli("--encoder", "plain", "--baseline", "--encoder resnet18", "--out", str(tmp_path / "run"))
+    assert isinstance(wrong.exception, OptionError)
+    train.run(TINY, tmp_path / "trained", data=CELLS, epochs=1, preview_every=0)
+    wrong = run_cli(*first[:-1], str(tmp_path / "trained"))
+    assert "contains a run of `unetkit train`" in str(wrong.exception)

@@ -58,7 +58,7 @@ def make_slots(
         OptionError: There are more slots than cores, or `jobs` differs from the number of GPUs.
     """
     is_cpu = devices[0][0] == "cpu"
-    if shares_gpus and not is_cpu and jobs is not None and jobs > len(devices):
+    if shares_gpus and not is_cpu and jobs is not None:
         devices = [devices[index % len(devices)] for index in range(jobs)]
     if jobs is not None and not is_cpu and jobs != len(devices):
         advice = "select GPUs with --device"

@@ -13,6 +13,7 @@ from math import sqrt
 from pathlib import Path
 from statistics import fmean, variance
 
+from unetkit.bench.config import BenchConfig
 from unetkit.bench.grid import Case
 from unetkit.bench.quality_statistics import detectable_difference
 from unetkit.bench.results import BenchRun, ResultsWriter, TrainingRecord, read_results
@@ -77,7 +78,7 @@ def plan_benchmark(
     """
     if runner.training is None:
         raise OptionError("bench plan: only trainings are planned; give --data, too")
-    runner.open_data()
+    runner.open_data(check_images=False)
     failed = runner.dry_build(runner.cases)
     cases = [case for case in runner.cases if case.id in runner.dry_builds]
     if not cases:
@@ -105,6 +106,7 @@ def _train_pilots(
     config = replace(
         runner.config,
         seeds=PILOT_SEEDS,
+        max_seeds=BenchConfig.max_seeds,
         race=False,
         metrics=("parameters", *(metric.name for metric in runner.trained_metrics)),
         retry_failed=False,

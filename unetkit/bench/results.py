@@ -424,6 +424,8 @@ def describe_differences(old: Header, new: Header) -> str:
     return ""
 
 
+#: Settings that only affect timings.
+_OF_TIMINGS = ("jobs", "threads", "slots")
 #: The options that set the rules of verdicts.
 _RULE_OPTIONS = {"looks": "--seeds", "margin": "--margin", "race": "--race", "metric": "the first trained of --metrics"}
 
@@ -452,12 +454,19 @@ def _flatten(header: dict[str, Any]) -> dict[str, str]:
     metrics = ",".join(metric["name"] for metric in header["metrics"])
     training = header["training"] or {}
     rules = {_RULE_OPTIONS.get(name, name): _format_rule(value) for name, value in training.get("rules", {}).items()}
-    shared = {name: training.get(name) for name in ("data", "seed", "settings", "scored", "fingerprints")}
+    shared = {name: training.get(name) for name in ("data", "seed", "scored", "fingerprints")}
+    shared["settings"] = {name: value for name, value in training.get("settings", {}).items() if name != "workers"}
+    is_timed = any(metric["timed"] for metric in header["metrics"])
+    settings = {name: value for name, value in header["settings"].items() if is_timed or name not in _OF_TIMINGS}
     return {
         **{f"the {name} of trainings": str(value) for name, value in shared.items()},
         **rules,
         "baseline": header["baseline"],
         "baseline mode": header["baseline_mode"],
         "--metrics": metrics,
-        **{name: str(value) for part in ("settings", "versions", "machine") for name, value in header[part].items()},
+        **{
+            name: str(value)
+            for part in (settings, header["versions"], header["machine"])
+            for name, value in part.items()
+        },
     }

@@ -275,6 +275,8 @@ class BenchRunner:
         self.open_data()
         pending = self.pending_cases(writer)
         machine = self.describe_machine()
+        if self.training is not None and self.config.engine != "ray":
+            self.training_slots()  # refuses what does not fit this machine before anything is measured
         slots = self.select_slots(machine["gpus"])
         failed = self.dry_build(pending)
         if pending and not self.dry_builds and not writer.rows:
@@ -287,15 +289,18 @@ class BenchRunner:
                 writer.append(row)
                 yield row
 
-    def open_data(self) -> None:
+    def open_data(self, *, check_images: bool = True) -> None:
         """Open the data of the trainings, and fit all rows to their channels and classes. Without data, do nothing.
+
+        Args:
+            check_images: whether to read all images, to find damaged ones before anything is trained.
 
         Raises:
             OptionError: The data cannot be opened.
         """
         if self.training is None or self.training.facts:
             return
-        self.training.open_data()
+        self.training.open_data(check_images=check_images)
         self.cases = [*self.training.cases.values()]
         for note in self.training.facts["notes"]:
             self.on_notice(f"note: {note}")
@@ -398,6 +403,11 @@ class BenchRunner:
         """Set the baseline where rows are trained: it is a row of its own."""
         if header is not None and header.training is not None:
             self.baseline, self.baseline_row = Plan.parse(header.baseline), header.training.baseline_row
+            given = {**Plan.parse(self.config.baseline).explicit()}
+            if any(getattr(self.baseline, name) != value for name, value in given.items()):
+                raise OptionError(
+                    f"--baseline {self.config.baseline}: that of this folder is {self.baseline}; leave it out"
+                )
             return
         cases = [case for case in self.cases if case.id in self.dry_builds]
         if line:
@@ -440,10 +450,10 @@ class BenchRunner:
             cases: cases to measure; those that are not in `dry_builds` are left out.
             slots: slots of this machine; not used with a cluster.
         """
-        sharing: dict[str, list[Trial]] = {}
+        sharing: dict[tuple[str, Size | None], list[Trial]] = {}
         for case in cases:
             if case.id in self.dry_builds:
-                sharing.setdefault(case.cost_id, []).append(self.make_trial(case))
+                sharing.setdefault((case.cost_id, self._find_crop(case)), []).append(self.make_trial(case))
         trials = [first for first, *_ in sharing.values()]
         options: dict[str, Any] = {"timeout": self.timeout, "preload": self._preload()}
         if all(metric.name in ANALYTIC_METRICS for metric in self.metrics):
@@ -455,7 +465,8 @@ class BenchRunner:
             results = run_locally(trials, MEASURE, slots, on_notice=self.on_notice, timed=is_timed, **options)
         with closing(results):
             for result in results:
-                for trial in sharing[result.task.case.cost_id]:
+                case = result.task.case
+                for trial in sharing[case.cost_id, self._find_crop(case)]:
                     yield self._make_row(replace(result, task=trial))
 
     def cache_key(self, case: Case) -> str:
@@ -617,7 +628,7 @@ def dry_run(runner: BenchRunner, folder: Path | None) -> DryRun:
         BuildError: The baseline cannot be built.
     """
     results = ResultsFile(folder) if folder is not None and folder.exists() else None
-    runner.open_data()
+    runner.open_data(check_images=False)
     pending = runner.pending_cases(results) if results else [*runner.cases]
     machine = runner.describe_machine()
     failed = runner.dry_build(pending)

@@ -5,6 +5,7 @@ A training is one row with one seed. The module imports neither torch nor numpy.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -121,6 +122,15 @@ def training_folder(folder: Path, row_id: str, seed: int) -> Path:
     return folder / "trainings" / row_id / f"seed-{seed}"
 
 
+def digest_of_header(folder: Path) -> str:
+    """Return a digest of the first line of the results file in a folder, its header; "" if there is none."""
+    try:
+        with (folder / "rows.jsonl").open("rb") as file:
+            return hashlib.sha256(file.readline()).hexdigest()[:16]
+    except OSError:
+        return ""
+
+
 @dataclass(frozen=True)
 class DataRequest:
     """What the process that opens the data of a benchmark has to know.
@@ -131,6 +141,7 @@ class DataRequest:
         seeds: seeds of the splits that are needed, if the data have no split of their own.
         cases: the rows, whose losses, augmentations and plans are checked against the data.
         plugins: files and modules to load in addition to the installed plugins.
+        checks_images: whether to read all images of a folder, to find damaged ones.
     """
 
     data: str
@@ -138,6 +149,7 @@ class DataRequest:
     seeds: tuple[int, ...]
     cases: tuple[Case, ...]
     plugins: tuple[str, ...] = ()
+    checks_images: bool = True
 
 
 @dataclass(frozen=True)
@@ -153,7 +165,10 @@ class TrainingTask:
         opened: the opened data set and its statistics as `pickle` writes them; None if the process has to open it.
         folder: folder of the training.
         borders: folder of border weights, which all trainings share.
-        key: digest of what is trained, so that an unfinished training of something else is not continued.
+        cache_key: digest of the row and of the code of plugins that it uses.
+        key: digest of all that is trained, so that a training of something else in the same folder is not continued.
+        token: digest of the results file, by which a process on another machine knows whether it shares the folder.
+        rescores: whether a finished training is done again, since a metric failed.
         metrics: names of the metrics of trained networks.
         saves_predictions: whether the predicted masks are stored, for the report.
         plugins: files and modules to load in addition to the installed plugins.
@@ -167,7 +182,10 @@ class TrainingTask:
     opened: bytes | None
     folder: str
     borders: str
+    cache_key: str
     key: str
+    token: str
     metrics: tuple[str, ...]
+    rescores: bool = False
     saves_predictions: bool = False
     plugins: tuple[str, ...] = ()

@@ -5,7 +5,8 @@ The module imports no torch; trainings run in processes of their own, on this ma
 
 from __future__ import annotations
 
-import shutil
+import hashlib
+import json
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from unetkit.bench.config import BenchConfig
 from unetkit.bench.devices import Slot
 from unetkit.bench.engines import NoticeCallback, run_locally, run_on_cluster
-from unetkit.bench.grid import Case
+from unetkit.bench.grid import Case, format_pretrained
 from unetkit.bench.quality_statistics import QualityRules, make_looks, wanted_seeds
 from unetkit.bench.results import (
     BenchRow,
@@ -25,7 +26,14 @@ from unetkit.bench.results import (
     current_trainings,
     utc_now,
 )
-from unetkit.bench.training import DataRequest, TrainingTask, parse_training_values, train_settings, training_folder
+from unetkit.bench.training import (
+    DataRequest,
+    TrainingTask,
+    digest_of_header,
+    parse_training_values,
+    train_settings,
+    training_folder,
+)
 from unetkit.errors import FileError, OptionError
 from unetkit.plan import Plan
 from unetkit.utils.processes import TaskResult, run_tasks
@@ -40,8 +48,8 @@ PRELOAD = ("unetkit.bench.training_worker", "torchvision.transforms.v2", "tifffi
 #: Files of weights that `unetkit.bench.training_worker` leaves.
 _WEIGHTS = ("best.safetensors", "last.safetensors")
 _WEEK = 7 * 24 * 3600.0
-#: Free space of a disk, in bytes, below which it is full.
-_LEAST_DISK = 2**20
+#: What the errors of a full disk contain; torch's own say it in other words than the system's.
+_FULL_DISK = ("No space left on device", "iostream error", "inline_container")
 
 
 class TrainingRunner:
@@ -66,6 +74,8 @@ class TrainingRunner:
         self.facts: dict[Any, Any] = {}
         self.refused: dict[str, str] = {}
         self.preload: Sequence[str] = PRELOAD
+        self.retried: frozenset[tuple[str, int]] = frozenset()
+        self.on_notice: NoticeCallback = lambda line: None
 
     @property
     def rules(self) -> QualityRules:
@@ -79,15 +89,19 @@ class TrainingRunner:
             race=self.config.race,
         )
 
-    def open_data(self) -> None:
+    def open_data(self, *, check_images: bool = True) -> None:
         """Open the data in a process of its own, and check the rows against them.
+
+        Args:
+            check_images: whether to read all images, to find damaged ones before anything is trained.
 
         Raises:
             OptionError: The data cannot be opened, or a metric names a class that they do not have.
         """
         seeds = range(self.config.seed, self.config.seed + self.rules.looks[-1])
+        cases = tuple(self.cases.values())
         request = DataRequest(
-            self.config.data, self.config.data_settings, tuple(seeds), tuple(self.cases.values()), self.plugins
+            self.config.data, self.config.data_settings, tuple(seeds), cases, self.plugins, check_images
         )
         [result] = run_tasks([request], OPEN_DATA, [None], timeout=_WEEK, preload=self.preload)
         if result.error:
@@ -132,7 +146,7 @@ class TrainingRunner:
 
     def _shared_training(self) -> dict[str, list[str]]:
         """Return the fields of a TrainConfig that the grid sets alike for all rows."""
-        first, *others = (dict(case.training) for case in self.cases.values())
+        first, *others = (_options_of(case) for case in self.cases.values())
         return {name: [value] for name, value in first.items() if all(one.get(name) == value for one in others)}
 
     def train(
@@ -146,7 +160,13 @@ class TrainingRunner:
             on_notice: called with each line that a user should see.
             on_plan: called with the number of trainings that follow, each time more are added.
         """
-        retried = {key for key, record in writer.trainings.items() if record.error and self.config.retry_failed}
+        retried = {
+            key
+            for key, record in writer.trainings.items()
+            if (record.error or record.failures) and self.config.retry_failed
+        }
+        self.retried = frozenset(retried)
+        self.on_notice = on_notice
         while tasks := self._next_tasks(writer, retried):
             on_plan(len(tasks))
             options: dict[str, Any] = {"timeout": self.config.timeout or _WEEK, "preload": self.preload}
@@ -161,7 +181,7 @@ class TrainingRunner:
                     retried.discard((record.row_id, record.seed))
                     self._remove_weights(writer)
                     yield record
-                    if record.error and shutil.disk_usage(writer.folder).free < _LEAST_DISK:
+                    if any(sign in record.error for sign in _FULL_DISK):
                         raise FileError(
                             f"the disk of {writer.folder} is full, and a training failed ({record.error}); free some "
                             "space, and run the same command with --retry-failed"
@@ -171,11 +191,13 @@ class TrainingRunner:
         """Return the trainings until the next look, seed after seed, so that an interruption leaves whole seeds."""
         header, rules = get_training_header(writer), self.rules
         rows = {row.id: row for row in writer.rows.values() if row.is_measured}
-        done = {(one.row_id, one.seed) for one in current_trainings(writer)} - retried
+        kept = [one for one in current_trainings(writer) if (one.row_id, one.seed) not in retried]
+        done = {(one.row_id, one.seed) for one in kept}
         if rules.looks[1:]:
-            scores, failed = collect_scores(current_trainings(writer), rules.metric, header.seed)
+            scores, failed = collect_scores(kept, rules.metric, header.seed)
             left = {row_id: scores.get(row_id, []) for row_id in rows if row_id not in failed}
             if header.baseline_row not in left:
+                self.on_notice("the baseline failed, so that no row can be compared; --retry-failed trains it again")
                 return []
             wanted = wanted_seeds(left, header.baseline_row, rules)
         else:
@@ -201,14 +223,29 @@ class TrainingRunner:
             settings={**self.config.data_settings, "preview_every": 0, **settings},
             seed=seed,
             data=self.config.data,
-            opened=self.facts.get(("opened", seed if not self.facts["is_split"] else self.config.seed)),
+            opened=self.facts.get(("opened", seed if self._is_split_by_seed else self.config.seed)),
             folder=str(place),
             borders=str(folder.resolve() / "borders"),
-            key=row.cache_key,
+            cache_key=row.cache_key,
+            key=self._training_key(row),
+            token=digest_of_header(folder),
+            rescores=(row.id, seed) in self.retried,
             metrics=tuple(metric.name for metric in self.metrics),
             saves_predictions=self.config.keep_weights and seed == self.config.seed,
             plugins=self.plugins,
         )
+
+    @property
+    def _is_split_by_seed(self) -> bool:
+        """True if the images for validation depend on the seed of the training."""
+        return not self.facts["is_split"] and self.config.split_seed is None
+
+    def _training_key(self, row: BenchRow) -> str:
+        """Return a digest of all that a training of a row depends on, its seed apart."""
+        settings = {name: value for name, value in self.config.data_settings.items() if name != "workers"}
+        names = [metric.name for metric in self.metrics]
+        parts = [row.cache_key, self.config.data, settings, self.facts["fingerprints"], names]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def _make_record(self, result: TaskResult) -> TrainingRecord:
         task: TrainingTask = result.task
@@ -222,7 +259,7 @@ class TrainingRunner:
                 raise FileError(f"{path} cannot be written: {error.strerror or error}") from error
         return TrainingRecord(
             row_id=task.row_id,
-            cache_key=task.key,
+            cache_key=task.cache_key,
             seed=task.seed,
             error=result.error,
             values=facts.get("values", {}),
@@ -230,7 +267,7 @@ class TrainingRunner:
             epoch=facts.get("epoch", 0),
             memory=facts.get("memory", 0),
             device=facts.get("device", ""),
-            seconds=result.seconds,
+            seconds=facts.get("seconds", result.seconds),
             measured_at=utc_now(),
         )
 
@@ -239,12 +276,25 @@ class TrainingRunner:
         if self.config.keep_weights:
             return
         scores, failed = collect_scores(current_trainings(writer), self.rules.metric, self.config.seed)
-        best = find_best_row({row_id: values for row_id, values in scores.items() if row_id not in failed}, self.rules)
-        counts = [len(values) for row_id, values in scores.items() if row_id not in failed]
+        whole = {row_id: values for row_id, values in scores.items() if row_id not in failed}
+        most = max(map(len, whole.values()), default=0)
+        # Rows that were dropped, or that a later command adds, have fewer seeds than those that may be the best.
+        leading = {row_id: values for row_id, values in whole.items() if len(values) >= most - 1}
+        best = find_best_row(leading, self.rules)
         for row_id in scores:
-            for seed in range(self.config.seed, self.config.seed + min(counts, default=0)):
+            for seed in range(self.config.seed, self.config.seed + min(map(len, leading.values()), default=0)):
                 for name in _WEIGHTS if row_id != best else ():
                     (training_folder(writer.folder, row_id, seed) / name).unlink(missing_ok=True)
+
+
+def _options_of(case: Case) -> dict[str, str]:
+    """Return the options that set the training of a case, as `unetkit bench` takes them."""
+    options = dict(case.training)
+    if case.plan.pretrained:
+        options["pretrained"] = format_pretrained(case.plan.pretrained)
+    if case.plan.size is not None:
+        options["sizes"] = "x".join(map(str, case.plan.size))
+    return {**options, "modes": str(case.mode)}
 
 
 def get_training_header(results: ResultsWriter) -> TrainingHeader:

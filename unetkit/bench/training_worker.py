@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy
@@ -17,7 +18,7 @@ import torch
 
 from unetkit.bench.devices import Slot
 from unetkit.bench.quality_metrics import ScoredRun
-from unetkit.bench.training import DataRequest, TrainingTask, train_settings
+from unetkit.bench.training import DataRequest, TrainingTask, digest_of_header, train_settings
 from unetkit.bench.worker import prepare_process
 from unetkit.data.folder import split_again
 from unetkit.data.splits import SplitConfig
@@ -28,7 +29,7 @@ from unetkit.plugins import load_manager
 from unetkit.predict.evaluate import evaluate
 from unetkit.registry import Parts
 from unetkit.resolve import resolve
-from unetkit.train.checkpoint import BEST, HEADER, LAST, LOG, STATE, TrainRun
+from unetkit.train.checkpoint import BEST, HEADER, LAST, LOG, STATE, TrainRun, read_run, read_state
 from unetkit.train.config import TrainConfig
 from unetkit.train.image_check import ImageCheck
 from unetkit.train.metrics import Evaluation
@@ -47,8 +48,12 @@ _KEPT = (HEADER, LOG, SCORES, PREDICTIONS, RESULT)
 WEIGHTS = (BEST, LAST)
 
 
-#: What `unetkit train` advises if the disk is full, and what to do in a benchmark instead.
-_TRAIN_ADVICE, _BENCH_ADVICE = "and use --resume", "and run the same command with --retry-failed"
+#: What `unetkit train` advises, and what to do in a benchmark instead.
+_ADVICE = {
+    "continue with --resume, or start again with --workers 0": "run the same command with --retry-failed --workers 0",
+    "and use --resume": "and run the same command with --retry-failed",
+    "start again with a lower --batch-size or --crop, and another --out": "give a lower --batch-size or --crop",
+}
 
 
 def open_training_data(request: DataRequest, slot: None, emit: Emit) -> None:
@@ -85,13 +90,14 @@ def open_training_data(request: DataRequest, slot: None, emit: Emit) -> None:
             create_run_parts(wanted, plan, data, ValueRange((0.0,) * data.channels, (1.0,) * data.channels), parts)
         except UnetkitError as error:
             emit({("refused", case.id): str(error)})
-    check = ImageCheck(data.splits)
-    check.run()  # once, and not in each training
-    check.raise_error()
+    if request.checks_images:
+        check = ImageCheck(data.splits)
+        check.run()  # once, and not in each training
+        check.raise_error()
     for seed in request.seeds:
         if opened := _pickle_split(data, seed, config):
             emit({("opened", seed): opened})
-        if data.is_split:
+        if data.is_split or config.split_seed is not None:
             break
 
 
@@ -125,16 +131,15 @@ def train_row(task: TrainingTask, slot: Slot, emit: Emit) -> None:
     prepare_process(slot, task.seed)
     emit({"device": str(slot)})
     folder = Path(task.folder)
-    if folder.parent.parent.parent.is_dir():
-        emit({**_train_in(folder, task, slot), "memory": _peak_memory(slot)})
+    if digest_of_header(folder.parent.parent.parent) == task.token:
+        emit(_train_in(folder, task, slot))
         return
     with tempfile.TemporaryDirectory(prefix="unetkit-") as temporary:  # on a machine that does not share the folder
         local = Path(temporary, "training")
-        result = _train_in(local, task, slot)
+        result = _train_in(local, replace(task, borders=str(Path(temporary, "borders"))), slot)
         emit(
             {
                 **result,
-                "memory": _peak_memory(slot),
                 "files": {path.name: path.read_bytes() for path in local.iterdir() if path.is_file()},
             }
         )
@@ -149,9 +154,12 @@ def _peak_memory(slot: Slot) -> int:
 
 def _train_in(folder: Path, task: TrainingTask, slot: Slot) -> dict[str, Any]:
     """Train in a folder, write its scores, and remove what only an unfinished training needs."""
+    start = monotonic()
     key = folder / "key"
     if folder.exists() and (not key.exists() or key.read_text(encoding="utf-8") != task.key):
         shutil.rmtree(folder)  # a training of another version of a plugin, or of an earlier benchmark
+    if task.rescores:
+        (folder / RESULT).unlink(missing_ok=True)
     if (folder / RESULT).exists():
         finished: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         return finished
@@ -163,11 +171,14 @@ def _train_in(folder: Path, task: TrainingTask, slot: Slot) -> dict[str, Any]:
     try:
         trained = _train(folder, task, slot, opened, parts)
     except UnetkitError as error:
-        for name in (STATE, STOPPED, *WEIGHTS):
-            (folder / name).unlink(missing_ok=True)
-        raise UnetkitError(str(error).replace(_TRAIN_ADVICE, _BENCH_ADVICE)) from error
+        (folder / STOPPED).unlink(missing_ok=True)
+        message = str(error)
+        for of_train, of_bench in _ADVICE.items():
+            message = message.replace(of_train, of_bench)
+        raise UnetkitError(message) from error
     data = data or open_splits(trained.config, parts)
     result = _score(trained, data, task, parts)
+    result |= {"seconds": round(monotonic() - start, 2), "memory": _peak_memory(slot)}
     with atomic_write(folder / RESULT) as temporary:
         temporary.write_text(json.dumps(result), encoding="utf-8")
     for path in folder.iterdir():
@@ -179,13 +190,11 @@ def _train_in(folder: Path, task: TrainingTask, slot: Slot) -> dict[str, Any]:
 def _train(folder: Path, task: TrainingTask, slot: Slot, opened: tuple[Any, Any], parts: Parts) -> TrainRun:
     data, statistics = opened
     shared: dict[str, Any] = {"parts": parts, "borders": task.borders, "check_images": False}
-    if (folder / HEADER).exists():
-        try:
-            return resume(folder, data=data, device=slot.device, **shared)
-        except UnetkitError:  # its files are damaged, as by a full disk, or it stopped; only a new start tells why
-            for path in folder.iterdir():
-                if path.is_file() and path.name != "key":
-                    path.unlink()
+    if _can_resume(folder):
+        return resume(folder, data=data, device=slot.device, **shared)
+    for path in folder.iterdir():
+        if path.is_file() and path.name != "key":
+            path.unlink()
     plan = replace(task.plan, seed=task.seed)
     settings: dict[str, Any] = {
         **task.settings,
@@ -194,6 +203,18 @@ def _train(folder: Path, task: TrainingTask, slot: Slot, opened: tuple[Any, Any]
         "statistics": statistics,
     }
     return run(plan, folder, plugins=task.plugins, **shared, **settings)
+
+
+def _can_resume(folder: Path) -> bool:
+    """Return whether a folder contains an unfinished training whose files can be read."""
+    try:
+        read_run(folder)
+        if (folder / STATE).exists():
+            read_state(folder / STATE)
+            return True
+        return not (folder / BEST).exists()
+    except UnetkitError:
+        return False
 
 
 def _score(trained: TrainRun, data: DatasetSplits, task: TrainingTask, parts: Parts) -> dict[str, Any]:

@@ -173,7 +173,8 @@ def inherit_settings(
         rules = header.training.rules
         looks = rules["looks"]
         stored |= {**header.training.settings, "data": header.training.data, "margin": rules["margin"]}
-        stored |= {"seeds": looks[0]} if len(looks) == 1 else {"seeds": None, "max_seeds": looks[-1]}
+        is_auto = len(looks) > 1 or rules["race"]
+        stored |= {"seeds": None, "max_seeds": looks[-1]} if is_auto else {"seeds": looks[0]}
         stored |= {"race": rules["race"]}
         given = {**header.training.grid, **given, "data": header.training.data}
     known = {one.name for one in list_config_fields(BenchConfig)}

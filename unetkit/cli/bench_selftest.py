@@ -166,7 +166,8 @@ def _read_matrices(folder: Path) -> dict[str, Any]:
         counts = [quality.load_counts(row.id, found.header.training.seed + index) for index in seeds]
         whole = [one for one in counts if one is not None]
         if len(whole) >= _MIN_SEEDS and quality.has_common_images:
-            matrices[row.line] = numpy.stack(whole)
+            options = (f"--{option.replace('_', '-')} {value}" for option, value in row.training.items())
+            matrices[" ".join((row.line, *options))] = numpy.stack(whole)
     if not matrices:
         raise OptionError(f"{folder}: no row has confusion matrices of the same images for {_MIN_SEEDS} seeds or more")
     common = min(len(one) for one in matrices.values())

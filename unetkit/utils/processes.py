@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
-from multiprocessing import connection, forkserver, get_all_start_methods, get_context
+from multiprocessing import connection, current_process, forkserver, get_all_start_methods, get_context
 from multiprocessing.connection import Connection
 from threading import Thread, current_thread, main_thread
 from time import monotonic
@@ -196,6 +196,7 @@ def _run_child(connection: Connection, task: Any, slot: Any, target: str) -> Non
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the leader is interrupted too, and ends this one
     if hasattr(os, "setsid"):
         os.setsid()  # so that what it starts can be ended with it
+    current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # or it could not load data in processes
     connection.send({_BEGUN: True})
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)

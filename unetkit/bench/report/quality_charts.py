@@ -21,6 +21,7 @@ from unetkit.bench.quality_effects import QualityEffect
 from unetkit.bench.quality_statistics import class_iou, mean_interval
 from unetkit.bench.results import BenchRow
 from unetkit.bench.training import training_folder
+from unetkit.errors import UnetkitError
 
 #: Largest number of images that the page shows; they make up most of its size.
 MAX_IMAGES = 8
@@ -196,7 +197,12 @@ def make_image_data(quality: RunQuality, name_row: RowNamer) -> dict[str, Any] |
     classes = len(quality.header.classes)
     shown = []
     for index in chosen:
-        sample = images[index]
+        try:
+            sample = images[index]
+        except (UnetkitError, IndexError):
+            return None
+        if sample.name != str(names["names"][index]):
+            return None  # the data have changed since
         predictions = {row_id: _load_array(path, str(index)) for row_id, (_, path) in stored.items()}
         if sample.mask.ndim != 2 or any(one is None for one in predictions.values()):
             return None
@@ -239,7 +245,6 @@ def _load_array(path: Path, name: str) -> NDArray[Any] | None:
 
 def _open_images(quality: RunQuality) -> Any:
     """Return the scored images; None if the data cannot be opened any more."""
-    from unetkit.errors import UnetkitError
     from unetkit.plugins import default_parts
     from unetkit.train.config import TrainConfig
     from unetkit.train.runner import open_splits
