@@ -256,7 +256,7 @@ def _measure(runner: BenchRunner, folder: Path) -> None:
             progress.follow_trainings(records)
     except KeyboardInterrupt:
         trained = f" and {format_plural(len(writer.trainings), 'training')}" if runner.training else ""
-        stored = f"{format_plural(len(writer.rows), 'row')}{trained} are stored in {folder}"
+        stored = f"{format_plural(len(writer.rows), 'row')}{trained} stored in {folder}"
         click.echo(f"Error: interrupted: {stored}; continue with the same command: {command}", err=True)
         sys.exit(130)
     finally:
