@@ -200,16 +200,16 @@ _GRID = [
     "--data",
     "cells:count=80,val=8,test=20,size=96",
 ]
+_NUMBERS = count()
 _TRAINING: dict[str, Any] = {"batch_size": 8, "crop": (64, 64)}
 
 
 def _bench_trainings(folder: str, steps: int, seeds: int, *options: str) -> Callable[[], Any]:
     """Return a function that trains the grid of two networks by `unetkit bench` into a new folder."""
     settings = ["--steps", str(steps), "--epochs", "2", "--batch-size", "8", "--crop", "64", "--seeds", str(seeds)]
-    number = count()
 
     def run() -> None:
-        out = Path(folder, f"bench-{next(number)}")
+        out = Path(folder, f"bench-{next(_NUMBERS)}")
         run_python("-m", "unetkit", "bench", *_GRID, *settings, "--metrics", "miou", *options, "--out", str(out))()
 
     return run
