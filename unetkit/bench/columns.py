@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from math import isfinite
 
-from unetkit.bench.quality import RowQuality, RunQuality
+from unetkit.bench.quality import RowQuality, RunQuality, read_quality
 from unetkit.bench.results import BenchRow, BenchRun, Timing
 from unetkit.bench.statistics import Estimate, estimate_ratio, format_interval, minimum_ratio, quantile, relative_iqr
 from unetkit.errors import OptionError, UnknownNameError, did_you_mean
@@ -70,7 +70,7 @@ def make_columns(run: BenchRun) -> list[Column]:
     first_timed = next((metric.name for metric in run.header.metrics if metric.timed), "")
     columns = [_make_factor_column(name, 0) for name in find_varying_factors(run)]
     columns += [_make_factor_column(name, HIDDEN) for name in find_constant_factors(run)]
-    quality = RunQuality(run) if run.header.training is not None else None
+    quality = read_quality(run)
     for metric in run.header.metrics:
         if metric.trained:
             columns += _make_quality_columns(metric, quality) if quality is not None else []

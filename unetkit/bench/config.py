@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from unetkit.bench.grid import Case, Mode, split_axis
+from unetkit.bench.training import DATA_FIELDS
 from unetkit.errors import OptionError, UnetkitError
 from unetkit.plan import Plan
 from unetkit.train.config import TrainConfig
@@ -151,10 +152,7 @@ class BenchConfig:
     @property
     def data_settings(self) -> dict[str, Any]:
         """The fields of a TrainConfig that all rows share."""
-        return {
-            name: getattr(self, name)
-            for name in ("val_fraction", "group_by", "split_seed", "ignore_index", "nodata", "channels", "workers")
-        }
+        return {name: getattr(self, name) for name in (*DATA_FIELDS, "workers")}
 
     @property
     def measured_metrics(self) -> tuple[str, ...]:
@@ -189,12 +187,7 @@ TRAINING_FIELDS = (
     "margin",
     "race",
     "keep_weights",
-    "val_fraction",
-    "group_by",
-    "split_seed",
-    "ignore_index",
-    "nodata",
-    "channels",
+    *DATA_FIELDS,
     "workers",
 )
 #: Smallest number of seeds that gives a verdict: with fewer, an exact test of signs cannot go below 5%.

@@ -28,11 +28,10 @@ from unetkit.bench.quality_statistics import (
     mean_dice,
     mean_iou,
     two_way_interval,
-    wanted_seeds,
 )
 from unetkit.bench.results import BenchRow, BenchRun
 from unetkit.bench.training import training_folder
-from unetkit.bench.training_runner import collect_scores, find_best_row
+from unetkit.bench.training_runner import collect_scores, find_best_row, find_wanted_seeds
 from unetkit.registry import MetricInfo
 from unetkit.utils.formatting import format_plural
 
@@ -146,15 +145,9 @@ class RunQuality:
 
     def count_missing(self) -> int:
         """Return the number of trainings that are still to do until the next verdicts; 0 if the run is finished."""
-        scores, failed = collect_scores(self.run.trainings, self.rules.metric, self.header.seed)
         rows = [row.id for row in self.run.rows if row.is_measured]
         done = Counter(one.row_id for one in self.run.trainings)
-        wanted = dict.fromkeys(rows, self.rules.looks[0])
-        if len(self.rules.looks) > 1:
-            left = {row_id: scores.get(row_id, []) for row_id in rows if row_id not in failed}
-            wanted = (
-                wanted_seeds(left, self.header.baseline_row, self.rules) if self.header.baseline_row in left else {}
-            )
+        wanted = find_wanted_seeds(rows, self.run.trainings, self.header, self.rules)
         return sum(max(0, count - done[row_id]) for row_id, count in wanted.items())
 
     @cached_property
@@ -196,9 +189,9 @@ class RunQuality:
         if score is None or not self.has_common_images:
             return None
         if (row_id, metric) not in self._draws:
-            quality = self._by_metric.get(metric) or self._by_metric.setdefault(metric, self._judge(metric))
-            seeds = len(quality[row_id].scores) if row_id in quality else 0
-            counts = [self.load_counts(row_id, self.header.seed + index) for index in range(seeds)]
+            scores, _ = collect_scores(self.run.trainings, metric, self.header.seed)
+            seeds = range(self.header.seed, self.header.seed + len(scores.get(row_id, ())))
+            counts = [self.load_counts(row_id, seed) for seed in seeds]
             if not counts or any(one is None for one in counts):
                 return None
             stacked = numpy.stack([one for one in counts if one is not None])
@@ -241,6 +234,24 @@ class RunQuality:
         return self._counts[row_id, seed]
 
 
+_last_read: list[tuple[BenchRun, RunQuality]] = []
+
+
+def read_quality(run: BenchRun) -> RunQuality | None:
+    """Return the quality of a run; None if its rows were not trained.
+
+    That of the last run is kept, since tables, notes and the report need the same comparisons and resampled scores.
+
+    Args:
+        run: the results of a benchmark.
+    """
+    if run.header.training is None:
+        return None
+    if not _last_read or _last_read[0][0] is not run:
+        _last_read[:] = [(run, RunQuality(run))]
+    return _last_read[0][1]
+
+
 def load_scores(folder: Path, row_id: str, seed: int) -> dict[str, Any] | None:
     """Return the arrays that a training stored about the scored images; None if they are missing.
 
@@ -265,13 +276,8 @@ def image_iou(confusion: FloatArray) -> FloatArray:
     """
     counts = confusion.astype(numpy.float64)
     if counts.ndim == 4:
-        hits, wholes = counts[:, :, 1, 1], counts.sum((2, 3)) - counts[:, :, 0, 0]
-    else:
-        hits = numpy.diagonal(counts, axis1=1, axis2=2)
-        wholes = counts.sum(1) + counts.sum(2) - hits
-    with numpy.errstate(invalid="ignore"):
-        rates: FloatArray = hits / wholes
-    return rates
+        return class_iou(counts, 1)
+    return numpy.stack([class_iou(counts, index) for index in range(counts.shape[-1])], axis=-1)
 
 
 def describe_trainings(quality: RunQuality) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy
 
 from unetkit.bench.effects import MAX_PAIRWISE_VALUES, group_by_other_factors, select_metrics
-from unetkit.bench.quality import RunQuality
+from unetkit.bench.quality import RunQuality, read_quality
 from unetkit.bench.quality_statistics import FloatArray, mean_interval, two_way_interval
 from unetkit.bench.results import BenchRow, BenchRun
 from unetkit.utils.tables import TableData
@@ -132,9 +132,9 @@ def list_quality_effects(run: BenchRun, names: str | None = None) -> list[Qualit
         UnknownNameError: The run has no such metric.
     """
     selected = [metric.name for metric in select_metrics(run, names) if metric.trained]
-    if run.header.training is None or not selected:
+    quality = read_quality(run)
+    if quality is None:
         return []
-    quality = RunQuality(run)
     return [effect for name in selected for effect in estimate_quality_effects(quality, name)]
 
 

@@ -149,7 +149,7 @@ class Comparison:
 
     @property
     def is_decided(self) -> bool:
-        """Whether the verdict is "better", "worse" or "same"."""
+        """True if the verdict is "better", "worse" or "same"."""
         return self.verdict in ("better", "worse", "same")
 
 

@@ -142,7 +142,7 @@ class TrainingRecord:
 
 @dataclass(frozen=True)
 class TrainingHeader:
-    """What all trainings of a run share. The rules of the verdicts are fixed here before the first training.
+    """The part of a header that all trainings share. The rules of the verdicts are fixed here before the first one.
 
     Attributes:
         data: the text for `--data`.

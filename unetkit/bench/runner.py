@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -274,7 +275,7 @@ class BenchRunner:
         """
         self.open_data()
         pending = self.pending_cases(writer)
-        machine = self.describe_machine()
+        machine = self.machine
         if self.training is not None and self.config.engine != "ray":
             self.training_slots()  # refuses what does not fit this machine before anything is measured
         slots = self.select_slots(machine["gpus"])
@@ -331,11 +332,12 @@ class BenchRunner:
 
     def training_slots(self) -> list[Slot]:
         """Return the slots of this machine for trainings, which may share a GPU."""
-        devices = select_devices(self.config.device, self.describe_machine()["gpus"])
+        devices = select_devices(self.config.device, self.machine["gpus"])
         return make_slots(devices, available_cores(), self.config.jobs, self.config.threads, shares_gpus=True)
 
-    def describe_machine(self) -> dict[str, Any]:
-        """Return the description of this machine that `unetkit.bench.worker.describe_machine` emits."""
+    @cached_property
+    def machine(self) -> dict[str, Any]:
+        """The description of this machine that `unetkit.bench.worker.describe_machine` emits."""
         [result] = self.run_children([None], DESCRIBE_MACHINE, [None])
         if result.error:
             raise BuildError(f"the process that examines this machine failed: {result.error}")
@@ -403,7 +405,7 @@ class BenchRunner:
         """Set the baseline where rows are trained: it is a row of its own."""
         if header is not None and header.training is not None:
             self.baseline, self.baseline_row = Plan.parse(header.baseline), header.training.baseline_row
-            given = {**Plan.parse(self.config.baseline).explicit()}
+            given = Plan.parse(self.config.baseline).explicit()
             if any(getattr(self.baseline, name) != value for name, value in given.items()):
                 raise OptionError(
                     f"--baseline {self.config.baseline}: that of this folder is {self.baseline}; leave it out"
@@ -430,7 +432,7 @@ class BenchRunner:
         """Create the header of the results.
 
         Args:
-            machine: as `describe_machine` returns it.
+            machine: as `machine` has it.
             slots: slots in which rows are measured.
         """
         return Header(
@@ -630,7 +632,7 @@ def dry_run(runner: BenchRunner, folder: Path | None) -> DryRun:
     results = ResultsFile(folder) if folder is not None and folder.exists() else None
     runner.open_data(check_images=False)
     pending = runner.pending_cases(results) if results else [*runner.cases]
-    machine = runner.describe_machine()
+    machine = runner.machine
     failed = runner.dry_build(pending)
     runner.choose_baseline(results.header if results else None)
     buildable = [case for case in pending if case.id in runner.dry_builds]

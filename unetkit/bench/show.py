@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from unetkit.bench.columns import HIDDEN, Column, find_constant_factors, find_varying_factors, make_columns
 from unetkit.bench.quality import (
-    RunQuality,
     describe_trainings,
     describe_uncertain_verdicts,
     image_iou,
     is_best_in_bold,
     load_scores,
+    read_quality,
 )
 from unetkit.bench.results import BenchRow, BenchRun, Header, TrainingRecord
 from unetkit.errors import OptionError, UnetkitError
@@ -48,7 +48,7 @@ def format_run(run: BenchRun, rows: Sequence[BenchRow], columns: Sequence[Column
     notes = [
         *_describe_problems(rows, numbers),
         *_describe_failed_trainings(run, numbers),
-        *(describe_uncertain_verdicts(RunQuality(run)) if run.header.training is not None else []),
+        *(describe_uncertain_verdicts(quality) if (quality := read_quality(run)) else []),
         *_describe_hidden(hidden),
         *describe_missing_rows(run),
     ]
@@ -69,7 +69,7 @@ def summarize_run(run: BenchRun) -> list[str]:
         f"baseline {run.header.baseline}, {run.header.baseline_mode}",
         format_machine(run.header, run.rows),
         f"{count}; common to all rows: {constants}" if constants else count,
-        *(describe_trainings(RunQuality(run)) if run.header.training is not None else []),
+        *(describe_trainings(quality) if (quality := read_quality(run)) else []),
     ]
 
 
@@ -105,7 +105,7 @@ def describe_missing_rows(run: BenchRun) -> list[str]:
     """
     if run.num_missing:
         return [f"{run.num_missing} of {run.num_planned} rows are not measured yet; continue with: {run.command}"]
-    if run.header.training is not None and (missing := RunQuality(run).count_missing()):
+    if (quality := read_quality(run)) and (missing := quality.count_missing()):
         return [f"{format_plural(missing, 'training')} are still to do; continue with: {run.command}"]
     return []
 
@@ -135,7 +135,7 @@ def _make_failed_table(run: BenchRun, rows: Sequence[BenchRow], numbers: dict[st
 
 def _describe_problems(rows: Iterable[BenchRow], numbers: dict[str, str]) -> list[str]:
     """Return the failures of single metrics and the warnings, each with the number of its row."""
-    problems = (  # trainings that failed are described by `describe_failed_trainings`
+    problems = (
         (row, [*(f"{name} failed: {error}" for name, error in row.failures.items()), *row.warnings]) for row in rows
     )
     return [f"row {numbers[row.id]}: {text}" for row, texts in problems for text in texts]
@@ -196,7 +196,7 @@ def rows_to_latex(run: BenchRun, rows: Sequence[BenchRow], columns: Sequence[Col
         rows: some or all rows of the run; failed ones are left out.
         columns: some or all columns of the run.
     """
-    quality = RunQuality(run) if run.header.training is not None else None
+    quality = read_quality(run)
     bold = {row.id for row in rows if quality is not None and is_best_in_bold(quality, row)}
     lines = [[column.text(row) for column in columns] for row in rows if row.is_measured]
     for row, cells in zip([row for row in rows if row.is_measured], lines, strict=True):

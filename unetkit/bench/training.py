@@ -133,7 +133,7 @@ def digest_of_header(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class DataRequest:
-    """What the process that opens the data of a benchmark has to know.
+    """A request to open the data of a benchmark, with everything that its process has to know.
 
     Attributes:
         data: the text for `--data`.
@@ -154,7 +154,7 @@ class DataRequest:
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """What the process of one training has to know.
+    """A training, with everything that its process has to know.
 
     Attributes:
         row_id: id of the row.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -193,23 +193,17 @@ class TrainingRunner:
         rows = {row.id: row for row in writer.rows.values() if row.is_measured}
         kept = [one for one in current_trainings(writer) if (one.row_id, one.seed) not in retried]
         done = {(one.row_id, one.seed) for one in kept}
-        if rules.looks[1:]:
-            scores, failed = collect_scores(kept, rules.metric, header.seed)
-            left = {row_id: scores.get(row_id, []) for row_id in rows if row_id not in failed}
-            if header.baseline_row not in left:
-                self.on_notice("the baseline failed, so that no row can be compared; --retry-failed trains it again")
-                return []
-            wanted = wanted_seeds(left, header.baseline_row, rules)
-        else:
-            wanted = dict.fromkeys(rows, rules.looks[0])
+        wanted = find_wanted_seeds(rows, kept, header, rules)
+        if rules.looks[1:] and not wanted:
+            self.on_notice("the baseline failed, so that no row can be compared; --retry-failed trains it again")
         return [
-            self._make_task(rows[row_id], seed, writer.folder, header.baseline_row)
+            self._make_task(rows[row_id], seed, writer.folder)
             for seed in range(header.seed, header.seed + max(wanted.values(), default=0))
             for row_id, count in wanted.items()
             if seed - header.seed < count and (row_id, seed) not in done
         ]
 
-    def _make_task(self, row: BenchRow, seed: int, folder: Path, baseline_row: str) -> TrainingTask:
+    def _make_task(self, row: BenchRow, seed: int, folder: Path) -> TrainingTask:
         case = self.cases.get(row.id)
         if case is not None:
             plan, settings = case.plan, train_settings(case)
@@ -330,6 +324,24 @@ def collect_scores(
             scores[row_id].append(value)
             seed += 1
     return scores, failed
+
+
+def find_wanted_seeds(
+    rows: Iterable[str], trainings: Sequence[TrainingRecord], header: TrainingHeader, rules: QualityRules
+) -> dict[str, int]:
+    """Return how many seeds each row should have by now; none with several looks if a training of the baseline failed.
+
+    Args:
+        rows: ids of the rows that are measured.
+        trainings: the trainings of the run.
+        header: what all trainings share.
+        rules: the rules of the verdicts.
+    """
+    if len(rules.looks) == 1:
+        return dict.fromkeys(rows, rules.looks[0])
+    scores, failed = collect_scores(trainings, rules.metric, header.seed)
+    left = {row_id: scores.get(row_id, []) for row_id in rows if row_id not in failed}
+    return wanted_seeds(left, header.baseline_row, rules) if header.baseline_row in left else {}
 
 
 def find_best_row(scores: Mapping[str, Sequence[float]], rules: QualityRules) -> str:

@@ -33,7 +33,7 @@ from unetkit.train.checkpoint import BEST, HEADER, LAST, LOG, STATE, TrainRun, r
 from unetkit.train.config import TrainConfig
 from unetkit.train.image_check import ImageCheck
 from unetkit.train.metrics import Evaluation
-from unetkit.train.runner import create_run_parts, fit_plan, open_splits, resume, run
+from unetkit.train.runner import create_run_parts, default_crop, fit_plan, open_splits, resume, run
 from unetkit.train.trainer import STOPPED
 from unetkit.utils.files import atomic_write
 from unetkit.utils.isolation import one_line
@@ -69,7 +69,6 @@ def open_training_data(request: DataRequest, slot: None, emit: Emit) -> None:
     config = TrainConfig(data=request.data, seed=request.seeds[0], **request.settings)
     data = open_splits(config, parts)
     scored = "test" if "test" in data.splits else "val"
-    height, width = data.splits["train"][0].image.shape[-2:]
     emit(
         {
             "channels": data.channels,
@@ -79,7 +78,7 @@ def open_training_data(request: DataRequest, slot: None, emit: Emit) -> None:
             "is_split": data.is_split,
             "images": {name: len(images) for name, images in data.splits.items()},
             "fingerprints": {name: fingerprint(images) for name, images in data.splits.items()},
-            "crop": (min(height, 256), min(width, 256)),
+            "crop": default_crop(data),
             "notes": data.notes,
         }
     )

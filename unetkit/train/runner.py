@@ -32,6 +32,7 @@ from unetkit.train.distributed import ProcessGroup, init_processes
 from unetkit.train.losses import make_loss
 from unetkit.train.optim import create_optimizer_config
 from unetkit.train.trainer import RunParts, TrainCallback, Trainer
+from unetkit.utils.formatting import Size
 from unetkit.utils.isolation import stdout_to_stderr
 from unetkit.utils.modules import check_device
 from unetkit.utils.spatial import size_of
@@ -74,6 +75,12 @@ def fit_plan(plan: Plan, data: DatasetSplits) -> Plan:
     return replace(plan, in_channels=data.channels, classes=classes)
 
 
+def default_crop(data: DatasetSplits) -> Size:
+    """Return the size of a training crop where none is given: the first image's, at most 256."""
+    height, width = size_of(data.splits["train"][0].image)
+    return min(height, _CROP), min(width, _CROP)
+
+
 def create_run_parts(
     config: TrainConfig, plan: ResolvedPlan, data: DatasetSplits, value_range: ValueRange, parts: Parts
 ) -> tuple[TrainConfig, RunParts]:
@@ -89,10 +96,7 @@ def create_run_parts(
     Returns:
         The configuration with a crop and with every name in its shortest form, and what its names stand for.
     """
-    crop = config.crop
-    if crop is None:
-        height, width = size_of(data.splits["train"][0].image)
-        crop = min(height, _CROP), min(width, _CROP)
+    crop = config.crop or default_crop(data)
     loss = make_loss(config.loss, data.target, plan.classes, parts)
     augment = make_augment(config.augment or data.augment, crop, parts, value_range)
     created = RunParts(loss, augment, create_optimizer_config(config.optimizer, parts))

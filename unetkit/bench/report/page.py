@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from unetkit.bench.columns import HIDDEN, Column, find_constant_factors, find_varying_factors, make_columns
 from unetkit.bench.effects import MAX_PAIRWISE_VALUES, MetricEffect, judge_effect, list_effects
-from unetkit.bench.quality import RunQuality, describe_trainings, describe_uncertain_verdicts
+from unetkit.bench.quality import RunQuality, describe_trainings, describe_uncertain_verdicts, read_quality
 from unetkit.bench.quality_effects import list_quality_effects
 from unetkit.bench.report.charts import (
     MAX_DOTS,
@@ -80,7 +80,7 @@ def render_report(run: BenchRun) -> str:
     """
     columns, effects = sorted(make_columns(run), key=lambda column: column.rank > 0), list_effects(run)
     scripts = [_load_plotly(), _read_asset("table.js"), _read_asset("charts.js")]
-    quality = RunQuality(run) if run.header.training is not None else None
+    quality = read_quality(run)
     chart_data: dict[str, Any] = {
         "costs": make_cost_data(run, columns, _half_widths(quality)),
         "effects": make_effect_data(effects, run),
