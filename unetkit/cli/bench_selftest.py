@@ -145,31 +145,26 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and value != value else value
 
 
-#: Smallest number of seeds from which scores can be drawn.
-_MIN_SEEDS = 6
-
-
 def _read_matrices(folder: Path) -> dict[str, Any]:
     """Read the confusion matrices of the rows of a benchmark, the baseline first. Raises OptionError without any."""
     import numpy
 
-    from unetkit.bench.quality import RunQuality
+    from unetkit.bench.quality import read_quality
+    from unetkit.bench.quality_statistics import MIN_SEEDS
     from unetkit.bench.results import read_results
 
-    found = read_results(folder)
-    if found.header.training is None:
+    quality, matrices = read_quality(read_results(folder)), dict[str, Any]()
+    if quality is None:
         raise OptionError(f"{folder} contains no trainings; give the folder of a benchmark with --data")
-    quality, matrices = RunQuality(found), dict[str, Any]()
-    rows = sorted(found.rows, key=lambda row: row.id != found.header.training.baseline_row)  # type: ignore[union-attr]
-    for row in rows:
-        seeds = range(len(quality.of(row, quality.rules.metric).scores))
-        counts = [quality.load_counts(row.id, found.header.training.seed + index) for index in seeds]
-        whole = [one for one in counts if one is not None]
-        if len(whole) >= _MIN_SEEDS and quality.has_common_images:
+    header = quality.header
+    for row in sorted(quality.run.rows, key=lambda row: row.id != header.baseline_row):
+        seeds = range(header.seed, header.seed + len(quality.of(row, quality.rules.metric).scores))
+        whole = [one for seed in seeds if (one := quality.load_counts(row.id, seed)) is not None]
+        if len(whole) >= MIN_SEEDS and quality.has_common_images:
             options = (f"--{option.replace('_', '-')} {value}" for option, value in row.training.items())
             matrices[" ".join((row.line, *options))] = numpy.stack(whole)
     if not matrices:
-        raise OptionError(f"{folder}: no row has confusion matrices of the same images for {_MIN_SEEDS} seeds or more")
+        raise OptionError(f"{folder}: no row has confusion matrices of the same images for {MIN_SEEDS} seeds or more")
     common = min(len(one) for one in matrices.values())
     return {name: one[:common] for name, one in matrices.items()}
 
