@@ -221,7 +221,7 @@ def _step(call: ModuleCall) -> str:
         return str(_side(gave))
     if call.name.endswith(".align"):
         return f"skip {_side(call.inputs[1])} cropped to {_side(call.outputs[1])}"
-    return f"concat {call.outputs[0].shape[1]} channels" if call.name.endswith(".fuse") else ""
+    return f"concat {call.outputs[0].shape[1]} channels" if call.name.endswith(".fusion") else ""
 
 
 def _side(x: Any) -> int:

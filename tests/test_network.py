@@ -126,7 +126,7 @@ def test_state_dict_keys_are_stable() -> None:
     keys = {key.split(".", 2)[2] for key in residual.state_dict() if key.startswith("stages.0.")}
     assert {key.rsplit(".", 1)[0] for key in keys} == {
         "up.conv",
-        "fuse.project_x",
+        "fusion.project_x",
         "block.units.0.conv",
         "block.units.0.norm",
         "block.units.1.conv",
@@ -220,7 +220,7 @@ def test_stages_beyond_the_shallowest_map_join_none(up: str) -> None:
     assert [stage.get_submodule("up") is not None for stage in model.stages] == [True] * 5
     assert model.skips == (3, 2, 1, 0, None)
     last = model.stages[-1]
-    assert all(part is None for part in (last.fuse, last.align))
+    assert all(part is None for part in (last.fusion, last.align))
     sizes: list[tuple[int, ...]] = []
     with last.register_forward_hook(lambda _, __, out: sizes.append(tuple(out.shape[2:]))):
         run(model, image(45, 71))
@@ -282,7 +282,7 @@ class Gated(nn.Module):
 
 def test_a_part_may_be_a_class() -> None:
     model = build(PLAIN, fuse=Gated)
-    assert all(isinstance(stage.fuse, Gated) for stage in model.stages)
+    assert all(isinstance(stage.fusion, Gated) for stage in model.stages)
     assert run(model.eval(), image(9, 13)).shape == (1, 2, 9, 13)
     assert "Gated" in str(model.plan)
 
@@ -295,12 +295,12 @@ def test_a_part_may_be_a_callable() -> None:
     assert [type(stage.block) for stage in model.stages] == [nn.Conv2d, nn.Conv2d]
     assert run(model, image(9, 13)).shape == (1, 2, 9, 13)
     mixed = build(PLAIN, fuse=[Gated, "add"])
-    assert [type(stage.fuse) for stage in mixed.stages] == [Gated, Add]
+    assert [type(stage.fusion) for stage in mixed.stages] == [Gated, Add]
 
 
 def test_a_level_may_have_its_own_word() -> None:
     model = build("plain:widths=[4,8,16,32]", fuse="add/max/concat", up="nearest/transposed/bilinear")
-    assert [type(stage.fuse) for stage in model.stages] == [Add, Max, Concat]
+    assert [type(stage.fusion) for stage in model.stages] == [Add, Max, Concat]
     assert [type(stage.up).__name__ for stage in model.stages] == [
         "NearestUpsampler",
         "TransposedUpsampler",
@@ -373,7 +373,7 @@ def test_a_fusion_that_cannot_join_is_refused_at_build_with_the_level_and_both_s
             return x + skip
 
     with pytest.raises(
-        InputSizeError, match=r"no input size works: at 256x256, stages\.0\.fuse gets 16x256x256 and 8x256x256 \("
+        InputSizeError, match=r"no input size works: at 256x256, stages\.0\.fusion gets 16x256x256 and 8x256x256 \("
     ):
         build("plain:widths=[8,16]", fuse=Careless)
     build("plain:widths=[8,8]", fuse=Careless)
@@ -454,7 +454,7 @@ def test_a_part_that_gives_other_channels_than_it_declares_is_named() -> None:
             self.out_channels = 7
 
     with pytest.raises(
-        BuildError, match=r"^stages\.0\.fuse \(--fuse <.*Boastful>\) declares out_channels=7, but gives 24$"
+        BuildError, match=r"^stages\.0\.fusion \(--fuse <.*Boastful>\) declares out_channels=7, but gives 24$"
     ):
         build("plain:widths=[8,16]", fuse=Boastful)
 

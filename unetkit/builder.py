@@ -386,14 +386,14 @@ def _build_stages(
     for index, level in enumerate(levels):
         where = f" at stages.{index} (stride {level.stride})"
         up = make.build_declaring("up", ups[index], (channels, level.scale), where)
-        channels, align, fuse = up.out_channels, None, None
+        channels, align, fusion = up.out_channels, None, None
         if level.skip is not None:
             align = make("align", aligns[index], (), where)
-            fuse = make.build_declaring("fuse", fuses[index], (channels, encoder.channels[level.skip]), where)
-            channels = fuse.out_channels
+            fusion = make.build_declaring("fuse", fuses[index], (channels, encoder.channels[level.skip]), where)
+            channels = fusion.out_channels
         block = make("block", blocks[index], (channels, widths[index]), where)
         channels = widths[index]
-        stages.append(Stage(up, align, fuse, block, scale=level.scale, stride=level.stride))
+        stages.append(Stage(up, align, fusion, block, scale=level.scale, stride=level.stride))
     return stages
 
 

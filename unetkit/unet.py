@@ -24,19 +24,19 @@ class Stage(nn.Module):
     Attributes:
         scale: the ratio of the stride below to its own.
         stride: the stride of its output.
-        align, fuse: None if the encoder has no map of this stride.
+        align, fusion: None if the encoder has no map of this stride.
     """
 
     up: Upsampler
     align: Align | None
-    fuse: Fusion | None
+    fusion: Fusion | None
     block: Block
 
-    def __init__(self, up: Any, align: Any, fuse: Any, block: Any, *, scale: float, stride: int) -> None:
+    def __init__(self, up: Any, align: Any, fusion: Any, block: Any, *, scale: float, stride: int) -> None:
         super().__init__()
         self.up = up
         self.align = align
-        self.fuse = fuse
+        self.fusion = fusion
         self.block = block
         self.scale = scale
         self.stride = stride
@@ -50,12 +50,12 @@ class Stage(nn.Module):
             size: the output size without a skip; None means (h, w) times the scale.
         """
         scaled = round(x.shape[-2] * self.scale), round(x.shape[-1] * self.scale)
-        if skip is None or self.align is None or self.fuse is None:
+        if skip is None or self.align is None or self.fusion is None:
             x = self.up(x, size or scaled)
             # A learned upsampler multiplies sizes that the encoder rounded up: what is too large is cropped.
             return self.block(x if size is None else crop_end(x, size))
         x = self.up(x, self.align.target_size(scaled, size_of(skip)))
-        return self.block(self.fuse(*self.align(x, skip)))
+        return self.block(self.fusion(*self.align(x, skip)))
 
 
 class BlockSequence(nn.Sequential):

@@ -203,7 +203,7 @@ def test_encoder_maps(recipe: str, strides: tuple[int, ...], channels: tuple[int
 def test_resnet101_decodes_to_a_quarter(fuse: str, joined: tuple[int, ...]) -> None:
     model = build(recipe="resnet101-unet", fuse=fuse, device="meta")
     assert [stage.stride for stage in model.stages] == [16, 8, 4]
-    assert tuple(stage.get_submodule("fuse").out_channels for stage in model.stages) == joined
+    assert tuple(stage.get_submodule("fusion").out_channels for stage in model.stages) == joined
     sizes: list[tuple[int, ...]] = []
     model.head.register_forward_hook(lambda _, __, out: sizes.append(tuple(out.shape[2:])))
     assert model(torch.empty(1, 3, 96, 64, device="meta")).shape == (1, 2, 96, 64)

@@ -63,7 +63,7 @@ def test_rows_follow_the_network() -> None:
     assert [(row.level, row.step) for row in traced.rows] == [
         ("input", ""),
         *((f"encoder.{i}", "") for i in range(5)),
-        *((f"stages.{i}", step) for i in range(3) for step in ("up", "align", "fuse", "block")),
+        *((f"stages.{i}", step) for i in range(3) for step in ("up", "align", "fusion", "block")),
         ("head", ""),
         ("logits", ""),
     ]
@@ -90,7 +90,7 @@ def test_projections_crops_pads_and_resizes_are_spelled_out() -> None:
 
 def test_a_sentence_says_more_than_one_word_for_levels() -> None:
     model = unetkit.build("plain:widths=[4,8,16]", fuse="add/concat", up="bilinear/nearest", device="meta")
-    whats = [row.what for row in unetkit.trace(model, 16).rows if row.step in ("up", "fuse")]
+    whats = [row.what for row in unetkit.trace(model, 16).rows if row.step in ("up", "fusion")]
     assert [what.split()[0] for what in whats] == ["bilinear", "add", "nearest", "concat"]
 
 

@@ -126,8 +126,10 @@ def _read_contracts(network: UNet) -> dict[Any, _Contract]:
         assert isinstance(stage, Stage)  # noqa: S101
         width = (plan.widths or ())[min(index, len(plan.widths or ()) - 1)]
         contracts[stage.up] = _declared_contract("up", part_at_level(plan.up, index), stage.up)
-        if stage.fuse is not None:
-            contracts[stage.fuse] = _declared_contract("fuse", part_at_level(plan.fuse, index), stage.fuse, "fusion")
+        if stage.fusion is not None:
+            contracts[stage.fusion] = _declared_contract(
+                "fuse", part_at_level(plan.fuse, index), stage.fusion, "fusion"
+            )
         flag, kind = f"--block {part_at_level(plan.block, index)}", "" if network.valid else "block"
         contracts[stage.block] = _Contract(flag, width, f"must give {width} channels", kind)
     head = f"must give {plan.classes} channels, one per class"

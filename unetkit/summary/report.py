@@ -25,7 +25,7 @@ class TraceRow:
         level: the module that the step belongs to, as in the state_dict: "input", "encoder.0" (its first map),
             "stages.0", "head", "logits", or the name of a part of a whole model; "output" where a padded input is
             cropped, "other" for operations outside all of these.
-        step: "up", "align", "fuse" or "block" within a stage; the name of a step in a part of a whole model; else "".
+        step: "up", "align", "fusion" or "block" within a stage; the name of a step in a part of a whole model; else "".
         side: the side of the U on which the step is drawn, "down" or "up".
         what: description of the step in words.
         channels: channels of the output.

@@ -330,12 +330,12 @@ def _step(trace: Trace, level: str, step: str) -> TraceRow:
 
 def _skip_labels(trace: Trace, stage: str, skip: str) -> tuple[str, str]:
     """Return the labels of a skip: its fusion, after the align if sizes differed, and the channels of the result."""
-    up, fuse = _step(trace, stage, "up"), _step(trace, stage, "fuse")
+    up, fusion = _step(trace, stage, "up"), _step(trace, stage, "fusion")
     skip_map = next(row for row in trace.rows if row.level == skip)
-    fusion = fuse.what.partition(" skip ")[0]
+    label = fusion.what.partition(" skip ")[0]
     if (up.height, up.width) != (skip_map.height, skip_map.width):
-        fusion = _step(trace, stage, "align").what.partition(": ")[0] + " · " + fusion
-    return _shorten(fusion, 40), f"{'projected to ' * ('project' in fuse.what)}{fuse.channels} channels"
+        label = _step(trace, stage, "align").what.partition(": ")[0] + " · " + label
+    return _shorten(label, 40), f"{'projected to ' * ('project' in fusion.what)}{fusion.channels} channels"
 
 
 def _caption(row: TraceRow) -> tuple[str, str]:

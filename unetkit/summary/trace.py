@@ -101,8 +101,8 @@ def _run_pass(meta_model: nn.Module, size: Size, batch: int) -> tuple[MeteredPas
     return run, notes
 
 
-#: The steps of a stage, in order.
-STEPS = ("up", "align", "fuse", "block")
+#: The steps of a stage, in order, and the option of a plan that chooses each.
+STEPS = {"up": "up", "align": "align", "fusion": "fuse", "block": "block"}
 
 
 class MeteredPass:
@@ -258,7 +258,7 @@ class UNetRowBuilder(RowBuilder):
 
     def _stage(self, level: str, index: int, stage: Stage) -> Iterator[TraceRow]:
         plan = self.network.resolved_plan
-        specs = {step: part_at_level(getattr(plan, step), index) for step in STEPS}
+        specs = {step: part_at_level(getattr(plan, option), index) for step, option in STEPS.items()}
         for step in STEPS:
             if call := self.find_call(getattr(stage, step)):
                 what = _describe_step(step, specs[step], stage, call)
@@ -338,8 +338,8 @@ def _describe_step(step: str, spec: str, stage: Stage, call: ModuleCall) -> str:
             return f"{spec} x{stage.scale:g}"
         case "align":
             return _describe_align(spec, call)
-        case "fuse":
-            return _describe_fuse(spec, call)
+        case "fusion":
+            return _describe_fusion(spec, call)
     return spec
 
 
@@ -353,7 +353,7 @@ def _describe_align(spec: str, call: ModuleCall) -> str:
     return f"{spec}: {', '.join(changes) or 'sizes agree'}"
 
 
-def _describe_fuse(spec: str, call: ModuleCall) -> str:
+def _describe_fusion(spec: str, call: ModuleCall) -> str:
     x, skip = call.inputs
     projections = [
         f"; {name} {m.kernel_size[0]}x{m.kernel_size[1]} conv {m.in_channels} to {m.out_channels}"

@@ -118,6 +118,6 @@ def test_in_a_network_of_odd_sizes_every_gate_learns() -> None:
     assert out.shape == (2, 2, 13, 11)
     out.square().mean().backward()
     for name, parameter in model.named_parameters():
-        if ".fuse." in name:
+        if ".fusion." in name:
             assert parameter.grad is not None, name
             assert parameter.grad.any(), name
