@@ -293,11 +293,11 @@ def test_a_block_with_the_wrong_channels_is_named_at_build(tmp_path: Path) -> No
 
 
 BROKEN = {
-    "mistake": ("x + self.q", r"^--fuse broken: stages\.0\.fuse gets 8x.* has no attribute 'q'\)$"),
-    "none": ("None", r"^stages\.0\.fuse \(--fuse broken\) gives no tensor instead of one of shape \(B, C, H, W\)$"),
+    "mistake": ("x + self.q", r"^--fuse broken: stages\.0\.fusion gets 8x.* has no attribute 'q'\)$"),
+    "none": ("None", r"^stages\.0\.fusion \(--fuse broken\) gives no tensor instead of one of shape \(B, C, H, W\)$"),
     "pair": (
         "(x, skip)",
-        r"^stages\.0\.fuse \(--fuse broken\) gives 2 tensors instead of one of shape \(B, C, H, W\)$",
+        r"^stages\.0\.fusion \(--fuse broken\) gives 2 tensors instead of one of shape \(B, C, H, W\)$",
     ),
     "flat": ("x.flatten(2)", r"gives a tensor of shape 1x8x65536 instead of one of shape \(B, C, H, W\)$"),
     "nhwc": ("x.permute(0, 2, 3, 1)", r"out_channels=8, but gives 256; its maps look NHWC: permute them to NCHW$"),

@@ -523,7 +523,7 @@ def unetkit_register(parts):
 
 def test_a_part_that_gives_the_wrong_channels_is_refused_where_it_is_used(write: Write, capsys: Any) -> None:
     parts = load_parts([write("wrong.py", WRONG)])
-    with pytest.raises(BuildError, match=r"^stages\.0\.fuse \(--fuse gate\) declares out_channels=4, but gives 12$"):
+    with pytest.raises(BuildError, match=r"^stages\.0\.fusion \(--fuse gate\) declares out_channels=4, but gives 12$"):
         build("plain:widths=[4,8]", fuse="gate", parts=parts)
     build("plain:widths=[4,8]", parts=parts)
     assert lines(capsys) == []
