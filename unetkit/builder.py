@@ -237,7 +237,7 @@ def build(
     return build_plan(Plan.of(**words).with_defaults(plan), parts or current_parts(), device)
 
 
-def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool = True) -> Network:
+def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool = True, check: bool = True) -> Network:
     """Build the model of a plan, and let plugins wrap the result.
 
     Args:
@@ -245,6 +245,7 @@ def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool
         parts: the registered parts.
         device: the device on which the model is created.
         pretrained: whether to load the weights that the plan requests; False if others will replace them.
+        check: whether to pass meta tensors through the network; False if that was done for the same plan.
     """
     resolved, base = resolve(plan, parts)
     check_device(device)
@@ -268,7 +269,7 @@ def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool
         raise PluginError(f"plugin {named} of a model, which cannot store its plan: {error}") from error
     used = (owners | wrappers) - {BUILTIN}
     network.plugins = tuple(plugin for plugin in parts.plugins if plugin.loaded and plugin.name in used)
-    if plan.size is not None or used or resolved.model is not None:
+    if check and (plan.size is not None or used or resolved.model is not None):
         with stdout_to_stderr():
             verify(model, any_size=plan.size is None)
     return model

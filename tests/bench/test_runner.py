@@ -156,6 +156,8 @@ class Strange(torch.nn.Conv2d):
     def __init__(self, in_channels: int, classes: int, *, way: str = "fine"):
         super().__init__(in_channels, classes, 1)
         self.way = way
+        if way == "early":
+            self.killed()
 
     def forward(self, x):
         if x.device.type != "meta":
@@ -224,6 +226,16 @@ def test_what_dies_or_hangs_is_a_row_with_its_cause(strange: str, tmp_path: Path
     assert raises.failures == {"latency": "ZeroDivisionError: no such luck"}
     assert exhausts.failures["latency"].startswith("ran out of memory: RuntimeError: ")
     assert all(row.values["macs"] == fine.values["macs"] for row in found)
+
+
+def test_a_row_whose_build_kills_its_process_costs_no_other_row(strange: str) -> None:
+    ways = ("fine", "fine", "early", "raises", "killed")  # several rows are built in one process
+    plans = [f"{TINY} --head strange:way={way} --classes {2 + i}" for i, way in enumerate(ways)]
+    found = bench.run([*plans, f"{TINY} --head strange:nope=1"], plugins=[strange], metrics=["macs"], **QUICK)
+    errors = [row.error for row in found]
+    assert errors[:5] == ["", "", "its process was killed by SIGKILL", "", ""]
+    assert "nope" in errors[5]
+    assert all(row.values["macs"] for row in found if not row.error)
 
 
 def test_plugins_add_metrics(strange: str) -> None:

@@ -112,22 +112,31 @@ class BenchModel:
     parts: Parts
     seed: int = 0
 
-    def build(self) -> nn.Module:
-        """Build a new model on the device, in eval mode and in the memory format of the mode, but not compiled."""
+    def build(self, *, check: bool = True) -> nn.Module:
+        """Build a new model on the device, in eval mode and in the memory format of the mode, but not compiled.
+
+        Args:
+            check: whether to pass meta tensors through it, as `unetkit.build` does.
+        """
         plan = replace(self.plan, seed=self.seed, pretrained=None)
-        return build_plan(plan, self.parts, self.device).eval().to(memory_format=self.memory_format)
+        model = build_plan(plan, self.parts, self.device, check=check)
+        return model.eval().to(memory_format=self.memory_format)
 
     @cached_property
     def peak_memory(self) -> PeakMemory:
-        """The measurement of memory in excess of what the process used before the model was built."""
+        """The measurement of memory in excess of what the process used before the model was built.
+
+        Access it before `model` and whatever builds that, such as `forward`.
+        """
+        if "model" in self.__dict__:
+            raise BuildError("peak_memory must be accessed before the model, or it would leave out the model's weights")
         build_plan(self.plan, self.parts, "meta")  # imports the modules that a build needs, which would count otherwise
         return PeakMemory(self.device)
 
     @cached_property
     def model(self) -> nn.Module:
-        """The model as `build` returns it."""
-        _ = self.peak_memory  # must be created before the model
-        return self.build()
+        """The model as `build` returns it; that it takes the input was found before it is measured."""
+        return self.build(check=False)
 
     @cached_property
     def runnable(self) -> Callable[[Tensor], Any]:
@@ -239,8 +248,8 @@ def memory(bench_model: BenchModel) -> int:
 def training_memory(bench_model: BenchModel) -> int:
     """Peak memory of a training step, in bytes, including gradients and AdamW's state, measured like `memory`."""
     _refuse_compiled_on_cpu(bench_model)
-    step = training(bench_model)
-    return bench_model.peak_memory.measure(lambda: (step(), step()))
+    peak_memory, step = bench_model.peak_memory, training(bench_model)
+    return peak_memory.measure(lambda: (step(), step()))
 
 
 def _refuse_compiled_on_cpu(bench_model: BenchModel) -> None:

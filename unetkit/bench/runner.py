@@ -11,11 +11,12 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -198,6 +199,8 @@ DESCRIBE_MACHINE = "unetkit.bench.worker:describe_machine"
 DRY_BUILD, MEASURE, PROBE = (f"unetkit.bench.worker:{name}" for name in ("dry_build", "measure", "probe"))
 #: Shortest time limit of processes that do not measure, in seconds.
 _MIN_TIMEOUT = 300.0
+#: Largest number of cases that one process builds on meta tensors.
+_MAX_BATCH = 16
 
 
 @dataclass
@@ -366,19 +369,40 @@ class BenchRunner:
             cases: cases to build.
 
         Returns:
-            The results of the cases that failed.
+            The results of the cases that failed, in the order of the cases.
         """
         refused = self.training.refused if self.training else {}
         failed = [TaskResult(self.make_trial(case), {}, refused[case.id], 0.0) for case in cases if case.id in refused]
         trials = [self.make_trial(case) for case in cases if case.id not in refused]
-        slots = [None] * len(available_cores())
-        for done, result in enumerate(self.run_children(trials, DRY_BUILD, slots), len(failed) + 1):
+        for done, result in enumerate(self._run_dry_builds(trials), len(failed) + 1):
             if result.error:
                 failed.append(result)
             else:
                 self.dry_builds[result.task.case.id] = result.facts
             self.on_dry_build(done, len(cases))
-        return failed
+        order = {case.id: index for index, case in enumerate(cases)}
+        return sorted(failed, key=lambda result: order[result.task.case.id])
+
+    def _run_dry_builds(self, trials: Sequence[Trial]) -> Iterator[TaskResult]:
+        """Build cases, several in each process, and yield each result.
+
+        What a process that died or hung left is built again, each case in a process of its own.
+        """
+        slots = [None] * len(available_cores())
+        ordered = sorted(trials, key=lambda trial: str(trial.case.plan.encoder))  # what they share is imported once
+        length = min(_MAX_BATCH, ceil(len(trials) / (2 * len(slots)))) or 1
+        batches = [ordered[start : start + length] for start in range(0, len(trials), length)]
+        while batches:
+            left = []
+            for result in self.run_children(batches, DRY_BUILD, slots):
+                for trial in result.task:
+                    facts = result.facts.get(trial.case.id, {"error": result.error})
+                    if trial.case.id not in result.facts and len(result.task) > 1:
+                        left.append([trial])
+                        continue
+                    error = facts.pop("error", "")
+                    yield TaskResult(trial, facts, error, round(result.seconds / len(result.task), 2))
+            batches = left
 
     def choose_baseline(self, header: Header | None) -> None:
         """Set the baseline: that of the settings, or of the existing rows, or the first case that can be built.
@@ -424,7 +448,7 @@ class BenchRunner:
         """Raise BuildError if there are rows to measure and the baseline cannot be built."""
         size = next((results["size"] for results in self.dry_builds.values()), None)
         case = Case(replace(self.baseline, size=size), self.cases[0].batch_size, self.baseline_mode, ())
-        for result in self.run_children([self.make_trial(case)] if self.dry_builds else [], DRY_BUILD, [None]):
+        for result in self._run_dry_builds([self.make_trial(case)] if self.dry_builds else []):
             if result.error:
                 raise BuildError(f"--baseline {self.baseline}: {result.error}")
 

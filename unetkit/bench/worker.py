@@ -1,4 +1,4 @@
-"""The functions that the processes of a benchmark run: build a case on meta tensors, or measure it beside the baseline.
+"""The functions that the processes of a benchmark run: build cases on meta tensors, or measure one beside the baseline.
 
 `BenchRunner` starts a process for each call. They emit results as dicts with the keys "line", "macs", "activations",
 "size", "device", "cpu_contention", "current_metric", and (field of a BenchRow, name of a metric) for each metric.
@@ -11,7 +11,7 @@ import math
 import os
 import platform
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from random import Random
@@ -40,26 +40,34 @@ from unetkit.utils.system import available_cores, cpu_name, free_memory, is_oom,
 _MEMORY_SHARE = 0.9
 
 
-def dry_build(trial: Trial, slot: Slot, emit: Emit) -> None:
-    """Build a case on meta tensors, run its input through it, and emit its line, its size and its analytic metrics.
+def dry_build(trials: Sequence[Trial], slot: Slot, emit: Emit) -> None:
+    """Build cases on meta tensors, run their input through them, and emit for each its line, size and analytic metrics.
 
     Args:
-        trial: the case.
+        trials: the cases, at least one, of one benchmark.
         slot: not used.
-        emit: called with the results.
+        emit: called with the results of a case by its id; they are {"error": one line} if it cannot be built.
     """
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    manager = load_manager(trial.plugins)
+    parts = load_manager(trials[0].plugins).parts
+    for trial in trials:
+        try:
+            facts = _dry_build(trial, parts)
+        except Exception as error:  # parts may raise anything
+            facts = {"error": one_line(error)}
+        emit({trial.case.id: facts})
+
+
+def _dry_build(trial: Trial, parts: Parts) -> dict[Any, Any]:
     if trial.case.plan.pretrained:
-        build_plan(trial.case.plan, manager.parts, "meta")  # fails if there are no such weights, and loads none
-    bench_model = _make_bench_model(trial, torch.device("meta"), manager.parts)
+        build_plan(trial.case.plan, parts, "meta")  # fails if there are no such weights, and loads none
+    bench_model = _make_bench_model(trial, torch.device("meta"), parts)
     trace = bench_model.trace
     size = trace.rows[0].height, trace.rows[0].width
-    emit({"line": trace.line, "macs": trace.macs, "activations": trace.activation_bytes, "size": size})
-    for metric in _requested_metrics(trial, manager.parts):
-        if metric.name in ANALYTIC_METRICS:
-            emit({("values", metric.name): metric.load()(bench_model)})
+    facts = {"line": trace.line, "macs": trace.macs, "activations": trace.activation_bytes, "size": size}
+    analytic = [metric for metric in _requested_metrics(trial, parts) if metric.name in ANALYTIC_METRICS]
+    return facts | {("values", metric.name): metric.load()(bench_model) for metric in analytic}
 
 
 def measure(trial: Trial, slot: Slot, emit: Emit) -> None:

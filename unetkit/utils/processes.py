@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections import deque
@@ -196,6 +197,7 @@ def _run_child(connection: Connection, task: Any, slot: Any, target: str) -> Non
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the leader is interrupted too, and ends this one
     if hasattr(os, "setsid"):
         os.setsid()  # so that what it starts can be ended with it
+    gc.freeze()  # or each collection would look at all objects of the preloaded modules, and so copy their memory
     current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # or it could not load data in processes
     connection.send({_BEGUN: True})
     silence = os.open(os.devnull, os.O_WRONLY)
