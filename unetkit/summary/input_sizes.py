@@ -24,7 +24,7 @@ from unetkit.summary.forward_hooks import (
 )
 from unetkit.unet import Stage, UNet
 from unetkit.utils.formatting import Size, format_size
-from unetkit.utils.modules import meta_copy
+from unetkit.utils.modules import preserve_mode, to_meta
 from unetkit.utils.spatial import size_of
 
 
@@ -39,7 +39,12 @@ def verify(model: nn.Module, *, any_size: bool) -> None:
         InputSizeError: the network does not take the size; says which module failed and with which shapes.
         BuildError: a part violates its contract, or fails for a reason other than the size.
     """
-    meta_model = meta_copy(model).eval()
+    meta_model = to_meta(model)
+    with preserve_mode(meta_model):
+        _verify(meta_model.eval(), any_size=any_size)
+
+
+def _verify(meta_model: nn.Module, *, any_size: bool) -> None:
     network = find_network(meta_model)
     size = resolve_input_size(network, None)
     with torch.no_grad():

@@ -23,7 +23,7 @@ from unetkit.summary.report import Side, Trace, TraceRow
 from unetkit.unet import Stage, UNet
 from unetkit.utils.flops import CostMeter, storage_key
 from unetkit.utils.formatting import Size, format_size
-from unetkit.utils.modules import meta_copy, preserve_mode
+from unetkit.utils.modules import preserve_mode, to_meta
 from unetkit.utils.spatial import size_of
 
 
@@ -49,7 +49,7 @@ def trace(model: nn.Module, size: int | Size | None = None, *, batch: int = 1) -
     network = find_network(model)
     input_size = resolve_input_size(network, size)
     with torch.inference_mode(False), torch.enable_grad():
-        meta_model = model if next(model.parameters()).device.type == "meta" else meta_copy(model)
+        meta_model = to_meta(model)
         with preserve_mode(meta_model):
             run, notes = _run_pass(meta_model, input_size, batch)
             minimum = find_smallest_input(meta_model) if network.valid else 1

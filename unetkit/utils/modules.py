@@ -25,6 +25,11 @@ def meta_copy(model: M) -> M:
     return copy.deepcopy(model, memo)
 
 
+def to_meta(model: M) -> M:
+    """Return the model itself if it is on the meta device, and otherwise a copy that is."""
+    return model if next(model.parameters()).device.type == "meta" else meta_copy(model)
+
+
 @contextmanager
 def preserve_mode(model: nn.Module) -> Iterator[None]:
     """Restore training or eval mode of each module at the end of the context."""
