@@ -79,3 +79,19 @@ def test_concatenation(dim: int, other: tuple[int, ...]) -> None:
     x = torch.empty(2, 3, 5, 7, device="meta")
     assert_same(lambda x: torch.cat([x, torch.empty(other, device="meta")], dim), x)
     assert_same(lambda x: torch.cat([x, torch.empty(other, device="meta", dtype=torch.float64)], dim), x)
+
+
+ACTIVATIONS = (nn.ReLU6, nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.LeakyReLU, nn.ELU, nn.Mish)
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_activations_in_place(kind: Any) -> None:
+    x = torch.empty(2, 3, 5, 4, device="meta", requires_grad=True)
+    assert_same(lambda x: kind(inplace=True)(x * 2), x)
+    with CostMeter([x], []) as meter:
+        changed = x * 2
+        assert kind(inplace=True)(changed) is changed
+        assert changed._version == 1  # or autograd would not notice
+        changed.sum().backward()
+    assert x.grad is not None
+    assert meter.macs.count(0) == len(meter.macs)

@@ -27,6 +27,8 @@ class MetaShapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _IN_PLACE_ACTIVATIONS and args[0].is_meta and args[0].is_floating_point():
+            return args[0]
         return func(*args, **(kwargs or {})) if makes_alias(func) else self._run(func, args, kwargs or {})
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -140,6 +142,21 @@ _SHORTCUTS: dict[Any, Any] = {
     torch.ops.aten.convolution.default: _conv_shape,
     torch.ops.aten.max_pool2d_with_indices.default: _max_pool_shape,
     torch.ops.aten.cat.default: _cat_shape,
+}
+
+
+#: Operations that change the values of a tensor, of which one on meta has none. Torch decomposes each in milliseconds.
+_IN_PLACE_ACTIVATIONS = {
+    torch.ops.aten.clamp_.default,
+    torch.ops.aten.elu_.default,
+    torch.ops.aten.gelu_.default,
+    torch.ops.aten.hardsigmoid_.default,
+    torch.ops.aten.hardswish_.default,
+    torch.ops.aten.hardtanh_.default,
+    torch.ops.aten.leaky_relu_.default,
+    torch.ops.aten.mish_.default,
+    torch.ops.aten.sigmoid_.default,
+    torch.ops.aten.silu_.default,
 }
 
 
