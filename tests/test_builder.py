@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import traceback
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import unetkit
-from unetkit.errors import BuildError, OptionError, PluginError, UnknownNameError
+from unetkit.errors import BuildError, FileError, OptionError, PluginError, UnknownNameError
 from unetkit.parts.blocks import BasicBlock, DoubleConv
 from unetkit.plan import PartSpec, Plan
 from unetkit.plugins import load_parts
@@ -340,3 +341,58 @@ def test_what_an_encoder_declares_is_held_to_its_maps() -> None:
         unetkit.build(PartSpec.of(Strided, {"strides": (2, 4)}), device="meta")
     with pytest.raises(BuildError, match=r"does not give a list of maps of shape \(B, C, H, W\)$"):
         unetkit.build(PartSpec.of(Strided, {"listed": False}), device="meta")
+
+
+class Taking(nn.Module):
+    """A fusion that keeps its options as they come.
+
+    Args:
+        act: a class.
+        sizes: kernels of branches.
+        extra: anything.
+    """
+
+    def __init__(
+        self, x_channels: int, skip_channels: int, *, act: Any = nn.ReLU, sizes: Any = (3,), extra: Any = None
+    ) -> None:
+        super().__init__()
+        self.out_channels, self.taken = x_channels, (act, sizes, extra)
+        self.act, self.project = act(), nn.Conv2d(skip_channels, x_channels, 1)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Any:
+        return self.act(x + self.project(skip))
+
+
+def test_a_class_receives_the_objects_that_its_options_are_given() -> None:
+    sizes, table = [12], torch.ones(3)
+    given = PartSpec.of(Taking, {"act": nn.SiLU, "sizes": sizes, "extra": table})
+    model: Any = unetkit.build("plain:widths=[4,8]", fuse=given)
+    act, passed, extra = model.stages[0].fusion.taken
+    assert (act, passed is sizes, extra is table) == (nn.SiLU, True, True)
+    assert str(model.plan) == "--encoder 'plain:widths=[4,8]' --fuse '<Taking>:act=<SiLU>,extra=<Tensor>,sizes=[12]'"
+    with pytest.raises(OptionError, match="is not a part"):
+        Plan.parse(str(model.plan))
+    again: Any = unetkit.build(copy.deepcopy(model.plan))
+    assert again.plan != model.plan  # tensors are equal only to themselves
+    other: Any = unetkit.build(fuse=PartSpec.of(Taking, {"extra": None, "act": nn.ReLU}), encoder="plain:widths=[4,8]")
+    assert other.stages[0].fusion.taken == (nn.ReLU, (3,), None)
+    assert str(other.plan) == "--encoder 'plain:widths=[4,8]' --fuse '<Taking>'"
+    two: Any = unetkit.build("plain:widths=[4,6,8]", fuse=[PartSpec.of(Taking, {"extra": e}) for e in ("1", 1)])
+    assert [stage.fusion.taken[2] for stage in two.stages] == ["1", 1]
+    with pytest.raises(OptionError, match=r"option 'act' is annotated Any, so it cannot be read from text"):
+        unetkit.build("plain", fuse=PartSpec.of(Taking).with_options({"act": "silu"}))
+
+
+def test_a_part_with_a_name_is_given_objects_that_have_no_text(tmp_path: Path) -> None:
+    plan = Plan.of(encoder=PartSpec.of("test_resnet", {"act_layer": nn.SiLU}), in_channels=1)
+    model: Any = unetkit.build(plan)
+    assert any(isinstance(module, nn.SiLU) for module in model.encoder.modules())
+    assert "act_layer=<SiLU>" in str(model.plan)
+    with pytest.raises(OptionError, match="is an object, which only Python can give"):
+        Plan.parse(str(model.plan))
+    with pytest.raises(FileError, match="has an option that was given as a Python object"):
+        unetkit.save(model, tmp_path / "a.safetensors")
+    with pytest.raises(OptionError, match=r"norm must be one of .*; got <SiLU>$"):
+        unetkit.build("plain", block=PartSpec.of("double", {"norm": nn.SiLU}))
+    with pytest.raises(BuildError, match="options that are text"):
+        unetkit.build(plan, model="smp/unet")

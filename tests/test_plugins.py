@@ -672,13 +672,6 @@ def test_a_part_that_is_not_where_it_was_registered(write: Write, target: str, r
         build("plain:widths=[2,4]", fuse="late", parts=parts)
 
 
-def test_options_without_annotations_are_of_their_defaults_type(write: Write) -> None:
-    source = GOOD.replace("width: int = 1", "share=0.5, many=2, on=True, name='a', other: 'Unheard' = 3")
-    parts = load_parts([write("bare.py", source.format(part="bare"))])
-    types = {option.name: option.type for option in parts.fusions.get("bare").signature.options}
-    assert types == {"share": float, "many": int, "on": bool, "name": str, "other": int}
-
-
 def test_a_positional_option_is_told_from_none(write: Write) -> None:
     source = GOOD.replace("skip_channels, *, width", "skip_channels, width")
     parts = load_parts([write("bare.py", source.format(part="bare"))])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from unetkit.errors import BuildError, OptionError, UnetkitError, UnknownNameError
+from unetkit.options import PythonValue
 from unetkit.plan import PartSpec, Plan
 from unetkit.plugins import load_parts
 from unetkit.registry import Parts
@@ -55,7 +56,8 @@ BAD = {
     "--recipe unet-2015:depth=3": "--recipe unet-2015:depth=3: unet-2015 has no options, so 'depth' is not one; "
     "leave it out",
     "--encoder plain:depth=two": "--encoder plain:depth=two: depth must be an integer or none; got two",
-    "--encoder plain:widths=64": "--encoder plain:widths=64: widths must be a list like [1,2] or none; got 64",
+    "--encoder plain:widths=64": "--encoder plain:widths=64: widths must be a list of integers, like [1,2] or none; "
+    "got 64",
     "--encoder plain:norm=bach": "--encoder plain:norm=bach: norm must be one of batch, group, instance, layer, none; "
     "got bach",
     "--encoder plain:padding=2": "--encoder plain:padding=2: padding must be one of 0, 1; got 2",
@@ -90,7 +92,7 @@ def test_an_option_without_a_default_must_be_given(parts: Parts) -> None:
         resolve(plan, parts)
     assert str(error.value) == "--fuse <needy>: needy needs ratio=..., which has no default"
     whole, _ = resolve(Plan.of(encoder="plain", fuse=PartSpec.of(needy, {"ratio": 0.5})), parts)
-    assert whole.fuse == (PartSpec("needy", (("ratio", "0.5"),), needy),)
+    assert whole.fuse == (PartSpec("needy", (("ratio", PythonValue(0.5)),), needy),)
 
 
 def circular() -> Plan:

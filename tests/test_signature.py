@@ -5,14 +5,15 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 from torch import nn
 
+import unetkit
 from unetkit import options as signature
 from unetkit.errors import OptionError, PluginError
 from unetkit.options import Option, Signature
@@ -115,7 +116,7 @@ def test_a_class_with_its_own_init(write: Writer) -> None:
         Option("width", int | None, None, "of the gate, in channels, told over two lines."),
         Option("kind", Literal["a", "b", -1], "a", "which one."),
         Option("sizes", tuple[int, ...], (1, 2), ""),
-        Option("text", str, "plain", ""),
+        Option("text", Any, "plain", "", "has no annotation"),
         Option("flag", bool | str, False, ""),
         Option("scale", float, -0.5, ""),
     )
@@ -199,7 +200,76 @@ def test_an_annotation_that_means_nothing_at_run_time_spoils_no_other(write: Wri
         "    from nowhere import Thing\n\ndef make(x: Thing, *, k: int | None = 3, thing: Thing = None): ...\n"
     )
     options = signature.read_signature(signature.load_target(f"{name}:make")).options
-    assert [(o.name, o.type) for o in options] == [("k", int | None), ("thing", str)]
+    assert [(o.name, o.type, o.unreadable) for o in options] == [
+        ("k", int | None, ""),
+        ("thing", Any, "is annotated Thing"),
+    ]
+
+
+READABLE = """
+from __future__ import annotations
+from collections.abc import Sequence
+from pathlib import Path
+
+def make(*, a: list[int], b: Sequence[float] | None = None, c: tuple[tuple[str, ...], ...] = (), d: Path | None = None):
+    'Make.'
+"""
+
+
+def test_readable_types_are_read_from_source(write: Writer) -> None:
+    known = both(f"{write(READABLE)}:make")
+    assert [option.type for option in known.options] == [
+        list[int],
+        Sequence[float] | None,
+        tuple[tuple[str, ...], ...],
+        Path | None,
+    ]
+    known.check_readable()
+
+
+def test_an_enum_and_older_spellings_are_read_from_the_imported_factory(write: Writer) -> None:
+    name = write(
+        "import enum, pathlib, typing\n\nclass Mode(enum.Enum):\n    FAST = 'fast'\n\n"
+        "def make(*, m: Mode = Mode.FAST, a: typing.List[int] = (), b: typing.Optional[pathlib.Path] = None,"
+        " c: typing.Sequence[Mode] = ()): ..."
+    )
+    known = fallen_back(f"{name}:make")
+    mode = known.options[0].type
+    assert [option.type for option in known.options[1:3]] == [list[int], Path | None]
+    assert (get_origin(known.options[3].type), get_args(known.options[3].type)) == (Sequence, (mode,))
+    known.check_readable()
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        ("a", "has no annotation"),
+        ("a=3", "has no annotation"),
+        ("a: tuple = ()", "is annotated tuple"),
+        ("a: list = ()", "is annotated list"),
+        ("a: Sequence = ()", "is annotated Sequence"),
+        ("a: dict[str, int] | None = None", "is annotated dict[str, int] | None"),
+        ("a: Any = None", "is annotated Any"),
+        ("a: nn.Module = nn.ReLU()", "is annotated Module"),
+        ("a: list[nn.Module] = ()", "is annotated list[torch.nn.modules.module.Module]"),
+        ("a: Callable[..., nn.Module] = nn.ReLU", "is annotated collections.abc.Callable[..., torch"),
+        ("a: Literal[b'x'] = b'x'", "is annotated typing.Literal[b'x']"),
+        ("a: 'Missing' = None", "is annotated Missing"),
+    ],
+)
+def test_other_types_are_refused_where_they_are_declared(write: Writer, option: str, reason: str) -> None:
+    name = write(
+        "from collections.abc import Callable, Sequence\nfrom typing import Any, Literal\nfrom torch import nn\n\n"
+        f"def make(x_channels, skip_channels, *, k: int = 1, {option}):\n    'Make.'\n"
+    )
+    parts = load_parts(isolated=True)
+    parts.fusions.add("mine", f"{name}:make")
+    with pytest.raises(PluginError) as refused:
+        unetkit.build("plain", fuse="mine:k=2", parts=parts, device="meta")
+    message = str(refused.value)
+    assert message.startswith("--fuse mine:k=2 (of unetkit): option 'a' (")
+    assert f"{name}.py:5) {reason}" in message
+    assert "annotate it as int, " in message
 
 
 @pytest.mark.parametrize(
@@ -256,7 +326,7 @@ def test_a_file_in_another_encoding_is_imported(write: Writer, tmp_path: Path) -
 def test_objects() -> None:
     assert signature.read_signature(nn.Conv2d).options == ()
     assert signature.read_signature(partial(nn.Conv2d, bias=False)).options[0].name == "bias"
-    assert signature.read_signature(lambda x, *, k=3: x).options == (Option("k", int, 3, ""),)
+    assert signature.read_signature(lambda x, *, k=3: x).options == (Option("k", Any, 3, "", "has no annotation"),)
     with pytest.raises(OptionError, match=r"^<class 'dict'> has no readable signature; wrap it in a"):
         signature.read_signature(dict)
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
+from enum import Enum, IntEnum
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +25,21 @@ TEXT = st.one_of(
 )
 FLOATS = st.floats(allow_nan=False)
 INTS = st.integers()
+
+
+class Word(Enum):
+    """Its values are text, and so its words."""
+
+    FIRST = "none"
+    LAST = "a,b"
+
+
+class Level(IntEnum):
+    """Its values are numbers, so its names are its words."""
+
+    low = 1
+    HIGH = 2
+
 
 #: Every annotation, with the values that it may have.
 KINDS: list[tuple[Any, st.SearchStrategy[Any]]] = [
@@ -53,6 +71,12 @@ KINDS: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (tuple[tuple[str, ...], ...], st.lists(st.lists(TEXT).map(tuple)).map(tuple)),
     (tuple[int, ...] | None, st.lists(INTS).map(tuple) | st.none()),
     (tuple[str, ...] | str, st.lists(TEXT).map(tuple) | TEXT),
+    (list[int] | None, st.lists(INTS) | st.none()),
+    (Sequence[str], st.lists(TEXT).map(tuple)),
+    (Path, TEXT.map(Path)),
+    (Path | None, TEXT.map(Path) | st.none()),
+    (Word, st.sampled_from(Word)),
+    (list[Level | None], st.lists(st.sampled_from(Level) | st.none())),
 ]
 
 
@@ -122,6 +146,11 @@ def test_arbitrary_text_is_read_or_refused(text: str) -> None:
         (np.float32(0.5), "0.5"),
         (np.float64(0.1), "0.1"),
         (Fraction(1, 2), "0.5"),
+        (Path("/a/b"), '"/a/b"'),
+        (Level.low, "low"),
+        ([Word.FIRST, Word.LAST], '[none,"a,b"]'),
+        (int, "<int>"),
+        ({"a": 1}, "<dict>"),
     ],
 )
 def test_how_values_are_written(value: Any, text: str) -> None:
@@ -139,6 +168,8 @@ def test_how_values_are_written(value: Any, text: str) -> None:
         ("none", str | None, None),
         ("/a/b c.pt", bool | str, "/a/b c.pt"),
         ("relu", Any, "relu"),
+        ("a,b", Word, Word.LAST),
+        ("[none,1]", Sequence[int | None], (None, 1)),
     ],
 )
 def test_how_values_may_be_written_by_hand(text: str, kind: Any, value: Any) -> None:
@@ -161,6 +192,10 @@ def test_how_values_may_be_written_by_hand(text: str, kind: Any, value: Any) -> 
         ("[1,x]", tuple[int, ...]),
         ("[1,]", tuple[int, ...]),
         ("[1]", tuple[int, int]),
+        ("1", list[int]),
+        ("[x]", Sequence[int]),
+        ("FIRST", Word),
+        ("1", Level),
         ('"open', str),
         ('"a"b', str),
     ],
@@ -181,9 +216,16 @@ def test_ill_typed_text_is_refused(text: str, kind: Any) -> None:
         (bool | str, "true or false or text"),
         (Literal["half", "keep"], "one of half, keep"),
         (Literal["half"], "half"),
-        (tuple[int, ...], "a list like [1,2]"),
-        (tuple[int, int, int], "a list like [1,2,3]"),
-        (tuple[int, ...] | None, "a list like [1,2] or none"),
+        (tuple[int, ...], "a list of integers, like [1,2]"),
+        (tuple[int, int, int], "a list of 3 integers, like [1,2,3]"),
+        (tuple[int, ...] | None, "a list of integers, like [1,2] or none"),
+        (list[float], "a list of numbers, like [0.5,2]"),
+        (Sequence[str], "a list of texts, like [a,b]"),
+        (tuple[int, str], "a list of an integer, text, like [1,b]"),
+        (list[Word], 'a list of items, each one of none, "a,b", like [none,"a,b"]'),
+        (tuple[tuple[int, ...], ...], "a list of items, each a list of integers, like [[1,2],[1,2]]"),
+        (Level, "one of low, HIGH"),
+        (Path, "a path"),
     ],
 )
 def test_types_in_words(kind: Any, words: str) -> None:

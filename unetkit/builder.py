@@ -322,6 +322,11 @@ def _build_whole(plan: ResolvedPlan, parts: Parts) -> tuple[Network, Plan]:
     extra: dict[str, Any] = {"pretrained": plan.pretrained} if plan.pretrained else {}
     if plan.encoder is not None:
         entry = parts.encoders.get(plan.encoder.name)
+        if plan.encoder.objects:
+            raise BuildError(
+                f"--encoder {plan.encoder}: a whole model takes the name of its encoder, with options that are text; "
+                "leave out what is given as an object"
+            )
         full = replace(plan.encoder, name=f"{entry.library}/{entry.name}" if entry.library else entry.name)
         extra["encoder"] = str(full)
     extra |= make.sized_options("model", spec, plan)

@@ -4,7 +4,7 @@ The positional parameters of a factory are supplied by the builder; its keyword-
 For a factory that is registered as "module:attr", both are read from source text, so that listing and completing parts
 and rejecting wrong options need not import torch. Values are written as `kernel=4`, `widths=[64,128]`, `init=bilinear`
 and read by the annotation of the parameter; brackets and double quotes protect the characters that separate parts,
-options and levels.
+options and levels. A value that is given in Python and has no such text is passed on as the object that it is.
 """
 
 from __future__ import annotations
@@ -18,19 +18,37 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from enum import Enum
+from functools import cache, reduce
 from importlib.util import find_spec
 from numbers import Integral, Real
+from operator import or_
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from unetkit.errors import OptionError, PluginError
 from unetkit.utils.isolation import wrap_errors
 
-#: The types that an annotation in a factory's signature may contain, besides Literal and None.
-_ANNOTATION_NAMES = {"tuple": tuple, "int": int, "float": float, "str": str, "bool": bool}
+_NoneType = type(None)
+#: The types without members that an annotation may contain, besides Enums.
+_PLAIN_TYPES = (int, float, str, bool, Path, None, _NoneType)
+#: The names that an annotation in source text may contain, besides Literal and None.
+_ANNOTATION_NAMES: dict[str, Any] = {
+    "tuple": tuple,
+    "list": list,
+    "Sequence": Sequence,
+    "int": int,
+    "float": float,
+    "str": str,
+    "bool": bool,
+    "Path": Path,
+}
+#: What to write in place of an annotation that cannot be read, for messages.
+READABLE_TYPES = (
+    "int, float, str, bool, None, Path, Literal, an Enum, list[T], tuple[T, ...], Sequence[T], or a union of these"
+)
 
 #: Base classes without options, so that a subclass that defines no __init__ has none either.
 _BASES_WITHOUT_OPTIONS = {"nn.Module", "torch.nn.Module"}
@@ -39,16 +57,29 @@ _NO_ARGUMENTS = ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_default
 
 @dataclass(frozen=True)
 class Option:
-    """A keyword-only parameter of a factory."""
+    """A keyword-only parameter of a factory.
+
+    Attributes:
+        name: the name of the parameter.
+        type: its annotation, or Any if that cannot be read.
+        default: its default, or `inspect.Parameter.empty`.
+        help: its description in the docstring.
+        unreadable: why its values cannot be read from text, as in "has no annotation"; "" if they can.
+    """
 
     name: str
     type: Any
     default: Any
     help: str
+    unreadable: str = ""
 
     @property
     def required(self) -> bool:
         return self.default is inspect.Parameter.empty
+
+    def is_default(self, value: Any) -> bool:
+        """Return whether a value equals the default; a list equals a tuple of the same items."""
+        return _are_equal(value, self.default)
 
 
 @dataclass(frozen=True)
@@ -66,6 +97,15 @@ class Signature:
     positional: tuple[str, ...] = ()
     #: The name of the `**options` parameter, through which a library's factory accepts the options of each name.
     var_keyword: str = ""
+
+    def check_readable(self) -> None:
+        """Raise PluginError if the values of an option cannot be read from text."""
+        for option in self.options:
+            if option.unreadable:
+                raise PluginError(
+                    f"option {option.name!r} ({self.file}:{self.line}) {option.unreadable}, so its values cannot be "
+                    f"read from text; annotate it as {READABLE_TYPES}"
+                )
 
 
 def read_signature(factory: Callable[..., Any] | str) -> Signature:
@@ -101,7 +141,7 @@ def _signature_from_object(factory: Callable[..., Any]) -> Signature:
     doc = inspect.cleandoc(factory.__doc__ or "")
     docs = [doc, *(inspect.cleandoc(vars(base).get("__doc__") or "") for base in getattr(factory, "__mro__", ())[1:])]
     options = tuple(
-        Option(p.name, _option_type(p.annotation, p.default), p.default, _find_help(docs, p.name))
+        _make_option(p.name, p.annotation, p.default, _find_help(docs, p.name))
         for p in _parameters(factory)
         if p.kind is inspect.Parameter.KEYWORD_ONLY
     )
@@ -142,18 +182,33 @@ def _parameters(factory: Callable[..., Any]) -> list[inspect.Parameter]:
         raise OptionError(f"{factory!r} has no readable signature; wrap it in a function") from None
 
 
-def _option_type(annotation: Any, default: Any) -> Any:
+def _make_option(name: str, annotation: Any, default: Any, help_text: str) -> Option:
     if annotation is inspect.Parameter.empty:
-        return _type_of_default(default)
+        return Option(name, Any, default, help_text, "has no annotation")
     try:
-        return _parse_annotation(ast.parse(annotation, mode="eval").body) if isinstance(annotation, str) else annotation
+        kind = _parse_annotation(ast.parse(annotation, mode="eval").body) if isinstance(annotation, str) else annotation
+        return Option(name, _normalize_type(kind), default, help_text)
     except (ValueError, TypeError, SyntaxError):
-        return _type_of_default(default)
+        is_class = isinstance(annotation, type) and get_origin(annotation) is None
+        shown = annotation.__qualname__ if is_class else str(annotation)
+        return Option(name, Any, default, help_text, f"is annotated {shown}")
 
 
-def _type_of_default(default: Any) -> type:
-    """Return the type of an option without a readable annotation: that of its default, or text."""
-    return type(default) if type(default) in (bool, int, float) else str
+def _normalize_type(kind: Any) -> Any:
+    """Return a type by which values can be read: list[int] for typing.List[int]. Raises ValueError for others."""
+    origin, members = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return reduce(or_, map(_normalize_type, members))
+    if origin is Literal and all(isinstance(member, str | int | None) for member in members):
+        return kind
+    if origin in (list, Sequence):
+        return types.GenericAlias(origin, _normalize_type(members[0]))
+    if origin is tuple:
+        kinds = tuple(member if member is Ellipsis else _normalize_type(member) for member in members)
+        return types.GenericAlias(tuple, kinds)
+    if any(kind is plain for plain in _PLAIN_TYPES) or (isinstance(kind, type) and issubclass(kind, Enum)):
+        return kind
+    raise ValueError(kind)
 
 
 @cache
@@ -177,9 +232,9 @@ def _signature_from_source(target: str) -> Signature | None:
     doc = docs[0]
     try:
         options = tuple(
-            Option(
+            _make_option(
                 arg.arg,
-                _static_type(arg.annotation, _parse_default(default)),
+                inspect.Parameter.empty if arg.annotation is None else _parse_annotation(arg.annotation),
                 _parse_default(default),
                 _find_help(docs, arg.arg),
             )
@@ -216,12 +271,8 @@ def _init_arguments(node: ast.ClassDef, nodes: dict[str, Any]) -> ast.arguments 
     return _NO_ARGUMENTS if base in _BASES_WITHOUT_OPTIONS else None
 
 
-def _static_type(node: ast.expr | None, default: Any) -> Any:
-    return _type_of_default(default) if node is None else _parse_annotation(node)
-
-
 def _parse_annotation(node: ast.expr) -> Any:
-    """Return the type of an annotation made of _VOCABULARY, without executing the file. Raises ValueError."""
+    """Return the type of an annotation made of known names, without executing the file. Raises ValueError."""
     match node:
         case ast.Constant(value=value) if value is None or value is Ellipsis:
             return value
@@ -265,13 +316,23 @@ _UNQUOTED = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _RESERVED_WORDS = {"none", "true", "false", "inf", "infinity", "nan"}
 
 
+def has_text(value: Any) -> bool:
+    """Return whether a value can be written as text from which it can be read."""
+    if isinstance(value, tuple | list):
+        return all(map(has_text, value))
+    return value is None or isinstance(value, Real | str | Path | Enum)
+
+
 def format_value(value: Any, kind: Any = None) -> str:
     """Format a value as text from which `parse_value` with the right type restores it.
 
-    If the type is a choice of words, no word needs quotes to differ from none or true.
+    If the type is a choice of words, no word needs quotes to differ from none or true. An object that has no text is
+    written as its name in angle brackets, which cannot be read.
     """
+    if isinstance(value, Enum):
+        return _quote_word(_enum_word(value))
     if isinstance(value, str) and get_origin(kind) is Literal:
-        return value if _UNQUOTED.fullmatch(value) else json.dumps(value)
+        return _quote_word(value)
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -282,8 +343,46 @@ def format_value(value: Any, kind: Any = None) -> str:
         return repr(float(value)).replace("e+", "e")  # a plus would start the next part
     if isinstance(value, tuple | list):
         return "[" + ",".join(map(format_value, value)) + "]"
-    text = str(value)
-    return text if _UNQUOTED.fullmatch(text) and text.lower() not in _RESERVED_WORDS else json.dumps(text)
+    if isinstance(value, str | Path):
+        text = str(value)
+        return json.dumps(text) if text.lower() in _RESERVED_WORDS else _quote_word(text)
+    return f"<{getattr(value, '__qualname__', type(value).__qualname__)}>"
+
+
+def _quote_word(text: str) -> str:
+    return text if _UNQUOTED.fullmatch(text) else json.dumps(text)
+
+
+def _enum_word(member: Enum) -> str:
+    """Return the word for a member of an Enum: its value if all values are text, or else its name."""
+    is_text = all(isinstance(other.value, str) for other in type(member))
+    return member.value if is_text else member.name
+
+
+@dataclass(frozen=True, eq=False)
+class PythonValue:
+    """The value of an option that was given in Python and is passed on as the object that it is."""
+
+    value: Any
+
+    def __str__(self) -> str:
+        return format_value(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PythonValue) and _are_equal(self.value, other.value)
+
+    def __hash__(self) -> int:
+        return hash(PythonValue)  # the value may be a list or a tensor
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    """Compare two values of any type; tensors and arrays are equal only to themselves."""
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_are_equal, one, other))
+    try:
+        return one is other or bool(one == other)
+    except Exception:
+        return False
 
 
 def parse_value(text: str, kind: Any) -> Any:
@@ -300,6 +399,14 @@ def parse_value(text: str, kind: Any) -> Any:
         return _parse_choice(text, {str(c): c for c in choices} | {format_value(c): c for c in choices})
     if get_origin(kind) is tuple:
         return _parse_tuple(text, get_args(kind))
+    if get_origin(kind) in (list, Sequence):
+        items = _parse_tuple(text, (*get_args(kind), Ellipsis))
+        return list(items) if get_origin(kind) is list else items
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        words = {_enum_word(member): member for member in kind}
+        return _parse_choice(text, words | {_quote_word(word): member for word, member in words.items()})
+    if kind is Path:
+        return Path(parse_value(text, str))
     if kind is None or kind is type(None):
         return _parse_choice(text, {"none": None})
     if kind is bool:
@@ -310,8 +417,10 @@ def parse_value(text: str, kind: Any) -> Any:
 
 
 def _parse_priority(kind: Any) -> int:
-    """Order the types of a union for parsing: a Literal accepts unquoted choices, and str accepts anything."""
-    return 2 if kind is str else int(get_origin(kind) is Literal)
+    """Order the types of a union for parsing: a choice accepts unquoted words, and str accepts anything."""
+    if kind in (str, Path):
+        return 2
+    return int(get_origin(kind) is Literal or (isinstance(kind, type) and issubclass(kind, Enum)))
 
 
 def _parse_choice(text: str, table: dict[str, Any]) -> Any:
@@ -342,17 +451,66 @@ def guess_value(text: str) -> Any:
     return parse_value(text, str)
 
 
-def describe_type(kind: Any) -> str:
-    """Describe a type in words for messages and lists: "an integer or none", "one of half, keep"."""
+#: How a type is called, how several of it are, and an example of two values.
+_TYPE_WORDS: dict[Any, tuple[str, str, tuple[str, str]]] = {
+    int: ("an integer", "integers", ("1", "2")),
+    float: ("a number", "numbers", ("0.5", "2")),
+    bool: ("true or false", "true or false", ("true", "false")),
+    str: ("text", "texts", ("a", "b")),
+    Path: ("a path", "paths", ("a", "b")),
+    _NoneType: ("none", "none", ("none", "none")),
+}
+
+
+def describe_type(kind: Any, *, example: bool = True) -> str:
+    """Describe a type in words for messages and lists: "an integer or none", "one of half, keep".
+
+    Args:
+        kind: a type that an option may have.
+        example: whether to add an example of a list.
+    """
+    members = get_args(kind)
     if get_origin(kind) in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(describe_type(choice) for choice in get_args(kind)))
-    if get_origin(kind) is Literal:
-        choices = [format_value(choice, kind) for choice in get_args(kind)]
+        return " or ".join(dict.fromkeys(describe_type(member, example=example) for member in members))
+    if choices := _list_choices(kind):
         return choices[0] if len(choices) == 1 else "one of " + ", ".join(choices)
-    if get_origin(kind) is tuple:
-        return f"a list like [{','.join(['1', '2', '3'][: max(2, len(get_args(kind)))])}]"
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "none", None: "none"}
-    return names.get(kind, "text")
+    if get_origin(kind) in (list, Sequence, tuple):
+        return _describe_list(members) + (f", like {_make_example(kind)}" if example else "")
+    return _TYPE_WORDS.get(_NoneType if kind is None else kind, ("text",))[0]
+
+
+def _list_choices(kind: Any) -> list[str]:
+    """Return the words of a Literal or an Enum."""
+    is_enum = isinstance(kind, type) and issubclass(kind, Enum)
+    choices = list(kind) if is_enum else get_args(kind) if get_origin(kind) is Literal else ()
+    return [format_value(choice, kind) for choice in choices]
+
+
+def _describe_list(members: tuple[Any, ...]) -> str:
+    if not members:
+        return "an empty list"
+    kinds = [member for member in members if member is not Ellipsis]
+    if any(kind != kinds[0] for kind in kinds):
+        return f"a list of {', '.join(describe_type(kind, example=False) for kind in kinds)}"
+    is_known = kinds[0] in _TYPE_WORDS
+    items = _TYPE_WORDS[kinds[0]][1] if is_known else f"items, each {describe_type(kinds[0], example=False)}"
+    return f"a list of {f'{len(kinds)} ' if len(kinds) > 1 else ''}{items}"
+
+
+def _make_example(kind: Any, index: int = 0) -> str:
+    """Return the text of a value of a type; `index` selects one of several."""
+    if get_origin(kind) in (Union, types.UnionType):
+        return _make_example(get_args(kind)[0], index)
+    if choices := _list_choices(kind):
+        return choices[index % len(choices)]
+    if get_origin(kind) in (list, Sequence, tuple):
+        members = get_args(kind)
+        has_any_length = get_origin(kind) is not tuple or members[-1:] == (...,)
+        items = members[:1] * 2 if has_any_length else members
+        return f"[{','.join(map(_make_example, items, range(len(items))))}]"
+    if kind is int:
+        return str(index + 1)
+    return _TYPE_WORDS.get(_NoneType if kind is None else kind, _TYPE_WORDS[str])[2][index % 2]
 
 
 def split_unquoted(text: str, separator: str) -> list[str]:
@@ -371,6 +529,11 @@ def split_unquoted(text: str, separator: str) -> list[str]:
     if depth:
         raise ValueError(f"a bracket is not closed in {text!r}")
     return [*parts, text[start:]]
+
+
+def has_unquoted(text: str, char: str) -> bool:
+    """Return whether a text contains a character outside of double quotes."""
+    return any(found == char for _, found in _outside_quotes(text))
 
 
 def split_items(text: str) -> list[str]:

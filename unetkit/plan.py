@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from unetkit.errors import OptionError, UnknownNameError, did_you_mean
-from unetkit.options import format_value, split_unquoted
+from unetkit.options import PythonValue, format_value, has_text, has_unquoted, split_unquoted
 from unetkit.utils.formatting import Size
 
 
@@ -21,18 +21,25 @@ from unetkit.utils.formatting import Size
 class PartSpec:
     """A part: a name with options, such as `transposed:kernel=4`, or a Python factory that is not registered.
 
-    Options are stored as text, so that specs can be compared and printed without knowing their types. A chain of blocks
-    such as `double+scse`, which is also `PartSpec.of("double") + "scse"`, has the second block in `chained`.
+    Options are stored as text, so that specs can be compared and printed without knowing their types. Those of a Python
+    factory, and values that have no text, are stored as a PythonValue. A chain of blocks such as `double+scse`, which
+    is also `PartSpec.of("double") + "scse"`, has the second block in `chained`.
     """
 
     name: str
-    options: tuple[tuple[str, str], ...] = ()
+    options: tuple[tuple[str, str | PythonValue], ...] = ()
     factory: Callable[..., Any] | None = None
     chained: tuple[PartSpec, ...] = ()
 
     @classmethod
     def of(cls, part: Any, options: Mapping[str, Any] | None = None) -> PartSpec:
-        """Create a spec from a spec, from text, or from a class or callable."""
+        """Create a spec from a spec, from text, or from a class or callable.
+
+        Args:
+            part: the part.
+            options: the values of options in Python. A class or callable receives the same objects; a part that has a
+                name receives what their text says, or the object if it has no text.
+        """
         if isinstance(part, str):
             spec = cls.parse(part)
         elif isinstance(part, cls):
@@ -41,7 +48,13 @@ class PartSpec:
             spec = cls(getattr(part, "__qualname__", type(part).__qualname__), factory=part)
         else:
             raise OptionError(f"{part!r} is not a part: give a name, a PartSpec, a class or a callable")
-        return spec.with_options({key: format_value(value) for key, value in (options or {}).items()})
+        is_object = spec.factory is not None
+        return spec.with_options(
+            {
+                key: PythonValue(value) if is_object or not has_text(value) else format_value(value)
+                for key, value in (options or {}).items()
+            }
+        )
 
     @classmethod
     def parse(cls, text: str) -> PartSpec:
@@ -63,14 +76,26 @@ class PartSpec:
         pairs = [item.partition("=") for item in split_unquoted(rest, ",")] if colon else []
         if not all(key and equals and value for key, equals, value in pairs):
             raise OptionError(f"{text!r}: write option=value pairs, separated by commas, after the colon")
+        if unsaid := [key for key, _, value in pairs if has_unquoted(value, "<")]:
+            raise OptionError(
+                f"{text!r}: the value of {unsaid[0]} is an object, which only Python can give: "
+                f"unetkit.PartSpec.of({name!r}, {{{unsaid[0]!r}: ...}}); put text that contains < in double quotes"
+            )
         keys = [key for key, _, _ in pairs]
         if twice := {key for key in keys if keys.count(key) > 1}:
             raise OptionError(f"{text!r} gives {min(twice)!r} twice")
         return cls(name).with_options({key: value for key, _, value in pairs})
 
-    def with_options(self, options: Mapping[str, str]) -> PartSpec:
+    def with_options(self, options: Mapping[str, str | PythonValue]) -> PartSpec:
         """Return the same part with these options (as text), which replace its own options of the same names."""
-        return replace(self, options=tuple(sorted({**dict(self.options), **options}.items())))
+        changed = {**dict(self.options), **options}
+        return replace(self, options=tuple((name, changed[name]) for name in sorted(changed)))
+
+    @property
+    def objects(self) -> tuple[Any, ...]:
+        """Return what a line cannot say: the factory that is not registered, and the values given as objects."""
+        factory = () if self.factory is None else (self.factory,)
+        return (*factory, *(value.value for _, value in self.options if isinstance(value, PythonValue)))
 
     @property
     def links(self) -> tuple[PartSpec, ...]:

@@ -124,6 +124,7 @@ class Entry:
     @property
     def signature(self) -> Signature:
         known = read_signature(self.factory)
+        known.check_readable()
         if self.library_options is None:
             return known
         with wrap_errors(f"{self.library_options}, which gives the options of {self.name}, fails"):

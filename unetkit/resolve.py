@@ -7,10 +7,13 @@ from typing import Any
 
 from unetkit.errors import BuildError, OptionError, PluginError, UnknownNameError, did_you_mean
 from unetkit.options import (
+    Option,
+    PythonValue,
     Signature,
     describe_type,
     format_value,
     guess_value,
+    has_text,
     parse_value,
     read_signature,
 )
@@ -113,7 +116,7 @@ def _minimal_spec(spec: PartSpec, base: PartSpec, parts: Parts) -> PartSpec:
         return spec
     options, inherited = dict(spec.options), dict(base.options)
     # A canonical spec leaves out what is at its default, which must be said here to differ from the recipe.
-    defaults = {o.name: format_value(o.default, o.type) for o in signature_of("encoder", spec, parts).options}
+    defaults = {o.name: _store(spec, o.default, o.type) for o in signature_of("encoder", spec, parts).options}
     differ = {name: text for name, text in options.items() if inherited.get(name) != text}
     differ |= {name: defaults[name] for name in inherited.keys() - options.keys()}
     return replace(spec, options=()).with_options(differ)
@@ -149,7 +152,8 @@ def _options_to_fields(plan: Plan) -> Plan:
         spec: PartSpec | None = getattr(plan, word)
         options = dict(spec.options) if spec is not None else {}
         for name in (_FIELDS_OF_PARTS.keys() & options.keys()) - {word}:
-            value = parse_value(options.pop(name), _FIELDS_OF_PARTS[name])
+            stored = options.pop(name)
+            value = stored.value if isinstance(stored, PythonValue) else parse_value(stored, _FIELDS_OF_PARTS[name])
             moved = Plan.of(**{name: value}) if value else Plan()
             plan = plan.with_defaults(moved)
         if spec is not None:
@@ -169,13 +173,18 @@ def canonical_spec(word: str, spec: PartSpec, parts: Parts) -> PartSpec:
         return replace(first, chained=tuple(rest))
     known = signature_of(word, spec, parts)
     given = parse_options(word, spec, known)
+    declared = {option.name: option for option in known.options}
     options = {
-        option.name: format_value(given[option.name], option.type)
-        for option in known.options
-        if option.name in given and given[option.name] != option.default
+        name: _store(spec, value, declared[name].type if name in declared else None)
+        for name, value in given.items()
+        if name not in declared or not declared[name].is_default(value)
     }
-    options |= {name: format_value(given[name]) for name in given.keys() - {o.name for o in known.options}}
     return PartSpec(_qualified_name(word, spec, parts), factory=spec.factory).with_options(options)
+
+
+def _store(spec: PartSpec, value: Any, kind: Any) -> str | PythonValue:
+    """Return the value of an option as a spec stores it: as an object for a Python factory, or if it has no text."""
+    return PythonValue(value) if spec.factory is not None or not has_text(value) else format_value(value, kind)
 
 
 def _qualified_name(word: str, spec: PartSpec, parts: Parts) -> str:
@@ -202,36 +211,53 @@ def signature_of(word: str, spec: PartSpec, parts: Parts) -> Signature:
 def parse_options(word: str, spec: PartSpec, known: Signature) -> dict[str, Any]:
     """Parse the options of a spec to Python values by the annotations of the signature. Raises OptionError.
 
+    Values that were given in Python to a factory that is not registered are returned as they are.
+
     Args:
         word: the option that the spec was given for, without dashes.
         spec: a name with options.
         known: the signature of its factory.
     """
-    types = {option.name: option.type for option in known.options}
+    declared = {option.name: option for option in known.options}
     typed: dict[str, Any] = {}
-    for name, text in spec.options:
+    for name, value in spec.options:
         if name in known.positional:
             why = "so the builder gives it; options are keyword-only"
             raise OptionError(f"--{word} {spec}: {name!r} is positional in {spec.name}, {why}")
-        if name not in types and known.var_keyword:
-            typed[name] = guess_value(text)
+        if name not in declared and known.var_keyword:
+            typed[name] = value.value if isinstance(value, PythonValue) else guess_value(value)
             continue
-        if name not in types:
-            if not types:
+        if name not in declared:
+            if not declared:
                 raise OptionError(f"--{word} {spec}: {spec.name} has no options, so {name!r} is not one; leave it out")
-            has = f"; it has {', '.join(types)}"
+            has = f"; it has {', '.join(declared)}"
             raise OptionError(
-                f"--{word} {spec}: {spec.name} has no option {name!r}{did_you_mean(name, types) or has}"
+                f"--{word} {spec}: {spec.name} has no option {name!r}{did_you_mean(name, declared) or has}"
                 f"; `unetkit list {kind_of(word)} {spec.name}` lists its options"
             )
-        try:
-            typed[name] = parse_value(text, types[name])
-        except ValueError:
-            raise OptionError(f"--{word} {spec}: {name} must be {describe_type(types[name])}; got {text}") from None
+        typed[name] = _read_value(word, spec, declared[name], value)
     missing = [option.name for option in known.options if option.required and option.name not in typed]
     if missing:
         raise OptionError(f"--{word} {spec}: {spec.name} needs {missing[0]}=..., which has no default")
     return typed
+
+
+def _read_value(word: str, spec: PartSpec, option: Option, value: str | PythonValue) -> Any:
+    if isinstance(value, PythonValue) and spec.factory is not None:
+        return value.value
+    if option.unreadable:
+        raise OptionError(
+            f"--{word} {spec}: option {option.name!r} {option.unreadable}, so it cannot be read from text; "
+            f"give it in Python, as in PartSpec.of({spec.name}, {{{option.name!r}: ...}})"
+        )
+    if isinstance(value, PythonValue) and option.type is Any:
+        return value.value
+    try:
+        if isinstance(value, PythonValue) and not has_text(value.value):
+            raise ValueError
+        return parse_value(str(value), option.type)
+    except ValueError:
+        raise OptionError(f"--{word} {spec}: {option.name} must be {describe_type(option.type)}; got {value}") from None
 
 
 def _run_recipe(spec: PartSpec, parts: Parts) -> Plan:

@@ -225,11 +225,13 @@ def _make_metadata(model: nn.Module) -> dict[str, str]:
     if not isinstance(plan, Plan):
         raise FileError(f"a {type(model).__name__} has no plan to rebuild it from; save what unetkit.build returned")
     for word, spec in plan.specs():
-        if spec.factory is not None:
-            flag = word.replace("_", "-")
+        if spec.objects:
+            flag, is_part = word.replace("_", "-"), spec.factory is not None
+            what = "was given as a Python object" if is_part else "has an option that was given as a Python object"
+            advice = "build with its name" if is_part else "choose the object there by a word"
             raise FileError(
-                f"--{flag} {spec} was given as a Python object and has no name by which a file could rebuild it; "
-                "register it in a plugin and build with its name"
+                f"--{flag} {spec} {what} and has no name by which a file could rebuild it; "
+                f"register it in a plugin and {advice}"
             )
     if not hasattr(model, "built_shapes"):
         raise FileError(

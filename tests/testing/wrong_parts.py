@@ -191,7 +191,7 @@ class Demanding(Block):
 @wrong(
     "block",
     "option types",
-    r"^option 'rates' is annotated list\[int\], which the grammar cannot parse; supported are int,",
+    r"^option 'rates' \(.*wrong_parts.py:\d+\) is annotated dict\[str, int\], so its values cannot be read from text; ",
 )
 class Unreadable(Block):
     """Has an option that no line can write.
@@ -200,11 +200,11 @@ class Unreadable(Block):
         rates: of something.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, rates: list[int] = []) -> None:  # noqa: B006
+    def __init__(self, in_channels: int, out_channels: int, *, rates: dict[str, int] = {}) -> None:  # noqa: B006
         super().__init__(in_channels, out_channels)
 
 
-@wrong("block", "option types", r"^option 'rate' has no annotation; without one it is read as text$")
+@wrong("block", "option types", r"^option 'rate' \(.*\) has no annotation, so its values cannot be read from text; ")
 class Unannotated(Block):
     """Has an option of no type.
 
@@ -216,7 +216,7 @@ class Unannotated(Block):
         super().__init__(in_channels, out_channels)
 
 
-@wrong("block", "option types", r"^the default None of option 'rate' is not of type int: `none` cannot be parsed back$")
+@wrong("block", "option types", r"^the default None of option 'rate' is not an integer: `none` cannot be parsed back$")
 class Optional(Block):
     """Has a default that is not of its type.
 

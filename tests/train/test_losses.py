@@ -359,7 +359,7 @@ def test_dice_is_blind_to_a_class_that_the_truth_has_not_and_bce_sees_it() -> No
         (
             "two",
             "ce:weights=some",
-            "--loss ce:weights=some: weights must be a list like [1,2] or balanced or none; got so",
+            "--loss ce:weights=some: weights must be a list of numbers, like [0.5,2] or balanced or none; got so",
         ),
         ("labels", "bce:positive=[1,2]", "positive has 2 numbers; give one, or one for each of 3 labels"),
         ("sigmoid", "bce:positive=-1", "positive must be numbers of at least 0"),

@@ -360,11 +360,11 @@ def row_id(plan: Plan, *condition: object) -> str:
         OptionError: The plan cannot be sent to another process.
     """
     try:
-        factories = [pickle.dumps(spec.factory) for spec in _factories([plan])]
+        objects = [pickle.dumps(spec.objects) for spec in _python_specs([plan])]
     except (pickle.PicklingError, AttributeError, TypeError) as error:
-        advice = "define a part that is given as a class or function at the top level of a module"
+        advice = "define a class or function that is given in Python at the top level of a module"
         raise OptionError(f"the plan cannot be sent to the process that measures it: {error}; {advice}") from None
-    return _short_digest("\0".join(map(str, (plan, *condition))).encode(), *factories)
+    return _short_digest("\0".join(map(str, (plan, *condition))).encode(), *objects)
 
 
 def cache_key(case: Case, baseline: str, owners: Collection[str], manager: PluginManager) -> str:
@@ -380,7 +380,7 @@ def cache_key(case: Case, baseline: str, owners: Collection[str], manager: Plugi
     owners = {*owners}.union(*(_part_owners(plan, manager) for plan in plans)) - {"unetkit"}
     used = [p for p in manager.loaded_plugins() if p.name in owners or manager.implements("unetkit_wrap_model", p)]
     code = [f"{plugin} {_plugin_digest(plugin)}" for plugin in used]
-    return _short_digest(json.dumps([case.id, *code, *map(_source_code, _factories(plans))]).encode())
+    return _short_digest(json.dumps([case.id, *code, *map(_source_code, _python_specs(plans))]).encode())
 
 
 def _part_owners(plan: Plan, manager: PluginManager) -> set[str]:
@@ -393,14 +393,18 @@ def _part_owners(plan: Plan, manager: PluginManager) -> set[str]:
         return set()
 
 
-def _factories(plans: list[Plan]) -> Iterator[PartSpec]:
-    """Yield the parts that are given as a class or function."""
-    return (spec for plan in plans for _, spec in plan.specs() if spec.factory is not None)
+def _python_specs(plans: list[Plan]) -> Iterator[PartSpec]:
+    """Yield the parts that are given as a class or function, or have an option that is given as an object."""
+    return (spec for plan in plans for _, spec in plan.specs() if spec.objects)
 
 
 def _source_code(spec: PartSpec) -> str:
+    return "".join(map(_read_source, spec.objects))
+
+
+def _read_source(value: Any) -> str:
     try:
-        return inspect.getsource(getattr(spec.factory, "func", spec.factory))  # type: ignore[arg-type]
+        return inspect.getsource(getattr(value, "func", value))
     except (OSError, TypeError):
         return ""
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from unetkit.errors import FileError, UnknownNameError, did_you_mean
-from unetkit.options import format_value
+from unetkit.options import format_value, parse_value
 from unetkit.plan import PartSpec
 from unetkit.plugins import default_parts
 from unetkit.registry import Parts
@@ -17,11 +16,8 @@ def with_absolute_path(text: str, parts: Parts | None = None) -> str:
     if not is_named_dataset(text, parts):
         return str(Path(text).resolve())
     spec = PartSpec.parse(text)
-    roots = {
-        name: json.loads(value) if value.startswith('"') else value for name, value in spec.options if name == "root"
-    }
-    full = {name: format_value(str(Path(root).resolve())) for name, root in roots.items()}
-    return str(spec.with_options(full)) if full else text
+    roots = [parse_value(str(value), str) for name, value in spec.options if name == "root"]
+    return str(spec.with_options({"root": format_value(Path(roots[0]).resolve())})) if roots else text
 
 
 def is_named_dataset(text: str, parts: Parts | None = None) -> bool:

@@ -92,7 +92,7 @@ def smp_model(
 
 def _read_encoder_options(spec: PartSpec, name: str, library: str, in_channels: int) -> dict[str, Any]:
     """Return the options of an encoder, which smp passes on to timm, after checking them."""
-    options = {key: guess_value(text) for key, text in spec.options}
+    options = {key: guess_value(str(value)) for key, value in spec.options}
     if "levels" in options:
         raise OptionError(
             f"--encoder {spec}: the number of feature maps is set by --model smp/{name}:encoder_depth=...; "
@@ -200,7 +200,7 @@ def _get_fixed_size(spec: PartSpec) -> Size | None:
     config = timm.get_pretrained_cfg(bare_name) if library == "timm" else None
     if config is None or not config.fixed_input_size:
         return None
-    img_size = guess_value(dict(spec.options).get("img_size", "none"))
+    img_size = guess_value(str(dict(spec.options).get("img_size", "none")))
     if isinstance(img_size, int):
         img_size = img_size, img_size
     height, width = img_size or config.input_size[-2:]

@@ -39,8 +39,8 @@ class Check:
 #: Checks that the checks of outputs in eval mode depend on.
 _DETERMINISTIC = ("construction", "state")
 _CONFORMING = ("forward", "channels", "size", "gradients", "inputs", "state", "state_dict")
-#: Building a network copies the part and runs it on the meta device.
-_BUILDABLE = (*_CONFORMING, "deepcopy", "meta")
+#: Building a network reads the options of the part, copies the part, and runs it on the meta device.
+_BUILDABLE = ("option types", *_CONFORMING, "deepcopy", "meta")
 
 CHECKS = (
     Check(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from unetkit.errors import UnetkitError
-from unetkit.options import Signature, load_target
+from unetkit.options import Signature, load_target, read_signature
 from unetkit.plan import PartSpec
 from unetkit.plugins import default_parts
 from unetkit.registry import Entry, Factory, Kind, Parts
@@ -58,8 +58,11 @@ class PartSubject:
 
     @cached_property
     def signature(self) -> Signature:
-        """The signature of the factory."""
-        return signature_of(self.kind.field, self.spec, self.parts)
+        """The signature of the factory, even if the values of an option cannot be read from text."""
+        is_from_library = self.entry is not None and self.entry.library is not None
+        if is_from_library:  # each name of a library may have options of its own
+            return signature_of(self.kind.field, self.spec, self.parts)
+        return read_signature(self.registered_factory if self.entry is None else self.entry.factory)
 
     @cached_property
     def registered_factory(self) -> Factory:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import inspect
-import types
 from inspect import Parameter
-from typing import Any, Literal, Union, get_args, get_origin
 
 from torch import nn
 
-from unetkit.errors import OptionError, UnetkitError
-from unetkit.options import Option, Signature, format_value, parse_value, read_signature
+from unetkit.errors import OptionError, PluginError, UnetkitError
+from unetkit.options import (
+    Option,
+    Signature,
+    describe_type,
+    format_value,
+    has_text,
+    parse_value,
+    read_signature,
+)
 from unetkit.resolve import parse_options
 from unetkit.testing.catalog import MODULE_KINDS, Nonconformity, one_line
 from unetkit.testing.subject import PartSubject
 
-_READABLE = (int, float, str, bool, None, type(None))
 #: The name of an option that no part has.
 _UNKNOWN_OPTION = "no_such_option"
 
@@ -56,47 +61,30 @@ def check_positional(subject: PartSubject) -> None:
 
 
 def check_option_types(subject: PartSubject) -> None:
-    """Check that every option has a type that can be written as text, and that its default can be written and read."""
+    """Check that every option has a type that can be read from text, and that its default can be written and read."""
     known = read_signature(subject.registered_factory)
-    for parameter in _get_parameters(subject):
-        if parameter.kind is Parameter.KEYWORD_ONLY:
-            option = next(o for o in known.options if o.name == parameter.name)
-            _check_readable(option, parameter.annotation)
+    try:
+        known.check_readable()
+    except PluginError as error:
+        raise Nonconformity(str(error)) from error
+    for option in known.options:
+        _check_default(option)
     _check_source_signature(subject, known)
 
 
-def _check_readable(option: Option, annotation: Any) -> None:
-    if annotation is Parameter.empty:
-        raise Nonconformity(f"option {option.name!r} has no annotation; without one it is read as text")
-    if not _is_readable(option.type) or (option.type is str and annotation not in (str, "str")):
-        raise Nonconformity(
-            f"option {option.name!r} is annotated {_format_annotation(annotation)}, which the grammar cannot parse; "
-            "supported are int, float, str, bool, None, tuple, Literal and unions of these"
-        )
+def _check_default(option: Option) -> None:
     if option.required:
         return
+    prefix = f"the default {option.default!r} of option {option.name!r} is not {describe_type(option.type)}"
+    if not has_text(option.default):
+        raise Nonconformity(prefix)
     text = format_value(option.default, option.type)
     try:
         parsed = parse_value(text, option.type)
     except ValueError:
-        parsed = inspect.Parameter.empty
-    if parsed != option.default:
-        prefix = f"the default {option.default!r} of option {option.name!r}"
-        raise Nonconformity(f"{prefix} is not of type {_format_annotation(annotation)}: `{text}` cannot be parsed back")
-
-
-def _is_readable(kind: Any) -> bool:
-    if get_origin(kind) is Literal:
-        return True
-    if get_origin(kind) in (Union, types.UnionType, tuple):
-        return all(_is_readable(member) for member in get_args(kind) if member is not Ellipsis)
-    return any(kind is known for known in _READABLE)
-
-
-def _format_annotation(annotation: Any) -> str:
-    if isinstance(annotation, str):
-        return annotation
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+        raise Nonconformity(f"{prefix}: `{text}` cannot be parsed back") from None
+    if not option.is_default(parsed):
+        raise Nonconformity(f"{prefix}: `{text}` is parsed as {parsed!r}")
 
 
 def _check_source_signature(subject: PartSubject, imported: Signature) -> None:
