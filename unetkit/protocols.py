@@ -1,5 +1,9 @@
 """The interface of each kind of part, for type checkers; a part need not inherit from these classes.
 
+To let a type checker compare a class with the interface of its kind, its arguments included, annotate it:
+`_factory: Callable[[int, int], Fusion] = MyFusion`. A network calls a part as a module, with `part(x)`; `forward` is in
+each interface because `torch.nn.Module` declares that it can be called with anything.
+
 Shapes are NCHW. In a factory, positional parameters are supplied by the builder, and keyword-only ones are the user's
 options. There is no `**kwargs`, so that an option that does not exist is an error. Only the factory of a library
 (`Registry.add_library`) may have it, and must raise OptionError for options that the library would not use.
@@ -37,22 +41,30 @@ class Encoder(Protocol):
             normalized for its pretrained weights, or None; see `unetkit.parts.encoders.normalization`. Optional.
     """
 
-    channels: tuple[int, ...]
-    strides: tuple[int, ...]
+    @property
+    def channels(self) -> tuple[int, ...]: ...
 
-    def __call__(self, x: Tensor, /) -> list[Tensor]:
+    @property
+    def strides(self) -> tuple[int, ...]: ...
+
+    def forward(self, x: Tensor, /) -> list[Tensor]:
         """(B, C, H, W) -> maps of (B, channels[i], about H / strides[i], about W / strides[i])."""
         ...
+
+    def __call__(self, x: Tensor, /) -> list[Tensor]: ...
 
 
 class Upsampler(Protocol):
     """The factory is `(channels, scale, *, ...)`."""
 
-    out_channels: int
+    @property
+    def out_channels(self) -> int: ...
 
-    def __call__(self, x: Tensor, size: Size, /) -> Tensor:
+    def forward(self, x: Tensor, size: Size, /) -> Tensor:
         """(B, channels, h, w) -> (B, out_channels, *size), or the nearest size that this upsampler can return."""
         ...
+
+    def __call__(self, x: Tensor, size: Size, /) -> Tensor: ...
 
 
 class Align(Protocol):
@@ -65,27 +77,34 @@ class Align(Protocol):
         """
         ...
 
-    def __call__(self, x: Tensor, skip: Tensor, /) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, skip: Tensor, /) -> tuple[Tensor, Tensor]:
         """(B, C, h, w), (B, D, H, W) -> both with the same height and width."""
         ...
+
+    def __call__(self, x: Tensor, skip: Tensor, /) -> tuple[Tensor, Tensor]: ...
 
 
 class Fusion(Protocol):
     """The factory is `(x_channels, skip_channels, *, ...)`."""
 
-    out_channels: int
+    @property
+    def out_channels(self) -> int: ...
 
-    def __call__(self, x: Tensor, skip: Tensor, /) -> Tensor:
+    def forward(self, x: Tensor, skip: Tensor, /) -> Tensor:
         """(B, x_channels, H, W), (B, skip_channels, H, W) -> (B, out_channels, H, W)."""
         ...
+
+    def __call__(self, x: Tensor, skip: Tensor, /) -> Tensor: ...
 
 
 class Block(Protocol):
     """The factory is `(in_channels, out_channels, *, ...)`. A block may have `valid` like an encoder."""
 
-    def __call__(self, x: Tensor, /) -> Tensor:
+    def forward(self, x: Tensor, /) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H', W')."""
         ...
+
+    def __call__(self, x: Tensor, /) -> Tensor: ...
 
 
 class Model(Protocol):
@@ -104,14 +123,18 @@ class Model(Protocol):
     errors.
     """
 
-    def __call__(self, x: Tensor, /) -> Tensor:
+    def forward(self, x: Tensor, /) -> Tensor:
         """(B, in_channels, H, W) -> logits (B, classes, H, W)."""
         ...
+
+    def __call__(self, x: Tensor, /) -> Tensor: ...
 
 
 class Head(Protocol):
     """The factory is `(in_channels, classes, *, ...)`."""
 
-    def __call__(self, x: Tensor, /) -> Tensor:
+    def forward(self, x: Tensor, /) -> Tensor:
         """(B, in_channels, H, W) -> logits (B, classes, H, W)."""
         ...
+
+    def __call__(self, x: Tensor, /) -> Tensor: ...

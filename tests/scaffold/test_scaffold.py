@@ -304,12 +304,75 @@ def test_linters_and_formatters_leave_the_code_as_it_is(made: Path) -> None:
         run("-m", "ruff", "format", "--no-cache", "--diff", *settings, ".", cwd=made)
 
 
+MYPY = (
+    "-m",
+    "mypy",
+    "--strict",
+    "--config-file=",
+    "--no-namespace-packages",
+    "--cache-dir",
+    str(ROOT / ".mypy_cache/strict"),
+)
+
+
 @pytest.mark.slow
-def test_the_code_is_typed(made: Path) -> None:
-    packages = sorted(str(path) for path in made.glob("*/unetkit_*"))
-    assert len(packages) == len(TITLES)
-    ours = ("--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache"))
-    run("-m", "mypy", *ours, *packages, cwd=made)
+def test_the_code_and_its_tests_are_typed(made: Path) -> None:
+    packages = sorted(str(path) for pattern in ("*/unetkit_*", "*/tests") for path in made.glob(pattern))
+    assert len(packages) == 2 * len(TITLES)
+    run(*MYPY, *packages, cwd=made)
+
+
+#: Parts that do not fit the interface of their kind, each with the positional arguments of its factory.
+MISTYPED = """
+from collections.abc import Callable
+from torch import Tensor, nn
+from unetkit.protocols import Align, Block, Encoder, Fusion, Head, Upsampler
+
+class Part(nn.Module):
+    out_channels = 4
+    channels, strides = (4, 8), (1, 2)
+
+    def __init__(self, one: int, other: int) -> None:
+        super().__init__()
+
+    def target_size(self, scaled: tuple[int, int], skip: tuple[int, int]) -> tuple[int, int]:
+        return skip
+
+class One(Part):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+class Two(Part):
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return x
+
+class Sized(Part):
+    def __init__(self, channels: int, scale: float, *, kernel: int = 3) -> None:
+        super().__init__(channels, 1)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return x
+
+right: tuple[Callable[[int, int], Block], Callable[[int, int], Head], Callable[[int, int], Fusion]] = One, One, Two
+right_up: Callable[[int, float], Upsampler] = Sized
+up: Callable[[int, int], Upsampler] = One  # ignores the size
+fusion: Callable[[int, int], Fusion] = One  # ignores the skip
+align: Callable[[], Align] = One  # ignores the skip
+block: Callable[[int, int], Block] = Two  # wants a skip
+encoder: Callable[[int], Encoder] = Sized  # wants a scale
+head: Callable[[int, int, int], Head] = One  # takes one argument too few
+bare: Callable[[int, int], Fusion] = nn.Bilinear  # declares nothing
+"""
+
+
+@pytest.mark.slow
+def test_parts_that_do_not_fit_their_interface_are_refused_by_mypy(tmp_path: Path) -> None:
+    (tmp_path / "mistyped.py").write_text(MISTYPED)
+    command = [sys.executable, *MYPY, "mistyped.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    lines = MISTYPED.splitlines()
+    refused = {int(number) for number in re.findall(r"mistyped.py:(\d+): error", done.stdout)}
+    assert refused == {number for number, line in enumerate(lines, 1) if ": Callable" in line and "#" in line}, done
 
 
 @pytest.fixture(scope="module")
