@@ -407,11 +407,53 @@ def test_half_precision_trains_on_a_cpu(tmp_path: Path) -> None:
         assert log_of(folder)[-1]["loss"] < log_of(folder)[0]["loss"]
 
 
-@pytest.mark.slow
-def test_a_folder_that_holds_a_run_is_left_alone(tmp_path: Path) -> None:
-    train.run(TINY, tmp_path / "a", data=squares(4), **{**QUICK, "epochs": 1})
-    with pytest.raises(OptionError, match="already contains a run; continue it with --resume"):
-        train.run(TINY, tmp_path / "a", data=squares(4), **QUICK)
+def test_the_same_command_continues_a_run_and_another_one_is_refused(tmp_path: Path) -> None:
+    def run(line: str = TINY, folder: str = "a", count: int = 4, **config: Any) -> train.TrainRun:
+        return train.run(line, tmp_path / folder, data=squares(count), **{**QUICK, **config})
+
+    with pytest.raises(KeyboardInterrupt):
+        run(callback=Seen(2))  # squares(4) are one step in an epoch
+    for line, options, what in (
+        (f"{TINY} --fuse add", {}, "--fuse add: .* without it"),
+        (f"{TINY} --seed 1", {}, "--seed 1: .* with --seed 0"),
+        (TINY, {"lr": 0.5}, "--lr 0.5: .* with --lr 0.001"),
+        (TINY, {"loss": "dice"}, "--loss dice: .* with --loss bce"),
+        (TINY, {"crop": 16}, "--crop 16x16: .* with --crop 32x32"),
+        (TINY, {"freeze_encoder": "all"}, "--freeze-encoder all: .* with --freeze-encoder 0"),
+        (TINY, {"count": 6}, "is not the data of"),
+    ):
+        with pytest.raises(OptionError, match=what):
+            run(line, **options)
+    run(f"{TINY} --fuse concat", loss="", threads=1, workers=0)  # says what is the default anyway
+    assert [line["epoch"] for line in log_of(tmp_path / "a")] == [1, 2]
+    run(folder="b")
+    assert same_files(tmp_path / "a", tmp_path / "b")
+    run(callback=Seen(1))  # finished, so no step follows
+    assert same_files(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_run_that_saved_no_step_does_not_keep_its_folder(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train.run(TINY, tmp_path / "a", data=squares(4), callback=Seen(1), **QUICK)
+    assert (tmp_path / "a" / HEADER).exists()
+    line = "--encoder plain:widths=[2,4] --seed 3"
+    for folder in "ab":
+        train.run(line, tmp_path / folder, data=squares(6), lr=0.1, **QUICK)
+    assert same_files(tmp_path / "a", tmp_path / "b")
+    assert train.read(tmp_path / "a").config.lr == 0.1
+
+
+def test_arguments_of_run_are_read_as_the_options_are(tmp_path: Path) -> None:
+    options = {"crop": "16x24", "nodata": -9999, "freeze_encoder": "all", "seed": 7, **QUICK, "epochs": 1}
+    run = train.run(TINY, tmp_path / "a", data=squares(4), **options)
+    read = train.read(tmp_path / "a").config
+    assert read == run.config
+    assert (read.crop, read.nodata_value, read.freeze_encoder, read.seed) == ((16, 24), -9999, -1, 7)
+    assert run.plan.seed == 7
+    with pytest.raises(OptionError, match="no argument 'epoch'; did you mean epochs"):
+        train.run(TINY, tmp_path / "b", data=squares(4), epoch=1)
+    with pytest.raises(OptionError, match="crop='big'"):
+        train.run(TINY, tmp_path / "b", data=squares(4), crop="big")
 
 
 @pytest.mark.slow

@@ -231,7 +231,7 @@ def train_command(plan: Plan, training: Iterable[tuple[str, str]], seed: int, co
         config: settings of the benchmark.
     """
     tokens = ["--data", config.data, "--seed", str(seed)]
-    for name, value in config.data_settings.items():
+    for name, value in {**config.data_settings, "threads": config.threads}.items():
         if value != getattr(TrainConfig, name):
             tokens += [flag_of(name), str(value)]
     for name, value in training:

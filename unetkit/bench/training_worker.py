@@ -52,7 +52,7 @@ WEIGHTS = (BEST, LAST)
 _ADVICE = {
     "continue with --resume, or start again with --workers 0": "run the same command with --retry-failed --workers 0",
     "and use --resume": "and run the same command with --retry-failed",
-    "start again with a lower --batch-size or --crop, and another --out": "give a lower --batch-size or --crop",
+    "give a lower --batch-size or --crop, and another --out": "give a lower --batch-size or --crop",
 }
 
 

@@ -13,7 +13,8 @@ from unetkit.cli.options import config_options, get_parts, plan_options, take_co
 from unetkit.errors import OptionError
 from unetkit.plan import Plan
 from unetkit.resolve import resolve
-from unetkit.train.config import TrainConfig
+from unetkit.train.config import CHANGEABLE, TrainConfig
+from unetkit.utils.config_fields import flag_of
 
 
 @click.command()
@@ -31,8 +32,10 @@ def train(ctx: click.Context, /, out: Path | None, resume: Path | None, **values
     images), voc:root=DIR, pet:root=DIR or cityscapes:root=DIR. The data determine the network's classes and input
     channels. --seed fixes everything that is random: weights, split, order and augmentation.
 
-    The run is saved after each epoch. If it is interrupted, --resume continues it and ends with the same weights; it
-    can be combined only with --device, and with --data if the folder was moved. torchrun trains on several GPUs.
+    The run is saved after each epoch. If it is interrupted, the same command, or --resume, continues it and ends with
+    the same weights. --resume can be combined with the options that do not change what is trained (--device,
+    --threads, --workers, --preview-every, --tensorboard), and with --data if the folder was moved. torchrun trains on
+    several GPUs.
 
     \b
     unetkit train --encoder resnet18 --fuse add --out runs/cells
@@ -42,7 +45,7 @@ def train(ctx: click.Context, /, out: Path | None, resume: Path | None, **values
     """
     given = {name: value for name, value in values.items() if value is not None and value is not False}
     if resume is not None:
-        _resume(ctx, resume, out, given)
+        _resume(resume, out, given)
         return
     if out is None:
         raise OptionError("--out is missing; name a folder for the run, such as --out runs/a")
@@ -65,17 +68,16 @@ def train(ctx: click.Context, /, out: Path | None, resume: Path | None, **values
         progress.close()
 
 
-def _resume(ctx: click.Context, folder: Path, out: Path | None, given: dict[str, Any]) -> None:
+def _resume(folder: Path, out: Path | None, given: dict[str, Any]) -> None:
     from unetkit.train.progress import TrainProgress
     from unetkit.train.runner import resume
 
-    device, data = given.pop("device", None), given.pop("data", None)
-    if out is not None or given:
-        name = "out" if out is not None else next(iter(given))
-        raise OptionError(f"--{name.replace('_', '-')} cannot be changed by --resume; leave it out")
+    fixed = [name for name in ("out", *given) if name not in ("data", *CHANGEABLE) and (name != "out" or out)]
+    if fixed:
+        raise OptionError(f"{flag_of(fixed[0])} cannot be changed by --resume; leave it out")
     progress = TrainProgress()
     try:
-        resume(folder, data=data, device=device, callback=progress)
+        resume(folder, callback=progress, **take_config_values(TrainConfig, given))
     except KeyboardInterrupt:
         progress.close()
         _exit_interrupted(folder)

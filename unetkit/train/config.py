@@ -7,10 +7,12 @@ from typing import Any
 
 from unetkit.errors import OptionError, did_you_mean
 from unetkit.plan import parse_size
-from unetkit.utils.config_fields import check_least, config_field
+from unetkit.utils.config_fields import check_least, config_field, format_option
 from unetkit.utils.formatting import Size
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+#: Fields that do not change what is trained, and which may therefore change when a run is continued.
+CHANGEABLE = ("preview_every", "workers", "threads", "device", "tensorboard")
 
 
 def parse_nodata(text: str) -> float:
@@ -21,12 +23,12 @@ def parse_nodata(text: str) -> float:
         raise OptionError(f"--nodata {text}: must be a number, nan or inf") from None
 
 
-def _parse_freeze(text: str) -> int:
-    if text == "all":
+def _parse_freeze(value: str | int) -> int:
+    if value == "all":
         return -1
-    if not text.isdecimal():
+    if not str(value).isdecimal():
         raise OptionError("must be a number of epochs, or all")
-    return int(text)
+    return int(value)
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class TrainConfig:
         "Number in images that means that there are no data, such as -9999 or nan; such pixels are ignored.",
         metavar="VALUE",
         default_text="what a TIFF file declares",
+        parse=str,
     )
     channels: str = config_field(
         "",
@@ -108,6 +111,9 @@ class TrainConfig:
     workers: int | None = config_field(
         None, "Number of data loading processes.", metavar="N", default_text="0 on a CPU, up to 8 for a GPU", least=0
     )
+    threads: int | None = config_field(
+        None, "Number of torch's threads, for each process.", metavar="N", default_text="torch's choice", least=1
+    )
     device: str | None = config_field(
         None, "Device, such as cpu, cuda or cuda:1.", metavar="NAME", default_text="a GPU if there is one"
     )
@@ -135,6 +141,11 @@ class TrainConfig:
     def nodata_value(self) -> float | None:
         """The number that means that there are no data; None without."""
         return parse_nodata(self.nodata) if self.nodata else None
+
+    def format_option(self, name: str) -> str:
+        """Return the option that sets a field to its value, such as "--lr 0.1"; "" for an option that is not given."""
+        is_all = name == "freeze_encoder" and self.freeze_encoder < 0
+        return format_option(name, "all" if is_all else getattr(self, name))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as JSON can hold it."""

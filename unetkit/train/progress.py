@@ -150,7 +150,9 @@ def describe_run(trainer: Trainer) -> list[str]:
             norms if any("BatchNorm" in type(module).__name__ for module in trainer.stepper.network.modules()) else ""
         )
         lines.append(f"devices  {group.size} processes with {run.config.batch_size} images in a step{kept}")
-    if trainer.state.epochs_done or trainer.state.steps_done:
+    if trainer.state.stop_reason:
+        lines.append("note     the run in this folder is finished, so nothing is trained")
+    elif trainer.state.epochs_done or trainer.state.steps_done:
         lines.append(f"resumed  after epoch {trainer.state.epochs_done}, step {trainer.state.steps_done}")
     if run.config.freeze_encoder:
         until = "throughout" if run.config.freeze_encoder < 0 else f"for {run.config.freeze_encoder} epochs"

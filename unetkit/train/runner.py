@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +19,7 @@ from unetkit.data.types import DatasetSplits, fingerprint
 from unetkit.errors import FileError, OptionError
 from unetkit.network import Network
 from unetkit.parts.encoders.normalization import NormalizationStats, get_normalization_stats
-from unetkit.plan import PartSpec, Plan, ResolvedPlan
+from unetkit.plan import PLAN_FIELDS, PartSpec, Plan, ResolvedPlan
 from unetkit.plugins import default_parts, load_parts
 from unetkit.registry import Parts
 from unetkit.resolve import canonical_spec, resolve
@@ -27,14 +27,15 @@ from unetkit.serialization import load
 from unetkit.summary.forward_hooks import find_network
 from unetkit.summary.trace import trace
 from unetkit.train.checkpoint import BEST, HEADER, LAST, STATE, TrainRun, TrainState, read_run, read_state
-from unetkit.train.config import TrainConfig
+from unetkit.train.config import CHANGEABLE, TrainConfig
 from unetkit.train.distributed import ProcessGroup, init_processes
 from unetkit.train.losses import make_loss
 from unetkit.train.optim import create_optimizer_config
 from unetkit.train.trainer import RunParts, TrainCallback, Trainer
+from unetkit.utils.config_fields import flag_of, make_config
 from unetkit.utils.formatting import Size
 from unetkit.utils.isolation import stdout_to_stderr
-from unetkit.utils.modules import check_device
+from unetkit.utils.modules import check_device, set_threads
 from unetkit.utils.spatial import size_of
 
 #: The number of input channels of pretrained weights.
@@ -132,13 +133,15 @@ def choose_normalization(network: Network, found: ImageStatistics) -> Normalizat
 
 #: Seconds between two saves within an epoch.
 SAVE_EVERY = 300.0
+#: Fields of a TrainConfig whose defaults follow from the data.
+_COMPLETED = ("crop", "loss", "augment", "optimizer")
 
 
 def run(
     plan: Plan | str,
     out: str | Path,
     *,
-    data: DatasetSplits | str = "cells",
+    data: DatasetSplits | str | Path = "cells",
     parts: Parts | None = None,
     plugins: Sequence[str] = (),
     command: str = "",
@@ -151,9 +154,12 @@ def run(
 ) -> TrainRun:
     """Train a network, and write a run folder for `unetkit eval` and `unetkit predict`.
 
+    If the folder contains a run with the same plan, data and configuration, that run is continued; if it is finished,
+    nothing is trained. A run that was stopped before it saved a step is replaced.
+
     Args:
         plan: the plan of the network. The data determine its classes and channels; its seed fixes everything random.
-        out: the folder to write, which must not contain a run.
+        out: the folder to write.
         data: the value of `--data`, or an opened data set, which is then needed again to resume the run.
         parts: the registered parts; None for those that are installed and those of `plugins`.
         plugins: files and modules of plugins to load in addition to the installed ones.
@@ -163,34 +169,38 @@ def run(
         borders: a folder for border weights, which several runs may share; None for one in `out`.
         statistics: those of the training images, if they were measured before.
         check_images: whether to read all images of a folder in the background, to find damaged ones early.
-        config: the fields of `TrainConfig`.
+        config: the other options of `unetkit train`, such as `batch_size=4`; see `TrainConfig`.
 
     Returns:
         The run; its `network()` method loads the network with its best weights.
 
     Raises:
-        OptionError: Data, loss and network do not fit together, or the folder contains a run.
+        OptionError: Data, loss and network do not fit together, or the folder contains another run.
         FileError: An image cannot be read, or the folder cannot be written.
         UnetkitError: The loss became infinite or NaN.
     """
     folder, plan = Path(out), Plan.parse(plan) if isinstance(plan, str) else plan
     if folder.exists() and not folder.is_dir():
         raise OptionError(f"--out {folder}: is a file; give a folder")
-    if (folder / HEADER).exists():
-        raise OptionError(
-            f"--out {folder} already contains a run; continue it with --resume {folder}, or give a new folder"
-        )
     parts = parts or (load_parts(plugins) if plugins else default_parts())
+    data = data if isinstance(data, DatasetSplits) else str(data)
     name = with_absolute_path(data, parts) if isinstance(data, str) else data.source
     crop = config.get("crop") or plan.size
-    settings = TrainConfig(**{**config, "data": name, "crop": crop, "seed": plan.seed or 0})
+    seed = plan.seed if plan.seed is not None else config.get("seed", 0)
+    settings = make_config(TrainConfig, {**config, "data": name, "crop": crop, "seed": seed}, "train.run")
     check_device(settings.device)
     if settings.tensorboard and not find_spec("tensorboard"):
         raise OptionError("--tensorboard: TensorBoard is not installed; run pip install 'unetkit[tensorboard]'")
     callback = callback or TrainCallback()
-    with init_processes(settings.device) as group:
+    earlier = (read_run(folder), _load_state(folder)) if (folder / HEADER).exists() else None
+    with init_processes(settings.device) as group, set_threads(settings.threads):
         splits = open_splits(settings, parts, callback.on_scan) if isinstance(data, str) else data
         resolved, _ = resolve(replace(fit_plan(plan, splits), seed=settings.seed), parts)
+        if earlier is not None and _is_continued(*earlier, resolved, settings, splits, parts):
+            changes = {name: getattr(settings, name) for name in CHANGEABLE}
+            begun = replace(earlier[0], config=replace(earlier[0].config, data=settings.data, **changes))
+            _continue(begun, splits, parts, group, earlier[1], callback, save_every, borders, check_images)
+            return begun
         found = statistics or measure_statistics(splits.splits["train"])
         settings, run_parts = create_run_parts(settings, resolved, splits, found.range, parts)
         with stdout_to_stderr():
@@ -222,52 +232,113 @@ def run(
 def resume(
     folder: str | Path,
     *,
-    data: DatasetSplits | str | None = None,
+    data: DatasetSplits | str | Path | None = None,
     parts: Parts | None = None,
-    device: str | None = None,
     callback: TrainCallback | None = None,
     save_every: float = SAVE_EVERY,
     borders: str | Path | None = None,
     check_images: bool = True,
+    **config: Any,
 ) -> TrainRun:
     """Continue an interrupted run; it ends with the weights that it would have had without the interruption.
 
     Args:
         folder: the folder of the run.
         data: the data set if it was given to `run` as an object, or the new path of a folder that was moved.
-        device: another device; on another device, or with another number of threads, the last digits of the
-            weights may differ.
         parts, callback, save_every, borders, check_images: as for `run`.
+        config: other values of the options that do not change what is trained, such as `device="cpu"`; see
+            `unetkit.train.config.CHANGEABLE`. On another device, or with another number of threads, the last digits of
+            the weights may differ.
 
     Raises:
         FileError: The folder contains no run, or its files are damaged.
         PluginError: A plugin that the run uses is not loaded.
-        OptionError: The data differ from those that the run began with.
+        OptionError: The data differ from those that the run began with, or another option would change.
     """
     begun = read_run(folder)
-    device = device or begun.config.device
-    check_device(device)
+    if fixed := [name for name in config if name not in CHANGEABLE]:
+        raise OptionError(f"{flag_of(fixed[0])}: cannot be changed when a run is resumed; leave it out")
+    changes = {name: value for name, value in config.items() if value is not None}
+    begun = replace(begun, config=replace(begun.config, **changes))
+    check_device(begun.config.device)
     parts = parts or (load_parts(begun.plugins) if begun.plugins else default_parts())
     begun.check_plugins(parts)
     callback = callback or TrainCallback()
-    if isinstance(data, str):
-        begun = replace(begun, config=replace(begun.config, data=with_absolute_path(data, parts)))
-    with init_processes(device) as group:
+    if data is not None and not isinstance(data, DatasetSplits):
+        begun = replace(begun, config=replace(begun.config, data=with_absolute_path(str(data), parts)))
+    with init_processes(begun.config.device) as group, set_threads(begun.config.threads):
         splits = data if isinstance(data, DatasetSplits) else open_splits(begun.config, parts, callback.on_scan)
-        if (splits.target, list_fingerprints(splits)) != (begun.target, begun.splits):
-            raise OptionError(
-                f"{splits.source} is not the data of {folder}, or it has changed: its classes or images differ; "
-                "give the original data, or start a new run"
-            )
-        resolved, _ = resolve(begun.plan, parts)
-        _, run_parts = create_run_parts(begun.config, resolved, splits, begun.value_range, parts)
+        if difference := _find_other_data(begun, splits):
+            raise OptionError(difference)
         state = _load_state(begun.folder)
-        with stdout_to_stderr():
-            # The file contains the pretrained weights; building with the plan would download them again.
-            saved = state.model and (begun.folder / LAST).exists()
-            model = load(begun.folder / LAST, parts=parts) if saved else build_plan(begun.plan, parts)
-        Trainer(begun, splits, model, run_parts, group, state, callback, save_every, borders, check_images).train()
+        _continue(begun, splits, parts, group, state, callback, save_every, borders, check_images)
     return begun
+
+
+def _is_continued(
+    begun: TrainRun, state: TrainState, plan: ResolvedPlan, config: TrainConfig, data: DatasetSplits, parts: Parts
+) -> bool:
+    """Return whether a command continues the run in its folder; otherwise it replaces one that has saved no step.
+
+    Raises:
+        OptionError: The command differs from that of a run that has saved a step.
+    """
+    difference = _find_difference(begun, plan, config, data, parts)
+    if difference and (state.epochs_done or state.steps_done):
+        raise OptionError(difference)
+    return not difference
+
+
+def _find_difference(
+    begun: TrainRun, plan: ResolvedPlan, config: TrainConfig, data: DatasetSplits, parts: Parts
+) -> str:
+    """Describe the first option in which a command differs from that of a run; "" if it is the same command."""
+
+    def describe(flag: str, new: str, old: str) -> str:
+        has = f"with {old}" if old else "without it"
+        advice = "give the options that it was started with to continue it, or another --out"
+        return f"{new or flag}: the run in {begun.folder} was started {has}; {advice}"
+
+    def find_setting(config: TrainConfig, names: Iterable[str]) -> str:
+        for name in names:
+            if getattr(config, name) != getattr(begun.config, name):
+                return describe(flag_of(name), config.format_option(name), begun.config.format_option(name))
+        return ""
+
+    names = [one.name for one in fields(TrainConfig) if one.name not in ("data", *_COMPLETED, *CHANGEABLE)]
+    if difference := find_setting(config, names) or _find_other_data(begun, data):
+        return difference
+    config, _ = create_run_parts(config, plan, data, begun.value_range, parts)
+    with stdout_to_stderr():
+        named = find_network(build_plan(plan, parts, device="meta")).plan
+    for word in PLAN_FIELDS:
+        new, old = (str(Plan(**{word.name: getattr(one, word.name)})) for one in (named, begun.plan))
+        if new != old:
+            return describe(word.flag, new, old)
+    return find_setting(config, _COMPLETED)
+
+
+def _find_other_data(begun: TrainRun, data: DatasetSplits) -> str:
+    """Say that data are not those of a run; "" if they are."""
+    if (data.target, list_fingerprints(data)) == (begun.target, begun.splits):
+        return ""
+    return (
+        f"{data.source} is not the data of {begun.folder}, or it has changed: its classes or images differ; "
+        "give the original data, or start a new run"
+    )
+
+
+def _continue(
+    begun: TrainRun, data: DatasetSplits, parts: Parts, group: ProcessGroup, state: TrainState, *how: Any
+) -> None:
+    """Train a run from a state to its end; `how` are the other arguments of a Trainer."""
+    resolved, _ = resolve(begun.plan, parts)
+    _, run_parts = create_run_parts(begun.config, resolved, data, begun.value_range, parts)
+    with stdout_to_stderr():
+        # The file contains the pretrained weights; building with the plan would download them again.
+        saved = state.model and (begun.folder / LAST).exists()
+        model = load(begun.folder / LAST, parts=parts) if saved else build_plan(begun.plan, parts)
+    Trainer(begun, data, model, run_parts, group, state, *how).train()
 
 
 def _load_state(folder: Path) -> TrainState:

@@ -257,10 +257,10 @@ class Trainer:
         except (RuntimeError, ValueError, MemoryError) as error:
             shape = "x".join(map(str, batch.images.shape))
             if is_oom(error):
-                raise UnetkitError(
-                    f"not enough memory for a step of {shape}; "
-                    "start again with a lower --batch-size or --crop, and another --out"
-                ) from error
+                advice = "give a lower --batch-size or --crop"
+                if self.state.epochs_done or self.state.steps_done:
+                    advice += ", and another --out"
+                raise UnetkitError(f"not enough memory for a step of {shape}; {advice}") from error
             if "more than 1 value per channel" in str(error):  # torch's batch norm
                 raise OptionError(
                     f"a step of {shape} gives a batch norm one value for each channel, which has no variance; "
@@ -297,7 +297,9 @@ class Trainer:
 
     def _remove_later_files(self, lines: JsonLinesWriter) -> None:
         """Remove files of later epochs than the state's; called with the lock held."""
-        if not (self.run.folder / HEADER).exists():
+        if not self.state.model:  # what a run that saved no step has left
+            for name in (STATE, BEST, LAST):
+                (self.run.folder / name).unlink(missing_ok=True)
             self.run.write()
         lines.truncate(self.state.epochs_done)
         for name in (HEADER, STATE, BEST, LAST):

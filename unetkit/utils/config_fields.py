@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
-from unetkit.errors import OptionError
+from unetkit.errors import OptionError, did_you_mean
+
+C = TypeVar("C")
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,41 @@ def _describe_field(one: Any, annotation: Any) -> ConfigField:
         about["help"] + (f"  [default: {shown}]" if shown else ""),
         about["parse"] or (lambda value: value),
     )
+
+
+def make_config(config: type[C], values: dict[str, Any], function: str) -> C:
+    """Create a configuration from the keyword arguments of a function; text is read as the command line reads it.
+
+    Args:
+        config: the class of the configuration.
+        values: the arguments.
+        function: the name of the function, for messages.
+
+    Raises:
+        OptionError: An argument does not exist, or its value is not allowed.
+    """
+    known = {one.name: one for one in list_config_fields(config)}
+    names = [one.name for one in fields(config)]  # type: ignore[arg-type]
+    for name in values:
+        if name not in names:
+            raise OptionError(f"{function}: there is no argument {name!r}{did_you_mean(name, names)}")
+    parsed = dict(values)
+    for name, value in values.items():
+        if name in known and value is not None and not isinstance(value, bool):
+            try:
+                parsed[name] = known[name].parse(value)
+            except OptionError as error:
+                raise OptionError(f"{function}: {name}={value!r}: {error}") from None
+    return config(**parsed)
+
+
+def format_option(name: str, value: Any) -> str:
+    """Return the option that sets a field to a value, such as "--lr 0.1"; "" for the value of an option not given."""
+    if value is None or value is False or value == "":
+        return ""
+    if isinstance(value, tuple):
+        value = "x".join(map(str, value))
+    return flag_of(name) if value is True else f"{flag_of(name)} {value}"
 
 
 def check_least(config: Any) -> None:

@@ -1,4 +1,4 @@
-"""Copies of models on the meta device, module modes, and devices."""
+"""Copies of models on the meta device, module modes, threads and devices."""
 
 from __future__ import annotations
 
@@ -39,6 +39,17 @@ def preserve_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in was:
             module.training = mode
+
+
+@contextmanager
+def set_threads(count: int | None) -> Iterator[None]:
+    """Use this number of torch's threads within the context; None leaves it as it is."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(count or before)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def default_device(device: str | None) -> str:
