@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from unetkit.plan import Plan as Plan
     from unetkit.plugins import list_parts as list_parts
     from unetkit.plugins import load_parts as load_parts
+    from unetkit.predict.evaluate import evaluate as evaluate
     from unetkit.registry import Parts as Parts
     from unetkit.serialization import load as load
     from unetkit.serialization import save as save
@@ -32,6 +33,7 @@ _HOMES = {
     "build": "unetkit.builder",
     "load": "unetkit.serialization",
     "save": "unetkit.serialization",
+    "evaluate": "unetkit.predict.evaluate",
     "from_smp": "unetkit.smp.convert",
     "UnetkitError": "unetkit.errors",
     "hookimpl": "unetkit.hookspecs",

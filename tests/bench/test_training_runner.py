@@ -29,7 +29,7 @@ from unetkit.data.splits import SplitConfig
 from unetkit.data.types import fingerprint
 from unetkit.errors import FileError, OptionError, UnknownNameError
 from unetkit.plan import Plan
-from unetkit.predict.evaluate import evaluate
+from unetkit.predict.evaluate import score_images
 from unetkit.train.checkpoint import read_run
 
 CELLS = "cells:count=8,val=2,test=3,size=32"
@@ -88,7 +88,7 @@ def test_a_training_is_that_of_train_and_eval(trained: Path, tmp_path: Path) -> 
     ]
     for name in ("loss", "val_loss", "miou"):
         assert [line[name] for line in logs[0]] == pytest.approx([line[name] for line in logs[1]])
-    scored = evaluate(again, again.network(), open_data(CELLS, seed=1).splits["test"])
+    scored = score_images(again, again.network(), open_data(CELLS, seed=1).splits["test"])
     assert record.values["miou"] == pytest.approx(scored.micro().miou, abs=1e-6)
     stored = load_scores(trained, row.id, 1)
     assert stored is not None
@@ -149,7 +149,7 @@ def test_a_training_that_fails_is_said_and_its_row_has_no_verdict(tmp_path: Path
     plans = [f"{TINY}", f"{TINY} --fuse add"]
     rows = bench.run(
         plans, data=CELLS, out=tmp_path / "run", seeds=2, metrics=["parameters", "miou"], threads=1, jobs=2,
-        steps=2, epochs=2, batch_sizes=[4], lr=[1e-3, "1e30"],
+        steps=2, epochs=2, batch_size=[4], lr=[1e-3, "1e30"],
     )  # fmt: skip
     quality = RunQuality(rows.run)
     verdicts = {(row.factors.get("fuse", ""), row.factors["lr"]): quality.of(row, "miou").verdict for row in rows}
@@ -179,7 +179,7 @@ def test_seeds_split_data_that_have_no_split_alike_for_all_rows(tmp_path: Path) 
         ]
     rows = bench.run(
         [TINY, f"{TINY} --fuse add"], data=str(flat), out=tmp_path / "run", seeds=2, metrics=["miou"],
-        threads=1, jobs=2, steps=2, epochs=1, batch_sizes=[4],
+        threads=1, jobs=2, steps=2, epochs=1, batch_size=[4],
     )  # fmt: skip
     names = {
         (row.id, seed): tuple(found["names"].tolist())
@@ -249,7 +249,7 @@ def test_rows_that_differ_only_in_training_have_other_ids_and_the_same_costs() -
 def test_seeds_are_added_at_the_looks_until_all_is_decided(tmp_path: Path) -> None:
     plans = [TINY, f"{TINY} --fuse add"]
     options: dict[str, Any] = {"data": CELLS, "metrics": ["miou"], "threads": 1, "jobs": 2, "out": tmp_path / "run"}
-    options |= {"steps": 1, "epochs": 1, "batch_sizes": [4], "seeds": "auto", "max_seeds": 8, "race": True}
+    options |= {"steps": 1, "epochs": 1, "batch_size": [4], "seeds": "auto", "max_seeds": 8, "race": True}
     rows = bench.run(plans, **options)
     counts = Counter(one.row_id for one in rows.run.trainings)
     quality = RunQuality(rows.run)
@@ -269,7 +269,7 @@ def test_seeds_are_added_at_the_looks_until_all_is_decided(tmp_path: Path) -> No
 def test_trainings_may_load_data_in_processes_of_their_own(tmp_path: Path) -> None:
     rows = bench.run(
         [TINY], data=CELLS, out=tmp_path / "run", seeds=1, metrics=["miou"], threads=1, workers=1,
-        steps=1, epochs=1, batch_sizes=[4],
+        steps=1, epochs=1, batch_size=[4],
     )  # fmt: skip
     assert [one.error for one in rows.run.trainings] == [""]
 
@@ -279,7 +279,7 @@ def test_a_failed_baseline_is_trained_again_where_seeds_are_added(tmp_path: Path
     plugin = tmp_path / "flaky.py"
     plugin.write_text(FLAKY.format(marker=str(tmp_path / "marker")))
     options: dict[str, Any] = {"data": CELLS, "metrics": ["flaky"], "threads": 1, "jobs": 2, "plugins": [str(plugin)]}
-    options |= {"steps": 1, "epochs": 1, "batch_sizes": [4], "seeds": "auto", "max_seeds": 6, "out": tmp_path / "run"}
+    options |= {"steps": 1, "epochs": 1, "batch_size": [4], "seeds": "auto", "max_seeds": 6, "out": tmp_path / "run"}
     rows = bench.run([TINY, f"{TINY} --fuse add"], **options)
     assert sum(bool(one.failures) for one in rows.run.trainings) == 1
     rows = bench.run([TINY, f"{TINY} --fuse add"], **options, retry_failed=True)

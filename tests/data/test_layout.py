@@ -19,6 +19,7 @@ from unetkit.data.layout import find_layout
 from unetkit.data.types import DatasetSplits, Sample, Target, fingerprint
 from unetkit.data.visualize import contact_sheet, label_paths
 from unetkit.errors import FileError, OptionError
+from unetkit.predict.config import PredictConfig
 from unetkit.predict.predictor import find_images, plan_outputs
 
 H, W = SIZE
@@ -232,7 +233,9 @@ def test_labels_never_share_a_file(tmp_path: Path, names: tuple[str, ...], files
     target = Target("multilabel", names)
     assert tuple(path.name for path in label_paths(tmp_path / "x.png", target)) == files
     image(tmp_path / "x.png")
-    (job,) = plan_outputs([tmp_path / "x.png"], tmp_path / "out", target, overlays=True, probabilities=True)
+    (job,) = plan_outputs(
+        [tmp_path / "x.png"], tmp_path / "out", target, PredictConfig(overlay=True, probabilities=True)
+    )
     assert len({*job.files}) == len(names) + 2
 
 

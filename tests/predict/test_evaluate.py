@@ -112,6 +112,22 @@ def refused(*words: Any) -> str:
     return str(result.exception)
 
 
+def test_python_scores_as_the_command_does(cells: Path) -> None:
+    other = "cells:count=1,val=1,test=2,size=32"
+    for data, split, boundary in ((None, None, None), (other, "test", 2.0)):
+        words = ["--data", data, "--split", split, "--boundary", boundary] if data else []
+        scored = unetkit.evaluate(cells, data, split=split, boundary=boundary, device="cpu")
+        assert evaluating.report(scored).items() <= told(cells, *words).items()
+        assert (scored.data, scored.split) == (data or CELLS, "test")
+    opened = unetkit.evaluate(read_run(cells), open_data(other), split="test", boundary=2.0, device="cpu")
+    assert evaluating.report(opened) == evaluating.report(scored)
+    for options, what in (({"weights": "worst"}, "best or last"), ({"split": "all", "boundary": -1}, "boundary")):
+        with pytest.raises(UnetkitError, match=what):
+            unetkit.evaluate(cells, **options)
+    with pytest.raises(UnetkitError, match="images of 3 channels"):
+        unetkit.evaluate(read_run(cells), replace(open_data(other), channels=3))
+
+
 def test_the_scores_are_those_of_the_networks_masks(photos: Path) -> None:
     run = read_run(photos)
     network, data = run.network(), open_data(run.config.data)
@@ -292,7 +308,7 @@ def test_what_does_not_fit_is_refused_in_one_line(cells: Path, photos: Path, tmp
     assert said.startswith("--data cells:classes=4: has 4 classes (background, ")
     assert said.endswith(f"but {cells} was trained on 2 classes (background, cell)")
     grey = drawn(tmp_path / "grey", channels=1)
-    assert refused(photos, "--data", grey).endswith(f"has images of 1 channel(s), but {photos} needs 3")
+    assert refused(photos, "--data", grey).endswith(f"has images of 1 channel, but {photos} needs 3")
     assert "nowhere: the folder does not exist" in refused(photos, "--data", "nowhere")
     assert refused(photos, "--split", "test").endswith("has train, val; give one of them, or all")
     assert refused(cells, "--data", CELLS + ",test=0", "--split", "test")

@@ -27,11 +27,11 @@ from unetkit.data.types import Target
 from unetkit.errors import FileError, OptionError
 from unetkit.predict import image_reader as opening
 from unetkit.predict import tiled
+from unetkit.predict.config import PredictConfig
 from unetkit.predict.image_reader import TiffWindows, open_image
 from unetkit.predict.mask_writer import PngWriter
 from unetkit.predict.predictor import (
     PredictCallback,
-    PredictConfig,
     PredictionJob,
     Predictor,
     explain_if_too_large,
@@ -404,7 +404,7 @@ def test_what_is_asked_wrongly_is_refused(run: TrainRun, tmp_path: Path) -> None
         run.folder, tmp_path / "empty", "--out", tmp_path / "out"
     )
     assert refused(tmp_path, *asked[1:]).startswith(f"{tmp_path} is not a training run")
-    assert refused(*asked, "--tile", "12by12").startswith("--tile: must be a number or HEIGHTxWIDTH")
+    assert refused(*asked, "--tile", "12by12").startswith("--tile 12by12: must be a number or HEIGHTxWIDTH")
     assert refused(*asked, "--tile", "0x12") == "--tile: must be at least 1; got 0"
     assert refused(*asked, "--batch-size", 0) == "--batch-size 0: must be at least 1"
     assert refused(*asked, "--overlap", -1) == "--overlap -1: must be at least 0"
@@ -540,11 +540,11 @@ def test_a_format_that_cannot_be_is_refused(tmp_path: Path) -> None:
     Image.fromarray(pixels(8, 8)).save(tmp_path / "x.png")
     three, labels = Target("multiclass", ("a", "b", "c")), Target("multilabel", ("a", "b"))
     with pytest.raises(OptionError, match=r"--format binary: the masks have 3 classes; give index or color"):
-        plan_outputs([tmp_path / "x.png"], tmp_path / "out", three, mask_format="binary")
+        plan_outputs([tmp_path / "x.png"], tmp_path / "out", three, PredictConfig(format="binary"))
     with pytest.raises(
         OptionError, match=r"--format color: each label has a mask of its own, of 0 and 255; leave it out"
     ):
-        plan_outputs([tmp_path / "x.png"], tmp_path / "out", labels, mask_format="color")
+        plan_outputs([tmp_path / "x.png"], tmp_path / "out", labels, PredictConfig(format="color"))
 
 
 def test_colours_are_converted_where_that_is_said(run: TrainRun, tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_the_commands_know_its_names(plugin: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_it_is_benched(plugin: Path) -> None:
-    [row] = bench.run([LINE], metrics=["convolutions"], plugins=[str(plugin)], sizes=[32], threads=1)
+    [row] = bench.run([LINE], metrics=["convolutions"], plugins=[str(plugin)], size=[32], threads=1)
     assert row.values == {
         "convolutions": sum(isinstance(m, torch.nn.Conv2d) for m in unetkit.build("plain:widths=[4,8]").modules())
     }

@@ -338,7 +338,7 @@ def test_a_frozen_encoder_stays_as_it_is_with_its_norms_and_is_let_go(tmp_path: 
     for name, freeze in (("one", 1), ("all", -1)):
         train.run(line, tmp_path / name, data=squares(8), freeze_encoder=freeze, **QUICK)
     begun = unetkit.build("test_resnet", seed=3, in_channels=1, classes=1).encoder.state_dict()
-    one, all_ = (train.read(tmp_path / name).network(weights=LAST).encoder.state_dict() for name in ("one", "all"))
+    one, all_ = (train.read(tmp_path / name).network(weights="last").encoder.state_dict() for name in ("one", "all"))
     assert same(begun, all_)
     assert not same(begun, one)
 

@@ -15,7 +15,7 @@ from unetkit.bench.training import DATA_FIELDS
 from unetkit.errors import OptionError, UnetkitError
 from unetkit.plan import Plan
 from unetkit.train.config import TrainConfig
-from unetkit.utils.config_fields import check_least, config_field, flag_of, list_config_fields, reuse_field
+from unetkit.utils.config_fields import check_fields, config_field, flag_of, list_config_fields, reuse_field
 
 if TYPE_CHECKING:
     from unetkit.bench.timing import TimingConfig
@@ -26,12 +26,12 @@ _WEEK = 7 * 24 * 3600.0
 _TRAINED_DEFAULT = ("parameters", "macs", "latency", "miou")
 
 
-def _parse_seeds(text: str) -> int | None:
-    if text == "auto":
+def _parse_seeds(value: str | int) -> int | None:
+    if value == "auto":
         return None
-    if not text.isdecimal() or not int(text):
+    if not str(value).isdecimal() or not int(value):
         raise OptionError("must be a number of seeds, at least 1, or auto")
-    return int(text)
+    return int(value)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class BenchConfig:
         "Metrics to measure.",
         metavar="NAME,...",
         default_text="all that need no training, or with --data parameters,macs,latency,miou",
-        parse=lambda text: tuple(split_axis("metrics", [text])),
+        parse=lambda value: tuple(split_axis("metrics", [value] if isinstance(value, str) else value)),
     )
     budget: float = config_field(20.0, "Time limit for each timed metric of a row, in seconds.", metavar="S")
     target_ci: float = config_field(
@@ -85,7 +85,7 @@ class BenchConfig:
         None, "Number of torch's threads for each row.", metavar="N", default_text="its physical cores", least=1
     )
     seed: int = config_field(0, "Seed of weights, inputs and order; the first one of the trainings.", metavar="N")
-    engine: str = config_field("local", "Measure on this machine or on a Ray cluster.", metavar="local|ray")
+    engine: str = config_field("local", "Measure on this machine or on a Ray cluster.", choices=ENGINES)
     ray_address: str | None = config_field(None, "Address of the Ray cluster: auto, or HOST:PORT.", metavar="ADDRESS")
     retry_failed: bool = config_field(
         default=False, help="Measure again the rows and trainings that failed or ran out of budget."
@@ -112,14 +112,13 @@ class BenchConfig:
     plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_least(self)
+        check_fields(self)
         self._check_training()
         seconds = "must be a number of seconds above 0, and at most a week"
         for option, value, is_valid, requirement in (
             ("--budget", self.budget, 0 < self.budget <= _WEEK, seconds),
             ("--target-ci", self.target_ci, 0 < self.target_ci < 1, "must be between 0 and 1, such as 0.02"),
             ("--timeout", self.timeout, self.timeout is None or 0 < self.timeout <= _WEEK, seconds),
-            ("--engine", self.engine, self.engine in ENGINES, f"must be {' or '.join(ENGINES)}"),
         ):
             if not is_valid:
                 raise OptionError(f"{option} {value}: {requirement}")

@@ -52,7 +52,7 @@ from unetkit.plan import Plan
 from unetkit.plugins import PluginManager, load_manager
 from unetkit.registry import Metric
 from unetkit.train.config import TrainConfig
-from unetkit.utils.config_fields import flag_of
+from unetkit.utils.config_fields import flag_of, make_config
 from unetkit.utils.formatting import Size
 from unetkit.utils.processes import TaskResult, run_tasks
 from unetkit.utils.system import available_cores
@@ -106,9 +106,9 @@ def read(folder: str | Path) -> BenchRows:
 def run(
     plans: Iterable[Plan | str],
     *,
-    sizes: Sequence[Any] = (),
-    batch_sizes: Sequence[int] = (),
-    modes: Sequence[str] = ("eager",),
+    size: Any = (),
+    batch_size: Any = (),
+    mode: Any = "eager",
     out: str | Path | None = None,
     on_row: Callable[[BenchRow], object] = lambda row: None,
     **config: Any,
@@ -122,10 +122,11 @@ def run(
 
     Args:
         plans: plans, or lines such as "--encoder resnet34 --fuse add".
-        sizes: input sizes, such as 256 or (480, 640); if empty, the size of each plan, the model's own, or 256.
-        batch_sizes: numbers of images in the input, by default 1; of a training step, by default 8.
-        modes: execution modes: "eager" or "compiled", optionally followed by "+channels_last", "+bfloat16" or
-            "+float16".
+        size: input size, such as 256 or (480, 640), or a list of sizes; by default the size of each plan, the model's
+            own, or 256.
+        batch_size: number of images in the input, by default 1, or of a training step, by default 8; or a list.
+        mode: execution mode: "eager" or "compiled", optionally followed by "+channels_last", "+bfloat16" or "+float16";
+            or a list.
         out: folder for the results; rows that it already contains are not measured again. If None, the results are
             only returned.
         on_row: called with each row when it is measured, before it is trained.
@@ -146,10 +147,11 @@ def run(
     axes = {name: parse_training_axis(name, values, manager.parts) for name, values in axes.items()}
     parsed = [plan if isinstance(plan, Plan) else Plan.parse(plan) for plan in plans]
     cases: list[Case] = []
-    for batch_size in batch_sizes or [1]:
-        trained = {"batch_size": [str(batch_size)]} if batch_sizes and bench_config.data else {}
-        parsed_modes = [Mode.parse(mode) for mode in modes]
-        cases += make_cases(parsed, sizes, [batch_size], parsed_modes, combine_trainings({**axes, **trained}))
+    sizes, batch_sizes = _as_list(size), _as_list(batch_size)
+    modes = [Mode.parse(one) for one in _as_list(mode)]
+    for images in batch_sizes or [1]:
+        trained = {"batch_size": [str(images)]} if batch_sizes and bench_config.data else {}
+        cases += make_cases(parsed, sizes, [images], modes, combine_trainings({**axes, **trained}))
     if not cases:
         raise OptionError("no plan is given; give lines such as '--encoder resnet34 --fuse add'")
     with ExitStack() as stack:
@@ -168,27 +170,23 @@ def run(
 
 def _values_as_text(values: Any) -> list[str]:
     """Return one value or each of a list as an option of the command takes it: (480, 640) is 480x640."""
-    return [
-        "x".join(map(str, one)) if isinstance(one, tuple) else str(one)
-        for one in (values if isinstance(values, list) else [values])
-    ]
+    return ["x".join(map(str, one)) if isinstance(one, tuple) else str(one) for one in _as_list(values)]
+
+
+def _as_list(values: Any) -> list[Any]:
+    """Return a list; a single value is a list of one, and so is a tuple, since it is a size. () is none."""
+    return values if isinstance(values, list) else [] if values == () else [values]
 
 
 def _make_config(fields: dict[str, Any]) -> BenchConfig:
     """Create a configuration; lists become tuples and paths become text, so that it can be sent to other processes."""
     if "data" in fields:
         fields["data"] = str(fields["data"])
-    if fields.get("seeds") == "auto":
-        fields["seeds"] = None
     for name in ("metrics", "plugins"):
         if name in fields:
             values = [fields[name]] if isinstance(fields[name], str | Path) else fields[name]
             fields[name] = tuple(map(str, values))
-    try:
-        return BenchConfig(**fields)
-    except TypeError as error:
-        message = str(error).removeprefix("BenchConfig.__init__() ")
-        raise OptionError(f"bench.run: {message}") from None
+    return make_config(BenchConfig, fields, "bench.run")
 
 
 #: Metrics from 0 to 1, and the largest margin that is no mistake for them.

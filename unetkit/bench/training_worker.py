@@ -26,7 +26,7 @@ from unetkit.data.statistics import ValueRange, measure_statistics
 from unetkit.data.types import DatasetSplits, fingerprint
 from unetkit.errors import UnetkitError
 from unetkit.plugins import load_manager
-from unetkit.predict.evaluate import evaluate
+from unetkit.predict.evaluate import score_images
 from unetkit.registry import Parts
 from unetkit.resolve import resolve
 from unetkit.train.checkpoint import BEST, HEADER, LAST, LOG, STATE, TrainRun, read_run, read_state
@@ -222,11 +222,11 @@ def _score(trained: TrainRun, data: DatasetSplits, task: TrainingTask, parts: Pa
     log = [json.loads(line) for line in (trained.folder / LOG).read_text(encoding="utf-8").splitlines()]
     best = max((line["epoch"] for line in log if line["best"]), default=len(log))
     epoch = best if has_test else len(log)
-    network = trained.network(trained.config.device or "cpu", parts, BEST if has_test else LAST)
+    network = trained.network(trained.config.device or "cpu", parts, "best" if has_test else "last")
     wanted = [metric for metric in parts.metrics if metric.name in {name.partition(":")[0] for name in task.metrics}]
     by_plugin = any(metric.owner != "unetkit" for metric in wanted)
     masks: list[Any] = []
-    evaluation = evaluate(
+    evaluation = score_images(
         trained,
         network,
         data.splits["test" if has_test else "val"],

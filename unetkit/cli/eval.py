@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from unetkit.cli.options import emit_json, get_run_parts, json_options, load_trained, nodata_option
+from unetkit.cli.options import emit_json, get_run_parts, json_options, nodata_option, trained_options
 from unetkit.errors import OptionError
+from unetkit.utils.formatting import format_plural
 from unetkit.utils.isolation import stdout_to_stderr
 from unetkit.utils.tables import Listing, TableData
 
@@ -36,14 +37,7 @@ if TYPE_CHECKING:
 @nodata_option("as in training, and what a TIFF file declares")
 @json_options
 @click.option("--picture", metavar="FILE.png", type=click.Path(path_type=Path), help="Draw the confusion matrix.")
-@click.option(
-    "--weights",
-    type=click.Choice(["best", "last"]),
-    default="best",
-    show_default=True,
-    help="Weights of the run to use.",
-)
-@click.option("--device", metavar="NAME", help="Device, such as cpu, cuda or cuda:1.  [default: a GPU if there is one]")
+@trained_options
 @click.pass_context
 def eval_run(
     ctx: click.Context,
@@ -74,22 +68,26 @@ def eval_run(
     """
     if picture and picture.suffix != ".png":
         raise OptionError(f"--picture {picture}: only PNG can be drawn; give a file name that ends in .png")
-    if boundary is not None and not 0 <= boundary < float("inf"):
-        raise OptionError(f"--boundary {boundary:g}: must be 0 or more")
 
-    from unetkit.predict.evaluate import evaluate, is_training_data, open_evaluation, report, select_images
+    from unetkit.predict.evaluate import evaluate, is_training_data, report
     from unetkit.train.checkpoint import read_run
 
     found = read_run(run)
-    with stdout_to_stderr():  # keeps what a part prints out of this command's output
-        parts = get_run_parts(ctx, found)
-        network = load_trained(found, weights, device, parts)
-        against = open_evaluation(found, data, parts, nodata)
-        name, images = select_images(found, against, split)
-        with _progress_bar() as callback:
-            scored = evaluate(found, network, images, tolerance=boundary, callback=callback)
-    about = {"run": str(run), "weights": weights, "plan": str(found.plan), "data": against.source, "split": name}
-    seen = is_training_data(found, against) and name in ("train", "all")
+    # Standard output is kept free of what a part prints.
+    with stdout_to_stderr(), _progress_bar() as callback:
+        scored = evaluate(
+            found,
+            data,
+            split=split,
+            boundary=boundary,
+            nodata=nodata,
+            weights=weights,
+            device=device,
+            parts=get_run_parts(ctx, found),
+            callback=callback,
+        )
+    about = {"run": str(run), "weights": weights, "plan": str(found.plan), "data": scored.data, "split": scored.split}
+    seen = is_training_data(found, scored.data) and scored.split in ("train", "all")
     done = []
     if picture:
         from unetkit.train.plots import draw_confusion
@@ -99,7 +97,10 @@ def eval_run(
     done.append(emit_json({**about, **report(scored)}, as_json, json_out))
     if as_json:
         return
-    head = [f"{run}, its {weights} weights: {found.plan}", f"{len(images)} images of {against.source} ({name})"]
+    head = [
+        f"{run}, its {weights} weights: {found.plan}",
+        f"{format_plural(len(scored.images), 'image')} of {scored.data} ({scored.split})",
+    ]
     _print_scores(scored, [*head, *["the network was trained on some of these images"] * seen], worst)
     for line in filter(None, done):
         click.echo(line)

@@ -13,17 +13,15 @@ from click.shell_completion import CompletionItem
 
 from unetkit.commands import PluginCommand, plugin_commands
 from unetkit.errors import OptionError, UnetkitError
-from unetkit.plan import PLAN_FIELDS, PlanField, parse_size
+from unetkit.plan import PLAN_FIELDS, PlanField
 from unetkit.plugins import PluginManager, default_manager, load_manager
 from unetkit.registry import PART_FIELDS, Entry, Parts, Registry
 from unetkit.resolve import kind_of
 from unetkit.train.config import parse_nodata
 from unetkit.utils.config_fields import ConfigField, list_config_fields
 from unetkit.utils.files import write_requested_file
-from unetkit.utils.formatting import Size
 
 if TYPE_CHECKING:
-    from unetkit.network import Network
     from unetkit.train.checkpoint import TrainRun
 
 
@@ -79,7 +77,12 @@ def config_options(config: type) -> Callable[[F], F]:
 def _make_config_option(one: ConfigField) -> Callable[[F], F]:
     if one.type is bool:
         return click.option(one.flag, one.name, is_flag=True, help=one.help)
-    return click.option(one.flag, one.name, type=one.type, metavar=one.metavar, help=one.help)
+    complete: dict[str, Any] = {"shell_complete": _make_choice_completer(one.choices)} if one.choices else {}
+    return click.option(one.flag, one.name, type=one.type, metavar=one.metavar, help=one.help, **complete)
+
+
+def _make_choice_completer(choices: tuple[str, ...]) -> Callable[[Any, Any, str], list[CompletionItem]]:
+    return lambda ctx, param, incomplete: [CompletionItem(one) for one in choices if one.startswith(incomplete)]
 
 
 def take_config_values(config: type, given: dict[str, Any]) -> dict[str, Any]:
@@ -110,18 +113,21 @@ def nodata_option(default: str) -> Callable[[F], F]:
     """Add the option `--nodata`, whose value is a float, or None if it was not given."""
 
     def parse(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-        return None if value is None else parse_nodata(value)
+        try:
+            return None if value is None else parse_nodata(value)
+        except OptionError as error:
+            raise OptionError(f"--nodata {value}: {error}") from None
 
     help_text = f"Number in images that means that there are no data, such as -9999 or nan.  [default: {default}]"
     return click.option("--nodata", metavar="VALUE", callback=parse, help=help_text)
 
 
-def size_option(text: str, option: str) -> Size:
-    """Read the value of an option that takes a size, such as 512 or 512x768. Raises OptionError."""
-    try:
-        return parse_size(text)
-    except OptionError as error:
-        raise OptionError(f"{option}: {error}") from None
+def trained_options(command: F) -> F:
+    """Add the options of commands that use a trained network: --weights and --device."""
+    device = "Device, such as cpu, cuda or cuda:1.  [default: a GPU if there is one]"
+    weights: dict[str, Any] = {"type": click.Choice(["best", "last"]), "default": "best", "show_default": True}
+    command = click.option("--device", metavar="NAME", help=device)(command)
+    return click.option("--weights", help="Weights of the run to use.", **weights)(command)
 
 
 def json_options(command: F) -> F:
@@ -178,14 +184,6 @@ def complete_part(registry: Registry, incomplete: str) -> list[CompletionItem]:
     except UnetkitError:
         return []
     return [CompletionItem(f"{head}{o.name}=", help=o.help) for o in known if o.name.startswith(key)]
-
-
-def load_trained(run: TrainRun, weights: str, device: str | None, parts: Parts) -> Network:
-    """Load the network of a training run with its "best" or "last" weights."""
-    from unetkit.train.checkpoint import BEST, LAST
-    from unetkit.utils.modules import default_device
-
-    return run.network(default_device(device), parts, BEST if weights == "best" else LAST)
 
 
 def get_run_parts(ctx: click.Context, run: TrainRun) -> Parts:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
-from unetkit.cli.options import get_run_parts, load_trained, nodata_option, size_option
+from unetkit.cli.options import config_options, get_run_parts, take_config_values, trained_options
+from unetkit.predict.config import PredictConfig
 from unetkit.utils.isolation import stdout_to_stderr
 
 
@@ -18,33 +19,8 @@ from unetkit.utils.isolation import stdout_to_stderr
 @click.option(
     "--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Folder to write the masks to."
 )
-@click.option(
-    "--format",
-    "mask_format",
-    type=click.Choice(["index", "binary", "color"]),
-    help="Numbers in masks, see above.  [default: index]",
-)
-@click.option("--probabilities", is_flag=True, help="Also write NAME-probabilities.tif (float32).")
-@click.option("--overlay", is_flag=True, help="Also write NAME-overlay.png, the mask drawn over the image.")
-@click.option("--tta", is_flag=True, help="Test-time augmentation: average over the image and its three mirror images.")
-@click.option("--tile", metavar="HxW", help="Tile size, such as 512 or 512x768.  [default: 512]")
-@click.option("--overlap", metavar="N", type=int, help="Blend tiles that overlap by N pixels.")
-@click.option("--batch-size", metavar="N", type=int, default=1, show_default=True, help="Tiles in a forward pass.")
-@click.option(
-    "--channels",
-    type=click.Choice(["grey", "rgb"]),
-    help="Convert images of one or three channels.  [default: as in training]",
-)
-@nodata_option("as in training, and what a TIFF file declares")
-@click.option("--check", is_flag=True, help="Compare with a single pass over the whole image.")
-@click.option(
-    "--weights",
-    type=click.Choice(["best", "last"]),
-    default="best",
-    show_default=True,
-    help="Weights of the run to use.",
-)
-@click.option("--device", metavar="NAME", help="Device, such as cpu, cuda or cuda:1.  [default: a GPU if there is one]")
+@config_options(PredictConfig)
+@trained_options
 @click.pass_context
 def predict(
     ctx: click.Context,
@@ -52,12 +28,9 @@ def predict(
     run: Path,
     images: tuple[Path, ...],
     out: Path,
-    probabilities: bool,
-    overlay: bool,
-    tile: str | None,
-    weights: Literal["best", "last"],
+    weights: str,
     device: str | None,
-    **how: Any,
+    **given: Any,
 ) -> None:
     """Segment images of any size, tile by tile.
 
@@ -76,19 +49,19 @@ def predict(
     unetkit predict runs/a images/ --out masks --overlay --probabilities
     unetkit predict runs/a slide.tif --out masks --tile 1024 --tta --check
     """
-    size = None if tile is None else size_option(tile, "--tile")
+    values = {name: value for name, value in given.items() if value is not None}
+    config = PredictConfig(**take_config_values(PredictConfig, values))
 
-    from unetkit.predict.predictor import PredictConfig, Predictor, plan_outputs, predict_all
+    from unetkit.predict.predictor import Predictor, plan_outputs, predict_all
     from unetkit.predict.progress import PredictProgress
     from unetkit.train.checkpoint import read_run
+    from unetkit.utils.modules import default_device
 
-    found, passed = read_run(run), PredictConfig(size, **how)
-    jobs = plan_outputs(
-        images, out, found.target, probabilities=probabilities, overlays=overlay, mask_format=passed.mask_format
-    )
+    found = read_run(run)
+    jobs = plan_outputs(images, out, found.target, config)
     with stdout_to_stderr():  # keeps what a part prints out of this command's output
-        network = load_trained(found, weights, device, get_run_parts(ctx, found))
-        predictor = Predictor(found, network, passed)
+        network = found.network(default_device(device), get_run_parts(ctx, found), weights)
+        predictor = Predictor(found, network, config)
         shown = PredictProgress(len(jobs))
         try:
             failed = predict_all(predictor.predict, jobs, shown)

@@ -19,17 +19,20 @@ from unetkit.data.source import is_named_dataset
 from unetkit.data.types import Dataset, DatasetSplits, Target, check_values, fingerprint
 from unetkit.errors import FileError, OptionError
 from unetkit.network import Network
+from unetkit.plugins import default_parts, load_parts
 from unetkit.registry import Parts
 from unetkit.tiling.sliding_window import tiled
-from unetkit.train.checkpoint import TrainRun
+from unetkit.train.checkpoint import TrainRun, read_run
 from unetkit.train.metrics import Evaluation, ImageScores, describe_separation
+from unetkit.utils.formatting import format_plural
+from unetkit.utils.modules import check_device, default_device
 
 #: The name of the union of all splits.
 ALL = "all"
 
 
 def open_evaluation(
-    run: TrainRun, text: str | None = None, parts: Parts | None = None, nodata: float | None = None
+    run: TrainRun, data: DatasetSplits | str | Path | None, parts: Parts, nodata: float | None = None
 ) -> DatasetSplits:
     """Open the data set to score a run on: its own with the same split, or another one with the same classes.
 
@@ -40,10 +43,22 @@ def open_evaluation(
         OptionError: The data set has other classes or channels than the run.
         PluginError: A plugin that the run uses is not loaded.
     """
-    choices = run.config
-    if text is None and parts is not None:
+    if data is None:
         run.check_plugins(parts)
-    text = text or choices.data
+    opened = data if isinstance(data, DatasetSplits) else _open(run, str(data or run.config.data), parts, nodata)
+    if _comparable(opened.target) != _comparable(run.target):
+        raise OptionError(
+            f"--data {opened.source}: has {_describe_target(opened.target)}, "
+            f"but {run.folder} was trained on {_describe_target(run.target)}"
+        )
+    if opened.channels != run.channels:
+        channels = f"images of {format_plural(opened.channels, 'channel')}, but {run.folder} needs {run.channels}"
+        raise OptionError(f"--data {opened.source}: has {channels}")
+    return opened
+
+
+def _open(run: TrainRun, text: str, parts: Parts, nodata: float | None) -> DatasetSplits:
+    choices = run.config
     target = run.target if not is_named_dataset(text, parts) and read_classes(Path(text)) is None else None
     val = (
         choices.val_fraction if is_same_data(text, choices.data) else None
@@ -51,7 +66,7 @@ def open_evaluation(
     if nodata is None and not is_named_dataset(text, parts):
         nodata = choices.nodata_value
     group, ignore = choices.group_by if val is not None else "", choices.ignore_index
-    data = open_data(
+    return open_data(
         text,
         seed=choices.seed if choices.split_seed is None else choices.split_seed,
         val_fraction=val,
@@ -62,15 +77,6 @@ def open_evaluation(
         target=target,
         parts=parts,
     )
-    if _comparable(data.target) != _comparable(run.target):
-        raise OptionError(
-            f"--data {text}: has {_describe_target(data.target)}, "
-            f"but {run.folder} was trained on {_describe_target(run.target)}"
-        )
-    if data.channels != run.channels:
-        channels = f"images of {data.channels} channel(s), but {run.folder} needs {run.channels}"
-        raise OptionError(f"--data {text}: has {channels}")
-    return data
 
 
 def select_images(run: TrainRun, data: DatasetSplits, split: str | None = None) -> tuple[str, Dataset]:
@@ -81,13 +87,13 @@ def select_images(run: TrainRun, data: DatasetSplits, split: str | None = None) 
     Raises:
         OptionError: The split does not exist or is empty.
     """
-    name = split or ("test" if "test" in data.splits else "val" if is_training_data(run, data) else ALL)
+    name = split or ("test" if "test" in data.splits else "val" if is_training_data(run, data.source) else ALL)
     if name != ALL and name not in data.splits:
         known = [split for split in data.splits if split != ALL]
         advice = f"has {', '.join(known)}; give one of them, or {ALL}" if known else f"has no splits; give {ALL}"
         raise OptionError(f"--split {name}: {data.source} {advice}")
     was = dict(run.splits).get(name)
-    if is_training_data(run, data) and was and was != fingerprint(data.splits[name]):
+    if is_training_data(run, data.source) and was and was != fingerprint(data.splits[name]):
         raise OptionError(
             f"--split {name}: {data.source} contains other images than when {run.folder} was trained, so the network "
             f"may have seen some of these; restore them, or use --split {ALL}"
@@ -99,9 +105,9 @@ def select_images(run: TrainRun, data: DatasetSplits, split: str | None = None) 
     return name, images
 
 
-def is_training_data(run: TrainRun, data: DatasetSplits) -> bool:
-    """Return whether the run was trained on this data set."""
-    return is_same_data(data.source, run.config.data)
+def is_training_data(run: TrainRun, source: str) -> bool:
+    """Return whether the run was trained on the data set of this name or path."""
+    return is_same_data(source, run.config.data)
 
 
 def is_same_data(source: str, trained: str) -> bool:
@@ -110,6 +116,54 @@ def is_same_data(source: str, trained: str) -> bool:
 
 
 def evaluate(
+    run: TrainRun | str | Path,
+    data: DatasetSplits | str | Path | None = None,
+    *,
+    split: str | None = None,
+    boundary: float | None = None,
+    nodata: float | None = None,
+    weights: str = "best",
+    device: str | None = None,
+    parts: Parts | None = None,
+    callback: Callable[[int, int], None] = lambda done, count: None,
+) -> Evaluation:
+    """Score the network of a training run on images with known masks, as `unetkit eval` does.
+
+    Args:
+        run: a run, or its folder.
+        data: a folder or the name of a data set, or an opened data set; None for the training data.
+        split: "test", "val", "train" or "all"; None for the test images, or if there are none, for the validation
+            images of the training data, and for all images of other data.
+        boundary: the tolerance of the boundary F-score in pixels; None for 0.75% of each image's diagonal.
+        nodata: the number in images that means that there are no data; None for that of the training data.
+        weights: "best", or "last" for those of the last epoch.
+        device: the device; None for a GPU if there is one.
+        parts: the registered parts; None for those that are installed and those that the run was trained with.
+        callback: is called with the number of images that are done, and their total number.
+
+    Returns:
+        The scores. `micro()` returns those over all pixels, `macro()` the means over images, and `images` those of
+        each image.
+
+    Raises:
+        FileError: The run or an image cannot be read.
+        OptionError: The data do not fit the run, or the split does not exist.
+        PluginError: A plugin that the run uses is not loaded.
+    """
+    if boundary is not None and not 0 <= boundary < float("inf"):
+        raise OptionError(f"--boundary {boundary:g}: must be 0 or more")
+    run = run if isinstance(run, TrainRun) else read_run(run)
+    parts = parts or (load_parts(run.plugins) if run.plugins else default_parts())
+    check_device(device)
+    network = run.network(default_device(device), parts, weights)
+    opened = open_evaluation(run, data, parts, nodata)
+    name, images = select_images(run, opened, split)
+    scored = score_images(run, network, images, tolerance=boundary, callback=callback)
+    scored.data, scored.split = opened.source, name
+    return scored
+
+
+def score_images(
     run: TrainRun,
     network: Network,
     images: Dataset,

@@ -104,7 +104,7 @@ class MaskWriter:
         paths: one path, or one for each label.
         size: the height and width.
         target: what the masks mean.
-        mask_format: "index", "binary" or "color"; see `unetkit.predict.predictor.PredictConfig`.
+        mask_format: "index", "binary" or "color"; see `unetkit.predict.config.PredictConfig`.
     """
 
     def __init__(

@@ -19,6 +19,7 @@ from unetkit.data.layout import walk_files
 from unetkit.data.types import IGNORE, Target
 from unetkit.data.visualize import VOID, label_paths
 from unetkit.errors import FileError, InputSizeError, OptionError, UnetkitError
+from unetkit.predict.config import PredictConfig
 from unetkit.predict.image_reader import ImageReader, open_image
 from unetkit.predict.mask_writer import MaskWriter, OverlayWriter, write_probabilities
 from unetkit.summary.trace import trace
@@ -27,7 +28,7 @@ from unetkit.tiling.requirements import find_tile_requirements
 from unetkit.tiling.sliding_window import Pass, Source, Window, iterate_windows, make_forward
 from unetkit.train.checkpoint import TrainRun
 from unetkit.utils.files import atomic_write
-from unetkit.utils.formatting import Size, format_bytes, format_plural, format_size
+from unetkit.utils.formatting import Size, format_bytes, format_plural
 from unetkit.utils.system import free_memory
 
 
@@ -50,10 +51,7 @@ def plan_outputs(
     images: Iterable[Path],
     out: Path,
     target: Target,
-    *,
-    probabilities: bool = False,
-    overlays: bool = False,
-    mask_format: str | None = None,
+    config: PredictConfig | None = None,
 ) -> list[PredictionJob]:
     """Plan the files for images and for folders of images. Files in `out` are outputs, and not read.
 
@@ -62,18 +60,16 @@ def plan_outputs(
         OptionError: Two images have the same output file, an output would overwrite an image, `out` is a file, there
             are more classes than a PNG palette can hold, or the masks cannot have this format.
     """
-    if mask_format == "binary" and target.kind == "multiclass":
+    config = config or PredictConfig()
+    if config.format == "binary" and target.kind == "multiclass":
         raise OptionError(f"--format binary: the masks have {len(target.names)} classes; give index or color")
-    if mask_format not in (None, "binary") and target.kind == "multilabel":
-        raise OptionError(f"--format {mask_format}: each label has a mask of its own, of 0 and 255; leave it out")
+    if config.format not in (None, "binary") and target.kind == "multilabel":
+        raise OptionError(f"--format {config.format}: each label has a mask of its own, of 0 and 255; leave it out")
     if target.kind != "multilabel" and len(target.names) > VOID:
         raise OptionError(f"{len(target.names)} classes do not fit into the palette of a PNG, which has {VOID}")
     if out.exists() and not out.is_dir():
         raise OptionError(f"--out {out}: is a file; give a folder")
-    jobs = [
-        _plan_job(path, out / inside, target, probabilities, overlays)
-        for path, inside in find_images(images, out).items()
-    ]
+    jobs = [_plan_job(path, out / inside, target, config) for path, inside in find_images(images, out).items()]
     places: dict[Path, Path] = {}
     for job in jobs:
         for file in map(Path.resolve, job.files):
@@ -114,11 +110,11 @@ def find_images(images: Iterable[Path], out: Path | None = None) -> dict[Path, P
     return dict(paths.values())
 
 
-def _plan_job(image: Path, out: Path, target: Target, probabilities: bool, overlays: bool) -> PredictionJob:
+def _plan_job(image: Path, out: Path, target: Target, config: PredictConfig) -> PredictionJob:
     mask, name = out / f"{image.stem}.png", image.stem
     masks = tuple(label_paths(mask, target)) if target.kind == "multilabel" else (mask,)
-    chances = out / f"{name}-probabilities.tif" if probabilities else None
-    return PredictionJob(image, masks, chances, out / f"{name}-overlay.png" if overlays else None)
+    chances = out / f"{name}-probabilities.tif" if config.probabilities else None
+    return PredictionJob(image, masks, chances, out / f"{name}-overlay.png" if config.overlay else None)
 
 
 class TilingCheck:
@@ -170,40 +166,6 @@ def explain_if_too_large(network: nn.Module, size: Size) -> str:
         return ""
     what = f"a single pass may need {format_bytes(needs)}, but {format_bytes(left)} are free"
     return f"{what}; use --check on a smaller image"
-
-
-@dataclass(frozen=True)
-class PredictConfig:
-    """The settings of a prediction.
-
-    Attributes:
-        tile: the height and width of tiles; None lets the network decide.
-        overlap: the overlap of tiles, which are then blended; None lets the network decide.
-        batch_size: the number of tiles in a forward pass.
-        tta: whether to average over the image and its mirror images.
-        nodata: the number in images that means that there are no data; None for that of the training data.
-        channels: "grey" or "rgb" converts images of one or three channels; None is as in training.
-        mask_format: "index" for an indexed PNG, "binary" for grey with 0 and 255, "color" for RGB; None for index, or
-            for binary if there are labels.
-        check: whether to compare the result with a single pass over the whole image.
-    """
-
-    tile: Size | None = None
-    overlap: int | None = None
-    batch_size: int = 1
-    tta: bool = False
-    nodata: float | None = None
-    channels: str | None = None
-    mask_format: str | None = None
-    check: bool = False
-
-    def __post_init__(self) -> None:
-        if self.tile and min(self.tile) < 1:
-            raise OptionError(f"--tile {format_size(self.tile)}: must be at least 1x1")
-        if self.batch_size < 1:
-            raise OptionError(f"--batch-size {self.batch_size}: must be at least 1")
-        if self.overlap is not None and self.overlap < 0:
-            raise OptionError(f"--overlap {self.overlap}: must be at least 0")
 
 
 class NormalizedReader:
@@ -325,7 +287,7 @@ class Predictor:
     def _write(self, job: PredictionJob, picture: ImageReader, found: Iterator[Window]) -> None:
         """Yield each window after it was passed to all writers."""
         with ExitStack() as stack:
-            masks = MaskWriter(stack, job.masks, picture.size, self.run.target, self.how.mask_format or "index")
+            masks = MaskWriter(stack, job.masks, picture.size, self.run.target, self.how.format or "index")
             laid = OverlayWriter(picture.size, self.run.target) if job.overlay else None
             found = self._to_masks(found, masks, laid)
             if job.probabilities:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unetkit.data.statistics import ValueRange
 from unetkit.data.types import Target
-from unetkit.errors import FileError, PluginError
+from unetkit.errors import FileError, OptionError, PluginError
 from unetkit.network import Network
 from unetkit.plan import Plan
 from unetkit.registry import Parts
@@ -86,6 +86,7 @@ def read_state(path: Path) -> TrainState:
 
 #: The files in the folder of a run.
 HEADER, LOG, STATE, BEST, LAST = "run.json", "log.jsonl", "state.pt", "best.safetensors", "last.safetensors"
+_WEIGHTS = {"best": BEST, "last": LAST}
 
 
 @dataclass(frozen=True)
@@ -128,17 +129,26 @@ class TrainRun:
         normalized = (image - mean[:, None, None]) / std[:, None, None]
         return normalized.masked_fill_(normalized.isnan(), 0)
 
-    def network(self, device: Any = "cpu", parts: Parts | None = None, weights: str = BEST) -> Network:
-        """Load the network with its best weights (or those of `LAST`), in eval mode.
+    def network(self, device: Any = "cpu", parts: Parts | None = None, weights: str = "best") -> Network:
+        """Load the network in eval mode.
+
+        Args:
+            device: where it is created.
+            parts: the registered parts; None for all that are installed.
+            weights: "best" for the weights of the best epoch, or "last" for those of the last one.
 
         Raises:
+            OptionError: `weights` is something else.
             FileError: The run has no such weights yet, or they are damaged.
         """
-        if not (self.folder / weights).exists():
+        if weights not in _WEIGHTS:
+            raise OptionError(f"weights={weights!r}: must be {' or '.join(_WEIGHTS)}")
+        path = self.folder / _WEIGHTS[weights]
+        if not path.exists():
             raise FileError(
-                f"{self.folder} has no {weights} yet, because no epoch is complete; continue the run with --resume"
+                f"{self.folder} has no {path.name} yet, because no epoch is complete; continue the run with --resume"
             )
-        return load(self.folder / weights, parts=parts, device=device).eval()
+        return load(path, parts=parts, device=device).eval()
 
     def check_plugins(self, parts: Parts) -> None:
         """Raise PluginError if a plugin that supplies the data set, the loss or the like is not loaded."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from unetkit.errors import OptionError, did_you_mean
+from unetkit.errors import OptionError
 from unetkit.plan import parse_size
-from unetkit.utils.config_fields import check_least, config_field, format_option
+from unetkit.utils.config_fields import check_fields, config_field, format_option
 from unetkit.utils.formatting import Size
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -15,12 +15,12 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 CHANGEABLE = ("preview_every", "workers", "threads", "device", "tensorboard")
 
 
-def parse_nodata(text: str) -> float:
+def parse_nodata(text: str | float) -> float:
     """Read the value of `--nodata`. Raises OptionError."""
     try:
         return float(text)
     except ValueError:
-        raise OptionError(f"--nodata {text}: must be a number, nan or inf") from None
+        raise OptionError("must be a number, nan or inf") from None
 
 
 def _parse_freeze(value: str | int) -> int:
@@ -61,7 +61,7 @@ class TrainConfig:
     channels: str = config_field(
         "",
         "Convert images of one or three channels to grey or rgb.",
-        metavar="grey|rgb",
+        choices=("grey", "rgb"),
         default_text="as the files are",
     )
     crop: Size | None = config_field(
@@ -104,6 +104,7 @@ class TrainConfig:
         "auto",
         "Number type of autocast: float32, bfloat16 or float16.",
         metavar="TYPE",
+        choices=DTYPES,
         default_text="float32 on a CPU, else bfloat16 or float16",
     )
     patience: int = config_field(0, "Stop after N epochs without a better mIoU; 0 for never.", metavar="N", least=0)
@@ -121,16 +122,14 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_least(self)
-        if self.channels not in ("", "grey", "rgb"):
-            raise OptionError(f"--channels {self.channels}: must be grey or rgb")
+        check_fields(self)
         if self.nodata:
-            parse_nodata(self.nodata)
+            try:
+                parse_nodata(self.nodata)
+            except OptionError as error:
+                raise OptionError(f"--nodata {self.nodata}: {error}") from None
         if self.seed < 0:
             raise OptionError(f"--seed {self.seed}: must be at least 0")
-        if self.dtype not in DTYPES:
-            known = ", ".join(DTYPES)
-            raise OptionError(f"--dtype {self.dtype}: must be one of {known}{did_you_mean(self.dtype, DTYPES)}")
         if self.steps is not None and self.steps < self.epochs:
             few = f"--steps {self.steps}: must be at least the number of epochs, {self.epochs}"
             raise OptionError(f"{few}; give a lower --epochs, too")

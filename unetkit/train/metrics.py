@@ -272,6 +272,7 @@ class Evaluation:
     Attributes:
         target: what the masks mean.
         images: the counts of each image.
+        data, split: the data set and the split of the images, as `unetkit.evaluate` sets them; "" otherwise.
     """
 
     def __init__(self, target: Target, *, outlines: bool = False, tolerance: float | None = None, apart: bool = False):
@@ -285,6 +286,7 @@ class Evaluation:
         """
         self.target, self.outlines, self.tolerance, self.apart = target, outlines, tolerance, apart
         self.images: list[ImageScores] = []
+        self.data = self.split = ""
 
     def add(self, name: str, probabilities: Tensor, sample: Sample) -> None:
         """Add an image.

@@ -33,7 +33,7 @@ from unetkit.train.losses import make_loss
 from unetkit.train.optim import create_optimizer_config
 from unetkit.train.trainer import RunParts, TrainCallback, Trainer
 from unetkit.utils.config_fields import flag_of, make_config
-from unetkit.utils.formatting import Size
+from unetkit.utils.formatting import Size, format_plural
 from unetkit.utils.isolation import stdout_to_stderr
 from unetkit.utils.modules import check_device, set_threads
 from unetkit.utils.spatial import size_of
@@ -69,7 +69,7 @@ def fit_plan(plan: Plan, data: DatasetSplits) -> Plan:
         OptionError: The plan has other classes or channels than the data.
     """
     if plan.in_channels not in (None, data.channels):
-        what = f"--in-channels {plan.in_channels}: the images of {data.source} have {data.channels} channel(s)"
+        what = f"--in-channels {plan.in_channels}: the images of {data.source} have {format_plural(data.channels, 'channel')}"
         raise OptionError(f"{what}; leave --in-channels out, or give {data.channels}")
     classes = plan.classes or data.target.outputs
     data.target.activation(classes)  # rejects a number of classes that the masks do not have

@@ -24,6 +24,7 @@ class ConfigField:
         metavar: the placeholder of its value in the help of the command.
         help: what it sets, and its default.
         parse: makes the value of the field from that of the option.
+        choices: the only values; empty where there are others.
     """
 
     name: str
@@ -31,6 +32,7 @@ class ConfigField:
     metavar: str
     help: str
     parse: Callable[[Any], Any]
+    choices: tuple[str, ...] = ()
 
     @property
     def flag(self) -> str:
@@ -49,6 +51,7 @@ def config_field(
     metavar: str = "",
     default_text: str = "",
     least: int | None = None,
+    choices: tuple[str, ...] = (),
     parse: Callable[[Any], Any] | None = None,
 ) -> Any:
     """Declare a field of a configuration.
@@ -58,11 +61,12 @@ def config_field(
         help: a sentence that says what it sets.
         metavar: the placeholder of its value in the help of a command.
         default_text: what the default means, for a default such as None.
-        least: the smallest value that `check_least` accepts.
+        least: the smallest value that `check_fields` accepts.
+        choices: the only values that `check_fields` accepts besides the default; they are the metavar, too.
         parse: reads the value from text; None leaves it to its type.
     """
-    metadata = {"help": help, "metavar": metavar, "default_text": default_text, "least": least, "parse": parse}
-    return field(default=default, metadata=metadata)
+    shown = {"help": help, "metavar": metavar or "|".join(choices), "default_text": default_text}
+    return field(default=default, metadata={**shown, "least": least, "choices": choices, "parse": parse})
 
 
 def reuse_field(config: type, name: str, **changes: Any) -> Any:
@@ -95,6 +99,7 @@ def _describe_field(one: Any, annotation: Any) -> ConfigField:
         about["metavar"],
         about["help"] + (f"  [default: {shown}]" if shown else ""),
         about["parse"] or (lambda value: value),
+        about["choices"],
     )
 
 
@@ -133,9 +138,12 @@ def format_option(name: str, value: Any) -> str:
     return flag_of(name) if value is True else f"{flag_of(name)} {value}"
 
 
-def check_least(config: Any) -> None:
-    """Raise OptionError if a field of a configuration is below the smallest value that it declares."""
+def check_fields(config: Any) -> None:
+    """Raise OptionError if a field of a configuration is below its smallest value, or is none of its choices."""
     for one in fields(config):
-        value, least = getattr(config, one.name), one.metadata.get("least")
+        value, least, choices = getattr(config, one.name), one.metadata.get("least"), one.metadata.get("choices")
         if value is not None and least is not None and value < least:
             raise OptionError(f"{flag_of(one.name)} {value}: must be at least {least}")
+        if choices and value != one.default and value not in choices:
+            known = f"{', '.join(choices[:-1])} or {choices[-1]}"
+            raise OptionError(f"{flag_of(one.name)} {value}: must be {known}{did_you_mean(str(value), choices)}")
