@@ -201,7 +201,7 @@ def test_a_file_becomes_a_mask_with_the_runs_palette(run: TrainRun, tmp_path: Pa
         in result.output
     )
     assert "0 of 180,000 pixels have another class" in result.output
-    assert result.stdout == f"1 of 1 images written to {tmp_path / 'out'}\n"
+    assert result.stdout == f"1 of 1 image written to {tmp_path / 'out'}\n"
     written = read_mask(tmp_path / "out" / "a.png")
     assert (torch.from_numpy(written.values) == run.target.to_mask(chances(run, path)[None])[0]).float().mean() == 1
     assert written.palette is not None
@@ -370,7 +370,7 @@ def test_a_run_that_is_interrupted_leaves_whole_files_alone(run: TrainRun, tmp_p
         child.send_signal(signal.SIGINT)
         told = child.stderr.read()
     assert child.returncode == 130
-    assert told.splitlines()[-1] == f"Error: interrupted: 1 of 2 images are complete, in {out}"
+    assert told.splitlines()[-1] == f"Error: interrupted: 1 of 2 images complete, in {out}"
     assert sorted(file.name for file in out.iterdir()) == ["a-probabilities.tif", "a.png"]
 
 
@@ -393,7 +393,7 @@ def test_two_images_never_end_in_one_file(run: TrainRun, tmp_path: Path) -> None
         f"{tmp_path}/one/x.png would be overwritten; give another folder"
     )
     twice = called(run.folder, tmp_path / "one", tmp_path / "one" / "x.png", "--out", tmp_path / "out")
-    assert twice.stdout.startswith("1 of 1 images written to ")
+    assert twice.stdout.startswith("1 of 1 image written to ")
 
 
 def test_what_is_asked_wrongly_is_refused(run: TrainRun, tmp_path: Path) -> None:
@@ -434,7 +434,7 @@ def test_the_plugins_of_a_run_are_loaded_with_it(tmp_path: Path) -> None:
     Image.fromarray(pixels(20, 20)).save(tmp_path / "x.png")
     result = called(folder, tmp_path / "x.png", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert result.stdout == f"1 of 1 images written to {tmp_path / 'out'}\n"
+    assert result.stdout == f"1 of 1 image written to {tmp_path / 'out'}\n"
 
 
 def test_what_cannot_be_written_is_said(run: TrainRun, tmp_path: Path) -> None:
@@ -525,7 +525,7 @@ def test_masks_have_the_numbers_that_are_asked_for(tmp_path: Path, mask_format: 
     words = ["--format", mask_format] if mask_format else []
     for _ in range(2):  # its own outputs are no inputs
         result = called(run.folder, image.parent, "--out", out, *words)
-        assert (result.exit_code, "1 of 1 images written" in result.output) == (0, True), result.output
+        assert (result.exit_code, "1 of 1 image written" in result.output) == (0, True), result.output
     expected = run.target.to_mask(
         tiled(run.network(), run.normalize(read_image(image)), then=run.target.probabilities)[None]
     )

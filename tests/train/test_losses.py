@@ -334,12 +334,12 @@ def test_dice_is_blind_to_a_class_that_the_truth_has_not_and_bce_sees_it() -> No
         (
             "sigmoid",
             "ce",
-            "--loss ce: ce needs a softmax, but binary masks on 1 output(s) use a sigmoid; write bce, or",
+            "--loss ce: ce needs a softmax, but binary masks on 1 output use a sigmoid; write bce, or",
         ),
         (
             "labels",
             "ce+dice",
-            "--loss ce: ce needs a softmax, but multilabel masks on 3 output(s) use a sigmoid; write",
+            "--loss ce: ce needs a softmax, but multilabel masks on 3 outputs use a sigmoid; write",
         ),
         ("softmax", "dice+bce", "--loss bce: bce needs a sigmoid, but 4 classes use a softmax; write ce"),
         (

@@ -32,7 +32,7 @@ from unetkit.bench.statistics import (
 )
 from unetkit.errors import OptionError
 from unetkit.registry import MetricInfo
-from unetkit.utils.formatting import format_metric, format_ratio
+from unetkit.utils.formatting import format_metric, format_plural, format_ratio
 from unetkit.utils.tables import Listing, TableData
 
 #: Verdicts on a change, the worst first. "changed": it is unknown which values are better. "unpaired": times that were
@@ -378,7 +378,7 @@ def format_diff(diff: Diff, *, everything: bool = False) -> Listing:
     shown = [change for change in diff.changes if everything or _is_shown(change)]
     name_row = _make_row_namer(diff)
     rows = [[name_row(change.row), *_make_cells(change), change.verdict] for change in shown]
-    title = f"{len(shown)} of {len(diff.changes)} values, the worst first"
+    title = f"{len(shown)} of {format_plural(len(diff.changes), 'value')}, the worst first"
     change_title = "B/A, or B-A" if any(change.difference for change in shown) else "B/A"
     tables = [TableData(["row", "metric", "A", "B", change_title, "verdict"], rows, title)] if rows else []
     counts = ", ".join(f"{number} {verdict}" for verdict, number in diff.counts.items())
@@ -388,7 +388,7 @@ def format_diff(diff: Diff, *, everything: bool = False) -> Listing:
         [
             *(f"only in A: {name_row(row)}" for row in diff.only_a),
             *(f"only in B: {name_row(row)}" for row in diff.only_b),
-            f"{len(diff.changes)} values compared: {counts}" if counts else "no values to compare",
+            f"{format_plural(len(diff.changes), 'value')} compared: {counts}" if counts else "no values to compare",
         ],
     )
 

@@ -11,6 +11,7 @@ occurs twice, the row was measured again, and the later line counts. The module 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -310,7 +311,7 @@ def read_results(folder: Path) -> BenchRun:
             raise FileError(f"{folder} does not exist; give the folder that `unetkit bench --out FOLDER` wrote")
         if not folder.is_dir():
             raise FileError(f"{folder} is a file; give its folder, {folder.parent}")
-        advice = f"`unetkit bench ... --out {folder}` writes them"
+        advice = f"`unetkit bench ... --out {shlex.quote(str(folder))}` writes them"
         raise FileError(f"{folder} contains no benchmark results: there are no rows in {folder / _FILE_NAME}; {advice}")
     planned_ids = dict.fromkeys(file.last_plan["planned"])
     planned = [file.rows[row_id] for row_id in planned_ids if row_id in file.rows]

@@ -94,7 +94,7 @@ def format_machine(header: Header, rows: Iterable[BenchRow] = ()) -> str:
 def _format_fact(name: str, value: Any) -> str:
     if name == "memory" and isinstance(value, int | float):
         return format_bytes(int(value))
-    return f"{value} cores" if name == "cores" else str(value)
+    return format_plural(value, "core") if name == "cores" else str(value)
 
 
 def describe_missing_rows(run: BenchRun) -> list[str]:
@@ -104,9 +104,10 @@ def describe_missing_rows(run: BenchRun) -> list[str]:
         run: the results of a benchmark.
     """
     if run.num_missing:
-        return [f"{run.num_missing} of {run.num_planned} rows are not measured yet; continue with: {run.command}"]
+        planned = format_plural(run.num_planned, "row")
+        return [f"{run.num_missing} of {planned} not measured yet; continue with: {run.command}"]
     if (quality := read_quality(run)) and (missing := quality.count_missing()):
-        return [f"{format_plural(missing, 'training')} are still to do; continue with: {run.command}"]
+        return [f"{format_plural(missing, 'training')} still to do; continue with: {run.command}"]
     return []
 
 

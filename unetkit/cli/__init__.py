@@ -6,9 +6,11 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from io import TextIOWrapper
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 from click.shell_completion import CompletionItem
@@ -33,10 +35,16 @@ class _LazyGroup(click.Group):
         found = get_plugin_commands(ctx).get(name)
         return found.command if found else None
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Parse the options, of which --help prints and ends."""
+        with _exit_at_closed_pipe():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> None:
         """Run the command and drop its return value, which click would take for an exit code."""
         try:
-            super().invoke(ctx)
+            with _exit_at_closed_pipe():
+                super().invoke(ctx)
         except (UnetkitError, click.ClickException, click.exceptions.Exit, click.Abort, *_PASS):
             raise
         except BaseException as error:
@@ -48,7 +56,28 @@ class _LazyGroup(click.Group):
 
 
 #: Exceptions that end a command without meaning that it failed.
-_PASS = (KeyboardInterrupt, SystemExit, BrokenPipeError)
+_PASS = (KeyboardInterrupt, SystemExit)
+#: The exit code of a command whose output is read no further, as shells have it: 128 + SIGPIPE.
+_CLOSED_PIPE = 141
+
+
+@contextmanager
+def _exit_at_closed_pipe() -> Iterator[None]:
+    """Exit without a message if the reader of the output has ended, as `head` does; a code of click would mean more."""
+    try:
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would report the error again at exit
+        sys.exit(_CLOSED_PIPE)
+
+
+def _open_missing_streams() -> None:
+    """Open the null device in place of standard streams that are closed, so that no file takes their number."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  open until the process ends
 
 
 # Eager, so that `unetkit --plugin mine.py --help` shows the commands of mine.py.
@@ -77,12 +106,12 @@ def cli(plugins: tuple[str, ...], verbose: bool) -> None:
 
 def main() -> None:
     """Run the command line. An error is printed as one line on stderr, and the exit code is 2."""
+    _open_missing_streams()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no temporary file is left behind
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without arrows shows question marks
     try:
         code = cli.main(prog_name="unetkit", standalone_mode=False)
-        sys.stdout.flush()
     except (click.Abort, KeyboardInterrupt):
         _refuse("interrupted", 130)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -262,10 +262,10 @@ def _measure(runner: BenchRunner, folder: Path) -> None:
     finally:
         writer.close()
     _print_results(folder)
-    found = writer.trainings.values()
+    found = [*writer.trainings.values()]
     if found and all(record.error for record in found):
-        first = next(iter(found)).error
-        raise UnetkitError(f"all {len(found)} trainings failed; the first: {first}")
+        first = found[0].error
+        raise UnetkitError(f"all {len(found)} trainings failed; the first: {first}" if found[1:] else first)
 
 
 def _dry_run(runner: BenchRunner, folder: Path | None) -> None:
@@ -285,12 +285,10 @@ def _dry_run(runner: BenchRunner, folder: Path | None) -> None:
     summary = f"{format_plural(len(lines), 'row')} would be measured against {found.baseline}, in about {about}"
     if found.trainings[1]:
         least, most = found.trainings
-        number = str(least) if least == most else f"{least} to {most}"
-        done_text = f", of which {found.num_trained} are done" if found.num_trained else ""
-        summary += (
-            f"; {number} trainings{done_text}; `unetkit bench plan` with the same options says how long they take"
-        )
-    done = [f"{found.num_done} rows are measured already"] if found.num_done else []
+        number = f"{least} to {format_plural(most, 'training')}" if least < most else format_plural(most, "training")
+        done_text = f", {found.num_trained} done" if found.num_trained else ""
+        summary += f"; {number}{done_text}; `unetkit bench plan` with the same options says how long they take"
+    done = [f"already measured: {format_plural(found.num_done, 'row')}"] if found.num_done else []
     print_listing(Listing([], [cells for cells in tables if cells.rows], [*done, summary]), None)
 
 
@@ -310,7 +308,8 @@ def _print_results(folder: Path) -> None:
 
     found = read_results(folder)
     print_listing(format_run(found, found.rows, select_columns(make_columns(found), None), page_width()), None)
-    click.echo(f"`unetkit bench show {folder}` shows more columns; `unetkit bench report {folder}` writes charts")
+    quoted = shlex.quote(str(folder))
+    click.echo(f"`unetkit bench show {quoted}` shows more columns; `unetkit bench report {quoted}` writes charts")
 
 
 @click.command()

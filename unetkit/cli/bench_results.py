@@ -10,6 +10,7 @@ import click
 
 from unetkit.cli.options import emit_json, json_options
 from unetkit.errors import OptionError
+from unetkit.utils.formatting import format_plural
 
 if TYPE_CHECKING:
     from unetkit.bench.results import BenchRun
@@ -135,7 +136,7 @@ def report(run: Path, out: Path | None) -> None:
     found = read_results(run)
     path = out or run / "report.html"
     write_report(found, path)
-    click.echo(f"{len(found.rows)} rows written to {path}")
+    click.echo(f"{format_plural(len(found.rows), 'row')} written to {path}")
 
 
 @click.command()

@@ -12,6 +12,7 @@ from unetkit.errors import OptionError
 from unetkit.plan import Plan
 from unetkit.resolve import resolve
 from unetkit.utils.isolation import stdout_to_stderr
+from unetkit.utils.tables import make_console
 
 if TYPE_CHECKING:
     from unetkit.summary.report import Trace
@@ -98,11 +99,9 @@ def _write_svg(traced: Trace, picture: Path) -> None:
 
 
 def _print_trace(traced: Trace, done: list[str]) -> None:
-    from rich.console import Console
-
     from unetkit.summary.report import PAGE_WIDTH, render
 
-    console = Console(highlight=False)
+    console = make_console()
     if not console.is_terminal:
         console.width = PAGE_WIDTH
     console.print(render(traced, console.width))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import click
 
 from unetkit.cli.options import emit_json, get_parts, json_options, nodata_option
 from unetkit.errors import OptionError
+from unetkit.utils.formatting import format_plural
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -95,7 +97,7 @@ def check(
 
         samples = pick_samples(splits, _SAMPLES_ON_SHEET)
         _write_png(contact_sheet(samples, target), overlay)
-        done.append(f"{len(samples)} samples drawn to {overlay}")
+        done.append(f"{format_plural(len(samples), 'sample')} drawn to {overlay}")
     done.append(emit_json(report.to_dict(), as_json, json_out))
     if not as_json:
         _print_report(report, [*filter(None, done)])
@@ -116,7 +118,7 @@ def write(ctx: click.Context, /, name: str, out: Path) -> None:
     from unetkit.data.export import write_dataset
 
     count = write_dataset(open_data(name, parts=get_parts(ctx)), out, _progress_line())
-    click.echo(f"{count} samples written to {out}; `unetkit data check {out}` shows them")
+    click.echo(f"{format_plural(count, 'sample')} written to {out}; {_check_hint(out)}")
 
 
 @data.command("import")
@@ -138,7 +140,11 @@ def import_data(kind: str, source: Path, out: Path) -> None:
 
     count, names = import_annotations(kind, source, out, _progress_line())
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    click.echo(f"{count} images with {shown} written to {out}; `unetkit data check {out}` shows them")
+    click.echo(f"{format_plural(count, 'image')} with {shown} written to {out}; {_check_hint(out)}")
+
+
+def _check_hint(folder: Path) -> str:
+    return f"`unetkit data check {shlex.quote(str(folder))}` shows them"
 
 
 def _progress_line() -> Callable[[int, int], None] | None:
@@ -166,7 +172,6 @@ def _print_report(report: DatasetReport, done: list[str]) -> None:
 
 
 def _format_report(report: DatasetReport, done: list[str]) -> Listing:
-    from unetkit.utils.formatting import format_plural
     from unetkit.utils.tables import Listing, TableData
 
     how = f", encoded by {report.class_encoding}" if report.class_encoding else ""

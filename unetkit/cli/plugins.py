@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from unetkit.cli.options import get_manager, get_plugin_commands
 from unetkit.plugins import PluginManager
 from unetkit.registry import Plugin
 from unetkit.scaffold import TITLES, new_plugin
+from unetkit.utils.formatting import format_plural
 from unetkit.utils.tables import make_console, make_table
 
 if TYPE_CHECKING:  # `unetkit --help` imports this module and does not need rich
@@ -101,8 +103,9 @@ def new(name: str, kind: str) -> None:
     pytest my-gate
     """
     folder = new_plugin(name, kind, Path())
-    install = f"pip install -e {folder} (or uv pip install -e {folder})"
-    click.echo(f"{folder} created; next: {install}, then pytest {folder}")
+    quoted = shlex.quote(str(folder))
+    install = f"pip install -e {quoted} (or uv pip install -e {quoted})"
+    click.echo(f"{folder} created; next: {install}, then pytest {quoted}")
 
 
 @plugins.command()
@@ -132,7 +135,7 @@ def check(ctx: click.Context, target: str) -> None:
     counts = [f"{sum(r.outcome == outcome for r in results)} {outcome}" for outcome in _OUTCOMES]
     rest = sum(result.is_blocked for result in results)
     after = f" ({rest} because a check that they depend on did not pass)" if rest else ""
-    console.print(f"{len(results)} checks: {', '.join(counts)}{after}")
+    console.print(f"{format_plural(len(results), 'check')}: {', '.join(counts)}{after}")
     ctx.exit(int(any(result.outcome == "failed" for result in results)))
 
 

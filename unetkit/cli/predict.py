@@ -10,6 +10,7 @@ import click
 
 from unetkit.cli.options import config_options, get_run_parts, take_config_values, trained_options
 from unetkit.predict.config import PredictConfig
+from unetkit.utils.formatting import format_plural
 from unetkit.utils.isolation import stdout_to_stderr
 
 
@@ -67,11 +68,11 @@ def predict(
             failed = predict_all(predictor.predict, jobs, shown)
         except KeyboardInterrupt:
             shown.close()
-            done = f"{shown.done} of {len(jobs)} images are complete"
+            done = f"{shown.done} of {format_plural(len(jobs), 'image')} complete"
             click.echo(f"Error: interrupted: {done}, in {out}", err=True)
             sys.exit(130)
         finally:
             shown.close()
-    click.echo(f"{len(jobs) - failed} of {len(jobs)} images written to {out}")
+    click.echo(f"{len(jobs) - failed} of {format_plural(len(jobs), 'image')} written to {out}")
     if failed:
         ctx.exit(1)

@@ -20,6 +20,7 @@ from unetkit.plan import PartSpec
 from unetkit.plugins import default_parts
 from unetkit.registry import Parts
 from unetkit.resolve import canonical_spec, create
+from unetkit.utils.formatting import format_plural
 from unetkit.utils.isolation import wrap_errors
 
 #: Class weights: none, one number for each class, or "balanced", by which all classes of an image weigh the same.
@@ -79,9 +80,8 @@ def check_weights(weights: Weights, target: Target) -> None:
         )
     if weights != "balanced" and len(weights) != len(target.names):
         names = ", ".join(target.names[:6]) + (" ..." if len(target.names) > 6 else "")
-        raise OptionError(
-            f"weights has {len(weights)} numbers for {len(target.names)} classes ({names}); give one number for each"
-        )
+        has = format_plural(len(weights), "number")
+        raise OptionError(f"weights has {has} for {len(target.names)} classes ({names}); give one number for each")
     if weights != "balanced":
         check_numbers("weights", weights)
 
@@ -151,9 +151,8 @@ class CE(LossTerm):
         super().__init__(target, activation, share=share)
         if activation == "sigmoid":
             instead = "write bce, or give the network --classes 2" if target.kind == "binary" else "write bce"
-            raise OptionError(
-                f"ce needs a softmax, but {target.kind} masks on {target.outputs} output(s) use a sigmoid; {instead}"
-            )
+            where = f"{target.kind} masks on {format_plural(target.outputs, 'output')}"
+            raise OptionError(f"ce needs a softmax, but {where} use a sigmoid; {instead}")
         check_weights(weights, target)
         self.weights = weights
 

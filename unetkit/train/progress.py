@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -17,6 +18,7 @@ from unetkit.train.checkpoint import LOG
 from unetkit.train.plots import draw_curves, draw_samples
 from unetkit.train.trainer import TrainCallback, Trainer, ValidationResult
 from unetkit.utils.files import read_json_lines
+from unetkit.utils.formatting import format_plural
 
 #: The number of epochs that the table shows.
 _SEEN = 12
@@ -97,7 +99,8 @@ class TrainProgress(TrainCallback):
             f"{why}; best mIoU {_format_score(best['miou'])} after epoch {best['epoch']}", soft_wrap=True
         )
         self.console.print(f"curves in {folder / CURVES}; predictions in {folder / PREVIEWS}", soft_wrap=True)
-        then = f"next: unetkit eval {folder}, or unetkit predict {folder} IMAGE... --out masks"
+        quoted = shlex.quote(str(folder))
+        then = f"next: unetkit eval {quoted}, or unetkit predict {quoted} IMAGE... --out masks"
         self.console.print(then, soft_wrap=True)
 
     def close(self) -> None:
@@ -134,13 +137,17 @@ def describe_run(trainer: Trainer) -> list[str]:
     run, data, group = trainer.run, trainer.data, trainer.group
     splits = ", ".join(f"{len(images)} {name}" for name, images in data.splits.items())
     crop = "x".join(map(str, run.config.crop or ()))
+    images, epochs = (
+        format_plural(run.config.batch_size * group.size, "image"),
+        format_plural(run.config.epochs, "epoch"),
+    )
+    precision = str(trainer.stepper.dtype).removeprefix("torch.")
     lines = [
         f"network  {run.plan}",
         f"data     {data.source}: {splits}; {data.target.kind} ({', '.join(data.target.names[:8])})",
         *(f"note     {note}" for note in data.notes),
         f"loss     {trainer.loss.text}; augmentation {run.config.augment}; crops {crop}",
-        f"steps    {trainer.loader.total_steps} with {run.config.batch_size * group.size} images, "
-        f"in {run.config.epochs} epochs; {group.device}, {str(trainer.stepper.dtype).removeprefix('torch.')}",
+        f"steps    {trainer.loader.total_steps} with {images}, in {epochs}; {group.device}, {precision}",
     ]
     if trainer.fewer_workers:
         lines.append(f"note     {trainer.fewer_workers}")
@@ -149,13 +156,19 @@ def describe_run(trainer: Trainer) -> list[str]:
         kept = (
             norms if any("BatchNorm" in type(module).__name__ for module in trainer.stepper.network.modules()) else ""
         )
-        lines.append(f"devices  {group.size} processes with {run.config.batch_size} images in a step{kept}")
+        lines.append(
+            f"devices  {group.size} processes with {format_plural(run.config.batch_size, 'image')} in a step{kept}"
+        )
     if trainer.state.stop_reason:
         lines.append("note     the run in this folder is finished, so nothing is trained")
     elif trainer.state.epochs_done or trainer.state.steps_done:
         lines.append(f"resumed  after epoch {trainer.state.epochs_done}, step {trainer.state.steps_done}")
     if run.config.freeze_encoder:
-        until = "throughout" if run.config.freeze_encoder < 0 else f"for {run.config.freeze_encoder} epochs"
+        until = (
+            "throughout"
+            if run.config.freeze_encoder < 0
+            else f"for {format_plural(run.config.freeze_encoder, 'epoch')}"
+        )
         lines.append(f"frozen   the encoder {find_network(trainer.stepper.network).plan.encoder}, {until}")
     return lines
 

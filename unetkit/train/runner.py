@@ -69,7 +69,8 @@ def fit_plan(plan: Plan, data: DatasetSplits) -> Plan:
         OptionError: The plan has other classes or channels than the data.
     """
     if plan.in_channels not in (None, data.channels):
-        what = f"--in-channels {plan.in_channels}: the images of {data.source} have {format_plural(data.channels, 'channel')}"
+        has = format_plural(data.channels, "channel")
+        what = f"--in-channels {plan.in_channels}: the images of {data.source} have {has}"
         raise OptionError(f"{what}; leave --in-channels out, or give {data.channels}")
     classes = plan.classes or data.target.outputs
     data.target.activation(classes)  # rejects a number of classes that the masks do not have

@@ -24,6 +24,7 @@ from unetkit.train.dataloader import Batch
 from unetkit.train.distributed import ProcessGroup
 from unetkit.train.losses import Loss
 from unetkit.train.optim import OptimizerConfig
+from unetkit.utils.formatting import format_plural
 from unetkit.utils.isolation import wrap_errors
 from unetkit.utils.spatial import crop_center, crop_end, resize_to_input, size_of
 
@@ -163,9 +164,9 @@ class Stepper:
             OptionError: The state was saved within an epoch by another number of processes.
         """
         if state.steps_done and state.world_size != self.group.size:
+            began = format_plural(state.world_size, "process")
             raise OptionError(
-                f"the run was interrupted within an epoch of {state.world_size} processes; "
-                f"use --resume with {state.world_size} processes, not {self.group.size}"
+                f"the run was interrupted within an epoch of {began}; use --resume with {began}, not {self.group.size}"
             )
         self.network.load_state_dict(state.model)
         self.optimizer.load_state_dict(state.optimizer)

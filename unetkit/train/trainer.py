@@ -31,6 +31,7 @@ from unetkit.train.metrics import Evaluation
 from unetkit.train.optim import OptimizerConfig
 from unetkit.train.step import NonFiniteError, Stepper
 from unetkit.utils.files import JsonLinesWriter
+from unetkit.utils.formatting import format_plural
 from unetkit.utils.system import is_oom
 
 #: The number of images in a preview.
@@ -277,9 +278,11 @@ class Trainer:
         if better:
             state.best, state.best_epoch = -1.0 if score is None else score, state.epochs_done
         if state.epochs_done == config.epochs:
-            state.stop_reason = f"{config.epochs} epoch{'s' if config.epochs > 1 else ''} completed"
+            state.stop_reason = f"{format_plural(config.epochs, 'epoch')} completed"
         elif config.patience and state.epochs_done - state.best_epoch >= config.patience:
-            state.stop_reason = f"no epoch was better than epoch {state.best_epoch} for {config.patience} epochs"
+            state.stop_reason = (
+                f"no epoch was better than epoch {state.best_epoch} for {format_plural(config.patience, 'epoch')}"
+            )
         val_loss = found.loss if isfinite(found.loss) else None
         line = {
             "epoch": state.epochs_done,

@@ -20,8 +20,8 @@ def format_count(number: int) -> str:
 
 
 def format_plural(count: int, noun: str) -> str:
-    """Format a count with its noun: 1 image, 2 images."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    """Format a count with its noun: 1 image, 2 images, 1,000 classes."""
+    return f"{count:,} {noun if count == 1 else noun + ('es' if noun.endswith('s') else 's')}"
 
 
 def format_bytes(number: int) -> str:

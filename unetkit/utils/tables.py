@@ -135,9 +135,15 @@ def make_console() -> Console:
     from rich.console import Console
 
     console = Console(highlight=False, markup=False)
+    console.on_broken_pipe = _raise_broken_pipe  # type: ignore[method-assign]
     if not console.is_terminal:
         console.width = 160
     return console
+
+
+def _raise_broken_pipe() -> None:
+    """Raise the error that a console of rich would turn into exit code 1, which has a meaning in some commands."""
+    raise BrokenPipeError
 
 
 def make_table(*columns: str) -> Table:

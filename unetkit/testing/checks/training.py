@@ -23,6 +23,7 @@ from unetkit.testing.catalog import Nonconformity, SkipCheck, one_line
 from unetkit.testing.contracts import format_shape, random_tensor
 from unetkit.testing.subject import PartSubject
 from unetkit.train.optim import OptimizerConfig
+from unetkit.utils.formatting import format_plural
 
 #: What masks may mean, each with the number of outputs of a network for them.
 _TARGETS = (
@@ -61,7 +62,7 @@ def check_loss(subject: PartSubject) -> None:
     rejections = []
     for target, outputs in _TARGETS:
         activation = target.activation(outputs)
-        prefix = f"for {target.kind} masks and {outputs} output(s): "
+        prefix = f"for {target.kind} masks and {format_plural(outputs, 'output')}: "
         try:
             term = _make(subject, target, activation)
         except UnetkitError as error:
