@@ -19,10 +19,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from timm.layers import convert_sync_batchnorm
+from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 import unetkit
 from tests.test_builder import INNER
+from unetkit import make_part
 from unetkit import serialization as files
 from unetkit.errors import FileError, OptionError, PluginError, UnetkitError, UnknownNameError
 from unetkit.parts.blocks import DoubleConv
@@ -468,6 +471,73 @@ def test_a_model_that_was_changed_after_it_was_built_is_not_saved(tmp_path: Path
     with pytest.raises(FileError, match=r"head\.bias differs from what the plan builds, so a file could not"):
         unetkit.save(model, tmp_path / "m.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def change_timm_scale(model: Any) -> None:
+    model.encoder.model.model.blocks[0].attn.scale *= 2
+
+
+@pytest.mark.parametrize(
+    ("encoder", "change", "named"),
+    [
+        (SMALL, lambda m: setattr(m.stages[0].block[0].conv, "padding_mode", "reflect"), "padding_mode='reflect'"),
+        (SMALL, lambda m: m.set_submodule("stages.0.block.0.act", nn.GELU()), "act is GELU, and the plan builds ReLU"),
+        (SMALL, lambda m: setattr(m.stages[0].block[0].norm, "eps", 1e-3), "norm has eps=0.001"),
+        (SMALL, lambda m: setattr(m.stages[1], "up", make_part("up", "nearest", 16, 2.0)), "up is NearestUpsampler"),
+        (SMALL, lambda m: setattr(m.stages[0].up, "align_corners", True), "up has align_corners=True"),
+        (SMALL, lambda m: m.stages[0].block.append(nn.Dropout(0.5)), "block has length=3"),
+        ("plain:widths=[8,16],dropout=0.1", lambda m: setattr(m.encoder.levels[0][0].dropout, "p", 0.5), "p=0.5"),
+        ("test_vit", change_timm_scale, "attn has scale="),
+        ("test_resnet", lambda m: m.set_submodule("encoder.model.maxpool", nn.AvgPool2d(2)), "AvgPool2d"),
+    ],
+)
+def test_a_setting_that_the_plan_does_not_build_is_not_saved(
+    tmp_path: Path, encoder: str, change: Any, named: str
+) -> None:
+    model = unetkit.build(encoder)
+    change(model)
+    assert named in refused_save(model, tmp_path / "m.safetensors")
+
+
+def test_a_setting_of_a_part_of_a_plugin_is_what_it_says_of_itself(tmp_path: Path, parts: Parts) -> None:
+    class Scaled(DoubleConv):
+        scale, calls = 1.0, 0
+
+        def extra_repr(self) -> str:
+            return f"scale={self.scale}"
+
+    parts.blocks.add("scaled", Scaled)
+    model = unetkit.build(SMALL, block="scaled", parts=parts)
+    model.stages[0].block.calls = 7
+    unetkit.save(model, tmp_path / "m.safetensors")
+    model.stages[0].block.scale = 2.0
+    assert "scale=2.0" in refused_save(model, tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    "encoder", [SMALL, "test_vit", "test_byobnet", "test_convnext", "test_mambaout", "test_nfnet", "smp/mobilenet_v2"]
+)
+def test_training_and_what_changes_no_output_can_be_saved(tmp_path: Path, encoder: str) -> None:
+    model: Any = unetkit.build(encoder)
+    model.train()(torch.rand(2, 3, *model.padded_size((32, 32)))).sum().backward()
+    model = convert_sync_batchnorm(model.eval())
+    for module in model.modules():
+        for name in ("inplace", "fused_attn"):
+            if hasattr(module, name):
+                setattr(module, name, not getattr(module, name))
+    model.note = "its own"
+    unetkit.save(model, tmp_path / "m.safetensors")
+    unetkit.save(unetkit.load(tmp_path / "m.safetensors"), tmp_path / "again.safetensors")
+
+
+def test_a_reparameterized_model_is_not_saved_and_says_what_works(tmp_path: Path) -> None:
+    model = unetkit.build("repvgg_a0:levels=2", widths=[8], decode_to=2, seed=0).eval()
+    unetkit.save(model, tmp_path / "m.safetensors")
+    deployed = reparameterize_model(unetkit.load(tmp_path / "m.safetensors").eval().double())
+    assert len(deployed.state_dict()) < len(model.state_dict())
+    x = torch.rand(1, 3, 64, 64, dtype=torch.float64)
+    torch.testing.assert_close(deployed(x), model.double()(x), rtol=0, atol=1e-10)
+    assert "reparameterize" in refused_save(deployed, tmp_path / "other.safetensors")
 
 
 def test_a_device_that_there_is_not_is_not_blamed_on_the_file(tmp_path: Path) -> None:

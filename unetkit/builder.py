@@ -23,6 +23,7 @@ from unetkit.summary.input_sizes import verify
 from unetkit.unet import BlockSequence, Stage, UNet
 from unetkit.utils.isolation import one_line, stdout_to_stderr
 from unetkit.utils.lazy_init import defer_init, preserve_rng
+from unetkit.utils.module_settings import describe_modules
 from unetkit.utils.modules import check_device
 
 
@@ -264,6 +265,7 @@ def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool
     model = cast(Network, wrapped)
     try:
         model.plan, model.built_shapes = network.plan, state_shapes(model)
+        model.built_modules = describe_modules(model)
     except AttributeError as error:
         named = f"{', '.join(sorted(wrappers))} made a {type(model).__name__}"
         raise PluginError(f"plugin {named} of a model, which cannot store its plan: {error}") from error

@@ -28,8 +28,9 @@ class Network(nn.Module):
         encoder: the encoder, for the trace.
         plan: the shortest plan that rebuilds the network.
         resolved_plan: the plan with every choice, with a part for each level.
-        built_shapes: the shape of every tensor of the state_dict as it was built, which identifies the network in
-            files.
+        built_shapes: the shape of every tensor of the state_dict as it was built.
+        built_modules: the type and the settings of every module as it was built; `save` refuses a network in which
+            either differs, since the plan would build another one.
         plugins: the plugins of its parts, and those that wrapped it.
         min_size, multiple: inputs whose height or width is smaller than the first, or not a multiple of the second, are
             padded with zeros at the bottom and the right, and the output is cropped.
@@ -42,6 +43,7 @@ class Network(nn.Module):
     plan: Plan
     resolved_plan: ResolvedPlan
     built_shapes: dict[str, tuple[int, ...]]
+    built_modules: dict[str, str]
     plugins: tuple[Plugin, ...]
 
     if TYPE_CHECKING:

@@ -26,6 +26,7 @@ from unetkit.plugins import default_parts
 from unetkit.registry import Parts
 from unetkit.summary.forward_hooks import find_network
 from unetkit.utils.files import atomic_write
+from unetkit.utils.module_settings import describe_modules, find_difference
 from unetkit.utils.modules import check_device
 
 FORMAT, VERSION = "unetkit", 1
@@ -111,7 +112,8 @@ _RECORDED_VERSIONS = ("unetkit", "torch", "timm")
 def save(model: nn.Module, path: str | Path) -> None:
     """Save the weights of a model and the line that rebuilds it. An existing file is replaced only by a complete one.
 
-    Dtypes are kept; device, memory format, and which parameters are frozen are not. Tensors that share memory are
+    Dtypes are kept; device, memory format, and which parameters are frozen are not. A model of which the plan would
+    build another one, such as one with another padding mode, is refused. Tensors that share memory are
     written for each name, and are shared again when they are loaded if the plan builds them so.
 
     Args:
@@ -119,7 +121,8 @@ def save(model: nn.Module, path: str | Path) -> None:
         path: usually *.safetensors; its folder is created if necessary.
 
     Raises:
-        FileError: The model has no plan, or no weights, that a file could store, or the file cannot be written.
+        FileError: The model has no plan, or no weights, that a file could store, it was changed after it was built, or
+            the file cannot be written.
     """
     model, path = getattr(model, "_orig_mod", model), Path(path)
     data = safetensors.torch.save(_collect_tensors(model), _make_metadata(model))
@@ -237,10 +240,17 @@ def _make_metadata(model: nn.Module) -> dict[str, str]:
         raise FileError(
             "the model that a plugin returned contains no network of unetkit.build; save what unetkit.build returned"
         )
-    if changed := state_shapes(model).items() ^ cast(Network, model).built_shapes.items():
+    built = cast(Network, model)
+    if changed := state_shapes(model).items() ^ built.built_shapes.items():
         name = min(name for name, _ in changed)
         raise FileError(
-            f"{name} differs from what the plan builds, so a file could not rebuild it; save the model as it was built"
+            f"{name} differs from what the plan builds, so a file could not rebuild it; save the model as it was "
+            "built, and reparameterize, prune or quantize it after loading"
+        )
+    if difference := find_difference(built.built_modules, describe_modules(model)):
+        raise FileError(
+            f"{difference}, so a file could not rebuild it; say it by an option of a part, which "
+            "`unetkit list` shows, or make it a part of a plugin"
         )
     about = {"format": FORMAT, "version": str(VERSION), "plan": str(plan), "sha256": DIGEST_PLACEHOLDER.decode()}
     plugins = [

@@ -21,6 +21,7 @@ class DoubleConv(nn.Sequential):
         dropout: probability of dropping a channel after each unit in training, from 0 to below 1.
         padding: 1 keeps height and width, 0 (valid convolutions) makes both smaller by 2 per 3x3 convolution.
         bias: whether convolutions have a bias; none gives them one only where no norm makes it redundant.
+        padding_mode: what 3x3 convolutions see beyond the border, as in torch; reflect needs maps of 2x2 or more.
     """
 
     def __init__(
@@ -34,8 +35,9 @@ class DoubleConv(nn.Sequential):
         dropout: float = 0.0,
         padding: Literal[0, 1] = 1,
         bias: bool | None = None,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
     ) -> None:
-        unit = ConvUnit(order, norm, act, dropout, padding, bias)
+        unit = ConvUnit(order, norm, act, dropout, padding, bias, padding_mode)
         super().__init__(unit.make(in_channels, out_channels), unit.make(out_channels, out_channels))
         self.valid = padding == 0
 
@@ -53,6 +55,7 @@ class BasicBlock(nn.Module):
         dropout: probability of dropping a channel after each unit in training, from 0 to below 1.
         padding: 1 keeps height and width, 0 (valid convolutions) makes both smaller by 2 per 3x3 convolution.
         bias: whether convolutions have a bias; none gives them one only where no norm makes it redundant.
+        padding_mode: what 3x3 convolutions see beyond the border, as in torch; reflect needs maps of 2x2 or more.
     """
 
     def __init__(
@@ -66,9 +69,10 @@ class BasicBlock(nn.Module):
         dropout: float = 0.0,
         padding: Literal[0, 1] = 1,
         bias: bool | None = None,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
     ) -> None:
         super().__init__()
-        unit = ConvUnit(order, norm, act, dropout, padding, bias)
+        unit = ConvUnit(order, norm, act, dropout, padding, bias, padding_mode)
         has_final_act = order == "conv-norm-act"
         self.units = self.make_units(unit, in_channels, out_channels, last_act=not has_final_act)
         self.shortcut = _make_shortcut(unit, in_channels, out_channels)
@@ -105,6 +109,7 @@ class Bottleneck(BasicBlock):
         dropout: probability of dropping a channel after each unit in training, from 0 to below 1.
         padding: 1 keeps height and width, 0 (valid convolutions) makes both smaller by 2 per 3x3 convolution.
         bias: whether convolutions have a bias; none gives them one only where no norm makes it redundant.
+        padding_mode: what 3x3 convolutions see beyond the border, as in torch; reflect needs maps of 2x2 or more.
     """
 
     @staticmethod
@@ -128,6 +133,7 @@ class PreActBlock(BasicBlock):
         dropout: probability of dropping a channel after each unit in training, from 0 to below 1.
         padding: 1 keeps height and width, 0 (valid convolutions) makes both smaller by 2 per 3x3 convolution.
         bias: whether convolutions have a bias; none gives them one only where no norm makes it redundant.
+        padding_mode: what 3x3 convolutions see beyond the border, as in torch; reflect needs maps of 2x2 or more.
     """
 
     def __init__(
@@ -141,6 +147,7 @@ class PreActBlock(BasicBlock):
         dropout: float = 0.0,
         padding: Literal[0, 1] = 1,
         bias: bool | None = None,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
     ) -> None:
         super().__init__(
             in_channels,
@@ -151,6 +158,7 @@ class PreActBlock(BasicBlock):
             dropout=dropout,
             padding=padding,
             bias=bias,
+            padding_mode=padding_mode,
         )
 
 

@@ -14,6 +14,7 @@ from unetkit.errors import OptionError, did_you_mean
 
 Order = Literal["conv-norm-act", "conv-act-norm", "norm-act-conv"]
 Norm = Literal["batch", "group", "instance", "layer", "none"]
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 #: Activations that timm takes from torch as they are; they need no import of timm, which takes as long as torch's.
 _ACTS: dict[str, Callable[..., nn.Module]] = {
@@ -80,6 +81,7 @@ class ConvUnit:
         padding: 1 pads each convolution so that the size stays the same, 0 does not pad.
         bias: whether the convolution has a bias; None gives it one unless a norm makes it redundant, in the same unit
             or (norm-act-conv) in the next one.
+        padding_mode: what a convolution sees beyond the border, by torch's names.
     """
 
     order: Order
@@ -88,10 +90,13 @@ class ConvUnit:
     dropout: float
     padding: Literal[0, 1]
     bias: bool | None
+    padding_mode: PaddingMode = "zeros"
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
             raise OptionError(f"dropout={self.dropout} must be at least 0 and below 1")
+        if self.padding_mode != "zeros" and not self.padding:
+            raise OptionError(f"padding_mode={self.padding_mode} has no effect with padding=0; leave one of them out")
 
     def make(self, in_channels: int, out_channels: int, kernel: int = 3, *, act: bool = True) -> nn.Sequential:
         """Make one unit, whose modules are called conv, norm, act and dropout.
@@ -105,7 +110,8 @@ class ConvUnit:
             act: whether the unit has its activation.
         """
         bias = self.bias if self.bias is not None else self.norm == "none" or self.order == "conv-act-norm"
-        conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2 * self.padding, bias=bias)
+        padding, mode = kernel // 2 * self.padding, self.padding_mode if kernel > 1 else "zeros"
+        conv = nn.Conv2d(in_channels, out_channels, kernel, padding=padding, bias=bias, padding_mode=mode)
         norm = make_norm(self.norm, in_channels if self.order == "norm-act-conv" else out_channels)
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         for name in self.order.split("-"):

@@ -20,6 +20,9 @@ from unetkit.resolve import parse_options, signature_of
 from unetkit.testing.catalog import Nonconformity, SkipCheck, one_line
 from unetkit.testing.contracts import CONTRACTS, Contract, Outputs, PartInput, PositionalArgs
 
+#: What torch says where a layer needs more than one pixel.
+_SINGLE_PIXEL_ERRORS = ("Expected more than 1", "Padding size should be less")
+
 
 @dataclass(frozen=True)
 class PartRun:
@@ -147,8 +150,8 @@ class PartSubject:
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:  # includes sys.exit
-            # Norms over a map, such as instance norm, reject a single pixel, in eval mode as well.
-            if part_input.size == (1, 1) and "Expected more than 1" in str(error):
+            # Norms over a map, such as instance norm, and reflection reject a single pixel, in eval mode as well.
+            if part_input.size == (1, 1) and any(text in str(error) for text in _SINGLE_PIXEL_ERRORS):
                 return PartRun(args, part_input, training, error="torch")
             return PartRun(args, part_input, training, error=f"fails with {one_line(error)}")
         if not all(tensor.isfinite().all() for tensor in out):

@@ -39,6 +39,9 @@ class SCSE(nn.Module):
         self.channels = make_excitation(channels, reduction)
         self.pixels = nn.Conv2d(channels, 1, 1, bias=False)
 
+    def extra_repr(self) -> str:
+        return f"join={self.join}"
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         by_channel = x * self.channels(x.mean((2, 3), keepdim=True)).sigmoid()

@@ -61,6 +61,9 @@ class DySample(nn.Module):
         if self.scope is not None:
             nn.init.zeros_(self.scope.weight)
 
+    def extra_repr(self) -> str:
+        return f"scale={self.scale}, style={self.style}, groups={self.groups}"
+
     def offsets(self, x: Tensor) -> Tensor:
         """Compute offsets to the right and down in pixels of the input: (B, 2, groups, h * scale, w * scale)."""
         if self.style == "pl":
