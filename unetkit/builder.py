@@ -258,6 +258,8 @@ def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool
         owners = stack.enter_context(build_context(parts))
         given = resolved if pretrained else replace(resolved, pretrained=None)
         network, derived = _build_unet(given, parts) if isinstance(given, UNetPlan) else _build_whole(given, parts)
+        if given.pretrained or getattr(network.encoder, "weights_from", "random") != "random":
+            network.loaded = (network.pretrained_name,)
         network.resolved_plan = resolved.with_defaults(derived)
         network.plan = minimal_plan(network.resolved_plan, base.with_defaults(derived), parts)
         owners.update(owner_of(word, spec, parts) for word, spec in network.resolved_plan.specs())

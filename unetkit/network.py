@@ -6,6 +6,7 @@ height and width; sizes are (H, W).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,6 +33,8 @@ class Network(nn.Module):
         built_modules: the type and the settings of every module as it was built; `save` refuses a network in which
             either differs, since the plan would build another one.
         plugins: the plugins of its parts, and those that wrapped it.
+        loaded: names of the modules and tensors whose values were loaded rather than drawn, such as
+            ("encoder.model",); "" stands for the whole network. See `pretrained_parameters`.
         min_size, multiple: inputs whose height or width is smaller than the first, or not a multiple of the second, are
             padded with zeros at the bottom and the right, and the output is cropped.
         size: the only size that its encoder accepts, if there is only one; smaller inputs are padded to it.
@@ -40,6 +43,7 @@ class Network(nn.Module):
     """
 
     output_stride = 1
+    loaded: tuple[str, ...] = ()
     plan: Plan
     resolved_plan: ResolvedPlan
     built_shapes: dict[str, tuple[int, ...]]
@@ -65,6 +69,41 @@ class Network(nn.Module):
         Sizes that differ by it behave alike.
         """
         return max(self.multiple, 32)
+
+    @property
+    def backbone_name(self) -> str:
+        """The name of the module in which pretrained weights are looked for: the encoder."""
+        return "encoder"
+
+    @property
+    def pretrained_name(self) -> str:
+        """The name of the module that the encoder's library has weights for.
+
+        An encoder declares it in `pretrained_part` if new layers, such as a feature pyramid, stand beside it.
+        """
+        return _join("encoder", getattr(self.encoder, "pretrained_part", ""))
+
+    def pretrained_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the encoder whose values were loaded, from its library or from a file.
+
+        New layers of the encoder, such as the feature pyramid of a plain vision transformer, are not among them.
+        """
+        start = self.backbone_name
+        return [
+            parameter
+            for name, parameter in self.named_parameters()
+            if is_within(name, start) and any(is_within(name, one) for one in self.loaded)
+        ]
+
+    def pretrained_modules(self) -> list[nn.Module]:
+        """Return the largest modules of the encoder in which all values were loaded.
+
+        Put these into eval mode to keep the statistics of their norms while `pretrained_parameters` are frozen.
+        """
+        start, modules = self.backbone_name, dict(self.named_modules())
+        if any(is_within(start, one) for one in self.loaded):
+            return [modules[start]]
+        return [modules[one] for one in self.loaded if is_within(one, start) and one in modules]
 
     def pad_input(self, x: Tensor) -> Tensor:
         """Pad images (B, C, H, W) with zeros at the bottom and the right to a size that the encoder accepts."""
@@ -111,6 +150,34 @@ class Network(nn.Module):
         )
 
 
+def _join(*names: str) -> str:
+    return ".".join(filter(None, names))
+
+
+def is_within(name: str, module: str) -> bool:
+    """Return whether a name is that of a module, or of something in it; "" names the whole network."""
+    return not module or name == module or name.startswith(f"{module}.")
+
+
+def list_loaded(network: nn.Module, missing: Iterable[str]) -> tuple[str, ...]:
+    """Return the value of `Network.loaded` for a network of which all tensors were loaded but those named.
+
+    Args:
+        network: the network.
+        missing: names in its state_dict. Counters of batches, which older files lack, count as loaded.
+    """
+    names = [name for name in network.state_dict() if not name.endswith("num_batches_tracked")]
+    partial = {head for name in {*missing} & {*names} for head in _list_heads(name)}
+    largest = (next((head for head in _list_heads(name) if head not in partial), None) for name in names)
+    return tuple(dict.fromkeys(head for head in largest if head is not None))
+
+
+def _list_heads(name: str) -> list[str]:
+    """Return "", "a", "a.b" and "a.b.c" for "a.b.c"."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(len(parts) + 1)]
+
+
 def state_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor of a state_dict."""
     return {name: tuple(value.shape) for name, value in model.state_dict().items() if isinstance(value, Tensor)}
@@ -131,6 +198,14 @@ class WholeModel(Network):
             size=getattr(model, "size", None),
         )
         self.model = model
+
+    @property
+    def backbone_name(self) -> str:
+        return self.pretrained_name
+
+    @property
+    def pretrained_name(self) -> str:
+        return _join("model", getattr(self.model, "pretrained_part", ""))
 
     @property
     def encoder(self) -> nn.Module:

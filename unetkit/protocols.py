@@ -36,6 +36,7 @@ class Encoder(Protocol):
         widths: for each map, the width of the stage that joins it if no widths are given, for maps that concatenate
             several maps. Optional, `channels`.
         weights_from: where its weights come from, in words, for the trace. Optional, "random".
+        pretrained_part: name of the module within it that pretrained weights fill. Optional, "": all of it.
         source: where each map comes from, for the trace. Optional.
         statistics: a method without arguments that returns the mean and the standard deviation by which images must be
             normalized for its pretrained weights, or None; see `unetkit.parts.encoders.normalization`. Optional.
@@ -115,6 +116,7 @@ class Model(Protocol):
         multiple: height and width must be multiples of this number; the network pads inputs. Optional, 1.
         size: the only height and width that it accepts, as for an encoder. Optional, None.
         weights_from: where the weights of its encoder come from, in words, for the trace. Optional, "random".
+        pretrained_part: name of its encoder, which pretrained weights fill. Optional, "": all of it.
         source: where each map of its encoder comes from, for the trace. Optional.
         statistics: as for an encoder. Optional.
 

@@ -61,7 +61,7 @@ def read_metadata(path: Path, data: bytes) -> dict[str, Any]:
     """Return the metadata of an intact file that unetkit saved. Raises FileError for any other file."""
     end = 8 + int.from_bytes(data[:8], "little")
     starts_well = data[8:9] in (b"{", b"")
-    if _is_pickle(data):
+    if is_pickle(data):
         raise FileError(
             f"{path} is a pickle, which can run code when it is opened; build the model, give it what torch.load reads "
             "with weights_only=True, and write it with unetkit.save"
@@ -91,7 +91,7 @@ def read_metadata(path: Path, data: bytes) -> dict[str, Any]:
     return metadata
 
 
-def _is_pickle(data: bytes) -> bool:
+def is_pickle(data: bytes) -> bool:
     """Return whether the data are a zip archive of torch.save, or a pickle of protocol 2 or later."""
     bare = data[:1] == b"\x80" and data[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
     # A header of 640 bytes starts a safetensors file as protocol 2 starts a pickle.
@@ -180,7 +180,7 @@ def load(path: str | Path, *, parts: Parts | None = None, device: Any = None) ->
     except UnetkitError as error:
         raise type(error)(f"{path} cannot be rebuilt{elsewhere}: {error}") from error
     network = find_network(model)
-    vars(network.encoder)["weights_from"] = str(path)
+    vars(network.encoder)["weights_from"], network.loaded = str(path), ("",)
     return model
 
 
@@ -203,7 +203,7 @@ def _load_smp_folder(folder: Path, parts: Parts, device: Any) -> Network:
         raise FileError(f"{folder} does not fit what its config.json builds here: {_short_error(error)}") from error
     except UnetkitError as error:
         raise type(error)(f"{folder} cannot be rebuilt: {error}") from error
-    vars(find_network(model).encoder)["weights_from"] = str(folder)
+    vars(model.encoder)["weights_from"], model.loaded = str(folder), ("",)
     return model
 
 

@@ -334,10 +334,12 @@ def test_networks_of_every_kind_are_trained_and_come_back(line: str, target: Tar
 
 @pytest.mark.slow
 def test_a_frozen_encoder_stays_as_it_is_with_its_norms_and_is_let_go(tmp_path: Path) -> None:
-    line = "--encoder test_resnet --seed 3"
+    line, model = "--encoder test_resnet", unetkit.build("test_resnet", seed=3, in_channels=1, classes=1)
+    unetkit.save(model, tmp_path / "begun.safetensors")
     for name, freeze in (("one", 1), ("all", -1)):
-        train.run(line, tmp_path / name, data=squares(8), freeze_encoder=freeze, **QUICK)
-    begun = unetkit.build("test_resnet", seed=3, in_channels=1, classes=1).encoder.state_dict()
+        options = {**QUICK, "freeze_encoder": freeze, "init_weights": tmp_path / "begun.safetensors"}
+        train.run(line, tmp_path / name, data=squares(8), **options)
+    begun = model.encoder.state_dict()
     one, all_ = (train.read(tmp_path / name).network(weights="last").encoder.state_dict() for name in ("one", "all"))
     assert same(begun, all_)
     assert not same(begun, one)
@@ -620,7 +622,9 @@ def two(folder: Path, **options: Any) -> list[int | None]:
 
 @pytest.mark.slow
 def test_two_processes_with_norms_and_border_weights_stop_and_go_on_to_the_same_weights(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"loss": "border+dice", "freeze_encoder": 1, "epochs": 3}
+    unetkit.save(unetkit.build("plain:widths=[4,8]", in_channels=1, classes=1), tmp_path / "begun.safetensors")
+    begun = str(tmp_path / "begun.safetensors")
+    options: dict[str, Any] = {"loss": "border+dice", "freeze_encoder": 1, "init_weights": begun, "epochs": 3}
     assert two(tmp_path / "whole", **options) == [0, 0]
     assert two(tmp_path / "cut", **options, stop=4)[0] == 4
     assert 0 < read_state(tmp_path / "cut" / STATE).epochs_done < 3

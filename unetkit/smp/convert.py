@@ -247,7 +247,7 @@ def _convert(theirs: Any, plan: Plan) -> UNet:
         raise BuildError(f"{plan} has different tensors: {' '.join(str(error).split())[:300]}") from error
     _prove(theirs, ours, plan)
     _copy_training_state(theirs, ours, names)
-    vars(ours.encoder)["weights_from"] = "an smp.Unet"
+    vars(ours.encoder)["weights_from"], ours.loaded = "an smp.Unet", ("",)
     return ours
 
 

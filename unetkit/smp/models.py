@@ -83,6 +83,7 @@ def smp_model(
         arguments |= _choose_size_options(name, arguments, in_channels, fixed_size, requested_size)
     model = _create(name, {**arguments, "encoder_weights": weights})
     vars(model)["weights_from"] = f"{spec.name} of its library" if pretrained else "random"
+    vars(model)["pretrained_part"] = "encoder"
     vars(model)["source"] = _describe_sources(model.encoder)
     vars(model)["statistics"] = partial(_read_normalization_stats, library, bare_name, pretrained)
     built_for = fixed_size if "img_size" in encoder_options else arguments.get("img_size", fixed_size)

@@ -107,6 +107,8 @@ class TrainRun:
             optimizer; the weights name those of the network.
         versions: the versions of unetkit and of the libraries that affect the result.
         command: the command line.
+        loaded: the modules and tensors of the network that began with weights that were loaded; see `Network.loaded`.
+        not_loaded: tensors of `--init-weights`, or of the network, that were not loaded from there, with the reason.
     """
 
     folder: Path
@@ -122,6 +124,8 @@ class TrainRun:
     owners: tuple[tuple[str, str], ...] = ()
     versions: tuple[tuple[str, str], ...] = ()
     command: str = ""
+    loaded: tuple[str, ...] = ()
+    not_loaded: dict[str, str] = field(default_factory=dict)
 
     def normalize(self, image: Tensor) -> Tensor:
         """Normalize an image (C, H, W) or a batch (B, C, H, W) as the network expects it; NaN (no data) becomes 0."""
@@ -188,7 +192,7 @@ def read_run(folder: str | Path) -> TrainRun:
         colours = tuple(tuple(colour) for colour in values["target"]["colours"])
         values["target"] = Target(values["target"]["kind"], names, colours)
         values |= {"plan": Plan.parse(values["plan"]), "config": TrainConfig.from_dict(values["config"])}
-        values |= {name: tuple(values[name]) for name in ("mean", "std", "plugins")}
+        values |= {name: tuple(values[name]) for name in ("mean", "std", "plugins", "loaded")}
         values["value_range"] = ValueRange(*map(tuple, values["value_range"]))
         values |= {name: tuple(values[name].items()) for name in ("versions", "splits", "owners")}
         return TrainRun(folder, **values)

@@ -91,11 +91,16 @@ class TrainConfig:
         default_text="one pass for each epoch",
         least=1,
     )
+    init_weights: str = config_field(
+        "",
+        "Start from the weights in FILE (.safetensors, a state_dict of torch.save, or a run's folder) that fit.",
+        metavar="FILE",
+    )
     lr: float = config_field(1e-3, "Highest learning rate, after warm-up.", metavar="X")
     optimizer: str = config_field("adamw", "Optimizer with its options, such as adamw:clip=1.", metavar="NAME")
     freeze_encoder: int = config_field(
         0,
-        "Keep the encoder and the statistics of its norms frozen for the first EPOCHS, or always.",
+        "Keep the encoder's loaded weights and the statistics of its norms frozen for the first EPOCHS, or always.",
         metavar="EPOCHS|all",
         least=-1,
         parse=_parse_freeze,

@@ -16,7 +16,7 @@ from unetkit.registry import Parts
 from unetkit.resolve import create
 from unetkit.summary.forward_hooks import find_network
 
-#: The default learning rate of a pretrained encoder, as a factor of that of the other layers.
+#: The default learning rate of the loaded weights of an encoder, as a factor of that of the other layers.
 _PRETRAINED = 0.1
 
 
@@ -33,8 +33,8 @@ class OptimizerConfig:
 
     Attributes:
         create: creates the optimizer, such as `torch.optim.AdamW`, from parameter groups.
-        encoder_lr: highest learning rate of the encoder; None means that of the other layers, or a tenth of it for
-            pretrained weights.
+        encoder_lr: highest learning rate of the encoder's loaded weights, or of all its weights if none were loaded;
+            None means a tenth of that of the other layers for loaded weights, else the same.
         weight_decay: weight decay of parameters with two or more dimensions; biases and norms do not decay.
         warmup: share of all steps in which the learning rate rises, from 0 to below 1.
         clip: largest norm of all gradients together; 0 disables clipping.
@@ -60,12 +60,13 @@ class OptimizerConfig:
     def make_optimizer(self, model: nn.Module, lr: float) -> Optimizer:
         """Create the optimizer over all parameters of a model, including frozen ones, which may be unfrozen later."""
         network = find_network(model)
-        encoder = {id(parameter) for parameter in network.encoder.parameters()}
+        loaded = network.pretrained_parameters()
+        encoder = {id(parameter) for parameter in loaded or network.get_submodule(network.backbone_name).parameters()}
         groups: dict[tuple[bool, bool], list[Any]] = {}
         for parameter in model.parameters():
             groups.setdefault((id(parameter) in encoder, parameter.ndim > 1), []).append(parameter)
-        pretrained = lr * (_PRETRAINED if network.plan.pretrained else 1)
-        rates = {True: pretrained if self.encoder_lr is None else self.encoder_lr, False: lr}
+        default = lr * (_PRETRAINED if loaded else 1)
+        rates = {True: default if self.encoder_lr is None else self.encoder_lr, False: lr}
         return self.create(
             [
                 {"params": found, "highest": rates[inside], "weight_decay": self.weight_decay if decays else 0.0}
@@ -92,7 +93,8 @@ def adamw(
     """AdamW (Loshchilov 2019) with a linear warm-up and a cosine decay to 0.
 
     Args:
-        encoder_lr: highest learning rate of the encoder; none means --lr, or a tenth of it for pretrained weights.
+        encoder_lr: highest learning rate of the encoder's loaded weights, or of all its weights if none were loaded;
+            none means a tenth of --lr for loaded weights, else --lr.
         weight_decay: weight decay of parameters with two or more dimensions; biases and norms do not decay.
         warmup: share of all steps in which the learning rate rises.
         clip: largest norm of all gradients together; 0 disables clipping.
@@ -114,7 +116,8 @@ def sgd(
     Args:
         momentum: share of the previous update that is added to the next one.
         nesterov: whether the gradient is taken after the momentum's share of the update (Sutskever 2013).
-        encoder_lr: highest learning rate of the encoder; none means --lr, or a tenth of it for pretrained weights.
+        encoder_lr: highest learning rate of the encoder's loaded weights, or of all its weights if none were loaded;
+            none means a tenth of --lr for loaded weights, else --lr.
         weight_decay: L2 penalty of parameters with two or more dimensions; biases and norms have none.
         warmup: share of all steps in which the learning rate rises.
         clip: largest norm of all gradients together; 0 disables clipping.

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from unetkit.summary.forward_hooks import find_network
-from unetkit.train.checkpoint import LOG
+from unetkit.train.checkpoint import HEADER, LOG
 from unetkit.train.plots import draw_curves, draw_samples
 from unetkit.train.trainer import TrainCallback, Trainer, ValidationResult
 from unetkit.utils.files import read_json_lines
@@ -22,6 +22,8 @@ from unetkit.utils.formatting import format_plural
 
 #: The number of epochs that the table shows.
 _SEEN = 12
+#: The number of tensors that were not loaded which are listed by name.
+_NOT_LOADED = 8
 #: Seconds between two updates of the curves.
 _PAUSE = 20.0
 CURVES, PREVIEWS, BOARD = "curves.png", "previews", "tensorboard"
@@ -149,6 +151,8 @@ def describe_run(trainer: Trainer) -> list[str]:
         f"loss     {trainer.loss.text}; augmentation {run.config.augment}; crops {crop}",
         f"steps    {trainer.loader.total_steps} with {images}, in {epochs}; {group.device}, {precision}",
     ]
+    if run.config.init_weights and not trainer.state.epochs_done:
+        lines.insert(1, f"weights  from {run.config.init_weights}{_format_not_loaded(run.not_loaded)}")
     if trainer.fewer_workers:
         lines.append(f"note     {trainer.fewer_workers}")
     if group.size > 1:
@@ -164,13 +168,24 @@ def describe_run(trainer: Trainer) -> list[str]:
     elif trainer.state.epochs_done or trainer.state.steps_done:
         lines.append(f"resumed  after epoch {trainer.state.epochs_done}, step {trainer.state.steps_done}")
     if run.config.freeze_encoder:
-        until = (
-            "throughout"
-            if run.config.freeze_encoder < 0
-            else f"for {format_plural(run.config.freeze_encoder, 'epoch')}"
+        epochs = format_plural(run.config.freeze_encoder, "epoch")
+        until = "throughout" if run.config.freeze_encoder < 0 else f"for {epochs}"
+        network = find_network(trainer.stepper.network)
+        backbone = network.get_submodule(network.backbone_name)
+        frozen, count = (
+            sum(p.numel() for p in each) for each in (network.pretrained_parameters(), backbone.parameters())
         )
-        lines.append(f"frozen   the encoder {find_network(trainer.stepper.network).plan.encoder}, {until}")
+        new = f"; its {count - frozen:,} new ones train" if count > frozen else ""
+        lines.append(f"frozen   {frozen:,} loaded parameters of the encoder, {until}{new}")
     return lines
+
+
+def _format_not_loaded(not_loaded: dict[str, str]) -> str:
+    if not not_loaded:
+        return ", all tensors"
+    shown = ", ".join(f"{name} ({why})" for name, why in [*not_loaded.items()][:_NOT_LOADED])
+    more = f", and {len(not_loaded) - _NOT_LOADED} more, which {HEADER} lists" if len(not_loaded) > _NOT_LOADED else ""
+    return f"; not loaded: {shown}{more}"
 
 
 def format_epoch(line: dict[str, Any], epochs: int) -> str:

@@ -29,6 +29,7 @@ from unetkit.summary.trace import trace
 from unetkit.train.checkpoint import BEST, HEADER, LAST, STATE, TrainRun, TrainState, read_run, read_state
 from unetkit.train.config import CHANGEABLE, TrainConfig
 from unetkit.train.distributed import ProcessGroup, init_processes
+from unetkit.train.init_weights import load_init_weights
 from unetkit.train.losses import make_loss
 from unetkit.train.optim import create_optimizer_config
 from unetkit.train.trainer import RunParts, TrainCallback, Trainer
@@ -132,6 +133,20 @@ def choose_normalization(network: Network, found: ImageStatistics) -> Normalizat
     return found.mean, found.std
 
 
+def _check_freeze(network: Network, config: TrainConfig) -> None:
+    """Raise OptionError if there is nothing to freeze, or nothing else to train."""
+    if not config.freeze_encoder:
+        return
+    frozen = {id(parameter) for parameter in network.pretrained_parameters()}
+    if not frozen:
+        raise OptionError(
+            "--freeze-encoder: freezes weights that were loaded, and all weights of this encoder are random; "
+            "give --pretrained or --init-weights, or leave it out"
+        )
+    if all(id(parameter) in frozen for parameter in network.parameters() if parameter.requires_grad):
+        raise OptionError("--freeze-encoder: leaves nothing to train, since all of this model was loaded; leave it out")
+
+
 #: Seconds between two saves within an epoch.
 SAVE_EVERY = 300.0
 #: Fields of a TrainConfig whose defaults follow from the data.
@@ -188,7 +203,9 @@ def run(
     name = with_absolute_path(data, parts) if isinstance(data, str) else data.source
     crop = config.get("crop") or plan.size
     seed = plan.seed if plan.seed is not None else config.get("seed", 0)
-    settings = make_config(TrainConfig, {**config, "data": name, "crop": crop, "seed": seed}, "train.run")
+    init = os.path.abspath(config["init_weights"]) if config.get("init_weights") else ""
+    given = {**config, "data": name, "crop": crop, "seed": seed, "init_weights": init}
+    settings = make_config(TrainConfig, given, "train.run")
     check_device(settings.device)
     if settings.tensorboard and not find_spec("tensorboard"):
         raise OptionError("--tensorboard: TensorBoard is not installed; run pip install 'unetkit[tensorboard]'")
@@ -208,6 +225,8 @@ def run(
             model = _first_process_first(group, lambda: build_plan(resolved, parts))
             trace(model, settings.crop)  # raises InputSizeError if the network does not take the crop
         network = find_network(model)
+        not_loaded = load_init_weights(model, settings.init_weights) if settings.init_weights else {}
+        _check_freeze(network, settings)
         mean, std = choose_normalization(network, found)
         begun = TrainRun(
             folder,
@@ -223,6 +242,8 @@ def run(
             owners=find_owners(settings, parts),
             versions=tuple((name, version(name)) for name in _VERSIONS),
             command=command,
+            loaded=network.loaded,
+            not_loaded=not_loaded,
         )
         Trainer(
             begun, splits, model, run_parts, group, TrainState(), callback, save_every, borders, check_images
@@ -339,6 +360,9 @@ def _continue(
         # The file contains the pretrained weights; building with the plan would download them again.
         saved = state.model and (begun.folder / LAST).exists()
         model = load(begun.folder / LAST, parts=parts) if saved else build_plan(begun.plan, parts)
+    if not saved and begun.config.init_weights:
+        load_init_weights(model, begun.config.init_weights)
+    find_network(model).loaded = begun.loaded
     Trainer(begun, data, model, run_parts, group, state, *how).train()
 
 

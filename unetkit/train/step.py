@@ -95,6 +95,8 @@ class Stepper:
         self.config, self.loss, self.group, self.total_steps = config, loss, group, total_steps
         memory = torch.channels_last if group.device.type == "cuda" else torch.contiguous_format
         self.network: nn.Module = network.to(group.device, memory_format=memory)  # type: ignore[call-overload]
+        loaded = find_network(self.network).pretrained_parameters()
+        self._freezable = [parameter for parameter in loaded if parameter.requires_grad]
         self.schedule = optimizer
         with wrap_errors(f"--optimizer {config.optimizer} cannot be created"):
             created: Any = self.schedule.make_optimizer(self.network, config.lr)
@@ -118,14 +120,15 @@ class Stepper:
         return self.config.lr * self.schedule.lr_factor(at, self.total_steps)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Put the network into training mode; its encoder stays in eval mode while it is frozen."""
+        """Put the network into training mode; the loaded part of its encoder stays in eval mode while it is frozen."""
         frozen = self.config.freeze_encoder == -1 or epoch < self.config.freeze_encoder
-        encoder = find_network(self.network).encoder
         if self.config.freeze_encoder:
-            encoder.requires_grad_(not frozen)
+            for parameter in self._freezable:
+                parameter.requires_grad_(not frozen)
         self.network.train()
         if frozen:
-            encoder.eval()
+            for module in find_network(self.network).pretrained_modules():
+                module.eval()
 
     def step(self, batch: Batch, at: int) -> float:
         """Perform the step with number `at`, and return the loss over the images of all processes.

@@ -18,7 +18,7 @@ from torch import nn
 #: such as plugins, say theirs in `extra_repr`, since their attributes may be counters or caches.
 _LIBRARIES = ("torch", "timm", "segmentation_models_pytorch", "unetkit")
 #: Attributes that do not change what a module computes.
-_WITHOUT_EFFECT = {"training", "inplace", "grad_checkpointing", "fused_attn", "weights_from"}
+_WITHOUT_EFFECT = {"training", "inplace", "grad_checkpointing", "fused_attn", "weights_from", "loaded"}
 #: Norms of torch and timm that differ from others in distributed training alone.
 _SYNCHRONIZED = {"SyncBatchNorm": "BatchNorm2d", "SyncBatchNormAct": "BatchNormAct2d"}
 _MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))

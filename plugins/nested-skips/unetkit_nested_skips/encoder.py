@@ -56,6 +56,7 @@ class NestedEncoder(nn.Module):
         self.min_size = getattr(inner, "min_size", self.strides[-1])
         self.multiple = getattr(inner, "multiple", 1)
         self.size = getattr(inner, "size", None)
+        self.pretrained_part = ".".join(filter(None, ("encoder", getattr(inner, "pretrained_part", ""))))
         self.weights_from = getattr(inner, "weights_from", "random")
         sources = getattr(inner, "source", None) or ("",) * len(widths)
         self.source = tuple(_describe_source(source, max(0, levels - 1 - i)) for i, source in enumerate(sources))

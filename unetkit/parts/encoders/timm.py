@@ -30,6 +30,9 @@ class TimmEncoder(nn.Module):
             `--pretrained`. On the meta device the weights must exist but are not loaded.
     """
 
+    #: Not the pyramid.
+    pretrained_part = "model"
+
     def __init__(
         self,
         in_channels: int,
