@@ -28,6 +28,7 @@ from unetkit.summary.forward_hooks import find_network
 from unetkit.utils.files import atomic_write
 from unetkit.utils.module_settings import describe_modules, find_difference
 from unetkit.utils.modules import check_device
+from unetkit.utils.system import is_oom
 
 FORMAT, VERSION = "unetkit", 1
 #: The placeholder of the digest while it is computed.
@@ -174,6 +175,8 @@ def load(path: str | Path, *, parts: Parts | None = None, device: Any = None) ->
         plan = Plan.parse(metadata["plan"])
         model = _build_with(plan, parts, device, tensors)
     except (KeyError, RuntimeError, SafetensorError) as error:
+        if is_oom(error):
+            raise UnetkitError(f"{path}: not enough memory on {device} for its weights; give another device") from error
         writers = ", ".join(f"{name} {metadata.get(name)}" for name in _RECORDED_VERSIONS)
         why = f"does not fit what its plan builds here{elsewhere}: {_short_error(error)}"
         raise FileError(f"{path}, of {writers}, {why}") from error

@@ -193,6 +193,7 @@ def test_a_process_is_held_to_its_share() -> None:
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"), True),
         (OSError(12, "Cannot allocate memory"), True),
         (RuntimeError("could not create a memory object"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (RuntimeError("could not create a primitive descriptor for a convolution forward propagation"), False),
         (ValueError("could not create a map"), False),
     ],

@@ -458,6 +458,22 @@ def test_arguments_of_run_are_read_as_the_options_are(tmp_path: Path) -> None:
         train.run(TINY, tmp_path / "b", data=squares(4), crop="big")
 
 
+class NoGradient(TrainCallback):
+    """Makes every gradient of the head NaN, from a loss scale at which few steps are left."""
+
+    def on_train_begin(self, trainer: Any) -> None:
+        self.scaler = trainer.stepper.scaler
+        self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": 2.0**-22})
+        *_, last = trainer.stepper.network.parameters()
+        last.register_hook(lambda gradient: gradient * float("nan"))
+
+
+def test_a_gradient_that_no_loss_scale_makes_finite_ends_a_run(tmp_path: Path) -> None:
+    options = {**QUICK, "dtype": "float16", "epochs": 9}
+    with pytest.raises(UnetkitError, match=r"gradient is infinite or NaN at every scale .* at step 3 of epoch 1 "):
+        train.run(TINY, tmp_path / "a", data=squares(12, 16), callback=NoGradient(), **options)
+
+
 @pytest.mark.slow
 def test_what_is_no_run_or_damaged_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"is not a training run: it does not contain run.json"):

@@ -33,6 +33,7 @@ from unetkit.summary.forward_hooks import collect_tensors, find_network, resolve
 from unetkit.summary.report import Trace
 from unetkit.summary.trace import trace
 from unetkit.utils.formatting import Size
+from unetkit.utils.modules import to_channels_last
 from unetkit.utils.system import peak_private_memory, private_memory, reset_peak_memory
 
 
@@ -119,8 +120,8 @@ class BenchModel:
             check: whether to pass meta tensors through it, as `unetkit.build` does.
         """
         plan = replace(self.plan, seed=self.seed, pretrained=None)
-        model = build_plan(plan, self.parts, self.device, check=check)
-        return model.eval().to(memory_format=self.memory_format)
+        model = build_plan(plan, self.parts, self.device, check=check).eval()
+        return to_channels_last(model) if self.mode.channels_last else model
 
     @cached_property
     def peak_memory(self) -> PeakMemory:

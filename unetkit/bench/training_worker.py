@@ -128,6 +128,7 @@ def train_row(task: TrainingTask, slot: Slot, emit: Emit) -> None:
             folder of the training does not exist on this machine.
     """
     prepare_process(slot, task.seed)
+    torch.backends.cudnn.benchmark = False  # as in `unetkit train`: images that are scored have sizes of their own
     emit({"device": str(slot)})
     folder = Path(task.folder)
     if digest_of_header(folder.parent.parent.parent) == task.token:
@@ -176,7 +177,7 @@ def _train_in(folder: Path, task: TrainingTask, slot: Slot) -> dict[str, Any]:
             message = message.replace(of_train, of_bench)
         raise UnetkitError(message) from error
     data = data or open_splits(trained.config, parts)
-    result = _score(trained, data, task, parts)
+    result = _score(trained, data, task, slot, parts)
     result |= {"seconds": round(monotonic() - start, 2), "memory": _peak_memory(slot)}
     with atomic_write(folder / RESULT) as temporary:
         temporary.write_text(json.dumps(result), encoding="utf-8")
@@ -216,13 +217,13 @@ def _can_resume(folder: Path) -> bool:
         return False
 
 
-def _score(trained: TrainRun, data: DatasetSplits, task: TrainingTask, parts: Parts) -> dict[str, Any]:
+def _score(trained: TrainRun, data: DatasetSplits, task: TrainingTask, slot: Slot, parts: Parts) -> dict[str, Any]:
     """Score the test images with the weights of the best epoch, or the validation images with those of the last."""
     has_test = "test" in data.splits
     log = [json.loads(line) for line in (trained.folder / LOG).read_text(encoding="utf-8").splitlines()]
     best = max((line["epoch"] for line in log if line["best"]), default=len(log))
     epoch = best if has_test else len(log)
-    network = trained.network(trained.config.device or "cpu", parts, "best" if has_test else "last")
+    network = trained.network(slot.device, parts, "best" if has_test else "last")
     wanted = [metric for metric in parts.metrics if metric.name in {name.partition(":")[0] for name in task.metrics}]
     by_plugin = any(metric.owner != "unetkit" for metric in wanted)
     masks: list[Any] = []

@@ -32,6 +32,7 @@ from unetkit.plugins import load_manager
 from unetkit.registry import Metric, Parts
 from unetkit.utils.formatting import format_bytes
 from unetkit.utils.isolation import one_line
+from unetkit.utils.modules import numbered_device
 from unetkit.utils.processes import Emit
 from unetkit.utils.system import available_cores, cpu_name, free_memory, is_oom, limit_memory, total_memory
 
@@ -164,7 +165,7 @@ def prepare_process(slot: Slot, seed: int) -> torch.device:
     if slot.cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, slot.cores)
     torch.set_num_threads(slot.threads)
-    device = torch.device(slot.device)
+    device = numbered_device(slot.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True  # all inputs have one shape

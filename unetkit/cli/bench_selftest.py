@@ -108,7 +108,8 @@ def selftest(
     plan = _parse_network(network, size, get_parts(ctx))
     plugins = tuple(ctx.find_root().params.get("plugins") or ())
     planned = make_tasks(plan, TimingConfig(budget, target_ci, seed), runs, plugins)
-    slot = Slot(device, available_cores(), threads or len(available_cores()))
+    gpu = "cuda:0" if device == "cuda" else device  # the name by which other benchmarks know it
+    slot = Slot(gpu, available_cores(), threads or len(available_cores()))
     with closing(measure_tasks(planned, slot, lambda line: click.echo(line, err=True))) as measured:
         found = [*_with_progress(_append_to_file(measured, out), len(planned))]
     tallies = summarize_results(found)

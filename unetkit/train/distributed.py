@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from unetkit.errors import OptionError
-from unetkit.utils.modules import default_device
+from unetkit.utils.modules import default_device, numbered_device
 
 #: The longest time that a process waits for another. Between two steps, the first one validates, draws and writes.
 _PATIENCE = timedelta(hours=1)
@@ -69,6 +69,7 @@ def init_processes(device: str | None) -> Iterator[ProcessGroup]:
     if size > 1 and there.type == "cuda":
         there = torch.device("cuda", local)
     if there.type == "cuda":
+        there = numbered_device(there)
         torch.cuda.set_device(there)
     if size == 1 or dist.is_initialized():
         yield ProcessGroup(dist.get_rank() if dist.is_initialized() else 0, size, there)

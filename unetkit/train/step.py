@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from unetkit.data.rng import derive_seed
-from unetkit.errors import OptionError, PluginError
+from unetkit.errors import OptionError, PluginError, UnetkitError
 from unetkit.network import Network
 from unetkit.summary.forward_hooks import find_network
 from unetkit.train.checkpoint import TrainState
@@ -26,7 +26,9 @@ from unetkit.train.losses import Loss
 from unetkit.train.optim import OptimizerConfig
 from unetkit.utils.formatting import format_plural
 from unetkit.utils.isolation import wrap_errors
+from unetkit.utils.modules import to_channels_last
 from unetkit.utils.spatial import crop_center, crop_end, resize_to_input, size_of
+from unetkit.utils.system import is_oom
 
 
 def loss_of(outputs: Tensor | Sequence[Tensor], batch: Batch, loss: Loss, network: Network) -> Tensor:
@@ -58,6 +60,12 @@ def _loss_of_logits(logits: Tensor, batch: Batch, loss: Loss, network: Network) 
         masks = crop_center(masks, size_of(logits))
         weights = None if weights is None else crop_center(weights, size_of(logits))
     return loss(logits, masks, weights)
+
+
+#: The smallest scale of a float16 loss that a run is continued with. The first one is 65536, and each gradient that
+#: overflows halves it; where the scale falls this low, the gradient is infinite or NaN for another reason, and no step
+#: would ever change the weights.
+_MIN_SCALE = 2.0**-24
 
 
 class NonFiniteError(Exception):
@@ -93,8 +101,16 @@ class Stepper:
             total_steps: the number of steps of all epochs.
         """
         self.config, self.loss, self.group, self.total_steps = config, loss, group, total_steps
-        memory = torch.channels_last if group.device.type == "cuda" else torch.contiguous_format
-        self.network: nn.Module = network.to(group.device, memory_format=memory)  # type: ignore[call-overload]
+        is_gpu = group.device.type == "cuda"
+        try:
+            self.network: nn.Module = network.to(group.device)
+            if is_gpu:
+                to_channels_last(self.network)
+        except RuntimeError as error:
+            if not is_oom(error):
+                raise
+            what = f"not enough memory on {group.device} for the weights of the network"
+            raise UnetkitError(f"{what}; end what else uses it, or give another --device") from error
         loaded = find_network(self.network).pretrained_parameters()
         self._freezable = [parameter for parameter in loaded if parameter.requires_grad]
         self.schedule = optimizer
@@ -106,7 +122,7 @@ class Stepper:
         self.optimizer = created
         self.dtype = autocast_type(config.dtype, group.device)
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=self.dtype == torch.float16)
-        self._memory = memory
+        self._memory = torch.channels_last if is_gpu else torch.contiguous_format
         self._shared: tuple[int, nn.Module] | None = None
 
     def autocast(self) -> Any:
@@ -152,6 +168,8 @@ class Stepper:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
+        if self.scaler.is_enabled() and self.scaler.get_scale() < _MIN_SCALE:
+            raise NonFiniteError("the gradient is infinite or NaN at every scale of the float16 loss")
         return value
 
     def save_to(self, state: TrainState) -> TrainState:

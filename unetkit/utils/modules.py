@@ -1,4 +1,4 @@
-"""Copies of models on the meta device, module modes, threads and devices."""
+"""Copies of models on the meta device, module modes, memory formats, threads and devices."""
 
 from __future__ import annotations
 
@@ -52,9 +52,26 @@ def set_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def to_channels_last(model: M) -> M:
+    """Store every tensor of a model that has four dimensions in NHWC memory, and return the model.
+
+    `Module.to(memory_format=torch.channels_last)` fails on a tensor of five, such as the weight of a 3-D convolution.
+    """
+    for tensor in chain(model.parameters(), model.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return model
+
+
 def default_device(device: str | None) -> str:
     """Return the given device, or a GPU if there is one."""
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def numbered_device(device: Any) -> torch.device:
+    """Return a device; a GPU without a number becomes the current one, since `torch.cuda.set_device` needs a number."""
+    found = torch.device(device)
+    return torch.device("cuda", torch.cuda.current_device()) if str(found) == "cuda" else found
 
 
 def check_device(device: Any) -> None:

@@ -60,7 +60,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 #: Not every "could not create" of oneDNN: it also reports unsupported shapes in this way.
 _OOM_PATTERN = re.compile(
     r"\bMemoryError\b|[Cc]an(no|')t allocate memory|not enough memory|bad_alloc|out of memory"
-    r"|could not create a memory object"
+    r"|could not create a memory object|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED"
 )
 
 

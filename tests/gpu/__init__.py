@@ -1,0 +1,1 @@
+"""Checks of everything that needs a GPU, for a machine that has one for a few minutes."""
