@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
@@ -43,3 +44,8 @@ def lingers(name: str, config: SweepConfig, emit: Emit) -> None:
     """Write the process id to a file, and keep running."""
     Path(os.environ["LINGERS"], name).write_text(str(os.getpid()))
     time.sleep(600)
+
+
+def method(name: str, config: SweepConfig, emit: Emit) -> None:
+    """Emit how this process starts others, such as those that load data."""
+    emit({"method": multiprocessing.get_start_method()})

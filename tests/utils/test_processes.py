@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from multiprocessing import get_all_start_methods
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,11 @@ def test_a_folder_for_temporary_files_that_is_too_deep_is_told() -> None:
     with pytest.raises(BuildError) as found:
         pool._start_process(start)
     assert str(found.value).startswith("no process can be started: OSError: AF_UNIX path too long; `python")
+
+
+def test_a_child_starts_processes_as_any_process_does() -> None:
+    [ended] = pool.run_tasks(["a"], f"{CHILDREN}:method", [None], timeout=60)
+    assert ended.facts == {"method": get_all_start_methods()[0]}  # the system's default, which DataLoader uses
 
 
 def test_no_task_starts_no_child() -> None:

@@ -10,7 +10,14 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
-from multiprocessing import connection, current_process, forkserver, get_all_start_methods, get_context
+from multiprocessing import (
+    connection,
+    current_process,
+    forkserver,
+    get_all_start_methods,
+    get_context,
+    set_start_method,
+)
 from multiprocessing.connection import Connection
 from threading import Thread, current_thread, main_thread
 from time import monotonic
@@ -199,6 +206,9 @@ def _run_child(connection: Connection, task: Any, slot: Any, target: str) -> Non
         os.setsid()  # so that what it starts can be ended with it
     gc.freeze()  # or each collection would look at all objects of the preloaded modules, and so copy their memory
     current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # or it could not load data in processes
+    # Processes that load data are then started as in any other process: by the method of this one, each would import
+    # torch anew, in every epoch.
+    set_start_method(None, force=True)
     connection.send({_BEGUN: True})
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
