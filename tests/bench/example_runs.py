@@ -10,7 +10,7 @@ from hashlib import sha256
 from itertools import product
 from pathlib import Path
 
-from unetkit.bench.results import BenchRow, BenchRun, Header, Timing
+from unetkit.bench.results import BenchCommand, BenchRow, BenchRun, Header, Timing
 from unetkit.registry import MetricInfo
 
 #: What a part multiplies the baseline's time by.
@@ -24,6 +24,7 @@ TRUE = {
     "fuse=add": 0.9,
     "batch_size=1": 1.0,
     "batch_size=8": 7.0,
+    "model=unet": 1.0,
     "model=smp/unet": 1.02,
     "model=smp/fpn": 0.7,
 }
@@ -71,9 +72,8 @@ def made_run(
         "unetkit bench --encoder resnet18,resnet34 --up bilinear,nearest,transposed --fuse concat,add "
         f"--model smp/unet,smp/fpn --size 256 --batch-size 1,8 --out {folder}"
     )
-    return BenchRun(
-        folder, header, rows, num_planned=len(rows), num_missing=0, command=command, started_at="2026-11-22T08:00:00Z"
-    )
+    commands = (BenchCommand(command, tuple(row.id for row in rows), "2026-11-22T08:00:00Z"),)
+    return BenchRun(folder, header, rows, len(rows), 0, command, commands[0].started_at, commands=commands)
 
 
 def _grid() -> Iterator[dict[str, str]]:
@@ -81,7 +81,7 @@ def _grid() -> Iterator[dict[str, str]]:
     for encoder, up, fuse, batch in product(
         ("resnet18", "resnet34"), ("bilinear", "nearest", "transposed"), ("concat", "add"), ("1", "8")
     ):
-        yield {"encoder": encoder, "up": up, "fuse": fuse, "batch_size": batch, **condition}
+        yield {"model": "unet", "encoder": encoder, "up": up, "fuse": fuse, "batch_size": batch, **condition}
     for model, batch in product(("smp/unet", "smp/fpn"), ("1", "8")):
         yield {"model": model, "encoder": "resnet18", "batch_size": batch, **condition}
 
@@ -144,7 +144,7 @@ _CAUSES = {
 
 
 def _line(factors: dict[str, str]) -> str:
-    usual = {"up": "bilinear", "fuse": "concat"}
+    usual = {"model": "unet", "up": "bilinear", "fuse": "concat"}
     words = [axis for axis in ("model", "encoder", "up", "fuse") if axis in factors]
     return " ".join(f"--{axis} {factors[axis]}" for axis in words if factors[axis] != usual.get(axis))
 

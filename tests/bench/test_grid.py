@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from unetkit.bench.config import BenchConfig, repeat_command
 from unetkit.bench.grid import Case, Mode, exclude_cases, make_cases, make_plans, parse_axis, split_axis
+from unetkit.bench.training import combine_trainings
 from unetkit.errors import BuildError, OptionError, UnetkitError, UnknownNameError
 from unetkit.plan import Plan
 from unetkit.plugins import load_parts
@@ -21,7 +22,8 @@ def grid(**words: str) -> list[Plan]:
 
 def rows(found: list[Plan], **conditions: list[str]) -> list[Case]:
     sizes, batches = conditions.get("size", []), [int(text) for text in conditions.get("batch_size", ["1"])]
-    return make_cases(found, sizes, batches, [Mode.parse(text) for text in conditions.get("mode", ["eager"])])
+    modes = [Mode.parse(text) for text in conditions.get("mode", ["eager"])]
+    return make_cases(found, sizes, batches, modes, PARTS)
 
 
 @pytest.mark.parametrize(
@@ -130,9 +132,33 @@ def test_a_grid_without_an_encoder_is_refused() -> None:
 def test_conditions_multiply_rows_and_are_factors() -> None:
     found = rows(grid(encoder="resnet18"), size=["64", "96x32"], batch_size=["1", "8"], mode=["eager", "compiled"])
     assert len({case.id for case in found}) == 8
-    assert dict(found[-1].factors) == {"encoder": "resnet18", "size": "96x32", "batch_size": "8", "mode": "compiled"}
+    chosen = {name: value for name, value in found[-1].factors if name not in found[-1].defaults}
+    assert chosen == {"encoder": "resnet18", "size": "96x32", "batch_size": "8", "mode": "compiled"}
     assert dict(rows(grid(encoder="resnet18"))[0].factors)["size"] == "own"
     assert str(found[-1].plan) == "--encoder resnet18 --size 96x32"
+
+
+def test_a_default_is_the_same_row_whether_it_is_given_or_not() -> None:
+    [short] = rows(grid(encoder="resnet18", fuse="add"))
+    [long] = rows(grid(encoder="resnet18", up="bilinear", fuse="add", decode_to="1"))
+    assert (short.id, short.factors, str(short.plan)) == (long.id, long.factors, "--encoder resnet18 --fuse add")
+    assert {*short.defaults} - {*long.defaults} == {"up", "decode_to"}
+    [recipe] = rows(grid(recipe="unet-2015"))
+    [said] = rows(grid(recipe="unet-2015", up="transposed"))
+    assert (recipe.id, dict(recipe.factors)["up"]) == (said.id, "transposed")
+    [whole] = rows(grid(model="smp/unet"))
+    assert whole.id in {case.id for case in rows(grid(model="smp/unet", encoder="resnet34"))}
+
+
+def test_settings_of_trainings_are_completed_too() -> None:
+    given: list[dict[str, list[str]]] = [{}, {"lr": ["1e-3", "1e-2"]}]
+    trainings = [one for axes in given for one in combine_trainings(axes, trained=True)]
+    cases = make_cases(grid(encoder="resnet18"), [], [1], [Mode()], PARTS, trainings, trained=True)
+    assert [(case.training, dict(case.factors)["lr"]) for case in cases] == [
+        ((), "0.001"),
+        ((("lr", "1e-2"),), "1e-2"),
+    ]
+    assert "classes" not in dict(cases[0].factors)  # those of the data
 
 
 def test_two_names_of_one_part_stay_two_rows() -> None:

@@ -127,7 +127,7 @@ def test_the_charts_have_the_runs_numbers() -> None:
     names = [axis["name"] for axis in drawn["costs"]["axes"]]
     assert {"latency", "latency-rate", "latency-ratio", "training", "parameters", "memory", "energy"} <= {*names}
     point = drawn["costs"]["points"][2]
-    assert (point["name"], point["condition"]) == ("resnet18 · bilinear · add", 0)
+    assert (point["name"], point["condition"]) == ("unet · resnet18 · bilinear · add", 0)
     assert point["values"][names.index("parameters")] == run().rows[2].values["parameters"]
     (effect,) = (item for item in drawn["effects"]["latency"] if item["name"] == "fuse: concat → add")
     assert effect["low"] <= effect["ratio"] <= effect["high"] < 1

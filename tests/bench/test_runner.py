@@ -19,6 +19,8 @@ import pytest
 
 import unetkit
 from unetkit import bench
+from unetkit.bench.columns import filter_rows, make_columns
+from unetkit.bench.effects import estimate_effects
 from unetkit.bench.results import BenchRow, ResultsWriter, read_results
 from unetkit.bench.statistics import MIN_ROUNDS
 from unetkit.errors import BuildError, FileError, OptionError, UnetkitError, UnknownNameError
@@ -92,9 +94,12 @@ def test_what_cannot_be_built_is_a_row_with_its_reason(measured: bench.BenchRows
 def test_rows_say_where_and_how_they_were_measured(measured: bench.BenchRows) -> None:
     assert measured.run.header.baseline == "--encoder test_resnet"
     assert measured[1].line == "--encoder test_resnet --fuse add --size 64"
-    assert measured[1].factors == {
+    assert {
+        name: measured[1].factors[name] for name in ("model", "encoder", "up", "fuse", "size", "batch_size", "mode")
+    } == {
         "model": "unet",
         "encoder": "test_resnet",
+        "up": "bilinear",
         "fuse": "add",
         "size": "64",
         "batch_size": "1",
@@ -103,6 +108,23 @@ def test_rows_say_where_and_how_they_were_measured(measured: bench.BenchRows) ->
     assert measured[1].device.startswith("cpu, core")
     assert measured[1].device.endswith(" 1 thread")
     assert measured.run.header.machine["cores"] == len(os.sched_getaffinity(0))
+
+
+def test_rows_that_a_later_command_adds_pair_with_what_is_there(tmp_path: Path) -> None:
+    encoder = "--encoder plain:widths=[4,8]"
+    common: dict[str, Any] = {"metrics": ["parameters"], "out": tmp_path / "run"}
+    before = bench.run([f"{encoder} --fuse add", encoder], sizes=[32], **common).run
+    again = bench.run([f"{encoder} --up nearest", f"{encoder} --fuse concat --up bilinear"], sizes=[32, 64], **common)
+    assert [row.factors["up"] for row in again] == ["nearest", "nearest", "bilinear", "bilinear"]
+    run = read_results(tmp_path / "run")
+    assert run.rows[:2] == before.rows
+    assert [*run.numbers.values()] == [1, 2, 3, 4, 5]  # the row that both commands plan is measured once
+    assert [len(one.planned) for one in run.commands] == [2, 4]
+    chosen = filter_rows(run.rows, make_columns(run), ["model=unet", "fuse=concat", "up=bilinear", "size=32"])
+    assert [run.numbers[row.id] for row in chosen] == [2]
+    for rows in (run.rows, run.rows[::-1]):  # a choice has one direction, whichever rows are left
+        changes = [(one.factor, one.a, one.b, len(one.pairs)) for one in estimate_effects(run, "parameters", rows)]
+        assert changes == [("up", "bilinear", "nearest", 2), ("fuse", "add", "concat", 1)]
 
 
 def test_measuring_again_measures_nothing(measured: bench.BenchRows) -> None:

@@ -13,21 +13,25 @@ from __future__ import annotations
 import functools
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from math import isfinite
 
+from unetkit.bench.grid import AXES, OWN_SIZE, Case
 from unetkit.bench.quality import RowQuality, RunQuality, read_quality
 from unetkit.bench.results import BenchRow, BenchRun, Timing
 from unetkit.bench.statistics import Estimate, estimate_ratio, format_interval, minimum_ratio, quantile, relative_iqr
+from unetkit.bench.training import TRAINING_AXES
 from unetkit.errors import OptionError, UnknownNameError, did_you_mean
 from unetkit.registry import Better, MetricInfo
 from unetkit.utils.formatting import format_digits, format_metric, format_ratio, format_seconds
 
 Value = float | str | None
 
+#: All factors of a grid, in order.
+FACTORS = (*(one.name for one in AXES), "pretrained", *TRAINING_AXES, "size", "batch_size", "mode")
 #: Rank of the columns that are shown only on request.
 HIDDEN = 9
 
@@ -68,8 +72,10 @@ def make_columns(run: BenchRun) -> list[Column]:
         run: the results of a benchmark.
     """
     first_timed = next((metric.name for metric in run.header.metrics if metric.timed), "")
-    columns = [_make_factor_column(name, 0) for name in find_varying_factors(run)]
-    columns += [_make_factor_column(name, HIDDEN) for name in find_constant_factors(run)]
+    varying = find_varying_factors(run.rows)
+    columns = [_make_factor_column(name, 0) for name in varying]
+    others = dict.fromkeys(name for row in run.rows for name in row.factors if name not in varying)
+    columns += [_make_factor_column(name, HIDDEN) for name in others]
     quality = read_quality(run)
     for metric in run.header.metrics:
         if metric.trained:
@@ -190,34 +196,46 @@ def _format_difference(quality: RowQuality) -> str:
     return f"{found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
 
 
-def find_varying_factors(run: BenchRun) -> list[str]:
-    """Return the factors in which rows differ, in the order of the grid, including those that only some rows have.
+def find_chosen_factors(rows: Iterable[BenchRow | Case]) -> list[str]:
+    """Return the factors that a command set in any row, in the order of the grid.
+
+    What no command set has its default in all rows, or follows from a recipe.
 
     Args:
-        run: the results of a benchmark.
+        rows: rows of a run, or cases of a grid.
     """
-    return find_varying_keys([row.factors for row in run.rows])
+    rows = [*rows]
+    chosen = {name for row in rows for name in dict(row.factors) if name not in row.defaults}
+    if len({dict(row.factors).get("model") for row in rows}) > 1:
+        chosen.add("model")
+    found = dict.fromkeys(name for row in rows for name in dict(row.factors) if name in chosen)
+    return sorted(found, key=lambda name: FACTORS.index(name) if name in FACTORS else len(FACTORS))
 
 
-def find_varying_keys(mappings: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return the keys whose values differ between mappings, or that some mappings lack, in order of appearance.
+def find_varying_factors(rows: Iterable[BenchRow | Case]) -> list[str]:
+    """Return the factors in which rows differ and that a command set, including those that only some rows have.
 
     Args:
-        mappings: any number of mappings.
+        rows: rows of a run, or cases of a grid.
     """
-    keys = dict.fromkeys(key for mapping in mappings for key in mapping)
-    return [key for key in keys if len({mapping.get(key) for mapping in mappings}) > 1]
+    rows = [*rows]
+    return [name for name in find_chosen_factors(rows) if len(_find_values(rows, name)) > 1]
 
 
-def find_constant_factors(run: BenchRun) -> dict[str, str]:
-    """Return the factors that have one value in all rows, with this value.
+def find_constant_factors(rows: Sequence[BenchRow]) -> dict[str, str]:
+    """Return the factors that a command set and that have one value in all rows, with this value.
 
     Args:
-        run: the results of a benchmark.
+        rows: all rows of a run.
     """
-    varying = find_varying_factors(run)
-    names = dict.fromkeys(name for row in run.rows for name in row.factors)
-    return {name: run.rows[0].factors[name] for name in names if name not in varying}
+    values = {name: _find_values(rows, name) for name in find_chosen_factors(rows)}
+    return {name: found[0] for name, found in values.items() if len(found) == 1 and found[0] is not None}
+
+
+def _find_values(rows: Sequence[BenchRow | Case], name: str) -> list[str | None]:
+    """Return the values of a factor in order of appearance; the unknown input size of a failed row is left out."""
+    values = [*dict.fromkeys(dict(row.factors).get(name) for row in rows)]
+    return [value for value in values if (name, value) != ("size", OWN_SIZE)] or values
 
 
 def _make_factor_column(name: str, rank: int) -> Column:

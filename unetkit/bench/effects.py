@@ -7,7 +7,7 @@ ratios, neither of which contains the drift of the machine, and not the quotient
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from itertools import combinations
@@ -18,6 +18,7 @@ from zlib import crc32
 import numpy
 from scipy.special import stdtrit
 
+from unetkit.bench.columns import find_chosen_factors
 from unetkit.bench.compare import PEAK_MEMORY_METRICS
 from unetkit.bench.results import BenchRow, BenchRun
 from unetkit.bench.show import summarize_run
@@ -76,18 +77,19 @@ class _LogValue:
         return _LogValue(self.log - other.log, self.draws - other.draws, min(other.rounds, self.rounds))
 
 
-def list_effects(run: BenchRun, names: str | None = None) -> list[MetricEffect]:
+def list_effects(run: BenchRun, names: str | None = None, rows: Sequence[BenchRow] | None = None) -> list[MetricEffect]:
     """Return the effects on metrics of a run that need no training.
 
     Args:
         run: the results of a benchmark.
         names: names of metrics, separated by commas; all metrics if None.
+        rows: the rows whose pairs are used; all rows of the run if None.
 
     Raises:
         UnknownNameError: The run has no such metric.
     """
     selected = select_metrics(run, names)
-    return [(one, effect) for one in selected if not one.trained for effect in estimate_effects(run, one.name)]
+    return [(one, effect) for one in selected if not one.trained for effect in estimate_effects(run, one.name, rows)]
 
 
 def select_metrics(run: BenchRun, names: str | None) -> list[MetricInfo]:
@@ -105,7 +107,7 @@ def select_metrics(run: BenchRun, names: str | None) -> list[MetricInfo]:
     return [metrics[name] for name in selected]
 
 
-def estimate_effects(run: BenchRun, metric: str) -> list[Effect]:
+def estimate_effects(run: BenchRun, metric: str, rows: Sequence[BenchRow] | None = None) -> list[Effect]:
     """Estimate the effects on a metric of all choices for which there are pairs of rows that differ only in them.
 
     Only rows with the same factors are paired; a whole model, which has no fusion, is never paired with a U-Net that
@@ -114,11 +116,30 @@ def estimate_effects(run: BenchRun, metric: str) -> list[Effect]:
     Args:
         run: the results of a benchmark.
         metric: name of a metric.
+        rows: the rows whose pairs are used; all rows of the run if None.
     """
-    log_values = {row.id: value for row in run.rows if row.is_measured and (value := _make_log_value(row, metric))}
-    rows = [row for row in run.rows if row.id in log_values]
-    factors = dict.fromkeys(factor for row in rows for factor in row.factors if factor not in CONDITIONS)
-    return [effect for factor in factors for effect in _estimate_factor(factor, rows, metric, log_values)]
+    measured = [row for row in (run.rows if rows is None else rows) if row.is_measured]
+    log_values = {row.id: value for row in measured if (value := _make_log_value(row, metric))}
+    compared = [row for row in measured if row.id in log_values]
+    return [
+        effect
+        for factor, values in list_choices(run, CONDITIONS).items()
+        for effect in _estimate_factor(factor, values, compared, metric, log_values)
+    ]
+
+
+def list_choices(run: BenchRun, conditions: Collection[str]) -> dict[str, list[str]]:
+    """Return the factors of a run that a command set, each with its values.
+
+    The values are in the order in which the rows of the run first have them, so that an effect has the same direction
+    whichever rows it is estimated from, and also after a later command has added rows.
+
+    Args:
+        run: the results of a benchmark.
+        conditions: factors to leave out.
+    """
+    factors = [name for name in find_chosen_factors(run.rows) if name not in conditions]
+    return {name: [*dict.fromkeys(row.factors[name] for row in run.rows if name in row.factors)] for name in factors}
 
 
 def _make_log_value(row: BenchRow, metric: str) -> _LogValue | None:
@@ -130,32 +151,45 @@ def _make_log_value(row: BenchRow, metric: str) -> _LogValue | None:
     return _LogValue(log(value), numpy.array([log(value)]), 0) if value > 0 else None
 
 
-def _estimate_factor(
-    factor: str, rows: list[BenchRow], metric: str, log_values: dict[str, _LogValue]
-) -> Iterator[Effect]:
-    groups = group_by_other_factors(factor, rows)
-    values = dict.fromkeys(row.factors[factor] for row in rows if factor in row.factors)
-    choices = [*combinations(values, 2)]
-    for a, b in choices if len(values) <= MAX_PAIRWISE_VALUES else choices[: len(values) - 1]:
-        pairs = [(group[a], group[b]) for group in groups if a in group and b in group]
-        if pairs:
-            differences = [log_values[after.id] - log_values[before.id] for before, after in pairs]
-            rated = tuple((*pair, _average([diff])) for pair, diff in zip(pairs, differences, strict=True))
-            yield Effect(factor, a, b, metric, _average(differences), rated)
-
-
-def group_by_other_factors(factor: str, rows: Iterable[BenchRow]) -> list[dict[str, BenchRow]]:
-    """Group rows that are equal in all factors but one, and return each group by the value of that factor.
+def find_pairs(
+    factor: str, values: Sequence[str], rows: Iterable[BenchRow]
+) -> Iterator[tuple[str, str, list[tuple[BenchRow, BenchRow]]]]:
+    """Yield the value of a factor before and after each choice, and the pairs of rows that differ only in it.
 
     Args:
         factor: name of the factor.
-        rows: rows of a run; those without the factor are left out.
+        values: its values in order.
+        rows: rows of a run.
+    """
+    groups = _group_by_other_factors(factor, rows)
+    found = {value for group in groups for value in group}
+    values = [value for value in values if value in found]
+    choices = [*combinations(values, 2)]
+    for a, b in choices if len(values) <= MAX_PAIRWISE_VALUES else choices[: len(values) - 1]:
+        if pairs := [(group[a], group[b]) for group in groups if a in group and b in group]:
+            yield a, b, pairs
+
+
+def _estimate_factor(
+    factor: str, values: Sequence[str], rows: list[BenchRow], metric: str, log_values: dict[str, _LogValue]
+) -> Iterator[Effect]:
+    for a, b, pairs in find_pairs(factor, values, rows):
+        differences = [log_values[after.id] - log_values[before.id] for before, after in pairs]
+        rated = tuple((*pair, _average([diff])) for pair, diff in zip(pairs, differences, strict=True))
+        yield Effect(factor, a, b, metric, _average(differences), rated)
+
+
+def _group_by_other_factors(factor: str, rows: Iterable[BenchRow]) -> list[dict[str, BenchRow]]:
+    """Group rows that are equal in all factors but one, and return each group by the value of that factor.
+
+    Rows without the factor are left out. What a recipe chooses is part of the recipe.
     """
     groups: dict[frozenset[tuple[str, str]], dict[str, BenchRow]] = {}
     for row in rows:
         if factor in row.factors:
-            others = frozenset(item for item in row.factors.items() if item[0] != factor)
-            groups.setdefault(others, {})[row.factors[factor]] = row
+            own = {factor, *(row.defaults if factor == "recipe" else ())}
+            others = frozenset(item for item in row.factors.items() if item[0] not in own)
+            groups.setdefault(others, {}).setdefault(row.factors[factor], row)
     return [*groups.values()]
 
 

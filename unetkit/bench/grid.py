@@ -13,12 +13,12 @@ import json
 import pickle
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from unetkit.errors import BuildError, OptionError, UnetkitError, UnknownNameError, did_you_mean
 from unetkit.options import split_items
@@ -31,6 +31,9 @@ from unetkit.utils.formatting import Size
 if TYPE_CHECKING:
     from unetkit.bench.timing import TimingConfig
 
+T = TypeVar("T")
+#: (name, value) pairs of the fields of a TrainConfig, as text.
+Training = tuple[tuple[str, str], ...]
 _EXECUTIONS = ("eager", "compiled")
 _DTYPES = ("float32", "bfloat16", "float16")
 _MODE_WORDS = (*_EXECUTIONS, "channels_last", *_DTYPES)
@@ -83,18 +86,21 @@ class Case:
     """A model under one condition, which becomes a row when it is measured.
 
     Attributes:
-        plan: plan of the model; its size is the input size, if one is given.
+        plan: plan of the model without options that equal their default; its size is the input size, if one is given.
         batch_size: number of images in the input.
         mode: execution mode.
         factors: (name, value) pairs, as in `unetkit.bench.results.BenchRow.factors`.
-        training: (name, value) pairs of the fields of a TrainConfig that the grid sets, as text.
+        training: (name, value) pairs of the fields of a TrainConfig that the grid sets, as text, without those that
+            equal their default.
+        defaults: names of the factors that the command left at their default.
     """
 
     plan: Plan
     batch_size: int
     mode: Mode
     factors: tuple[tuple[str, str], ...]
-    training: tuple[tuple[str, str], ...] = ()
+    training: Training = ()
+    defaults: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -105,6 +111,21 @@ class Case:
     def cost_id(self) -> str:
         """A digest of what affects the costs, which rows that differ only in their training share."""
         return row_id(replace(self.plan, pretrained=None), self.batch_size, self.mode)
+
+
+@dataclass(frozen=True)
+class Completed(Generic[T]):
+    """A plan or the settings of a training, completed by defaults.
+
+    Attributes:
+        short: the same without what equals its default.
+        factors: value of each field as text, in the order of the grid.
+        defaults: names of the fields that were not given.
+    """
+
+    short: T
+    factors: Mapping[str, str] = field(default_factory=dict)
+    defaults: tuple[str, ...] = ()
 
 
 #: Modules that the processes of all rows need.
@@ -154,8 +175,12 @@ EXCLUDED_FIELDS = ("size", "pretrained", "seed")
 AXES = tuple(field for field in PLAN_FIELDS if field.name not in EXCLUDED_FIELDS)
 #: Fields that also apply to whole models; all others describe the parts of a U-Net.
 _MODEL_FIELDS = ("model", "encoder", "in_channels", "classes")
-#: Value of the factor "model" of a U-Net that is made of parts, if other rows are whole models.
+#: Fields whose values follow from the data if networks are trained.
+_FIELDS_OF_DATA = ("in_channels", "classes")
+#: Value of the factor "model" of a U-Net that is made of parts.
 UNET_MODEL = "unet"
+#: Value of the factor "size" of a network whose own input size is not known yet.
+OWN_SIZE = "own"
 
 
 def parse_axis(field: str, texts: Iterable[str], parts: Parts) -> list[str]:
@@ -258,34 +283,76 @@ def make_cases(
     sizes: Sequence[Any],
     batch_sizes: Sequence[int],
     modes: Sequence[Mode],
-    trainings: Sequence[tuple[tuple[str, str], ...]] = ((),),
+    parts: Parts,
+    trainings: Sequence[Completed[Training]] = (Completed(()),),
+    *,
+    trained: bool = False,
 ) -> list[Case]:
     """Combine plans with all conditions and trainings, in order and without duplicates.
+
+    The factors of a case also contain what was left at its default, so that the cases of different commands can be
+    compared. Options that equal their default are removed from its plan and its training, so that it has the same id
+    with and without them.
 
     Args:
         plans: plans of the models.
         sizes: input sizes, such as 256 or (480, 640); if empty, the size of each plan.
         batch_sizes: numbers of images in an input.
         modes: execution modes.
-        trainings: values of `Case.training`.
+        parts: parts in which names are looked up.
+        trainings: settings of trainings.
+        trained: whether networks are trained.
     """
-    has_models = any(plan.model is not None for plan in plans)
     varies_weights = any(plan.pretrained for plan in plans)
     cases: dict[str, Case] = {}
-    for plan, size, batch_size, mode, training in product(plans, sizes or [None], batch_sizes, modes, trainings):
-        sized = plan if size is None else Plan.of(size=size).with_defaults(plan)
-        first = {"model": UNET_MODEL} if has_models and plan.model is None else {}
-        weights = {"pretrained": format_pretrained(plan.pretrained)} if varies_weights else {}
-        factors = {
-            **first,
-            **_parts_as_factors(sized),
-            **weights,
-            **dict(training),
-            **_conditions(sized, batch_size, mode),
-        }
-        case = Case(sized, batch_size, mode, tuple(factors.items()), training)
-        cases.setdefault(case.id, case)
+    for plan in plans:
+        completed = _complete_plan(plan, parts, trained=trained)
+        weights = {"pretrained": format_pretrained(plan.pretrained)} if trained or varies_weights else {}
+        unsaid = weights.keys() if not varies_weights else ()
+        for size, batch_size, mode, of_training in product(sizes or [None], batch_sizes, modes, trainings):
+            sized = completed.short if size is None else Plan.of(size=size).with_defaults(completed.short)
+            conditions = _conditions(sized, batch_size, mode)
+            factors = {**completed.factors, **weights, **of_training.factors, **conditions}
+            defaults = {*completed.defaults, *unsaid, *of_training.defaults}
+            names = tuple(name for name in factors if name in defaults)
+            case = Case(sized, batch_size, mode, tuple(factors.items()), of_training.short, names)
+            cases.setdefault(case.id, case)
     return [*cases.values()]
+
+
+def _complete_plan(plan: Plan, parts: Parts, *, trained: bool) -> Completed[Plan]:
+    given = _parts_as_factors(plan)
+    known = {"model": UNET_MODEL}
+    try:
+        full, _ = resolve(plan, parts)
+        known |= _parts_as_factors(full)
+    except UnetkitError:  # it is a row with this error
+        pass
+    values = {**known, **given}
+    for name in _FIELDS_OF_DATA:
+        if trained and name not in given:
+            values.pop(name, None)
+    ordered = {one.name: values[one.name] for one in AXES if one.name in values}
+    return Completed(shorten(plan, parts), ordered, tuple(name for name in ordered if name not in given))
+
+
+def shorten(plan: Plan, parts: Parts) -> Plan:
+    """Return a plan without the options that say what recipe and defaults say in the same words.
+
+    A part under another name, such as timm/resnet18, is left. Channels and classes are left, too, since the data of
+    trainings may have others. A plan with a mistake is left as it is.
+
+    Args:
+        plan: the plan of a model.
+        parts: parts in which names are looked up.
+    """
+    try:
+        _, base = resolve(plan, parts)
+    except UnetkitError:
+        return plan
+    given, defaults = _parts_as_factors(plan), _parts_as_factors(base)
+    same = [name for name in given if defaults.get(name) == given[name] and name not in _FIELDS_OF_DATA]
+    return replace(plan, **dict.fromkeys(same))
 
 
 def format_pretrained(pretrained: bool | str | None) -> str:
@@ -294,11 +361,21 @@ def format_pretrained(pretrained: bool | str | None) -> str:
 
 
 def _parts_as_factors(plan: Plan) -> dict[str, str]:
+    """Return the fields of a plan that describe its model, as text."""
     return _fields_as_text(replace(plan, size=None, seed=None, pretrained=None))
 
 
+def size_as_factor(size: Size) -> str:
+    """Return an input size as the value of the factor "size": 256 or 480x640.
+
+    Args:
+        size: height and width in pixels.
+    """
+    return _fields_as_text(Plan(size=size))["size"]
+
+
 def _conditions(plan: Plan, batch_size: int, mode: Mode) -> dict[str, str]:
-    size = _fields_as_text(Plan(size=plan.size)).get("size", "own")
+    size = OWN_SIZE if plan.size is None else size_as_factor(plan.size)
     return {"size": size, "batch_size": str(batch_size), "mode": str(mode)}
 
 

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from unetkit.bench.columns import find_varying_keys
+from unetkit.bench.columns import find_varying_factors
 from unetkit.bench.results import BenchRow, TrainingRecord
 from unetkit.bench.runner import BenchRunner
 from unetkit.bench.statistics import estimate_ratio, format_interval, quantile
@@ -52,7 +52,7 @@ class BenchProgress:
         )
         self._task = self._bar.add_task("checking", total=None)
         self._timed_metric = next((metric.name for metric in runner.metrics if metric.timed), "")
-        self._varied = find_varying_keys([dict(case.factors) for case in runner.cases])
+        self._varied = find_varying_factors(runner.cases)
         self._print_notice(f"{len(runner.cases)} row{'s' * (len(runner.cases) > 1)}, in {folder}")
         runner.on_notice = self._print_notice
         runner.on_dry_build = self._update_dry_build

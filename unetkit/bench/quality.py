@@ -347,7 +347,8 @@ def describe_uncertain_verdicts(quality: RunQuality) -> list[str]:
     """
     lines = []
     metric = quality.rules.metric
-    for number, row in enumerate(quality.run.rows, 1):
+    for row in quality.run.rows:
+        number = quality.run.numbers[row.id]
         found = quality.of(row, metric)
         if len(found.scores) > 1 and len({*found.scores}) == 1:
             lines.append(

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import combinations
 from typing import Any
 
 import numpy
 
-from unetkit.bench.effects import MAX_PAIRWISE_VALUES, group_by_other_factors, select_metrics
+from unetkit.bench.effects import find_pairs, list_choices, select_metrics
 from unetkit.bench.quality import RunQuality, read_quality
 from unetkit.bench.quality_statistics import FloatArray, mean_interval, two_way_interval
 from unetkit.bench.results import BenchRow, BenchRun
@@ -53,7 +52,9 @@ class QualityEffect:
     interactions: tuple[str, ...] = ()
 
 
-def estimate_quality_effects(quality: RunQuality, metric: str) -> list[QualityEffect]:
+def estimate_quality_effects(
+    quality: RunQuality, metric: str, rows: Sequence[BenchRow] | None = None
+) -> list[QualityEffect]:
     """Estimate the effects of all choices for which there are pairs of rows that differ only in them.
 
     Rows with failed trainings are left out, and so are effects with fewer than two common seeds.
@@ -61,25 +62,33 @@ def estimate_quality_effects(quality: RunQuality, metric: str) -> list[QualityEf
     Args:
         quality: the quality of a run.
         metric: name of a metric of trained networks.
+        rows: the rows whose pairs are used; all rows of the run if None.
     """
-    rows = [row for row in quality.run.rows if row.is_measured and quality.of(row, metric).mean is not None]
-    factors = dict.fromkeys(name for row in rows for name in row.factors if name not in _CONDITIONS)
-    return [effect for factor in factors for effect in _estimate_factor(quality, metric, factor, rows)]
-
-
-def _estimate_factor(quality: RunQuality, metric: str, factor: str, rows: list[BenchRow]) -> Iterator[QualityEffect]:
-    groups = group_by_other_factors(factor, rows)
-    values = dict.fromkeys(row.factors[factor] for row in rows if factor in row.factors)
-    choices = [*combinations(values, 2)]
-    for a, b in choices if len(values) <= MAX_PAIRWISE_VALUES else choices[: len(values) - 1]:
-        pairs = [(group[a], group[b]) for group in groups if a in group and b in group]
-        if pairs and (effect := _estimate(quality, metric, factor, a, b, pairs)):
-            yield effect
+    run = quality.run
+    compared = [
+        row
+        for row in (run.rows if rows is None else rows)
+        if row.is_measured and quality.of(row, metric).mean is not None
+    ]
+    choices = list_choices(run, _CONDITIONS)
+    found = (
+        _estimate(quality, metric, factor, a, b, pairs, [name for name in choices if name != factor])
+        for factor, values in choices.items()
+        for a, b, pairs in find_pairs(factor, values, compared)
+    )
+    return [effect for effect in found if effect is not None]
 
 
 def _estimate(
-    quality: RunQuality, metric: str, factor: str, a: str, b: str, pairs: list[tuple[BenchRow, BenchRow]]
+    quality: RunQuality,
+    metric: str,
+    factor: str,
+    a: str,
+    b: str,
+    pairs: list[tuple[BenchRow, BenchRow]],
+    others: Sequence[str],
 ) -> QualityEffect | None:
+    """Estimate an effect, and find on which of the other factors it depends; None with fewer than two common seeds."""
     scores = {row.id: quality.of(row, metric).scores for pair in pairs for row in pair}
     seeds = min(map(len, scores.values()))
     if seeds < 2:
@@ -97,15 +106,14 @@ def _estimate(
     )
     difference = float(by_seed.mean())
     rated = tuple((x, y, float(row.mean())) for (x, y), row in zip(pairs, differences, strict=True))
-    interactions = tuple(_find_interactions(factor, pairs, differences, abs(difference)))
+    interactions = tuple(_find_interactions(others, pairs, differences, abs(difference)))
     return QualityEffect(factor, a, b, metric, difference, low, high, seeds, has_images, rated, interactions)
 
 
 def _find_interactions(
-    factor: str, pairs: Sequence[tuple[BenchRow, BenchRow]], differences: FloatArray, size: float
+    others: Sequence[str], pairs: Sequence[tuple[BenchRow, BenchRow]], differences: FloatArray, size: float
 ) -> Iterator[str]:
-    """Yield each other factor between whose values the effect differs by more than its size, and not by chance."""
-    others = dict.fromkeys(name for row, _ in pairs for name in row.factors if name != factor)
+    """Yield each of the others between whose values the effect differs by more than its size, and not by chance."""
     for other in others:
         values = dict.fromkeys(row.factors.get(other, "") for row, _ in pairs)
         effects = {
@@ -121,12 +129,15 @@ def _find_interactions(
             yield f"depends on {other.replace('_', ' ')}: {ends}"
 
 
-def list_quality_effects(run: BenchRun, names: str | None = None) -> list[QualityEffect]:
+def list_quality_effects(
+    run: BenchRun, names: str | None = None, rows: Sequence[BenchRow] | None = None
+) -> list[QualityEffect]:
     """Return the effects on the metrics of trained networks of a run.
 
     Args:
         run: the results of a benchmark.
         names: names of metrics, separated by commas; all metrics if None.
+        rows: the rows whose pairs are used; all rows of the run if None.
 
     Raises:
         UnknownNameError: The run has no such metric.
@@ -135,7 +146,7 @@ def list_quality_effects(run: BenchRun, names: str | None = None) -> list[Qualit
     quality = read_quality(run)
     if quality is None:
         return []
-    return [effect for name in selected for effect in estimate_quality_effects(quality, name)]
+    return [effect for name in selected for effect in estimate_quality_effects(quality, name, rows)]
 
 
 def quality_effects_table(effects: Sequence[QualityEffect]) -> TableData:

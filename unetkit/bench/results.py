@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,9 @@ class BenchRow:
         id: digest of the model and the condition, equal in all runs; `unetkit bench diff` matches rows by it.
         cache_key: digest of everything that was measured, including the code of plugins. A row is only measured again
             if it changes.
-        factors: values that the grid chose for this row, by factor: {"encoder": "resnet34", "fuse": "add", "size":
-            "256", "batch_size": "8", "mode": "eager"}. The factors size, batch_size and mode are always present.
+        factors: everything that a grid can choose, by factor: {"model": "unet", "encoder": "resnet34", "fuse": "add",
+            "size": "256", "batch_size": "8", "mode": "eager"}, and what was left at its default, so that rows of
+            different commands can be compared. The factors model, size, batch_size and mode are always present.
         line: shortest line that builds the model, as `unetkit build` takes it; the requested line if it cannot be
             built.
         size: input height and width in pixels.
@@ -75,6 +76,7 @@ class BenchRow:
         measured_at: time at which the row was finished, ISO 8601, UTC.
         training: fields of a TrainConfig that the grid set for this row, as text.
         pretrained: weights that the trainings of this row start from: "", "yes", or a path.
+        defaults: names of the factors that the command left at their default.
     """
 
     id: str
@@ -96,12 +98,13 @@ class BenchRow:
     measured_at: str = ""
     training: dict[str, str] = field(default_factory=dict)
     pretrained: str = ""
+    defaults: tuple[str, ...] = ()
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> BenchRow:
         """Create a row from plain data, as JSON stores it."""
         timings = {name: Timing.from_dict(timing) for name, timing in data.get("timings", {}).items()}
-        tuples: dict[str, Any] = {name: tuple(data[name]) for name in ("size", "warnings") if name in data}
+        tuples: dict[str, Any] = {name: tuple(data[name]) for name in ("size", "warnings", "defaults") if name in data}
         return cls(**{**data, **tuples, "timings": timings})
 
     @property
@@ -215,19 +218,36 @@ class Header:
 
 
 @dataclass(frozen=True)
+class BenchCommand:
+    """A command that added rows to a folder.
+
+    Attributes:
+        command: the command as a shell takes it; "" if `unetkit.bench.run` was called in Python.
+        planned: ids of the rows that it planned.
+        started_at: time at which it was first started, ISO 8601, UTC.
+    """
+
+    command: str
+    planned: tuple[str, ...]
+    started_at: str
+
+
+@dataclass(frozen=True)
 class BenchRun:
     """The contents of a results folder.
 
     Attributes:
         folder: path of the folder.
         header: settings and environment of all rows.
-        rows: the rows that the last command planned, in that order, followed by those of earlier commands; if rows were
-            trained, all in the order in which they were first measured.
+        rows: all measured rows, in the order in which commands first planned them.
         num_planned: number of rows that the last command planned.
         num_missing: number of planned rows that are not measured yet.
         command: the last command.
         started_at: time at which the run was first started, ISO 8601, UTC.
         trainings: all trainings, in the order in which they were finished.
+        commands: all commands that planned rows, each once, in the order in which they were first started.
+        numbers: number of each row by its id, from 1, which later commands do not change. It has gaps where planned
+            rows are not measured yet. By default rows are numbered in order.
     """
 
     folder: Path
@@ -238,6 +258,13 @@ class BenchRun:
     command: str
     started_at: str
     trainings: tuple[TrainingRecord, ...] = ()
+    commands: tuple[BenchCommand, ...] = ()
+    numbers: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.numbers:
+            numbers = {row.id: number for number, row in enumerate(self.rows, 1)}
+            object.__setattr__(self, "numbers", numbers)
 
 
 _FILE_NAME = "rows.jsonl"
@@ -258,9 +285,9 @@ class ResultsFile:
     def __init__(self, folder: Path) -> None:
         self.header: Header | None = None
         self.started_at = ""
-        self.last_plan: JsonLine = {"command": "", "planned": []}
+        self.commands: list[BenchCommand] = []
+        self.numbers: dict[str, int] = {}
         self.rows: dict[str, BenchRow] = {}
-        self.row_order: dict[str, None] = {}
         self.trainings: dict[tuple[str, int], TrainingRecord] = {}
         read_json_lines(folder / _FILE_NAME, self._read_line, _CONTENT)
 
@@ -268,15 +295,22 @@ class ResultsFile:
         if "header" in line:
             self.header, self.started_at = Header.from_dict(line["header"]), line["started_at"]
         elif "planned" in line:
-            self.last_plan = line
+            self._add_command(BenchCommand(line["command"], tuple(line["planned"]), line.get("started_at", "")))
         elif "training" in line:
             record = TrainingRecord(**line["training"])
             self.trainings[record.row_id, record.seed] = record
         else:
             row = BenchRow.from_dict(line["row"])
-            self.rows.pop(row.id, None)  # keeps the rows in the order of their last measurement
-            self.row_order.setdefault(row.id)
+            self.numbers.setdefault(row.id, max(self.numbers.values(), default=0) + 1)
             self.rows[row.id] = row
+
+    def _add_command(self, command: BenchCommand) -> None:
+        """Add a command, and number the rows that it plans first. Planned rows that it gave up lose their number."""
+        self.commands.append(command)
+        planned = {*command.planned}
+        self.numbers = {key: number for key, number in self.numbers.items() if key in self.rows or key in planned}
+        for row_id in command.planned:
+            self.numbers.setdefault(row_id, max(self.numbers.values(), default=0) + 1)
 
     def is_done(self, row_id: str, cache_key: str, *, retry_failed: bool) -> bool:
         """Return whether a row need not be measured.
@@ -313,29 +347,22 @@ def read_results(folder: Path) -> BenchRun:
             raise FileError(f"{folder} is a file; give its folder, {folder.parent}")
         advice = f"`unetkit bench ... --out {shlex.quote(str(folder))}` writes them"
         raise FileError(f"{folder} contains no benchmark results: there are no rows in {folder / _FILE_NAME}; {advice}")
-    planned_ids = dict.fromkeys(file.last_plan["planned"])
-    planned = [file.rows[row_id] for row_id in planned_ids if row_id in file.rows]
-    unplanned = [row for row in file.rows.values() if row.id not in planned_ids]
-    rows = [*planned, *unplanned]
-    if file.header.training is not None:
-        rows = _name_models([file.rows[row_id] for row_id in file.row_order])
+    last = file.commands[-1] if file.commands else BenchCommand("", (), "")
+    first_starts: dict[tuple[str, tuple[str, ...]], BenchCommand] = {}
+    for command in file.commands:
+        first_starts.setdefault((command.command, command.planned), command)
     return BenchRun(
         folder=folder,
         header=file.header,
-        rows=tuple(rows),
-        num_planned=len(planned_ids),
-        num_missing=len(planned_ids) - len(planned),
-        command=file.last_plan["command"],
+        rows=tuple(sorted(file.rows.values(), key=lambda row: file.numbers[row.id])),
+        num_planned=len({*last.planned}),
+        num_missing=len({*last.planned} - file.rows.keys()),
+        command=last.command,
         started_at=file.started_at,
         trainings=current_trainings(file),
+        commands=tuple(first_starts.values()),
+        numbers={row_id: number for row_id, number in file.numbers.items() if row_id in file.rows},
     )
-
-
-def _name_models(rows: list[BenchRow]) -> list[BenchRow]:
-    """Call the model of U-Nets of parts "unet" if other rows are whole models, which a later command may have added."""
-    if not any("model" in row.factors for row in rows):
-        return rows
-    return [replace(row, factors={"model": "unet", **row.factors}) for row in rows]
 
 
 def current_trainings(file: ResultsFile | ResultsWriter) -> tuple[TrainingRecord, ...]:

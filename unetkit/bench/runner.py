@@ -23,7 +23,18 @@ from typing import TYPE_CHECKING, Any
 from unetkit.bench.config import BenchConfig, repeat_command, train_command
 from unetkit.bench.devices import Slot, is_contended, make_slots
 from unetkit.bench.engines import NoticeCallback, run_locally, run_on_cluster, select_devices
-from unetkit.bench.grid import PRELOAD, Case, Mode, Trial, cache_key, format_pretrained, list_libraries, make_cases
+from unetkit.bench.grid import (
+    PRELOAD,
+    Case,
+    Mode,
+    Trial,
+    cache_key,
+    format_pretrained,
+    list_libraries,
+    make_cases,
+    shorten,
+    size_as_factor,
+)
 from unetkit.bench.metrics import ANALYTIC_METRICS, collect_metrics
 from unetkit.bench.results import (
     BenchRow,
@@ -149,9 +160,11 @@ def run(
     cases: list[Case] = []
     sizes, batch_sizes = _as_list(size), _as_list(batch_size)
     modes = [Mode.parse(one) for one in _as_list(mode)]
+    is_trained = bool(bench_config.data)
     for images in batch_sizes or [1]:
-        trained = {"batch_size": [str(images)]} if batch_sizes and bench_config.data else {}
-        cases += make_cases(parsed, sizes, [images], modes, combine_trainings({**axes, **trained}))
+        trained = {"batch_size": [str(images)]} if batch_sizes and is_trained else {}
+        trainings = combine_trainings({**axes, **trained}, trained=is_trained)
+        cases += make_cases(parsed, sizes, [images], modes, manager.parts, trainings, trained=is_trained)
     if not cases:
         raise OptionError("no plan is given; give lines such as '--encoder resnet34 --fuse add'")
     with ExitStack() as stack:
@@ -164,8 +177,8 @@ def run(
         for _ in runner.train_rows(writer):
             pass
         results = read_results(folder)
-        planned = {case.id for case in runner.cases}
-        return BenchRows(replace(results, rows=tuple(row for row in results.rows if row.id in planned)))
+        rows = {row.id: row for row in results.rows}
+        return BenchRows(replace(results, rows=tuple(rows[case.id] for case in runner.cases if case.id in rows)))
 
 
 def _values_as_text(values: Any) -> list[str]:
@@ -417,7 +430,7 @@ class BenchRunner:
         if self.training is not None:
             self._choose_baseline_row(header, line)
         elif line:
-            self.baseline = replace(Plan.parse(line), size=None, seed=None, pretrained=None)
+            self.baseline = self._parse_baseline(line)
             self._check_baseline()
         else:
             first = next((case for case in self.cases if case.id in self.dry_builds), self.cases[0])
@@ -427,7 +440,7 @@ class BenchRunner:
         """Set the baseline where rows are trained: it is a row of its own."""
         if header is not None and header.training is not None:
             self.baseline, self.baseline_row = Plan.parse(header.baseline), header.training.baseline_row
-            given = Plan.parse(self.config.baseline).explicit()
+            given = self._parse_baseline(self.config.baseline).explicit()
             if any(getattr(self.baseline, name) != value for name, value in given.items()):
                 raise OptionError(
                     f"--baseline {self.config.baseline}: that of this folder is {self.baseline}; leave it out"
@@ -435,12 +448,16 @@ class BenchRunner:
             return
         cases = [case for case in self.cases if case.id in self.dry_builds]
         if line:
-            wanted = replace(Plan.parse(line), size=None, seed=None, pretrained=None)
+            wanted = self._parse_baseline(line)
             cases = [case for case in cases if replace(case.plan, size=None, pretrained=None) == wanted]
             if not cases:
                 raise OptionError(f"--baseline {line}: is not one of the rows that can be built; add it to the grid")
         first = cases[0] if cases else self.cases[0]
         self.baseline, self.baseline_row = replace(first.plan, size=None, pretrained=None), first.id
+
+    def _parse_baseline(self, line: str) -> Plan:
+        """Parse the line of a baseline, without what its rows determine and what equals its default."""
+        return shorten(replace(Plan.parse(line), size=None, seed=None, pretrained=None), self.manager.parts)
 
     def _check_baseline(self) -> None:
         """Raise BuildError if there are rows to measure and the baseline cannot be built."""
@@ -553,7 +570,8 @@ class BenchRunner:
         return BenchRow(
             id=case.id,
             cache_key=self.cache_key(case),
-            factors=dict(case.factors),
+            factors=self._find_factors(case, emitted),
+            defaults=case.defaults,
             line=self._find_line(case, emitted),
             size=emitted.get("size") or case.plan.size or (0, 0),
             batch_size=case.batch_size,
@@ -571,6 +589,12 @@ class BenchRunner:
             training=dict(case.training),
             pretrained="" if not case.plan.pretrained else format_pretrained(case.plan.pretrained),
         )
+
+    def _find_factors(self, case: Case, emitted: dict[Any, Any]) -> dict[str, str]:
+        """Return the factors of a row; one without an input size has that of its network, at which it is measured."""
+        if self.training is not None or case.plan.size is not None or "size" not in emitted:
+            return dict(case.factors)
+        return {**dict(case.factors), "size": size_as_factor(emitted["size"])}
 
     def _find_line(self, case: Case, emitted: dict[Any, Any]) -> str:
         """Return the line of a row; a size that only its costs are measured at is not part of a trained network."""

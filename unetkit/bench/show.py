@@ -41,7 +41,7 @@ def format_run(run: BenchRun, rows: Sequence[BenchRow], columns: Sequence[Column
         width: width of the terminal in characters. If the columns do not fit, those with the highest ranks are left
             out. None shows all columns.
     """
-    numbers = {row.id: str(number) for number, row in enumerate(run.rows, 1)}
+    numbers = {row_id: str(number) for row_id, number in run.numbers.items()}
     measured = [row for row in rows if row.is_measured]
     table, hidden = _fit_table(measured, columns, numbers, width)
     failed = _make_failed_table(run, [row for row in rows if not row.is_measured], numbers)
@@ -62,7 +62,9 @@ def summarize_run(run: BenchRun) -> list[str]:
     Args:
         run: the results of a benchmark.
     """
-    constants = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in find_constant_factors(run).items())
+    constants = ", ".join(
+        f"{name.replace('_', ' ')} {value}" for name, value in find_constant_factors(run.rows).items()
+    )
     num_failed = sum(not row.is_measured for row in run.rows)
     count = format_plural(len(run.rows), "row") + (f", {num_failed} of which failed" if num_failed else "")
     return [
@@ -128,7 +130,7 @@ def _fit_table(
 
 
 def _make_failed_table(run: BenchRun, rows: Sequence[BenchRow], numbers: dict[str, str]) -> TableData:
-    names = find_varying_factors(run)
+    names = find_varying_factors(run.rows)
     lines = [[numbers[row.id], *(row.factors.get(name, "") for name in names), row.error] for row in rows]
     headers = ["#", *(name.replace("_", " ") for name in names), "error"]
     return TableData(headers, lines, f"failed rows: {len(rows)}")
@@ -160,18 +162,18 @@ def _describe_hidden(columns: Sequence[Column]) -> list[str]:
 
 
 def row_to_record(row: BenchRow, columns: Sequence[Column]) -> dict[str, Any]:
-    """Return the values of a row by the names of the columns, with its id, its line and its error.
+    """Return the values of a row by the names of the columns, with its id, its line, its error and its warnings.
 
     Args:
         row: row of a run.
         columns: some or all columns of the run.
     """
     values = {column.name: column.value(row) for column in columns}
-    return {"id": row.id, **values, "line": row.line, "error": row.error}
+    return {"id": row.id, **values, "line": row.line, "error": row.error, "warnings": "; ".join(row.warnings)}
 
 
 def rows_to_csv(rows: Sequence[BenchRow], columns: Sequence[Column]) -> str:
-    """Format rows as CSV, one line each, with a line of headings that contain the units: `latency [s]`.
+    """Format rows as CSV, one line each, in seconds and bytes, with the names of the columns as headings.
 
     Args:
         rows: rows of a run.
@@ -179,10 +181,8 @@ def rows_to_csv(rows: Sequence[BenchRow], columns: Sequence[Column]) -> str:
     """
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    headers = [f"{column.name} [{column.unit}]" if column.unit else column.name for column in columns]
-    writer.writerow(["id", *headers, "line", "error", "warnings"])
-    for row in rows:
-        writer.writerow([*row_to_record(row, columns).values(), "; ".join(row.warnings)])
+    writer.writerow(["id", *(column.name for column in columns), "line", "error", "warnings"])
+    writer.writerows(row_to_record(row, columns).values() for row in rows)
     return out.getvalue()
 
 
@@ -253,6 +253,7 @@ def run_to_dict(run: BenchRun, rows: Sequence[BenchRow], columns: Sequence[Colum
         "planned": run.num_planned,
         "done": len(run.rows),
         "command": run.command,
+        "commands": [{**asdict(one), "planned": len(one.planned)} for one in run.commands],
         "started_at": run.started_at,
         "columns": [{key: getattr(column, key) for key in column_keys} for column in columns],
         "rows": [
@@ -276,7 +277,7 @@ def rows_to_dataframe(run: BenchRun, by: str = "row") -> DataFrame:
 
     Args:
         run: the results of a benchmark.
-        by: "row" for a line for each row, with the columns `id`, all columns, `line` and `error`; "seed" for a line for
+        by: "row" for a line for each row, with the columns of `unetkit bench show --csv`; "seed" for a line for
             each training, with `id`, the factors, `seed`, the metrics of trained networks, `seconds` and `error`;
             "image" for a line for each scored image of each training, with `id`, the factors, `seed`, `image` and
             the IoU of each class, `iou:CLASS`, NaN where the class occurs in neither mask.
@@ -294,7 +295,7 @@ def rows_to_dataframe(run: BenchRun, by: str = "row") -> DataFrame:
     if by != "row":
         return DataFrame([*(_training_records(run) if by == "seed" else _image_records(run))])
     columns = make_columns(run)
-    names = ["id", *(column.name for column in columns), "line", "error"]
+    names = ["id", *(column.name for column in columns), "line", "error", "warnings"]
     frame = DataFrame([row_to_record(row, columns) for row in run.rows], columns=names)
     frame.attrs["units"] = {column.name: column.unit for column in columns if column.unit}
     return frame

@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from unetkit.bench.grid import Case, split_axis
+from unetkit.bench.grid import Case, Completed, Training, split_axis
 from unetkit.errors import OptionError
 from unetkit.options import split_items
 from unetkit.plan import PartSpec, Plan
@@ -84,10 +84,27 @@ def parse_training_value(field: ConfigField, text: str) -> Any:
         raise OptionError(f"{field.flag} {text}: must be a list of values, each {kind}") from None
 
 
-def combine_trainings(axes: dict[str, Sequence[str]]) -> list[tuple[tuple[str, str], ...]]:
-    """Combine the values of all fields into values of `Case.training`; a single empty one without any."""
+def combine_trainings(axes: Mapping[str, Sequence[str]], *, trained: bool) -> list[Completed[Training]]:
+    """Combine the values of all fields into settings of trainings; a single one without any.
+
+    Args:
+        axes: the values of each field, by its name.
+        trained: whether networks are trained, so that the settings are completed by the defaults.
+    """
     given = {name: axes[name] for name in ("batch_size", *TRAINING_AXES) if axes.get(name)}
-    return [tuple(zip(given, values, strict=True)) for values in product(*given.values())]
+    combined = [dict(zip(given, values, strict=True)) for values in product(*given.values())]
+    return [_complete(values) if trained else Completed(tuple(values.items()), values) for values in combined]
+
+
+def _complete(given: dict[str, str]) -> Completed[Training]:
+    """Complete settings by the defaults that do not follow from the data."""
+    usual = {name: getattr(TrainConfig, name) for name in TRAINING_AXES}
+    defaults = {name: str(value) for name, value in usual.items() if value not in (None, "")}
+    values = parse_training_values(given)
+    same = [name for name in given if name in defaults and values[name] == usual[name]]
+    factors = {**defaults, **given, **{name: defaults[name] for name in same}}
+    short = tuple((name, text) for name, text in given.items() if name not in same)
+    return Completed(short, factors, tuple(name for name in defaults if name not in given))
 
 
 def train_settings(case: Case) -> dict[str, Any]:

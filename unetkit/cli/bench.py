@@ -222,7 +222,9 @@ def parse_grid(given: dict[str, Any], parts: Parts) -> list[Case]:
     found: list[Case] = []
     for batch_size in batch_sizes:  # in trainings, its default is that of `unetkit train`
         size_given = {"batch_size": [str(batch_size)]} if "batch_size" in given and given.get("data") else {}
-        found += make_cases(plans, sizes, [batch_size], modes, combine_trainings({**axes, **size_given}))
+        is_trained = bool(given.get("data"))
+        trainings = combine_trainings({**axes, **size_given}, trained=is_trained)
+        found += make_cases(plans, sizes, [batch_size], modes, parts, trainings, trained=is_trained)
     left = exclude_cases(found, given.get("exclude", ()))[: given.get("limit")]
     if not left:
         raise OptionError("--exclude skips every combination; exclude fewer")
@@ -270,13 +272,13 @@ def _measure(runner: BenchRunner, folder: Path) -> None:
 
 def _dry_run(runner: BenchRunner, folder: Path | None) -> None:
     """Print the rows that would be measured, and how long that would take."""
-    from unetkit.bench.columns import find_varying_keys
+    from unetkit.bench.columns import find_varying_factors
     from unetkit.bench.runner import dry_run
     from unetkit.utils.formatting import format_count, format_plural
     from unetkit.utils.tables import Listing, TableData
 
     found = dry_run(runner, folder)
-    names = find_varying_keys([dict(case.factors) for case in runner.cases])
+    names = find_varying_factors(runner.cases)
     lines = [[*_factor_cells(case, names), format_count(results["macs"])] for case, results in found.pending]
     failed = [[*_factor_cells(case, names), error] for case, error in found.failed]
     heads = [name.replace("_", " ") for name in names]

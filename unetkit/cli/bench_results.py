@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from unetkit.errors import OptionError
 from unetkit.utils.formatting import format_plural
 
 if TYPE_CHECKING:
-    from unetkit.bench.results import BenchRun
+    from unetkit.bench.results import BenchRow, BenchRun
 
 
 @click.command()
@@ -72,7 +72,7 @@ def show(
     if form and (as_json or json_out):
         raise OptionError(f"--{form} cannot be combined with --json{'' if as_json else '-out'}; leave one of them out")
     if effects:
-        _print_effects(replace(found, rows=tuple(rows)), columns, form, as_json, json_out)
+        _print_effects(found, rows, columns, form, as_json, json_out)
         return
     rows = sort_rows(rows, known, sort)[:top]
     shown = select_columns(known, columns)
@@ -89,7 +89,14 @@ def show(
         print_listing(format_run(found, rows, shown, page_width() if fits_terminal else None), form)
 
 
-def _print_effects(run: BenchRun, names: str | None, form: str | None, as_json: bool, json_out: Path | None) -> None:
+def _print_effects(
+    run: BenchRun,
+    rows: Sequence[BenchRow],
+    names: str | None,
+    form: str | None,
+    as_json: bool,
+    json_out: Path | None,
+) -> None:
     from unetkit.bench.effects import effects_to_csv, effects_to_records, format_effects, list_effects
     from unetkit.bench.quality_effects import (
         list_quality_effects,
@@ -98,7 +105,7 @@ def _print_effects(run: BenchRun, names: str | None, form: str | None, as_json: 
     )
     from unetkit.utils.tables import print_listing
 
-    effects, of_quality = list_effects(run, names), list_quality_effects(run, names)
+    effects, of_quality = list_effects(run, names, rows), list_quality_effects(run, names, rows)
     records = quality_effects_to_records(of_quality)
     if as_json or json_out:
         written = emit_json([*effects_to_records(effects), *records], as_json, json_out)

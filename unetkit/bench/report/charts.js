@@ -103,7 +103,7 @@
   const hoverText = (i, x, y) => {
     const { axes, points } = data.costs;
     const values = [x, y].map((axis) => `${axes[axis].name}: ${points[i].texts[axis]}`);
-    return [`row ${i + 1}: ${points[i].name}`, ...values, points[i].line].map(escapeTags).join("<br>");
+    return [`row ${points[i].row}: ${points[i].name}`, ...values, points[i].line].map(escapeTags).join("<br>");
   };
   const frontNumbers = (front, xs, ys) => ({
     x: front.map((i) => xs[i]), y: front.map((i) => ys[i]), mode: "text", hoverinfo: "skip", showlegend: false,
@@ -117,7 +117,7 @@
       const item = document.createElement("li");
       const small = document.createElement("small");
       const values = [x, y].map((axis) => `${axes[axis].name} ${points[i].texts[axis]}`).join(", ");
-      small.textContent = ` ${values}; row ${i + 1}`;
+      small.textContent = ` ${values}; row ${points[i].row}`;
       item.append(points[i].name, small);
       return item;
     }));

@@ -61,7 +61,7 @@ def make_row_namer(run: BenchRun) -> Callable[[BenchRow], str]:
     Args:
         run: the results of a benchmark.
     """
-    varying = [factor for factor in find_varying_factors(run) if factor not in CONDITIONS]
+    varying = [factor for factor in find_varying_factors(run.rows) if factor not in CONDITIONS]
 
     def name_row(row: BenchRow) -> str:
         return " · ".join(row.factors[factor] for factor in varying if factor in row.factors) or row.line
@@ -87,6 +87,7 @@ def make_cost_data(
     points = [
         {
             "name": name_row(row),
+            "row": run.numbers[row.id],
             "line": row.line,
             "condition": conditions.index(format_condition(row)),
             "factors": row.factors,
@@ -96,7 +97,7 @@ def make_cost_data(
         }
         for row, numbers in zip(run.rows, values, strict=True)
     ]
-    varying = [factor for factor in find_varying_factors(run) if factor not in CONDITIONS]
+    varying = [factor for factor in find_varying_factors(run.rows) if factor not in CONDITIONS]
     return {
         "axes": [_make_axis(column) for column in axes],
         "conditions": conditions,
@@ -262,7 +263,7 @@ def find_doubtful_rows(run: BenchRun) -> dict[str, list[int]]:
     """
     doubtful = {}
     for metric in list_timed_metrics(run):
-        rows = [(number, row.timings[metric]) for number, row in enumerate(run.rows, 1) if metric in row.timings]
+        rows = [(run.numbers[row.id], row.timings[metric]) for row in run.rows if metric in row.timings]
         estimates = [estimate_ratio_cached(timing) for _, timing in rows]
         judged = zip(rows, estimates, judge_with_holm(estimates), strict=True)
         doubtful[metric] = [number for (number, _), estimate, verdict in judged if verdict != estimate.verdict]
