@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,8 +28,9 @@ from unetkit.bench.columns import (
     select_columns,
     sort_rows,
 )
-from unetkit.bench.results import BenchRow, BenchRun, ResultsWriter, read_results
+from unetkit.bench.results import BenchRow, BenchRun, ResultsWriter, Timing, read_results
 from unetkit.bench.show import format_run, rows_to_dataframe, run_to_dict
+from unetkit.bench.statistics import estimate_ratio
 from unetkit.cli.bench_results import show
 from unetkit.errors import OptionError, UnetkitError, UnknownNameError
 from unetkit.registry import MetricInfo
@@ -59,6 +61,12 @@ def written(folder: Path, made: BenchRun, missing: int = 0) -> str:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return written(tmp_path_factory.mktemp("runs") / "first", run())
+
+
+def latency(row: BenchRow) -> float:
+    """Return the row's ratio times the median of the baseline's medians over the rows with its input."""
+    alike = [one.timings["latency"] for one in run().rows if one.is_measured and one.batch_size == row.batch_size]
+    return estimate_ratio(row.timings["latency"]).ratio * median(median(one.baseline) for one in alike)
 
 
 def called(*words: str) -> Result:
@@ -95,7 +103,7 @@ def test_names_of_columns_are_unique_and_each_says_what_it_is() -> None:
 
 def test_numbers_are_raw_and_texts_have_units() -> None:
     row = run().rows[0]
-    seconds = median(row.timings["latency"].candidate)
+    seconds = latency(row)
     assert columns()["latency"].value(row) == seconds
     assert columns()["latency"].text(row) == f"{format_digits(seconds * 1e3)} ms"
     assert columns()["latency-rate"].value(row) == row.batch_size / seconds
@@ -167,13 +175,13 @@ def test_figures_have_three_digits(number: float, unit: str, text: str) -> None:
         ("batch_size==8", lambda row: row.batch_size == 8),
         ("up!=bilinear", lambda row: row.factors.get("up") != "bilinear"),
         ("model=smp/*", lambda row: row.factors["model"] != "unet"),
-        ("latency<0.05", lambda row: row.is_measured and median(row.timings["latency"].candidate) < 0.05),
+        ("latency<0.05", lambda row: row.is_measured and latency(row) < 0.05),
         ("memory<=1e8", lambda row: row.is_measured and row.values["memory"] <= 1e8),
         ("parameters>20e6", lambda row: row.is_measured and row.values["parameters"] > 20e6),
         ("energy>2", lambda row: row.is_measured and row.values["energy"] > 2),
         (
             "latency-rate>=30",
-            lambda row: row.is_measured and row.batch_size / median(row.timings["latency"].candidate) >= 30,
+            lambda row: row.is_measured and row.batch_size / latency(row) >= 30,
         ),
     ],
 )
@@ -309,7 +317,8 @@ def test_csv_has_every_row_and_column_in_base_units(folder: str) -> None:
     rows = by_csv(folder)
     assert len(rows) == 28
     first = run().rows[0]
-    assert float(rows[0]["latency"]) == median(first.timings["latency"].candidate)
+    assert float(rows[0]["latency"]) == pytest.approx(latency(first))
+    assert float(rows[0]["latency-raw"]) == median(first.timings["latency"].candidate)
     assert float(rows[0]["disk"]) == first.values["disk"]
     assert [row["error"] != "" for row in rows] == [False] * 26 + [True] * 2
     assert rows[0]["line"] == first.line
@@ -342,7 +351,7 @@ def test_json_tells_all(folder: str) -> None:
     assert data["header"] == json.loads(json.dumps(asdict(run().header)))
     assert (data["planned"], data["done"]) == (28, 28)
     assert {column["name"] for column in data["columns"]} == {*columns()}
-    assert data["rows"][0]["latency"] == median(run().rows[0].timings["latency"].candidate)
+    assert data["rows"][0]["latency"] == pytest.approx(latency(run().rows[0]))
     assert sum(bool(row["warnings"]) for row in data["rows"]) == 1
 
 
@@ -379,7 +388,7 @@ def test_pandas_has_a_column_for_each_of_ours() -> None:
     table = rows_to_dataframe(run())
     assert [*table.columns] == ["id", *columns(), "line", "error", "warnings"]
     assert table["latency"].notna().sum() == 26
-    assert table["latency"][0] == median(run().rows[0].timings["latency"].candidate)
+    assert table["latency"][0] == pytest.approx(latency(run().rows[0]))
     assert table.attrs["units"]["disk"] == "B"
     assert str(table["latency"].dtype) == "float64"
 
@@ -388,6 +397,41 @@ def test_without_pandas_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(UnetkitError, match="pip install pandas"):
         rows_to_dataframe(run())
+
+
+def test_times_agree_with_ratios_although_the_machine_became_slower(tmp_path: Path) -> None:
+    slower = [
+        replace(row, timings={name: scaled(timing, 2.0 ** (index % 3)) for name, timing in row.timings.items()})
+        for index, row in enumerate(run().rows)
+    ]
+    known = {column.name: column for column in make_columns(replace(run(), rows=tuple(slower)))}
+    for a, b in pairwise([row for row in slower if row.is_measured and row.batch_size == 8]):
+        for metric in ("latency", "training"):
+            times, ratios, raw, rates = (
+                [known[f"{metric}{suffix}"].value(row) for row in (a, b)] for suffix in ("", "-ratio", "-raw", "-rate")
+            )
+            assert times[1] / times[0] == pytest.approx(ratios[1] / ratios[0])  # type: ignore[operator]
+            assert rates[0] / rates[1] == pytest.approx(ratios[1] / ratios[0])  # type: ignore[operator]
+            assert raw == [median(row.timings[metric].candidate) for row in (a, b)]
+
+
+def scaled(timing: Timing, factor: float) -> Timing:
+    samples = {name: tuple(factor * one for one in getattr(timing, name)) for name in ("candidate", "baseline")}
+    return replace(timing, **samples)  # type: ignore[arg-type]
+
+
+def test_a_narrow_terminal_keeps_what_says_most() -> None:
+    shown = select_columns([*columns().values()], None)
+    heads = {width: format_run(run(), run().rows, shown, width).tables[0].headers for width in (None, 150, 100, 60)}
+    for width, kept in heads.items():
+        assert "latency ratio" in kept
+        if width is not None:
+            assert len(kept) < len(heads[None])
+    assert {"parameters", "macs", "latency p50"} <= {*heads[100]}
+    assert not {"latency p90", "training p50", "energy"} & {*heads[100]}
+    [*_, ratio] = format_run(run(), run().rows[1:2], shown, 60).tables[0].rows[0]
+    assert ratio.endswith(("faster", "slower", "same", "inconclusive"))
+    assert " to " not in ratio
 
 
 def test_rows_keep_their_numbers(tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 """The columns of a benchmark, for factors of the grid and for metrics, and how rows are sorted and filtered by them.
 
 `make_columns` returns the factors first, in the order of the grid, and then the columns of each metric, in the order of
-the header. A timed metric `latency` has the columns `latency` (median), `latency-p90`, `latency-min`, `latency-rate`,
-`latency-ratio` (to the baseline), `latency-ratio-low` and `latency-ratio-high` (bounds of its 95% confidence interval),
-`latency-verdict`, `latency-min-ratio`, `latency-fluctuation` and `latency-rounds`. A metric of trained networks such as
-`miou` has the columns `miou` (mean over seeds), `miou-difference` (to the baseline), `miou-verdict` and others. Every
-column accepts every row of the run, including failed ones. The tables, the report, CSV, JSON and pandas use them.
+the header. A timed metric `latency` has the columns `latency` (median), `latency-p90`, `latency-rate`, `latency-ratio`
+(to the baseline), `latency-ratio-low` and `latency-ratio-high` (bounds of its 95% confidence interval),
+`latency-verdict`, `latency-raw`, `latency-min`, `latency-min-ratio`, `latency-fluctuation` and `latency-rounds`. A
+metric of trained networks such as `miou` has the columns `miou` (mean over seeds), `miou-difference` (to the baseline),
+`miou-verdict` and others. Every column accepts every row of the run, including failed ones. The tables, the report,
+CSV, JSON and pandas use them.
+
+Times other than `latency-raw` and `latency-min` are levelled (`BaselineTimes`), so that they agree with the ratios.
 """
 
 from __future__ import annotations
@@ -34,6 +37,10 @@ Value = float | str | None
 FACTORS = (*(one.name for one in AXES), "pretrained", *TRAINING_AXES, "size", "batch_size", "mode")
 #: Rank of the columns that are shown only on request.
 HIDDEN = 9
+#: Ranks of metrics that are not timed: parameters and MACs are left out last. All others have rank 6.
+_VALUE_RANKS = {"parameters": 1, "macs": 2, "memory": 3}
+#: Rank up to which columns are kept if shorter texts make room for them.
+SHORTENING = 3
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,8 @@ class Column:
             failed.
         rank: 0 if the column is always shown. Columns with higher ranks are shown if there is room, the highest rank
             being left out first. HIDDEN columns are shown only on request.
+        short_text: returns a shorter text, for a terminal that is too narrow for `text` although only columns up to
+            rank SHORTENING are left; None if there is none.
         summary: description, in one line.
         is_factor: True for a factor of the grid, False for a column of a metric.
     """
@@ -63,6 +72,7 @@ class Column:
     rank: int = 0
     summary: str = ""
     is_factor: bool = False
+    short_text: Callable[[BenchRow], str] | None = None
 
 
 def make_columns(run: BenchRun) -> list[Column]:
@@ -76,13 +86,13 @@ def make_columns(run: BenchRun) -> list[Column]:
     columns = [_make_factor_column(name, 0) for name in varying]
     others = dict.fromkeys(name for row in run.rows for name in row.factors if name not in varying)
     columns += [_make_factor_column(name, HIDDEN) for name in others]
-    quality = read_quality(run)
+    quality, times = read_quality(run), BaselineTimes(run.rows)
     for metric in run.header.metrics:
         if metric.trained:
             columns += _make_quality_columns(metric, quality) if quality is not None else []
         elif metric.timed:
             is_first = metric.name == first_timed
-            columns += [_make_timing_column(metric, column, is_first) for column in TIMING_COLUMNS]
+            columns += [_make_timing_column(metric, column, is_first, times) for column in TIMING_COLUMNS]
         else:
             columns.append(_make_value_column(metric))
     return columns
@@ -265,7 +275,8 @@ def _make_value_column(metric: MetricInfo) -> Column:
         number = row.values.get(metric.name)
         return _missing_text(metric, row) if number is None else format_metric(number, metric.unit)
 
-    return Column(metric.name, metric.name, metric.unit, metric.better, value, text, 3, metric.summary)
+    rank = _VALUE_RANKS.get(metric.name, 6)
+    return Column(metric.name, metric.name, metric.unit, metric.better, value, text, rank, metric.summary)
 
 
 def _missing_text(metric: MetricInfo, row: BenchRow) -> str:
@@ -279,8 +290,8 @@ class TimingColumn:
     Attributes:
         suffix: follows the metric's name and a dash; "" for the column that has the metric's own name.
         summary: description, in one line.
-        value: returns the number or verdict of a timing and its row.
-        text: returns the text for people of a timing and its row.
+        value: returns the number or verdict of a timing, given its row and the factor that levels its times.
+        text: returns its text for people, given the same.
         unit: unit of `value`, as in `Column`.
         better: "less", "more" or "", as in `Column`.
         ranks: ranks as in `Column`, for the first timed metric of a run and for the others.
@@ -288,28 +299,44 @@ class TimingColumn:
 
     suffix: str
     summary: str
-    value: Callable[[Timing, BenchRow], float | str]
-    text: Callable[[Timing, BenchRow], str]
+    value: Callable[[Timing, BenchRow, float], float | str]
+    text: Callable[[Timing, BenchRow, float], str]
     unit: str = ""
     better: Better = "less"
     ranks: tuple[int, int] = (HIDDEN, HIDDEN)
 
 
-def _make_timing_column(metric: MetricInfo, column: TimingColumn, is_first: bool) -> Column:
+def _make_timing_column(metric: MetricInfo, column: TimingColumn, is_first: bool, times: BaselineTimes) -> Column:
     """Return a column of a timed metric; `is_first` tells whether it is the first timed metric of the run."""
 
     def value(row: BenchRow) -> Value:
         timing = row.timings.get(metric.name)
-        return None if timing is None else column.value(timing, row)
+        return None if timing is None else column.value(timing, row, times.factor(row, metric.name))
 
     def text(row: BenchRow) -> str:
         timing = row.timings.get(metric.name)
-        return _missing_text(metric, row) if timing is None else column.text(timing, row)
+        return (
+            _missing_text(metric, row) if timing is None else column.text(timing, row, times.factor(row, metric.name))
+        )
 
     name = f"{metric.name}-{column.suffix}".removesuffix("-")
     title = f"{metric.name} {column.suffix.replace('-', ' ') or 'p50'}"
     rank = column.ranks[0 if is_first else 1]
-    return Column(name, title, column.unit, column.better, value, text, rank, f"{metric.summary}: {column.summary}")
+    short = _make_short_text(metric.name) if column.suffix == "ratio" else None
+    summary = f"{metric.summary}: {column.summary}"
+    return Column(name, title, column.unit, column.better, value, text, rank, summary, short_text=short)
+
+
+def _make_short_text(metric: str) -> Callable[[BenchRow], str]:
+    """Return a function that formats the ratio of a row without its interval."""
+
+    def short_text(row: BenchRow) -> str:
+        if (timing := row.timings.get(metric)) is None:
+            return "failed" if metric in row.failures else ""
+        estimate = estimate_ratio_cached(timing)
+        return f"{format_ratio(estimate.ratio)} {estimate.verdict}"
+
+    return short_text
 
 
 @lru_cache(maxsize=8192)
@@ -322,6 +349,45 @@ def estimate_ratio_cached(timing: Timing) -> Estimate:
     return estimate_ratio(timing)
 
 
+class BaselineTimes:
+    """The median time of the baseline for each metric, input and device, over all rows of a run.
+
+    The speed of a machine changes while rows are measured one after the other, so a row's own times may contradict its
+    ratio. The ratio multiplied by this time is comparable between rows.
+
+    Args:
+        rows: rows that were timed against one baseline.
+    """
+
+    def __init__(self, rows: Iterable[BenchRow]) -> None:
+        found: dict[tuple[object, ...], list[float]] = {}
+        for row in rows:
+            for name, timing in row.timings.items():
+                found.setdefault(_timing_key(row, name), []).append(quantile(timing.baseline, 0.5))
+        self._seconds = {key: quantile(values, 0.5) for key, values in found.items()}
+
+    def level(self, row: BenchRow, metric: str, ratio: float) -> float:
+        """Return a ratio to the baseline as a time.
+
+        Args:
+            row: one of the rows, or one with the same input and device.
+            metric: name of a metric for which the row was timed.
+            ratio: ratio to the baseline.
+        """
+        own = row.timings[metric].baseline
+        return ratio * self._seconds.get(_timing_key(row, metric), quantile(own, 0.5))
+
+    def factor(self, row: BenchRow, metric: str) -> float:
+        """Return the factor by which the row's measured times are multiplied."""
+        timing = row.timings[metric]
+        return self.level(row, metric, estimate_ratio_cached(timing).ratio) / _p50(timing)
+
+
+def _timing_key(row: BenchRow, metric: str) -> tuple[object, ...]:
+    """Return what the time of the baseline depends on; the cores of a machine are alike."""
+    return metric, row.size, row.batch_size, re.sub(r" cores [\d,-]+,", "", row.device)
+
+
 def _p50(timing: Timing) -> float:
     return quantile(timing.candidate, 0.5)
 
@@ -330,8 +396,8 @@ def _p90(timing: Timing) -> float:
     return quantile(timing.candidate, 0.9)
 
 
-def _throughput(timing: Timing, row: BenchRow) -> float:
-    return row.batch_size / _p50(timing)
+def _throughput(timing: Timing, row: BenchRow, factor: float) -> float:
+    return row.batch_size / (_p50(timing) * factor)
 
 
 def _format_ratio_and_verdict(timing: Timing) -> str:
@@ -340,37 +406,42 @@ def _format_ratio_and_verdict(timing: Timing) -> str:
 
 
 def _seconds_column(
-    suffix: str, summary: str, statistic: Callable[[Timing], float], ranks: tuple[int, int] = (HIDDEN, HIDDEN)
+    suffix: str,
+    summary: str,
+    statistic: Callable[[Timing], float],
+    ranks: tuple[int, int] = (HIDDEN, HIDDEN),
+    *,
+    levelled: bool = True,
 ) -> TimingColumn:
-    return TimingColumn(
-        suffix, summary, lambda t, row: statistic(t), lambda t, row: format_seconds(statistic(t)), "s", ranks=ranks
-    )
+    def value(timing: Timing, row: BenchRow, factor: float) -> float:
+        return statistic(timing) * factor if levelled else statistic(timing)
+
+    return TimingColumn(suffix, summary, value, lambda t, row, f: format_seconds(value(t, row, f)), "s", ranks=ranks)
 
 
 def _ratio_column(suffix: str, summary: str, statistic: Callable[[Timing], float]) -> TimingColumn:
-    return TimingColumn(suffix, summary, lambda t, row: statistic(t), lambda t, row: format_ratio(statistic(t)))
+    return TimingColumn(suffix, summary, lambda t, row, f: statistic(t), lambda t, row, f: format_ratio(statistic(t)))
 
 
 #: The columns of a timed metric, in this order.
 TIMING_COLUMNS = (
-    _seconds_column("", "median of the rounds", _p50, (0, 1)),
-    _seconds_column("p90", "90th percentile of the rounds", _p90, (5, HIDDEN)),
-    _seconds_column("min", "minimum of the rounds", lambda t: min(t.candidate), (2, HIDDEN)),
+    _seconds_column("", "median of the rounds: ratio times the time of the baseline in all rows", _p50, (0, 5)),
+    _seconds_column("p90", "90th percentile of the rounds, levelled like the median", _p90, (8, HIDDEN)),
     TimingColumn(
         "rate",
         "images per second, the batch size divided by the median",
         _throughput,
-        lambda t, row: f"{format_digits(_throughput(t, row))}/s",
+        lambda t, row, f: f"{format_digits(_throughput(t, row, f))}/s",
         "images/s",
         "more",
-        (4, HIDDEN),
+        (7, HIDDEN),
     ),
     TimingColumn(
         "ratio",
         "ratio to the baseline in the same rounds, with its 95% confidence interval and verdict",
-        lambda t, row: estimate_ratio_cached(t).ratio,
-        lambda t, row: _format_ratio_and_verdict(t),
-        ranks=(0, 1),
+        lambda t, row, f: estimate_ratio_cached(t).ratio,
+        lambda t, row, f: _format_ratio_and_verdict(t),
+        ranks=(0, 4),
     ),
     _ratio_column(
         "ratio-low", "lower bound of the ratio's 95% confidence interval", lambda t: estimate_ratio_cached(t).low
@@ -381,22 +452,24 @@ TIMING_COLUMNS = (
     TimingColumn(
         "verdict",
         "slower, faster, same or inconclusive, compared with the baseline",
-        lambda t, row: estimate_ratio_cached(t).verdict,
-        lambda t, row: estimate_ratio_cached(t).verdict,
+        lambda t, row, f: estimate_ratio_cached(t).verdict,
+        lambda t, row, f: estimate_ratio_cached(t).verdict,
         better="",
     ),
+    _seconds_column("raw", "median of the rounds as measured, which the machine's speed affects", _p50, levelled=False),
+    _seconds_column("min", "minimum of the rounds as measured", lambda t: min(t.candidate), levelled=False),
     _ratio_column("min-ratio", "ratio of the minimum to the baseline's minimum", minimum_ratio),
     TimingColumn(
         "fluctuation",
         "interquartile range divided by the median; above 10% a row is noisy, above 25% unreliable",
-        lambda t, row: relative_iqr(t.candidate),
-        lambda t, row: f"{relative_iqr(t.candidate):.1%}",
+        lambda t, row, f: relative_iqr(t.candidate),
+        lambda t, row, f: f"{relative_iqr(t.candidate):.1%}",
     ),
     TimingColumn(
         "rounds",
         "number of timed rounds",
-        lambda t, row: len(t.candidate),
-        lambda t, row: str(len(t.candidate)),
+        lambda t, row, f: len(t.candidate),
+        lambda t, row, f: str(len(t.candidate)),
         better="",
     ),
 )

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy
 
-from unetkit.bench.columns import estimate_ratio_cached
+from unetkit.bench.columns import BaselineTimes, estimate_ratio_cached
 from unetkit.bench.devices import is_contended
 from unetkit.bench.quality import RowQuality, RunQuality
 from unetkit.bench.quality_statistics import QualityRules
@@ -58,8 +58,9 @@ class Change:
     Attributes:
         row: the row of run B.
         metric: metric of the value; None if the whole row was measured in one run and failed in the other.
-        a: value in run A, of a timed metric the median in seconds; None if there is none.
-        b: value in run B, of a timed metric the median in seconds; None if there is none.
+        a: value in run A; None if there is none. That of a timed metric is in seconds: the ratio to the baseline times
+            the baseline's time in run B, or the median if the runs have different baselines.
+        b: value in run B, as `a`.
         verdict: one of CHANGE_VERDICTS; "" before it is judged.
         ratio: of a timed metric, the ratio to the baseline in B divided by that in A, with its 95% confidence interval.
         ratios: of a timed metric, the ratios to the baseline in A and in B.
@@ -151,7 +152,8 @@ def diff_runs(a: BenchRun, b: BenchRun, *, margin: float = MARGIN, unpaired: boo
     if not pairs:
         raise OptionError(f"{a.folder} and {b.folder} have no rows in common; compare two runs of the same models")
     costs = tuple(metric for metric in metrics if not metric.trained)
-    changes = _judge_timings([change for pair in pairs for change in compare_rows(*pair, costs, is_paired)], margin)
+    times = BaselineTimes(b.rows) if is_paired else None
+    changes = _judge_timings([change for pair in pairs for change in compare_rows(*pair, costs, times)], margin)
     trained, quality_notes = compare_quality(a, b, pairs)
     changes += trained
     return Diff(
@@ -165,14 +167,16 @@ def diff_runs(a: BenchRun, b: BenchRun, *, margin: float = MARGIN, unpaired: boo
     )
 
 
-def compare_rows(a: BenchRow, b: BenchRow, metrics: tuple[MetricInfo, ...], is_paired: bool) -> Iterator[Change]:
+def compare_rows(
+    a: BenchRow, b: BenchRow, metrics: tuple[MetricInfo, ...], times: BaselineTimes | None
+) -> Iterator[Change]:
     """Yield the change of every value of a row; timings still lack a verdict, which depends on all of them.
 
     Args:
         a: the row in run A.
         b: the row in run B.
         metrics: metrics that both runs measure.
-        is_paired: True if both runs have the same baseline.
+        times: times of the baseline in run B; None if the runs have different baselines.
     """
     if a.is_measured != b.is_measured:
         yield Change(b, None, None, None, "worse" if a.is_measured else "better", note=b.error or a.error)
@@ -185,7 +189,7 @@ def compare_rows(a: BenchRow, b: BenchRow, metrics: tuple[MetricInfo, ...], is_p
                 reason = (b if after is None else a).failures.get(metric.name, "not measured")
                 yield Change(b, metric, before, after, "worse" if after is None else "better", note=reason)
         elif metric.timed:
-            yield _compare_timings(a, b, metric, is_paired)
+            yield _compare_timings(a, b, metric, times)
         else:
             yield _compare_values(b, metric, before, after)
 
@@ -243,15 +247,15 @@ def _get_value(row: BenchRow, metric: MetricInfo) -> float | None:
     return row.values.get(metric.name)
 
 
-def _compare_timings(a: BenchRow, b: BenchRow, metric: MetricInfo, is_paired: bool) -> Change:
-    medians = _get_value(a, metric), _get_value(b, metric)
-    if not is_paired:
-        return Change(b, metric, *medians, "unpaired")
+def _compare_timings(a: BenchRow, b: BenchRow, metric: MetricInfo, times: BaselineTimes | None) -> Change:
+    if times is None:
+        return Change(b, metric, _get_value(a, metric), _get_value(b, metric), "unpaired")
     before, after = (row.timings[metric.name] for row in (a, b))
     ratios = estimate_ratio_cached(before).ratio, estimate_ratio_cached(after).ratio
     contention = max(a.cpu_contention, b.cpu_contention)
     note = f"other processes used {contention:.0%} of its cores" if is_contended(contention) else ""
-    return Change(b, metric, *medians, "", divide_ratios(before, after), ratios, note=note)
+    x, y = (times.level(b, metric.name, ratio) for ratio in ratios)
+    return Change(b, metric, x, y, "", divide_ratios(before, after), ratios, note=note)
 
 
 def _compare_values(row: BenchRow, metric: MetricInfo, a: float, b: float) -> Change:

@@ -18,10 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from unetkit.bench.columns import find_varying_factors
+from unetkit.bench.columns import BaselineTimes, find_varying_factors
 from unetkit.bench.results import BenchRow, TrainingRecord
 from unetkit.bench.runner import BenchRunner
-from unetkit.bench.statistics import estimate_ratio, format_interval, quantile
+from unetkit.bench.statistics import estimate_ratio, format_interval
 from unetkit.utils.formatting import format_seconds
 
 #: Number of rows that the table shows.
@@ -41,6 +41,7 @@ class BenchProgress:
     def __init__(self, runner: BenchRunner, folder: Path) -> None:
         self.console = Console(stderr=True, highlight=False)
         self.rows: list[tuple[str, ...]] = []
+        self._measured: list[BenchRow] = []
         self._row_names: dict[str, str] = {}
         self._trained = 0
         self._runner = runner
@@ -104,6 +105,7 @@ class BenchProgress:
             self._bar.update(self._task, total=self._trained + count)
 
     def _add_row(self, row: BenchRow) -> None:
+        self._measured.append(row)
         self.rows.append((self._row_name(row), *self._row_result(row)))
         timing = row.timings.get(self._timed_metric)
         ratio = estimate_ratio(timing).ratio if timing else inf
@@ -146,13 +148,13 @@ class BenchProgress:
         return " ".join(factors[name] for name in self._varied if name in factors)
 
     def _row_result(self, row: BenchRow) -> list[str]:
-        """Return the time of a row and its ratio to the baseline, or its error."""
+        """Return the time of a row, levelled by the rows so far, and its ratio to the baseline, or its error."""
         timing = row.timings.get(self._timed_metric)
         if timing is None:
             return [row.error or row.failures.get(self._timed_metric, "") or "done"]
         estimate = estimate_ratio(timing)
-        median = format_seconds(quantile(timing.candidate, 0.5))
-        return [median, f"{format_interval(estimate)} {estimate.verdict}"]
+        seconds = BaselineTimes(self._measured).level(row, self._timed_metric, estimate.ratio)
+        return [format_seconds(seconds), f"{format_interval(estimate)} {estimate.verdict}"]
 
     def _render(self) -> Group:
         table = Table(box=SIMPLE_HEAD, pad_edge=False)

