@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from unetkit.plugins import list_parts as list_parts
     from unetkit.plugins import load_parts as load_parts
     from unetkit.predict.evaluate import evaluate as evaluate
+    from unetkit.protocols import Output as Output
     from unetkit.registry import Parts as Parts
     from unetkit.serialization import load as load
     from unetkit.serialization import save as save
@@ -43,6 +44,7 @@ _HOMES = {
     "PartSpec": "unetkit.plan",
     "Plan": "unetkit.plan",
     "load_parts": "unetkit.plugins",
+    "Output": "unetkit.protocols",
     "Parts": "unetkit.registry",
 }
 _ROOMS = ("bench", "predict", "train")

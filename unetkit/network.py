@@ -1,25 +1,76 @@
-"""The base class of every network that unetkit builds: the plan that rebuilds it, and padding for inputs of any size.
+"""The base class of every network that unetkit builds: its plan, its outputs, and padding for inputs of any size.
 
-A `WholeModel` is a model of another library that is built, traced, saved and padded like a U-Net. Shapes: H and W are
-height and width; sizes are (H, W).
+In eval mode, a network returns its prediction alone: logits (B, classes, H, W). In training mode, it returns what its
+head or whole model returns: one tensor, a tuple of further predictions of the same classes (deep supervision), or a
+dict of named outputs, each with the prediction first. A `WholeModel` is a model of another library that is built,
+traced, saved and padded like a U-Net. Shapes: H and W are height and width; sizes are (H, W).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unetkit.errors import InputSizeError, UnetkitError
+from unetkit.errors import BuildError, InputSizeError, UnetkitError
+from unetkit.options import read_signature
 from unetkit.plan import Plan, ResolvedPlan
+from unetkit.protocols import Output
 from unetkit.utils.formatting import Size
 from unetkit.utils.integers import ceil_div, round_up
-from unetkit.utils.spatial import crop_end, pad_end, size_of, sym_max
+from unetkit.utils.spatial import crop_end, is_same_size, pad_end, size_of, sym_max
 
 if TYPE_CHECKING:
     from unetkit.registry import Plugin
+
+
+#: What a network returns in training mode. In eval mode, it returns one tensor.
+Outputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+
+#: The name of the prediction among named outputs; if none has it, the first output is the prediction.
+MASK = "mask"
+
+
+def prediction_name(names: Mapping[str, Any]) -> str:
+    """Return the name of the prediction among named outputs."""
+    return MASK if MASK in names else next(iter(names), MASK)
+
+
+def prediction_of(outputs: Any) -> Tensor:
+    """Return the prediction, logits (B, classes, H, W), of what a network returned in training or eval mode."""
+    if isinstance(outputs, Mapping):
+        outputs = outputs[prediction_name(outputs)]
+    prediction: Tensor = outputs[0] if isinstance(outputs, tuple | list) else outputs
+    return prediction
+
+
+def declared_outputs(part: nn.Module) -> dict[str, Output]:
+    """Return what a head, a whole model or a wrapper declares in `outputs`, which is optional.
+
+    Raises:
+        BuildError: It does not declare an `Output` for each name.
+    """
+    declared = getattr(part, "outputs", None) or {}
+    if not isinstance(declared, Mapping) or not all(
+        isinstance(name, str) and isinstance(output, Output) for name, output in declared.items()
+    ):
+        raise BuildError(
+            f"{type(part).__name__}{describe_source(part)} declares outputs={declared!r:.80}; "
+            'expected a dict such as {"boundary": unetkit.Output("boundary", "bce")}'
+        )
+    return dict(declared)
+
+
+def describe_source(part: nn.Module) -> str:
+    """Return the file and the line of a part's class for a message, as in " (edges.py:12)"; "" if it is torch's."""
+    try:
+        known = read_signature(type(part))
+    except UnetkitError:
+        return ""
+    return f" ({known.file}:{known.line})" if known.file and not type(part).__module__.startswith("torch.") else ""
 
 
 class Network(nn.Module):
@@ -61,6 +112,68 @@ class Network(nn.Module):
         self.multiple = multiple
         self.size = size
         self.valid = valid
+
+    @property
+    def output_part(self) -> nn.Module:
+        """The part that makes the outputs: the head, or the whole model."""
+        raise NotImplementedError
+
+    @property
+    def output_source(self) -> str:
+        """The option that chose that part, and where its class is, for messages: "--head edges (edges.py:12)"."""
+        plan = self.resolved_plan
+        flag = f"--model {plan.model}" if plan.model else f"--head {plan.head}"
+        return f"{flag}{describe_source(self.output_part)}"
+
+    @property
+    def outputs(self) -> dict[str, Output]:
+        """What each named output but the prediction is trained on."""
+        return declared_outputs(self.output_part)
+
+    def forward_outputs(self, x: Tensor) -> dict[str, Tensor]:
+        """Return all named outputs of images (B, in_channels, H, W), in eval mode too, with the prediction first.
+
+        A head or model without names has one output, "mask". All have the height and width of the prediction, and are
+        logits, or numbers where the target is one for regression.
+        """
+        outputs = self._compute_outputs(x)
+        return outputs if isinstance(outputs, dict) else {MASK: prediction_of(outputs)}
+
+    def _compute_outputs(self, x: Tensor) -> Outputs:
+        """Return the outputs as the head or the model returns them, in training and in eval mode."""
+        raise NotImplementedError
+
+    def _fit_outputs(self, outputs: Any, fit: Callable[[Tensor], Tensor], size: Size) -> Outputs:
+        """Bring all outputs to the size of the image, with the prediction first.
+
+        Args:
+            outputs: what the head or the model returned.
+            fit: brings the prediction to the size that it has for the padded input; the others follow it.
+            size: height and width of the image.
+        """
+        self._check_outputs(outputs)
+        prediction = fit(prediction_of(outputs))
+        full = size_of(prediction)
+
+        def fit_other(x: Tensor) -> Tensor:
+            x = x if is_same_size(size_of(x), full) else F.interpolate(x, full, mode="bilinear")
+            return self.crop_output(x, size)
+
+        prediction = self.crop_output(prediction, size)
+        if isinstance(outputs, Mapping):
+            first = prediction_name(outputs)
+            return {first: prediction} | {name: fit_other(x) for name, x in outputs.items() if name != first}
+        if isinstance(outputs, tuple | list):
+            return prediction, *map(fit_other, outputs[1:])
+        return prediction
+
+    def _check_outputs(self, outputs: Any) -> None:
+        several = [*outputs.values()] if isinstance(outputs, Mapping) else [outputs]
+        if isinstance(outputs, tuple | list) and self.training:
+            several = [*outputs]
+        if not several or not all(isinstance(x, Tensor) for x in several):
+            what = f"gives a {type(outputs).__name__}; expected is one tensor of logits, or a dict of named outputs"
+            raise InputSizeError(f"{self.output_source} {what}")
 
     @property
     def period(self) -> int:
@@ -212,10 +325,14 @@ class WholeModel(Network):
         """The model itself, since it declares what an encoder would."""
         return self.model
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> logits (B, classes, H, W)."""
-        out = self.model(self.pad_input(x))
-        if not isinstance(out, Tensor):
-            what = f"gives a {type(out).__name__}; expected is one tensor of logits"
-            raise InputSizeError(f"--model {self.resolved_plan.model} {what}")
-        return self.crop_output(out, size_of(x))
+    @property
+    def output_part(self) -> nn.Module:
+        return self.model
+
+    def forward(self, x: Tensor) -> Outputs:
+        """(B, in_channels, H, W) -> logits (B, classes, H, W); in training mode all outputs of the model."""
+        outputs = self._compute_outputs(x)
+        return outputs if self.training else prediction_of(outputs)
+
+    def _compute_outputs(self, x: Tensor) -> Outputs:
+        return self._fit_outputs(self.model(self.pad_input(x)), lambda logits: logits, size_of(x))

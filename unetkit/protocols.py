@@ -11,12 +11,16 @@ options. There is no `**kwargs`, so that an option that does not exist is an err
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from unetkit.utils.formatting import Size
+
+    Outputs = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 
 
 class Encoder(Protocol):
@@ -108,6 +112,21 @@ class Block(Protocol):
     def __call__(self, x: Tensor, /) -> Tensor: ...
 
 
+@dataclass(frozen=True)
+class Output:
+    """What an output of a network beside its prediction is trained on.
+
+    Attributes:
+        target: the target that it is trained on, with options, such as "boundary:width=2"; see `unetkit list targets`.
+        loss: a sum of losses as for `--loss`, such as "bce+dice"; "" selects the one that fits the target.
+        weight: the factor of its loss in the sum of all losses, in which the prediction's loss has a factor of 1.
+    """
+
+    target: str
+    loss: str = ""
+    weight: float = 1.0
+
+
 class Model(Protocol):
     """The factory is `(in_channels, classes, *, ...)`. A whole model replaces all parts.
 
@@ -119,24 +138,36 @@ class Model(Protocol):
         pretrained_part: name of its encoder, which pretrained weights fill. Optional, "": all of it.
         source: where each map of its encoder comes from, for the trace. Optional.
         statistics: as for an encoder. Optional.
+        outputs: as for a head. Optional.
 
     The option `encoder` receives `--encoder` as text with its library ("timm/resnet34"), `pretrained` receives
     `--pretrained`, and `img_size` receives `--size`. Without the first two options, `--encoder` and `--pretrained` are
     errors.
     """
 
-    def forward(self, x: Tensor, /) -> Tensor:
-        """(B, in_channels, H, W) -> logits (B, classes, H, W)."""
+    def forward(self, x: Tensor, /) -> Outputs:
+        """(B, in_channels, H, W) -> logits (B, classes, H, W), or several outputs as those of a head."""
         ...
 
-    def __call__(self, x: Tensor, /) -> Tensor: ...
+    def __call__(self, x: Tensor, /) -> Outputs: ...
 
 
 class Head(Protocol):
-    """The factory is `(in_channels, classes, *, ...)`."""
+    """The factory is `(in_channels, classes, *, ...)`.
 
-    def forward(self, x: Tensor, /) -> Tensor:
-        """(B, in_channels, H, W) -> logits (B, classes, H, W)."""
+    Attributes:
+        outputs: for each named output but the prediction, the target and the loss that train it. Optional; needed if
+            the head returns a dict.
+    """
+
+    def forward(self, x: Tensor, /) -> Outputs:
+        """(B, in_channels, H, W) -> logits (B, classes, H, W), or several outputs.
+
+        A dict has outputs by name: the one called "mask", or else the first, is the prediction, with the shape above,
+        and each other is (B, C, H, W) and is trained on the target that `outputs` declares. A tuple, which is allowed
+        in training mode only, has further predictions of the same classes after the first, (B, classes, h, w), which
+        are trained on the mask (deep supervision).
+        """
         ...
 
-    def __call__(self, x: Tensor, /) -> Tensor: ...
+    def __call__(self, x: Tensor, /) -> Outputs: ...

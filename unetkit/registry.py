@@ -25,11 +25,17 @@ Factory = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of names: its option (`--fuse`), its title, and its attribute in Parts."""
+    """A kind of names: its option (`--fuse`), its title, and its attribute in Parts.
+
+    Attributes:
+        field, title, attribute: the three words for it.
+        has_option: whether a name of this kind is selected by an option of the command line.
+    """
 
     field: str
     title: str
     attribute: str
+    has_option: bool = True
 
 
 #: The kinds of parts of a network, which are fields of a plan.
@@ -49,6 +55,7 @@ PART_FIELDS = {kind.field for kind in PART_KINDS}
 RUN_KINDS = (
     Kind("data", "dataset", "datasets"),
     Kind("loss", "loss", "losses"),
+    Kind("target", "target", "targets", has_option=False),  # a head names the targets of its outputs
     Kind("augment", "augmentation", "augmentations"),
     Kind("optimizer", "optimizer", "optimizers"),
     Kind("metrics", "metric", "metrics"),
@@ -402,7 +409,7 @@ class Parts:
 
     Attributes:
         encoders, upsamplers, fusions, aligns, blocks, heads, recipes, models: the registries of parts of a network.
-        datasets, losses, augmentations, optimizers, metrics: the registries of what runs are made of.
+        datasets, losses, targets, augmentations, optimizers, metrics: the registries of what runs are made of.
         plugins: all plugins that were found, including those that failed.
         wrap: passes a built model, its resolved plan and the owners of its parts through the plugins that wrap models;
             returns the result and the names of the plugins that wrapped it.
@@ -421,6 +428,7 @@ class Parts:
     models: Registry
     datasets: Registry
     losses: Registry
+    targets: Registry
     augmentations: Registry
     optimizers: Registry
     metrics: MetricRegistry

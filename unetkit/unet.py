@@ -11,7 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unetkit.network import Network
+from unetkit.network import Network, Outputs, prediction_of
 from unetkit.protocols import Align, Block, Fusion, Upsampler
 from unetkit.utils.formatting import Size
 from unetkit.utils.integers import ceil_div
@@ -101,16 +101,33 @@ class UNet(Network):
         self.has_learned_logits = logits is not None and any(True for _ in logits.parameters())
         self.output_stride = stages[-1].stride if logits is None else 1
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> logits (B, classes, H, W), smaller than the input with valid convolutions."""
-        logits, _ = self.forward_features(x)
-        return logits
+    @property
+    def output_part(self) -> nn.Module:
+        head: nn.Module = self.head
+        return head
+
+    def forward(self, x: Tensor) -> Outputs:
+        """(B, in_channels, H, W) -> logits (B, classes, H, W), smaller than the input with valid convolutions.
+
+        In training mode, return all outputs of the head.
+        """
+        outputs, _ = self._decode(x)
+        return outputs if self.training else prediction_of(outputs)
 
     def forward_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the logits, and the map of each stage, deep to shallow: (B, widths[i], h, w).
 
         If the input is padded (see `padded_size`), the maps are those of the padded input.
         """
+        outputs, decoded = self._decode(x)
+        return prediction_of(outputs), decoded
+
+    def _compute_outputs(self, x: Tensor) -> Outputs:
+        outputs, _ = self._decode(x)
+        return outputs
+
+    def _decode(self, x: Tensor) -> tuple[Outputs, list[Tensor]]:
+        """Return the outputs of the head, and the map of each stage."""
         size = size_of(x)
         x = self.pad_input(x)
         padded = size_of(x)
@@ -119,7 +136,7 @@ class UNet(Network):
         for stage, skip in zip(self.stages, self.skips, strict=True):
             x = stage(x, None if skip is None else maps[skip], self._stage_size(padded, stage.stride))
             decoded.append(x)
-        return self.crop_output(self._resize_logits(self.head(x), padded), size), decoded
+        return self._fit_outputs(self.head(x), lambda logits: self._resize_logits(logits, padded), size), decoded
 
     def _stage_size(self, size: Size, stride: Any) -> Size | None:
         """Return the output size of a stage without a skip, that of a strided convolution: rounded up."""

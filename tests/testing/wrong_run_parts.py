@@ -13,14 +13,16 @@ from torch import Generator, Tensor
 from tests.testing.wrong_parts import wrong
 from unetkit.data.augment import SampleTensors
 from unetkit.data.synthetic_cells import cells
+from unetkit.data.targets import Boundary, Distance
 from unetkit.data.types import DatasetSplits, Sample
-from unetkit.train.losses import Dice
+from unetkit.train.losses import MSE, Dice
 from unetkit.train.optim import OptimizerConfig, sgd
 
 #: Names of right ones, by kind.
 RIGHT_NAMES = {
     "dataset": "cells:count=2,val=1,test=1,size=16",
     "loss": "dice",
+    "target": "boundary",
     "augmentation": "light",
     "optimizer": "sgd:nesterov=true",
     "metric": "parameters",
@@ -304,3 +306,83 @@ def settles(bench_model: Any) -> Any:
     """Changes the number of threads."""
     torch.set_num_threads(torch.get_num_threads() + 1)
     return 1
+
+
+# Targets of outputs
+
+
+@wrong(
+    "target", "maps", r"^for binary masks: must declare maps, a unetkit\.data\.types\.Target that says what its maps"
+)
+class Undeclared(Boundary):
+    """Does not say what its maps mean."""
+
+    def __init__(self, masks: Any) -> None:
+        super().__init__(masks)
+        del self.maps
+
+
+@wrong("target", "maps", r"a mask of 6x7 gives a map that is int64 of 1x6x7; expected int64 of 6x7$")
+class OnePlaneMore(Boundary):
+    """A plane for binary masks."""
+
+    def __call__(self, mask: Tensor) -> Tensor:
+        return super().__call__(mask)[None]
+
+
+@wrong("target", "maps", r"a mask of 6x7 has pixels that are ignored \(-1\), which its map does not ignore \(NaN\)$")
+class NothingIgnored(Distance):
+    """Numbers for ignored pixels."""
+
+    def __call__(self, mask: Tensor) -> Tensor:
+        return super().__call__(mask).nan_to_num()
+
+
+@wrong("target", "maps", r"a mask of 6x7 is changed in place; return a new tensor$")
+class ChangesMask(Boundary):
+    """Changes the mask that it is given."""
+
+    def __call__(self, mask: Tensor) -> Tensor:
+        return mask.copy_(super().__call__(mask))
+
+
+@wrong("target", "maps", r"a mask of 6x7 gives different maps in two calls; compute a map from the mask alone$")
+class Jitters(Distance):
+    """Noise at each call."""
+
+    def __call__(self, mask: Tensor) -> Tensor:
+        return super().__call__(mask) + torch.rand(())
+
+
+@wrong("target", "maps", r"a mask of 1x1 gives a map in which all pixels are ignored, so that nothing is learned$")
+class NothingLeft(Boundary):
+    """Ignores masks of one class."""
+
+    def __call__(self, mask: Tensor) -> Tensor:
+        return super().__call__(mask).where(mask != mask.flatten()[0], -1)
+
+
+@wrong("target", "maps", r"a mask of 6x7 fails with ZeroDivisionError: division by zero$")
+class Divides(Boundary):
+    """Fails."""
+
+    def __call__(self, mask: Tensor) -> Tensor:
+        raise ZeroDivisionError("division by zero")
+
+
+@wrong("target", "maps", r"^for binary masks: pickling fails with ")
+class Unpicklable(Boundary):
+    """Keeps a lambda, which no process that loads data could receive."""
+
+    def __init__(self, masks: Any) -> None:
+        super().__init__(masks)
+        self.keep = lambda mask: mask
+
+
+@wrong("loss", "loss values", r"pixels where the mask is nan change the value; leave them out$")
+class NotNan(MSE):
+    """Takes pixels without a number for 0."""
+
+    def __call__(self, logits: Tensor, masks: Tensor, borders: Tensor | None) -> Tensor:
+        some = ~masks.isnan().flatten(1).all(1)
+        return some * (logits - masks.nan_to_num()).square().mean((1, 2, 3))

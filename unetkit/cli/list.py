@@ -65,7 +65,8 @@ def _kinds_table(parts: Parts) -> Table:
     for registry in parts:
         names = registry.names()
         shown = ", ".join(names[:7]) + (" ..." if len(names) > 7 else "")
-        listed.add_row(registry.kind.attribute, f"--{registry.kind.field}", str(len(names)), shown)
+        option = f"--{registry.kind.field}" if registry.kind.has_option else ""
+        listed.add_row(registry.kind.attribute, option, str(len(names)), shown)
     return listed
 
 

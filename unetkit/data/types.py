@@ -19,22 +19,23 @@ from unetkit.errors import FileError, OptionError
 IGNORE = -1
 
 Colour = tuple[int, int, int]
-Activation = Literal["sigmoid", "softmax"]
+Activation = Literal["sigmoid", "softmax", "identity"]
 
 
 @dataclass(frozen=True)
 class Target:
-    """The meaning of a data set's masks.
+    """The meaning of a data set's masks, or of the maps on which another output of a network is trained.
 
     Attributes:
         kind: "binary" (a mask (H, W) of 0 and 1), "multiclass" (a mask (H, W) of class indices) or "multilabel" (a mask
             (L, H, W) of 0 and 1 for each label, any number of which may apply to a pixel). Every mask is int64 and may
-            contain IGNORE.
-        names: the names of the classes, with the background first, or of the labels, which have no background.
+            contain IGNORE. Maps may also be of the kind "regression": (C, H, W) float32, with NaN for ignored pixels.
+        names: the names of the classes, with the background first, of the labels, which have no background, or of the
+            numbers that are predicted by regression.
         colours: the red, green and blue of each class, 0 to 255.
     """
 
-    kind: Literal["binary", "multiclass", "multilabel"]
+    kind: Literal["binary", "multiclass", "multilabel", "regression"]
     names: tuple[str, ...]
     colours: tuple[Colour, ...] = ()
 
@@ -45,19 +46,26 @@ class Target:
     @property
     def outputs(self) -> int:
         """The default number of output channels of a network: one for two classes."""
-        return 1 if self.kind == "binary" else len(self.names)
+        return self.output_choices[0]
+
+    @property
+    def output_choices(self) -> tuple[int, ...]:
+        """The numbers of output channels that a network may have."""
+        return (1, 2) if self.kind == "binary" else (len(self.names),)
 
     def activation(self, outputs: int) -> Activation:
-        """Return the function that makes probabilities of this number of logit channels.
+        """Return the function that makes probabilities of this number of logit channels; "identity" for regression.
 
         Raises:
             OptionError: This number does not fit the masks.
         """
+        if self.kind == "regression" and outputs == len(self.names):
+            return "identity"
         if self.kind == "multilabel" and outputs == len(self.names):
             return "sigmoid"
         if self.kind == "binary" and outputs == 1:
             return "sigmoid"
-        if self.kind != "multilabel" and outputs == len(self.names):
+        if self.kind in ("binary", "multiclass") and outputs == len(self.names):
             return "softmax"
         fit = "1 (sigmoid) or 2 (softmax)" if self.kind == "binary" else str(len(self.names))
         raise OptionError(
@@ -200,22 +208,33 @@ def find_sample_error(sample: Any, data: DatasetSplits) -> str:
     if not isinstance(sample, Sample):
         return f"is a {type(sample).__name__}; expected a unetkit.data.types.Sample"
     image: Any = sample.image
-    mask: Any = sample.mask
     fits = isinstance(image, Tensor) and image.dtype == torch.float32 and image.ndim == 3
     if not fits or len(image) != data.channels or image.isinf().any():
         return f"its image is {describe_tensor(image)}; expected finite float32 of {data.channels}xHxW"
-    names, is_multilabel = data.target.names, data.target.kind == "multilabel"
-    shape = [*([len(names)] if is_multilabel else []), *image.shape[-2:]]
-    if not isinstance(mask, Tensor) or mask.dtype != torch.int64 or list(mask.shape) != shape:
-        return f"its mask is {describe_tensor(mask)}; expected int64 of {_format_shape(shape)}"
-    highest = 1 if is_multilabel else len(names) - 1
-    if mask.min() < IGNORE or mask.max() > highest:
-        values = f"its mask has values from {int(mask.min())} to {int(mask.max())}"
-        return f"{values}; expected 0 to {highest}, or {IGNORE} for ignored pixels"
-    if bool((image.isnan().any(0) & (mask != IGNORE)).any()):
+    if error := find_mask_error(sample.mask, data.target, image.shape[-2:]):
+        return f"its mask {error}"
+    if bool((image.isnan().any(0) & (sample.mask != IGNORE)).any()):
         return (
             f"its image is NaN where its mask is not {IGNORE}; expected finite values, or both where there are no data"
         )
+    return ""
+
+
+def find_mask_error(mask: Any, target: Target, size: Iterable[int]) -> str:
+    """Say in words what is wrong with a mask, or a map for regression, of some height and width; "" if nothing is."""
+    has_planes, dtype = target.kind in ("multilabel", "regression"), torch.int64
+    if target.kind == "regression":
+        dtype = torch.float32
+    shape = [*([len(target.names)] if has_planes else []), *size]
+    if not isinstance(mask, Tensor) or mask.dtype != dtype or list(mask.shape) != shape:
+        expected = f"{str(dtype).removeprefix('torch.')} of {_format_shape(shape)}"
+        return f"is {describe_tensor(mask)}; expected {expected}"
+    if target.kind == "regression":
+        return "has infinite values; expected numbers, or NaN for ignored pixels" if mask.isinf().any() else ""
+    highest = 1 if target.kind == "multilabel" else len(target.names) - 1
+    if mask.min() < IGNORE or mask.max() > highest:
+        values = f"has values from {int(mask.min())} to {int(mask.max())}"
+        return f"{values}; expected 0 to {highest}, or {IGNORE} for ignored pixels"
     return ""
 
 
@@ -223,6 +242,8 @@ def find_splits_error(data: Any) -> str:
     """Say in words what is wrong with what a data set's factory returned, apart from its samples; "" if nothing is."""
     if not isinstance(data, DatasetSplits):
         return f"returns a {type(data).__name__}; expected a unetkit.data.types.DatasetSplits"
+    if data.target.kind == "regression":
+        return "its target is of the kind regression, which outputs have; masks are binary, multiclass or multilabel"
     splits: Any = data.splits
     if not isinstance(splits, Mapping):
         return f"its splits are a {type(splits).__name__}; expected a mapping with at least train and val"

@@ -64,8 +64,18 @@ def _register_run_parts(parts: Parts) -> None:
     parts.datasets.add("cells", "unetkit.data.synthetic_cells:cells")
     for name in ("voc", "pet", "cityscapes"):
         parts.datasets.add(name, f"unetkit.data.torchvision_datasets:{name}")
-    for name, attr in {"ce": "CE", "bce": "BCE", "dice": "Dice", "focal": "Focal", "border": "Border"}.items():
+    for name, attr in {
+        "ce": "CE",
+        "bce": "BCE",
+        "dice": "Dice",
+        "focal": "Focal",
+        "border": "Border",
+        "mse": "MSE",
+        "l1": "L1",
+    }.items():
         parts.losses.add(name, f"unetkit.train.losses:{attr}")
+    for name, attr in {"boundary": "Boundary", "distance": "Distance", "center": "Center"}.items():
+        parts.targets.add(name, f"unetkit.data.targets:{attr}")
     for name, attr in {
         "hflip": "HFlip",
         "vflip": "VFlip",

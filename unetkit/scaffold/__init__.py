@@ -140,6 +140,7 @@ _SUMMARIES = {
     "command": "A command for unetkit: counts parameters, part by part.",
     "dataset": "A dataset for unetkit: bright discs on a dark ground.",
     "loss": "A loss for unetkit: one minus the Tversky index.",
+    "target": "A target for unetkit: the foreground, without its classes.",
     "augmentation": "An augmentation for unetkit: random erasing.",
     "optimizer": "An optimizer for unetkit: RMSprop.",
     "metric": "Metrics for unetkit: the largest layer's share, and a pass that gives classes.",
@@ -194,6 +195,8 @@ def _template_fields(names: PluginNames, title: str) -> dict[str, str]:
         use = f"unetkit {names.part} --encoder resnet18 --fuse add"
     elif title == "metric":
         use = f"unetkit bench --encoder resnet18,resnet34 --metrics {names.part},{names.part}-time"
+    elif title == "target":
+        use = f"unetkit list targets {names.part}"
     elif kind in RUN_KINDS:
         use = f"unetkit train --encoder resnet18 --{kind.field} {names.part} --out runs/a"
     return {
@@ -214,7 +217,9 @@ def _template_fields(names: PluginNames, title: str) -> dict[str, str]:
 
 
 def _help_line(names: PluginNames, kind: Kind) -> str:
-    """Return where the example is documented."""
+    """Return where the example is documented, or how it is used."""
+    if kind.title == "target":
+        return f'A head trains an output on it by `unetkit.Output("{names.part}")`.'
     command = (
         f"unetkit {names.part} --help" if kind.title == "command" else f"unetkit list {kind.attribute} {names.part}"
     )

@@ -5,7 +5,7 @@ Also here is what every summary starts with: the network in a model, and an inpu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from unetkit.errors import UnetkitError
-from unetkit.network import Network
+from unetkit.network import Network, prediction_name
 from unetkit.plan import Plan
 from unetkit.utils.flops import CostMeter
 from unetkit.utils.formatting import Size
@@ -31,6 +31,7 @@ class ModuleCall:
         inputs: the tensors among its positional arguments.
         start: the clock when the call began.
         outputs: the tensors that it returned.
+        names: their names, if it returned a dict.
         end: the clock when the call ended; -1 where it did not.
     """
 
@@ -39,6 +40,7 @@ class ModuleCall:
     inputs: list[Tensor]
     start: int
     outputs: list[Tensor] = field(default_factory=list)
+    names: tuple[str, ...] = ()
     end: int = -1
 
 
@@ -48,14 +50,14 @@ class ForwardRecord:
 
     Attributes:
         calls: every call of a module, in the order in which they began.
-        output: the output of the pass; None where it failed.
-        extra_outputs: number of further outputs, which a plugin's wrapper may return in training.
+        output: the output of the pass, the prediction if there are several; None where it failed.
+        returned: all that the pass returned.
         error: the error that ended the pass; None where there was none.
     """
 
     calls: list[ModuleCall] = field(default_factory=list)
     output: Tensor | None = None
-    extra_outputs: int = 0
+    returned: Any = None
     error: Exception | None = None
 
     def describe_failure(self) -> str:
@@ -98,9 +100,8 @@ def record_forward(model: nn.Module, x: Tensor, meter: CostMeter | None = None) 
     clock = (lambda: meter.operations) if meter else (lambda: 0)
     try:
         with torch.device("meta"), meter or MetaShapes(), _record_calls(model, record, clock):
-            output = model(x)
-            record.output, *extra = collect_tensors(output) or [output]
-            record.extra_outputs = len(extra)
+            record.returned = model(x)
+            record.output = (collect_tensors(record.returned) or [record.returned])[0]
     except Exception as error:  # a part may raise anything
         record.error = error
     return record
@@ -119,6 +120,7 @@ def _record_calls(model: nn.Module, record: ForwardRecord, clock: Callable[[], i
     def after(_module: nn.Module, _args: Any, output: Any) -> None:
         call = unfinished.pop()
         call.outputs, call.end = collect_tensors(output), clock()
+        call.names = tuple(map(str, output)) if isinstance(output, Mapping) else ()
 
     # Hooks on each module, because torch's global hooks would also record what other threads run.
     handles = [h for m in names for h in (m.register_forward_pre_hook(before), m.register_forward_hook(after))]
@@ -130,7 +132,13 @@ def _record_calls(model: nn.Module, record: ForwardRecord, clock: Callable[[], i
 
 
 def collect_tensors(value: Any) -> list[Tensor]:
-    """Return the tensors in a module's arguments or output: one tensor, or nested tuples and lists of them."""
+    """Return the tensors in a module's arguments or output: one tensor, or nested tuples, lists and dicts of them.
+
+    The prediction is the first of those in a dict.
+    """
+    if isinstance(value, Mapping):
+        first = prediction_name(value)
+        value = [value[name] for name in sorted(value, key=lambda name: name != first)]
     if isinstance(value, tuple | list):
         return [tensor for item in value for tensor in collect_tensors(item)]
     return [value] if isinstance(value, Tensor) else []

@@ -22,6 +22,7 @@ from unetkit.summary.forward_hooks import (
     record_forward,
     resolve_input_size,
 )
+from unetkit.summary.outputs import find_names_error
 from unetkit.unet import Stage, UNet
 from unetkit.utils.formatting import Size, format_size
 from unetkit.utils.modules import preserve_mode, to_meta
@@ -78,18 +79,20 @@ class _Contract:
         channels: the channels of its output.
         reason: why it must have these channels, in words.
         kind: what to call the part if it must keep height and width; "" if it may change them.
+        has_names: whether the part may give several tensors by name, of which the first is checked.
     """
 
     flag: str
     channels: int
     reason: str
     kind: str = ""
+    has_names: bool = False
 
 
 def contract_violation(network: Network, record: ForwardRecord) -> str:
     """Say in words which part violated its contract in a recorded pass; "" where none did."""
     if not isinstance(network, UNet):
-        return _find_size_violation(network, record)
+        return _find_names_violation(network, record) or _find_size_violation(network, record)
     contracts = _read_contracts(network)
     for call in record.calls:
         if call.end < 0:
@@ -99,7 +102,14 @@ def contract_violation(network: Network, record: ForwardRecord) -> str:
         contract = contracts.get(call.module)
         if contract and (violation := _find_violation(contract, call)):
             return f"{call.name} ({contract.flag}) {violation}"
-    return ""
+    return _find_names_violation(network, record)
+
+
+def _find_names_violation(network: Network, record: ForwardRecord) -> str:
+    """Say in words how the named outputs of a head or a whole model contradict what it declares."""
+    call = next((call for call in record.calls if call.module is network.output_part and call.end >= 0), None)
+    error = call and call.names and find_names_error(call.names, network.outputs)
+    return f"{network.output_source} {error}" if error else ""
 
 
 def failing_part(network: Network, record: ForwardRecord) -> str:
@@ -138,7 +148,7 @@ def _read_contracts(network: UNet) -> dict[Any, _Contract]:
         flag, kind = f"--block {part_at_level(plan.block, index)}", "" if network.valid else "block"
         contracts[stage.block] = _Contract(flag, width, f"must give {width} channels", kind)
     head = f"must give {plan.classes} channels, one per class"
-    contracts[network.head] = _Contract(f"--head {plan.head}", plan.classes, head)
+    contracts[network.head] = _Contract(f"--head {plan.head}", plan.classes, head, has_names=True)
     return contracts
 
 
@@ -147,14 +157,17 @@ def _declared_contract(word: str, spec: str, part: Any, kind: str = "") -> _Cont
 
 
 def _find_violation(contract: _Contract, call: ModuleCall) -> str:
-    if len(call.outputs) != 1 or call.outputs[0].ndim != 4:
+    if call.names and contract.has_names:
+        if len(call.outputs) != len(call.names) or any(tensor.ndim != 4 for tensor in call.outputs):
+            return f"gives a dict of {', '.join(call.names)}, not all of which are tensors of shape (B, C, H, W)"
+    elif call.names or len(call.outputs) != 1 or call.outputs[0].ndim != 4:
         result = (
             "a tensor of shape " + "x".join(map(str, call.outputs[0].shape))
-            if len(call.outputs) == 1
+            if len(call.outputs) == 1 and not call.names
             else f"{len(call.outputs)} tensors"
         )
         return f"gives {result if call.outputs else 'no tensor'} instead of one of shape (B, C, H, W)"
-    (output,) = call.outputs
+    output = call.outputs[0]
     if output.shape[1] != contract.channels:
         return f"{contract.reason}, but gives {output.shape[1]}{_nhwc_hint(call.outputs, (contract.channels,))}"
     if contract.kind and call.inputs and size_of(output) != size_of(call.inputs[0]):
@@ -169,7 +182,7 @@ def _nhwc_hint(outputs: list[Tensor], channels: tuple[int, ...]) -> str:
 
 
 def _find_encoder_violation(network: UNet, call: ModuleCall) -> str:
-    if not call.outputs or any(tensor.ndim != 4 for tensor in call.outputs):
+    if call.names or not call.outputs or any(tensor.ndim != 4 for tensor in call.outputs):
         return "does not give a list of maps of shape (B, C, H, W)"
     channels = tuple(tensor.shape[1] for tensor in call.outputs)
     if channels != network.channels:

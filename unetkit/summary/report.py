@@ -7,6 +7,7 @@ from io import StringIO
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
+from unetkit.summary.outputs import OutputInfo
 from unetkit.summary.receptive_field import ReceptiveField
 from unetkit.utils.formatting import Size, format_bytes, format_count, format_size
 
@@ -65,6 +66,7 @@ class Trace:
         receptive_field: the input pixels that one output pixel depends on.
         minimum: the smallest height and width that the network takes; None where it takes none up to 2048.
         maximum: the largest size that the network takes, if the encoder is built for one size; else None.
+        outputs: the named outputs of a pass in training, beside the prediction.
         notes: remarks on this size, one line each.
     """
 
@@ -76,6 +78,7 @@ class Trace:
     receptive_field: ReceptiveField
     minimum: int | None
     maximum: Size | None
+    outputs: tuple[OutputInfo, ...]
     notes: tuple[str, ...]
 
     @property
@@ -175,6 +178,7 @@ def _footer(trace: Trace) -> list[str]:
         f"parameters {trace.parameters:,} ({format_bytes(4 * trace.parameters)} in float32), "
         f"MACs {format_count(trace.macs)}, activations kept for training {format_bytes(trace.activation_bytes)}",
         f"receptive field {trace.receptive_field}; {_format_size_limits(trace)}; encoder weights {trace.weights}",
+        *map(str, trace.outputs),
         *(f"note: {note}" for note in trace.notes),
     ]
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from unetkit.errors import InputSizeError, OptionError
+from unetkit.errors import BuildError, InputSizeError, OptionError
 from unetkit.network import Network
 from unetkit.plan import part_at_level
 from unetkit.summary.forward_hooks import ModuleCall, find_network, make_meta_input, record_forward, resolve_input_size
 from unetkit.summary.input_sizes import find_nearest_sizes, find_smallest_input, size_error
+from unetkit.summary.outputs import describe_output_source, find_output_error, list_outputs, outputs_of_model
 from unetkit.summary.receptive_field import receptive_field
 from unetkit.summary.report import Side, Trace, TraceRow
 from unetkit.unet import Stage, UNet
@@ -43,6 +44,7 @@ def trace(model: nn.Module, size: int | Size | None = None, *, batch: int = 1) -
         OptionError: the batch or a side of the size is below 1.
         InputSizeError: the network does not take this size; says which module failed, and the two nearest sizes that
             work.
+        BuildError: what the network returns in training is not what it declares.
     """
     if batch < 1:
         raise OptionError(f"batch={batch} must be at least 1")
@@ -51,7 +53,7 @@ def trace(model: nn.Module, size: int | Size | None = None, *, batch: int = 1) -
     with torch.inference_mode(False), torch.enable_grad():
         meta_model = to_meta(model)
         with preserve_mode(meta_model):
-            run, notes = _run_pass(meta_model, input_size, batch)
+            run, returned, notes = _run_pass(meta_model, input_size, batch)
             minimum = find_smallest_input(meta_model) if network.valid else 1
             graph = run if run.x.requires_grad else MeteredPass(meta_model, input_size, batch, input_grad=True)
             field = receptive_field(cast(Tensor, graph.record.output), graph.x)
@@ -64,6 +66,7 @@ def trace(model: nn.Module, size: int | Size | None = None, *, batch: int = 1) -
         receptive_field=field,
         minimum=minimum,
         maximum=network.size,
+        outputs=list_outputs(returned, outputs_of_model(model, network)),
         notes=tuple(notes),
     )
 
@@ -74,12 +77,18 @@ def _list_skips(network: Network) -> tuple[str | None, ...]:
     return tuple(None if index is None else f"encoder.{index}" for index in network.skips)
 
 
-def _run_pass(meta_model: nn.Module, size: Size, batch: int) -> tuple[MeteredPass, list[str]]:
-    """Run a pass in training mode, or in eval mode where that fails, and return it with notes for the user."""
+def _run_pass(meta_model: nn.Module, size: Size, batch: int) -> tuple[MeteredPass, Any, list[str]]:
+    """Run a pass in training mode, or in eval mode where that fails.
+
+    Returns:
+        The pass, what a pass in training mode returned, and notes for the user.
+    """
     network, notes = find_network(meta_model), []
     input_grad = all(p.requires_grad for p in meta_model.parameters())
     run = MeteredPass(meta_model.train(), size, batch, input_grad=input_grad)
+    in_training = run.record
     if "more than 1 value per channel" in str(run.record.error):
+        in_training = record_forward(meta_model, make_meta_input(network, size, 2))
         notes.append("a norm gets one value per channel: training at this size needs a batch of 2 or more")
         run = MeteredPass(meta_model.eval(), size, batch, input_grad=input_grad)
     meta_model.eval()
@@ -88,17 +97,21 @@ def _run_pass(meta_model: nn.Module, size: Size, batch: int) -> tuple[MeteredPas
         raise size_error(meta_model, size, run.record) from run.record.error
     if not isinstance(output, Tensor):
         raise InputSizeError(f"a plugin's wrapper returns a {type(output).__name__}; a trace needs a tensor")
+    if in_training.error is None:
+        declared, classes = outputs_of_model(meta_model, network), network.resolved_plan.classes
+        if error := find_output_error(in_training.returned, declared, classes):
+            raise BuildError(f"{describe_output_source(meta_model, network)} {error}")
     if network.valid and (pools := run.record.list_lossy_pools()):
         sizes = " and ".join(format_size(s) for s in find_nearest_sizes(meta_model, size))
         notes.append(f"{pools[0]}, which drops a row or column; {sizes} drop none")
     if meta_model is not network:
         wrapper = type(meta_model).__name__
         notes.append(f"the network is wrapped in a {wrapper}: the figures are those of a pass in training")
-    if extra := run.record.extra_outputs:
-        notes.append(f"in training it returns {extra} extra output{'s' * (extra > 1)}, which a loss may use")
+    if isinstance(in_training.returned, tuple | list) and (extra := len(in_training.returned) - 1):
+        notes.append(f"in training it returns {extra} further prediction{'s' * (extra > 1)}, trained on the mask")
     if (padded := network.padded_size(size)) != size:
         notes.append(f"the input is padded with zeros to {format_size(padded)}, and the output is cropped")
-    return run, notes
+    return run, in_training.returned, notes
 
 
 #: The steps of a stage, in order, and the option of a plan that chooses each.

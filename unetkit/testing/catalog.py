@@ -121,6 +121,13 @@ CHECKS = (
     Check("options", "every choice of an option conforms as well", "forward:check_options", needs=_CONFORMING),
     Check("network", "a network with it can be trained, saved and loaded", "network:check_network", needs=_BUILDABLE),
     Check(
+        "outputs",
+        "each named output beside the prediction is trained by its target and loss",
+        "training:check_outputs",
+        ("head", "model"),
+        ("network",),
+    ),
+    Check(
         "plan", "a plan without a recipe, whose line can be parsed", "network:check_plan", ("recipe",), ("signature",)
     ),
     Check(
@@ -131,6 +138,13 @@ CHECKS = (
         "values for each image are finite, without ignored pixels, and lower for right predictions",
         "training:check_loss",
         ("loss",),
+        ("signature",),
+    ),
+    Check(
+        "maps",
+        "maps are as declared, without ignored pixels, and depend on the mask only",
+        "training:check_target",
+        ("target",),
         ("signature",),
     ),
     Check(

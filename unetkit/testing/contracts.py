@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -10,6 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unetkit.errors import BuildError
+from unetkit.network import declared_outputs, prediction_of
+from unetkit.summary.forward_hooks import collect_tensors
+from unetkit.summary.outputs import find_output_error
 from unetkit.testing.catalog import Nonconformity, SkipCheck
 from unetkit.utils.formatting import Size
 from unetkit.utils.integers import ceil_div, round_up
@@ -264,7 +268,45 @@ def list_encoder_shapes(part: Any) -> list[Shape]:
     return [(batch, _round_up(part, height, least), _round_up(part, width, least)) for batch, height, width in shapes]
 
 
-class ModelContract(Contract):
+class _PredictionContract(Contract):
+    """The contract of a kind that makes the outputs of a network: a prediction, or several outputs.
+
+    The prediction comes first in what `compute_outputs` returns, and has the expected channels and size.
+    """
+
+    def find_declaration_error(self, part: Any) -> str:
+        try:
+            declared_outputs(part)
+        except BuildError as error:
+            return str(error)
+        return ""
+
+    def compute_outputs(self, part: Any, part_input: PartInput) -> Outputs:
+        """Run a part and return its outputs as a tuple, the prediction first.
+
+        Raises:
+            Nonconformity: The outputs are neither a tensor of shape (B, C, H, W) nor several as the part declares them.
+        """
+        out = self.call(part, part_input)
+        is_tuple = isinstance(out, tuple | list)
+        if isinstance(out, Mapping) or (is_tuple and part.training) or (declared_outputs(part) and part.training):
+            classes = prediction_of(out).shape[1] if collect_tensors(out) else 0
+            if error := find_output_error(out, declared_outputs(part), classes):
+                raise Nonconformity(error)
+            return tuple(collect_tensors(out))
+        if not isinstance(out, Tensor):
+            raise Nonconformity(f"returns a {type(out).__name__}; expected one tensor, or a dict of named outputs")
+        if out.ndim != 4:
+            raise Nonconformity(f"returns a tensor of shape {format_shape(out.shape)}; expected (B, C, H, W)")
+        return (out,)
+
+    def find_channel_error(self, part: Any, args: PositionalArgs, part_input: PartInput, outputs: Outputs) -> str:
+        if wrong := [len(out) for out in outputs if len(out) != part_input.batch]:
+            return f"returns a batch of {wrong[0]}; expected {part_input.batch}"
+        return super().find_channel_error(part, args, part_input, outputs[:1])
+
+
+class ModelContract(_PredictionContract):
     """The contract `(in_channels, classes)`: logits of the input's size, for sizes that a network passes on."""
 
     title = "model"
@@ -279,7 +321,7 @@ class ModelContract(Contract):
         size = getattr(part, "size", None)
         if size is not None and not (isinstance(size, tuple | list) and len(size) == 2 and all(map(_is_side, size))):
             return f"declares size={size!r}; expected (height, width) or None"
-        return ""
+        return super().find_declaration_error(part)
 
     def make_inputs(self, part: Any, args: PositionalArgs) -> list[PartInput]:
         shapes = list_model_shapes(part)  # models are slow: only the smallest input for other arguments
@@ -369,8 +411,8 @@ class BlockContract(Contract):
         return f"returns {format_shape(returned[0])}; a valid block must not enlarge the map" if grown else ""
 
 
-class HeadContract(Contract):
-    """The contract `(in_channels, classes)`: logits of the input's size."""
+class HeadContract(_PredictionContract):
+    """The contract `(in_channels, classes)`: logits of the input's size, alone or with other outputs."""
 
     title = "head"
     arg_names = ("in_channels", "classes")
@@ -470,6 +512,13 @@ class LossContract(Contract):
     arg_names = ("target", "activation")
 
 
+class TargetContract(Contract):
+    """Targets of outputs: `(masks, *, ...)`, with an attribute `maps`; then `(mask) -> map`."""
+
+    title = "target"
+    arg_names = ("masks",)
+
+
 class AugmentationContract(Contract):
     """Augmentation steps: `(*, ...)`, then `(pixels, generator) -> pixels`."""
 
@@ -510,6 +559,7 @@ CONTRACTS: dict[str, Contract] = {
         HeadContract(),
         ModelContract(),
         LossContract(),
+        TargetContract(),
         AugmentationContract(),
         OptimizerContract(),
         DatasetContract(),

@@ -33,6 +33,7 @@ class TrainState:
         epochs_done: the number of completed epochs.
         steps_done: the number of completed steps of the epoch in progress.
         losses: the losses of these steps.
+        output_losses: those of each named output, the prediction first; empty without names.
         best: the highest score so far; None before the first one.
         best_epoch: the epoch that has the highest score.
         stop_reason: why no epoch follows; "" while the run is not finished.
@@ -45,6 +46,7 @@ class TrainState:
     epochs_done: int = 0
     steps_done: int = 0
     losses: list[float] = field(default_factory=list)
+    output_losses: dict[str, list[float]] = field(default_factory=dict)
     best: float | None = None
     best_epoch: int = 0
     stop_reason: str = ""
@@ -103,8 +105,8 @@ class TrainRun:
         value_range: the range of the training images, of which augmentation changes values by shares.
         splits: the fingerprint of each split; see `fingerprint`.
         plugins: the files and modules that were given by --plugin.
-        owners: the name and version of each plugin that supplies the data set, the loss, the augmentation or the
-            optimizer; the weights name those of the network.
+        owners: the name and version of each plugin that supplies the data set, a loss, a target, the augmentation or
+            the optimizer; the weights name those of the network.
         versions: the versions of unetkit and of the libraries that affect the result.
         command: the command line.
         loaded: the modules and tensors of the network that began with weights that were loaded; see `Network.loaded`.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +30,8 @@ from unetkit.utils.isolation import one_line
 Augment = Callable[[Sample, Tensor | None, int], tuple[Sample, Tensor | None]]
 #: A function from a sample to its border weights (H, W).
 Weigh = Callable[[Sample], Tensor]
+#: A function from a mask to the map on which an output beside the prediction is trained.
+MapTarget = Callable[[Tensor], Tensor]
 Key = tuple[int, int, int]
 
 
@@ -41,21 +43,33 @@ class Batch(NamedTuple):
         images: (B, C, H, W) float32, normalized to mean 0 and standard deviation 1.
         masks: (B, H, W) or (B, L, H, W) int64.
         weights: border weights (B, H, W) float32, or None.
+        targets: for each named output beside the prediction, what it is trained on: (B, H, W) or (B, L, H, W) int64, or
+            (B, K, H, W) float32.
     """
 
     names: list[str]
     images: Tensor
     masks: Tensor
     weights: Tensor | None
+    targets: dict[str, Tensor]
 
     def to(self, device: torch.device, memory_format: torch.memory_format) -> Batch:
         """Move the batch to a device, with the images in a memory format."""
         images = self.images.to(device, non_blocking=True, memory_format=memory_format)
         weights = None if self.weights is None else self.weights.to(device, non_blocking=True)
-        return Batch(self.names, images, self.masks.to(device, non_blocking=True), weights)
+        targets = {name: target.to(device, non_blocking=True) for name, target in self.targets.items()}
+        return Batch(self.names, images, self.masks.to(device, non_blocking=True), weights, targets)
 
 
-Item = tuple[Sample, Tensor | None] | UnetkitError
+class TrainSample(NamedTuple):
+    """An augmented sample with its border weights, and with the target of each named output beside the prediction."""
+
+    sample: Sample
+    weights: Tensor | None
+    targets: dict[str, Tensor]
+
+
+Item = TrainSample | UnetkitError
 
 
 class AugmentedDataset(TorchDataset[Item]):
@@ -71,8 +85,10 @@ class AugmentedDataset(TorchDataset[Item]):
         weigh: Weigh | None,
         normalise: Callable[[Tensor], Tensor],
         seed: int,
+        targets: Mapping[str, MapTarget] | None = None,
     ) -> None:
         self.images, self.augment, self.weigh, self.normalise, self.seed = images, augment, weigh, normalise, seed
+        self.targets = targets or {}
 
     def __len__(self) -> int:
         return len(self.images)
@@ -83,11 +99,12 @@ class AugmentedDataset(TorchDataset[Item]):
         except UnetkitError as error:
             return error
 
-    def _load(self, epoch: int, turn: int, index: int) -> tuple[Sample, Tensor | None]:
+    def _load(self, epoch: int, turn: int, index: int) -> TrainSample:
         sample = check_values(self.images[index])
         weights = self.weigh(sample) if self.weigh else None
         sample, weights = self.augment(sample, weights, derive_seed(self.seed, "augment", epoch, turn, index))
-        return sample._replace(image=self.normalise(sample.image)), weights
+        targets = {name: compute(sample.mask) for name, compute in self.targets.items()}
+        return TrainSample(sample._replace(image=self.normalise(sample.image)), weights, targets)
 
 
 def collate(items: list[Item]) -> Batch | UnetkitError:
@@ -97,12 +114,13 @@ def collate(items: list[Item]) -> Batch | UnetkitError:
         if isinstance(item, UnetkitError):
             return item
         loaded.append(item)
-    weights = [weight for _, weight in loaded if weight is not None]
+    weights = [item.weights for item in loaded if item.weights is not None]
     return Batch(
-        [sample.name for sample, _ in loaded],
-        torch.stack([sample.image for sample, _ in loaded]),
-        torch.stack([sample.mask for sample, _ in loaded]),
+        [item.sample.name for item in loaded],
+        torch.stack([item.sample.image for item in loaded]),
+        torch.stack([item.sample.mask for item in loaded]),
         torch.stack(weights) if weights else None,
+        {name: torch.stack([item.targets[name] for item in loaded]) for name in loaded[0].targets},
     )
 
 

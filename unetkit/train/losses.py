@@ -5,7 +5,7 @@ Shapes: B batch, K outputs of the network, L labels or classes, H and W height a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any, Literal
 
@@ -105,9 +105,12 @@ class LossTerm:
         activation: the function that makes probabilities of logits.
         share: the factor by which the value is multiplied.
         border: w0 and sigma of the border weights that the term needs, or None.
+        regression: whether the term compares numbers with maps for regression, which are float32 with NaN for ignored
+            pixels, instead of logits with masks.
     """
 
     border: tuple[float, float] | None = None
+    regression = False
 
     def __init__(self, target: Target, activation: Activation, *, share: float = 1.0) -> None:
         self.target, self.activation, self.share = target, activation, share
@@ -270,8 +273,41 @@ class Border(LossTerm):
         return mean_per_image(weight * self._nll(logits, masks), masks)
 
 
+class MSE(LossTerm):
+    """Mean squared error of numbers, for outputs that are trained on a map such as a distance.
+
+    Args:
+        share: factor by which the value is multiplied.
+    """
+
+    regression = True
+
+    def __call__(self, logits: Tensor, masks: Tensor, borders: Tensor | None) -> Tensor:
+        return _mean_error(logits, masks, torch.square)
+
+
+class L1(LossTerm):
+    """Mean absolute error of numbers, for outputs that are trained on a map such as a distance.
+
+    Args:
+        share: factor by which the value is multiplied.
+    """
+
+    regression = True
+
+    def __call__(self, logits: Tensor, masks: Tensor, borders: Tensor | None) -> Tensor:
+        return _mean_error(logits, masks, torch.abs)
+
+
+def _mean_error(numbers: Tensor, maps: Tensor, measure: Callable[[Tensor], Tensor]) -> Tensor:
+    """Compute the mean over the numbers of each image whose true value is not NaN, (B,); 0 if there are none."""
+    counts = ~maps.isnan()
+    errors = torch.where(counts, measure(numbers - maps.nan_to_num()), 0)
+    return errors.flatten(1).sum(1) / counts.flatten(1).sum(1).clamp_min(1)
+
+
 #: The default loss by activation.
-DEFAULTS = {"sigmoid": "bce+dice", "softmax": "ce+dice"}
+DEFAULTS = {"sigmoid": "bce+dice", "softmax": "ce+dice", "identity": "mse"}
 
 
 class Loss:
@@ -293,7 +329,8 @@ class Loss:
 
         Args:
             logits: (B, K, H, W) of any precision; the loss is computed in at least float32.
-            masks: (B, H, W) or (B, L, H, W) int64, with IGNORE for ignored pixels.
+            masks: (B, H, W) or (B, L, H, W) int64, with IGNORE for ignored pixels; for regression (B, K, H, W) float32,
+                with NaN for ignored pixels.
             weights: border weights (B, H, W), which are w0 exp(...) alone, if `border` is not None.
         """
         with torch.autocast(logits.device.type, enabled=False):
@@ -340,6 +377,11 @@ def make_loss(text: str, target: Target, outputs: int, parts: Parts | None = Non
 
 
 def _create_term(spec: PartSpec, parts: Parts, target: Target, activation: Activation) -> LossTerm:
+    entry = parts.losses.get(canonical_spec("loss", spec, parts).name)
+    is_for_numbers, owner = getattr(entry.load(), "regression", False), entry.owner
+    if is_for_numbers != (target.kind == "regression"):
+        given, what = ("numbers", "classes") if is_for_numbers else ("classes", "numbers")
+        instead = {"identity": "mse or l1", "sigmoid": "bce or dice", "softmax": "ce or dice"}[activation]
+        raise OptionError(f"--loss {spec}: compares {given}, but the target has {what}; write {instead}")
     term: LossTerm = create("loss", spec, parts, target, activation)
-    owner = parts.losses.get(spec.name).owner
     return term if owner == "unetkit" else PluginTerm(f"{spec} (of {owner})", term)

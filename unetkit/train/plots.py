@@ -38,6 +38,9 @@ def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
     marker = "o" if len(epochs) < 30 else ""
     for name, label in (("loss", "training"), ("val_loss", "validation")):
         losses.plot(epochs, [_number(line[name]) for line in lines], marker=marker, markersize=3, label=label)
+    for name in lines[-1].get("output_losses", ()):
+        values = [_number(line["output_losses"][name]) for line in lines]
+        losses.plot(epochs, values, linewidth=1, alpha=0.7, label=f"training, {name}")
     losses.margins(y=0.08)
     losses.set(xlabel="epoch", title="loss")
     losses.set_ylim(bottom=0)

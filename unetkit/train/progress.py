@@ -12,6 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from unetkit.summary.forward_hooks import find_network
 from unetkit.train.checkpoint import HEADER, LOG
@@ -119,12 +120,14 @@ class TrainProgress(TrainCallback):
 
     def _table(self) -> Table:
         table = Table(box=SIMPLE_HEAD)
-        for name in ("epoch", "loss", "val. loss", "mIoU", "rate", "s"):
-            table.add_column(name, justify="right")
+        outputs = [*self._lines[-1].get("output_losses", ())]
+        for name in ("epoch", "loss", *outputs, "val. loss", "mIoU", "rate", "s"):
+            table.add_column(Text(name), justify="right")
         for line in self._lines[-_SEEN:]:
             cells = (
                 str(line["epoch"]),
                 f"{line['loss']:.4f}",
+                *(f"{line['output_losses'][name]:.4f}" for name in outputs),
                 _format_score(line["val_loss"]),
                 _format_score(line["miou"]),
             )
@@ -153,6 +156,10 @@ def describe_run(trainer: Trainer) -> list[str]:
     ]
     if run.config.init_weights and not trainer.state.epochs_done:
         lines.insert(1, f"weights  from {run.config.init_weights}{_format_not_loaded(run.not_loaded)}")
+    lines += [
+        f"output   {name}: trained on {one.target.text} with {one.loss.text}, weight {one.weight:g}"
+        for name, one in trainer.others.items()
+    ]
     if trainer.fewer_workers:
         lines.append(f"note     {trainer.fewer_workers}")
     if group.size > 1:
@@ -190,7 +197,9 @@ def _format_not_loaded(not_loaded: dict[str, str]) -> str:
 
 def format_epoch(line: dict[str, Any], epochs: int) -> str:
     """Format the results of an epoch as one line."""
-    losses = f"loss {line['loss']:.4f}, validation {_format_score(line['val_loss'])}"
+    outputs = ", ".join(f"{name} {value:.4f}" for name, value in line.get("output_losses", {}).items())
+    losses = f"loss {line['loss']:.4f}{f' ({outputs})' if outputs else ''}"
+    losses += f", validation {_format_score(line['val_loss'])}"
     best = ", best so far" if line["best"] else ""
     score = f"mIoU {_format_score(line['miou'])}, {line['all_seconds']:.0f} s"
     return f"epoch {line['epoch']} of {epochs}: {losses}, {score}{best}"
@@ -210,6 +219,8 @@ def _write_tensorboard(board: Any, line: dict[str, Any]) -> None:
     for name in ("loss", "val_loss", "miou", "lr"):
         if line[name] is not None:
             board.add_scalar(name, line[name], line["epoch"])
+    for name, value in line.get("output_losses", {}).items():
+        board.add_scalar(f"loss/{name}", value, line["epoch"])
     for name, value in line["iou"].items():
         if value is not None:
             board.add_scalar(f"iou/{name}", value, line["epoch"])

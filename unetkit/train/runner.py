@@ -10,12 +10,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from unetkit.builder import build_plan
 from unetkit.data.augment import NONE, make_augment, split_steps
 from unetkit.data.datasets import open_data
 from unetkit.data.source import with_absolute_path
 from unetkit.data.statistics import ImageStatistics, ValueRange, measure_statistics
-from unetkit.data.types import DatasetSplits, fingerprint
+from unetkit.data.types import DatasetSplits, Target, fingerprint
 from unetkit.errors import FileError, OptionError
 from unetkit.network import Network
 from unetkit.parts.encoders.normalization import NormalizationStats, get_normalization_stats
@@ -25,6 +27,8 @@ from unetkit.registry import Parts
 from unetkit.resolve import canonical_spec, resolve
 from unetkit.serialization import load
 from unetkit.summary.forward_hooks import find_network
+from unetkit.summary.outputs import describe_output_source, outputs_of_model
+from unetkit.summary.report import Trace
 from unetkit.summary.trace import trace
 from unetkit.train.checkpoint import BEST, HEADER, LAST, STATE, TrainRun, TrainState, read_run, read_state
 from unetkit.train.config import CHANGEABLE, TrainConfig
@@ -32,6 +36,7 @@ from unetkit.train.distributed import ProcessGroup, init_processes
 from unetkit.train.init_weights import load_init_weights
 from unetkit.train.losses import make_loss
 from unetkit.train.optim import create_optimizer_config
+from unetkit.train.outputs import OutputLoss, find_output_owners, make_output_losses
 from unetkit.train.trainer import RunParts, TrainCallback, Trainer
 from unetkit.utils.config_fields import flag_of, make_config
 from unetkit.utils.formatting import Size, format_plural
@@ -107,12 +112,25 @@ def create_run_parts(
     return replace(config, crop=crop, loss=loss.text, augment=augment.text, optimizer=optimizer), created
 
 
-def find_owners(config: TrainConfig, parts: Parts) -> tuple[tuple[str, str], ...]:
-    """Find the plugins that supply the data set, the loss, the augmentation and the optimizer, with their versions."""
+def create_output_losses(model: nn.Module, traced: Trace, target: Target, parts: Parts) -> dict[str, OutputLoss]:
+    """Create what trains each named output of a model but the prediction.
+
+    Raises:
+        UnetkitError: A target or a loss does not exist, or does not fit the output or the masks.
+    """
+    source = describe_output_source(model, find_network(model))
+    return make_output_losses(traced.outputs, target, parts, source)
+
+
+def find_owners(
+    config: TrainConfig, parts: Parts, others: dict[str, OutputLoss] | None = None
+) -> tuple[tuple[str, str], ...]:
+    """Find the plugins that supply data set, losses, targets, augmentation and optimizer, with their versions."""
     names = [("loss", spec.name) for spec in PartSpec.parse(config.loss).links]
     names += [("augment", PartSpec.parse(step).name) for step in split_steps(config.augment) if step != NONE]
     names += [("optimizer", PartSpec.parse(config.optimizer).name), ("data", config.data.partition(":")[0])]
-    owners = {parts[kind].entries[name].owner for kind, name in names if name in parts[kind].entries} - {"unetkit"}
+    owners = {parts[kind].entries[name].owner for kind, name in names if name in parts[kind].entries}
+    owners = (owners | find_output_owners(others or {}, parts)) - {"unetkit"}
     return tuple((plugin.name, plugin.version) for plugin in parts.plugins if plugin.loaded and plugin.name in owners)
 
 
@@ -223,7 +241,8 @@ def run(
         settings, run_parts = create_run_parts(settings, resolved, splits, found.range, parts)
         with stdout_to_stderr():
             model = _first_process_first(group, lambda: build_plan(resolved, parts))
-            trace(model, settings.crop)  # raises InputSizeError if the network does not take the crop
+            traced = trace(model, settings.crop)  # raises InputSizeError if the network does not take the crop
+        run_parts = run_parts._replace(others=create_output_losses(model, traced, splits.target, parts))
         network = find_network(model)
         not_loaded = load_init_weights(model, settings.init_weights) if settings.init_weights else {}
         _check_freeze(network, settings)
@@ -239,7 +258,7 @@ def run(
             value_range=found.range,
             splits=list_fingerprints(splits),
             plugins=tuple(os.path.abspath(name) if os.path.isfile(name) else str(name) for name in plugins),
-            owners=find_owners(settings, parts),
+            owners=find_owners(settings, parts, run_parts.others),
             versions=tuple((name, version(name)) for name in _VERSIONS),
             command=command,
             loaded=network.loaded,
@@ -360,6 +379,9 @@ def _continue(
         # The file contains the pretrained weights; building with the plan would download them again.
         saved = state.model and (begun.folder / LAST).exists()
         model = load(begun.folder / LAST, parts=parts) if saved else build_plan(begun.plan, parts)
+        if outputs_of_model(model, find_network(model)):
+            others = create_output_losses(model, trace(model, begun.config.crop), data.target, parts)
+            run_parts = run_parts._replace(others=others)
     if not saved and begun.config.init_weights:
         load_init_weights(model, begun.config.init_weights)
     find_network(model).loaded = begun.loaded

@@ -6,17 +6,18 @@ Shapes: B batch, K outputs, L labels, H and W height and width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from unetkit.data.rng import derive_seed
 from unetkit.errors import OptionError, PluginError, UnetkitError
-from unetkit.network import Network
+from unetkit.network import Network, Outputs, prediction_name, prediction_of
 from unetkit.summary.forward_hooks import find_network
 from unetkit.train.checkpoint import TrainState
 from unetkit.train.config import TrainConfig
@@ -24,6 +25,7 @@ from unetkit.train.dataloader import Batch
 from unetkit.train.distributed import ProcessGroup
 from unetkit.train.losses import Loss
 from unetkit.train.optim import OptimizerConfig
+from unetkit.train.outputs import OutputLoss
 from unetkit.utils.formatting import format_plural
 from unetkit.utils.isolation import wrap_errors
 from unetkit.utils.modules import to_channels_last
@@ -31,29 +33,62 @@ from unetkit.utils.spatial import crop_center, crop_end, resize_to_input, size_o
 from unetkit.utils.system import is_oom
 
 
-def loss_of(outputs: Tensor | Sequence[Tensor], batch: Batch, loss: Loss, network: Network) -> Tensor:
+class ImageLosses(NamedTuple):
+    """The losses of each image of a batch, (B,).
+
+    Attributes:
+        total: what training minimizes.
+        by_output: the loss of each named output, the prediction first, without its weight; empty without names.
+    """
+
+    total: Tensor
+    by_output: dict[str, Tensor]
+
+
+def loss_of(
+    outputs: Outputs, batch: Batch, loss: Loss, network: Network, others: Mapping[str, OutputLoss] | None = None
+) -> ImageLosses:
     """Compute the loss of each image (B,).
 
-    If a model returns several logits in training (deep supervision, with the main ones first), their losses are
-    summed with weights proportional to 1, 1/2, 1/4 and so on, which sum to 1 (Isensee 2021, nnU-Net).
+    The losses of named outputs are summed with their weights, and that of the prediction with 1. Further predictions in
+    a tuple (deep supervision) are trained on the mask, too: their losses are summed with weights proportional to 1,
+    1/2, 1/4 and so on, which sum to 1 (Isensee 2021, nnU-Net).
 
     Args:
-        outputs: logits (B, K, h, w), or several.
+        outputs: logits (B, K, h, w), or several in a tuple or by name.
         batch: the targets.
-        loss: the loss of each image.
+        loss: the loss of each image for the prediction.
         network: the network. With valid convolutions, logits belong to the center of the input; otherwise they belong
             to all of it, possibly at a stride, and are resized bilinearly.
+        others: what trains each named output but the prediction.
     """
+    if isinstance(outputs, Mapping):
+        first = prediction_name(outputs)
+        found = {first: _loss_of_logits(outputs[first], batch.masks, batch.weights, loss, network)}
+        for name, one in (others or {}).items():
+            logits = _resize_like(outputs[name], outputs[first], network)
+            found[name] = _loss_of_logits(logits, batch.targets[name], None, one.loss, network)
+        weighted = [one.weight * found[name] for name, one in (others or {}).items()]
+        return ImageLosses(sum(weighted, found[first]), found)
     several = [outputs] if isinstance(outputs, Tensor) else [*outputs]
     weights = [0.5**number for number in range(len(several))]
     losses = [
-        weight * _loss_of_logits(logits, batch, loss, network) for weight, logits in zip(weights, several, strict=True)
+        weight
+        * _loss_of_logits(
+            _resize_like(logits, prediction_of(outputs), network), batch.masks, batch.weights, loss, network
+        )
+        for weight, logits in zip(weights, several, strict=True)
     ]
-    return sum(losses[1:], losses[0]) / sum(weights)
+    return ImageLosses(sum(losses[1:], losses[0]) / sum(weights), {})
 
 
-def _loss_of_logits(logits: Tensor, batch: Batch, loss: Loss, network: Network) -> Tensor:
-    masks, weights = batch.masks, batch.weights
+def _resize_like(logits: Tensor, prediction: Tensor, network: Network) -> Tensor:
+    """Resize logits of a plugin's wrapper to those of the prediction; with valid convolutions, they have their own."""
+    size = size_of(prediction)
+    return logits if network.valid or size_of(logits) == size else F.interpolate(logits, size, mode="bilinear")
+
+
+def _loss_of_logits(logits: Tensor, masks: Tensor, weights: Tensor | None, loss: Loss, network: Network) -> Tensor:
     if network.output_stride > 1:
         logits = crop_end(resize_to_input(logits, network.output_stride), size_of(masks))
     if network.valid:
@@ -66,6 +101,18 @@ def _loss_of_logits(logits: Tensor, batch: Batch, loss: Loss, network: Network) 
 #: overflows halves it; where the scale falls this low, the gradient is infinite or NaN for another reason, and no step
 #: would ever change the weights.
 _MIN_SCALE = 2.0**-24
+
+
+class StepLosses(NamedTuple):
+    """The losses of a step: their mean over the images of all processes.
+
+    Attributes:
+        total: what training minimizes.
+        by_output: the loss of each named output, the prediction first, without its weight; empty without names.
+    """
+
+    total: float
+    by_output: dict[str, float]
 
 
 class NonFiniteError(Exception):
@@ -89,6 +136,7 @@ class Stepper:
         loss: Loss,
         group: ProcessGroup,
         total_steps: int,
+        others: Mapping[str, OutputLoss] | None = None,
     ) -> None:
         """Move a network to the device of this process, and create its optimizer.
 
@@ -99,8 +147,10 @@ class Stepper:
             loss: the loss of each image.
             group: the processes that train together.
             total_steps: the number of steps of all epochs.
+            others: what trains each named output but the prediction.
         """
         self.config, self.loss, self.group, self.total_steps = config, loss, group, total_steps
+        self.others = others or {}
         is_gpu = group.device.type == "cuda"
         try:
             self.network: nn.Module = network.to(group.device)
@@ -146,8 +196,8 @@ class Stepper:
             for module in find_network(self.network).pretrained_modules():
                 module.eval()
 
-    def step(self, batch: Batch, at: int) -> float:
-        """Perform the step with number `at`, and return the loss over the images of all processes.
+    def step(self, batch: Batch, at: int) -> StepLosses:
+        """Perform the step with number `at`, and return the losses over the images of all processes.
 
         Raises:
             NonFiniteError: The loss or a gradient is not finite; only the statistics of norms have changed.
@@ -156,8 +206,10 @@ class Stepper:
         batch = batch.to(self.group.device, self._memory)
         with self.autocast():
             outputs = self._parallel()(batch.images)
-        loss = loss_of(outputs, batch, self.loss, find_network(self.network)).mean()
+        losses = loss_of(outputs, batch, self.loss, find_network(self.network), self.others)
+        loss = losses.total.mean()
         value = self.group.mean(loss)
+        by_output = {name: self.group.mean(values.mean()) for name, values in losses.by_output.items()}
         _check_finite(value, "loss")
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
@@ -170,7 +222,7 @@ class Stepper:
         self.optimizer.zero_grad()
         if self.scaler.is_enabled() and self.scaler.get_scale() < _MIN_SCALE:
             raise NonFiniteError("the gradient is infinite or NaN at every scale of the float16 loss")
-        return value
+        return StepLosses(value, by_output)
 
     def save_to(self, state: TrainState) -> TrainState:
         """Store everything that is needed to continue in a state."""

@@ -29,7 +29,8 @@ from unetkit.train.image_check import ImageCheck
 from unetkit.train.losses import Loss
 from unetkit.train.metrics import Evaluation
 from unetkit.train.optim import OptimizerConfig
-from unetkit.train.step import NonFiniteError, Stepper
+from unetkit.train.outputs import OutputLoss
+from unetkit.train.step import NonFiniteError, StepLosses, Stepper
 from unetkit.utils.files import JsonLinesWriter
 from unetkit.utils.formatting import format_plural
 from unetkit.utils.system import is_oom
@@ -142,6 +143,8 @@ class RunParts(NamedTuple):
     loss: Loss
     augment: Augment
     optimizer: OptimizerConfig
+    #: What trains each named output of the network but the prediction.
+    others: dict[str, OutputLoss] = {}
 
 
 class Trainer:
@@ -181,20 +184,24 @@ class Trainer:
             borders: a folder for border weights; None for one in the folder of the run.
             check_images: whether to read all images of a folder in the background.
         """
-        config, (loss, augment, optimizer) = run.config, run_parts
+        config, (loss, augment, optimizer, others) = run.config, run_parts
+        self.others = others
         self.run, self.data, self.group, self.state, self.loss = run, data, group, state, loss
         self.callback = callback if group.is_first else TrainCallback()
         self.save_every, self._saved = save_every, monotonic()
         weigh = BorderMaps(*loss.border, Path(borders or run.folder / "borders")) if loss.border else None
-        train = AugmentedDataset(data.splits["train"], augment, weigh, run.normalize, config.seed)
+        targets = {name: one.target for name, one in others.items()}
+        train = AugmentedDataset(data.splits["train"], augment, weigh, run.normalize, config.seed, targets)
         self.loader = Loader(train, config, group, workers=_workers(config.workers, group.device))
         height, width = config.crop or (0, 0)
-        planes = 4 * run.channels + 8 * (len(run.target.names) if run.target.kind == "multilabel" else 1) + 4
+        planes = 4 * run.channels + 4
+        for maps in (run.target, *(target.maps for target in targets.values())):
+            planes += 8 * (len(maps.names) if maps.kind in ("multilabel", "regression") else 1)
         #: Why fewer processes load data than were asked for; "" if as many do.
         self.fewer_workers = self.loader.limit_workers(config.batch_size * height * width * planes)
         self.images = ImageCheck(data.splits if check_images else {})
         self.validation = Validation(data.splits["val"], run, loss, weigh, group)
-        self.stepper = Stepper(network, config, optimizer, loss, group, self.loader.total_steps)
+        self.stepper = Stepper(network, config, optimizer, loss, group, self.loader.total_steps, others)
         if state.model:
             self.stepper.load_from(state)
 
@@ -228,7 +235,10 @@ class Trainer:
         self.stepper.begin_epoch(state.epochs_done)
         for batch in self.loader.epoch(state.epochs_done, state.steps_done):
             self.images.raise_error()
-            state.losses.append(self._step(batch))
+            losses = self._step(batch)
+            state.losses.append(losses.total)
+            for name, value in losses.by_output.items():
+                state.output_losses.setdefault(name, []).append(value)
             state.steps_done += 1
             self.callback.on_step_end(state.steps_done, state.losses[-1])
             if self.group.is_first and monotonic() - self._saved > self.save_every:
@@ -243,7 +253,7 @@ class Trainer:
         }
         self._finish_epoch(lines, found, about)
 
-    def _step(self, batch: Batch) -> float:
+    def _step(self, batch: Batch) -> StepLosses:
         try:
             return self.stepper.step(batch, self.loader.first_step(self.state.epochs_done) + self.state.steps_done)
         except NonFiniteError as error:
@@ -272,7 +282,9 @@ class Trainer:
     def _finish_epoch(self, lines: JsonLinesWriter | None, found: ValidationResult, about: dict[str, float]) -> None:
         state, config = self.state, self.run.config
         loss = sum(state.losses) / len(state.losses)
+        by_output = {name: sum(values) / len(values) for name, values in state.output_losses.items()}
         state.epochs_done, state.steps_done, state.losses = state.epochs_done + 1, 0, []
+        state.output_losses = {}
         score = found.summary["miou"]
         better = state.best is None or (score is not None and score > state.best)
         if better:
@@ -288,6 +300,7 @@ class Trainer:
             "epoch": state.epochs_done,
             "loss": loss,
             "val_loss": val_loss,
+            **({"output_losses": by_output} if by_output else {}),
             **found.summary,
             **about,
             "best": better,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unetkit.summary.forward_hooks import collect_tensors
 from unetkit.testing.catalog import Nonconformity, SkipCheck, one_line
 from unetkit.testing.contracts import Contract, PartInput, PositionalArgs, format_shape
 from unetkit.testing.subject import PartSubject, relative_difference
@@ -103,8 +104,7 @@ def check_export(subject: PartSubject) -> None:
                     f"{where}exported at {first}, it does not accept {other} ({one_line(error)}): "
                     "a size was fixed; read sizes from x.shape in forward, and do not branch on them"
                 ) from error
-            outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
-            return relative_difference(outputs, subject.run(part, other))
+            return relative_difference(tuple(collect_tensors(outputs)), subject.run(part, other))
 
         if difference := difference_beyond_rounding(part, measure):
             raise Nonconformity(

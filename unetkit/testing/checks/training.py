@@ -1,4 +1,4 @@
-"""Checks of what a training run is made of: losses, augmentations, optimizers and datasets.
+"""Checks of what a training run is made of: losses, targets, augmentations, optimizers and datasets.
 
 Shapes: B batch, K outputs of the network, C channels, L labels, H and W height and width.
 """
@@ -16,14 +16,18 @@ from torch import Tensor
 from unetkit.builder import build
 from unetkit.data.augment import SampleTensors, find_step_error
 from unetkit.data.splits import SplitConfig
-from unetkit.data.types import IGNORE, Sample, Target, find_sample_error, find_splits_error
+from unetkit.data.types import IGNORE, Sample, Target, find_mask_error, find_sample_error, find_splits_error
 from unetkit.errors import UnetkitError
+from unetkit.network import declared_outputs, prediction_of
 from unetkit.options import format_value
+from unetkit.summary.outputs import find_output_error, list_outputs
 from unetkit.testing.catalog import Nonconformity, SkipCheck, one_line
 from unetkit.testing.contracts import format_shape, random_tensor
 from unetkit.testing.subject import PartSubject
 from unetkit.train.optim import OptimizerConfig
+from unetkit.train.outputs import make_output_losses
 from unetkit.utils.formatting import format_plural
+from unetkit.utils.spatial import size_of
 
 #: What masks may mean, each with the number of outputs of a network for them.
 _TARGETS = (
@@ -60,7 +64,9 @@ def _make(subject: PartSubject, *wiring: Any) -> Any:
 def check_loss(subject: PartSubject) -> None:
     """Check the values and gradients of a loss for each meaning of masks that it accepts."""
     rejections = []
-    for target, outputs in _TARGETS:
+    numbers = Target("regression", ("height", "width"))
+    targets = ((numbers, 2),) if getattr(subject.factory, "regression", False) else _TARGETS
+    for target, outputs in targets:
         activation = target.activation(outputs)
         prefix = f"for {target.kind} masks and {format_plural(outputs, 'output')}: "
         try:
@@ -69,7 +75,7 @@ def check_loss(subject: PartSubject) -> None:
             rejections.append(f"{prefix}{error}")
             continue
         _check_values(term, target, outputs, prefix)
-    if len(rejections) == len(_TARGETS):
+    if len(rejections) == len(targets):
         raise Nonconformity(f"it rejects all masks that were tried: {rejections[0]}")
 
 
@@ -79,7 +85,7 @@ def _check_values(term: Any, target: Target, outputs: int, prefix: str) -> None:
     borders = random_tensor(3, 6, 7).double().abs() if getattr(term, "border", None) else None
     given = [tensor.clone() for tensor in (logits, masks)]
     values = _compute_loss(term, logits, masks, borders, prefix)
-    if not (torch.equal(logits, given[0]) and torch.equal(masks, given[1])):
+    if not (torch.equal(logits, given[0]) and torch.equal(masks.nan_to_num(), given[1].nan_to_num())):
         raise Nonconformity(f"{prefix}it changes its inputs in place")
     one = None if borders is None else borders[1:2]
     if not torch.allclose(values[1:2], _compute_loss(term, logits[1:2], masks[1:2], one, prefix), rtol=1e-6, atol=1e-9):
@@ -87,11 +93,12 @@ def _check_values(term: Any, target: Target, outputs: int, prefix: str) -> None:
             f"{prefix}the value of an image depends on the other images of the batch; "
             "compute a value for each image from its own pixels"
         )
-    valid = masks if masks.ndim == 4 else masks[:, None]
-    shifted = torch.where((valid == IGNORE).expand_as(logits), logits + 3, logits)
+    unknown, ignored = (torch.nan, masks.isnan()) if masks.is_floating_point() else (IGNORE, masks == IGNORE)
+    planes = ignored if ignored.ndim == 4 else ignored[:, None]
+    shifted = torch.where(planes.expand_as(logits), logits + 3, logits)
     if not torch.allclose(values, _compute_loss(term, shifted, masks, borders, prefix), rtol=1e-6, atol=1e-9):
-        raise Nonconformity(f"{prefix}pixels where the mask is {IGNORE} change the value; leave them out")
-    empty = _compute_loss(term, logits.requires_grad_(), torch.full_like(masks, IGNORE), borders, prefix)
+        raise Nonconformity(f"{prefix}pixels where the mask is {unknown} change the value; leave them out")
+    empty = _compute_loss(term, logits.requires_grad_(), torch.full_like(masks, unknown), borders, prefix)
     if empty.detach().abs().max() > 0:
         raise Nonconformity(f"{prefix}the value is {float(empty.detach().max()):g} where all pixels are ignored, not 0")
     _check_gradient(term, logits.detach(), masks, borders, prefix)
@@ -135,8 +142,12 @@ def _check_gradient(term: Any, logits: Tensor, masks: Tensor, borders: Tensor | 
 
 
 def _random_masks(target: Target) -> Tensor:
-    """Draw three masks, with all classes or labels and with ignored pixels in each."""
+    """Draw three masks, with all classes or labels and with ignored pixels in each; or maps for regression."""
     source = torch.Generator().manual_seed(0)
+    if target.kind == "regression":
+        maps = torch.randn(3, len(target.names), 6, 7, generator=source)
+        maps[..., 0, :] = torch.nan
+        return maps
     shape = (3, len(target.names), 6, 7) if target.kind == "multilabel" else (3, 6, 7)
     masks = torch.randint(2 if target.kind == "multilabel" else len(target.names), shape, generator=source)
     masks[..., 0, :] = IGNORE
@@ -145,10 +156,95 @@ def _random_masks(target: Target) -> Tensor:
 
 def _true_logits(target: Target, outputs: int, masks: Tensor) -> Tensor:
     """Return logits (B, K, H, W) that are right everywhere."""
+    if target.kind == "regression":
+        return masks.nan_to_num().double()
     if target.activation(outputs) == "softmax":
         return 8.0 * torch.stack([masks == index for index in range(outputs)], 1).double() - 4
     planes = masks if masks.ndim == 4 else masks[:, None]
     return 8.0 * (planes == 1).double() - 4
+
+
+# Targets of outputs
+
+
+def check_target(subject: PartSubject) -> None:
+    """Check the maps of a target for each meaning of masks that it accepts."""
+    rejections = []
+    meanings = [meaning for meaning, outputs in _TARGETS if outputs == meaning.outputs]
+    for meaning in meanings:
+        prefix = f"for {meaning.kind} masks: "
+        try:
+            target = _make(subject, meaning)
+        except UnetkitError as error:
+            rejections.append(f"{prefix}{error}")
+            continue
+        if not isinstance(getattr(target, "maps", None), Target):
+            raise Nonconformity(f"{prefix}must declare maps, a unetkit.data.types.Target that says what its maps mean")
+        for mask in (*_random_masks(meaning), *_special_masks(meaning)):
+            _check_map(target, mask, prefix)
+        _call(f"{prefix}pickling ", lambda held: pickle.loads(pickle.dumps(held)), target)  # noqa: S301
+    if len(rejections) == len(meanings):
+        raise Nonconformity(f"it rejects all masks that were tried: {rejections[0]}")
+
+
+def _special_masks(meaning: Target) -> list[Tensor]:
+    """Return masks of one pixel, of one class only, and without a pixel that is not ignored."""
+    planes = (len(meaning.names),) if meaning.kind == "multilabel" else ()
+    fills = ((1, (1, 1)), (0, (5, 9)), (1, (9, 5)), (IGNORE, (4, 4)))
+    return [torch.full((*planes, *size), value) for value, size in fills]
+
+
+def _check_map(target: Any, mask: Tensor, prefix: str) -> None:
+    prefix = f"{prefix}a mask of {format_shape(mask.shape)} "
+    given = mask.clone()
+    found = _call(prefix, target, mask)
+    if not torch.equal(mask, given):
+        raise Nonconformity(f"{prefix}is changed in place; return a new tensor")
+    if error := find_mask_error(found, target.maps, mask.shape[-2:]):
+        raise Nonconformity(f"{prefix}gives a map that {error}")
+    ignored = (mask == IGNORE).reshape(-1, *mask.shape[-2:]).all(0)
+    left_out = found.isnan() if found.is_floating_point() else found == IGNORE
+    if not left_out[..., ignored].all():
+        value = "NaN" if found.is_floating_point() else IGNORE
+        raise Nonconformity(f"{prefix}has pixels that are ignored ({IGNORE}), which its map does not ignore ({value})")
+    if left_out.all() and not (mask == IGNORE).any():
+        raise Nonconformity(f"{prefix}gives a map in which all pixels are ignored, so that nothing is learned")
+    again = _call(prefix, target, mask)
+    if not torch.equal(found.nan_to_num(), again.nan_to_num()):
+        raise Nonconformity(f"{prefix}gives different maps in two calls; compute a map from the mask alone")
+
+
+def check_outputs(subject: PartSubject) -> None:
+    """Check that the loss of each named output can be computed for some masks, and trains the output."""
+    if not any(declared_outputs(subject.make(args)) for args in subject.positional_cases):
+        return
+    rejections = []
+    for masks, classes in _TARGETS:
+        try:
+            part = subject.make((subject.positional_cases[0][0], classes)).train()
+            _check_output_losses(subject, part, masks)
+        except UnetkitError as error:
+            rejections.append(f"for {masks.kind} masks and {classes} classes: {error}")
+    if len(rejections) == len(_TARGETS):
+        raise Nonconformity(f"it cannot be trained with any masks that were tried: {rejections[0]}")
+
+
+def _check_output_losses(subject: PartSubject, part: Any, masks: Target) -> None:
+    args = subject.positional_cases[0]
+    part_input = subject.samples(training=True)[0][1]
+    returned = subject.contract.call(part, part_input.clone())
+    declared = declared_outputs(part)
+    if error := find_output_error(returned, declared, len(prediction_of(returned)[0])):
+        raise Nonconformity(f"{subject.describe_case(args)}{error}")
+    losses = make_output_losses(list_outputs(returned, declared), masks, subject.parts, "its `outputs`")
+    for name, one in losses.items():
+        size = size_of(returned[name])
+        planes = (len(masks.names),) if masks.kind == "multilabel" else ()
+        drawn = torch.randint(2, (part_input.batch, *planes, *size), generator=torch.Generator().manual_seed(0))
+        maps = torch.stack([one.target(mask) for mask in drawn])
+        value = _call(f"the loss of output {name!r} ", one.loss, returned[name], maps).sum()
+        if not value.isfinite() or not torch.autograd.grad(value, returned[name])[0].isfinite().all():
+            raise Nonconformity(f"the loss of output {name!r}, or its gradient, is not finite")
 
 
 # Augmentations
