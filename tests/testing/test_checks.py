@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import unetkit.testing
-from tests.testing.wrong_parts import RIGHT, WRONG, Gate, Patches, Pyramid
+from tests.testing.wrong_parts import RIGHT, WRONG, Gate, Patches, Pyramid, TwoOutputs
 from tests.testing.wrong_run_parts import RIGHT_NAMES
 from unetkit.errors import BuildError, OptionError, UnknownNameError
 from unetkit.plan import PartSpec
@@ -49,6 +49,13 @@ def test_what_the_wrong_parts_are_made_from_is_right(kind: str) -> None:
     found = check_part(kind, RIGHT[kind])
     assert failures(found) == {}
     assert [r.check for r in found if r.outcome == "skipped"] == ["options"]
+
+
+@pytest.mark.slow
+def test_a_head_of_two_outputs_is_right() -> None:
+    found = {r.check: r.outcome for r in check_part("head", TwoOutputs)}
+    assert {check for check, outcome in found.items() if outcome != "passed"} == {"options"}
+    assert found["outputs"] == "passed"
 
 
 @pytest.mark.parametrize("kind", RIGHT_NAMES)

@@ -149,82 +149,6 @@ class TwoOutputs(Head):
         return {"boundary": self.boundary(x), "mask": self.conv(x)}
 
 
-# Outputs beside the prediction.
-
-
-@wrong(
-    "head", "forward", r"in eval: returns the output 'boundary' beside its prediction 'mask', but declares no target"
-)
-class NoTarget(TwoOutputs):
-    """Declares nothing."""
-
-    outputs = {}
-
-
-@wrong(
-    "head", "forward", r"in training: declares the output 'boundary', but returns a Tensor in training; return a dict"
-)
-class OnlyMask(Head):
-    """Declares an output that it does not have."""
-
-    outputs = TwoOutputs.outputs
-
-
-@wrong(
-    "head", "forward", r"in training: returns a tuple of 2 outputs with 5, 1 channels in training, but each output in"
-)
-class TupleOfTwo(TwoOutputs):
-    """Returns a tuple in training."""
-
-    outputs = {}
-
-    def forward(self, x: Tensor) -> Any:
-        both = super().forward(x)
-        return (both["mask"], both["boundary"]) if self.training else both["mask"]
-
-
-@wrong("head", "construction", r"declares outputs=\{'boundary': 'bce'\}; expected a dict such as")
-class OnlyLoss(TwoOutputs):
-    """Declares a text."""
-
-    outputs = {"boundary": "bce"}  # type: ignore[dict-item]
-
-
-@wrong(
-    "head", "outputs", r"its `outputs`: output 'boundary': target edges: no target is called 'edges'; the targets are"
-)
-class NoSuchTarget(TwoOutputs):
-    """Declares a target that does not exist."""
-
-    outputs = {"boundary": Output("edges", "bce")}
-
-
-@wrong(
-    "head", "outputs", r"its `outputs`: output 'boundary': loss mse: compares numbers, but the target has classes; wr"
-)
-class WrongLoss(TwoOutputs):
-    """Declares a loss that does not fit its target."""
-
-    outputs = {"boundary": Output("boundary", "mse")}
-
-
-@wrong(
-    "model", "outputs", r"output 'boundary': it has 3 channels, but target distance needs 1 \(regression: distance\);"
-)
-class WrongChannels(Patches):
-    """Has an output with channels that its target does not have."""
-
-    outputs = {"boundary": Output("distance")}
-
-    def __init__(self, in_channels: int, classes: int) -> None:
-        super().__init__(in_channels, classes)
-        self.other = nn.ConvTranspose2d(8, 3, 4, stride=4)
-
-    def forward(self, x: Tensor) -> Any:
-        below = self.down(x)
-        return {"mask": self.up(below), "boundary": self.other(below)}
-
-
 # What the factory says of itself.
 
 
@@ -1446,3 +1370,79 @@ class Paired(Patches):
         if classes == 4:
             raise BuildError("an odd number of classes alone")
         super().__init__(in_channels, classes)
+
+
+# Outputs beside the prediction.
+
+
+@wrong(
+    "head", "forward", r"in eval: returns the output 'boundary' beside its prediction 'mask', but declares no target"
+)
+class NoTarget(TwoOutputs):
+    """Declares nothing."""
+
+    outputs = {}
+
+
+@wrong(
+    "head", "forward", r"in training: declares the output 'boundary', but returns a Tensor in training; return a dict"
+)
+class OnlyMask(Head):
+    """Declares an output that it does not have."""
+
+    outputs = TwoOutputs.outputs
+
+
+@wrong(
+    "head", "forward", r"in training: returns a tuple of 2 outputs with 5, 1 channels in training, but each output in"
+)
+class TupleOfTwo(TwoOutputs):
+    """Returns a tuple in training."""
+
+    outputs = {}
+
+    def forward(self, x: Tensor) -> Any:
+        both = super().forward(x)
+        return (both["mask"], both["boundary"]) if self.training else both["mask"]
+
+
+@wrong("head", "construction", r"declares outputs=\{'boundary': 'bce'\}; expected a dict such as")
+class OnlyLoss(TwoOutputs):
+    """Declares a text."""
+
+    outputs = {"boundary": "bce"}  # type: ignore[dict-item]
+
+
+@wrong(
+    "head", "outputs", r"its `outputs`: output 'boundary': target edges: no target is called 'edges'; the targets are"
+)
+class NoSuchTarget(TwoOutputs):
+    """Declares a target that does not exist."""
+
+    outputs = {"boundary": Output("edges", "bce")}
+
+
+@wrong(
+    "head", "outputs", r"its `outputs`: output 'boundary': loss mse: compares numbers, but the target has classes; wr"
+)
+class WrongLoss(TwoOutputs):
+    """Declares a loss that does not fit its target."""
+
+    outputs = {"boundary": Output("boundary", "mse")}
+
+
+@wrong(
+    "model", "outputs", r"output 'boundary': it has 3 channels, but target distance needs 1 \(regression: distance\);"
+)
+class WrongChannels(Patches):
+    """Has an output with channels that its target does not have."""
+
+    outputs = {"boundary": Output("distance")}
+
+    def __init__(self, in_channels: int, classes: int) -> None:
+        super().__init__(in_channels, classes)
+        self.other = nn.ConvTranspose2d(8, 3, 4, stride=4)
+
+    def forward(self, x: Tensor) -> Any:
+        below = self.down(x)
+        return {"mask": self.up(below), "boundary": self.other(below)}

@@ -41,6 +41,16 @@ class OutputInfo:
         return f"output {self.name}: {shape}, trained on {self.target} with {loss}, weight {self.weight:g}"
 
 
+def count_further(returned: Any) -> int:
+    """Return the number of further predictions in a tuple that a pass in training mode returned."""
+    return len(returned) - 1 if isinstance(returned, tuple | list) else 0
+
+
+def format_further(number: int) -> str:
+    """Say what a number of further predictions is trained on."""
+    return f"{number} further prediction{'s' * (number > 1)} of the same classes, trained on the mask"
+
+
 def outputs_of_model(model: nn.Module, network: Network) -> dict[str, Output]:
     """Return what the outputs of a model are trained on, as its wrapper or the part that makes them declares it."""
     return network.outputs if model is network else declared_outputs(model) or network.outputs

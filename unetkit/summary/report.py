@@ -7,7 +7,7 @@ from io import StringIO
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
-from unetkit.summary.outputs import OutputInfo
+from unetkit.summary.outputs import OutputInfo, format_further
 from unetkit.summary.receptive_field import ReceptiveField
 from unetkit.utils.formatting import Size, format_bytes, format_count, format_size
 
@@ -67,6 +67,7 @@ class Trace:
         minimum: the smallest height and width that the network takes; None where it takes none up to 2048.
         maximum: the largest size that the network takes, if the encoder is built for one size; else None.
         outputs: the named outputs of a pass in training, beside the prediction.
+        further: the number of further predictions that a pass in training returns in a tuple, for deep supervision.
         notes: remarks on this size, one line each.
     """
 
@@ -79,6 +80,7 @@ class Trace:
     minimum: int | None
     maximum: Size | None
     outputs: tuple[OutputInfo, ...]
+    further: int
     notes: tuple[str, ...]
 
     @property
@@ -178,6 +180,7 @@ def _footer(trace: Trace) -> list[str]:
         f"parameters {trace.parameters:,} ({format_bytes(4 * trace.parameters)} in float32), "
         f"MACs {format_count(trace.macs)}, activations kept for training {format_bytes(trace.activation_bytes)}",
         f"receptive field {trace.receptive_field}; {_format_size_limits(trace)}; encoder weights {trace.weights}",
+        *([f"in training, {format_further(trace.further)}"] if trace.further else []),
         *map(str, trace.outputs),
         *(f"note: {note}" for note in trace.notes),
     ]

@@ -18,7 +18,13 @@ from unetkit.network import Network
 from unetkit.plan import part_at_level
 from unetkit.summary.forward_hooks import ModuleCall, find_network, make_meta_input, record_forward, resolve_input_size
 from unetkit.summary.input_sizes import find_nearest_sizes, find_smallest_input, size_error
-from unetkit.summary.outputs import describe_output_source, find_output_error, list_outputs, outputs_of_model
+from unetkit.summary.outputs import (
+    count_further,
+    describe_output_source,
+    find_output_error,
+    list_outputs,
+    outputs_of_model,
+)
 from unetkit.summary.receptive_field import receptive_field
 from unetkit.summary.report import Side, Trace, TraceRow
 from unetkit.unet import Stage, UNet
@@ -67,6 +73,7 @@ def trace(model: nn.Module, size: int | Size | None = None, *, batch: int = 1) -
         minimum=minimum,
         maximum=network.size,
         outputs=list_outputs(returned, outputs_of_model(model, network)),
+        further=count_further(returned),
         notes=tuple(notes),
     )
 
@@ -107,8 +114,6 @@ def _run_pass(meta_model: nn.Module, size: Size, batch: int) -> tuple[MeteredPas
     if meta_model is not network:
         wrapper = type(meta_model).__name__
         notes.append(f"the network is wrapped in a {wrapper}: the figures are those of a pass in training")
-    if isinstance(in_training.returned, tuple | list) and (extra := len(in_training.returned) - 1):
-        notes.append(f"in training it returns {extra} further prediction{'s' * (extra > 1)}, trained on the mask")
     if (padded := network.padded_size(size)) != size:
         notes.append(f"the input is padded with zeros to {format_size(padded)}, and the output is cropped")
     return run, in_training.returned, notes

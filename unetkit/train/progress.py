@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unetkit.summary.forward_hooks import find_network
+from unetkit.summary.outputs import format_further
 from unetkit.train.checkpoint import HEADER, LOG
 from unetkit.train.plots import draw_curves, draw_samples
 from unetkit.train.trainer import TrainCallback, Trainer, ValidationResult
@@ -156,6 +157,8 @@ def describe_run(trainer: Trainer) -> list[str]:
     ]
     if run.config.init_weights and not trainer.state.epochs_done:
         lines.insert(1, f"weights  from {run.config.init_weights}{_format_not_loaded(run.not_loaded)}")
+    if trainer.further:
+        lines.append(f"output   {format_further(trainer.further)}")
     lines += [
         f"output   {name}: trained on {one.target.text} with {one.loss.text}, weight {one.weight:g}"
         for name, one in trainer.others.items()

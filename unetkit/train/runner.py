@@ -27,7 +27,7 @@ from unetkit.registry import Parts
 from unetkit.resolve import canonical_spec, resolve
 from unetkit.serialization import load
 from unetkit.summary.forward_hooks import find_network
-from unetkit.summary.outputs import describe_output_source, outputs_of_model
+from unetkit.summary.outputs import describe_output_source
 from unetkit.summary.report import Trace
 from unetkit.summary.trace import trace
 from unetkit.train.checkpoint import BEST, HEADER, LAST, STATE, TrainRun, TrainState, read_run, read_state
@@ -242,7 +242,8 @@ def run(
         with stdout_to_stderr():
             model = _first_process_first(group, lambda: build_plan(resolved, parts))
             traced = trace(model, settings.crop)  # raises InputSizeError if the network does not take the crop
-        run_parts = run_parts._replace(others=create_output_losses(model, traced, splits.target, parts))
+        others = create_output_losses(model, traced, splits.target, parts)
+        run_parts = run_parts._replace(others=others, further=traced.further)
         network = find_network(model)
         not_loaded = load_init_weights(model, settings.init_weights) if settings.init_weights else {}
         _check_freeze(network, settings)
@@ -379,9 +380,10 @@ def _continue(
         # The file contains the pretrained weights; building with the plan would download them again.
         saved = state.model and (begun.folder / LAST).exists()
         model = load(begun.folder / LAST, parts=parts) if saved else build_plan(begun.plan, parts)
-        if outputs_of_model(model, find_network(model)):
-            others = create_output_losses(model, trace(model, begun.config.crop), data.target, parts)
-            run_parts = run_parts._replace(others=others)
+        if find_network(model).plugins:  # the network of a run has named parts, and ours have one output
+            traced = trace(model, begun.config.crop)
+            others = create_output_losses(model, traced, data.target, parts)
+            run_parts = run_parts._replace(others=others, further=traced.further)
     if not saved and begun.config.init_weights:
         load_init_weights(model, begun.config.init_weights)
     find_network(model).loaded = begun.loaded

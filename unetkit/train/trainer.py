@@ -145,6 +145,8 @@ class RunParts(NamedTuple):
     optimizer: OptimizerConfig
     #: What trains each named output of the network but the prediction.
     others: dict[str, OutputLoss] = {}
+    #: The number of further predictions of the network in a tuple, which are trained on the mask.
+    further: int = 0
 
 
 class Trainer:
@@ -153,6 +155,8 @@ class Trainer:
     Attributes:
         run, data, group: the run, its data, and the processes.
         state: the progress of the run.
+        others: what trains each named output of the network but the prediction.
+        further: the number of further predictions in a tuple, which are trained on the mask.
         loader: the source of batches.
         stepper: the network with its optimizer.
     """
@@ -184,8 +188,8 @@ class Trainer:
             borders: a folder for border weights; None for one in the folder of the run.
             check_images: whether to read all images of a folder in the background.
         """
-        config, (loss, augment, optimizer, others) = run.config, run_parts
-        self.others = others
+        config, (loss, augment, optimizer, others, further) = run.config, run_parts
+        self.others, self.further = others, further
         self.run, self.data, self.group, self.state, self.loss = run, data, group, state, loss
         self.callback = callback if group.is_first else TrainCallback()
         self.save_every, self._saved = save_every, monotonic()
