@@ -502,11 +502,11 @@ CHECKS = {
     "workers": Check(check_workers),
     "predict": Check(check_predict),
     "out-of-memory": Check(check_out_of_memory),
-    "bench-training": Check(check_bench_training),
-    "shared-gpu": Check(check_shared_gpu),
+    "bench-training": Check(check_bench_training, timeout=150.0),
+    "shared-gpu": Check(check_shared_gpu, timeout=150.0),
     "channels-last": Check(check_channels_last),
     "latency": Check(check_latency, timeout=200.0),
-    "selftest": Check(check_selftest),
+    "selftest": Check(check_selftest, timeout=150.0),
 }
 # cuBLAS reads this when a process first uses it; without it, deterministic algorithms raise an error.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
