@@ -21,7 +21,7 @@ from unetkit.registry import PART_KINDS, Parts
 from unetkit.resolve import NO_LOGITS, canonical_spec, kind_of, minimal_plan, parse_options, resolve, signature_of
 from unetkit.summary.input_sizes import verify
 from unetkit.unet import BlockSequence, Stage, UNet
-from unetkit.utils.isolation import one_line, stdout_to_stderr
+from unetkit.utils.isolation import INTERRUPTS, one_line, stdout_to_stderr
 from unetkit.utils.lazy_init import defer_init, preserve_rng
 from unetkit.utils.module_settings import describe_modules
 from unetkit.utils.modules import check_device
@@ -127,7 +127,7 @@ class PartBuilder:
                 part = factory(*wiring, **options)
         except UnetkitError as error:
             raise type(error)(f"--{word} {spec}{where}: {error}") from error
-        except (KeyboardInterrupt, GeneratorExit):
+        except INTERRUPTS:
             raise
         except BaseException as error:  # a bug in the code of a part; the message names the part and its owner
             why = f"with {_format_args(wiring)} failed: {one_line(error)}"

@@ -98,14 +98,15 @@ class Signature:
     #: The name of the `**options` parameter, through which a library's factory accepts the options of each name.
     var_keyword: str = ""
 
-    def check_readable(self) -> None:
-        """Raise PluginError if the values of an option cannot be read from text."""
+    def find_unreadable(self) -> str:
+        """Say which option has values that cannot be read from text, and what to write; "" if there is none."""
         for option in self.options:
             if option.unreadable:
-                raise PluginError(
-                    f"option {option.name!r} ({self.file}:{self.line}) {option.unreadable}, so its values cannot be "
-                    f"read from text; annotate it as {READABLE_TYPES}"
+                return (
+                    f"option {option.name!r} {option.unreadable}, so its values cannot be read from text; "
+                    f"annotate it as {READABLE_TYPES}"
                 )
+        return ""
 
 
 def read_signature(factory: Callable[..., Any] | str) -> Signature:

@@ -26,7 +26,7 @@ import pluggy
 from unetkit import hookspecs
 from unetkit.errors import PluginError, UnetkitError, UnknownNameError, did_you_mean
 from unetkit.registry import Entry, Parts, Plugin
-from unetkit.utils.isolation import one_line, stdout_to_stderr
+from unetkit.utils.isolation import INTERRUPTS, one_line, stdout_to_stderr
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -250,7 +250,7 @@ class PluginManager:
         try:
             with stdout_to_stderr():
                 yield
-        except (KeyboardInterrupt, GeneratorExit):
+        except INTERRUPTS:
             raise
         except BaseException as error:  # pyo3 and pytest raise exceptions that do not derive from Exception
             if strict and isinstance(error, UnetkitError):

@@ -131,7 +131,8 @@ class Entry:
     @property
     def signature(self) -> Signature:
         known = read_signature(self.factory)
-        known.check_readable()
+        if unreadable := known.find_unreadable():
+            raise PluginError(f"{unreadable} ({known.file}:{known.line})")
         if self.library_options is None:
             return known
         with wrap_errors(f"{self.library_options}, which gives the options of {self.name}, fails"):

@@ -26,6 +26,7 @@ from unetkit.plugins import default_parts
 from unetkit.registry import Parts
 from unetkit.summary.forward_hooks import find_network
 from unetkit.utils.files import atomic_write
+from unetkit.utils.isolation import ignore_breakpoints
 from unetkit.utils.module_settings import describe_modules, find_difference
 from unetkit.utils.modules import check_device
 from unetkit.utils.system import is_oom
@@ -320,6 +321,7 @@ def _read_plugins(path: Path, text: str) -> list[_SavedPlugin]:
     return saved
 
 
+@ignore_breakpoints()
 def _build_with(plan: Plan, parts: Parts, device: Any, tensors: dict[str, Tensor]) -> Network:
     """Build without weights and insert these; build with weights if a part computes some that no file contains."""
     try:

@@ -48,6 +48,14 @@ def test_a_plugins_metrics_stand_behind_ours(tmp_path: Path) -> None:
     assert [metric.name for metric in collect_metrics(host, ["b", "latency"])] == ["latency", "b"]
     with pytest.raises(UnknownNameError, match=r"^--metrics: no metric is called 'pas'; did you mean pass or "):
         collect_metrics(host, ["pas"])
+    with pytest.raises(UnknownNameError, match=r"called 'pas'; .* called 'layer'"):
+        collect_metrics(host, ["pas", "a", "layer"])
+
+
+def test_every_metric_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
+    host = manager_of(tmp_path, bad="parts.metrics.add('x', 'nowhere:x'); parts.metrics.add('y', 'elsewhere:y')")
+    with pytest.raises(PluginError, match=r"'nowhere'.*'elsewhere'"):
+        collect_metrics(host, ["x", "latency", "y"])
 
 
 #: What the hook of a plugin called bad may do wrong, and what its one line says of it.

@@ -261,6 +261,18 @@ def test_check_fails_where_a_promise_is_broken(tmp_path: Path) -> None:
     assert "(3 because a check that they depend on did not pass)" in rows[-1]
 
 
+@pytest.mark.slow
+def test_check_shows_where_a_part_fails(tmp_path: Path) -> None:
+    file = tmp_path / "narrow.py"
+    file.write_text(CONFORMING.format(kernel="int('three')"))
+    shown = run("plugins", "check", str(file))
+    assert "ValueError: invalid literal for int() with base 10: 'three'; " in shown.stdout
+    assert f"({file}:9)" in shown.stdout
+    assert "in __init__" not in shown.stdout
+    for options in (("-v", "plugins", "check"), ("plugins", "-v", "check"), ("plugins", "check", "-v")):
+        assert f'File "{file}", line 9, in __init__' in run(*options, str(file)).stdout
+
+
 def test_check_of_what_does_not_load(tmp_path: Path) -> None:
     broken = written(tmp_path / "broken.py", source="1 / 0\n")
     shown = run("plugins", "check", broken)

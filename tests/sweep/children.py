@@ -31,6 +31,8 @@ def strange(name: str, config: SweepConfig, emit: Emit) -> None:
         raise ZeroDivisionError("no such luck")
     if name == "hangs":
         time.sleep(600)
+    if name == "stops":
+        breakpoint()  # noqa: T100
     fine(name, config, emit)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from bdb import BdbQuit
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -278,6 +279,50 @@ def test_names_that_are_not_there() -> None:
         check_part("fusion", "add:wide=1")
 
 
+class Raises(Norms):
+    """Has a mistake in a function that it calls."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return divide(x)
+
+
+def divide(x: Tensor) -> Tensor:
+    return x / (1 // 0)
+
+
+def test_a_failure_has_a_place_in_the_part_and_its_own_frames() -> None:
+    lines = Path(__file__).read_text(encoding="utf-8").splitlines()
+    found = {r.check: r for r in check_part("block", Raises) if r.outcome == "failed"}
+    assert list(found) == ["forward"]
+    line = lines.index("    return x / (1 // 0)") + 1
+    assert found["forward"].place.endswith(f"test_checks.py:{line}")
+    assert str(found["forward"]).endswith(
+        f"ZeroDivisionError: integer division or modulo by zero ({found['forward'].place})"
+    )
+    frames = re.findall(r'File "(.*)", line \d+, in (\w+)', found["forward"].traceback)
+    assert frames == [(__file__, "forward"), (__file__, "divide")]
+    assert found["forward"].traceback.endswith("ZeroDivisionError: integer division or modulo by zero\n")
+    no_exception = {r.check: r for r in check_part("fusion", WRONG[0][3]) if r.outcome == "failed"}
+    (failed,) = no_exception.values()
+    assert re.search(r"wrong_parts\.py:\d+$", failed.place)
+    assert failed.traceback == ""
+
+
+class Quits(Norms):
+    """Is left in the debugger."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise BdbQuit
+
+
+@pytest.mark.parametrize("kind", ["block", "head"])
+def test_leaving_the_debugger_ends_the_check(kind: str) -> None:
+    with pytest.raises(BdbQuit):
+        check_part(kind, Quits)
+    with pytest.raises(BdbQuit):
+        unetkit.build("plain:widths=[4,8]", block=Quits, size=32)
+
+
 @pytest.mark.slow
 def test_assert_conforms() -> None:
     assert_conforms("fusion", Gate)
@@ -436,6 +481,18 @@ def test_a_plugin_with_whole_models(write: Write) -> None:
     assert failures(check_part("model", "zoo/flat:bias=false", parts=parts)) == {}
     found = failures(check_part("model", "old/flat", parts=parts))
     assert found == {"unknown option": "accepts an unknown option (no_such_option=1) silently"}
+
+
+def test_files_of_the_current_folder_do_not_disturb_the_check_of_imports(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write("fine.py", HEAD + COMMAND.format(GOOD_COMMAND))
+    folder = tmp_path / "hostile"
+    folder.mkdir()
+    for name in ("enum", "random", "logging", "json", "re"):
+        (folder / f"{name}.py").write_text("raise ImportError(__file__)\n")
+    monkeypatch.chdir(folder)
+    assert of_plugin(path)["imports"].outcome == "passed"
 
 
 def measuring(body: str, more: str = "") -> str:

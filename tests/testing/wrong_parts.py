@@ -205,7 +205,7 @@ class Demanding(Block):
 @wrong(
     "block",
     "option types",
-    r"^option 'rates' \(.*wrong_parts.py:\d+\) is annotated dict\[str, int\], so its values cannot be read from text; ",
+    r"^option 'rates' is annotated dict\[str, int\], so its values cannot be read from text; ",
 )
 class Unreadable(Block):
     """Has an option that no line can write.
@@ -218,7 +218,7 @@ class Unreadable(Block):
         super().__init__(in_channels, out_channels)
 
 
-@wrong("block", "option types", r"^option 'rate' \(.*\) has no annotation, so its values cannot be read from text; ")
+@wrong("block", "option types", r"^option 'rate' has no annotation, so its values cannot be read from text; ")
 class Unannotated(Block):
     """Has an option of no type.
 
@@ -854,8 +854,8 @@ class SeedsInPass(Block):
 
 @wrong(
     "block",
-    "state_dict",
-    r"something is not in it \(convs, a list, is not registered: use ModuleList, ModuleDict",
+    "registration",
+    r"^convs holds a layer that is not registered, so .*; use ModuleList or ModuleDict$",
 )
 class Listed(Block):
     """Keeps layers in a list."""
@@ -868,7 +868,7 @@ class Listed(Block):
         return super().forward(self.convs[0](x))
 
 
-@wrong("block", "state_dict", r"outputs that differ by up to .*: something is not in it \(scale, a Tensor, is not reg")
+@wrong("block", "registration", r"^scale holds a tensor that is not registered, so .*; use register_buffer \(")
 class Loose(Block):
     """Keeps a random tensor that is no buffer."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from bdb import BdbQuit
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -302,3 +304,45 @@ def test_a_runs_folder_has_the_whole_path_of_a_plugins_file(tmp_path: Path, monk
     given: dict[str, Any] = {"data": "cells:count=2,val=1,test=1,size=32", "epochs": 1, "device": "cpu"}
     train.run("--encoder plain:widths=[4,8]", tmp_path / "run", plugins=["mine.py"], **given)
     assert read_run(tmp_path / "run").plugins == (str(tmp_path / "mine.py"),)
+
+
+STOPS = """
+import unetkit
+from torch import nn
+
+class Stops(nn.Conv2d):
+    'A convolution with a breakpoint.'
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x):
+        breakpoint()
+        return super().forward(x)
+
+@unetkit.hookimpl
+def unetkit_register(parts):
+    parts.blocks.add("stops", Stops)
+"""
+
+
+def test_a_breakpoint_stops_in_the_training_and_not_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "stops.py").write_text(STOPS)
+    parts = unetkit.load_parts([tmp_path / "stops.py"], isolated=True)
+    devices: list[str] = []
+
+    def stop() -> None:
+        devices.append(sys._getframe(1).f_locals["x"].device.type)
+        if len(devices) == 3:
+            raise BdbQuit
+
+    monkeypatch.setattr(sys, "breakpointhook", stop)
+    given: dict[str, Any] = {"data": "cells:count=2,val=1,test=0,size=32", "epochs": 2, "device": "cpu"}
+    with pytest.raises(BdbQuit):
+        train.run("--encoder plain:widths=[4,8] --block stops", tmp_path / "run", parts=parts, **given)
+    assert devices == ["cpu"] * 3
+    assert sys.breakpointhook is stop
+    devices.clear()
+    with pytest.raises(BdbQuit):  # a build has no training that could stop instead
+        unetkit.build("plain:widths=[4,8]", block="stops+stops+stops", parts=parts, size=32)
+    assert devices == ["meta"] * 3

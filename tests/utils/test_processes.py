@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from multiprocessing import get_all_start_methods
 from pathlib import Path
 
@@ -34,6 +35,11 @@ def test_a_folder_for_temporary_files_that_is_too_deep_is_told() -> None:
 def test_a_child_starts_processes_as_any_process_does() -> None:
     [ended] = pool.run_tasks(["a"], f"{CHILDREN}:method", [None], timeout=60)
     assert ended.facts == {"method": get_all_start_methods()[0]}  # the system's default, which DataLoader uses
+
+
+def test_a_breakpoint_in_a_process_is_told_with_its_place() -> None:
+    (ended,) = pool.run_tasks(["stops"], f"{CHILDREN}:strange", [None], timeout=60)
+    assert re.search(r"^breakpoint\(\) in .*children\.py:\d+ needs a terminal", ended.error), ended.error
 
 
 def test_no_task_starts_no_child() -> None:

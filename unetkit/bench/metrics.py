@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from unetkit.errors import OptionError, UnknownNameError
+from unetkit.errors import OptionError, UnetkitError, UnknownNameError
 from unetkit.plugins import PluginManager
 from unetkit.registry import Metric
 
@@ -31,22 +31,28 @@ def collect_metrics(manager: PluginManager, names: Iterable[str] = (), *, traine
     """
     registry, names = manager.parts.metrics, [*dict.fromkeys(names)]
     selected: dict[str, list[str]] = {}
+    failures: list[UnetkitError] = []
     for name in names:
         try:
             selected.setdefault(registry.get(name.partition(":")[0]).name, []).append(name)
         except UnknownNameError as error:
-            raise UnknownNameError(f"--metrics: {error}") from None
+            failures.append(UnknownNameError(f"--metrics: {error}"))
     metrics: list[Metric] = []
     plugins = {plugin.name: plugin for plugin in manager.loaded_plugins()}
     for metric in registry:
         if (metric.name not in selected) if names else (metric.trained and not trained):
             continue
         for name in selected.get(metric.name, [metric.name]):
-            if names:
-                _check_metric_name(metric, name, trained=trained)
-            with manager.isolate(plugins[metric.owner], strict=bool(names)):
-                metric.info  # noqa: B018  # raises here if its function cannot be found
-                metrics.append(replace(metric, name=name))
+            try:
+                if names:
+                    _check_metric_name(metric, name, trained=trained)
+                with manager.isolate(plugins[metric.owner], strict=bool(names)):
+                    metric.info  # noqa: B018  # raises here if its function cannot be found
+                    metrics.append(replace(metric, name=name))
+            except UnetkitError as error:
+                failures.append(error)
+    if failures:
+        raise type(failures[0])("; ".join(map(str, failures)))
     return sorted(metrics, key=lambda one: names.index(one.name) if one.trained and names else -1)
 
 

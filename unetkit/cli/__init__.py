@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import traceback
+from bdb import BdbQuit
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -56,7 +57,7 @@ class _LazyGroup(click.Group):
 
 
 #: Exceptions that end a command without meaning that it failed.
-_PASS = (KeyboardInterrupt, SystemExit)
+_PASS = (KeyboardInterrupt, SystemExit, BdbQuit)
 #: The exit code of a command whose output is read no further, as shells have it: 128 + SIGPIPE.
 _CLOSED_PIPE = 141
 
@@ -114,6 +115,8 @@ def main() -> None:
         code = cli.main(prog_name="unetkit", standalone_mode=False)
     except (click.Abort, KeyboardInterrupt):
         _refuse("interrupted", 130)
+    except BdbQuit:
+        _refuse("ended in the debugger", 130)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         sys.exit(2)

@@ -16,6 +16,7 @@ from unetkit.plugins import PluginManager
 from unetkit.registry import Plugin
 from unetkit.scaffold import TITLES, new_plugin
 from unetkit.utils.formatting import format_plural
+from unetkit.utils.isolation import call_before_debugger
 from unetkit.utils.tables import make_console, make_table
 
 if TYPE_CHECKING:  # `unetkit --help` imports this module and does not need rich
@@ -110,8 +111,9 @@ def new(name: str, kind: str) -> None:
 
 @plugins.command()
 @click.argument("target", shell_complete=_complete_target)
+@click.option("-v", "--verbose", is_flag=True, help="Show where in the plugin's own code each failure comes from.")
 @click.pass_context
-def check(ctx: click.Context, target: str) -> None:
+def check(ctx: click.Context, target: str, verbose: bool) -> None:
     """Run the conformance kit on a plugin and every part that it adds.
 
     TARGET is the name of an installed plugin, a module, or a Python file; "unetkit" checks the built-in parts. The
@@ -131,7 +133,12 @@ def check(ctx: click.Context, target: str) -> None:
     reported = [result for result in results if result.message and not result.is_blocked]
     # Failures come last, where they are seen first.
     for result in sorted(reported, key=lambda result: result.outcome, reverse=True):
-        console.print(f"{result.outcome}: {result.part}: {result.check}: {result.message}", soft_wrap=True)
+        line = f"{result.outcome}: {result.part}: {result.check}: {result.full_message}"
+        console.print(line, soft_wrap=True, markup=False)
+        if result.traceback and (
+            verbose or ctx.find_root().params["verbose"] or (ctx.parent and ctx.parent.params["verbose"])
+        ):
+            click.echo(result.traceback)
     counts = [f"{sum(r.outcome == outcome for r in results)} {outcome}" for outcome in _OUTCOMES]
     rest = sum(result.is_blocked for result in results)
     after = f" ({rest} because a check that they depend on did not pass)" if rest else ""
@@ -145,10 +152,15 @@ _OUTCOMES = {"passed": ("ok", "green"), "failed": ("FAIL", "bold red"), "skipped
 
 def _with_progress(jobs: list[PendingCheck]) -> Iterator[PendingCheck]:
     from rich.console import Console
-    from rich.progress import track
+    from rich.progress import Progress
 
     watching = Console(stderr=True)
-    yield from track(jobs, "checking", console=watching, transient=True, disable=not watching.is_terminal)
+    with Progress(console=watching, transient=True, disable=not watching.is_terminal) as progress:
+        restore = call_before_debugger(progress.stop)
+        try:
+            yield from progress.track(jobs, description="checking")
+        finally:
+            restore()
 
 
 def _matrices(jobs: list[PendingCheck], results: list[CheckResult], width: int) -> Iterator[Table]:

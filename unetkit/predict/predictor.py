@@ -29,6 +29,7 @@ from unetkit.tiling.sliding_window import Pass, Source, Window, iterate_windows,
 from unetkit.train.checkpoint import TrainRun
 from unetkit.utils.files import atomic_write
 from unetkit.utils.formatting import Size, format_bytes, format_plural
+from unetkit.utils.isolation import ignore_breakpoints
 from unetkit.utils.system import free_memory
 
 
@@ -156,6 +157,7 @@ class TilingCheck:
         return f"probabilities differ by at most {self._most:.1e} from a single pass over the whole image; {share}"
 
 
+@ignore_breakpoints()
 def explain_if_too_large(network: nn.Module, size: Size) -> str:
     """Explain why a single pass over an input of this size would need more memory than is free; "" if it would not."""
     device = next(network.parameters()).device

@@ -18,6 +18,7 @@ from unetkit.network import Network, prediction_name
 from unetkit.plan import Plan
 from unetkit.utils.flops import CostMeter
 from unetkit.utils.formatting import Size
+from unetkit.utils.isolation import INTERRUPTS
 from unetkit.utils.meta_shapes import MetaShapes
 
 
@@ -102,6 +103,8 @@ def record_forward(model: nn.Module, x: Tensor, meter: CostMeter | None = None) 
         with torch.device("meta"), meter or MetaShapes(), _record_calls(model, record, clock):
             record.returned = model(x)
             record.output = (collect_tensors(record.returned) or [record.returned])[0]
+    except INTERRUPTS:
+        raise
     except Exception as error:  # a part may raise anything
         record.error = error
     return record

@@ -37,8 +37,8 @@ class Check:
 
 
 #: Checks that the checks of outputs in eval mode depend on.
-_DETERMINISTIC = ("construction", "state")
-_CONFORMING = ("forward", "channels", "size", "gradients", "inputs", "state", "state_dict")
+_DETERMINISTIC = ("construction", "registration", "state")
+_CONFORMING = ("registration", "forward", "channels", "size", "gradients", "inputs", "state", "state_dict")
 #: Building a network reads the options of the part, copies the part, and runs it on the meta device.
 _BUILDABLE = ("option types", *_CONFORMING, "deepcopy", "meta")
 
@@ -71,6 +71,7 @@ CHECKS = (
         ALL_KINDS,
         ("signature", "construction"),
     ),
+    Check("registration", "every tensor and layer is registered", "state:check_registration"),
     Check("forward", "odd sizes, 1x1 and any batch size pass in train and eval mode", "forward:check_forward"),
     Check("channels", "outputs have the declared or requested channels", "forward:check_channels"),
     Check(
@@ -100,7 +101,12 @@ CHECKS = (
         "state:check_seed",
         needs=(*_DETERMINISTIC, "gradients"),
     ),
-    Check("state_dict", "the state_dict restores the outputs exactly", "state:check_state_dict", needs=_DETERMINISTIC),
+    Check(
+        "state_dict",
+        "the state_dict restores the outputs exactly",
+        "state:check_state_dict",
+        needs=_DETERMINISTIC,
+    ),
     Check(
         "deepcopy",
         "a deep copy is equal and shares no memory",
@@ -108,7 +114,12 @@ CHECKS = (
         needs=(*_DETERMINISTIC, "state_dict"),
     ),
     Check("dtype", "float64 inputs give float64 outputs", "export:check_dtype", needs=(*_DETERMINISTIC, "state_dict")),
-    Check("meta", "construction and forward work on the meta device", "export:check_meta", needs=_DETERMINISTIC),
+    Check(
+        "meta",
+        "construction and forward work on the meta device",
+        "export:check_meta",
+        needs=_DETERMINISTIC,
+    ),
     Check(
         "export",
         "one torch.export program is valid for all sizes",
@@ -198,12 +209,17 @@ class CheckResult:
         check: the name of the check; see `CHECKS`.
         outcome: "passed", "failed", or "skipped" if there is nothing to check or a required check did not pass.
         message: one line that says what is wrong, or why the check was skipped.
+        place: for a failure, the file and line of the part where an exception came from, or else where the part is
+            defined, as in "gate.py:12"; "" if there is no file.
+        traceback: the frames of an exception that are in the part's own code, and the exception; "" if there is none.
     """
 
     part: str
     check: str
     outcome: Literal["passed", "failed", "skipped"]
     message: str = ""
+    place: str = ""
+    traceback: str = ""
 
     @property
     def is_blocked(self) -> bool:
@@ -211,7 +227,12 @@ class CheckResult:
         return self.outcome == "skipped" and self.message.startswith(DEPENDS_ON)
 
     def __str__(self) -> str:
-        return f"{self.part}: {self.check} {self.outcome}" + (f": {self.message}" if self.message else "")
+        return f"{self.part}: {self.check} {self.outcome}" + (f": {self.full_message}" if self.message else "")
+
+    @property
+    def full_message(self) -> str:
+        """The message, followed by the place in the part's code."""
+        return f"{self.message} ({self.place})" if self.place else self.message
 
 
 class Nonconformity(AssertionError):

@@ -43,7 +43,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def unetkit_check(request: pytest.FixtureRequest) -> Callable[[], None]:
-    """Return a function that runs the check; it fails or skips the test with one line."""
+    """Return a function that runs the check; it fails or skips the test with one line and the part's own frames."""
     pending: PendingCheck | None = getattr(request, "param", None)
     if pending is None:
         raise pytest.UsageError(f"{request.node.nodeid}: mark the test with @pytest.mark.unetkit(target)")
@@ -51,7 +51,8 @@ def unetkit_check(request: pytest.FixtureRequest) -> Callable[[], None]:
     def check() -> None:
         result = pending.run()
         if result.outcome == "failed":
-            pytest.fail(f"{result.message} (expected: {pending.title})", pytrace=False)
+            shown = f"\n{result.traceback}" if result.traceback else ""
+            pytest.fail(f"{result.full_message} (expected: {pending.title}){shown}", pytrace=False)
         if result.outcome == "skipped":
             pytest.skip(result.message)
 

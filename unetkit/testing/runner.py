@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from unetkit.plugins import PluginManager, default_parts, load_manager
 from unetkit.registry import Parts, Plugin
 from unetkit.resolve import parse_options
 from unetkit.testing.catalog import CHECKS, DEPENDS_ON, Check, CheckResult, Nonconformity, SkipCheck, one_line
+from unetkit.testing.source import format_place, iterate_causes
+from unetkit.utils.isolation import INTERRUPTS
 
 _BY_NAME = {check.name: check for check in CHECKS}
 
@@ -51,14 +54,23 @@ class _CheckSession:
             self._call_check(load_target(f"unetkit.testing.checks.{check.function}"))
         except SkipCheck as reason:
             return CheckResult(self.title, check.name, "skipped", str(reason))
-        except Nonconformity as violation:
-            return CheckResult(self.title, check.name, "failed", " ".join(str(violation).split()))
-        except (KeyboardInterrupt, GeneratorExit):
-            raise
         except BaseException as error:  # a part may call sys.exit
-            why = str(error) if isinstance(error, UnetkitError) else one_line(error)
-            return CheckResult(self.title, check.name, "failed", why)
+            for cause in iterate_causes(error):
+                if isinstance(cause, INTERRUPTS):
+                    raise cause from None
+            return self._describe_failure(check, error)
         return CheckResult(self.title, check.name, "passed")
+
+    def _describe_failure(self, check: Check, error: BaseException) -> CheckResult:
+        is_ours = isinstance(error, UnetkitError | Nonconformity)
+        message = " ".join(str(error).split()) if is_ours else one_line(error)
+        frames, place = self.subject.source.select_frames(error), self.subject.place
+        shown = ""
+        if frames:
+            cause = [*iterate_causes(error)][-1]
+            shown = "".join([*traceback.format_list(frames), *traceback.format_exception_only(cause)])
+            place = format_place(frames[-1].filename, frames[-1].lineno or 0)
+        return CheckResult(self.title, check.name, "failed", message, place, shown)
 
     def _call_check(self, check: Callable[[Any], None]) -> None:
         if self.kind == "plugin":
@@ -176,7 +188,7 @@ def assert_conforms(kind: str, part: Any, *, parts: Parts | None = None) -> None
     """Raise an AssertionError that lists every failure of `check_part`, one in a line."""
     failed = [result for result in check_part(kind, part, parts=parts) if result.outcome == "failed"]
     if failed:
-        raise Nonconformity("\n".join(f"{result.part}: {result.check}: {result.message}" for result in failed))
+        raise Nonconformity("\n".join(f"{result.part}: {result.check}: {result.full_message}" for result in failed))
 
 
 def check_plugin(target: str | Path | ModuleType) -> list[CheckResult]:

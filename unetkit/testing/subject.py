@@ -19,6 +19,8 @@ from unetkit.registry import Entry, Factory, Kind, Parts
 from unetkit.resolve import parse_options, signature_of
 from unetkit.testing.catalog import Nonconformity, SkipCheck, one_line
 from unetkit.testing.contracts import CONTRACTS, Contract, Outputs, PartInput, PositionalArgs
+from unetkit.testing.source import AuthorSource, format_place
+from unetkit.utils.isolation import INTERRUPTS
 
 #: What torch says where a layer needs more than one pixel.
 _SINGLE_PIXEL_ERRORS = ("Expected more than 1", "Padding size should be less")
@@ -26,12 +28,17 @@ _SINGLE_PIXEL_ERRORS = ("Expected more than 1", "Padding size should be less")
 
 @dataclass(frozen=True)
 class PartRun:
-    """One forward pass of a new part, and what is wrong with it; "" if nothing is."""
+    """One forward pass of a new part, and what is wrong with it; "" if nothing is.
+
+    Attributes:
+        exception: the exception behind `error`, if there is one.
+    """
 
     args: PositionalArgs
     part_input: PartInput
     training: bool
     error: str = ""
+    exception: BaseException | None = None
     channel_error: str = ""
     size_error: str = ""
 
@@ -78,6 +85,22 @@ class PartSubject:
     def factory(self) -> Factory:
         """The factory as the builder calls it."""
         return self.spec.factory if self.entry is None else self.entry.load()  # type: ignore[return-value]
+
+    @cached_property
+    def source(self) -> AuthorSource:
+        """The files of the author's code."""
+        target: Any = self.spec.factory if self.entry is None else self.entry.factory
+        if isinstance(target, str):
+            return AuthorSource(target.partition(":")[0])
+        return AuthorSource(getattr(getattr(target, "func", target), "__module__", None) or "")
+
+    @property
+    def place(self) -> str:
+        """The file and line where the part is defined; "" if there is none."""
+        try:
+            return format_place(self.signature.file, self.signature.line)
+        except UnetkitError:
+            return ""  # it cannot be imported
 
     @cached_property
     def options(self) -> dict[str, Any]:
@@ -147,19 +170,18 @@ class PartSubject:
                 out = self.contract.compute_outputs(part, part_input.clone())
         except Nonconformity as fault:
             return PartRun(args, part_input, training, error=str(fault))
-        except (KeyboardInterrupt, GeneratorExit):
+        except INTERRUPTS:
             raise
         except BaseException as error:  # includes sys.exit
             # Norms over a map, such as instance norm, and reflection reject a single pixel, in eval mode as well.
             if part_input.size == (1, 1) and any(text in str(error) for text in _SINGLE_PIXEL_ERRORS):
                 return PartRun(args, part_input, training, error="torch")
-            return PartRun(args, part_input, training, error=f"fails with {one_line(error)}")
+            return PartRun(args, part_input, training, error=f"fails with {one_line(error)}", exception=error)
         if not all(tensor.isfinite().all() for tensor in out):
             return PartRun(args, part_input, training, error="returns values that are not finite")
         channels = self.contract.find_channel_error(part, args, part_input, out)
-        return PartRun(
-            args, part_input, training, "", channels, self.contract.find_size_error(part, args, part_input, out)
-        )
+        size = self.contract.find_size_error(part, args, part_input, out)
+        return PartRun(args, part_input, training, channel_error=channels, size_error=size)
 
     def samples(self, *, training: bool = False, all_cases: bool = False) -> list[tuple[PositionalArgs, PartInput]]:
         """Return the first passing input for each tuple of positional arguments, together with these.

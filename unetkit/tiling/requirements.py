@@ -20,6 +20,7 @@ from unetkit.tiling.layout import TILE, TileRequirements
 from unetkit.unet import UNet
 from unetkit.utils.formatting import Size
 from unetkit.utils.integers import round_up
+from unetkit.utils.isolation import ignore_breakpoints
 from unetkit.utils.modules import meta_copy
 from unetkit.utils.spatial import resize_to_input
 
@@ -44,6 +45,7 @@ class _FullSizeModel(nn.Module):
 _known: WeakKeyDictionary[nn.Module, TileRequirements] = WeakKeyDictionary()
 
 
+@ignore_breakpoints()
 def find_tile_requirements(model: nn.Module) -> TileRequirements:
     """Find what a network requires of tiles.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -21,6 +22,7 @@ from unetkit.train.plots import draw_curves, draw_samples
 from unetkit.train.trainer import TrainCallback, Trainer, ValidationResult
 from unetkit.utils.files import read_json_lines
 from unetkit.utils.formatting import format_plural
+from unetkit.utils.isolation import call_before_debugger
 
 #: The number of epochs that the table shows.
 _SEEN = 12
@@ -42,6 +44,7 @@ class TrainProgress(TrainCallback):
         self._lines: list[dict[str, Any]] = []
         self._drawn = 0.0
         self._live: Live | None = None
+        self._restore_debugger: Callable[[], None] = lambda: None
         self._board: Any = None
 
     def on_scan(self, done: int, count: int) -> None:
@@ -65,6 +68,8 @@ class TrainProgress(TrainCallback):
             self._live = Live(self._render(), console=self.console, refresh_per_second=4, transient=True)
             self._live.get_renderable = self._render  # type: ignore[method-assign]
             self._live.start()
+            # From a breakpoint on, there is a line for each epoch instead of the table.
+            self._restore_debugger = call_before_debugger(self._stop_live)
 
     def on_step_end(self, done: int, loss: float) -> None:
         text = f"epoch {self.trainer.state.epochs_done + 1} of {self.epochs}, loss {loss:.3f}"
@@ -112,6 +117,10 @@ class TrainProgress(TrainCallback):
         if self._board:
             self._board.close()
             self._board = None
+        self._stop_live()
+        self._restore_debugger()
+
+    def _stop_live(self) -> None:
         if self._live:
             self._live.stop()
             self._live = None

@@ -40,7 +40,7 @@ from unetkit.train.outputs import OutputLoss, find_output_owners, make_output_lo
 from unetkit.train.trainer import RunParts, TrainCallback, Trainer
 from unetkit.utils.config_fields import flag_of, make_config
 from unetkit.utils.formatting import Size, format_plural
-from unetkit.utils.isolation import stdout_to_stderr
+from unetkit.utils.isolation import ignore_breakpoints, stdout_to_stderr
 from unetkit.utils.modules import check_device, set_threads
 from unetkit.utils.spatial import size_of
 
@@ -239,7 +239,7 @@ def run(
             return begun
         found = statistics or measure_statistics(splits.splits["train"])
         settings, run_parts = create_run_parts(settings, resolved, splits, found.range, parts)
-        with stdout_to_stderr():
+        with stdout_to_stderr(), ignore_breakpoints():  # they are for the passes of the training
             model = _first_process_first(group, lambda: build_plan(resolved, parts))
             traced = trace(model, settings.crop)  # raises InputSizeError if the network does not take the crop
         others = create_output_losses(model, traced, splits.target, parts)
@@ -376,7 +376,7 @@ def _continue(
     """Train a run from a state to its end; `how` are the other arguments of a Trainer."""
     resolved, _ = resolve(begun.plan, parts)
     _, run_parts = create_run_parts(begun.config, resolved, data, begun.value_range, parts)
-    with stdout_to_stderr():
+    with stdout_to_stderr(), ignore_breakpoints():
         # The file contains the pretrained weights; building with the plan would download them again.
         saved = state.model and (begun.folder / LAST).exists()
         model = load(begun.folder / LAST, parts=parts) if saved else build_plan(begun.plan, parts)

@@ -24,7 +24,7 @@ from time import monotonic
 from typing import Any
 
 from unetkit.errors import BuildError
-from unetkit.utils.isolation import one_line
+from unetkit.utils.isolation import one_line, refuse_breakpoints
 
 #: Sends facts from a child process. They are merged, and none is lost if the process dies.
 Emit = Callable[[dict[Any, Any]], None]
@@ -214,6 +214,7 @@ def _run_child(connection: Connection, task: Any, slot: Any, target: str) -> Non
     os.dup2(silence, 1)
     os.dup2(silence, 2)
     Thread(target=_exit_with_parent, args=(connection,), daemon=True).start()
+    refuse_breakpoints()
     module, _, function = target.partition(":")
     try:
         getattr(import_module(module), function)(task, slot, connection.send)

@@ -26,7 +26,8 @@ def check_forward(subject: PartSubject) -> None:
     """Check that every input passes in eval and training mode."""
     for run in subject.runs:
         if run.error not in ("", "torch"):
-            raise Nonconformity(subject.describe_case(run.args, run.part_input, run.training) + run.error)
+            message = subject.describe_case(run.args, run.part_input, run.training) + run.error
+            raise Nonconformity(message) from run.exception
 
 
 def check_channels(subject: PartSubject) -> None:
@@ -137,7 +138,8 @@ def _check_choice(subject: PartSubject, option: dict[str, Any]) -> None:
         )
         for run in runs:
             if fault := _find_error(run):
-                raise Nonconformity(subject.describe_case(args, run.part_input, run.training) + fault)
+                message = subject.describe_case(args, run.part_input, run.training) + fault
+                raise Nonconformity(message) from run.exception
         check_gradient_flow(subject, args, [run.part_input for run in runs if run.training and not run.error], option)
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -20,6 +21,7 @@ from unetkit.plan import Plan
 from unetkit.plugins import PluginManager
 from unetkit.registry import PART_KINDS, Library, Metric, Parts, Plugin
 from unetkit.testing.catalog import Nonconformity, SkipCheck, one_line
+from unetkit.testing.source import AuthorSource
 from unetkit.testing.subject import PartSubject
 
 #: Run in a new process, because this one has already imported torch.
@@ -48,6 +50,19 @@ class PluginSubject:
     plugin: Plugin
     target: str
 
+    @property
+    def source(self) -> AuthorSource:
+        """The files of the author's code."""
+        file = Path(self.plugin.target)
+        return (
+            AuthorSource("", str(file)) if file.suffix == ".py" else AuthorSource(self.plugin.target.partition(":")[0])
+        )
+
+    @property
+    def place(self) -> str:
+        """The file of the plugin, which has no line; "" for a module."""
+        return ""
+
 
 def check_loading(subject: PluginSubject) -> None:
     """Check that the plugin loads and adds a part, a library, a model wrapper or a command."""
@@ -62,7 +77,8 @@ def check_loading(subject: PluginSubject) -> None:
 def check_imports(subject: PluginSubject) -> None:
     """Check in a new process that loading the plugin imports no slow library."""
     arguments = json.dumps([subject.target, sys.path])
-    command = [sys.executable, "-c", _LOAD_SCRIPT, arguments]
+    # -P, since a file such as enum.py in the current folder would replace a module of Python.
+    command = [sys.executable, "-P", "-c", _LOAD_SCRIPT, arguments]
     process = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if process.returncode:
         last = (process.stderr.strip().splitlines() or ["no message"])[-1]
@@ -187,7 +203,6 @@ def _measure(subject: PartSubject) -> Any:
 def _create_scored_run(parts: Parts) -> Any:
     """Create the scores of a small network on two made-up images, as a training of a benchmark leaves them."""
     import tempfile
-    from pathlib import Path
 
     import torch
 

@@ -7,7 +7,7 @@ from inspect import Parameter
 
 from torch import nn
 
-from unetkit.errors import OptionError, PluginError, UnetkitError
+from unetkit.errors import OptionError, UnetkitError
 from unetkit.options import (
     Option,
     Signature,
@@ -63,10 +63,8 @@ def check_positional(subject: PartSubject) -> None:
 def check_option_types(subject: PartSubject) -> None:
     """Check that every option has a type that can be read from text, and that its default can be written and read."""
     known = read_signature(subject.registered_factory)
-    try:
-        known.check_readable()
-    except PluginError as error:
-        raise Nonconformity(str(error)) from error
+    if unreadable := known.find_unreadable():
+        raise Nonconformity(unreadable)
     for option in known.options:
         _check_default(option)
     _check_source_signature(subject, known)

@@ -14,6 +14,21 @@ from unetkit.testing.contracts import PartInput, PositionalArgs, random_tensor
 from unetkit.testing.subject import PartSubject, relative_difference, state_tensors
 
 
+def check_registration(subject: PartSubject) -> None:
+    """Check that a new part holds every tensor and layer as a parameter, a buffer or a module."""
+    found = _find_unregistered(subject.make(subject.positional_cases[0]))
+    if found is None:
+        return
+    name, value = found
+    kind, advice = "layer", "use ModuleList or ModuleDict"
+    if isinstance(value, Tensor):
+        kind, advice = "tensor", "use register_buffer (persistent=False if it need not be saved) or nn.Parameter"
+    raise Nonconformity(
+        f"{name} holds a {kind} that is not registered, so it is not in the state_dict and does not move with the part "
+        f"to another device or dtype; {advice}"
+    )
+
+
 def check_seed(subject: PartSubject) -> None:
     """Check that torch's seed determines the weights and training passes, and that the part does not set the seed."""
     for args, part_input in subject.samples(training=True):
@@ -66,7 +81,7 @@ def check_state_dict(subject: PartSubject) -> None:
         if difference:
             raise Nonconformity(
                 f"{where}loaded into another part, the state_dict gives outputs that differ by up to {difference:.2g}: "
-                f"something is not in it{_describe_unregistered(first_part)}"
+                "something is not in it"
             )
 
 
@@ -86,17 +101,17 @@ def _load_strictly(state: Mapping[str, Any], part: nn.Module, where: str) -> Non
         raise Nonconformity(f"{where}its state_dict does not load into another part: {why}") from error
 
 
-def _describe_unregistered(part: nn.Module) -> str:
-    """Name the attribute that holds unregistered layers or tensors, for a message; "" if there is none."""
+def _find_unregistered(part: nn.Module) -> tuple[str, nn.Module | Tensor] | None:
+    """Return the first attribute that holds a layer or tensor that is not registered, and the layer or tensor."""
+    known = {id(value) for value in (*part.modules(), *part.parameters(), *part.buffers())}
     for prefix, module in part.named_modules():
         for name, value in vars(module).items():
-            if name.startswith("_") and name in vars(nn.Module()):
+            if name in vars(nn.Module()):
                 continue
-            if any(isinstance(found, nn.Module | Tensor) for found in _iter_leaves(value)):
-                place = f"{prefix}.{name}" if prefix else name
-                kind = type(value).__name__
-                return f" ({place}, a {kind}, is not registered: use ModuleList, ModuleDict or register_buffer)"
-    return ""
+            for leaf in _iter_leaves(value):
+                if isinstance(leaf, nn.Module | Tensor) and id(leaf) not in known:
+                    return (f"{prefix}.{name}" if prefix else name), leaf
+    return None
 
 
 def _iter_leaves(value: Any) -> Iterator[Any]:
