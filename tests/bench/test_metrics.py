@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from tests.bench.example_runs import made_run
+from unetkit.bench.builtin_metrics import BenchModel
+from unetkit.bench.grid import Mode
 from unetkit.bench.metrics import collect_metrics
-from unetkit.errors import PluginError, UnknownNameError
+from unetkit.bench.results import ResultsWriter, read_results
+from unetkit.cli.bench import inherit_settings
+from unetkit.errors import InputSizeError, PluginError, UnknownNameError
+from unetkit.plan import Plan
 from unetkit.plugins import PluginManager, load_manager, load_parts
 
 PLUGIN = '''
@@ -105,3 +113,32 @@ def test_strict_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNETKIT_STRICT", "1")
     with pytest.raises(PluginError, match=r"^plugin bad failed in unetkit .*: ZeroDivisionError: division by zero$"):
         manager_of(tmp_path, bad="1 / 0")
+
+
+def test_a_metric_that_is_gone_does_not_lock_a_folder(tmp_path: Path) -> None:
+    made = made_run(tmp_path)
+    writer = ResultsWriter(tmp_path)
+    writer.start(made.header, "", [])
+    writer.append(made.rows[0])
+    host = load_manager(isolated=True)
+    values, _, absent = inherit_settings(tmp_path, {}, {}, host)
+    assert [(metric.name, metric.owner) for metric in absent] == [("energy", "unetkit-energy")]
+    assert values["metrics"] == tuple(metric.name for metric in made.header.metrics if metric.name != "energy")
+    assert inherit_settings(tmp_path, {"metrics": ("energy",)}, {}, host)[2] == []  # who asks for it is told
+    found = collect_metrics(host, values["metrics"])
+    header = replace(made.header, metrics=(*(metric.info for metric in found), *absent))
+    writer.start(header, "again", [])
+    writer.close()
+    assert [one.command for one in read_results(tmp_path).commands] == ["", "again"]
+    assert len({metric.name for metric in header.metrics}) == len(made.header.metrics)
+
+
+def test_a_training_step_that_a_norm_cannot_take_is_refused_in_plain_words() -> None:
+    plan = Plan.parse("--encoder resnet18 --size 32 --in-channels 1")
+    step = (
+        load_parts(isolated=True)
+        .metrics.get("training")
+        .load()(BenchModel(plan, 1, Mode(), torch.device("cpu"), load_parts(isolated=True)))
+    )
+    with pytest.raises(InputSizeError, match=r"^a training step of 1x1x32x32 .* larger --batch-size or --size$"):
+        step()

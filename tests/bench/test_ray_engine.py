@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 import pytest
 
+from unetkit import bench
 from unetkit.bench import ray_engine as nodes
 from unetkit.bench.devices import Slot
 from unetkit.bench.ray_engine import MAX_ATTEMPTS, import_ray, library_versions, run_on_ray
@@ -361,6 +362,8 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         OptionError, match=r"--engine ray: Ray is not installed; install it with pip install 'unetkit\[ray\]'"
     ):
         import_ray()
+    with pytest.raises(OptionError, match=r"--engine ray: Ray is not installed"):  # before anything is built
+        bench.run(["--encoder resnet18"], engine="ray")
 
 
 if __name__ == "__main__":

@@ -209,7 +209,7 @@ def test_nothing_is_loaded_and_nothing_gets_in() -> None:
 
 
 def test_without_plotly_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    monkeypatch.setitem(sys.modules, "plotly", None)
     with pytest.raises(UnetkitError, match=r"pip install 'unetkit\[report\]'$"):
         render_report(run())
 

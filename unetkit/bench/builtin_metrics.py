@@ -275,7 +275,16 @@ def training(bench_model: BenchModel) -> Callable[[], object]:
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        outputs = bench_model.forward_with_grad()
+        try:
+            outputs = bench_model.forward_with_grad()
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):  # torch's batch norm
+                raise
+            shape = "x".join(map(str, bench_model.x.shape))
+            raise InputSizeError(
+                f"a training step of {shape} gives a batch norm one value for each channel, which has no variance; "
+                "give a larger --batch-size or --size"
+            ) from error
         if not targets:
             targets.extend(_random_labels(output, bench_model) for output in outputs)
         loss = sum((_loss(*pair) for pair in zip(outputs, targets, strict=True)), outputs[0].new_zeros(()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,12 @@ def run_on_cluster(
         timeout=timeout,
         preload=preload,
     )
+
+
+def require_ray() -> None:
+    """Raise OptionError if Ray is not installed. Ray is not imported, so that this takes no time."""
+    if find_spec("ray") is None:
+        raise OptionError("--engine ray: Ray is not installed; install it with pip install 'unetkit[ray]'")
 
 
 @contextmanager

@@ -56,6 +56,20 @@ def collect_metrics(manager: PluginManager, names: Iterable[str] = (), *, traine
     return sorted(metrics, key=lambda one: names.index(one.name) if one.trained and names else -1)
 
 
+def has_metric(name: str, manager: PluginManager) -> bool:
+    """Return whether there is a metric whose function can be found.
+
+    Args:
+        name: name of a metric; that of a metric of one class is followed by a colon and the class.
+        manager: the loaded plugins.
+    """
+    metric = next((one for one in manager.parts.metrics if one.name == name.partition(":")[0]), None)
+    try:
+        return metric is not None and bool(metric.info)  # raises if its function cannot be found
+    except UnetkitError:
+        return False
+
+
 def _check_metric_name(metric: Metric, name: str, *, trained: bool) -> None:
     if metric.trained and not trained:
         raise OptionError(f"--metrics {name}: is measured on trained networks; give --data, too")

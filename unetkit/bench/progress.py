@@ -123,7 +123,7 @@ class BenchProgress:
         self._bar.update(self._task, completed=done, total=total)
         if not self.console.is_terminal and monotonic() - self._last_notice_time > _SECONDS_BETWEEN_LINES:
             self._last_notice_time = monotonic()
-            self._print_notice(f"{done} of {total} rows are checked")
+            self._print_notice(f"checked {done} of {total}")
 
     def _start_measuring(self, pending: int, total: int) -> None:
         """Restart the bar after all rows are checked.

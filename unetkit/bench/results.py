@@ -447,6 +447,8 @@ def describe_differences(old: Header, new: Header) -> str:
     old_items, new_items = (_flatten(json.loads(json.dumps(asdict(header)))) for header in (old, new))
     for name in {**old_items, **new_items}:
         before, now = old_items.get(name, "none"), new_items.get(name, "none")
+        if name == "--metrics":  # in any order
+            before, now = (before, before) if {*before.split(",")} == {*now.split(",")} else (before, now)
         if name not in _PRECISION_SETTINGS and before != now:
             return f"{name} {before}, but this command uses {now}"
     return ""

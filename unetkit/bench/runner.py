@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from unetkit.bench.config import BenchConfig, repeat_command, train_command
 from unetkit.bench.devices import Slot, is_contended, make_slots
-from unetkit.bench.engines import NoticeCallback, run_locally, run_on_cluster, select_devices
+from unetkit.bench.engines import NoticeCallback, require_ray, run_locally, run_on_cluster, select_devices
 from unetkit.bench.grid import (
     PRELOAD,
     Case,
@@ -61,7 +61,7 @@ from unetkit.data.source import with_absolute_path
 from unetkit.errors import BuildError, OptionError
 from unetkit.plan import Plan
 from unetkit.plugins import PluginManager, load_manager
-from unetkit.registry import Metric
+from unetkit.registry import Metric, MetricInfo
 from unetkit.train.config import TrainConfig
 from unetkit.utils.config_fields import flag_of, make_config
 from unetkit.utils.formatting import Size
@@ -228,6 +228,7 @@ class BenchRunner:
             known.
         baseline: plan of the baseline of all rows; set by `choose_baseline`.
         baseline_mode: execution mode of the baseline; set by `choose_baseline`.
+        absent_metrics: metrics of the rows that a folder contains which no plugin has any more.
         dry_builds: what `dry_build` found of each case that can be built, by its id: "line", "macs", "size", and
             ("values", name) for each analytic metric.
     """
@@ -242,9 +243,12 @@ class BenchRunner:
     baseline_mode: Mode = field(default_factory=Mode)
     baseline_row: str = ""
     dry_builds: dict[str, dict[Any, Any]] = field(default_factory=dict)
+    absent_metrics: tuple[MetricInfo, ...] = ()
 
     def __post_init__(self) -> None:
         config, data = self.config, self.config.data
+        if config.engine == "ray":
+            require_ray()
         if data:
             data = with_absolute_path(data, self.manager.parts)
             config = self.config = replace(config, data=data)
@@ -477,7 +481,7 @@ class BenchRunner:
         return Header(
             baseline=str(self.baseline),
             baseline_mode=str(self.baseline_mode),
-            metrics=tuple(metric.info for metric in (*self.metrics, *self.trained_metrics)),
+            metrics=(*(metric.info for metric in (*self.metrics, *self.trained_metrics)), *self.absent_metrics),
             settings={**self.config.comparable_settings(), "slots": [str(slot) for slot in slots]},
             machine=machine["machine"],
             versions=machine["versions"],
@@ -564,8 +568,10 @@ class BenchRunner:
         timings = {name: Timing.from_dict(timing) for name, timing in by_metric["timings"].items()}
         contention = emitted.get("cpu_contention", 0.0)
         warnings = [line for name, timing in timings.items() for line in find_timing_warnings(timing, name)]
+        device = emitted.get("device", "")
         if timings and is_contended(contention):
-            warnings.insert(0, _CONTENTION_WARNING.format(contention))
+            advice = "" if device.endswith(" 1 thread") else "; --threads 1 helps"
+            warnings.insert(0, _CONTENTION_WARNING.format(contention) + advice)
         error = self._attribute_error(result, by_metric)
         return BenchRow(
             id=case.id,
@@ -583,7 +589,7 @@ class BenchRunner:
             warnings=tuple(warnings),
             cpu_contention=contention,
             command=self._repeat_command(case),
-            device=emitted.get("device", ""),
+            device=device,
             seconds=result.seconds,
             measured_at=utc_now(),
             training=dict(case.training),
@@ -627,8 +633,7 @@ class BenchRunner:
 
 
 _CONTENTION_WARNING = (
-    "other processes used {:.0%} of the CPU time of its cores, so that times are too long and ratios less certain; "
-    "--threads 1 helps"
+    "other processes used {:.0%} of the CPU time of its cores, so that times are too long and ratios less certain"
 )
 
 #: Rounds that a timing typically takes on a quiet machine.

@@ -52,7 +52,8 @@ def format_run(run: BenchRun, rows: Sequence[BenchRow], columns: Sequence[Column
         *_describe_hidden(hidden),
         *describe_missing_rows(run),
     ]
-    selection = [f"{len(rows)} of {len(run.rows)} rows are shown"] if len(rows) < len(run.rows) else []
+    verb = "is" if len(rows) == 1 else "are"
+    selection = [f"{len(rows)} of {len(run.rows)} rows {verb} shown"] if len(rows) < len(run.rows) else []
     return Listing([*summarize_run(run), *selection], [table for table in (table, failed) if table.rows], notes)
 
 
@@ -106,10 +107,12 @@ def describe_missing_rows(run: BenchRun) -> list[str]:
         run: the results of a benchmark.
     """
     if run.num_missing:
-        planned = format_plural(run.num_planned, "row")
-        return [f"{run.num_missing} of {planned} not measured yet; continue with: {run.command}"]
+        verb = "is" if run.num_missing == 1 else "are"
+        count = f"{run.num_missing} of {format_plural(run.num_planned, 'row')} {verb}"
+        return [f"{count} not measured yet; continue with: {run.command}"]
     if (quality := read_quality(run)) and (missing := quality.count_missing()):
-        return [f"{format_plural(missing, 'training')} still to do; continue with: {run.command}"]
+        verb = "is" if missing == 1 else "are"
+        return [f"{format_plural(missing, 'training')} {verb} still to do; continue with: {run.command}"]
     return []
 
 

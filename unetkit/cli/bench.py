@@ -18,13 +18,14 @@ from click.shell_completion import CompletionItem
 
 from unetkit.bench.config import BenchConfig
 from unetkit.bench.grid import AXES, Case, Mode, exclude_cases, make_cases, make_plans, parse_axis, split_axis
-from unetkit.bench.metrics import collect_metrics
+from unetkit.bench.metrics import collect_metrics, has_metric
 from unetkit.bench.results import ResultsFile
 from unetkit.bench.training import FIELDS, TRAINING_AXES, combine_trainings, parse_training_axis
 from unetkit.cli.options import complete_part, config_options, get_manager, get_parts, take_config_values
 from unetkit.errors import OptionError, UnetkitError
 from unetkit.plan import PlanField
-from unetkit.registry import PART_FIELDS, Parts
+from unetkit.plugins import PluginManager
+from unetkit.registry import PART_FIELDS, MetricInfo, Parts
 from unetkit.resolve import kind_of
 from unetkit.utils.config_fields import ConfigField, list_config_fields
 from unetkit.utils.tables import page_width, print_listing
@@ -152,23 +153,25 @@ _INHERITED = ("budget", "target_ci", "seed", "device", "jobs", "threads", "engin
 
 
 def inherit_settings(
-    folder: Path, values: dict[str, Any], given: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+    folder: Path, values: dict[str, Any], given: dict[str, Any], manager: PluginManager
+) -> tuple[dict[str, Any], dict[str, Any], list[MetricInfo]]:
     """Complete the settings of a command with those of the benchmark that a folder contains, if it contains one.
 
     Args:
         folder: the folder for the results.
         values: the fields of a BenchConfig that were given.
         given: all options that were given, which the grid is made of.
+        manager: the loaded plugins.
 
     Returns:
-        Both, completed.
+        Both, completed, and the metrics of the folder that no plugin has any more, unless metrics were given.
     """
     header = ResultsFile(folder).header if folder.is_dir() else None
     if header is None:
-        return values, given
+        return values, given, []
     stored = {name: header.settings[name] for name in _INHERITED if name in header.settings}
-    stored["metrics"] = tuple(metric.name for metric in header.metrics)
+    absent = [metric for metric in header.metrics if "metrics" not in values and not has_metric(metric.name, manager)]
+    stored["metrics"] = tuple(metric.name for metric in header.metrics if metric not in absent)
     if header.training is not None:
         rules = header.training.rules
         looks = rules["looks"]
@@ -178,7 +181,7 @@ def inherit_settings(
         stored |= {"race": rules["race"]}
         given = {**header.training.grid, **given, "data": header.training.data}
     known = {one.name for one in list_config_fields(BenchConfig)}
-    return {**{name: value for name, value in stored.items() if name in known}, **values}, given
+    return {**{name: value for name, value in stored.items() if name in known}, **values}, given, absent
 
 
 _NOT_IN_FOLDER_NAME = ("retry_failed", "timeout", "ray_address")
@@ -201,10 +204,15 @@ def _make_runner(ctx: click.Context, given: dict[str, Any]) -> BenchRunner:
 
     host = get_manager(ctx)
     plugins = tuple(map(str, ctx.find_root().params.get("plugins") or ()))
-    values = take_config_values(BenchConfig, {**given})
+    values, absent = take_config_values(BenchConfig, {**given}), list[MetricInfo]()
     if given.get("out"):
-        values, given = inherit_settings(given["out"], values, given)
-    return BenchRunner(parse_grid(given, host.parts), BenchConfig(**values, plugins=plugins), host)
+        values, given, absent = inherit_settings(given["out"], values, given, host)
+    for metric in absent:
+        line = f"metric {metric.name} of plugin {metric.owner} cannot be found any more, so new rows do not have it"
+        click.echo(f"unetkit: {line}", err=True)
+    runner = BenchRunner(parse_grid(given, host.parts), BenchConfig(**values, plugins=plugins), host)
+    runner.absent_metrics = tuple(absent)
+    return runner
 
 
 def parse_grid(given: dict[str, Any], parts: Parts) -> list[Case]:

@@ -137,9 +137,11 @@ def report(run: Path, out: Path | None) -> None:
     if out and out.suffix != ".html":
         raise OptionError(f"--out {out}: only HTML can be written; give a file name that ends in .html")
 
-    from unetkit.bench.report.page import write_report
+    from unetkit.bench.report.page import require_plotly, write_report
     from unetkit.bench.results import read_results
+    from unetkit.utils.formatting import format_plural
 
+    require_plotly()
     found = read_results(run)
     path = out or run / "report.html"
     write_report(found, path)

@@ -7,6 +7,7 @@ from base64 import b64encode
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,7 @@ def write_report(run: BenchRun, path: Path) -> None:
         path: the HTML file.
 
     Raises:
-        UnetkitError: plotly is not installed.
+        UnetkitError: plotly or jinja2 is not installed.
         FileError: The file cannot be written.
     """
     html = render_report(run)
@@ -76,8 +77,9 @@ def render_report(run: BenchRun) -> str:
         run: the results of a benchmark.
 
     Raises:
-        UnetkitError: plotly is not installed.
+        UnetkitError: plotly or jinja2 is not installed.
     """
+    require_plotly()
     columns, effects = sorted(make_columns(run), key=lambda column: column.rank > 0), list_effects(run)
     scripts = [_load_plotly(), _read_asset("table.js"), _read_asset("charts.js")]
     quality = read_quality(run)
@@ -151,13 +153,20 @@ def _make_context(run: BenchRun, columns: Sequence[Column], effects: Sequence[Me
     }
 
 
+def require_plotly() -> None:
+    """Raise UnetkitError if a package is missing that a report needs. Nothing is imported, so that this takes no time.
+
+    Raises:
+        UnetkitError: plotly or jinja2 is not installed.
+    """
+    for name in ("plotly", "jinja2"):
+        if find_spec(name) is None:
+            raise UnetkitError(f"bench report needs {name}, which is not installed: pip install 'unetkit[report]'")
+
+
 def _load_plotly() -> str:
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise UnetkitError(
-            "bench report needs plotly, which is not installed: pip install 'unetkit[report]'"
-        ) from error
+    from plotly.offline import get_plotlyjs
+
     return str(get_plotlyjs()).replace("</script", "<\\/script")
 
 

@@ -33,7 +33,7 @@
       const searched = `${row.textContent} ${row.dataset.search}`.toLowerCase();
       row.hidden = !words.every((word) => searched.includes(word));
     }
-    count.textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} rows`;
+    count.textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} ${rows.length === 1 ? "row" : "rows"}`;
   };
 
   // Let an error span the visible columns; if it spanned more, the table would become wider than its headings.
