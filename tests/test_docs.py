@@ -153,6 +153,7 @@ SLOW = {
     "grammar.md",
     "models.md",
     "moving.md",
+    "outputs.md",
     "plugins.md",
     "predict.md",
     "python.md",

@@ -139,7 +139,6 @@ def report(run: Path, out: Path | None) -> None:
 
     from unetkit.bench.report.page import require_plotly, write_report
     from unetkit.bench.results import read_results
-    from unetkit.utils.formatting import format_plural
 
     require_plotly()
     found = read_results(run)

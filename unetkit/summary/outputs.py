@@ -128,7 +128,7 @@ def find_output_error(returned: Any, declared: Mapping[str, Output], classes: in
     if not isinstance(returned, Mapping) and len(named) > 1:
         return _find_further_error([*named.values()], classes)
     if (channels := prediction_of(returned).shape[1]) != classes:
-        return f"returns a prediction of {channels} channels for {classes} classes"
+        return f"returns a prediction with channels={channels} for classes={classes}"
     return ""
 
 
@@ -138,7 +138,8 @@ def _find_further_error(predictions: list[Tensor], classes: int) -> str:
     if any(number != classes for number in channels):
         return (
             f"returns a tuple of {len(channels)} outputs with {', '.join(map(str, channels))} channels in training, "
-            f"but each output in a tuple is a further prediction of the same {classes} classes, trained on the mask; "
+            f"but each output in a tuple is a further prediction with a channel for each class ({classes}), trained on "
+            "the mask; "
             "return outputs with targets of their own in a dict by name"
         )
     return ""

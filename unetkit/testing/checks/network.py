@@ -17,6 +17,7 @@ from unetkit.plan import PartSpec, Plan
 from unetkit.registry import Parts
 from unetkit.serialization import load, save
 from unetkit.summary.forward_hooks import collect_tensors, find_network, resolve_input_size
+from unetkit.summary.outputs import describe_output_source, find_output_error, outputs_of_model
 from unetkit.summary.trace import trace
 from unetkit.testing.catalog import Nonconformity, one_line
 from unetkit.testing.contracts import format_shape, list_encoder_shapes, random_tensor
@@ -91,11 +92,15 @@ def _choose_input_size(subject: PartSubject, model: Network) -> Size:
 def check_training(model: nn.Module, x: Tensor, prefix: str, *, only: str = "") -> None:
     """Check that a batch passes in training and that gradients reach every parameter (`only`: of these parts)."""
     try:
-        outputs = collect_tensors(model.train()(x))
+        returned = model.train()(x)
+        outputs = collect_tensors(returned)
         torch.autograd.backward([(out * random_tensor(*out.shape)).sum() for out in outputs])
     except Exception as error:
         size = format_shape(x.shape[-2:])
         raise Nonconformity(f"{prefix}a batch of 2 of {size} in training fails with {one_line(error)}") from error
+    network = find_network(model)
+    if error := find_output_error(returned, outputs_of_model(model, network), network.resolved_plan.classes):
+        raise Nonconformity(f"{prefix}{describe_output_source(model, network)} {error}")
     for name, parameter in model.named_parameters():
         is_checked = not only or only in name.split(".")
         if is_checked and parameter.requires_grad and parameter.grad is None:
