@@ -99,8 +99,8 @@ def check_training(model: nn.Module, x: Tensor, prefix: str, *, only: str = "") 
         size = format_shape(x.shape[-2:])
         raise Nonconformity(f"{prefix}a batch of 2 of {size} in training fails with {one_line(error)}") from error
     network = find_network(model)
-    if error := find_output_error(returned, outputs_of_model(model, network), network.resolved_plan.classes):
-        raise Nonconformity(f"{prefix}{describe_output_source(model, network)} {error}")
+    if fault := find_output_error(returned, outputs_of_model(model, network), network.resolved_plan.classes):
+        raise Nonconformity(f"{prefix}{describe_output_source(model, network)} {fault}")
     for name, parameter in model.named_parameters():
         is_checked = not only or only in name.split(".")
         if is_checked and parameter.requires_grad and parameter.grad is None:
