@@ -224,7 +224,7 @@ def test_a_command_repeats_a_row() -> None:
         ({"timeout": float("inf")}, "--timeout inf: must be a number of seconds above 0, and at most a week"),
         ({"target_ci": 2.0}, "--target-ci 2.0: must be between 0 and 1, such as 0.02"),
         ({"jobs": 0}, "--jobs 0: must be at least 1"),
-        ({"engine": "rey"}, "--engine rey: must be local or ray"),
+        ({"engine": "rey"}, "--engine rey: must be local or ray; did you mean ray?"),
         ({"ray_address": "auto"}, "--ray-address auto: can only be used with --engine ray"),
     ],
 )

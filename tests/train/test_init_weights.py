@@ -187,7 +187,7 @@ def test_a_run_from_other_weights_freezes_only_these_and_remembers_them_when_res
 def test_a_frozen_encoder_rests_where_it_was_loaded_and_new_layers_train(tmp_path: Path) -> None:
     torch.save(timm.create_model("test_vit", in_chans=1).state_dict(), tmp_path / "vit.pt")
     line = f"--encoder test_vit --size 32 --seed 3 --pretrained {tmp_path / 'vit.pt'}"
-    run = train.run(line, tmp_path / "a", data=squares(8), freeze_encoder=-1, **QUICK)
+    run = train.run(line, tmp_path / "a", data=squares(8), freeze_encoder="all", **QUICK)
     begun: Any = unetkit.build(
         "test_vit", size=32, seed=3, in_channels=1, classes=1, pretrained=str(tmp_path / "vit.pt")
     )
