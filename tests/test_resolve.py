@@ -49,7 +49,8 @@ BAD = {
     "--encoder plain:widht=1": "--encoder plain:widht=1: plain has no option 'widht'; did you mean widths?; "
     "`unetkit list encoder plain` lists its options",
     "--encoder plain:zzz=1": "--encoder plain:zzz=1: plain has no option 'zzz'; it has "
-    "depth, widths, order, norm, act, dropout, padding, bias, padding_mode; `unetkit list encoder plain` lists its options",
+    "depth, widths, order, norm, act, dropout, padding, bias, padding_mode; "
+    "`unetkit list encoder plain` lists its options",
     "--encoder plain --fuse add:k=1": "--fuse add:k=1: add has no options, so 'k' is not one; leave it out",
     "--encoder plain --logits bilinear:corners=true": "--logits bilinear:corners=true: bilinear has no option "
     "'corners'; did you mean align_corners?; `unetkit list up bilinear` lists its options",

@@ -177,7 +177,7 @@ def test_a_run_from_other_weights_freezes_only_these_and_remembers_them_when_res
     assert header["config"]["init_weights"] == str(weights)
     weights.unlink()  # resuming does not read it
     torch.testing.assert_close(
-        train.read(tmp_path / "cut").network(weights=LAST).state_dict(), begun.state_dict(), rtol=0, atol=0
+        train.read(tmp_path / "cut").network(weights="last").state_dict(), begun.state_dict(), rtol=0, atol=0
     )
     resumed = train.resume(tmp_path / "cut", data=squares(8))
     one, other = (torch.load(run.folder / STATE, weights_only=True)["model"] for run in (whole, resumed))
@@ -192,7 +192,7 @@ def test_a_frozen_encoder_rests_where_it_was_loaded_and_new_layers_train(tmp_pat
         "test_vit", size=32, seed=3, in_channels=1, classes=1, pretrained=str(tmp_path / "vit.pt")
     )
     assert run.loaded == begun.loaded == ("encoder.model",)
-    before, after = begun.encoder.state_dict(), run.network(weights=LAST).encoder.state_dict()
+    before, after = begun.encoder.state_dict(), run.network(weights="last").encoder.state_dict()
     changed = before.keys() - equal(before, after)
     assert changed == {name for name, _ in begun.encoder.named_parameters() if name.startswith("pyramid")}
     optimizer = adamw().make_optimizer(begun, 0.5)
