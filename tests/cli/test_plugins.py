@@ -274,10 +274,11 @@ def test_check_shows_where_a_part_fails(tmp_path: Path) -> None:
 
 
 def test_check_of_what_does_not_load(tmp_path: Path) -> None:
-    broken = written(tmp_path / "broken.py", source="1 / 0\n")
+    broken = written(tmp_path / "broken.py", source="def divide():\n    1 / 0\n\ndivide()\n")
     shown = run("plugins", "check", broken)
     assert shown.exit_code == 1
     assert "failed: plugin: loading: it does not load: ZeroDivisionError" in shown.stdout
+    assert f"({broken}:2)" in shown.stdout
     assert shown.stderr == ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from unetkit.plan import Plan
 from unetkit.plugins import PluginManager
 from unetkit.registry import PART_KINDS, Library, Metric, Parts, Plugin
 from unetkit.testing.catalog import Nonconformity, SkipCheck, one_line
-from unetkit.testing.source import AuthorSource
+from unetkit.testing.source import AuthorSource, format_place
 from unetkit.testing.subject import PartSubject
 
 #: Run in a new process, because this one has already imported torch.
@@ -60,8 +61,10 @@ class PluginSubject:
 
     @property
     def place(self) -> str:
-        """The file of the plugin, which has no line; "" for a module."""
-        return ""
+        """The file and line where loading failed; "" if it did not."""
+        lines = re.findall(r'File "(.*)", line (\d+)', self.plugin.traceback)
+        own = [(file, int(line)) for file, line in lines if self.source.contains(file)]
+        return format_place(*own[-1]) if own else ""
 
 
 def check_loading(subject: PluginSubject) -> None:
