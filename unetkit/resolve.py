@@ -231,9 +231,9 @@ def parse_options(word: str, spec: PartSpec, known: Signature) -> dict[str, Any]
             if not declared:
                 raise OptionError(f"--{word} {spec}: {spec.name} has no options, so {name!r} is not one; leave it out")
             has = f"; it has {', '.join(declared)}"
+            listed = f"; `unetkit list {kind_of(word)} {spec.name}` lists its options" if spec.factory is None else ""
             raise OptionError(
-                f"--{word} {spec}: {spec.name} has no option {name!r}{did_you_mean(name, declared) or has}"
-                f"; `unetkit list {kind_of(word)} {spec.name}` lists its options"
+                f"--{word} {spec}: {spec.name} has no option {name!r}{did_you_mean(name, declared) or has}{listed}"
             )
         typed[name] = _read_value(word, spec, declared[name], value)
     missing = [option.name for option in known.options if option.required and option.name not in typed]
