@@ -56,3 +56,14 @@ def machine_to_itself(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
         patch.setattr(tempfile, "tempdir", None)
         yield
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Make float64 the default dtype: its rounding is far below the bounds of a test, whatever the processor."""
+    import torch  # not for every test
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)

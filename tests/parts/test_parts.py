@@ -104,6 +104,7 @@ def _unit(order: Any, norm: Any = "batch", *, padding: Any = 1, dropout: float =
     return ConvUnit(order, norm, "relu", dropout, padding, None).make(3, 5)
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_unit_is_its_layers_one_after_the_other(order: str, padding: int) -> None:
@@ -126,7 +127,7 @@ def test_a_unit_is_its_layers_one_after_the_other(order: str, padding: int) -> N
     expected = x
     for step in order.split("-"):
         expected = steps[step](expected)
-    torch.testing.assert_close(unit(x), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(unit(x), expected)
 
 
 @pytest.mark.parametrize(("order", "has_bias"), [(ORDERS[0], False), (ORDERS[1], True), (ORDERS[2], False)])
@@ -135,6 +136,7 @@ def test_a_convolution_has_a_bias_where_no_norm_makes_it_redundant(order: str, h
     assert "conv.bias" in _unit(order, "none").state_dict()
 
 
+@pytest.mark.usefixtures("float64")
 def test_basic_block_by_hand() -> None:
     block = BasicBlock(3, 5).eval()
     state = block.state_dict()
@@ -146,7 +148,7 @@ def test_basic_block_by_hand() -> None:
     path = F.relu(bn(F.conv2d(x, state["units.0.conv.weight"], padding=1), "units.0.norm"))
     path = bn(F.conv2d(path, state["units.1.conv.weight"], padding=1), "units.1.norm")
     shortcut = bn(F.conv2d(x, state["shortcut.conv.weight"]), "shortcut.norm")
-    torch.testing.assert_close(block(x), F.relu(path + shortcut), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(block(x), F.relu(path + shortcut))
 
 
 def test_a_valid_residual_block_crops_its_shortcut_from_the_centre() -> None:
@@ -203,6 +205,7 @@ def test_an_unknown_activation_is_refused_with_the_nearest() -> None:
         build("plain:widths=[4,8]", block="double:act=rellu")
 
 
+@pytest.mark.usefixtures("float64")
 def test_norms_are_what_they_say() -> None:
     x = torch.randn(2, 48, 5, 5) * 3 + 1
     cases = {
@@ -212,9 +215,9 @@ def test_norms_are_what_they_say() -> None:
         "none": x,
     }
     for norm, expected in cases.items():
-        torch.testing.assert_close(make_norm(norm, 48)(x), expected, atol=1e-5, rtol=1e-5)  # type: ignore[arg-type]
+        torch.testing.assert_close(make_norm(norm, 48)(x), expected)  # type: ignore[arg-type]
     layer = make_norm("layer", 48)(x)
-    torch.testing.assert_close(layer.mean(1), torch.zeros(2, 5, 5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(layer.mean(1), torch.zeros(2, 5, 5))
     torch.testing.assert_close(layer.var(1, unbiased=False), torch.ones(2, 5, 5), atol=1e-4, rtol=0)
 
 
@@ -329,6 +332,7 @@ def test_resize(mode: Any, size: tuple[int, int]) -> None:
     assert align.target_size((8, 6), (9, 7)) == (9, 7)
 
 
+@pytest.mark.usefixtures("float64")
 def test_heads() -> None:
     x = torch.randn(2, 6, 5, 4)
     head = ConvHead(6, 3)

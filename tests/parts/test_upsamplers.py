@@ -22,6 +22,9 @@ from unetkit.parts.upsamplers import (
 SIZE = (0, 0)  # what a learned upsampler is asked for does not matter
 
 
+pytestmark = pytest.mark.usefixtures("float64")
+
+
 def bilinear(x: Tensor, scale: int) -> Tensor:
     return F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
 

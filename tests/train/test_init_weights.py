@@ -19,7 +19,7 @@ from unetkit import train
 from unetkit.errors import FileError, OptionError
 from unetkit.network import list_loaded
 from unetkit.summary.forward_hooks import find_network
-from unetkit.train.checkpoint import HEADER, LAST, STATE
+from unetkit.train.checkpoint import HEADER, STATE
 from unetkit.train.init_weights import load_init_weights
 from unetkit.train.optim import adamw
 from unetkit.train.trainer import TrainCallback

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,7 @@ from unetkit.testing.catalog import Nonconformity, SkipCheck, one_line
 from unetkit.testing.contracts import CONTRACTS, Contract, Outputs, PartInput, PositionalArgs
 from unetkit.testing.source import AuthorSource, format_place
 from unetkit.utils.isolation import INTERRUPTS
+from unetkit.utils.rounding import computes_in, difference_beyond_rounding
 
 #: What torch says where a layer needs more than one pixel.
 _SINGLE_PIXEL_ERRORS = ("Expected more than 1", "Padding size should be less")
@@ -206,6 +208,22 @@ class PartSubject:
         torch.default_generator.manual_seed(seed)
         with torch.no_grad():
             return self.contract.compute_outputs(part, part_input.clone())
+
+    def output_difference(self, one: Any, other: Any, part_input: PartInput) -> float:
+        """Return by how much two parts differ that should give equal outputs; 0 where rounding explains it.
+
+        Equal weights in memory of another layout or alignment may be multiplied by another routine of the processor.
+        """
+
+        def measure(dtype: torch.dtype) -> float:
+            wide = dtype == torch.float64
+            parts = [copy.deepcopy(part).to(dtype) if wide else part for part in (one, other)]
+            given = part_input.map(lambda x: x.to(dtype)) if wide else part_input
+            with computes_in(dtype):
+                first, second = (self.run(part, given) for part in parts)
+            return relative_difference(first, second)
+
+        return difference_beyond_rounding(one, measure)
 
     def describe_case(
         self, args: PositionalArgs, part_input: PartInput | None = None, training: bool | None = None

@@ -59,12 +59,12 @@ def test_each_pixel_is_that_of_the_papers_equation() -> None:
 
 
 def test_with_batch_norm_each_convolution_is_followed_by_one() -> None:
-    gate = AttentionGate(3, 4, norm="batch").eval()
+    gate = AttentionGate(3, 4, norm="batch").double().eval()
     state = gate.state_dict()
     for name, value in state.items():
         if value.is_floating_point():
             value.copy_(torch.rand_like(value) + (0.5 if "var" in name else 0))
-    x, skip = torch.randn(2, 3, 5, 4), torch.randn(2, 4, 5, 4)
+    x, skip = torch.randn(2, 3, 5, 4).double(), torch.randn(2, 4, 5, 4).double()
 
     def linear(x: Tensor, name: str) -> Tensor:
         norm = (state[f"{name}.1.{n}"] for n in ("running_mean", "running_var", "weight", "bias"))
@@ -93,8 +93,8 @@ def test_a_new_gate_lets_the_skip_pass(norm: Any) -> None:
 
 
 def test_after_bilinear_upsampling_the_gating_signal_is_the_papers_resampled() -> None:
-    gate = AttentionGate(3, 4)
-    coarse = torch.randn(1, 3, 4, 5)
+    gate = AttentionGate(3, 4).double()
+    coarse = torch.randn(1, 3, 4, 5).double()
 
     def up(x: Tensor) -> Tensor:
         return F.interpolate(x, scale_factor=2, mode="bilinear")

@@ -23,6 +23,7 @@ from unetkit.testing.catalog import Nonconformity, one_line
 from unetkit.testing.contracts import format_shape, list_encoder_shapes, random_tensor
 from unetkit.testing.subject import PartSubject, relative_difference
 from unetkit.utils.formatting import Size
+from unetkit.utils.rounding import computes_in, difference_beyond_rounding
 
 #: The name under which a Python object is registered, so that a saved file can refer to it.
 _PART_NAME = "part-under-test"
@@ -123,14 +124,18 @@ def check_prediction(model: nn.Module, x: Tensor, prefix: str) -> None:
 
 
 def check_round_trip(model: Any, x: Tensor, parts: Parts, prefix: str) -> None:
-    """Check that a saved and loaded model gives outputs that are identical to the bit. Raises Nonconformity."""
+    """Check that a saved and loaded model gives equal outputs. Raises Nonconformity."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
         save(model, path)
         loaded = load(path, parts=parts)
-    with torch.no_grad():
-        difference = relative_difference((model.eval()(x),), (loaded.eval()(x),))
-    if difference:
+
+    def measure(dtype: torch.dtype) -> float:
+        with torch.no_grad(), computes_in(dtype):
+            one, other = (each.eval().to(dtype)(x.to(dtype)) for each in (model, loaded))
+        return relative_difference((one,), (other,))
+
+    if difference := difference_beyond_rounding(model, measure):
         raise Nonconformity(f"{prefix}after saving and loading, its outputs differ by up to {difference:.2g}")
 
 

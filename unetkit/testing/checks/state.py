@@ -45,8 +45,7 @@ def check_seed(subject: PartSubject) -> None:
         subject.make(args, seed=1)
         if torch.equal(random_number, torch.rand(1)):
             raise Nonconformity(f"{where}its constructor sets torch's seed, which changes all later random numbers")
-        outputs = [subject.run(part.train(), part_input) for part in (first_part, second_part)]
-        if difference := relative_difference(*outputs):
+        if difference := subject.output_difference(first_part.train(), second_part.train(), part_input):
             raise Nonconformity(
                 f"{where}in training two passes with the same torch.manual_seed differ by up to {difference:.2g}"
             )
@@ -72,13 +71,12 @@ def _check_training_determinism(subject: PartSubject, part: Any, part_input: Par
 
 
 def check_state_dict(subject: PartSubject) -> None:
-    """Check that loading the state_dict strictly into another part gives outputs that are identical to the bit."""
+    """Check that loading the state_dict strictly into another part gives equal outputs."""
     for args, part_input in subject.samples():
         where = subject.describe_case(args)
         first_part, second_part = _make_trained(subject, args), subject.make(args, seed=2).eval()
         _load_strictly(first_part.state_dict(), second_part, where)
-        difference = relative_difference(subject.run(first_part, part_input), subject.run(second_part, part_input))
-        if difference:
+        if difference := subject.output_difference(first_part, second_part, part_input):
             raise Nonconformity(
                 f"{where}loaded into another part, the state_dict gives outputs that differ by up to {difference:.2g}: "
                 "something is not in it"
@@ -129,7 +127,7 @@ def check_deepcopy(subject: PartSubject) -> None:
         part = _make_trained(subject, args)
         before = subject.run(part, part_input)
         copied = _deep_copy(part, where)
-        if difference := relative_difference(subject.run(copied, part_input), before):
+        if difference := subject.output_difference(part, copied, part_input):
             raise Nonconformity(f"{where}a deep copy gives outputs that differ by up to {difference:.2g}")
         _perturb(copied)
         if difference := relative_difference(subject.run(part, part_input), before):
@@ -156,7 +154,7 @@ def _perturb(part: nn.Module) -> None:
 def _check_own_weights(subject: PartSubject, args: PositionalArgs, part_input: PartInput, copied: Any) -> None:
     other = subject.make(args, seed=3).eval()
     other.load_state_dict(copied.state_dict())
-    if relative_difference(subject.run(copied, part_input), subject.run(other, part_input)):
+    if subject.output_difference(copied, other, part_input):
         raise Nonconformity(
             f"{subject.describe_case(args)}a deep copy still uses the original's weights: "
             "it keeps a lambda or a bound method, which "
