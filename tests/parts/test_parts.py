@@ -130,6 +130,26 @@ def test_a_unit_is_its_layers_one_after_the_other(order: str, padding: int) -> N
     torch.testing.assert_close(unit(x), expected)
 
 
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_the_padding_mode_is_what_every_3x3_convolution_sees_beyond_the_border(mode: Any) -> None:
+    x = torch.randn(2, 3, 6, 5)
+    for block in (DoubleConv(3, 4, padding_mode=mode), PreActBlock(3, 4, padding_mode=mode)):
+        convolutions = {m for m in block.modules() if isinstance(m, nn.Conv2d)}
+        assert {m.padding_mode for m in convolutions if m.kernel_size == (3, 3)} == {mode}
+        assert {m.padding_mode for m in convolutions if m.kernel_size == (1, 1)} <= {"zeros"}
+        assert block(x).shape == (2, 4, 6, 5)
+    first = DoubleConv(3, 4, padding_mode=mode)[0][0]
+    torch.testing.assert_close(first(x), F.conv2d(F.pad(x, (1, 1, 1, 1), mode=mode), first.weight))
+    pixel = x[..., :1, :1]
+    torch.testing.assert_close(first(pixel), F.conv2d(pixel.expand(2, 3, 3, 3), first.weight))
+    with pytest.raises(OptionError, match=f"padding_mode={mode} has no effect with padding=0"):
+        DoubleConv(3, 4, padding=0, padding_mode=mode)
+    words = {"block": f"double:padding_mode={mode}", "device": "meta"}
+    model = build(f"plain:widths=[4,8,8],padding_mode={mode}", **words)
+    assert model.eval()(torch.rand(1, 3, 1, 1, device="meta")).shape == (1, 2, 1, 1)
+
+
 @pytest.mark.parametrize(("order", "has_bias"), [(ORDERS[0], False), (ORDERS[1], True), (ORDERS[2], False)])
 def test_a_convolution_has_a_bias_where_no_norm_makes_it_redundant(order: str, has_bias: bool) -> None:
     assert ("conv.bias" in _unit(order).state_dict()) is has_bias

@@ -21,7 +21,7 @@ class DoubleConv(nn.Sequential):
         dropout: probability of dropping a channel after each unit in training, from 0 to below 1.
         padding: 1 keeps height and width, 0 (valid convolutions) makes both smaller by 2 per 3x3 convolution.
         bias: whether convolutions have a bias; none gives them one only where no norm makes it redundant.
-        padding_mode: what 3x3 convolutions see beyond the border, as in torch; reflect needs maps of 2x2 or more.
+        padding_mode: what 3x3 convolutions see beyond the border, as in torch.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class BasicBlock(nn.Module):
         dropout: probability of dropping a channel after each unit in training, from 0 to below 1.
         padding: 1 keeps height and width, 0 (valid convolutions) makes both smaller by 2 per 3x3 convolution.
         bias: whether convolutions have a bias; none gives them one only where no norm makes it redundant.
-        padding_mode: what 3x3 convolutions see beyond the border, as in torch; reflect needs maps of 2x2 or more.
+        padding_mode: what 3x3 convolutions see beyond the border, as in torch.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Bottleneck(BasicBlock):
         dropout: probability of dropping a channel after each unit in training, from 0 to below 1.
         padding: 1 keeps height and width, 0 (valid convolutions) makes both smaller by 2 per 3x3 convolution.
         bias: whether convolutions have a bias; none gives them one only where no norm makes it redundant.
-        padding_mode: what 3x3 convolutions see beyond the border, as in torch; reflect needs maps of 2x2 or more.
+        padding_mode: what 3x3 convolutions see beyond the border, as in torch.
     """
 
     @staticmethod
@@ -133,7 +133,7 @@ class PreActBlock(BasicBlock):
         dropout: probability of dropping a channel after each unit in training, from 0 to below 1.
         padding: 1 keeps height and width, 0 (valid convolutions) makes both smaller by 2 per 3x3 convolution.
         bias: whether convolutions have a bias; none gives them one only where no norm makes it redundant.
-        padding_mode: what 3x3 convolutions see beyond the border, as in torch; reflect needs maps of 2x2 or more.
+        padding_mode: what 3x3 convolutions see beyond the border, as in torch.
     """
 
     def __init__(

@@ -6,9 +6,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import gcd
-from typing import Literal
+from typing import Literal, cast
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from unetkit.errors import OptionError, did_you_mean
 
@@ -69,6 +70,20 @@ def make_act(act: str, *, inplace: bool = True) -> nn.Module:
     return layer
 
 
+class ReflectConv2d(nn.Conv2d):
+    """A convolution with padding_mode="reflect" that takes a map of one row or column, which torch cannot mirror.
+
+    There the border repeats the pixel.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
+        rows, columns = (cast(int, side) for side in self.padding)
+        x = F.pad(x, (columns, columns, 0, 0), mode="reflect" if x.shape[-1] > columns else "replicate")
+        x = F.pad(x, (0, 0, rows, rows), mode="reflect" if x.shape[-2] > rows else "replicate")
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
 @dataclass(frozen=True)
 class ConvUnit:
     """A recipe for convolution units: the order of their layers, the kinds of layers, and the padding.
@@ -111,7 +126,8 @@ class ConvUnit:
         """
         bias = self.bias if self.bias is not None else self.norm == "none" or self.order == "conv-act-norm"
         padding, mode = kernel // 2 * self.padding, self.padding_mode if kernel > 1 else "zeros"
-        conv = nn.Conv2d(in_channels, out_channels, kernel, padding=padding, bias=bias, padding_mode=mode)
+        layer = ReflectConv2d if mode == "reflect" else nn.Conv2d
+        conv = layer(in_channels, out_channels, kernel, padding=padding, bias=bias, padding_mode=mode)
         norm = make_norm(self.norm, in_channels if self.order == "norm-act-conv" else out_channels)
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         for name in self.order.split("-"):

@@ -22,7 +22,7 @@ class PlainEncoder(nn.Module):
         dropout: probability of dropping a channel after each unit in training, from 0 to below 1.
         padding: 1 keeps height and width between pools, 0 (valid convolutions) makes both smaller by 2 per convolution.
         bias: whether convolutions have a bias; none gives them one only where no norm makes it redundant.
-        padding_mode: what 3x3 convolutions see beyond the border, as in torch; reflect needs maps of 2x2 or more.
+        padding_mode: what 3x3 convolutions see beyond the border, as in torch.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class PlainEncoder(nn.Module):
         self.valid = padding == 0
         # torch refuses to normalize a single value, even in eval mode; with few channels, group norm has one per group.
         has_single_values = norm == "instance" or (norm == "group" and 32 % self.channels[-1] == 0)
-        self.min_size = self.strides[-1] * (2 if has_single_values or padding_mode == "reflect" else 1)
+        self.min_size = self.strides[-1] * (2 if has_single_values else 1)
         self.pool = nn.MaxPool2d(2)
         self.levels = nn.ModuleList(
             DoubleConv(
