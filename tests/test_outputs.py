@@ -202,7 +202,8 @@ REFUSED = [
     (head_with({"boundary": Output("boundary", "l1")}), "loss l1: compares numbers, but the target has classes"),
     (head_with({"boundary": Output("distance", "bce")}), "loss bce: compares classes, but the target has numbers"),
     (head_with({"boundary": Output("boundary", "border")}), "border weights belong to the objects of masks"),
-    (head_with({"boundary": Output("boundary", weight=0)}), "weight=0 must be above 0"),
+    (head_with({"boundary": Output("boundary", weight=0)}), "declares .* for 'boundary'; expected .* a weight above 0"),
+    (head_with({"boundary": Output(Boundary)}), "declares .* for 'boundary'; expected a target and a loss as texts"),  # type: ignore[arg-type]
 ]
 
 

@@ -9,6 +9,7 @@ traced, saved and padded like a U-Net. Shapes: H and W are height and width; siz
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,7 +52,7 @@ def declared_outputs(part: nn.Module) -> dict[str, Output]:
     """Return what a head, a whole model or a wrapper declares in `outputs`, which is optional.
 
     Raises:
-        BuildError: It does not declare an `Output` for each name.
+        BuildError: It does not declare an `Output` for each name, with texts and a weight above 0.
     """
     declared = getattr(part, "outputs", None) or {}
     if not isinstance(declared, Mapping) or not all(
@@ -61,6 +62,13 @@ def declared_outputs(part: nn.Module) -> dict[str, Output]:
             f"{type(part).__name__}{describe_source(part)} declares outputs={declared!r:.80}; "
             'expected a dict such as {"boundary": unetkit.Output("boundary", "bce")}'
         )
+    for name, output in declared.items():
+        is_number = isinstance(output.weight, int | float) and 0 < output.weight < inf
+        if not (isinstance(output.target, str) and isinstance(output.loss, str) and is_number):
+            raise BuildError(
+                f"{type(part).__name__}{describe_source(part)} declares {output!r} for {name!r}; "
+                'expected a target and a loss as texts, such as "boundary:width=2" and "bce", and a weight above 0'
+            )
     return dict(declared)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 from torch import Tensor
@@ -108,8 +107,6 @@ def _name_output(where: str) -> Iterator[None]:
 
 
 def _make_output_loss(output: OutputInfo, masks: Target, parts: Parts) -> OutputLoss:
-    if not (isfinite(output.weight) and output.weight > 0):
-        raise OptionError(f"weight={output.weight:g} must be above 0")
     target = OutputTarget(output.target, masks, parts)
     choices = target.maps.output_choices
     if output.channels not in choices:
