@@ -36,9 +36,11 @@ def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
     losses, scores = figure.subplots(1, 2)
     epochs = [line["epoch"] for line in lines]
     marker = "o" if len(epochs) < 30 else ""
-    for name, label in (("loss", "training"), ("val_loss", "validation")):
+    outputs = [*lines[-1].get("output_losses", ())]
+    labels = ("training, weighted sum", f"validation, {outputs[0]}") if outputs else ("training", "validation")
+    for name, label in zip(("loss", "val_loss"), labels, strict=True):
         losses.plot(epochs, [_number(line[name]) for line in lines], marker=marker, markersize=3, label=label)
-    for name in lines[-1].get("output_losses", ()):
+    for name in outputs:
         values = [_number(line["output_losses"][name]) for line in lines]
         losses.plot(epochs, values, linewidth=1, alpha=0.7, label=f"training, {name}")
     losses.margins(y=0.08)
