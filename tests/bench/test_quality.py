@@ -165,7 +165,7 @@ def test_commands_print_what_is_stored(run: BenchRun) -> None:
     result = CliRunner().invoke(
         cli, ["bench", "show", str(run.folder), "--filter", "miou-verdict=better", "--columns", "fuse"]
     )
-    assert "1 of 4 rows are shown" in result.output
+    assert "1 of 4 rows is shown" in result.output
 
 
 def test_the_selftest_reads_a_folder_and_refuses_one_without_trainings(run: BenchRun, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -18,11 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.bench.example_runs import BASELINE, made_run
+from unetkit.bench.columns import make_columns
 from unetkit.bench.effects import MAX_PAIRWISE_VALUES, list_effects
-from unetkit.bench.report.charts import MAX_DOTS, pareto_front
+from unetkit.bench.report.charts import MAX_DOTS, make_cost_data, pareto_front
 from unetkit.bench.report.page import render_report
 from unetkit.bench.results import BenchRow, BenchRun, ResultsWriter
-from unetkit.bench.show import describe_missing_rows
+from unetkit.bench.show import describe_missing_rows, fold_problems
 from unetkit.cli.bench_results import report
 from unetkit.errors import FileError, OptionError, UnetkitError
 from unetkit.registry import MetricInfo
@@ -108,8 +110,8 @@ def test_a_point_without_a_number_is_on_no_front() -> None:
 
 
 def test_it_says_what_was_run_and_what_became_of_every_row() -> None:
-    text = html()
-    told = Tags(text)
+    told = Tags(html())
+    text = re.sub(r'</?span( class="flag")?>', "", html())
     for said in (run().command, BASELINE, "Example CPU 2.0 GHz", "16.0 GiB", "2.9.0", "28 rows, 2 of which failed"):
         assert said in text
     for metric in run().header.metrics:
@@ -208,6 +210,24 @@ def test_nothing_is_loaded_and_nothing_gets_in() -> None:
     assert EVIL in json.dumps(told.embedded(), ensure_ascii=False).replace('\\"', '"')
 
 
+def test_the_baseline_is_marked_and_warnings_are_said_once() -> None:
+    found = Tags(html()).found
+    assert sum(tag == "tr" and attributes.get("class") == "baseline" for tag, attributes in found) == 2
+    said = ["others used {}% of 1.5 GiB; --threads 1 helps", "once"]
+    rows = [replace(row, warnings=(said[0].format(20 + index),)) for index, row in enumerate(run().rows[:5])]
+    folded = fold_problems([*rows, replace(run().rows[5], warnings=("once",))])
+    assert [text for text, _ in folded] == ["others used 20% to 24% of 1.5 GiB; --threads 1 helps", "once"]
+    assert [len(alike) for _, alike in folded] == [5, 1]
+    page = render_report(replace(run(), rows=(*rows, *run().rows[5:])))
+    assert page.count('others used 20% to 24% of 1.5 GiB; <span class="flag">--threads</span> 1 helps') == 1
+
+
+def test_quality_is_shown_against_cost() -> None:
+    metrics = (*run().header.metrics[:-1], replace(run().header.metrics[-1], better="more"))
+    rising = replace(run(), header=replace(run().header, metrics=metrics))
+    assert [make_cost_data(one, make_columns(one))["rising"] for one in (run(), rising)] == [None, "energy"]
+
+
 def test_without_plotly_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "plotly", None)
     with pytest.raises(UnetkitError, match=r"pip install 'unetkit\[report\]'$"):
@@ -267,7 +287,7 @@ class Opened:
 
     def __init__(self, browser: Browser, path: Path) -> None:
         self.page: Page = browser.new_context(viewport=WIDE).new_page()
-        self.page.set_default_timeout(5000)
+        self.page.set_default_timeout(30_000)
         self.wrong: list[str] = []
         self.page.on("console", lambda message: self.wrong.append(message.text))
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
@@ -362,15 +382,19 @@ def test_all_columns_are_shown_where_asked(opened: Opened) -> None:
 
 
 def test_the_front_is_drawn_and_its_rows_are_named(opened: Opened) -> None:
-    for x, y, more in (("macs", "memory (MiB)", False), ("latency p50 (ms)", "latency rate (images/s)", True)):
+    for x, y, more in (("macs", "memory (MiB)", False), ("parameters", "latency rate (images/s)", True)):
         opened.choice("x").select_option(label=x)
         opened.choice("y").select_option(label=y)
         names = opened.said(".front li")
         drawn = opened.page.evaluate("document.querySelector('[data-chart=costs]').data.find(t => t.mode === 'lines')")
-        assert len(drawn["x"]) == len(names) >= 1
+        assert len(drawn["x"]) == len(names) > 1
         assert drawn["y"] == sorted(drawn["y"], reverse=not more)
         assert opened.page.locator('[data-chart="costs"] .scatterlayer .point').count() == 14
     assert all("row" in name for name in names)
+    assert not opened.page.locator(".single").is_visible()
+    opened.choice("x").select_option(label="latency p50 (ms)")
+    assert opened.page.locator(".single").is_visible()  # the quickest row has the highest rate, too
+    assert len(opened.said(".front li")) == 1
     opened.choice("y").select_option(label="energy (J)")
     assert opened.page.locator(".nofront").is_visible()
 
@@ -402,6 +426,8 @@ def test_a_phone_scrolls_the_page_down_and_only_tables_sideways(
     opened.page.emulate_media(color_scheme=scheme)
     assert opened.page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
     assert opened.page.evaluate("document.querySelector('.scroll').scrollWidth") > PHONE["width"]
+    assert opened.page.locator("#table-rows td.narrow").first.inner_text().endswith(("same", "faster", "slower"))
+    assert opened.page.locator("#table-rows .hint").is_visible()
     for name in ("costs", "effects", "rounds"):
         chart = opened.page.locator(f'[data-chart="{name}"] .main-svg').first
         opened.page.wait_for_function("([svg, width]) => svg.clientWidth <= width", arg=[chart.element_handle(), 390])
@@ -420,7 +446,7 @@ def test_names_made_to_break_out_run_and_load_nothing(browser: Browser, tmp_path
     path = tmp_path / "evil.html"
     path.write_text(render_report(hostile(run())), encoding="utf-8")
     opened = Opened(browser, path)
-    opened.page.locator("#table-rows thead button").nth(1).click()
+    opened.page.locator("#table-rows thead button:visible").nth(1).click()
     assert opened.page.evaluate("window.hacked") is None
     assert opened.page.locator("img, .chart a").count() == 0
     assert EVIL in opened.page.locator("#run").inner_text()

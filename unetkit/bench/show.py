@@ -7,8 +7,9 @@ warnings, hidden columns and rows that are not measured yet.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from io import StringIO
 from math import isfinite
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,7 @@ def format_run(run: BenchRun, rows: Sequence[BenchRow], columns: Sequence[Column
     table, hidden = _fit_table(measured, columns, numbers, width)
     failed = _make_failed_table(run, [row for row in rows if not row.is_measured], numbers)
     notes = [
-        *_describe_problems(rows, numbers),
+        *_describe_problems(rows, run),
         *_describe_failed_trainings(run, numbers),
         *(describe_uncertain_verdicts(quality) if (quality := read_quality(run)) else []),
         *_describe_hidden(hidden),
@@ -145,12 +146,46 @@ def _make_failed_table(run: BenchRun, rows: Sequence[BenchRow], numbers: dict[st
     return TableData(headers, lines, f"failed rows: {len(rows)}")
 
 
-def _describe_problems(rows: Iterable[BenchRow], numbers: dict[str, str]) -> list[str]:
-    """Return the failures of single metrics and the warnings, each with the number of its row."""
-    problems = (
-        (row, [*(f"{name} failed: {error}" for name, error in row.failures.items()), *row.warnings]) for row in rows
-    )
-    return [f"row {numbers[row.id]}: {text}" for row, texts in problems for text in texts]
+def _describe_problems(rows: Iterable[BenchRow], run: BenchRun) -> list[str]:
+    """Return the failures of single metrics and the warnings, each with the numbers of its rows."""
+    lines = []
+    for text, found in fold_problems([replace(row, error="") for row in rows]):
+        numbers = [str(run.numbers[row.id]) for row in found]
+        name = f"row {numbers[0]}" if len(numbers) == 1 else f"rows {', '.join(numbers)}"
+        lines.append(f"{name}: {text}")
+    return lines
+
+
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+
+
+def fold_problems(rows: Iterable[BenchRow]) -> list[tuple[str, list[BenchRow]]]:
+    """Return the errors, failed metrics and warnings of rows, each once with its rows.
+
+    Texts that differ only in their numbers become one, with the smallest and the largest of each: "38% to 90%".
+
+    Args:
+        rows: rows of a run.
+    """
+    groups: dict[str, list[tuple[str, BenchRow]]] = {}
+    for row in rows:
+        failed = [f"failed: {row.error}"] if row.error else []
+        failures = [f"{name} failed: {error}" for name, error in row.failures.items()]
+        for text in dict.fromkeys([*failed, *failures, *row.warnings]):
+            key = _NUMBER.sub("#", text) if text in row.warnings else text
+            groups.setdefault(key, []).append((text, row))
+    return [(_join_texts([text for text, _ in found]), [row for _, row in found]) for found in groups.values()]
+
+
+def _join_texts(texts: Sequence[str]) -> str:
+    """Return one text for texts that differ only in their numbers."""
+    columns = [sorted({*found}, key=float) for found in zip(*map(_NUMBER.findall, texts), strict=True)]
+    pieces = _NUMBER.split(texts[0])
+    joined = [pieces[0]]
+    for numbers, piece in zip(columns, pieces[1:], strict=True):
+        unit = "%" if piece.startswith("%") and len(numbers) > 1 else ""
+        joined += [f"{numbers[0]}{unit} to {numbers[-1]}" if len(numbers) > 1 else numbers[0], piece]
+    return "".join(joined)
 
 
 def _describe_failed_trainings(run: BenchRun, numbers: dict[str, str]) -> list[str]:

@@ -19,6 +19,14 @@
     exploratory: "inconclusive", "": "inconclusive",
   };
   const styleOf = (verdict) => STYLES[verdict] ?? verdict;
+  const element = (name, options, ...children) => {
+    const made = Object.assign(document.createElement(name), options);
+    made.append(...children);
+    return made;
+  };
+  // The parts of a text, with each option of a command in an element that is not broken after its dashes.
+  const unbroken = (text) => text.split(/(--[\w-]+)/).map((part) =>
+    (part.startsWith("--") ? element("span", { className: "flag" }, part) : part));
   const wideScreen = matchMedia("(min-width: 43.75em)");
 
   const layout = (height, options) => ({
@@ -29,6 +37,9 @@
     hovermode: "closest",
     hoverlabel: {
       bgcolor: cssColour("shade"), bordercolor: cssColour("rule"), font: { color: cssColour("ink") }, align: "left",
+    },
+    modebar: {
+      bgcolor: "rgba(0,0,0,0)", color: cssColour("faint"), activecolor: cssColour("ink"), orientation: "h",
     },
     // On a phone, a finger on the chart scrolls the page.
     dragmode: wideScreen.matches ? "zoom" : false,
@@ -59,7 +70,8 @@
     const front = [...(fronts[condition][`${Math.min(x, y)} ${Math.max(x, y)}`] ?? [])];
     front.sort((a, b) => xs[a] - xs[b] || ys[a] - ys[b]);
     const traces = [
-      frontLine(front, xs, ys, axes[x]), ...pointTraces(shown, front, xs, ys, x, y), frontNumbers(front, xs, ys),
+      ...(front.length > 1 ? [frontLine(front, xs, ys, axes[x])] : []), ...pointTraces(shown, front, xs, ys, x, y),
+      rowNumbers(shown, front, xs, ys),
     ];
     draw("costs", traces, layout(wideScreen.matches ? 520 : 420, {
       margin: { l: 60, r: 16, t: 16, b: 56 },
@@ -105,21 +117,34 @@
     const values = [x, y].map((axis) => `${axes[axis].name}: ${points[i].texts[axis]}`);
     return [`row ${points[i].row}: ${points[i].name}`, ...values, points[i].line].map(escapeTags).join("<br>");
   };
-  const frontNumbers = (front, xs, ys) => ({
-    x: front.map((i) => xs[i]), y: front.map((i) => ys[i]), mode: "text", hoverinfo: "skip", showlegend: false,
-    text: front.map((_, at) => `<b>${at + 1}</b>\u00a0\u00a0`), textposition: "bottom left", cliponaxis: false,
-    textfont: { size: 13, color: cssColour("ink") },
-  });
+  // Points have the number of their row, those on the front first; a number that would cover another is left out.
+  const rowNumbers = (shown, front, xs, ys) => {
+    const { points } = data.costs;
+    const [atX, atY] = [[xs, chart("costs").clientWidth - 76], [ys, wideScreen.matches ? 430 : 330]].map(([values, length]) => {
+      const { type } = axisType(shown.map((i) => values[i]));
+      const moved = (i) => (type === "log" ? Math.log(values[i]) : values[i]);
+      const ends = [Math.min(...shown.map(moved)), Math.max(...shown.map(moved))];
+      return (i) => (length * (moved(i) - ends[0])) / (ends[1] - ends[0] || 1);
+    });
+    const numbered = [];
+    for (const i of [...front, ...shown.filter((one) => !front.includes(one))]) {
+      const isFree = numbered.every((j) => Math.abs(atX(i) - atX(j)) > 26 || Math.abs(atY(i) - atY(j)) > 13);
+      if (isFree) numbered.push(i);
+    }
+    return {
+      x: numbered.map((i) => xs[i]), y: numbered.map((i) => ys[i]), mode: "text", hoverinfo: "skip", showlegend: false,
+      text: numbered.map((i) => (front.includes(i) ? `\u00a0\u00a0<b>${points[i].row}</b>` : `\u00a0\u00a0${points[i].row}`)),
+      textposition: "middle right", cliponaxis: false, textfont: { size: 11, color: cssColour("ink") },
+    };
+  };
   const listFront = (front, x, y) => {
     const { axes, points } = data.costs;
     find(".nofront").hidden = Boolean(axes[x].better && axes[y].better) || x === y;
+    find(".single").hidden = front.length !== 1;
     find(".front").replaceChildren(...front.map((i) => {
-      const item = document.createElement("li");
-      const small = document.createElement("small");
       const values = [x, y].map((axis) => `${axes[axis].name} ${points[i].texts[axis]}`).join(", ");
-      small.textContent = ` ${values}; row ${points[i].row}`;
-      item.append(points[i].name, small);
-      return item;
+      const link = element("a", { href: `#row-${points[i].row}` }, `row ${points[i].row}`);
+      return element("li", {}, link, ", ", ...unbroken(points[i].name), element("small", {}, ` ${values}`));
     }));
   };
 
@@ -159,13 +184,14 @@
       ? { type: "linear", nticks: isWide ? 10 : 4, tickformat: "+.4~f" }
       : { type: "log", ...ticks(10 ** (lowest - padding), 10 ** (highest + padding), isWide ? 8 : 4) };
     const textWidth = (texts) => 18 + 6.6 * Math.min(Math.max(...texts.map((text) => text.length), 0), 56);
-    draw(name, [dots, markers], layout(items.length * lineHeight + 76, {
+    draw(name, [dots, markers], layout(items.length * lineHeight + (isWide ? 76 : 92), {
       showlegend: false,
       margin: isWide
         ? { l: textWidth(items.map((item) => item.name)), r: textWidth(items.map((item) => item.text)), t: 8, b: 56 }
-        : { l: 8, r: 8, t: lineHeight - 20, b: 56 },
+        : { l: 8, r: 8, t: lineHeight - 20, b: 72 },
       xaxis: axisLayout({
-        range: [lowest - padding, highest + padding], title: { text: title }, automargin: false, ...axis,
+        range: [lowest - padding, highest + padding], title: { text: isWide ? title : folded(title) },
+        automargin: false, ...axis,
       }),
       yaxis: { visible: false, range: [0.6 - items.length, isWide ? 0.6 : 0.5], fixedrange: true },
       shapes: [{
@@ -187,6 +213,13 @@
     const text = `${truncate(item.name, 56)}${isFolded ? "<br>" : ": "}${escapeTags(item.text)}`;
     const above = { x: 0, xanchor: "left", yanchor: "bottom", yshift: 8, font: { size: 11 }, align: "left" };
     return [{ ...shared, ...above, text }];
+  };
+  // A title on two lines, broken at the space nearest to its middle, if it is too long for a phone.
+  const folded = (text) => {
+    if (text.length <= 44) return text;
+    const spaces = [...text.matchAll(/ /g)].map((match) => match.index);
+    const middle = spaces.reduce((a, b) => (Math.abs(b - text.length / 2) < Math.abs(a - text.length / 2) ? b : a));
+    return `${text.slice(0, middle)}<br>${text.slice(middle + 1)}`;
   };
   // Ticks at round ratios for a logarithmic axis, at most `count` of them if possible.
   const ticks = (lowest, highest, count) => {
@@ -258,11 +291,6 @@
       const values = seeds.filter((points) => points[at]?.[0] === epoch).map((points) => points[at][1]);
       return [epoch, values.reduce((sum, value) => sum + value, 0) / values.length];
     });
-  const element = (name, options, ...children) => {
-    const made = Object.assign(document.createElement(name), options);
-    made.append(...children);
-    return made;
-  };
   const showImages = () => {
     if (!choice("image-a") || !quality?.images) return;
     const names = new Map(quality.images.rows);
@@ -293,12 +321,16 @@
   const indices = (list) => list.map((_, i) => i);
   const timedMetrics = Object.keys(data.rounds);
   const effectMetrics = Object.keys(data.effects);
+  // By default quality against cost: a metric that should rise, if there is one, against the first time or else the
+  // parameters; without one, the first time against the parameters.
   const parameters = axes.findIndex((axis) => axis.name === "parameters");
   const firstRatio = axes.findIndex((axis) => axis.name === `${timedMetrics[0]}-ratio`);
-  fillChoice("x", axisTitles, indices(axes), Math.max(parameters, 0), drawCosts);
-  const ofQuality = axes.findIndex((axis) => axis.name === quality?.metric);
-  const otherY = firstRatio >= 0 ? firstRatio : Math.min(1, axes.length - 1);
-  fillChoice("y", axisTitles, indices(axes), ofQuality >= 0 ? ofQuality : otherY, drawCosts);
+  const ofQuality = axes.findIndex((axis) => axis.name === (quality?.metric ?? data.costs.rising));
+  const cost = firstRatio >= 0 ? firstRatio : Math.max(parameters, 0);
+  const other = axes.findIndex((_, i) => i !== Math.max(parameters, 0));
+  const defaultY = ofQuality >= 0 ? ofQuality : firstRatio >= 0 ? firstRatio : Math.max(other, 0);
+  fillChoice("x", axisTitles, indices(axes), ofQuality >= 0 ? cost : Math.max(parameters, 0), drawCosts);
+  fillChoice("y", axisTitles, indices(axes), defaultY, drawCosts);
   fillChoice("condition", conditions, indices(conditions), 0, drawCosts);
   fillChoice("colour", colours, colours, colours.includes("encoder") ? "encoder" : colours[0], drawCosts);
   fillChoice("effect", effectMetrics, effectMetrics, timedMetrics[0], drawEffects);

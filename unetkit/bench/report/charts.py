@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -15,6 +16,8 @@ from unetkit.bench.columns import HIDDEN, Column, estimate_ratio_cached, find_va
 from unetkit.bench.effects import CONDITIONS, MetricEffect, judge_effect
 from unetkit.bench.results import BenchRow, BenchRun
 from unetkit.bench.statistics import Estimate, format_interval, judge_with_holm
+from unetkit.errors import UnetkitError
+from unetkit.plan import Plan
 from unetkit.utils.formatting import format_ratio, format_size
 
 #: Largest number of values of a factor that colours and shapes can distinguish.
@@ -69,6 +72,22 @@ def make_row_namer(run: BenchRun) -> Callable[[BenchRow], str]:
     return name_row
 
 
+def find_baseline_rows(run: BenchRun) -> set[str]:
+    """Return the ids of the rows that are the baseline: under each condition, or the one that trainings name.
+
+    Args:
+        run: the results of a benchmark.
+    """
+    if run.header.training is not None:
+        return {run.header.training.baseline_row}
+    try:
+        baseline = replace(Plan.parse(run.header.baseline), size=None, seed=None)
+        plans = {row.id: replace(Plan.parse(row.line), size=None, seed=None) for row in run.rows if row.is_measured}
+    except UnetkitError:  # an option of another version
+        return set()
+    return {row.id for row in run.rows if plans.get(row.id) == baseline and row.mode == run.header.baseline_mode}
+
+
 def make_cost_data(
     run: BenchRun,
     columns: Sequence[Column],
@@ -100,6 +119,7 @@ def make_cost_data(
     varying = [factor for factor in find_varying_factors(run.rows) if factor not in CONDITIONS]
     return {
         "axes": [_make_axis(column) for column in axes],
+        "rising": next((metric.name for metric in run.header.metrics if metric.better == "more"), None),
         "conditions": conditions,
         "colours": [factor for factor in varying if _has_few_values(factor, run)],
         "points": points,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from base64 import b64encode
 from collections.abc import Callable, Sequence
 from hashlib import sha256
@@ -18,6 +19,7 @@ from unetkit.bench.quality_effects import list_quality_effects
 from unetkit.bench.report.charts import (
     MAX_DOTS,
     MAX_ROWS,
+    find_baseline_rows,
     find_doubtful_rows,
     format_condition,
     has_all_rounds,
@@ -36,12 +38,13 @@ from unetkit.bench.report.quality_charts import (
     mean_half_width,
 )
 from unetkit.bench.results import BenchRow, BenchRun
-from unetkit.bench.show import describe_missing_rows
+from unetkit.bench.show import describe_missing_rows, fold_problems
 from unetkit.errors import FileError, UnetkitError
 from unetkit.utils.files import atomic_write
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 #: Characters that are escaped in JSON inside HTML, which would read them first: as the end of the script, the start of
 #: a comment, or an entity.
@@ -145,12 +148,31 @@ def _make_context(run: BenchRun, columns: Sequence[Column], effects: Sequence[Me
         "num_failed": sum(not row.is_measured for row in run.rows),
         "judge_effect": judge_effect,
         "doubtful": find_doubtful_rows(run),
+        "baseline_rows": find_baseline_rows(run),
+        "main_column": _find_main_column(run, columns),
+        "problems": fold_problems(run.rows),
         "has_all_rounds": has_all_rounds(run),
         "max_dots": MAX_DOTS,
         "max_rows": MAX_ROWS,
         "max_values": MAX_PAIRWISE_VALUES,
         "timed": list_timed_metrics(run),
     }
+
+
+def _find_main_column(run: BenchRun, columns: Sequence[Column]) -> Column | None:
+    """Return the column that a phone shows beside the number of a row: the score, a ratio, or the first value."""
+    quality = read_quality(run)
+    timed = list_timed_metrics(run)
+    wanted = quality.rules.metric if quality is not None else f"{timed[0]}-ratio" if timed else ""
+    values = [column for column in columns if not column.is_factor and column.rank < HIDDEN]
+    return next((column for column in values if column.name == wanted), values[0] if values else None)
+
+
+def _mark_flags(text: object) -> Markup:
+    """Escape a text, and keep lines from being broken after the dashes of an option."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"--[\w-]+", r'<span class="flag">\g<0></span>', str(escape(text))))  # noqa: S704  # escaped
 
 
 def require_plotly() -> None:
@@ -173,7 +195,9 @@ def _load_plotly() -> str:
 def _make_environment() -> Environment:
     from jinja2 import Environment, StrictUndefined
 
-    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["flags"] = _mark_flags
+    return environment
 
 
 def _read_asset(name: str) -> str:

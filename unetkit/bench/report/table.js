@@ -42,6 +42,11 @@
     for (const cell of all("[data-spans]", table)) cell.colSpan = Math.max(1, shown - cell.parentNode.cells.length + 1);
   };
 
+  // Say that a table scrolls sideways where it does.
+  const markScrolling = () => {
+    for (const box of all(".scroll")) box.classList.toggle("scrolls", box.scrollWidth > box.clientWidth + 1);
+  };
+
   const copy = async (button) => {
     const command = button.previousElementSibling;
     try {
@@ -71,9 +76,12 @@
     const update = () => {
       table.classList.toggle("wide", box.checked);
       spanErrors(table);
+      markScrolling();
     };
     box.addEventListener("change", update);
     update();
   }
+  addEventListener("resize", markScrolling);
+  markScrolling();
   for (const button of all("button.copy")) button.addEventListener("click", () => copy(button));
 })();
