@@ -75,7 +75,8 @@ class PartSpec:
             raise OptionError(f"{text!r} is not a part: write a name, or name:option=value,option=value{levels}")
         pairs = [item.partition("=") for item in split_unquoted(rest, ",")] if colon else []
         if not all(key and equals and value for key, equals, value in pairs):
-            raise OptionError(f"{text!r}: write option=value pairs, separated by commas, after the colon")
+            listed = _suggest_brackets(pairs)
+            raise OptionError(f"{text!r}: write option=value pairs, separated by commas, after the colon{listed}")
         if unsaid := [key for key, _, value in pairs if has_unquoted(value, "<")]:
             raise OptionError(
                 f"{text!r}: the value of {unsaid[0]} is an object, which only Python can give: "
@@ -107,6 +108,18 @@ class PartSpec:
 
     def __str__(self) -> str:
         return "+".join(map(_format_link, self.links))
+
+
+def _suggest_brackets(pairs: list[tuple[str, str, str]]) -> str:
+    """Say how to write a list whose brackets are missing, as in widths=64,128; "" if that is not the mistake."""
+    lists: list[tuple[str, list[str]]] = []
+    for key, equals, value in pairs:
+        if equals:
+            lists.append((key, [value]))
+        elif lists and key:
+            lists[-1][1].append(key)
+    key, values = next((one for one in lists if len(one[1]) > 1), ("", []))
+    return f"; a list needs brackets: {key}=[{','.join(values)}]" if key else ""
 
 
 def _format_link(spec: PartSpec) -> str:

@@ -263,13 +263,19 @@ def find_heavy_imports(before: set[str]) -> tuple[str, ...]:
     return tuple(name for name in _HEAVY_LIBRARIES if name in sys.modules and name not in before)
 
 
-def load_manager(plugins: Iterable[str | Path | ModuleType] = (), *, isolated: bool = False) -> PluginManager:
+def load_manager(
+    plugins: Iterable[str | Path | ModuleType] = (), *, isolated: bool = False, strict: bool = False
+) -> PluginManager:
     """Load the built-in parts, installed plugins, those of UNETKIT_PLUGINS, and the given ones.
 
     Args:
         plugins: paths of Python files, names of modules, or modules.
         isolated: whether to load only the given plugins; installed plugins can be given by their name or the name of
             their distribution.
+        strict: whether to raise the error of a given plugin that does not load.
+
+    Raises:
+        PluginError: The built-in parts do not load, or with `strict`, one of the given plugins.
     """
     host = PluginManager()
     builtin = Plugin("unetkit", version("unetkit"), "unetkit", "unetkit.parts")
@@ -279,14 +285,14 @@ def load_manager(plugins: Iterable[str | Path | ModuleType] = (), *, isolated: b
     # Sorted by name, so that the order does not depend on the file system.
     installed = sorted(installed_plugins(), key=lambda found: found[0].name)
     from_environment = [p.strip() for p in os.environ.get("UNETKIT_PLUGINS", "").split(",") if p.strip()]
-    named = [*(() if isolated else from_environment), *plugins]
-    candidates = [
-        *(() if isolated else installed),
-        *(found for target in named for found in find_plugins(target, installed)),
-    ]
-    for plugin, find in candidates:
+    given = [found for target in plugins for found in find_plugins(target, installed)]
+    for plugin, _ in given:
+        plugin.is_required = strict
+    named = () if isolated else (found for target in from_environment for found in find_plugins(target, installed))
+    for plugin, find in [*(() if isolated else installed), *named, *given]:
         if _identity(plugin) not in map(_identity, host.plugins):
             host.load(plugin, find)
+            plugin.is_required = False  # what it does later affects nothing else
     return host
 
 

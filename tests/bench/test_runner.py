@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 TINY = "--encoder plain:widths=[4,8]"
 #: What a run of tests costs beside imports should be little.
-QUICK: dict[str, Any] = {"budget": 0.2, "threads": 1, "sizes": [32]}
+QUICK: dict[str, Any] = {"budget": 0.2, "threads": 1, "size": [32]}
 
 
 def command(*arguments: str) -> list[str]:
@@ -47,7 +47,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> bench.BenchRows:
     """Everything of a small U-Net, of another, of a whole model, and of one that cannot be built."""
     plans = ["--encoder test_resnet", "--encoder test_resnet --fuse add", "--encoder test_resnet --fuse nope"]
     plans.append("--model smp/linknet --encoder timm/test_resnet")
-    return bench.run(plans, out=tmp_path_factory.mktemp("run"), **QUICK | {"sizes": [64], "budget": 0.1})
+    return bench.run(plans, out=tmp_path_factory.mktemp("run"), **QUICK | {"size": [64], "budget": 0.1})
 
 
 def test_every_metric_is_measured_of_every_row(measured: bench.BenchRows) -> None:
@@ -133,7 +133,7 @@ def test_measuring_again_measures_nothing(measured: bench.BenchRows) -> None:
         [row.line.replace(" --size 64", "") for row in measured[:2]],
         out=measured.run.folder,
         on_row=seen.append,
-        **QUICK | {"sizes": [64], "budget": 0.2, "target_ci": 0.01},  # these decide precision alone
+        **QUICK | {"size": [64], "budget": 0.2, "target_ci": 0.01},  # these decide precision alone
     )
     assert seen == []
     assert again == measured[:2]
@@ -158,7 +158,7 @@ def test_rows_that_cannot_be_compared_do_not_mix(
     measured: bench.BenchRows, choice: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(FileError) as found:
-        bench.run(["--encoder test_resnet"], out=measured.run.folder, **QUICK | {"sizes": [64]} | choice)
+        bench.run(["--encoder test_resnet"], out=measured.run.folder, **QUICK | {"size": [64]} | choice)
     assert message in str(found.value)
 
 
@@ -297,8 +297,8 @@ def test_a_size_that_a_plan_says_is_that_of_the_row() -> None:
         ),
         ({"device": "cuda:7"}, OptionError, "--device cuda:7: there is no device 'cuda:7'; "),
         ({"jobs": 1000}, OptionError, "--jobs 1000: must be at most the number of cores, "),
-        ({"budgets": 1}, OptionError, "bench.run: got an unexpected keyword argument 'budgets'"),
-        ({"modes": ["fast"]}, OptionError, "--mode fast: no mode is called 'fast'"),
+        ({"budgets": 1}, OptionError, "bench.run: there is no argument 'budgets'; did you mean budget?"),
+        ({"mode": ["fast"]}, OptionError, "--mode fast: no mode is called 'fast'"),
     ],
 )
 def test_what_cannot_be_chosen_is_one_line(given: dict[str, Any], kind: type[UnetkitError], message: str) -> None:
@@ -374,6 +374,18 @@ def test_a_run_that_is_killed_again_and_again_has_every_row_once(interrupted: Pa
     assert len(rows_seen) > 1  # it was killed in the middle
     run = read_results(folder)
     assert (run.num_planned, len(run.rows), [row.error for row in run.rows if row.error]) == (6, 6, [])
+
+
+@pytest.mark.slow
+def test_the_exit_code_tells_of_what_failed(tmp_path: Path) -> None:
+    words = ["--encoder", "plain:widths=[4,8]", "--size", "2", "--device", "cpu", "--threads", "1"]
+    for name, metrics, code in (("a", "parameters", 0), ("b", "parameters,training", 1)):
+        line = command("bench", *words, "--metrics", metrics, "--out", str(tmp_path / name))
+        done = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == code, done.stderr
+        [row] = read_results(tmp_path / name).rows
+        assert row.values["parameters"] > 0
+    assert "a batch norm gets one value for each channel" in row.failures["training"]
 
 
 def wait_for_rows(folder: Path, process: subprocess.Popen[Any], number: int) -> None:

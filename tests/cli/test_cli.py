@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -251,6 +252,23 @@ print([name for name in ("torch", "timm", "torchvision", "segmentation_models_py
     assert done.stdout.strip() == "[]"
 
 
+def test_output_that_nobody_reads_ends_the_command_without_a_word() -> None:
+    command = [sys.executable, "-m", "unetkit", "list", "fusions"]
+    closed = subprocess.run(["sh", "-c", f"{shlex.join(command)} >&-"], capture_output=True, check=False)
+    assert (closed.returncode, closed.stderr) == (0, b"")
+    reading, writing = os.pipe()
+    os.close(reading)
+    for words in (command, [*command[:3], "--help"]):
+        broken = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, check=False)
+        assert (broken.returncode, broken.stderr) == (141, b"")
+    os.close(writing)
+
+
+def test_hints_can_be_pasted(tmp_path: Path) -> None:
+    done = run("data", "write", "cells:count=1,val=1,size=32", "--out", str(tmp_path / "a b"))
+    assert f"unetkit data check '{tmp_path / 'a b'}'" in done.output
+
+
 def test_a_real_process_refuses_in_one_line() -> None:
     command = [sys.executable, "-m", "unetkit", "build", "--encoder", "resnet18", "--fuse", "ad"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -302,6 +320,17 @@ def test_a_plugin_file_gives_parts_to_the_command_line(tmp_path: Path) -> None:
             ["build", *SMALL, "--picture", "u.png"],
             "--picture u.png: only SVG can be drawn; give a file name that ends in .svg",
         ),
+        (["build", "--classes"], "requires an argument. `unetkit build --help` describes what it accepts."),
+        (["bench", "show", "x", "--sort"], "requires an argument. `unetkit bench show --help` describes"),
+        (["build", "--fuse", "add", "--fuse", "concat"], "--fuse is given twice"),
+        (["plugins", "new", "x", "--kind", "block", "--kind", "head"], "--kind is given twice"),
+        (["bench", "show", "x", "--csv", "--markdown"], "--csv cannot be combined with --markdown"),
+        (["build", "--encoder", "plain:norm=none,widths=64,128"], "a list needs brackets: widths=[64,128]"),
+        (["bench", "--encoder", "plain:widths=64,128"], "a list within one needs brackets"),
+        (["train", *SMALL, "--data", "circels", "--out", "x"], "did you mean cells?"),
+        (["train", *SMALL, "--val-fraction", "7", "--out", "x"], "--val-fraction 7: must be at least 0 and below 1"),
+        (["train", *SMALL, "--group-by", "[", "--out", "x"], "--group-by [: is not a regular expression"),
+        (["predict", "x", "y", "--out", "z", "--format", "indx"], "index, binary or color; did you mean index?"),
         (["build", *SMALL, "--fuse", "add,concat"], "levels are separated by slashes, as in add/concat"),
     ],
 )

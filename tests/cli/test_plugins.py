@@ -150,6 +150,14 @@ def test_plugins_are_shown_with_what_they_add_and_their_state(plugin: str, tmp_p
     assert "Traceback" not in shown
 
 
+@pytest.mark.parametrize("words", [["list"], ["bench", "show", "nowhere"]])
+def test_a_plugin_that_was_asked_for_must_load(
+    tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = written(tmp_path / "broken.py", source="1 / 0\n")
+    assert refusal(capsys, "--plugin", broken, *words).endswith("ZeroDivisionError: division by zero")
+
+
 @pytest.mark.parametrize("words", [["-v", "plugins"], ["plugins", "-v"], ["plugins", "--verbose"]])
 def test_the_traceback_is_shown_when_asked_for(tmp_path: Path, words: list[str]) -> None:
     broken = written(tmp_path / "broken.py", source="1 / 0\n")
@@ -249,9 +257,12 @@ def test_check_shows_a_row_a_check_and_a_column_a_part() -> None:
 @pytest.mark.slow
 def test_check_fails_where_a_promise_is_broken(tmp_path: Path) -> None:
     file = tmp_path / "narrow.py"
-    file.write_text(CONFORMING.format(kernel=3))
+    source = CONFORMING.format(kernel=3)
+    file.write_text(source.replace("super()", "print('noise')\n        super()"))
     shown = run("plugins", "check", str(file))
     assert shown.exit_code == 1
+    assert "noise" not in shown.stdout
+    assert "noise" in shown.stderr
     rows = [" ".join(line.split()) for line in shown.stdout.splitlines()]
     assert [row.split()[0] for row in rows if row.endswith("FAIL")] == ["forward", "size"]
     assert any(

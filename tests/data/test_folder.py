@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -624,15 +625,15 @@ def test_a_name_that_is_added_moves_at_most_one_other(
 @pytest.mark.parametrize(
     ("rules", "why"),
     [
-        (SplitConfig(group_by="("), r"--group-by \(: is not a regular expression"),
-        (SplitConfig(group_by="^x"), "--group-by .*: matches nothing in 'a'; every name must match"),
-        (SplitConfig(group_by=".*(z)?"), "gives only one group"),
-        (SplitConfig(val_fraction=1), "--val-fraction 1: must be at least 0 and below 1"),
+        ({"group_by": "("}, r"--group-by \(: is not a regular expression"),
+        ({"group_by": "^x"}, "--group-by .*: matches nothing in 'a'; every name must match"),
+        ({"group_by": ".*(z)?"}, "gives only one group"),
+        ({"val_fraction": 1}, "--val-fraction 1: must be at least 0 and below 1"),
     ],
 )
-def test_a_split_that_cannot_be_made_is_refused(rules: SplitConfig, why: str) -> None:
+def test_a_split_that_cannot_be_made_is_refused(rules: dict[str, Any], why: str) -> None:
     with pytest.raises(OptionError, match=why):
-        split_names(["a", "a"] if "one group" in why else ["a", "b"], rules)
+        split_names(["a", "a"] if "one group" in why else ["a", "b"], SplitConfig(**rules))
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from unetkit.summary.forward_hooks import collect_tensors, find_network, resolve
 from unetkit.summary.report import Trace
 from unetkit.summary.trace import trace
 from unetkit.utils.formatting import Size
-from unetkit.utils.modules import to_channels_last
+from unetkit.utils.modules import explain_norm_error, to_channels_last
 from unetkit.utils.system import peak_private_memory, private_memory, reset_peak_memory
 
 
@@ -278,13 +278,9 @@ def training(bench_model: BenchModel) -> Callable[[], object]:
         try:
             outputs = bench_model.forward_with_grad()
         except ValueError as error:
-            if "more than 1 value per channel" not in str(error):  # torch's batch norm
-                raise
-            shape = "x".join(map(str, bench_model.x.shape))
-            raise InputSizeError(
-                f"a training step of {shape} gives a batch norm one value for each channel, which has no variance; "
-                "give a larger --batch-size or --size"
-            ) from error
+            if why := explain_norm_error(error):
+                raise InputSizeError(f"{why}; give a larger --batch-size or --size") from error
+            raise
         if not targets:
             targets.extend(_random_labels(output, bench_model) for output in outputs)
         loss = sum((_loss(*pair) for pair in zip(outputs, targets, strict=True)), outputs[0].new_zeros(()))

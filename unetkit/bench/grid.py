@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -226,6 +226,9 @@ def _split_list(field: str, text: str) -> list[str]:
         raise OptionError(f"{option}: {error}") from None
     if not all(items):
         raise OptionError(f"{option}: an item of the list is empty; remove a comma")
+    for before, item in pairwise(items):
+        if "=" in before and item.isdecimal():
+            raise OptionError(f"{option}: a comma separates the items of this list; a list within one needs brackets")
     return items
 
 

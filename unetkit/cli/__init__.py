@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import click
 from click.shell_completion import CompletionItem
 
-from unetkit.cli.options import get_plugin_commands
+from unetkit.cli.options import get_manager, get_plugin_commands
 from unetkit.commands import COMMANDS
 from unetkit.errors import PluginError, UnetkitError
 from unetkit.utils.isolation import one_line
@@ -94,7 +94,8 @@ def _open_missing_streams() -> None:
 )
 @click.option("-v", "--verbose", is_flag=True, help="Show the traceback of errors.")
 @click.version_option(package_name="unetkit")
-def cli(plugins: tuple[str, ...], verbose: bool) -> None:
+@click.pass_context
+def cli(ctx: click.Context, plugins: tuple[str, ...], verbose: bool) -> None:
     """Build, train, apply and benchmark any U-Net from one line of parts.
 
     \b
@@ -103,6 +104,8 @@ def cli(plugins: tuple[str, ...], verbose: bool) -> None:
     unetkit list encoders 'resnet*'
     unetkit plugins new my-gate --kind fusion
     """
+    if plugins:
+        get_manager(ctx)  # a plugin that was asked for must load, also for commands that need no parts
 
 
 def main() -> None:
@@ -121,6 +124,7 @@ def main() -> None:
         click.echo(error.format_message(), err=True)
         sys.exit(2)
     except click.UsageError as error:
+        error.ctx = error.ctx or _find_context(error)
         _refuse(f"{error.format_message().rstrip('.?')}. {_hint(error)}")
     except click.ClickException as error:
         _refuse(error.format_message())
@@ -132,6 +136,16 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would report the error again at exit
         _refuse(f"the output cannot be written: {error.strerror or error}")
     sys.exit(code)
+
+
+def _find_context(error: BaseException) -> click.Context | None:
+    """Return the context of the command that an error comes from; click sets it for some errors only."""
+    found, step = None, error.__traceback__
+    while step is not None:
+        context = step.tb_frame.f_locals.get("ctx")
+        found = context if isinstance(context, click.Context) else found
+        step = step.tb_next
+    return found
 
 
 def _hint(error: click.UsageError) -> str:

@@ -19,9 +19,17 @@ from click.shell_completion import CompletionItem
 from unetkit.bench.config import BenchConfig
 from unetkit.bench.grid import AXES, Case, Mode, exclude_cases, make_cases, make_plans, parse_axis, split_axis
 from unetkit.bench.metrics import collect_metrics, has_metric
-from unetkit.bench.results import ResultsFile
+from unetkit.bench.results import ResultsFile, ResultsWriter
 from unetkit.bench.training import FIELDS, TRAINING_AXES, combine_trainings, parse_training_axis
-from unetkit.cli.options import complete_part, config_options, get_manager, get_parts, take_config_values
+from unetkit.cli.options import (
+    Command,
+    Group,
+    complete_part,
+    config_options,
+    get_manager,
+    get_parts,
+    take_config_values,
+)
 from unetkit.errors import OptionError, UnetkitError
 from unetkit.plan import PlanField
 from unetkit.plugins import PluginManager
@@ -45,7 +53,7 @@ _SUBCOMMANDS = {
 }
 
 
-class _Group(click.Group):
+class _Group(Group):
     """A group that imports a subcommand when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -131,6 +139,9 @@ def bench(ctx: click.Context, /, **values: Any) -> None:
     With --data, every row is trained with each of --seeds, and the scores of --metrics such as miou are compared with
     those of the first row, seed by seed: better, worse, the same, or inconclusive. The options of `unetkit train` are
     part of the grid, too. A later command with the same --out adds rows, with the settings that are stored there.
+
+    Whatever fails is stored and shown with its error, and does not end the benchmark. The exit code is then 1: if a
+    row, a training, or a metric that --metrics names has failed.
 
     \b
     unetkit bench --encoder resnet18,resnet34 --up bilinear,transposed --fuse concat,add --out runs/first
@@ -253,7 +264,6 @@ def _folder_name(given: dict[str, Any]) -> str:
 
 def _measure(runner: BenchRunner, folder: Path) -> None:
     from unetkit.bench.progress import BenchProgress
-    from unetkit.bench.results import ResultsWriter
     from unetkit.utils.formatting import format_plural
 
     command = shlex.join(["unetkit", *sys.argv[1:]])
@@ -276,6 +286,18 @@ def _measure(runner: BenchRunner, folder: Path) -> None:
     if found and all(record.error for record in found):
         first = found[0].error
         raise UnetkitError(f"all {len(found)} trainings failed; the first: {first}" if found[1:] else first)
+    if _has_failures(runner, writer):
+        raise click.exceptions.Exit(1)
+
+
+def _has_failures(runner: BenchRunner, writer: ResultsWriter) -> bool:
+    """Return whether a row of the command, one of its trainings, or a metric that it names has failed."""
+    ids = {case.id for case in runner.cases}
+    rows = [row for row in writer.rows.values() if row.id in ids]
+    trainings = [record for record in writer.trainings.values() if record.row_id in ids]
+    return any(row.error or row.failures.keys() & {*runner.config.metrics} for row in rows) or any(
+        record.error or record.failures for record in trainings
+    )
 
 
 def _dry_run(runner: BenchRunner, folder: Path | None) -> None:
@@ -322,7 +344,7 @@ def _print_results(folder: Path) -> None:
     click.echo(f"`unetkit bench show {quoted}` shows more columns; `unetkit bench report {quoted}` writes charts")
 
 
-@click.command()
+@click.command(cls=Command)
 @bench_options
 @click.pass_context
 def plan(ctx: click.Context, /, **values: Any) -> None:
@@ -355,7 +377,7 @@ def plan(ctx: click.Context, /, **values: Any) -> None:
     print_listing(format_plan(found, runner.training.rules.metric), None)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.pass_context
 def metrics(ctx: click.Context) -> None:
     """List the metrics that can be measured, with unit and meaning.

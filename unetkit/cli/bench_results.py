@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from unetkit.cli.options import emit_json, json_options
+from unetkit.cli.options import Command, emit_json, json_options
 from unetkit.errors import OptionError
 from unetkit.utils.formatting import format_plural
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from unetkit.bench.results import BenchRow, BenchRun
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--sort", metavar="COLUMN", help="Sort by COLUMN[,COLUMN...], ascending; -COLUMN sorts descending.")
 @click.option(
@@ -116,7 +116,7 @@ def _print_effects(
         print_listing(format_effects(run, effects, quality_effects_table(of_quality)), form)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--out", metavar="FILE.html", type=click.Path(path_type=Path), help="File to write.  [default: report.html in RUN]"
@@ -147,7 +147,7 @@ def report(run: Path, out: Path | None) -> None:
     click.echo(f"{format_plural(len(found.rows), 'row')} written to {path}")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
 @click.option(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetkit.cli.options import emit_json, get_parts, json_options
+from unetkit.cli.options import Command, emit_json, get_parts, json_options
 from unetkit.errors import OptionError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _NETWORK = "--encoder plain:widths=[8,16,32] --size 64"
 _SECONDS_BETWEEN_LINES = 30.0
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run", required=False, type=click.Path(path_type=Path))
 @click.option("--quality", is_flag=True, help="Check the verdicts on trained networks instead, see above.")
 @click.option(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetkit.cli.options import emit_json, get_parts, json_options, plan_options
+from unetkit.cli.options import Command, emit_json, get_parts, json_options, plan_options
 from unetkit.errors import OptionError
 from unetkit.plan import Plan
 from unetkit.resolve import resolve
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from unetkit.summary.report import Trace
 
 
-@click.command()
+@click.command(cls=Command)
 @plan_options
 @json_options
 @click.option(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from unetkit.cli.options import emit_json, get_parts, json_options, nodata_option
+from unetkit.cli.options import Group, emit_json, get_parts, json_options, nodata_option
 from unetkit.errors import OptionError
 from unetkit.utils.formatting import format_plural
 
@@ -33,7 +33,7 @@ _new_folder_option = click.option(
 )
 
 
-@click.group()
+@click.group(cls=Group)
 def data() -> None:
     """Check data before training, and write data sets as folders."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from unetkit.cli.options import emit_json, get_run_parts, json_options, nodata_option, trained_options
+from unetkit.cli.options import Command, emit_json, get_run_parts, json_options, nodata_option, trained_options
 from unetkit.errors import OptionError
 from unetkit.utils.formatting import format_plural
 from unetkit.utils.isolation import stdout_to_stderr
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from unetkit.train.metrics import Evaluation, ImageScores, Scores
 
 
-@click.command("eval")
+@click.command("eval", cls=Command)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--data", metavar="FOLDER|SET", help="Data to score on.  [default: the training data]")
 @click.option("--split", type=click.Choice(["test", "val", "train", "all"]), help="Images to score, see above.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import CompletionItem
 
-from unetkit.cli.options import complete_part, get_parts, summarize_entry
+from unetkit.cli.options import Command, complete_part, get_parts, summarize_entry
 from unetkit.errors import UnknownNameError
 from unetkit.options import describe_type, format_value
 from unetkit.registry import KINDS, Entry, Parts, Registry
@@ -27,7 +27,7 @@ def _complete_name(ctx: click.Context, param: click.Parameter, incomplete: str) 
     return complete_part(get_parts(ctx)[ctx.params.get("kind") or "encoders"], incomplete)
 
 
-@click.command("list")
+@click.command("list", cls=Command)
 @click.argument("kind", required=False, shell_complete=_complete_kind)
 @click.argument("name", required=False, shell_complete=_complete_name)
 @click.pass_context

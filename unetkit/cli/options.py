@@ -28,12 +28,40 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class _RefuseRepeated(click.Command):
+    """A command that refuses an option which is given twice, of which click would drop the first value."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        _, _, order = self.make_parser(ctx).parse_args([*args])
+        seen: dict[str, click.Parameter] = {}
+        for param in order:
+            if not isinstance(param, click.Option) or param.multiple or param.count or param.is_bool_flag:
+                continue
+            if (other := seen.setdefault(param.name or "", param)) is not param:
+                raise OptionError(f"{other.opts[0]} cannot be combined with {param.opts[0]}; leave one of them out")
+            if order.count(param) > 1:
+                raise OptionError(f"{param.opts[0]} is given twice; leave one of them out")
+        return super().parse_args(ctx, args)
+
+
+class Command(_RefuseRepeated):
+    """A command of unetkit."""
+
+
+class Group(_RefuseRepeated, click.Group):
+    """A group of unetkit's commands."""
+
+    command_class = Command
+
+
 def get_manager(ctx: click.Context) -> PluginManager:
     """Return the manager of the installed plugins and of those given by --plugin; they are loaded once."""
     root = ctx.find_root()
     plugins = root.params.get("plugins") or ()
     if "unetkit.host" not in root.meta:
-        root.meta["unetkit.host"] = load_manager(plugins) if plugins else default_manager()
+        # `unetkit plugins` and the help of all commands show what else there is.
+        strict = root.invoked_subcommand not in (None, "plugins") and not ctx.resilient_parsing
+        root.meta["unetkit.host"] = load_manager(plugins, strict=strict) if plugins else default_manager()
     host: PluginManager = root.meta["unetkit.host"]
     return host
 
@@ -191,6 +219,7 @@ def get_run_parts(ctx: click.Context, run: TrainRun) -> Parts:
     from unetkit.plugins import load_manager
 
     given = tuple(map(str, ctx.find_root().params.get("plugins") or ()))
+    get_manager(ctx)  # raises if one of them does not load
     names = {Path(name).name for name in given}  # a file that has moved is given anew
     missing = tuple(name for name in run.plugins if Path(name).name not in names)
     return load_manager((*missing, *given)).parts if missing else get_parts(ctx)

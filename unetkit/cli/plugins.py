@@ -11,12 +11,12 @@ import click
 from click.shell_completion import CompletionItem
 
 from unetkit.cli.list import add_plain_row
-from unetkit.cli.options import get_manager, get_plugin_commands
+from unetkit.cli.options import Group, get_manager, get_plugin_commands
 from unetkit.plugins import PluginManager
 from unetkit.registry import Plugin
 from unetkit.scaffold import TITLES, new_plugin
 from unetkit.utils.formatting import format_plural
-from unetkit.utils.isolation import call_before_debugger
+from unetkit.utils.isolation import call_before_debugger, stdout_to_stderr
 from unetkit.utils.tables import make_console, make_table
 
 if TYPE_CHECKING:  # `unetkit --help` imports this module and does not need rich
@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # `unetkit --help` imports this module and does not need rich
     from unetkit.testing.runner import PendingCheck
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Group, invoke_without_command=True)
 @click.option("-v", "--verbose", is_flag=True, help="Show the traceback of each failure.")
 @click.pass_context
 def plugins(ctx: click.Context, verbose: bool) -> None:
@@ -125,8 +125,12 @@ def check(ctx: click.Context, target: str, verbose: bool) -> None:
     """
     from unetkit.testing.runner import collect_plugin_checks
 
-    jobs = collect_plugin_checks(target)
-    results = [job.run() for job in _with_progress(jobs)]
+    with stdout_to_stderr():
+        jobs = collect_plugin_checks(target)
+    results = []
+    for job in _with_progress(jobs):
+        with stdout_to_stderr():  # keeps what a part prints out of the table
+            results.append(job.run())
     console = make_console()
     for matrix in _matrices(jobs, results, console.width):
         console.print(matrix)

@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
-from unetkit.cli.options import config_options, get_run_parts, take_config_values, trained_options
+from unetkit.cli.options import Command, config_options, get_run_parts, take_config_values, trained_options
 from unetkit.predict.config import PredictConfig
 from unetkit.utils.formatting import format_plural
 from unetkit.utils.isolation import stdout_to_stderr
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(

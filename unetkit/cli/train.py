@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from unetkit.cli.options import config_options, get_parts, plan_options, take_config_values
+from unetkit.cli.options import Command, config_options, get_parts, plan_options, take_config_values
 from unetkit.errors import OptionError
 from unetkit.plan import Plan
 from unetkit.resolve import resolve
@@ -17,7 +17,7 @@ from unetkit.train.config import CHANGEABLE, TrainConfig
 from unetkit.utils.config_fields import flag_of
 
 
-@click.command()
+@click.command(cls=Command)
 @plan_options
 @config_options(TrainConfig)
 @click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Folder to write the run to.")

@@ -36,4 +36,5 @@ def is_named_dataset(text: str, parts: Parts | None = None) -> bool:
             f"{text}: no dataset is called {name!r}{did_you_mean(name, names) or f'; the datasets are {known}'}"
         )
     what = "is not a folder" if Path(text).exists() else "the folder does not exist"
-    raise FileError(f"{text}: {what}; give one, or the name of a data set: {', '.join(names)}")
+    near = did_you_mean(name, names) or f"; give one, or the name of a data set: {', '.join(names)}"
+    raise FileError(f"{text}: {what}{near}")

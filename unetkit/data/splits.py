@@ -30,6 +30,19 @@ class SplitConfig:
     val_fraction: float | None = _USUAL
     group_by: str = ""
 
+    def __post_init__(self) -> None:
+        """Check the rules, also for data that have splits, where a wrong value would otherwise go unnoticed.
+
+        Raises:
+            OptionError: The share is out of range, or `group_by` is not a regular expression.
+        """
+        if self.val_fraction is not None and not 0 <= self.val_fraction < 1:
+            raise OptionError(f"--val-fraction {self.val_fraction:g}: must be at least 0 and below 1")
+        try:
+            re.compile(self.group_by)
+        except re.error as error:
+            raise OptionError(f"--group-by {self.group_by}: is not a regular expression: {error}") from error
+
 
 def split_names(names: Sequence[str], rules: SplitConfig) -> tuple[list[int], list[int]]:
     """Return the indices of the names for training and for validation, each in order.
@@ -41,8 +54,6 @@ def split_names(names: Sequence[str], rules: SplitConfig) -> tuple[list[int], li
         OptionError: There are fewer than two groups, or a name does not match `group_by`.
     """
     val = _USUAL if rules.val_fraction is None else rules.val_fraction
-    if not 0 <= val < 1:
-        raise OptionError(f"--val-fraction {val:g}: must be at least 0 and below 1")
     groups: dict[str, list[int]] = defaultdict(list)
     for index, key in enumerate(group_keys(names, rules.group_by)):
         groups[key].append(index)
@@ -76,10 +87,7 @@ def group_keys(names: Sequence[str], group: str) -> list[str]:
     """Return the group of each name. Raises OptionError for a name without a group."""
     if not group:
         return list(names)
-    try:
-        pattern = re.compile(group)
-    except re.error as error:
-        raise OptionError(f"--group-by {group}: is not a regular expression: {error}") from error
+    pattern = re.compile(group)
     found = [pattern.search(name) for name in names]
     lacking = [name for name, match in zip(names, found, strict=True) if match is None]
     if lacking:

@@ -33,6 +33,7 @@ from unetkit.train.outputs import OutputLoss
 from unetkit.train.step import NonFiniteError, StepLosses, Stepper
 from unetkit.utils.files import JsonLinesWriter
 from unetkit.utils.formatting import format_plural
+from unetkit.utils.modules import explain_norm_error
 from unetkit.utils.system import is_oom
 
 #: The number of images in a preview.
@@ -276,11 +277,8 @@ class Trainer:
                 if self.state.epochs_done or self.state.steps_done:
                     advice += ", and another --out"
                 raise UnetkitError(f"not enough memory for a step of {shape}; {advice}") from error
-            if "more than 1 value per channel" in str(error):  # torch's batch norm
-                raise OptionError(
-                    f"a step of {shape} gives a batch norm one value for each channel, which has no variance; "
-                    "give a larger --batch-size or --crop"
-                ) from error
+            if why := explain_norm_error(error):
+                raise OptionError(f"a step of {shape}: {why}; give a larger --batch-size or --crop") from error
             raise
 
     def _finish_epoch(self, lines: JsonLinesWriter | None, found: ValidationResult, about: dict[str, float]) -> None:

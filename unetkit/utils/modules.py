@@ -41,6 +41,13 @@ def preserve_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def explain_norm_error(error: BaseException) -> str:
+    """Say in plain words that a batch norm got a single value for each channel in training; "" for other errors."""
+    if "more than 1 value per channel" not in str(error):
+        return ""
+    return "in training, a batch norm gets one value for each channel, which has no variance"
+
+
 @contextmanager
 def set_threads(count: int | None) -> Iterator[None]:
     """Use this number of torch's threads within the context; None leaves it as it is."""
