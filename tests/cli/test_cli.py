@@ -264,6 +264,16 @@ def test_output_that_nobody_reads_ends_the_command_without_a_word() -> None:
     os.close(writing)
 
 
+def test_a_narrow_terminal_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    monkeypatch.setattr("rich.console.Console.width", 40)
+    commands = (["list", "fusions"], ["list"], ["plugins"], ["bench", "metrics"], ["build", *SMALL])
+    text = "\n".join(run(*words).output for words in commands)
+    assert "…" not in text
+    for whole in ("name: attention-gate", "option: --fuse", "metric: training-memory", "encoder.1  128x128"):
+        assert whole in text
+
+
 def test_hints_can_be_pasted(tmp_path: Path) -> None:
     done = run("data", "write", "cells:count=1,val=1,size=32", "--out", str(tmp_path / "a b"))
     assert f"unetkit data check '{tmp_path / 'a b'}'" in done.output

@@ -12,11 +12,10 @@ from unetkit.cli.options import Command, complete_part, get_parts, summarize_ent
 from unetkit.errors import UnknownNameError
 from unetkit.options import describe_type, format_value
 from unetkit.registry import KINDS, Entry, Parts, Registry
-from unetkit.utils.tables import make_console, make_table
+from unetkit.utils.tables import TableData, make_console, print_table
 
 if TYPE_CHECKING:  # `unetkit --help` imports this module and does not need rich
     from rich.console import Console
-    from rich.table import Table
 
 
 def _complete_kind(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -44,7 +43,7 @@ def list_parts(ctx: click.Context, kind: str | None, name: str | None) -> None:
     parts = get_parts(ctx)
     console = make_console()
     if kind is None:
-        console.print(_kinds_table(parts))
+        print_table(console, _kinds_table(parts))
     elif name is None:
         _print_names(console, parts[kind], "*")
     elif any(c in name for c in "*?["):
@@ -53,21 +52,14 @@ def list_parts(ctx: click.Context, kind: str | None, name: str | None) -> None:
         _print_details(console, parts[kind].get(re.split("[:+]", name)[0]))
 
 
-def add_plain_row(listed: Table, *cells: str) -> None:
-    """Add a row of plain texts; rich would read markup in texts of plugins."""
-    from rich.text import Text
-
-    listed.add_row(*map(Text, cells))
-
-
-def _kinds_table(parts: Parts) -> Table:
-    listed = make_table("kind", "option", "count", "names")
+def _kinds_table(parts: Parts) -> TableData:
+    rows = []
     for registry in parts:
         names = registry.names()
         shown = ", ".join(names[:7]) + (" ..." if len(names) > 7 else "")
         option = f"--{registry.kind.field}" if registry.kind.has_option else ""
-        listed.add_row(registry.kind.attribute, option, str(len(names)), shown)
-    return listed
+        rows.append([registry.kind.attribute, option, str(len(names)), shown])
+    return TableData(["kind", "option", "count", "names"], rows)
 
 
 def _print_names(console: Console, registry: Registry, pattern: str) -> None:
@@ -79,10 +71,8 @@ def _print_names(console: Console, registry: Registry, pattern: str) -> None:
         )
     own = [entry for entry in found if entry.library is None]
     if own:
-        listed = make_table("name", "description", "from")
-        for entry in own:
-            add_plain_row(listed, entry.name, summarize_entry(entry), entry.owner)
-        console.print(listed)
+        rows = [[entry.name, summarize_entry(entry), entry.owner] for entry in own]
+        print_table(console, TableData(["name", "description", "from"], rows))
     for source in registry.libraries:
         names = [entry.qualified_name for entry in found if entry.library == source]
         if names and console.is_terminal:
@@ -100,11 +90,14 @@ def _print_details(console: Console, entry: Entry) -> None:
     known = entry.signature
     source = f" for all of {entry.library}" if entry.library else ""
     console.print(Text.assemble((entry.qualified_name, "bold"), f": {known.summary}"))
-    listed = make_table("option", "type", "default", "description")
+    rows = []
     for option in known.options:
         default = "required" if option.required else format_value(option.default, option.type)
-        add_plain_row(listed, option.name, describe_type(option.type), default, option.help)
-    console.print(listed if known.options else "This part has no options.")
+        rows.append([option.name, describe_type(option.type), default, option.help])
+    if rows:
+        print_table(console, TableData(["option", "type", "default", "description"], rows))
+    else:
+        console.print("This part has no options.")
     if known.var_keyword:
         console.print(
             f"Other options are passed to {entry.library}'s constructor of {entry.name}; "

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import CompletionItem
 
-from unetkit.cli.list import add_plain_row
 from unetkit.cli.options import Group, get_manager, get_plugin_commands
 from unetkit.plugins import PluginManager
 from unetkit.registry import Plugin
 from unetkit.scaffold import TITLES, new_plugin
 from unetkit.utils.formatting import format_plural
 from unetkit.utils.isolation import call_before_debugger, stdout_to_stderr
-from unetkit.utils.tables import make_console, make_table
+from unetkit.utils.tables import TableData, make_console, make_table, print_table
 
 if TYPE_CHECKING:  # `unetkit --help` imports this module and does not need rich
     from rich.table import Table
@@ -47,7 +46,7 @@ def _print_plugins(ctx: click.Context, verbose: bool) -> None:
     if not found:
         click.echo("no plugins are installed; `unetkit plugins new my-gate --kind fusion` creates one")
         return
-    console, listed = make_console(), make_table("name", "version", "distribution", "adds", "state")
+    console, rows = make_console(), []
     for plugin in found:
         adds = [
             *_list_additions(host, plugin),
@@ -55,8 +54,8 @@ def _print_plugins(ctx: click.Context, verbose: bool) -> None:
         ]
         installed = plugin.distribution or Path(plugin.target).name
         state = ("failing" if plugin.error else "loaded") if plugin.loaded else "failed"
-        add_plain_row(listed, plugin.name, plugin.version, installed, "\n".join(adds), state)
-    console.print(listed)
+        rows.append([plugin.name, plugin.version, installed, "\n".join(adds), state])
+    print_table(console, TableData(["name", "version", "distribution", "adds", "state"], rows))
     for plugin in found:
         for line in _list_problems(plugin):
             console.print(f"{plugin.name}: {line}", soft_wrap=True)

@@ -112,6 +112,8 @@ class Trace:
 PAGE_WIDTH = 160
 #: On a terminal with fewer columns, numbers are abbreviated and the column of strides is left out.
 _WIDE_FROM = 116
+#: On a terminal with fewer columns, only level, size, parameters and MACs are shown.
+_NARROW_BELOW = 64
 
 
 def format_text(trace: Trace, width: int = PAGE_WIDTH) -> str:
@@ -136,6 +138,8 @@ def _table(trace: Trace, width: int) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    if width < _NARROW_BELOW:
+        return _narrow_table(trace)
     is_wide = width >= _WIDE_FROM
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("level", "what it does"):
@@ -153,6 +157,25 @@ def _table(trace: Trace, width: int) -> Table:
         table.add_section()
     costs = _format_costs(trace.parameters, trace.macs, trace.activation_bytes, is_wide)
     table.add_row("total", "", "", "", *([""] if is_wide else []), *costs, style="bold")
+    return table
+
+
+def _narrow_table(trace: Trace) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
+    table.add_column("level", overflow="fold")
+    for name in ("HxW", "params", "MACs"):
+        table.add_column(name, justify="right", no_wrap=True)
+    level = ""
+    for row in trace.rows:
+        is_first, level = row.level != level, row.level
+        name = f"{'↓' if row.side == 'down' else '↑'} {row.level}" if is_first else f"  {row.step}"
+        parameters, macs, _ = _format_costs(row.parameters, row.macs, row.activation_bytes, is_wide=False)
+        table.add_row(name, f"{row.height}x{row.width}", parameters, macs)
+    parameters, macs, _ = _format_costs(trace.parameters, trace.macs, trace.activation_bytes, is_wide=False)
+    table.add_row("total", "", parameters, macs, style="bold")
     return table
 
 

@@ -25,6 +25,8 @@ _NUMBER = re.compile(r"|failed|-?[\d.,]+(e[-+]?\d+)?%?( ?\S+)?")
 _GAP = 2
 #: Columns that are not wider than this are never folded; wider ones are if the table does not fit.
 _SHORT = 12
+#: On a terminal with fewer columns, a table that does not fit is printed as a line for each cell.
+_NARROW_BELOW = 60
 #: The colour of each verdict with which a cell may end.
 _STYLES = {"faster": "green", "better": "green", "slower": "red", "worse": "red", "inconclusive": "dim"}
 
@@ -48,6 +50,20 @@ class TableData:
         heads = [max(head.split(), key=cell_len) for head in self.headers]
         return sum(max(map(cell_len, column)) + _GAP for column in zip(heads, *self.rows, strict=True))
 
+    def is_readable(self, width: int) -> bool:
+        """Return whether the table fits, or is folded on a terminal that is wide enough for that."""
+        return width >= _NARROW_BELOW or self.width() <= width
+
+    def to_lines(self) -> list[str]:
+        """Return a line for each cell with its heading, for terminals that are too narrow for a table."""
+        lines = []
+        for row in self.rows:
+            lines += [
+                f"{head}: {', '.join(cell.splitlines())}" for head, cell in zip(self.headers, row, strict=True) if cell
+            ]
+            lines.append("")
+        return lines
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -65,9 +81,29 @@ def render_listing(listing: Listing, console: Console) -> None:
     for cells in listing.tables:
         if cells.title:
             console.print(_plain_text(cells.title))
-        console.print(_table(cells), "")
+        if not cells.is_readable(console.width):
+            print_lines(console, cells.to_lines())
+        else:
+            console.print(_table(cells), "")
     for line in listing.notes:
         console.print(_plain_text(line), soft_wrap=True)
+
+
+def print_table(console: Console, cells: TableData) -> None:
+    """Print a table of plain texts; a terminal that is too narrow for it gets a line for each cell."""
+    if not cells.is_readable(console.width):
+        print_lines(console, cells.to_lines())
+        return
+    table = make_table(*cells.headers)
+    for row in cells.rows:
+        table.add_row(*map(_plain_text, row))
+    console.print(table)
+
+
+def print_lines(console: Console, lines: list[str]) -> None:
+    """Print lines of plain text, which the terminal folds between words."""
+    for line in lines:
+        console.print(_plain_text(line))
 
 
 def _plain_text(text: str) -> Text:
