@@ -21,6 +21,7 @@ from unetkit.builder import build
 from unetkit.errors import BuildError, OptionError, PluginError, UnknownNameError
 from unetkit.hookspecs import hookimpl
 from unetkit.plan import Plan
+from unetkit.plugin_files import module_name
 from unetkit.plugins import PluginManager, load_manager, load_parts
 from unetkit.registry import KINDS, Plugin
 
@@ -150,8 +151,52 @@ def test_classes_of_a_file_know_their_module(write: Write) -> None:
         "data.py", GOOD.format(part="gate") + "\nfrom dataclasses import dataclass\n@dataclass\nclass D:\n    a: int\n"
     )
     factory: Any = load_parts(plugins=[path]).fusions.get("gate").load()
-    assert factory.__module__.startswith("unetkit_plugin_data_")
     assert sys.modules[factory.__module__].Gate is factory
+    assert load_parts(plugins=[path]).fusions.get("gate").load() is factory, "an unchanged file runs once"
+    path.write_text(path.read_text() + "\nCHANGED = True\n")
+    changed: Any = load_parts(plugins=[path]).fusions.get("gate").load()
+    assert sys.modules[factory.__module__].CHANGED
+    assert changed is not factory
+
+
+NEW_PROCESS = """
+import sys, torch
+model = torch.load(sys.argv[1], weights_only=False)
+print(model.stages[0].fusion.times)
+"""
+PICKLED = (
+    HEAD
+    + '''
+from torch import nn
+
+class Twice(nn.Module):
+    """Twice the map."""
+    def __init__(self, x_channels, skip_channels):
+        super().__init__()
+        self.out_channels, self.times = x_channels, 2
+
+    def forward(self, x, skip):
+        return x * self.times
+
+@hookimpl
+def unetkit_register(parts):
+    parts.fusions.add("twice", Twice)
+'''
+)
+
+
+def test_another_process_unpickles_the_parts_of_a_file(write: Write, tmp_path: Path) -> None:
+    file = write("a folder/my_parts é.2.py", PICKLED)
+    model = build("plain:widths=[4,8]", fuse="twice", parts=load_parts(plugins=[file]))
+    torch.save(model, tmp_path / "model.pt")
+    command = [sys.executable, "-P", "-c", NEW_PROCESS, str(tmp_path / "model.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=True)
+    assert done.stdout == "2\n"
+    file.rename(file.with_name("moved.py"))
+    name = type(model.stages[0].fusion).__module__
+    del sys.modules[name]
+    with pytest.raises(ModuleNotFoundError, match=re.escape(f"{file} does not exist")):
+        importlib.import_module(name)
 
 
 #: What a plugin may do wrong, and what its one line says of it.
@@ -175,7 +220,7 @@ FAILING = {
     ),
     "taken": (
         PARTLY + "parts.fusions.add('add', max)\n",
-        "fusion 'add' of bad is already registered by unetkit; rename it, or use replaces='unetkit'",
+        "fusion 'add' of bad is already registered by unetkit; UNETKIT_DISABLE=bad leaves this plugin out",
     ),
     "name": (PARTLY + "parts.fusions.add('a b', max)\n", "'a b' is not a name for a fusion: use letters, digits,"),
     "unmarked": (
@@ -242,10 +287,10 @@ def test_metadata_that_cannot_be_read_costs_one_line(
     )
 
 
-def test_the_keyboard_passes_through(write: Write) -> None:
+def test_the_keyboard_passes_through(write: Write, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         load_manager([write("bad.py", "raise KeyboardInterrupt\n")])
-    assert "unetkit_plugin_bad" not in sys.modules
+    assert module_name(tmp_path / "bad.py") not in sys.modules
 
 
 @pytest.mark.parametrize(
@@ -275,12 +320,34 @@ def test_a_file_named_as_a_module(
 
 
 def test_two_plugins_of_one_name_for_a_part(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
-    host = load_manager([write("one.py", GOOD.format(part="gate")), write("two.py", GOOD.format(part="gate"))])
-    assert host.parts.fusions.get("gate").owner == "one"
-    assert lines(capsys) == [
-        f"unetkit: plugin two failed in unetkit {OURS}: fusion 'gate' of two is already registered by one; "
-        "rename it, or use replaces='one' to replace the other one"
-    ]
+    files = [write("one.py", PICKLED), write("two.py", PICKLED), write("three.py", PICKLED)]
+    parts = load_parts(files)
+    with pytest.raises(UnknownNameError, match=r"write one/twice or two/twice or three/twice, .*UNETKIT_DISABLE=three"):
+        parts.fusions.get("twice")
+    words: dict[str, Any] = {"encoder": "plain:widths=[4,8,16]", "block": "double", "parts": parts, "device": "meta"}
+    model = build(**words, fuse="two/twice")
+    assert model.plugins == tuple(plugin for plugin in parts.plugins if plugin.name == "two")
+    assert "--fuse two/twice" in str(model.plan)
+    assert build(Plan.parse(str(model.plan)), parts=parts, device="meta").plan == model.plan
+    mixed = build(**words, fuse="add/one/twice")
+    assert [type(stage.fusion).__module__ for stage in mixed.stages[1:]] == [module_name(files[0])]
+    assert load_parts(files[:1]).fusions.get("one/twice").qualified_name == "twice"
+    assert lines(capsys) == []
+
+
+def test_a_plugin_is_left_out(
+    install: Callable[..., None], write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("first_gate", PICKLED)
+    monkeypatch.setenv("UNETKIT_PLUGINS", str(write("two.py", PICKLED)))
+    monkeypatch.setenv("UNETKIT_DISABLE", "two, First.Gate")  # by its name, or as its distribution may be spelled
+    host = load_manager()
+    states = {plugin.name: (plugin.loaded, plugin.disabled) for plugin in host.plugins}
+    assert (states["first_gate"], states["two"]) == ((False, True), (False, True))
+    with pytest.raises(UnknownNameError, match="UNETKIT_DISABLE leaves out may provide it: first_gate, two"):
+        host.parts.fusions.get("twice")
+    assert load_manager(["first_gate"], isolated=True).parts.fusions.get("twice").owner == "first_gate"
+    assert lines(capsys) == []
 
 
 def test_a_part_may_be_replaced_on_purpose(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
@@ -570,7 +637,7 @@ def unetkit_register(parts):
 
 
 @pytest.mark.parametrize("body", ["return 1 / 0", "import sys; sys.exit(0)", "print('hello'); return None"])
-def test_a_library_that_cannot_be_listed_costs_one_line(write: Write, capsys: Any, body: str) -> None:
+def test_a_library_that_cannot_be_listed_costs_one_line(write: Write, tmp_path: Path, capsys: Any, body: str) -> None:
     parts = load_parts([write("zoo.py", LIBRARY.format(body=body))])
     assert "resnet18" in parts.encoders.names()
     assert parts.encoders.get("resnet18").library == "timm"
@@ -578,7 +645,7 @@ def test_a_library_that_cannot_be_listed_costs_one_line(write: Write, capsys: An
         parts.encoders.get("bogus")
     told = [line for line in lines(capsys) if line != "hello"]
     assert len(told) == 1
-    assert told[0].startswith(f"unetkit: plugin zoo failed in unetkit {OURS}: unetkit_plugin_zoo_")
+    assert told[0].startswith(f"unetkit: plugin zoo failed in unetkit {OURS}: {module_name(tmp_path / 'zoo.py')}")
 
 
 LATE = GOOD.replace("Gate)", "'late_module:Gate')")

@@ -71,8 +71,8 @@ def test_an_unknown_kind_names_those_there_are(parts: Parts) -> None:
 def test_a_taken_name_names_both_owners(parts: Parts) -> None:
     staged = parts.stage("mine")
     assert message(PluginError, lambda: staged.fusions.add("gate", gate)) == (
-        "fusion 'gate' of mine is already registered by unetkit; "
-        "rename it, or use replaces='unetkit' to replace the other one"
+        "fusion 'gate' of mine is already registered by unetkit; UNETKIT_DISABLE=mine leaves this plugin out, and its "
+        "author can rename the fusion, or use replaces='unetkit' to replace the other one"
     )
     assert "replaces='unetkit'" in message(PluginError, lambda: staged.fusions.add("gate", gate, replaces="another"))
 

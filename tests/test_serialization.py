@@ -30,6 +30,7 @@ from unetkit import serialization as files
 from unetkit.errors import FileError, OptionError, PluginError, UnetkitError, UnknownNameError
 from unetkit.parts.blocks import DoubleConv
 from unetkit.plan import Plan
+from unetkit.plugin_files import module_name
 from unetkit.registry import Parts
 from unetkit.serialization import compute_digest
 
@@ -564,8 +565,7 @@ def test_wrappers_are_told_the_same_plan_when_a_file_is_loaded(tmp_path: Path) -
     model = unetkit.build(recipe="unet-same", encoder="plain:widths=[4,8]", parts=parts)
     unetkit.save(model, tmp_path / "m.safetensors")
     unetkit.load(tmp_path / "m.safetensors", parts=parts)
-    (module,) = (module for name, module in sys.modules.items() if name.startswith("unetkit_plugin_telling"))
-    told = module.told
+    told = sys.modules[module_name(source)].told
     assert told[0] == str(model.resolved_plan)
     assert set(told) == {told[0]}
 

@@ -17,14 +17,14 @@ from unetkit.errors import BuildError, OptionError, PluginError, UnetkitError
 from unetkit.network import Network, WholeModel, state_shapes
 from unetkit.plan import PartSpec, Plan, ResolvedPlan, UNetPlan
 from unetkit.plugins import default_parts
-from unetkit.registry import PART_KINDS, Parts
+from unetkit.registry import PART_KINDS, Factory, Parts
 from unetkit.resolve import NO_LOGITS, canonical_spec, kind_of, minimal_plan, parse_options, resolve, signature_of
 from unetkit.summary.input_sizes import verify
 from unetkit.unet import BlockSequence, Stage, UNet
 from unetkit.utils.isolation import INTERRUPTS, one_line, stdout_to_stderr
 from unetkit.utils.lazy_init import defer_init, preserve_rng
 from unetkit.utils.module_settings import describe_modules
-from unetkit.utils.modules import check_device
+from unetkit.utils.modules import check_device, move_to_meta
 
 
 def make_part(kind: str, part: Any, *wiring: Any, parts: Parts | None = None) -> nn.Module:
@@ -111,32 +111,35 @@ class PartBuilder:
             return BlockSequence(self(word, first, wiring, where), *(self(word, link, alike, where) for link in rest))
         known = signature_of(word, spec, self.parts)
         options = {**parse_options(word, spec, known), **extra}
-        factory, owner = spec.factory, ""
-        if factory is None:
-            entry = self.parts[kind_of(word)].get(spec.name)
-            owner = f" (of {entry.owner})"
-            try:
-                factory = entry.load()
-            except PluginError as error:
-                raise PluginError(f"--{word} {spec}{owner}{where}: {error}") from error
-        # Only for built-in encoders and blocks, which have most weights. What the code of a plugin does while it builds
-        # is unknown, and some of it, such as reading a weight through numpy, cannot be observed.
-        ours = word in ("encoder", "block") and owner_of(word, spec, self.parts) == BUILTIN
+        factory, owner = self.load(word, spec, where)
         try:
-            with stdout_to_stderr(), defer_init() if ours else nullcontext():
+            with stdout_to_stderr(), _construction_context(word, owner):
                 part = factory(*wiring, **options)
         except UnetkitError as error:
             raise type(error)(f"--{word} {spec}{where}: {error}") from error
         except INTERRUPTS:
             raise
         except BaseException as error:  # a bug in the code of a part; the message names the part and its owner
+            of = f" (of {owner})" if owner else ""
             why = f"with {_format_args(wiring)} failed: {one_line(error)}"
-            raise BuildError(f"--{word} {spec}{owner}{where} {why}") from error
+            raise BuildError(f"--{word} {spec}{of}{where} {why}") from error
         if not isinstance(part, nn.Module):
             raise BuildError(f"--{word} {spec}{where} made a {type(part).__name__}; a part is a torch.nn.Module")
         if any(isinstance(p, UninitializedParameter) for p in part.parameters()):
             raise BuildError(f"--{word} {spec}{where} has lazy layers, whose shapes are unknown; give their channels")
+        if torch.get_default_device().type == "meta":
+            move_to_meta(part)
         return part
+
+    def load(self, word: str, spec: PartSpec, where: str = "") -> tuple[Factory, str]:
+        """Return the factory of a part, imported if necessary, and its owner; "" for a Python object."""
+        if spec.factory is not None:
+            return spec.factory, ""
+        entry = self.parts[kind_of(word)].get(spec.name)
+        try:
+            return entry.load(), entry.owner
+        except PluginError as error:
+            raise PluginError(f"--{word} {spec} (of {entry.owner}){where}: {error}") from error
 
     def build_declaring(self, word: str, spec: PartSpec, wiring: tuple[Any, ...], where: str = "") -> Any:
         """Create a part that declares its output channels in `out_channels`."""
@@ -153,6 +156,26 @@ class PartBuilder:
         options = {option.name for option in signature_of(word, spec, self.parts).options}
         takes_size = plan.size and "img_size" in options.difference(name for name, _ in spec.options)
         return {"img_size": plan.size} if takes_size else {}
+
+
+@contextmanager
+def _construction_context(word: str, owner: str) -> Iterator[None]:
+    """Prepare for the code of a part: its random weights may be drawn later, and on the meta device none are.
+
+    Weights are drawn later only for built-in encoders and blocks, which have most of them. What the code of a plugin
+    does while it builds is unknown, and some of it, such as reading a weight through numpy, cannot be observed.
+
+    Where the device is meta, the code of plugins runs on the CPU, and `move_to_meta` moves the result: a constant that
+    it creates at its first call and keeps for all later ones must have values.
+    """
+    if owner == BUILTIN:
+        with defer_init() if word in ("encoder", "block") else nullcontext():
+            yield
+    elif torch.get_default_device().type == "meta":
+        with torch.device("cpu"), preserve_rng(), defer_init(discard=True):
+            yield
+    else:
+        yield
 
 
 def _format_args(wiring: tuple[Any, ...]) -> str:
@@ -250,6 +273,10 @@ def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool
     """
     resolved, base = resolve(plan, parts)
     check_device(device)
+    for word, spec in resolved.specs():
+        if spec != NO_LOGITS:
+            # Before the device's context, where the tensors that a module creates when it is imported would be lost.
+            PartBuilder(parts).load(word, spec)
     with ExitStack() as stack:
         if device is not None:
             stack.enter_context(torch.device(device))

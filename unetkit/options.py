@@ -15,7 +15,6 @@ import inspect
 import json
 import linecache
 import re
-import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -121,13 +120,12 @@ def load_target(target: str) -> Callable[..., Any]:
     module, _, attr = target.partition(":")
     with wrap_errors(f"{target} cannot be loaded"):
         try:
-            return typing.cast(Callable[..., Any], getattr(importlib.import_module(module), attr))
+            found = importlib.import_module(module)
         except ModuleNotFoundError as error:
             raise PluginError(f"{target} cannot be loaded: {_explain_missing_module(module, attr, error)}") from error
-        except AttributeError as error:
-            if not hasattr(sys.modules.get(module), attr):
-                raise PluginError(f"{target} cannot be loaded: module {module} has no {attr!r}") from error
-            raise
+        if not hasattr(found, attr):
+            raise PluginError(f"{target} cannot be loaded: module {module} has no {attr!r}")
+        return typing.cast(Callable[..., Any], getattr(found, attr))
 
 
 def _explain_missing_module(module: str, attr: str, error: ModuleNotFoundError) -> str:

@@ -6,16 +6,13 @@ Plugins are installed distributions, files and modules. `list_parts` lists the r
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from hashlib import sha256
 from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, distribution, distributions, version
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from unetkit import hookspecs
+from unetkit import hookspecs, plugin_files
 from unetkit.errors import PluginError, UnetkitError, UnknownNameError, did_you_mean
 from unetkit.registry import Entry, Parts, Plugin
 from unetkit.utils.isolation import INTERRUPTS, one_line, stdout_to_stderr
@@ -36,6 +33,8 @@ if TYPE_CHECKING:
 
 #: The entry-point group of plugins.
 GROUP = "unetkit"
+#: The environment variable that names plugins to leave out, separated by commas.
+DISABLE = "UNETKIT_DISABLE"
 
 Loader = Callable[[], object]
 
@@ -85,57 +84,32 @@ def _load_installed(entry_point: EntryPoint, plugin: Plugin) -> object:
         raise
 
 
+def absolute_target(target: str) -> str:
+    """Return a plugin as `--plugin` takes it, with the absolute path of a file, which is valid in any folder."""
+    return os.path.abspath(os.path.expanduser(target)) if target.endswith(".py") else target
+
+
 def find_plugins(
     target: str | Path | ModuleType, installed: list[tuple[Plugin, Loader]]
 ) -> list[tuple[Plugin, Loader]]:
     """Find the plugin for a module, a file, the name of a module, or the name of a plugin or its distribution."""
     if isinstance(target, ModuleType):
         module = target
-        by_name = module.__name__ in sys.modules and not module.__name__.startswith(_FILE_MODULE_PREFIX)
+        by_name = module.__name__ in sys.modules and not module.__name__.startswith(plugin_files.PREFIX)
         where = module.__name__ if by_name else getattr(module, "__file__", None) or module.__name__
         return [(Plugin(module.__name__, target=where), lambda: module)]
     text = str(target)
     if here := [
         (replace(plugin, loaded=False), find)
         for plugin, find in installed
-        if text in (plugin.name, plugin.target) or _normalize_name(text) == _normalize_name(plugin.distribution)
+        if plugin.is_called(text) or text == plugin.target
     ]:
         return here
     if text.endswith(".py"):
         path = Path(os.path.expanduser(text))
-        return [(Plugin(path.stem, target=text), partial(_import_file, path))]
+        return [(Plugin(path.stem, target=text), partial(plugin_files.import_file, path))]
     known = [plugin.name for plugin, _ in installed]
     return [(Plugin(text, target=text), partial(_import_module, text, known))]
-
-
-def _normalize_name(distribution: str) -> str:
-    """Normalize the name of a distribution (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", distribution).lower()
-
-
-#: The module name of a plugin file, from the name of the file and a digest of its path.
-_FILE_MODULE_PREFIX = "unetkit_plugin_"
-
-
-def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise UnknownNameError(f"the file {path} does not exist")
-    name = f"{_FILE_MODULE_PREFIX}{path.stem}_{sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise PluginError(f"{path} is not a Python file")
-    module, before = importlib.util.module_from_spec(spec), sys.modules.get(name)
-    if (folder := str(path.resolve().parent)) not in sys.path:
-        sys.path.append(folder)  # modules beside the file can be imported; installed ones take precedence
-    sys.modules[name] = module  # so that dataclasses and pickles of the plugin find their module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        if before is not None:
-            sys.modules[name] = before
-        raise
-    return module
 
 
 def _import_module(name: str, known: list[str]) -> ModuleType:
@@ -268,6 +242,8 @@ def load_manager(
 ) -> PluginManager:
     """Load the built-in parts, installed plugins, those of UNETKIT_PLUGINS, and the given ones.
 
+    Plugins that UNETKIT_DISABLE names are left out, unless `isolated`.
+
     Args:
         plugins: paths of Python files, names of modules, or modules.
         isolated: whether to load only the given plugins; installed plugins can be given by their name or the name of
@@ -289,8 +265,13 @@ def load_manager(
     for plugin, _ in given:
         plugin.is_required = strict
     named = () if isolated else (found for target in from_environment for found in find_plugins(target, installed))
+    disabled = [] if isolated else [p.strip() for p in os.environ.get(DISABLE, "").split(",") if p.strip()]
     for plugin, find in [*(() if isolated else installed), *named, *given]:
-        if _identity(plugin) not in map(_identity, host.plugins):
+        if _identity(plugin) in map(_identity, host.plugins):
+            continue
+        if any(plugin.is_called(name) for name in disabled):
+            host.plugins.append(replace(plugin, error=f"left out, since {DISABLE} names it", disabled=True))
+        else:
             host.load(plugin, find)
             plugin.is_required = False  # what it does later affects nothing else
     return host

@@ -6,6 +6,7 @@ There is no global registry: `unetkit.plugins.load_parts()` creates a Parts, whi
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -76,6 +77,7 @@ class Plugin:
         error, traceback: its last failure; "" if there was none.
         not_found: whether nothing was found under the requested name.
         is_required: whether a failure is raised, since the user asked for this plugin.
+        disabled: whether the user has left it out.
     """
 
     name: str
@@ -88,9 +90,14 @@ class Plugin:
     traceback: str = ""
     not_found: bool = False
     is_required: bool = False
+    disabled: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} {self.version}".strip()
+
+    def is_called(self, name: str) -> bool:
+        """Return whether a name is that of the plugin or, however it is spelled (PEP 503), of its distribution."""
+        return name == self.name or _normalize_name(name) == _normalize_name(self.distribution)
 
     def report_failure(self, error: BaseException, *, strict: bool = False) -> None:
         """Store a failure and print it as one line, or raise it if `strict` or UNETKIT_STRICT=1 is set."""
@@ -101,6 +108,10 @@ class Plugin:
             raise PluginError(line) from error
         if "_UNETKIT_COMPLETE" not in os.environ:  # during completion, the shell would show it in the prompt
             print(f"unetkit: {line}", file=sys.stderr)
+
+
+def _normalize_name(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 @dataclass(frozen=True)
@@ -117,18 +128,22 @@ class Entry:
     library_options: str | None = None
     #: True if the bare name means another part or would hide its library.
     needs_library_prefix: bool = False
+    #: True if another plugin has a part of this name, so that the bare name means neither.
+    needs_owner_prefix: bool = False
     #: The owner of the part that it replaces.
     replaces: str | None = None
 
     @property
     def qualified_name(self) -> str:
         """The shortest unambiguous name: "resnet18" is timm's, "smp/resnet18" is not."""
+        if self.needs_owner_prefix:
+            return f"{self.owner}/{self.name}"
         return f"{self.library}/{self.name}" if self.needs_library_prefix else self.name
 
     @property
     def names(self) -> set[str]:
         """Return all names of the entry, such as "resnet18" and "timm/resnet18"."""
-        return {self.name, self.qualified_name, f"{self.library}/{self.name}" if self.library else self.name}
+        return {self.name, self.qualified_name, f"{self.library or self.owner}/{self.name}"}
 
     @property
     def signature(self) -> Signature:
@@ -200,6 +215,8 @@ class Registry:
     libraries: dict[str, Library] = field(default_factory=dict)
     #: All plugins that were found, shared by every registry: a name that is missing may belong to one that failed.
     plugins: list[Plugin] = field(default_factory=list)
+    #: Whether two plugins may have parts of one name, which are then called "owner/name".
+    shares_names = True
 
     def add(self, name: str, factory: Factory | str, *, replaces: str | None = None) -> None:
         """Register `factory` under `name`.
@@ -209,8 +226,10 @@ class Registry:
             factory: a callable, or preferably "module:attr", which is imported on first use.
             replaces: the plugin whose part of the same name is replaced.
 
+        If another plugin has a part of this name, both are called by the name with its owner, as in "my-gates/gate".
+
         Raises:
-            PluginError: The name is taken and `replaces` does not name its owner, or the name is not valid.
+            PluginError: A built-in part has the name and `replaces` is not "unetkit", or the name is not valid.
         """
         self._add(Entry(self.kind, name, factory, self.owner, replaces=replaces))
 
@@ -220,17 +239,29 @@ class Registry:
             raise PluginError(
                 f"{name!r} is not a name for a {title}: use letters, digits, '.', '_' and (but first) '-'"
             )
-        taken = self.entries.get(name)
-        if taken and taken.replaces == self.owner:
-            return  # the part that it replaces is registered later
-        if taken and entry.replaces != taken.owner:
-            raise PluginError(
-                f"{title} {name!r} of {self.owner} is already registered by {taken.owner}; "
-                f"rename it, or use replaces={taken.owner!r} to replace the other one"
-            )
         if not (isinstance(entry.factory, str) or callable(entry.factory)):
             raise PluginError(f'{title} {name!r} of {self.owner} is not a class or function, or its "module:attr"')
-        self.entries[name] = entry
+        same = [taken for taken in self.entries.values() if taken.name == name]
+        if any(taken.replaces == self.owner for taken in same):
+            return  # the part that it replaces is registered later
+        others = [taken for taken in same if taken.owner != entry.replaces]
+        for taken in others:
+            if not self.shares_names or taken.owner in ("unetkit", self.owner):
+                raise PluginError(
+                    f"{title} {name!r} of {self.owner} is already registered by {taken.owner}; UNETKIT_DISABLE="
+                    f"{self.owner} leaves this plugin out, and its author can rename the {title}, or use "
+                    f"replaces={taken.owner!r} to replace the other one"
+                )
+        added = replace(entry, needs_owner_prefix=bool(others))
+        entries = []
+        for known in self.entries.values():
+            if known in others:
+                entries.append(replace(known, needs_owner_prefix=True))
+            elif known not in same:
+                entries.append(known)
+            elif not others:
+                entries.append(added)  # in the place of the one that it replaces
+        self.entries = {known.qualified_name: known for known in (*entries, added)}
 
     def add_library(self, name: str, names: str, factory: Factory | str, *, options: str | None = None) -> None:
         """Register a library of encoders or models, which lists their names itself.
@@ -251,6 +282,10 @@ class Registry:
         if name in self.entries:
             return self.entries[name]
         prefix, _, bare = name.rpartition("/")
+        if prefix and bare in self.entries and self.entries[bare].owner == prefix:
+            return self.entries[bare]
+        if shared := [entry for entry in self.entries.values() if entry.name == name]:
+            raise UnknownNameError(self._shared_name_message(shared))
         untagged = bare if bare.endswith(".") else bare.split(".")[0]  # a tag names weights, as in "resnet18.a1_in1k"
         taken = bare in self.entries
         for library in self.libraries.values():
@@ -259,6 +294,10 @@ class Registry:
                 return library.make_entry(self.kind, bare, taken=taken)
             taken = taken or found
         raise UnknownNameError(self._unknown_name_message(name))
+
+    def has_from(self, owner: str, name: str) -> bool:
+        """Return whether a plugin has registered a part of this name."""
+        return any((entry.owner, entry.name) == (owner, name) for entry in self.entries.values())
 
     def library_names(self, library: Library) -> list[str]:
         """Return the names of a library. If a plugin's library cannot be listed, report it once and return none."""
@@ -272,10 +311,20 @@ class Registry:
                 plugin.report_failure(error)
             return []
 
+    def _shared_name_message(self, shared: list[Entry]) -> str:
+        owners = " and ".join(entry.owner for entry in shared)
+        names = " or ".join(entry.qualified_name for entry in shared)
+        return (
+            f"a {self.kind.title} called {shared[0].name!r} is registered by the plugins {owners}; write {names}, or "
+            f"leave one of the plugins out, as UNETKIT_DISABLE={shared[-1].owner} does"
+        )
+
     def _unknown_name_message(self, name: str) -> str:
         bare = name.rpartition("/")[2]
         loaded = {plugin.name for plugin in self.plugins if plugin.loaded}
-        failed = [plugin.name for plugin in self.plugins if plugin.name not in loaded]
+        absent = [plugin for plugin in self.plugins if plugin.name not in loaded]
+        failed = [plugin.name for plugin in absent if not plugin.disabled]
+        disabled = [plugin.name for plugin in absent if plugin.disabled]
         known = self.names()
         near = did_you_mean(bare.split(".")[0], known)
         if not near and len(known) <= _MOST_NAMES:
@@ -283,6 +332,7 @@ class Registry:
         return (
             f"no {self.kind.title} is called {name!r}{near}"
             + (f" (a plugin that failed may provide it: {', '.join(failed)})" if failed else "")
+            + (f" (a plugin that UNETKIT_DISABLE leaves out may provide it: {', '.join(disabled)})" if disabled else "")
             + f"; see `unetkit list {self.kind.attribute}`"
         )
 
@@ -354,6 +404,8 @@ class Metric(Entry):
 
 class MetricRegistry(Registry):
     """The metrics, in the order in which they are measured."""
+
+    shares_names = False  # the results of a benchmark are kept by their names
 
     def add(
         self,

@@ -138,9 +138,23 @@ def canonical_plan(plan: Plan, parts: Parts) -> Plan:
         if isinstance(value, PartSpec):
             changed[word] = canonical_spec(word, value, parts)
         elif isinstance(value, tuple) and isinstance(value[0], PartSpec):
-            levels: Levels = tuple(canonical_spec(word, spec, parts) for spec in value)
+            levels: Levels = tuple(canonical_spec(word, spec, parts) for spec in _join_owners(word, value, parts))
             changed[word] = levels
     return replace(plan, **changed)
+
+
+def _join_owners(word: str, levels: Levels, parts: Parts) -> Levels:
+    """Return levels in which "owner/name" is one part: a plan was read without knowing the plugins, as two levels."""
+    registry, joined = parts[word], list[PartSpec]()
+    for spec in levels:
+        *before, last = joined[-1].links if joined else (spec,)
+        is_bare_name = bool(joined) and spec.factory is None and last == PartSpec(last.name)
+        if is_bare_name and last.name not in registry.entries and registry.has_from(last.name, spec.name):
+            first, *rest = (*before, *replace(spec, name=f"{last.name}/{spec.name}").links)
+            joined[-1] = replace(first, chained=tuple(rest))
+        else:
+            joined.append(spec)
+    return tuple(joined)
 
 
 #: Options of a model or an encoder that are set by a field of the same name.

@@ -14,6 +14,7 @@ from unetkit.bench.grid import Case, Mode, split_axis
 from unetkit.bench.training import DATA_FIELDS
 from unetkit.errors import OptionError, UnetkitError
 from unetkit.plan import Plan
+from unetkit.plugins import absolute_target
 from unetkit.train.config import TrainConfig
 from unetkit.utils.config_fields import check_fields, config_field, flag_of, list_config_fields, reuse_field
 
@@ -217,7 +218,7 @@ def repeat_command(case: Case, config: BenchConfig, baseline: str, baseline_mode
 
 
 def _plugin_tokens(config: BenchConfig) -> list[str]:
-    return [token for plugin in config.plugins for token in ("--plugin", plugin)]
+    return [token for plugin in config.plugins for token in ("--plugin", absolute_target(plugin))]
 
 
 def train_command(plan: Plan, training: Iterable[tuple[str, str]], seed: int, config: BenchConfig) -> str:

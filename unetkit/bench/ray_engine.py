@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import socket
+import sys
 from collections import deque
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -356,7 +357,7 @@ def connect(ray: Any, address: str | None) -> Iterator[str]:
     address = address or os.environ.get("RAY_ADDRESS") or "auto"
     _check_address(address)
     try:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, job_config=_make_job_config(ray))
     except (Exception, SystemExit) as error:  # Ray exits if something other than a cluster answers
         reason = _first_sentence(error)
         raise OptionError(f"--ray-address {address}: cannot connect to Ray ({reason}); {_START_HINT}") from error
@@ -364,6 +365,22 @@ def connect(ray: Any, address: str | None) -> Iterator[str]:
         yield f"the Ray cluster at {ray.get_runtime_context().gcs_address}"
     finally:
         ray.shutdown()
+
+
+def _make_job_config(ray: Any) -> Any:
+    """Return settings with which workers do not import from this process's current folder, unless this one does.
+
+    Ray puts that folder first on the path of each worker, before the standard library.
+    """
+
+    class SafePathConfig(ray.job_config.JobConfig):  # type: ignore[misc]
+        def _serialize(self) -> Any:
+            own = {os.path.abspath(folder) for folder in sys.path}
+            driver_path: list[str] = self._py_driver_sys_path
+            driver_path[:] = [folder for folder in driver_path if folder in own]
+            return super()._serialize()
+
+    return SafePathConfig()
 
 
 def _check_address(address: str) -> None:

@@ -8,7 +8,6 @@ forked from a server that has imported it.
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -60,7 +59,7 @@ from unetkit.bench.training_runner import TrainingRunner
 from unetkit.data.source import with_absolute_path
 from unetkit.errors import BuildError, OptionError
 from unetkit.plan import Plan
-from unetkit.plugins import PluginManager, load_manager
+from unetkit.plugins import PluginManager, absolute_target, load_manager
 from unetkit.registry import Metric, MetricInfo
 from unetkit.train.config import TrainConfig
 from unetkit.utils.config_fields import flag_of, make_config
@@ -554,7 +553,7 @@ class BenchRunner:
         return crop
 
     def _plugin_paths(self) -> tuple[str, ...]:
-        return tuple(os.path.abspath(p) if os.path.exists(p) else p for p in self.config.plugins)
+        return tuple(map(absolute_target, self.config.plugins))
 
     def _make_row(self, result: TaskResult) -> BenchRow:
         """Create a row from what `dry_build` found of a case and from what its process emitted."""

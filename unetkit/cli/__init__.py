@@ -11,14 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from io import TextIOWrapper
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import click
 from click.shell_completion import CompletionItem
 
+from unetkit import plugin_files
 from unetkit.cli.options import get_manager, get_plugin_commands
 from unetkit.commands import COMMANDS
 from unetkit.errors import PluginError, UnetkitError
+from unetkit.plugins import default_manager
 from unetkit.utils.isolation import one_line
 
 
@@ -132,9 +134,15 @@ def main() -> None:
         if "-v" in sys.argv or "--verbose" in sys.argv:
             traceback.print_exc()
         _refuse(str(error))
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would report the error again at exit
-        _refuse(f"the output cannot be written: {error.strerror or error}")
+    except Exception as error:
+        if isinstance(error, OSError) and not _flushes(sys.stdout):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would report the error again at exit
+            _refuse(f"the output cannot be written: {error.strerror or error}")
+        place = _find_plugin_frame(error)
+        if "-v" in sys.argv or "--verbose" in sys.argv or not (place or isinstance(error, OSError)):
+            raise
+        of = f" in the plugin's code ({place})" if place else ""
+        _refuse(f"{one_line(error)}{of}; -v shows the traceback")
     sys.exit(code)
 
 
@@ -145,6 +153,28 @@ def _find_context(error: BaseException) -> click.Context | None:
         context = step.tb_frame.f_locals.get("ctx")
         found = context if isinstance(context, click.Context) else found
         step = step.tb_next
+    return found
+
+
+def _flushes(stream: TextIO) -> bool:
+    """Return whether a stream can be written; what could not be written is still waiting in it."""
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _find_plugin_frame(error: BaseException) -> str:
+    """Return the innermost place in the code of a plugin where an exception passed, as "FILE:LINE"; "" if none did."""
+    packages = set()
+    if default_manager.cache_info().currsize:
+        packages = {plugin.target.partition(":")[0].split(".")[0] for plugin in default_manager().plugins} - {"unetkit"}
+    found = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        name = str(frame.f_globals.get("__name__"))
+        if name.startswith(plugin_files.PREFIX) or name.split(".")[0] in packages:
+            found = f"{frame.f_code.co_filename}:{line}"
     return found
 
 

@@ -71,7 +71,7 @@ def _print_names(console: Console, registry: Registry, pattern: str) -> None:
         )
     own = [entry for entry in found if entry.library is None]
     if own:
-        rows = [[entry.name, summarize_entry(entry), entry.owner] for entry in own]
+        rows = [[entry.qualified_name, summarize_entry(entry), entry.owner] for entry in own]
         print_table(console, TableData(["name", "description", "from"], rows))
     for source in registry.libraries:
         names = [entry.qualified_name for entry in found if entry.library == source]

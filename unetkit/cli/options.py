@@ -66,6 +66,13 @@ def get_manager(ctx: click.Context) -> PluginManager:
     return host
 
 
+def forget_manager(ctx: click.Context) -> None:
+    """Load the plugins anew when they are next needed."""
+    default_manager.cache_clear()
+    for key in ("unetkit.host", "unetkit.commands"):
+        ctx.find_root().meta.pop(key, None)
+
+
 def get_parts(ctx: click.Context) -> Parts:
     """Return the registered parts, including those of the plugins given by --plugin."""
     return get_manager(ctx).parts

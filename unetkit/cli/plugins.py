@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import CompletionItem
 
-from unetkit.cli.options import Group, get_manager, get_plugin_commands
-from unetkit.plugins import PluginManager
+from unetkit.cli.options import Group, forget_manager, get_manager, get_plugin_commands
+from unetkit.errors import OptionError, did_you_mean
+from unetkit.plugins import DISABLE, PluginManager
 from unetkit.registry import Plugin
 from unetkit.scaffold import TITLES, new_plugin
 from unetkit.utils.formatting import format_plural
@@ -25,19 +27,54 @@ if TYPE_CHECKING:  # `unetkit --help` imports this module and does not need rich
     from unetkit.testing.runner import PendingCheck
 
 
+def _complete_target(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete names of plugins, or files."""
+    names = [plugin.name for plugin in get_manager(ctx).loaded_plugins() if plugin.name.startswith(incomplete)]
+    return [*map(CompletionItem, names)] or [CompletionItem(incomplete, type="file")]
+
+
 @click.group(cls=Group, invoke_without_command=True)
 @click.option("-v", "--verbose", is_flag=True, help="Show the traceback of each failure.")
+@click.option(
+    "--disable",
+    metavar="NAME",
+    multiple=True,
+    shell_complete=_complete_target,
+    help="List the plugins without this one, and print how to leave it out of every command; may be repeated.",
+)
 @click.pass_context
-def plugins(ctx: click.Context, verbose: bool) -> None:
+def plugins(ctx: click.Context, verbose: bool, disable: tuple[str, ...]) -> None:
     """List the installed plugins and those given by --plugin: what each adds, and whether it loaded.
+
+    A plugin that the variable UNETKIT_DISABLE names is left out of every command. It takes several names, separated by
+    commas.
 
     \b
     unetkit plugins
+    unetkit plugins --disable my-gate
     unetkit plugins new my-gate --kind fusion
     unetkit plugins check my-gate
     """
+    if disable:
+        if ctx.invoked_subcommand is not None:
+            raise OptionError(f"--disable: cannot be used with `plugins {ctx.invoked_subcommand}`; leave it out")
+        _disable(ctx, disable)
     if ctx.invoked_subcommand is None:
         _print_plugins(ctx, verbose or ctx.find_root().params["verbose"])
+    if disable:
+        click.echo(f"to leave {' and '.join(disable)} out of every command: export {DISABLE}={os.environ[DISABLE]}")
+
+
+def _disable(ctx: click.Context, names: tuple[str, ...]) -> None:
+    """Load the plugins anew without these, as every command does where UNETKIT_DISABLE names them."""
+    found = [plugin for plugin in get_manager(ctx).plugins if plugin.name != "unetkit"]
+    for name in names:
+        if not any(plugin.is_called(name) for plugin in found):
+            near = did_you_mean(name, [plugin.name for plugin in found]) or "; `unetkit plugins` lists them"
+            raise OptionError(f"--disable {name}: no installed plugin is called {name}{near}")
+    before = [os.environ[DISABLE]] if os.environ.get(DISABLE) else []
+    os.environ[DISABLE] = ",".join([*before, *names])
+    forget_manager(ctx)
 
 
 def _print_plugins(ctx: click.Context, verbose: bool) -> None:
@@ -54,6 +91,7 @@ def _print_plugins(ctx: click.Context, verbose: bool) -> None:
         ]
         installed = plugin.distribution or Path(plugin.target).name
         state = ("failing" if plugin.error else "loaded") if plugin.loaded else "failed"
+        state = "disabled" if plugin.disabled else state
         rows.append([plugin.name, plugin.version, installed, "\n".join(adds), state])
     print_table(console, TableData(["name", "version", "distribution", "adds", "state"], rows))
     for plugin in found:
@@ -75,12 +113,6 @@ def _list_problems(plugin: Plugin) -> Iterator[str]:
         yield f"imports {plugin.heavy_imports[0]} when it registers, which slows every command"
     if plugin.error:
         yield plugin.error
-
-
-def _complete_target(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete names of plugins, or files."""
-    names = [plugin.name for plugin in get_manager(ctx).loaded_plugins() if plugin.name.startswith(incomplete)]
-    return [*map(CompletionItem, names)] or [CompletionItem(incomplete, type="file")]
 
 
 def _complete_title(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:

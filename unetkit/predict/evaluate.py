@@ -17,7 +17,7 @@ from unetkit.data.datasets import open_data
 from unetkit.data.folder import read_classes
 from unetkit.data.source import is_named_dataset
 from unetkit.data.types import Dataset, DatasetSplits, Target, check_values, fingerprint
-from unetkit.errors import FileError, OptionError
+from unetkit.errors import FileError, OptionError, UnknownNameError
 from unetkit.network import Network
 from unetkit.plugins import default_parts, load_parts
 from unetkit.registry import Parts
@@ -45,6 +45,11 @@ def open_evaluation(
     """
     if data is None:
         run.check_plugins(parts)
+    if data is None and not _is_known_data(run.config.data, parts):
+        raise FileError(
+            f"{run.folder} was trained on {run.config.data!r}, which is no folder or data set here; give the data "
+            "by --data, and for a data set of a plugin its file by --plugin (one from Python needs such a plugin)"
+        )
     opened = data if isinstance(data, DatasetSplits) else _open(run, str(data or run.config.data), parts, nodata)
     if _comparable(opened.target) != _comparable(run.target):
         raise OptionError(
@@ -77,6 +82,14 @@ def _open(run: TrainRun, text: str, parts: Parts, nodata: float | None) -> Datas
         target=target,
         parts=parts,
     )
+
+
+def _is_known_data(text: str, parts: Parts | None) -> bool:
+    try:
+        is_named_dataset(text, parts)
+    except (FileError, UnknownNameError):
+        return False
+    return True
 
 
 def select_images(run: TrainRun, data: DatasetSplits, split: str | None = None) -> tuple[str, Dataset]:

@@ -100,7 +100,7 @@ def record_forward(model: nn.Module, x: Tensor, meter: CostMeter | None = None) 
     record = ForwardRecord()
     clock = (lambda: meter.operations) if meter else (lambda: 0)
     try:
-        with torch.device("meta"), meter or MetaShapes(), _record_calls(model, record, clock):
+        with meter or MetaShapes(), _record_calls(model, record, clock):
             record.returned = model(x)
             record.output = (collect_tensors(record.returned) or [record.returned])[0]
     except INTERRUPTS:

@@ -146,7 +146,7 @@ def collect_plugin_checks(target: str | Path | ModuleType) -> list[PendingCheck]
         pending_checks += [pending for pending in checks if pending.check in _applicable_plugin_checks(manager, plugin)]
     for plugin in plugins:
         for entry in manager.parts.entries_of(plugin.name) if plugin.loaded else ():
-            pending_checks += collect_part_checks(entry.kind.field, entry.name, parts=manager.parts)
+            pending_checks += collect_part_checks(entry.kind.field, entry.qualified_name, parts=manager.parts)
     return pending_checks
 
 

@@ -19,12 +19,13 @@ from torch.utils.data import Dataset as TorchDataset
 
 from unetkit.data.rng import derive_seed, numpy_rng
 from unetkit.data.types import Dataset, Sample, check_values
-from unetkit.errors import UnetkitError
+from unetkit.errors import PluginError, UnetkitError
 from unetkit.train.config import TrainConfig
 from unetkit.train.distributed import ProcessGroup
 from unetkit.utils.formatting import format_bytes
 from unetkit.utils.integers import ceil_div
 from unetkit.utils.isolation import one_line
+from unetkit.utils.processes import safe_path
 
 #: A function from a sample, its weight map if the loss needs one, and a seed to both, augmented.
 Augment = Callable[[Sample, Tensor | None, int], tuple[Sample, Tensor | None]]
@@ -98,6 +99,8 @@ class AugmentedDataset(TorchDataset[Item]):
             return self._load(*key)
         except UnetkitError as error:
             return error
+        except Exception as error:  # of a data set that is a plugin's, or was given in Python
+            return PluginError(f"training image {key[-1]} cannot be read: {one_line(error)}")
 
     def _load(self, epoch: int, turn: int, index: int) -> TrainSample:
         sample = check_values(self.images[index])
@@ -191,8 +194,10 @@ class Loader:
             loader = DataLoader(
                 self.data, batch_sampler=keys, collate_fn=collate, num_workers=self.workers, pin_memory=self.pin
             )
+        with safe_path():  # outside Linux, and from Python 3.14 on, its processes are new ones of Python
+            batches = iter(loader)
         try:
-            for batch in loader:
+            for batch in batches:
                 if isinstance(batch, UnetkitError):
                     raise batch
                 yield batch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from importlib.metadata import version
@@ -22,7 +21,7 @@ from unetkit.errors import FileError, OptionError
 from unetkit.network import Network
 from unetkit.parts.encoders.normalization import NormalizationStats, get_normalization_stats
 from unetkit.plan import PLAN_FIELDS, PartSpec, Plan, ResolvedPlan
-from unetkit.plugins import default_parts, load_parts
+from unetkit.plugins import absolute_target, default_parts, load_parts
 from unetkit.registry import Parts
 from unetkit.resolve import canonical_spec, resolve
 from unetkit.serialization import load
@@ -221,7 +220,7 @@ def run(
     name = with_absolute_path(data, parts) if isinstance(data, str) else data.source
     crop = config.get("crop") or plan.size
     seed = plan.seed if plan.seed is not None else config.get("seed", 0)
-    init = os.path.abspath(config["init_weights"]) if config.get("init_weights") else ""
+    init = str(Path(config["init_weights"]).absolute()) if config.get("init_weights") else ""
     given = {**config, "data": name, "crop": crop, "seed": seed, "init_weights": init}
     settings = make_config(TrainConfig, given, "train.run")
     check_device(settings.device)
@@ -258,7 +257,7 @@ def run(
             std=std,
             value_range=found.range,
             splits=list_fingerprints(splits),
-            plugins=tuple(os.path.abspath(name) if os.path.isfile(name) else str(name) for name in plugins),
+            plugins=tuple(absolute_target(str(name)) for name in plugins),
             owners=find_owners(settings, parts, run_parts.others),
             versions=tuple((name, version(name)) for name in _VERSIONS),
             command=command,

@@ -119,8 +119,10 @@ def _fill(fill: tuple[Any, Any, Any], seed: int) -> None:
 
 
 @contextmanager
-def defer_init() -> Iterator[None]:
+def defer_init(*, discard: bool = False) -> Iterator[None]:
     """Draw the random weights of a model that is built in this context once, at the latest at its end.
+
+    With `discard`, those that nothing has read by then are never drawn, for a model whose weights are not needed.
 
     An operation of torch that reads a weight sees what an eager build would show; another thread, or numpy on the same
     memory, does not. Tensors that are not plain ones (inference mode, fake tensors) are filled at once.
@@ -133,6 +135,8 @@ def defer_init() -> Iterator[None]:
         with waiting:
             yield
     finally:
+        if discard:
+            waiting.fills.clear()
         waiting.finish()
 
 

@@ -12,10 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 
 class MetaShapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Gives the results of operations on meta tensors as torch does; deep networks repeat themselves."""
+    """Gives the results of operations on meta tensors as torch does; deep networks repeat themselves.
+
+    A tensor on another device that an operation combines with one on meta counts as one on meta. So what a part creates
+    in a pass, and may keep for later ones, has values: under `torch.device("meta")` it would have none.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -29,7 +34,8 @@ class MetaShapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _IN_PLACE_ACTIVATIONS and args[0].is_meta and args[0].is_floating_point():
             return args[0]
-        return func(*args, **(kwargs or {})) if makes_alias(func) else self._run(func, args, kwargs or {})
+        args, kwargs = (args, kwargs or {}) if func in _INDEXING else _all_on_meta(args, kwargs or {})
+        return func(*args, **kwargs) if makes_alias(func) else self._run(func, args, kwargs)
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operation, or reuse its output shapes for the same arguments, as deep networks repeat themselves."""
@@ -46,6 +52,23 @@ class MetaShapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._output_shapes[key] = _shape_of(out)
             return out
         return _empty_like_shape(known)
+
+
+#: Operations that take indices on the CPU with every device; masks among them need their values.
+_INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default}
+
+
+def _all_on_meta(args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Return the arguments of an operation, with every tensor on meta if one is."""
+    on_meta, elsewhere = False, False
+    for value in (*args, *kwargs.values()):
+        for item in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(item, Tensor):
+                on_meta, elsewhere = on_meta or item.is_meta, elsewhere or not item.is_meta
+    if not (on_meta and elsewhere):
+        return args, kwargs
+    moved = tree_map_only(Tensor, lambda x: torch.empty_like(x, device="meta"), (args, kwargs))
+    return moved[0], moved[1]
 
 
 @cache

@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unetkit.errors import OptionError
 
@@ -20,14 +20,29 @@ def meta_copy(model: M) -> M:
     """Return a deep copy on the meta device; no weight is copied, and the model is unchanged."""
     memo: dict[int, Any] = {}
     for tensor in chain(model.parameters(), model.buffers()):
-        empty = torch.empty_like(tensor, device="meta")
-        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+        memo[id(tensor)] = _empty_on_meta(tensor)
     return copy.deepcopy(model, memo)
 
 
 def to_meta(model: M) -> M:
     """Return the model itself if it is on the meta device, and otherwise a copy that is."""
     return model if next(model.parameters()).device.type == "meta" else meta_copy(model)
+
+
+def move_to_meta(module: nn.Module) -> None:
+    """Replace parameters and buffers by ones on the meta device; those that are shared remain shared."""
+    moved: dict[int, tuple[Tensor, Tensor]] = {}
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None and not tensor.is_meta:
+                    _, twin = moved.setdefault(id(tensor), (tensor, _empty_on_meta(tensor)))
+                    tensors[name] = twin  # type: ignore[assignment]
+
+
+def _empty_on_meta(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 @contextmanager

@@ -6,8 +6,8 @@ import gc
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing import (
@@ -19,7 +19,7 @@ from multiprocessing import (
     set_start_method,
 )
 from multiprocessing.connection import Connection
-from threading import Thread, current_thread, main_thread
+from threading import RLock, Thread, current_thread, main_thread
 from time import monotonic
 from typing import Any
 
@@ -178,10 +178,35 @@ class _Child:
 
 def _start_process(start: Callable[[], object]) -> None:
     try:
-        start()
+        with safe_path():
+            start()
     except (OSError, EOFError) as error:
         why = f"no process can be started: {one_line(error)}"
         raise BuildError(f"{why}; `python -c 'import torch, timm'` must work, and TMPDIR be a short path") from error
+
+
+@contextmanager
+def safe_path() -> Iterator[None]:
+    """Start processes of Python that import nothing from the current folder because it is current.
+
+    `python -c`, by which multiprocessing starts them, puts that folder before the standard library. What is on this
+    process's own path is on theirs, too. The setting also holds for what these processes start, such as compilers.
+    """
+    with _ENVIRONMENT_LOCK:
+        before = os.environ.get(_SAFE_PATH)
+        os.environ[_SAFE_PATH] = "1"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[_SAFE_PATH]
+            else:
+                os.environ[_SAFE_PATH] = before
+
+
+_SAFE_PATH = "PYTHONSAFEPATH"
+#: Held while the environment is changed, which belongs to the whole process.
+_ENVIRONMENT_LOCK = RLock()
 
 
 def _describe_exit(code: int | None) -> str:

@@ -80,7 +80,6 @@ def check_loading(subject: PluginSubject) -> None:
 def check_imports(subject: PluginSubject) -> None:
     """Check in a new process that loading the plugin imports no slow library."""
     arguments = json.dumps([subject.target, sys.path])
-    # -P, since a file such as enum.py in the current folder would replace a module of Python.
     command = [sys.executable, "-P", "-c", _LOAD_SCRIPT, arguments]
     process = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if process.returncode:
