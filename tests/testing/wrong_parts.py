@@ -1302,12 +1302,23 @@ class TooSmall(Patches):
         return self.up(F.interpolate(F.avg_pool2d(y, 2), y.shape[-2:]))
 
 
-@wrong("model", "forward", r"a batch of 3 of 16x20 in eval: returns a dict; expected one tensor$")
-class Named(Patches):
-    """Gives its logits by name, as torchvision's models do."""
+@wrong("model", "forward", r"a batch of 3 of 16x20 in eval: returns a set; expected one tensor, or a dict of named")
+class Collected(Patches):
+    """Gives its logits in a set."""
 
     def forward(self, x: Tensor) -> Any:
-        return {"out": super().forward(x)}
+        return {super().forward(x)}
+
+
+@wrong(
+    "model", "forward", r"returns the output 'aux' beside its prediction 'out', but declares no target and loss for it"
+)
+class AsTorchvision(Patches):
+    """Gives its logits by name and others beside them, as torchvision's models do."""
+
+    def forward(self, x: Tensor) -> Any:
+        logits = super().forward(x)
+        return {"out": logits, "aux": logits}
 
 
 @wrong("model", "channels", r"a batch of 3 of 16x20 in eval: is called with classes=5, but returns 2 channels$")
