@@ -286,7 +286,7 @@ def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool
         given = resolved if pretrained else replace(resolved, pretrained=None)
         network, derived = _build_unet(given, parts) if isinstance(given, UNetPlan) else _build_whole(given, parts)
         if given.pretrained or getattr(network.encoder, "weights_from", "random") != "random":
-            network.loaded = (network.pretrained_name,)
+            network.loaded = (_find_pretrained_part(network),)
         network.resolved_plan = resolved.with_defaults(derived)
         network.plan = minimal_plan(network.resolved_plan, base.with_defaults(derived), parts)
         owners.update(owner_of(word, spec, parts) for word, spec in network.resolved_plan.specs())
@@ -304,6 +304,17 @@ def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool
         with stdout_to_stderr():
             verify(model, any_size=plan.size is None)
     return model
+
+
+def _find_pretrained_part(network: Network) -> str:
+    """Return the name of the module that pretrained weights filled. Raise BuildError if there is no such module."""
+    name = network.pretrained_name
+    try:
+        network.get_submodule(name)
+    except AttributeError as error:
+        what = f"{type(network.encoder).__name__} declares pretrained_part={network.encoder.pretrained_part!r}"
+        raise BuildError(f"{what}, but has no such module; name one of its modules, or leave it out") from error
+    return name
 
 
 @contextmanager

@@ -253,8 +253,8 @@ def _make_metadata(model: nn.Module) -> dict[str, str]:
         )
     if difference := find_difference(built.built_modules, describe_modules(model)):
         raise FileError(
-            f"{difference}, so a file could not rebuild it; say it by an option of a part, which "
-            "`unetkit list` shows, or make it a part of a plugin"
+            f"{difference}, so a file could not rebuild it; use an option of a part that does "
+            "this (`unetkit list` shows them), make it a part of a plugin, or undo it"
         )
     about = {"format": FORMAT, "version": str(VERSION), "plan": str(plan), "sha256": DIGEST_PLACEHOLDER.decode()}
     plugins = [

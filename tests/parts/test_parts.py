@@ -139,14 +139,14 @@ def test_the_padding_mode_is_what_every_3x3_convolution_sees_beyond_the_border(m
         assert {m.padding_mode for m in convolutions if m.kernel_size == (3, 3)} == {mode}
         assert {m.padding_mode for m in convolutions if m.kernel_size == (1, 1)} <= {"zeros"}
         assert block(x).shape == (2, 4, 6, 5)
-    first: Any = DoubleConv(3, 4, padding_mode=mode).get_submodule("0.0")
+    first: Any = DoubleConv(3, 4, padding_mode=mode).get_submodule("0.conv")
     torch.testing.assert_close(first(x), F.conv2d(F.pad(x, (1, 1, 1, 1), mode=mode), first.weight))
     pixel = x[..., :1, :1]
     torch.testing.assert_close(first(pixel), F.conv2d(pixel.expand(2, 3, 3, 3), first.weight))
     with pytest.raises(OptionError, match=f"padding_mode={mode} has no effect with padding=0"):
         DoubleConv(3, 4, padding=0, padding_mode=mode)
-    words: dict[str, Any] = {"block": f"double:padding_mode={mode}", "device": "meta"}
-    model = build(f"plain:widths=[4,8,8],padding_mode={mode}", **words)
+    line = f"padding_mode={mode}"
+    model = build(f"plain:widths=[4,8,8],{line}", block=f"double:{line}", device="meta")
     assert model.eval()(torch.rand(1, 3, 1, 1, device="meta")).shape == (1, 2, 1, 1)
 
 

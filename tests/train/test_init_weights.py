@@ -16,8 +16,9 @@ from torch import Tensor, nn
 import unetkit
 from tests.train.example_sets import squares
 from unetkit import train
-from unetkit.errors import FileError, OptionError
+from unetkit.errors import BuildError, FileError, OptionError
 from unetkit.network import list_loaded
+from unetkit.parts.encoders.plain import PlainEncoder
 from unetkit.summary.forward_hooks import find_network
 from unetkit.train.checkpoint import HEADER, STATE
 from unetkit.train.init_weights import load_init_weights
@@ -207,6 +208,14 @@ def test_a_whole_model_rests_in_its_encoder_alone() -> None:
     assert model.pretrained_modules() == [model.model.encoder]
     assert unetkit.build(SMALL).pretrained_parameters() == []
     assert unetkit.build(SMALL).pretrained_modules() == []
+
+
+def test_a_part_that_is_no_module_is_refused() -> None:
+    class Encoder(PlainEncoder):
+        weights_from, pretrained_part = "afar", "body"
+
+    with pytest.raises(BuildError, match="Encoder declares pretrained_part='body', but has no"):
+        unetkit.build(Encoder)
 
 
 def test_a_loaded_network_rests_in_all_of_its_encoder(tmp_path: Path) -> None:
