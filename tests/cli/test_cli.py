@@ -327,8 +327,8 @@ def test_a_plugin_file_gives_parts_to_the_command_line(tmp_path: Path) -> None:
             "--save m.pth: only safetensors can be written; give a file name that ends in .safetensors",
         ),
         (
-            ["build", *SMALL, "--picture", "u.png"],
-            "--picture u.png: only SVG can be drawn; give a file name that ends in .svg",
+            ["build", *SMALL, "--picture", "u.gif"],
+            "--picture u.gif: give a file name that ends in .svg, .png or .pdf",
         ),
         (["build", "--classes"], "requires an argument. `unetkit build --help` describes what it accepts."),
         (["bench", "show", "x", "--sort"], "requires an argument. `unetkit bench show --help` describes"),

@@ -3,14 +3,17 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+from PIL import Image
 from torch import Tensor, nn
 
 import unetkit
+from unetkit.summary.picture import write_picture
 from unetkit.summary.report import Trace, TraceRow
-from unetkit.summary.svg import Drawing, Label, draw, layout
+from unetkit.summary.svg import Drawing, Label, draw, drawn_rows, layout
 
 SVG = "{http://www.w3.org/2000/svg}"
 NETS: dict[str, int | tuple[int, int]] = {
@@ -20,6 +23,9 @@ NETS: dict[str, int | tuple[int, int]] = {
     "--encoder plain:widths=[16,32,64] --align pad": (37, 50),
     "--encoder plain:widths=[4,8,16,32,64,64,64] --up transposed:kernel=4,init=bilinear": 2048,
     "--encoder plain:widths=[4,8],padding=0 --block double:padding=0 --align crop --logits bilinear": 64,
+    "--encoder test_vit": 224,
+    "--model smp/unet --encoder resnet18": 64,
+    "--model smp/fpn --encoder resnet18": 64,
 }
 
 
@@ -54,7 +60,7 @@ def parse(trace: Trace) -> ET.Element:
 
 
 def levels(trace: Trace) -> dict[str, TraceRow]:
-    return {row.level: row for row in trace.rows if row.level != "other"}
+    return {row.level: row for row in trace.rows if row.level != "other"} if trace.skips else drawn_rows(trace)
 
 
 def maps(root: ET.Element) -> dict[str, ET.Element]:
@@ -133,6 +139,13 @@ def test_a_skip_has_an_arrow_between_its_maps_and_a_stage_without_one_has_none(t
             assert y0 == y1
             ends.append((x0, x1, y0))
     expected = [(f"stages.{i}", skip) for i, skip in enumerate(trace.skips) if skip]
+    if not trace.skips:  # a whole model, whose steps take maps of their own stride
+        steps = [
+            level for level in drawn if level.startswith("decoder") and levels(trace)[level].stride in (2, 4, 8, 16)
+        ]
+        maps_of = {row.stride: level for level, row in levels(trace).items() if level.startswith("encoder")}
+        expected = [(level, maps_of[levels(trace)[level].stride]) for level in steps]
+        assert len(expected) == (4 if "smp/unet" in trace.line else 3)
     assert len(ends) == len(expected)
     for (x0, x1, y), (stage, skip) in zip(ends, expected, strict=True):
         (left, _, width, _), (right, *_) = sides(drawn[skip]), sides(drawn[stage])
@@ -153,6 +166,26 @@ def test_a_skip_has_an_arrow_between_its_maps_and_a_stage_without_one_has_none(t
 def test_a_skip_says_how_it_is_joined(line: str, labels: list[str]) -> None:
     root = parse(traced(line))
     assert [words(group)[0] for group in root.iter(SVG + "g") if group.get("class") == "skip"] == labels
+
+
+def test_a_pyramid_of_one_map_parts_from_one_point() -> None:
+    figure = layout(traced("--encoder test_vit"))
+    boxes = {box.row.level: box for box in figure.boxes}
+    trunk = [arrow for arrow in figure.arrows if arrow.points[0][0] < boxes["encoder.0"].left]
+    assert len(trunk) == 5  # from the input to the one map, and from there to each of the pyramid
+    first, *others = trunk
+    assert first.texts[0].text == "timm blocks.5 ÷16"
+    assert len({arrow.points[0] for arrow in others}) == 1
+    assert [text.text for arrow in others for text in arrow.texts] == [
+        "2 transposed convs \N{MULTIPLICATION SIGN}4",
+        "transposed conv \N{MULTIPLICATION SIGN}2",
+        "max pool ÷2",
+    ]
+
+
+def test_stages_name_their_blocks() -> None:
+    drawn = words(parse(traced("--encoder resnet18 --fuse add")))
+    assert drawn.count("block double") == 5
 
 
 def test_a_skip_says_what_it_gives_and_that_channels_were_projected() -> None:
@@ -242,3 +275,17 @@ def test_what_belongs_to_no_level_is_not_drawn_but_counted() -> None:
     root = parse(replace(net, rows=(*net.rows, replace(net.rows[-1], level="other", height=1, parameters=342))))
     assert list(maps(root)) == list(levels(net))
     assert any(word.startswith("31,031,000 parameters") for word in words(root))
+
+
+def test_a_picture_has_the_format_of_its_ending(tmp_path: Path) -> None:
+    net, begins = traced("--encoder resnet18 --fuse add"), {"svg": b"<svg", "png": b"\x89PNG", "pdf": b"%PDF"}
+    for ending, begin in begins.items():
+        write_picture(net, tmp_path / f"net.{ending}")
+        assert (tmp_path / f"net.{ending}").read_bytes().startswith(begin)
+    figure = layout(net)
+    with Image.open(tmp_path / "net.png") as picture:
+        assert picture.size == pytest.approx((2 * figure.width, 2 * figure.height), abs=2)
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(2**20) or []}
+    assert {(0xCF, 0xE1, 0xF7), (0xCD, 0xEB, 0xDD)} <= colours  # encoder and stages
+    write_picture(net, tmp_path / "again.pdf")
+    assert (tmp_path / "again.pdf").read_bytes() == (tmp_path / "net.pdf").read_bytes()

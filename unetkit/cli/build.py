@@ -17,12 +17,15 @@ from unetkit.utils.tables import make_console
 if TYPE_CHECKING:
     from unetkit.summary.report import Trace
 
+#: Endings of the pictures that can be written.
+PICTURE_SUFFIXES = (".svg", ".png", ".pdf")
+
 
 @click.command(cls=Command)
 @plan_options
 @json_options
 @click.option(
-    "--picture", metavar="FILE.svg", type=click.Path(path_type=Path), help="Draw the network as an SVG picture."
+    "--picture", metavar="FILE", type=click.Path(path_type=Path), help="Draw the network to an .svg, .png or .pdf file."
 )
 @click.option("--check", is_flag=True, help="Run a forward and a backward pass, and report problems.")
 @click.option(
@@ -50,8 +53,8 @@ def build(
     unetkit build --recipe unet-2015 --size 572 --picture unet.svg
     unetkit build --encoder timm/vgg16 --up transposed:init=bilinear --classes 21
     """
-    if picture and picture.suffix != ".svg":
-        raise OptionError(f"--picture {picture}: only SVG can be drawn; give a file name that ends in .svg")
+    if picture and picture.suffix.lower() not in PICTURE_SUFFIXES:
+        raise OptionError(f"--picture {picture}: give a file name that ends in .svg, .png or .pdf")
     if save and save.suffix != ".safetensors":
         raise OptionError(f"--save {save}: only safetensors can be written; give a file name that ends in .safetensors")
     plan = Plan.of(**fields)
@@ -74,7 +77,9 @@ def build(
         report["check"] = checked.to_dict()
         done.append(str(checked))
     if picture:
-        _write_svg(traced, picture)
+        from unetkit.summary.picture import write_picture
+
+        write_picture(traced, picture)
         done.append(f"drawn to {picture}")
     if save:
         from unetkit.serialization import save as save_model
@@ -88,14 +93,6 @@ def build(
         _print_trace(traced, [*filter(None, done)])
     if check and not checked.passed:
         ctx.exit(1)
-
-
-def _write_svg(traced: Trace, picture: Path) -> None:
-    from unetkit.summary.svg import draw
-    from unetkit.utils.files import write_requested_file
-
-    with write_requested_file(picture, "--picture") as temporary:
-        temporary.write_text(draw(traced), encoding="utf-8")
 
 
 def _print_trace(traced: Trace, done: list[str]) -> None:

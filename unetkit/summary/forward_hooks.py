@@ -29,7 +29,7 @@ class ModuleCall:
     Attributes:
         name: the module's name in the state_dict.
         module: the module.
-        inputs: the tensors among its positional arguments.
+        inputs: the tensors among its arguments, the positional ones first.
         start: the clock when the call began.
         outputs: the tensors that it returned.
         names: their names, if it returned a dict.
@@ -115,8 +115,8 @@ def _record_calls(model: nn.Module, record: ForwardRecord, clock: Callable[[], i
     names = {module: name for name, module in model.named_modules()}
     unfinished: list[ModuleCall] = []
 
-    def before(module: nn.Module, args: Any) -> None:
-        call = ModuleCall(names[module], module, collect_tensors(args), clock())
+    def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        call = ModuleCall(names[module], module, collect_tensors([*args, *kwargs.values()]), clock())
         unfinished.append(call)
         record.calls.append(call)
 
@@ -126,7 +126,14 @@ def _record_calls(model: nn.Module, record: ForwardRecord, clock: Callable[[], i
         call.names = tuple(map(str, output)) if isinstance(output, Mapping) else ()
 
     # Hooks on each module, because torch's global hooks would also record what other threads run.
-    handles = [h for m in names for h in (m.register_forward_pre_hook(before), m.register_forward_hook(after))]
+    handles = [
+        handle
+        for module in names
+        for handle in (
+            module.register_forward_pre_hook(before, with_kwargs=True),
+            module.register_forward_hook(after),
+        )
+    ]
     try:
         yield
     finally:

@@ -36,6 +36,7 @@ class TraceRow:
         parameters: number of parameters that only this step has.
         macs: multiply-accumulates of this step, for the whole batch.
         activation_bytes: bytes of this step's results that autograd keeps for the backward pass, for the whole batch.
+        takes: of a step of a whole model, the levels of the encoder's maps that it takes; else empty.
     """
 
     level: str
@@ -49,6 +50,7 @@ class TraceRow:
     parameters: int
     macs: int
     activation_bytes: int
+    takes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from xml.etree import ElementTree as ET
 
@@ -33,6 +33,8 @@ COLOURS = {
     "head": ("#fbe3c5", "#a35e0a"),
     "logits": ("#fbe3c5", "#a35e0a"),
 }
+#: Fill and line colour of the background.
+BACKGROUND = ("#fcfcfd", "#d9dee6")
 TIMES, DIVIDED = "\N{MULTIPLICATION SIGN}", "\N{DIVISION SIGN}"
 NO_BREAK = "\N{NO-BREAK SPACE}"
 INK, MUTED, FLOW, SKIP = "#1f2733", "#667080", "#4a5566", "#929cad"
@@ -61,7 +63,7 @@ def draw(trace: Trace) -> str:
     ET.SubElement(root, "title").text = f"U-Net: {trace.line}"
     ET.SubElement(root, "desc").text = description(trace)
     corner = figure.left + 0.5, figure.top + 0.5, figure.width - 1, figure.height - 1
-    _draw_rect(root, "background", corner, ("#fcfcfd", "#d9dee6"), 12)
+    _draw_rect(root, "background", corner, BACKGROUND, 12)
     for arrow in figure.arrows:
         _draw_arrow(root, arrow)
     for box in figure.boxes:
@@ -207,9 +209,36 @@ def layout(trace: Trace) -> Drawing:
     return Drawing(tuple(boxes.values()), arrows, texts, edge, top, width + 2 * MARGIN, floor + 22 - top)
 
 
+def drawn_rows(trace: Trace) -> dict[str, TraceRow]:
+    """Return the row of every map that is drawn, by its level.
+
+    The steps of a whole model that are not its encoder's become levels of their own, one for each stride: the last step
+    with that stride, which takes what all of them take.
+
+    Args:
+        trace: the trace of the network.
+    """
+    rows = [row for row in trace.rows if row.level not in ("output", "other")]
+    if trace.skips or all(row.side == "down" for row in rows):
+        return {row.level: row for row in rows}
+    drawn = {row.level: row for row in rows if row.side == "down"}
+    last = next(row.level for row in reversed(rows))
+    by_stride: dict[float, list[TraceRow]] = {}
+    for row in rows:
+        if row.side == "up" and row.level != last:
+            by_stride.setdefault(row.stride, []).append(row)
+    for stride in sorted(by_stride, reverse=True):
+        *_, row = steps = by_stride[stride]
+        taken = dict.fromkeys(level for step in steps for level in step.takes)
+        level = f"{row.level}.{row.step}".removesuffix(".")
+        drawn[level] = replace(row, level=level, takes=tuple(taken))
+    head = [row for row in rows if row.level == last]
+    return drawn | {last: replace(head[-1], step="", takes=())}
+
+
 def _boxes(trace: Trace) -> dict[str, Box]:
     """Return the box of every map by its level, along the U; the map of a stage is that of its block, the last step."""
-    rows = {row.level: row for row in trace.rows if row.level not in ("output", "other")}
+    rows = drawn_rows(trace)
     scale = _Scale(max(row.channels for row in rows.values()), max(row.height for row in rows.values()))
     lines, columns = scale.lines(rows.values()), _columns(trace, rows, scale)
     maps, ups = _split_levels(rows)
@@ -228,28 +257,98 @@ def _columns(trace: Trace, rows: dict[str, TraceRow], scale: _Scale) -> dict[str
     """Return the x of every map: the encoder's at 0, the stages' in a column on the right, the deepest in between."""
     maps, ups = _split_levels(rows)
     stages = [level for level in ups if _kind(level, ups) == "stages"]
-    skips = [scale.distance(rows[skip], rows[stage], _skip_labels(trace, stage, skip)) for stage, skip in _skips(trace)]
-    right = max([CLOSEST, 2 * scale.half_width(rows[maps[-1]]) + 2 * ARM, *skips])
+    skips = [
+        scale.distance(rows[skip], rows[stage], _skip_labels(trace, rows, stage, skip))
+        for stage, skip in _skips(trace, rows)
+    ]
+    bottom, first = rows[maps[-1]], rows[stages[0]]
+    beside = [2 * scale.distance(bottom, first, _flow_label(bottom, first, trace))] * (bottom.stride == first.stride)
+    right = max([CLOSEST, 2 * scale.half_width(bottom) + 2 * ARM, *skips, *beside])
     columns = dict.fromkeys(maps, 0.0) | {maps[-1]: right / 2} | dict.fromkeys(stages, right)
     columns["input"], column = 0.0, right
-    if rows["input"].stride == rows[maps[0]].stride:
+    if fan := _find_fan(rows):
+        columns["input"] = _fan_start(rows, fan, scale) - ARM - scale.half_width(rows["input"])
+    elif rows["input"].stride == rows[maps[0]].stride:
         columns["input"] = -scale.distance(rows["input"], rows[maps[0]])
     for a, b in pairwise([stages[-1], *[*rows][[*rows].index(stages[-1]) + 1 :]]):
         if rows[a].stride == rows[b].stride:
-            column += scale.distance(rows[a], rows[b], _wrap(rows[b].what))
+            column += scale.distance(rows[a], rows[b], _flow_label(rows[a], rows[b], trace))
         columns[b] = column
     return columns
 
 
 def _arrows(trace: Trace, boxes: dict[str, Box]) -> Iterator[Arrow]:
     """Yield the arrows along the U from input to output, then those of the skips across it."""
+    rows = {level: box.row for level, box in boxes.items()}
+    fan = _find_fan(rows)
+    if fan is not None:
+        yield from _fan_arrows(boxes, fan)
     for a, b in pairwise(boxes.values()):
-        yield _flow_arrow(a, b, _wrap(_transition(a.row, b.row, trace)))
-    for stage, skip in _skips(trace):
+        if fan is None or b.row.side == "up":
+            yield _flow_arrow(a, b, _flow_label(a.row, b.row, trace))
+    for stage, skip in _skips(trace, rows):
         a, b = boxes[skip], boxes[stage]
-        (fusion, channels), middle = _skip_labels(trace, stage, skip), (a.right + b.left) / 2
+        (fusion, channels), middle = _skip_labels(trace, rows, stage, skip), (a.right + b.left) / 2
         texts = Label(fusion, middle, a.y - 7, fill=INK), Label(channels, middle, a.y + 16)
         yield Arrow("skip", ((a.right + 5, a.y), (b.left - 5, b.y)), texts)
+
+
+@dataclass(frozen=True)
+class _Fan:
+    """The maps of a pyramid that are all made of one map, as those of a plain vision transformer.
+
+    Attributes:
+        source: description of the one map.
+        level: the level at the stride of the one map, or nearest to it.
+        labels: how each level is made of it, with the change of the stride.
+    """
+
+    source: str
+    level: str
+    labels: dict[str, str]
+
+
+def _find_fan(rows: dict[str, TraceRow]) -> _Fan | None:
+    """Return the fan of an encoder whose maps have one source; None if they have several."""
+    maps, _ = _split_levels(rows)
+    split = {level: rows[level].what.partition("; ") for level in maps}
+    sources = {source for source, _, _ in split.values()}
+    if len(maps) < 2 or len(sources) > 1 or not all(sources):
+        return None
+    [source] = sources
+    stride = float(found[1]) if (found := re.search(r", reduction (\d+)", source)) else rows[maps[0]].stride
+    level = min(maps, key=lambda one: abs(rows[one].stride - stride))
+    labels = {one: f"{how} {_format_change(stride, rows[one].stride)}".strip() for one, (_, _, how) in split.items()}
+    what = f"{re.sub(r', reduction .*', '', source)} {_format_change(1, stride)}"
+    return _Fan(what, level, labels)
+
+
+def _format_change(before: float, after: float) -> str:
+    """Format a change of the stride as a division of the map's size, or as a multiplication if the map grows."""
+    if before == after:
+        return ""
+    return f"{DIVIDED}{after / before:g}" if after > before else f"{TIMES}{before / after:g}"
+
+
+def _fan_start(rows: dict[str, TraceRow], fan: _Fan, scale: _Scale) -> float:
+    """Return the x at which the arrows to the maps part, with room for their labels."""
+    maps = [*fan.labels][:-1]
+    return -max(scale.half_width(rows[level]) for level in maps) - max(map(_width, fan.labels.values())) - 24
+
+
+def _fan_arrows(boxes: dict[str, Box], fan: _Fan) -> Iterator[Arrow]:
+    """Yield the arrow from the input to the map at the stride of the one map, and those that part from it."""
+    start, hub = boxes["input"], boxes[fan.level]
+    column = [boxes[level] for level in fan.labels][:-1]
+    left = min(min(box.left, *(text.ends[0] for text in box.texts)) for box in column)
+    x = left - max(map(_width, fan.labels.values())) - 24
+    points = ((start.x, start.bottom + 5), (start.x, hub.y), (hub.left - 5, hub.y))
+    yield Arrow("flow", points, _stack(_wrap(fan.source), start.x - 10, (start.bottom + hub.y) / 2, "end"))
+    for level, label in fan.labels.items():
+        box = boxes[level]
+        texts = (Label(label, left - 12, box.y - 7, "end"),) if label else ()
+        corner = (x, hub.y) if level == fan.level else (x, box.y)
+        yield Arrow("flow", ((x, hub.y), corner, (box.left - 5, box.y)), texts)
 
 
 def _flow_arrow(a: Box, b: Box, label: list[str]) -> Arrow:
@@ -300,11 +399,12 @@ def _heading(trace: Trace, x: float, bottom: float, width: float) -> list[Label]
 
 def description(trace: Trace) -> str:
     """Describe the drawing in words, for readers who cannot see it."""
-    rows = {row.level: row for row in trace.rows if row.level not in ("output", "other")}
+    rows = drawn_rows(trace)
     maps = "; ".join(f"{level} {row.channels} x {row.height} x {row.width}" for level, row in rows.items())
-    joins = "; ".join(f"{stage} joins {skip} by {_skip_labels(trace, stage, skip)[0]}" for stage, skip in _skips(trace))
-    skips = f" Skips: {joins or 'none'}." if trace.skips else ""
-    return f"Channels x height x width along the U: {maps}.{skips}"
+    joins = "; ".join(
+        f"{stage} joins {skip} by {_skip_labels(trace, rows, stage, skip)[0]}" for stage, skip in _skips(trace, rows)
+    )
+    return f"Channels x height x width along the U: {maps}. Skips: {joins or 'none'}."
 
 
 def _split_levels(rows: dict[str, TraceRow]) -> tuple[list[str], list[str]]:
@@ -319,8 +419,19 @@ def _kind(level: str, ups: list[str]) -> str:
     return kind if kind in COLOURS else "head" if level == ups[-1] and len(ups) > 1 else "stages"
 
 
-def _skips(trace: Trace) -> list[tuple[str, str]]:
-    """Return the level of each stage with a skip, and the level of the map that it fuses."""
+def _skips(trace: Trace, rows: dict[str, TraceRow]) -> list[tuple[str, str]]:
+    """Return the level of each stage with a skip, and the level of the map that it fuses.
+
+    Of a whole model, these are the maps of its encoder that a step of the same stride takes, except the deepest.
+    """
+    if not trace.skips:
+        down, _ = _split_levels(rows)
+        return [
+            (level, taken)
+            for level, row in rows.items()
+            for taken in row.takes
+            if taken in down[:-1] and rows[taken].stride == row.stride
+        ]
     return [(f"stages.{index}", skip) for index, skip in enumerate(trace.skips) if skip is not None]
 
 
@@ -328,8 +439,13 @@ def _step(trace: Trace, level: str, step: str) -> TraceRow:
     return next(row for row in trace.rows if (row.level, row.step) == (level, step))
 
 
-def _skip_labels(trace: Trace, stage: str, skip: str) -> tuple[str, str]:
-    """Return the labels of a skip: its fusion, after the align if sizes differed, and the channels of the result."""
+def _skip_labels(trace: Trace, rows: dict[str, TraceRow], stage: str, skip: str) -> tuple[str, str]:
+    """Return the labels of a skip: its fusion, after the align if sizes differed, and the channels of the result.
+
+    How a whole model fuses is not known, so its skips have the channels of the encoder's map.
+    """
+    if not trace.skips:
+        return "skip", f"{rows[skip].channels} channels"
     up, fusion = _step(trace, stage, "up"), _step(trace, stage, "fusion")
     skip_map = next(row for row in trace.rows if row.level == skip)
     label = fusion.what.partition(" skip ")[0]
@@ -355,10 +471,18 @@ def _wrap(text: str) -> list[str]:
     return [short for line in with_signs for short in textwrap.wrap(line, 26, max_lines=2, placeholder=" …")][:3]
 
 
+def _flow_label(a: TraceRow, b: TraceRow, trace: Trace) -> list[str]:
+    """Return the lines beside the arrow from a map to the next; that to a stage also names its block."""
+    lines = _wrap(_transition(a, b, trace))
+    if trace.skips and b.step == "block":
+        lines = [*lines[:2], _shorten(f"block {b.what.partition(':')[0]}", 26)]
+    return lines
+
+
 def _transition(a: TraceRow, b: TraceRow, trace: Trace) -> str:
     """Describe the step from a map to the next."""
     if b.side == "up" and not trace.skips:
-        return b.level
+        return b.what if b.step else b.level
     if b.side == "up":
         return _step(trace, b.level, "up").what if b.step else b.what
     what = re.sub(r", reduction \d+", "", b.what)  # the sizes beside it show the reduction
@@ -390,13 +514,22 @@ def _draw_box(parent: ET.Element, box: Box) -> None:
         _draw_text(group, text)
 
 
-def _draw_arrow(parent: ET.Element, arrow: Arrow) -> None:
-    group = ET.SubElement(parent, "g", {"class": arrow.kind})
-    colour = SKIP if arrow.kind == "skip" else FLOW
+def arrowhead(arrow: Arrow) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    """Return the points of the line of an arrow, and the corners of its head.
+
+    Args:
+        arrow: an arrow whose last segment is horizontal or vertical.
+    """
     *_, (x0, y0), (x, y) = arrow.points
     dx, dy = (x > x0) - (x < x0), (y > y0) - (y < y0)
     shaft = [*arrow.points[:-1], (x - 7 * dx, y - 7 * dy)]
-    wings = [(x, y), *((x - 9 * dx + s * dy, y - 9 * dy + s * dx) for s in (4, -4))]
+    return shaft, [(x, y), *((x - 9 * dx + s * dy, y - 9 * dy + s * dx) for s in (4, -4))]
+
+
+def _draw_arrow(parent: ET.Element, arrow: Arrow) -> None:
+    group = ET.SubElement(parent, "g", {"class": arrow.kind})
+    colour = SKIP if arrow.kind == "skip" else FLOW
+    shaft, wings = arrowhead(arrow)
     style = {"fill": "none", "stroke": colour, "stroke-width": "1.6", "stroke-linejoin": "round"}
     ET.SubElement(group, "polyline", {"points": _points(shaft), **style})
     ET.SubElement(group, "polygon", {"points": _points(wings), "fill": colour})

@@ -288,6 +288,10 @@ class WholeModelRowBuilder(RowBuilder):
 
     remainder_label = "operations outside the steps above"
 
+    def __init__(self, run: MeteredPass) -> None:
+        super().__init__(run)
+        self.encoder_maps: list[tuple[Tensor, str]] = []
+
     def parts(self) -> Iterator[TraceRow]:
         rows = [*self._parts()]
         if all(row.side == "up" for row in rows):  # no part gives several maps, so the U turns at the coarsest map
@@ -311,6 +315,7 @@ class WholeModelRowBuilder(RowBuilder):
         sources = getattr(self.network.model, "source", ())
         labels = sources if len(sources) == len(maps) else ("",) * len(maps)
         for index, ((tensor, end), source) in enumerate(zip(maps, labels, strict=True)):
+            self.encoder_maps.append((tensor, f"{level}.{index}"))
             yield self.row(f"{level}.{index}", "", "down", source, tensor, self._stride(tensor), end)
 
     def _steps(self, level: str, call: ModuleCall, inside: list[ModuleCall]) -> Iterator[TraceRow]:
@@ -324,11 +329,25 @@ class WholeModelRowBuilder(RowBuilder):
     def _step(self, level: str, name: str, call: ModuleCall) -> TraceRow:
         tensor = next((t for t in call.outputs if t.ndim == 4), cast(Tensor, self.run.record.output))
         what = type(call.module).__name__
-        return self.row(level, name, "up", what, tensor, self._stride(tensor), call.end)
+        row = self.row(level, name, "up", what, tensor, self._stride(tensor), call.end)
+        taken = (
+            level for encoder_map, level in self.encoder_maps if any(_is_made_of(x, encoder_map) for x in call.inputs)
+        )
+        return replace(row, takes=tuple(taken))
 
     def _stride(self, tensor: Tensor) -> float:
         """Return the stride of a map by its height, since a whole model declares no strides."""
         return round(self.network.padded_size(size_of(self.run.x))[0] / tensor.shape[-2], 2)
+
+
+def _is_made_of(x: Tensor, encoder_map: Tensor) -> bool:
+    """Return whether a tensor is an encoder's map, or is concatenated from it and others."""
+    if storage_key(x) == storage_key(encoder_map):
+        return True
+    made_by = x.grad_fn
+    if made_by is None or encoder_map.grad_fn is None or "Cat" not in made_by.name():
+        return False
+    return any(function is encoder_map.grad_fn for function, _ in made_by.next_functions)
 
 
 def _outermost(calls: list[ModuleCall], within: ModuleCall) -> Iterator[ModuleCall]:
