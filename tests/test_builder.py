@@ -83,6 +83,36 @@ def test_what_does_not_follow(words: dict[str, Any], message: str) -> None:
     assert message in str(error.value)
 
 
+def test_a_line_is_the_line_of_the_command() -> None:
+    model = unetkit.build(" --encoder plain:widths=[4,8] --fuse add --classes 3", fuse="max", device="meta")
+    assert str(model.plan) == "--encoder 'plain:widths=[4,8]' --fuse max --classes 3"
+    with pytest.raises(unetkit.UnetkitError, match="no option 'encodr'; did you mean encoder"):
+        unetkit.build("--encodr plain")
+
+
+@pytest.mark.parametrize("part", [nn.Conv2d(4, 2, 1), nn.Identity()])
+def test_an_instance_is_no_part(part: nn.Module) -> None:
+    with pytest.raises(
+        OptionError, match=f"^--head: an instance of {type(part).__name__} is not a part: give its class"
+    ):
+        unetkit.build(PLAIN, head=part)
+
+
+@pytest.mark.parametrize(
+    ("channels", "strides"),
+    [(torch.tensor([4, 8]), (1, 2)), ((4, 8), torch.tensor([1, 2])), (8, 2), ((4.0, 8), (1, 2)), ((4, 8), (2, 1))],
+    ids=str,
+)
+def test_an_encoder_declares_integers(channels: Any, strides: Any) -> None:
+    class Declaring(nn.Module):
+        def __init__(self, in_channels: int) -> None:
+            super().__init__()
+            self.channels, self.strides = channels, strides
+
+    with pytest.raises(BuildError, match=r"Declaring> declares channels .* as tuples of positive integers"):
+        unetkit.build(Declaring, device="meta")
+
+
 def test_a_part_alone() -> None:
     block = unetkit.make_part("block", "double:norm=none", 3, 5)
     assert tuple(block(torch.randn(1, 3, 4, 4)).shape) == (1, 5, 4, 4)
@@ -294,7 +324,10 @@ def test_a_block_with_the_wrong_channels_is_named_at_build(tmp_path: Path) -> No
 
 
 BROKEN = {
-    "mistake": ("x + self.q", r"^--fuse broken: stages\.0\.fusion gets 8x.* has no attribute 'q'\)$"),
+    "mistake": (
+        "x + self.q",
+        r"^--fuse broken: stages\.0\.fusion gets 8x.* has no attribute 'q'\) in .*broken\.py:10$",
+    ),
     "none": ("None", r"^stages\.0\.fusion \(--fuse broken\) gives no tensor instead of one of shape \(B, C, H, W\)$"),
     "pair": (
         "(x, skip)",

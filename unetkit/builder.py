@@ -145,7 +145,7 @@ class PartBuilder:
         """Create a part that declares its output channels in `out_channels`."""
         part = self(word, spec, wiring, where)
         out_channels = getattr(part, "out_channels", None)
-        if not isinstance(out_channels, int) or out_channels < 1:
+        if not _is_positive_integers((out_channels,)):
             raise BuildError(
                 f"--{word} {spec}{where} must have an integer attribute out_channels; it has {out_channels!r}"
             )
@@ -213,7 +213,8 @@ def build(
     `unetkit build --encoder resnet101 --fuse add`. `unetkit.list_parts` lists the names.
 
     Args:
-        encoder: a part, or a whole Plan, which the other words override.
+        encoder: a part; or a whole Plan, or a line such as "--encoder resnet101 --fuse add", which the other words
+            override.
         recipe: the name of a U-Net to start from.
         model: a whole model in place of parts, such as "smp/unetplusplus"; beside it only `encoder` and the words from
             `in_channels` on may be given.
@@ -237,6 +238,8 @@ def build(
     Raises:
         UnetkitError: one line that says what does not fit, where, and what to do instead.
     """
+    if isinstance(encoder, str) and encoder.lstrip().startswith("--"):
+        encoder = Plan.parse(encoder)
     plan = encoder if isinstance(encoder, Plan) else Plan()
     words = {
         "encoder": None if isinstance(encoder, Plan) else encoder,
@@ -351,7 +354,7 @@ def _build_unet(plan: UNetPlan, parts: Parts) -> tuple[Network, Plan]:
         make("head", plan.head, (widths[-1], plan.classes)),
         _build_logits(make, plan.with_defaults(defaults)),
         min_size=1 if valid else getattr(encoder, "min_size", max(encoder.strides)),
-        multiple=1 if valid else getattr(encoder, "multiple", 1),
+        multiple=getattr(encoder, "multiple", 1),
         size=getattr(encoder, "size", None),
         valid=valid,
     )
@@ -384,12 +387,18 @@ def _build_encoder(make: PartBuilder, plan: UNetPlan) -> Any:
         extra["pretrained"] = plan.pretrained
     encoder = make("encoder", spec, (plan.in_channels,), **extra)
     channels, strides = getattr(encoder, "channels", ()), getattr(encoder, "strides", ())
-    if not channels or len(channels) != len(strides) or any(a >= b for a, b in pairwise((0, *strides))):
+    is_declared = all(_is_positive_integers(declared) for declared in (channels, strides))
+    if not is_declared or len(channels) != len(strides) or any(a >= b for a, b in pairwise(strides)):
         raise BuildError(
             f"--encoder {spec} declares channels {channels} and strides {strides}; "
-            "it must declare as many of each, with strides that increase"
+            "it must declare as many of each, as tuples of positive integers, with strides that increase"
         )
     return encoder
+
+
+def _is_positive_integers(declared: Any) -> bool:
+    is_sequence = isinstance(declared, tuple | list) and len(declared) > 0
+    return is_sequence and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in declared)
 
 
 class Level(NamedTuple):

@@ -44,6 +44,9 @@ class PartSpec:
             spec = cls.parse(part)
         elif isinstance(part, cls):
             spec = part
+        elif callable(getattr(part, "state_dict", None)) and not isinstance(part, type):
+            what = f"an instance of {type(part).__name__} is not a part"
+            raise OptionError(f"{what}: give its class, or a callable with the signature of the kind that makes it")
         elif callable(part):
             spec = cls(getattr(part, "__qualname__", type(part).__qualname__), factory=part)
         else:

@@ -317,6 +317,12 @@ def test_a_part_that_no_other_process_finds_is_refused() -> None:
         bench.run([])
 
 
+def test_a_script_from_standard_input_runs() -> None:
+    script = f"from unetkit import bench\n(row,) = bench.run(['{TINY}'], metrics=['parameters'])\nprint(row.values)"
+    done = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True, timeout=120, check=False)
+    assert "{'parameters': 1766}" in done.stdout, done.stderr
+
+
 def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(f"from unetkit import bench\nbench.run([{TINY!r}])\n")

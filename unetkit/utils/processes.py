@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from multiprocessing import (
     set_start_method,
 )
 from multiprocessing.connection import Connection
+from pathlib import Path
 from threading import RLock, Thread, current_thread, main_thread
 from time import monotonic
 from typing import Any
@@ -176,9 +178,24 @@ class _Child:
         self.ended = True
 
 
+@contextmanager
+def _hide_missing_script() -> Iterator[None]:
+    """Hide the main module's path if it is no file: a child process would fail to import a script from stdin."""
+    main = vars(sys.modules["__main__"])
+    path = main.get("__file__")
+    if path is None or Path(path).is_file():
+        yield
+        return
+    del main["__file__"]
+    try:
+        yield
+    finally:
+        main["__file__"] = path
+
+
 def _start_process(start: Callable[[], object]) -> None:
     try:
-        with safe_path():
+        with safe_path(), _hide_missing_script():
             start()
     except (OSError, EOFError) as error:
         why = f"no process can be started: {one_line(error)}"
