@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -87,6 +88,77 @@ def test_exports_once_for_every_size(encoder: str, words: dict[str, str]) -> Non
     anywhere = exported(model, least)
     for size in ((64, 80), (40, 40), (45, 71), (97, 52)):
         assert_equal_to_rounding(run(anywhere, image(*size)), run(model, image(*size)), model)
+
+
+def trace_graph(model: Network, x: Tensor) -> Any:
+    return torch.jit.trace(model, x, check_trace=False)  # type: ignore[no-untyped-call]
+
+
+TRACED: list[Any] = [
+    (PLAIN, {"up": "transposed:kernel=3", "align": "crop/pad", "fuse": "add"}),
+    (PLAIN, {"up": "pixelshuffle/nearest", "align": "resize", "fuse": "mean/max"}),
+    (PLAIN, {"decode_to": 2, "logits": "transposed:channels=keep"}),
+    ("plain:widths=[4,8],padding=0", {"block": "basic:padding=0", "align": "crop", "head": "conv-act-norm"}),
+    *(
+        pytest.param(encoder, words, marks=pytest.mark.slow)
+        for encoder, words in [
+            *((PLAIN, {"up": up, "align": align}) for up in UPS for align in ALIGNS),
+            *(("test_resnet", {"logits": logits}) for logits in ("none", "nearest", "transposed:channels=keep")),
+            ("smp/resnet18", {}),
+            ("test_vit", {}),
+        ]
+    ),
+]
+
+
+@pytest.mark.parametrize(("encoder", "words"), TRACED, ids=str)
+def test_a_graph_of_torch_jit_trace_takes_every_size(encoder: str, words: dict[str, Any]) -> None:
+    model = network(encoder, **words)
+    with warnings.catch_warnings(record=True) as raised:
+        warnings.simplefilter("always")
+        traced = trace_graph(model, image(64, 64))
+    assert not [each for each in raised if "unetkit" in each.filename], "a size is compared or made a constant"
+    for size in ((64, 64), (45, 71), (20, 96)):
+        assert_equal_to_rounding(run(traced, image(*size)), run(model, image(*size)), model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ["unet", "unetplusplus", "fpn", "linknet", "manet", "pan", "pspnet", "deeplabv3plus", "upernet", "segformer"],
+)
+def test_models_of_smp_are_traced_by_torch_jit(name: str) -> None:
+    model = build(model=f"smp/{name}", encoder="resnet18", seed=0).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of smp's own decoders
+        traced = trace_graph(model, image(64, 64))
+    for size in ((64, 64), (45, 71)):
+        assert_equal_to_rounding(run(traced, image(*size)), run(model, image(*size)), model)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch deprecates what TensorBoard uses
+def test_tensorboard_draws_the_graph(tmp_path: Path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(tmp_path)) as writer:
+        writer.add_graph(network(PLAIN, align="crop"), image(33, 47))
+    assert any(b"stages" in file.read_bytes() for file in tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [{"up": "transposed:kernel=3", "align": "crop"}, {"align": "pad"}], ids=str)
+def test_the_older_onnx_exporter_keeps_sizes_free(words: dict[str, str], tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, file = network("test_resnet", **words), tmp_path / "model.onnx"
+    axes = {"x": {2: "height", 3: "width"}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that this exporter is deprecated
+        torch.onnx.export(model, (image(64, 64),), file, dynamo=False, input_names=["x"], dynamic_axes=axes)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    for size in ((64, 64), (45, 71), (20, 96)):
+        (logits,) = session.run(None, {"x": image(*size).numpy()})
+        assert_equal_to_rounding(torch.from_numpy(logits), run(model, image(*size)), model)
 
 
 @pytest.mark.slow
@@ -372,9 +444,8 @@ def test_a_fusion_that_cannot_join_is_refused_at_build_with_the_level_and_both_s
         def forward(self, x: Tensor, skip: Tensor) -> Tensor:
             return x + skip
 
-    with pytest.raises(
-        InputSizeError, match=r"no input size works: at 256x256, stages\.0\.fusion gets 16x256x256 and 8x256x256 \("
-    ):
+    shapes = r"at 256x256, stages\.0\.fusion gets 16x256x256 and 8x256x256 \(.*test_network\.py:\d+$"
+    with pytest.raises(BuildError, match=rf"^--fuse <.*Careless>: no input size that was tried works: {shapes}"):
         build("plain:widths=[8,16]", fuse=Careless)
     build("plain:widths=[8,8]", fuse=Careless)
 

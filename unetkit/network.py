@@ -9,7 +9,7 @@ traced, saved and padded like a U-Net. Shapes: H and W are height and width; siz
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from math import inf
+from math import inf, lcm
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +22,7 @@ from unetkit.plan import Plan, ResolvedPlan
 from unetkit.protocols import Output
 from unetkit.utils.formatting import Size
 from unetkit.utils.integers import ceil_div, round_up
-from unetkit.utils.spatial import crop_end, is_same_size, pad_end, size_of, sym_max
+from unetkit.utils.spatial import crop_end, is_same_size, is_tracing, pad_end, size_of, sym_max
 
 if TYPE_CHECKING:
     from unetkit.registry import Plugin
@@ -95,8 +95,10 @@ class Network(nn.Module):
         loaded: names of the modules and tensors whose values were loaded rather than drawn, such as
             ("encoder.model",); "" stands for the whole network. See `pretrained_parameters`.
         min_size, multiple: inputs whose height or width is smaller than the first, or not a multiple of the second, are
-            padded with zeros at the bottom and the right, and the output is cropped.
-        size: the only size that its encoder accepts, if there is only one; smaller inputs are padded to it.
+            padded with zeros at the bottom and the right, and the output is cropped. With valid convolutions they are
+            errors instead.
+        size: the only size that its encoder accepts, if there is only one; smaller inputs are padded to it, unless
+            convolutions are valid.
         output_stride: the stride of the output: 1 if it has the input size.
         valid: whether unpadded convolutions make the output smaller than the input.
     """
@@ -185,11 +187,11 @@ class Network(nn.Module):
 
     @property
     def period(self) -> int:
-        """The period of input sizes: the multiple that is required, or the usual stride.
+        """The period of input sizes: sides that differ by it give maps that differ by whole pixels.
 
-        Sizes that differ by it behave alike.
+        It is a multiple of the multiple that is required, and of the strides, or of the usual ones.
         """
-        return max(self.multiple, 32)
+        return lcm(self.multiple, 32)
 
     @property
     def backbone_name(self) -> str:
@@ -231,6 +233,16 @@ class Network(nn.Module):
         size = size_of(x)
         return x if self._accepts(size) else pad_end(x, self.padded_size(size))
 
+    def _check_unpadded(self, size: Size) -> None:
+        """Raise InputSizeError for a size that the encoder does not accept without padding."""
+        if self.size is not None and size != self.size:
+            takes = f"{self.size[0]}x{self.size[1]} only"
+        elif size[0] % self.multiple or size[1] % self.multiple:
+            takes = f"multiples of {self.multiple} only"
+        else:
+            return
+        raise InputSizeError(f"{self.resolved_plan.encoder} takes {takes}, and valid convolutions pad no input")
+
     def crop_output(self, x: Tensor, size: Size) -> Tensor:
         """Crop the output for a padded input to what belongs to the image, whose size before the padding is given."""
         if self._accepts(size):
@@ -238,16 +250,25 @@ class Network(nn.Module):
         return crop_end(x, (ceil_div(size[0], self.output_stride), ceil_div(size[1], self.output_stride)))
 
     def _accepts(self, size: Size) -> bool:
-        return self.multiple == 1 and self.size is None and min(size) >= self.min_size
+        if self.valid:
+            if not torch.compiler.is_compiling() and not is_tracing():
+                self._check_unpadded(size)
+            return True
+        if self.multiple > 1 or self.size is not None:
+            return False
+        # torch.jit.trace would keep the result for the example's size.
+        return self.min_size <= 1 or (not is_tracing() and min(size) >= self.min_size)
 
     def padded_size(self, size: Size) -> Size:
         """Return the size to which an input is padded with zeros at the bottom and the right.
 
-        Its own size if that is accepted.
+        Its own size if that is accepted, or if convolutions are valid.
 
         Raises:
             InputSizeError: The input is larger than the only size that the encoder accepts.
         """
+        if self.valid:
+            return size
         if self.size is not None:
             if torch.compiler.is_compiling():
                 torch._check(size[0] <= self.size[0])

@@ -33,10 +33,11 @@ class Encoder(Protocol):
             Optional, False.
         min_size: the smallest height and width that it accepts. Optional, the deepest stride. The network pads smaller
             inputs, unless the encoder is valid.
-        multiple: height and width must be multiples of this number; the network pads inputs. Optional, 1.
-        size: the only height and width that it accepts, if there is only one; smaller inputs are padded, larger ones
-            are errors. Optional, None. An encoder that can be built for a size has an option `img_size`, (height,
-            width), which receives `--size`.
+        multiple: height and width must be multiples of this number; the network pads inputs, unless convolutions are
+            valid. Optional, 1.
+        size: the only height and width that it accepts, if there is only one; smaller inputs are padded, unless
+            convolutions are valid, larger ones are errors. Optional, None. An encoder that can be built for a size has
+            an option `img_size`, (height, width), which receives `--size`.
         widths: for each map, the width of the stage that joins it if no widths are given, for maps that concatenate
             several maps. Optional, `channels`.
         weights_from: where its weights come from, in words, for the trace. Optional, "random".

@@ -6,15 +6,17 @@ Shapes: B batch, C channels, H and W height and width; sizes are (H, W).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import lcm
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unetkit.errors import BuildError
 from unetkit.network import Network, Outputs, prediction_of
 from unetkit.protocols import Align, Block, Fusion, Upsampler
 from unetkit.utils.formatting import Size
-from unetkit.utils.integers import ceil_div
+from unetkit.utils.integers import ceil_div, scale_side
 from unetkit.utils.spatial import crop_end, is_same_size, size_of
 
 
@@ -49,7 +51,8 @@ class Stage(nn.Module):
             skip: the encoder's map of this stride, (B, D, H, W); None if it has none.
             size: the output size without a skip; None means (h, w) times the scale.
         """
-        scaled = round(x.shape[-2] * self.scale), round(x.shape[-1] * self.scale)
+        below = round(self.stride * self.scale)  # the stride of x
+        scaled = scale_side(x.shape[-2], below, self.stride), scale_side(x.shape[-1], below, self.stride)
         if skip is None or self.align is None or self.fusion is None:
             x = self.up(x, size or scaled)
             # A learned upsampler multiplies sizes that the encoder rounded up: what is too large is cropped.
@@ -152,13 +155,20 @@ class UNet(Network):
     @property
     def channels(self) -> tuple[int, ...]:
         """The channels of the encoder's maps, shallow to deep."""
-        return tuple(self.encoder.channels)
+        return self._read_declared("channels")
 
     @property
     def strides(self) -> tuple[int, ...]:
         """The strides of the encoder's maps, shallow to deep."""
-        return tuple(self.encoder.strides)
+        return self._read_declared("strides")
+
+    def _read_declared(self, name: str) -> tuple[int, ...]:
+        try:
+            return tuple(getattr(self.encoder, name))
+        except AttributeError:  # which nn.Module would report as a missing attribute of the network
+            what = f"model.encoder is a {type(self.encoder).__name__} without the attribute {name}"
+            raise BuildError(f"{what}; set it to that of the encoder that it replaces or wraps") from None
 
     @property
     def period(self) -> int:
-        return max(self.strides)
+        return lcm(self.multiple, *self.strides)

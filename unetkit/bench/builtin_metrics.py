@@ -32,7 +32,7 @@ from unetkit.serialization import save
 from unetkit.summary.forward_hooks import collect_tensors, find_network, resolve_input_size
 from unetkit.summary.report import Trace
 from unetkit.summary.trace import trace
-from unetkit.utils.formatting import Size
+from unetkit.utils.formatting import Size, format_size
 from unetkit.utils.modules import explain_norm_error, to_channels_last
 from unetkit.utils.system import peak_private_memory, private_memory, reset_peak_memory
 
@@ -165,9 +165,17 @@ class BenchModel:
 
     @cached_property
     def trace(self) -> Trace:
-        """The shapes and costs of the model, level by level, computed on meta tensors."""
+        """The shapes and costs of the model, level by level, computed on meta tensors.
+
+        Raises:
+            InputSizeError: A part reads values of tensors, so that there are only the costs of a smaller input.
+        """
         meta_model = build_plan(self.plan, self.parts, "meta")
-        return trace(meta_model, self.plan.size, batch=self.batch_size)
+        traced = trace(meta_model, self.plan.size, batch=self.batch_size)
+        size = resolve_input_size(find_network(meta_model), self.plan.size)
+        if (traced.rows[0].height, traced.rows[0].width) != size:
+            raise InputSizeError(f"the costs at {format_size(size)} are unknown: {traced.notes[0]}")
+        return traced
 
     def forward(self) -> Tensor:
         """Run the model on the input under `torch.inference_mode` and the mode's autocast, and return the logits."""

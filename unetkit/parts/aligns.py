@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unetkit.utils.formatting import Size
-from unetkit.utils.spatial import crop_center, is_same_size, pad_center, size_of
+from unetkit.utils.spatial import crop_center, is_same_size, pad_center, size_of, sym_min
 
 
 class Crop(nn.Module):
@@ -23,7 +22,7 @@ class Crop(nn.Module):
         """Return the map unchanged, and the skip cropped to its size."""
         x_size, skip_size = size_of(x), size_of(skip)
         # Where upsampling makes the map larger than an odd skip, the map is cropped instead.
-        size = cast(Size, (torch.sym_min(x_size[0], skip_size[0]), torch.sym_min(x_size[1], skip_size[1])))
+        size = sym_min(x_size[0], skip_size[0]), sym_min(x_size[1], skip_size[1])
         return crop_center(x, size), crop_center(skip, size)
 
 

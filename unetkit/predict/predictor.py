@@ -163,7 +163,9 @@ def explain_if_too_large(network: nn.Module, size: Size) -> str:
     device = next(network.parameters()).device
     left = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
     # The activations that autograd would keep exceed the peak memory of a pass without autograd.
-    needs = trace(network, size).activation_bytes
+    traced = trace(network, size)
+    # A network whose parts read values is traced with a smaller input.
+    needs = traced.activation_bytes * size[0] * size[1] // (traced.rows[0].height * traced.rows[0].width)
     if needs <= left:
         return ""
     what = f"a single pass may need {format_bytes(needs)}, but {format_bytes(left)} are free"

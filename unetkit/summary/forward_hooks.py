@@ -5,6 +5,8 @@ Also here is what every summary starts with: the network in a model, and an inpu
 
 from __future__ import annotations
 
+import re
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -74,6 +76,25 @@ class ForwardRecord:
             return f"{last.name}, a {type(last.module).__name__} of kernel {kernel}, gets {shapes}"
         return f"{last.name or 'the network'} gets {shapes} ({first_line(self.error)})"
 
+    def reads_values(self) -> bool:
+        """Return whether the pass failed because a part reads values of tensors, which meta tensors do not have."""
+        error: BaseException | None = self.error
+        while error is not None and not _NEEDS_VALUES.search(str(error)):
+            error = error.__cause__ or error.__context__
+        return error is not None
+
+    def describe_location(self) -> str:
+        """Return " in FILE:LINE" for the line at which the pass failed in a part that others wrote; "" otherwise."""
+        if self.error is None:
+            return ""
+        packages = [_package_of(type(call.module).__module__) for call in self.calls if call.end < 0]
+        frames = [*traceback.walk_tb(self.error.__traceback__)]
+        for frame, line in reversed(frames):
+            package = _package_of(frame.f_globals.get("__name__", ""))
+            if package in packages and package not in _LIBRARIES:
+                return f" in {frame.f_code.co_filename}:{line}"
+        return ""
+
     def list_lossy_pools(self) -> list[str]:
         """Describe each max pool that drops the last row or column of a map with an odd side."""
         return [
@@ -81,6 +102,19 @@ class ForwardRecord:
             for call in self.calls
             if isinstance(call.module, nn.MaxPool2d) and call.inputs and _drops_pixels(call.module, call.inputs[0])
         ]
+
+
+#: Messages of torch about operations that need values.
+_NEEDS_VALUES = re.compile(
+    r"\bmeta tensor|\bon meta\b|'Meta' backend|\bmeta device|register_meta|data-(in)?dependent", re.IGNORECASE
+)
+
+#: Packages in which a part's mistake shows, but is not made.
+_LIBRARIES = ("torch", "torchvision", "timm", "segmentation_models_pytorch", "unetkit")
+
+
+def _package_of(module: str) -> str:
+    return module.partition(".")[0]
 
 
 def first_line(error: Exception | None) -> str:
@@ -93,8 +127,8 @@ def record_forward(model: nn.Module, x: Tensor, meter: CostMeter | None = None) 
     """Record one forward pass. An error of the pass is recorded too, not raised.
 
     Args:
-        model: a model on the meta device.
-        x: its input, on the meta device.
+        model: a model, usually on the meta device.
+        x: its input, on the same device.
         meter: counts the operations; the time of each event is then the number of operations so far, otherwise 0.
     """
     record = ForwardRecord()

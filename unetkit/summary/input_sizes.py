@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from unetkit.summary.forward_hooks import (
 from unetkit.summary.outputs import find_names_error
 from unetkit.unet import Stage, UNet
 from unetkit.utils.formatting import Size, format_size
+from unetkit.utils.integers import round_up
 from unetkit.utils.modules import preserve_mode, to_meta
 from unetkit.utils.spatial import size_of
 
@@ -50,16 +52,15 @@ def _verify(meta_model: nn.Module, *, any_size: bool) -> None:
     size = resolve_input_size(network, None)
     with torch.no_grad():
         record = record_forward(meta_model, make_meta_input(network, size))
-    if re.search(r"\bmeta tensor|\bon meta\b|'Meta' backend|meta device", str(record.error)):
-        return  # a part that reads values of tensors cannot be checked on meta
+    if record.reads_values():
+        return  # such a part cannot be checked on meta
     if violation := contract_violation(network, record):
         raise BuildError(violation) from record.error
-    if isinstance(record.error, NotImplementedError):  # at every size
-        raise BuildError(f"{failing_part(network, record)}{record.describe_failure()}") from record.error
-    if record.error is not None and not (any_size and find_nearest_sizes(meta_model, size)):
-        if not isinstance(record.error, RuntimeError | ValueError | UnetkitError):  # a mistake in the code of a part
-            raise BuildError(f"{failing_part(network, record)}{record.describe_failure()}") from record.error
-        raise size_error(meta_model, size, record) from record.error
+    if record.error is not None:
+        is_mistake, search = isinstance(record.error, MISTAKES), SizeSearch(meta_model)
+        if any_size and not is_mistake and search.is_hopeful(max(size)):
+            return
+        raise size_error(search, size, record) from record.error
     if record.error is None and not isinstance(record.output, Tensor):
         return  # a plugin's wrapper may return several outputs
     classes = network.resolved_plan.classes
@@ -76,14 +77,14 @@ class _Contract:
 
     Attributes:
         flag: the option of the command line that chose the part, with its value.
-        channels: the channels of its output.
+        channels: the channels of its output; None if it does not declare them.
         reason: why it must have these channels, in words.
         kind: what to call the part if it must keep height and width; "" if it may change them.
         has_names: whether the part may give several tensors by name, of which the first is checked.
     """
 
     flag: str
-    channels: int
+    channels: int | None
     reason: str
     kind: str = ""
     has_names: bool = False
@@ -138,7 +139,8 @@ def _read_contracts(network: UNet) -> dict[Any, _Contract]:
     plan = network.resolved_plan
     contracts: dict[Any, _Contract] = {}
     for index, stage in enumerate(network.stages):
-        assert isinstance(stage, Stage)  # noqa: S101
+        if not isinstance(stage, Stage):  # a user has replaced it
+            continue
         width = (plan.widths or ())[min(index, len(plan.widths or ()) - 1)]
         contracts[stage.up] = _declared_contract("up", part_at_level(plan.up, index), stage.up)
         if stage.fusion is not None:
@@ -153,7 +155,8 @@ def _read_contracts(network: UNet) -> dict[Any, _Contract]:
 
 
 def _declared_contract(word: str, spec: str, part: Any, kind: str = "") -> _Contract:
-    return _Contract(f"--{word} {spec}", part.out_channels, f"declares out_channels={part.out_channels}", kind)
+    channels = getattr(part, "out_channels", None)  # a user may have replaced the part by a layer without it
+    return _Contract(f"--{word} {spec}", channels, f"declares out_channels={channels}", kind)
 
 
 def _find_violation(contract: _Contract, call: ModuleCall) -> str:
@@ -168,7 +171,7 @@ def _find_violation(contract: _Contract, call: ModuleCall) -> str:
         )
         return f"gives {result if call.outputs else 'no tensor'} instead of one of shape (B, C, H, W)"
     output = call.outputs[0]
-    if output.shape[1] != contract.channels:
+    if contract.channels is not None and output.shape[1] != contract.channels:
         return f"{contract.reason}, but gives {output.shape[1]}{_nhwc_hint(call.outputs, (contract.channels,))}"
     if contract.kind and call.inputs and size_of(output) != size_of(call.inputs[0]):
         sizes = f"{format_size(size_of(output))} for an input of {format_size(size_of(call.inputs[0]))}"
@@ -200,74 +203,190 @@ def _find_encoder_violation(network: UNet, call: ModuleCall) -> str:
 
 # Input sizes
 
+#: Errors that do not depend on the size of the input.
+MISTAKES = (AttributeError, ImportError, NameError, NotImplementedError, TypeError)
+
 #: The largest side that is tried: no known network refuses a side of this length for being too small.
 _MAX_SIDE = 2048
 
+#: How many periods from a size the nearest ones are looked for.
+_REACH = 8
+
 
 def find_smallest_input(meta_model: nn.Module) -> int | None:
-    """Find the smallest height and width that a model on meta takes; None where it takes none up to 2048."""
-    sides = range(1, _MAX_SIDE + 1)
-    smallest = 1 + bisect_left(sides, x=True, key=lambda side: accepts_size(meta_model, (side, side)))
-    return smallest if smallest <= _MAX_SIDE else None
-
-
-def accepts_size(meta_model: nn.Module, size: Size, *, lossless: bool = False) -> bool:
-    """Return whether a model on meta takes an input size.
-
-    Args:
-        meta_model: the model.
-        size: height and width.
-        lossless: whether no pool may drop a row or column either.
-    """
-    with torch.no_grad():
-        record = record_forward(meta_model, make_meta_input(find_network(meta_model), size))
-    return record.error is None and not (lossless and record.list_lossy_pools())
+    """Find the smallest height and width that a model on meta takes; None where none was found up to 2048."""
+    return SizeSearch(meta_model).smallest
 
 
 def find_nearest_sizes(meta_model: nn.Module, size: Size) -> tuple[Size, ...]:
     """Find the two sizes nearest to a size that a model on meta takes and at which no pool drops a row or column.
 
     Returns:
-        The smaller size, then the larger; fewer where there are not two.
+        The smaller size, then the larger; the two that follow where no smaller one is taken; () where none was found.
     """
-    smallest = find_smallest_input(meta_model) if find_network(meta_model).valid else 1
-    if smallest is None:
+    return SizeSearch(meta_model).nearest_sizes(size)
+
+
+class SizeSearch:
+    """A search for input sizes that a model on meta takes: each size that it returns has passed.
+
+    Sides that differ by the network's period give maps that differ by whole pixels, so of these a side above one that
+    passes is expected to pass, too. Of other sides nothing is expected: an encoder may take multiples only, and what an
+    align, a fusion or a valid convolution takes depends on how each stride rounds the side.
+    """
+
+    def __init__(self, meta_model: nn.Module) -> None:
+        self.meta_model = meta_model
+        self.network = find_network(meta_model)
+        self.period = self.network.period
+        #: Sides are tried in steps: a network with valid convolutions, which pads nothing, takes multiples only.
+        self.step = self.network.multiple if self.network.valid else 1
+        self._records: dict[Size, tuple[bool, bool]] = {}
+
+    def accepts(self, size: Size, *, lossless: bool = False) -> bool:
+        """Return whether the model takes an input size.
+
+        Args:
+            size: height and width.
+            lossless: whether no pool may drop a row or column either.
+        """
+        passed = self.network.padded_size(size) if self.network.size is None else size
+        if passed not in self._records:
+            with torch.no_grad():
+                record = record_forward(self.meta_model, make_meta_input(self.network, passed))
+            self._records[passed] = record.error is None, not record.list_lossy_pools()
+        is_accepted, is_lossless = self._records[passed]
+        return is_accepted and (is_lossless or not lossless)
+
+    def accepts_side(self, side: int, *, lossless: bool = False) -> bool:
+        """Return whether the model takes a square input, as `accepts` does."""
+        return self.accepts((side, side), lossless=lossless)
+
+    @cached_property
+    def smallest(self) -> int | None:
+        """The smallest side of a square input that the model takes; None where none was found up to 2048."""
+        if not self.network.valid and (self._is_builtin() or self.accepts_side(1)):
+            return 1
+        if self.network.size is not None:
+            height, width = self.network.size
+            return height if height == width and self.accepts((height, width)) else None
+        return smallest_side(self.accepts_side, self.period, self.step) if self.is_hopeful(_MAX_SIDE // 2) else None
+
+    def _is_builtin(self) -> bool:
+        """Return whether every part is unetkit's own; these take every padded size, which the tests prove."""
+        specs = self.network.resolved_plan.specs()
+        return not self.network.plugins and all(link.factory is None for _, spec in specs for link in spec.links)
+
+    def smallest_like(self, side: int) -> int:
+        """Return the smallest accepted side that differs by whole periods from a side that is accepted."""
+        return _descend(self.accepts_side, side, self.period)
+
+    def is_hopeful(self, side: int) -> bool:
+        """Return whether the model takes any of a few sizes that differ in all that sizes can differ in.
+
+        If it takes none, what fails is most likely a mistake in a part, which no size mends.
+
+        Args:
+            side: a side in pixels near which to try.
+        """
+        return any(map(self.accepts_side, self._samples(side)))
+
+    def _samples(self, side: int) -> list[int]:
+        below = max(side // self.period, 1) * self.period
+        # Multiples of many numbers, of which windows may be made: 60 of those up to 6, 56 of 7 and 8.
+        many = [times * self.period for times in (60, 56) if times * self.period <= 2 * _MAX_SIDE]
+        # Valid convolutions take any remainder; padding takes them all, so that two speak for the others.
+        remainders = range(self.step, self.period, self.step) if self.network.valid else (1, self.period // 2)
+        large = max(below, many[0] if many and self.network.valid else below)
+        return [below, below + self.period, *many, *(large + each for each in remainders)]
+
+    def nearest_sizes(self, size: Size) -> tuple[Size, ...]:
+        """Return what `find_nearest_sizes` does."""
+        if self.network.size is not None:
+            return (self.network.size,) if self.accepts(self.network.size) else ()
+        if not self.is_hopeful(max(size)) or self.smallest is None:
+            return ()
+        for lossless in (True, False):
+            heights, widths = (self._nearest_sides(side, lossless=lossless) for side in size)
+            found = dict.fromkeys(zip(heights, widths, strict=False))
+            if sizes := tuple(each for each in found if self.accepts(each, lossless=lossless)):
+                return sizes
         return ()
-    heights, widths = (_find_nearest_sides(meta_model, side, smallest) for side in size)
-    return tuple(dict.fromkeys(zip(heights, widths, strict=False)))
+
+    def _nearest_sides(self, side: int, *, lossless: bool) -> list[int]:
+        smallest = (self.smallest or 1) if self.network.valid else 1
+        if side >= smallest and side % self.step == 0 and self.accepts_side(side, lossless=lossless):
+            return [side, side]
+
+        def first(*ranges: range) -> list[int]:
+            return next(([each] for each in chain(*ranges) if self.accepts_side(each, lossless=lossless)), [])
+
+        # Every remainder is within a period; windows may need more, but then multiples of the period.
+        reach, far = self.period + self.step, _REACH * self.period
+
+        def above(least: int) -> list[int]:
+            start = round_up(max(least, smallest), self.step)
+            grid = round_up(start + reach, self.period)
+            return first(range(start, start + reach, self.step), range(grid, start + far, self.period))
+
+        top = (side - 1) // self.step * self.step
+        grid = (top - reach) // self.period * self.period
+        steps = range(top, max(smallest, top - reach) - 1, -self.step)
+        below = first(steps, range(grid, max(smallest, top - far) - 1, -self.period))
+        larger = above(side + 1)
+        return below + larger if below or not larger else larger + above(larger[0] + 1)
 
 
-def _find_nearest_sides(meta_model: nn.Module, side: int, smallest: int) -> list[int]:
-    # The phases of the strides repeat, so twice the deepest stride has a side of every kind.
-    reach = 2 * find_network(meta_model).period + 2
-    if side >= smallest and _first_accepted(meta_model, [side]):
-        return [side, side]
-    start = max(side + 1, smallest)
-    below = _first_accepted(meta_model, range(side - 1, max(smallest, side - reach) - 1, -1))
-    above = _first_accepted(meta_model, range(start, start + reach))
-    if below or not above:
-        return below + above
-    return above + _first_accepted(meta_model, range(above[0] + 1, above[0] + reach))
+def smallest_side(accepts: Callable[[int], bool], period: int, step: int = 1) -> int | None:
+    """Find the smallest accepted side up to 2048 among the multiples of a step; None where there is none.
+
+    Args:
+        accepts: says whether a side in pixels is accepted. It is expected to accept a side above an accepted one if
+            they differ by the period, and only then.
+        period: a multiple of the step.
+        step: every side that is tried is a multiple of it.
+    """
+    best: int | None = None
+    for remainder in range(0, period, step):
+        below = _MAX_SIDE + 1 if best is None else best
+        top = (below - 1 - remainder) // period * period + remainder  # the largest of its kind below the best so far
+        if best is None and not remainder:
+            # Most networks take multiples of the period, and few are needed: from below there are fewer passes.
+            best = next((side for side in range(period, top + 1, period) if accepts(side)), None)
+        elif top > 0 and accepts(top):
+            best = _descend(accepts, top, period)
+    return best
 
 
-def _first_accepted(meta_model: nn.Module, sides: Iterable[int]) -> list[int]:
-    return next(([side] for side in sides if accepts_size(meta_model, (side, side), lossless=True)), [])
+def _descend(accepts: Callable[[int], bool], side: int, period: int) -> int:
+    """Return the smallest accepted side below an accepted one, in steps of the period."""
+    below = range(side % period or period, side, period)
+    return below[at] if (at := bisect_left(below, x=True, key=accepts)) < len(below) else side
 
 
-def size_error(meta_model: nn.Module, size: Size, record: ForwardRecord) -> InputSizeError:
+def size_error(search: SizeSearch, size: Size, record: ForwardRecord) -> UnetkitError:
     """Make the error for a pass that failed: which module failed, with which shapes, and which sizes work.
 
     Args:
-        meta_model: the model on meta.
+        search: a search for sizes that the model takes.
         size: the size of the input.
         record: the failed pass.
+
+    Returns:
+        An InputSizeError; a BuildError if no size mends the failure.
     """
-    if isinstance(record.error, InputSizeError) and find_network(meta_model).size:
+    network = search.network
+    if isinstance(record.error, InputSizeError) and network.size:
         return record.error  # its message names the layer that is too large for the encoder
     failure = record.describe_failure()
-    if sizes := find_nearest_sizes(meta_model, size):
+    if isinstance(record.error, MISTAKES):
+        return BuildError(f"{failing_part(network, record)}{failure}{record.describe_location()}")
+    if sizes := search.nearest_sizes(size):
         nearest = " and ".join(map(format_size, sizes))
         return InputSizeError(
             f"input size {format_size(size)} does not work: {failure}; the nearest sizes that work are {nearest}"
         )
-    return InputSizeError(f"no input size works: at {format_size(size)}, {failure}")
+    return BuildError(
+        f"{failing_part(network, record)}no input size that was tried works: at {format_size(size)}, {failure}"
+        f"{record.describe_location()}"
+    )

@@ -66,7 +66,7 @@ class Trace:
         skips: for each stage, the level ("encoder.1") whose map it fuses, or None; empty for a whole model.
         weights: where the encoder's weights come from; "random" where they are not pretrained.
         receptive_field: the input pixels that one output pixel depends on.
-        minimum: the smallest height and width that the network takes; None where it takes none up to 2048.
+        minimum: the smallest height and width that the network takes; None where it is not known.
         maximum: the largest size that the network takes, if the encoder is built for one size; else None.
         outputs: the named outputs of a pass in training, beside the prediction.
         further: the number of further predictions that a pass in training returns in a tuple, for deep supervision.
@@ -214,7 +214,7 @@ def _footer(trace: Trace) -> list[str]:
 def _format_size_limits(trace: Trace) -> str:
     smallest = trace.minimum
     largest = f", largest {format_size(trace.maximum)}" if trace.maximum else ""
-    return (f"smallest input {smallest}x{smallest}" if smallest else "no input size works") + largest
+    return (f"smallest input {smallest}x{smallest}" if smallest else "smallest input unknown") + largest
 
 
 def _format_shape(row: TraceRow) -> str:

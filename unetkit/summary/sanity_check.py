@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from unetkit.errors import InputSizeError
-from unetkit.summary.forward_hooks import collect_tensors, find_network, resolve_input_size
+from unetkit.summary.forward_hooks import collect_tensors, find_network, first_line, resolve_input_size
 from unetkit.utils.formatting import Size
 from unetkit.utils.modules import preserve_mode
 
@@ -73,8 +73,8 @@ def run_sanity_check(model: nn.Module, size: int | Size | None = None) -> Sanity
             outputs = collect_tensors(model.train()(x))
             torch.autograd.backward([each.float().pow(2).mean() for each in outputs])
             return _make_result(model, x, outputs)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # a part may raise anything
+        reason = first_line(error)
         raise InputSizeError(
             f"--check: a pass with an input of {'x'.join(map(str, shape))} failed: {reason}"
         ) from error

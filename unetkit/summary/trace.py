@@ -17,7 +17,7 @@ from unetkit.errors import BuildError, InputSizeError, OptionError
 from unetkit.network import Network
 from unetkit.plan import part_at_level
 from unetkit.summary.forward_hooks import ModuleCall, find_network, make_meta_input, record_forward, resolve_input_size
-from unetkit.summary.input_sizes import find_nearest_sizes, find_smallest_input, size_error
+from unetkit.summary.input_sizes import SizeSearch, failing_part, find_nearest_sizes, find_smallest_input, size_error
 from unetkit.summary.outputs import (
     count_further,
     describe_output_source,
@@ -30,7 +30,8 @@ from unetkit.summary.report import Side, Trace, TraceRow
 from unetkit.unet import Stage, UNet
 from unetkit.utils.flops import CostMeter, storage_key
 from unetkit.utils.formatting import Size, format_size
-from unetkit.utils.modules import preserve_mode, to_meta
+from unetkit.utils.integers import round_up
+from unetkit.utils.modules import materialized_copy, preserve_mode, to_meta
 from unetkit.utils.spatial import size_of
 
 
@@ -44,13 +45,15 @@ def trace(model: nn.Module, size: int | Size | None = None, *, batch: int = 1) -
         batch: number of images in the pass.
 
     Returns:
-        The steps of the pass with their shapes and costs; `print` shows them as a table.
+        The steps of the pass with their shapes and costs; `print` shows them as a table. If a part reads values of
+        tensors, such as `x.mean().item()`, the steps are those of a real pass of a smaller input, as a note says.
 
     Raises:
         OptionError: the batch or a side of the size is below 1.
         InputSizeError: the network does not take this size; says which module failed, and the two nearest sizes that
             work.
-        BuildError: what the network returns in training is not what it declares.
+        BuildError: a part has a mistake, which no size mends, or what the network returns in training is not what it
+            declares; says which part, and where.
     """
     if batch < 1:
         raise OptionError(f"batch={batch} must be at least 1")
@@ -59,9 +62,13 @@ def trace(model: nn.Module, size: int | Size | None = None, *, batch: int = 1) -
     with torch.inference_mode(False), torch.enable_grad():
         meta_model = to_meta(model)
         with preserve_mode(meta_model):
-            run, returned, notes = _run_pass(meta_model, input_size, batch)
-            minimum = find_smallest_input(meta_model) if network.valid else 1
-            graph = run if run.x.requires_grad else MeteredPass(meta_model, input_size, batch, input_grad=True)
+            try:
+                run, returned, notes = _run_pass(meta_model, input_size, batch)
+                minimum = find_smallest_input(meta_model)
+            except _NeedsValuesError as needs:
+                run, returned, notes = _run_small_pass(model, input_size, batch, needs)
+                minimum = None if network.valid else 1
+            graph = run if run.x.requires_grad else MeteredPass(run.model, size_of(run.x), batch, input_grad=True)
             field = receptive_field(cast(Tensor, graph.record.output), graph.x)
     return Trace(
         line=str(network.plan),
@@ -84,6 +91,41 @@ def _list_skips(network: Network) -> tuple[str | None, ...]:
     return tuple(None if index is None else f"encoder.{index}" for index in network.skips)
 
 
+class _NeedsValuesError(Exception):
+    """A part reads values of tensors; the message says which part."""
+
+
+#: Sides of the real pass of a small input, tried in turn; networks of valid convolutions need the larger ones.
+_SMALL_SIDES = (64, 128, 256, 572)
+
+
+def _run_small_pass(
+    model: nn.Module, size: Size, batch: int, needs: _NeedsValuesError
+) -> tuple[MeteredPass, Any, list[str]]:
+    """Run a real pass over a copy of the model, of an input that is small and not larger than the given size.
+
+    Raises:
+        InputSizeError: the pass fails for all of these sizes.
+    """
+    network, copied = find_network(model), materialized_copy(model)
+    if min(size) <= _SMALL_SIDES[0] or network.size:
+        sizes = [size]
+    else:
+        sides = [round_up(side, network.multiple) for side in _SMALL_SIDES]
+        sizes = [*dict.fromkeys((min(side, size[0]), min(side, size[1])) for side in sides)]
+    for small in sizes:
+        try:
+            run, returned, notes = _run_pass(copied, small, batch)
+        except InputSizeError:
+            if small == sizes[-1]:
+                raise
+            continue
+        small_text = "" if small == size else f" of {format_size(small)} in place of {format_size(size)}"
+        notes = [f"{needs} reads values of tensors, so the figures are those of a real pass{small_text}", *notes]
+        return run, returned, notes
+    raise AssertionError(sizes)
+
+
 def _run_pass(meta_model: nn.Module, size: Size, batch: int) -> tuple[MeteredPass, Any, list[str]]:
     """Run a pass in training mode, or in eval mode where that fails.
 
@@ -95,13 +137,13 @@ def _run_pass(meta_model: nn.Module, size: Size, batch: int) -> tuple[MeteredPas
     run = MeteredPass(meta_model.train(), size, batch, input_grad=input_grad)
     in_training = run.record
     if "more than 1 value per channel" in str(run.record.error):
-        in_training = record_forward(meta_model, make_meta_input(network, size, 2))
+        in_training = MeteredPass(meta_model, size, 2, input_grad=input_grad).record
         notes.append("a norm gets one value per channel: training at this size needs a batch of 2 or more")
         run = MeteredPass(meta_model.eval(), size, batch, input_grad=input_grad)
     meta_model.eval()
     output = run.record.output
     if run.record.error is not None:
-        raise size_error(meta_model, size, run.record) from run.record.error
+        raise _explain(run, size) from run.record.error
     if not isinstance(output, Tensor):
         raise InputSizeError(f"a plugin's wrapper returns a {type(output).__name__}; a trace needs a tensor")
     if in_training.error is None:
@@ -119,12 +161,26 @@ def _run_pass(meta_model: nn.Module, size: Size, batch: int) -> tuple[MeteredPas
     return run, in_training.returned, notes
 
 
+def _explain(run: MeteredPass, size: Size) -> Exception:
+    """Make the exception for a pass that failed."""
+    network, record = run.network, run.record
+    if run.x.is_meta and record.reads_values():
+        return _NeedsValuesError(failing_part(network, record).removesuffix(": ") or "a part")
+    failure = f"{failing_part(network, record)}{record.describe_failure()}{record.describe_location()}"
+    if not run.x.is_meta:
+        return InputSizeError(f"a real pass of {format_size(size)} fails: {failure}")
+    search = SizeSearch(run.model.eval())
+    if run.is_training and search.accepts(size):
+        return InputSizeError(f"input size {format_size(size)} works in eval mode only; in training {failure}")
+    return size_error(search, size, record)
+
+
 #: The steps of a stage, in order, and the option of a plan that chooses each.
 STEPS = {"up": "up", "align": "align", "fusion": "fuse", "block": "block"}
 
 
 class MeteredPass:
-    """A forward pass over a model on meta, recorded and metered."""
+    """A forward pass over a model, usually one on meta, recorded and metered."""
 
     def __init__(self, meta_model: nn.Module, size: Size, batch: int, *, input_grad: bool) -> None:
         """Run the pass.
@@ -137,8 +193,13 @@ class MeteredPass:
         """
         self.model = meta_model
         self.network = find_network(meta_model)
+        self.is_training = meta_model.training
         self.x = make_meta_input(self.network, size, batch).requires_grad_(input_grad)
-        self.meter = CostMeter([self.x], [*meta_model.parameters(), *meta_model.buffers()])
+        device = next(meta_model.parameters()).device
+        if device.type != "meta":
+            self.x = torch.rand_like(self.x, device=device).detach().requires_grad_(input_grad)
+        left_out = [*meta_model.parameters(), *meta_model.buffers()]
+        self.meter = CostMeter([self.x], left_out, has_values=not self.x.is_meta)
         self.record = record_forward(meta_model, self.x, self.meter)
         self.parameters = sum(p.numel() for p in meta_model.parameters())
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from math import lcm
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,11 +13,10 @@ from torch import Tensor, nn
 from unetkit.errors import InputSizeError
 from unetkit.network import Network
 from unetkit.summary.forward_hooks import collect_tensors, find_network, make_meta_input, record_forward
-from unetkit.summary.input_sizes import find_nearest_sizes, find_smallest_input, size_error
+from unetkit.summary.input_sizes import SizeSearch, size_error
 from unetkit.summary.receptive_field import receptive_field
 from unetkit.tiling.layout import TILE, TileRequirements
-from unetkit.unet import UNet
-from unetkit.utils.formatting import Size
+from unetkit.utils.formatting import Size, format_size
 from unetkit.utils.integers import round_up
 from unetkit.utils.isolation import ignore_breakpoints
 from unetkit.utils.modules import meta_copy
@@ -62,28 +60,45 @@ def find_tile_requirements(model: nn.Module) -> TileRequirements:
 
 def _fit(model: nn.Module) -> TileRequirements:
     network = find_network(model)
-    period = lcm(network.period, network.multiple, *(network.strides if isinstance(network, UNet) else ()))
+    period = network.period
     with torch.inference_mode(False), torch.enable_grad():
         meta_model = _FullSizeModel(meta_copy(model).eval()).eval()
         if network.size:
-            return TileRequirements(
-                period, network.size, network.size, explanation=f"the network takes {network.size[0]}x{network.size[1]}"
-            )
+            shrinks = _shrinks(meta_model, network.size) if network.valid else (0, 0)
+            why = f"the network takes {format_size(network.size)}"
+            return TileRequirements(period, network.size, network.size, shrinks, explanation=why)
+        if _reads_values(meta_model, (round_up(TILE, period),) * 2):
+            why = "a part reads values of tensors"
+            if network.valid:
+                raise InputSizeError(f"{why}, so that the tiles that valid convolutions need are unknown")
+            smallest = round_up(max(1, network.min_size), period)
+            return TileRequirements(period, None, (smallest, smallest), explanation=why)
         least = _smallest_side(meta_model, network, period)
-        out, x = _run(meta_model, (least, least))
-        shrinks = x.shape[-2] - out.shape[-2], x.shape[-1] - out.shape[-1]
+        shrinks = _shrinks(meta_model, (least, least))
         edge, why = _edge(meta_model, least, period)
     return TileRequirements(period, None, (least, least), shrinks, edge, why)
+
+
+def _reads_values(meta_model: nn.Module, size: Size) -> bool:
+    """Return whether a part reads values of tensors, so that a pass on meta tensors shows nothing."""
+    with torch.no_grad():
+        return record_forward(meta_model, make_meta_input(find_network(meta_model), size)).reads_values()
+
+
+def _shrinks(meta_model: nn.Module, size: Size) -> Size:
+    """Return how much smaller than an input of this size the output is."""
+    out, x = _run(meta_model, size)
+    return x.shape[-2] - out.shape[-2], x.shape[-1] - out.shape[-1]
 
 
 def _smallest_side(meta_model: nn.Module, network: Network, period: int) -> int:
     """Return the smallest accepted side among those that differ by the period and drop no row or column."""
     if not network.valid:
         return round_up(max(1, network.min_size), period)
-    least, sizes = find_smallest_input(meta_model), find_nearest_sizes(meta_model, (TILE, TILE))
-    if least is None or not sizes:
+    search = SizeSearch(meta_model)
+    if not (sizes := search.nearest_sizes((TILE, TILE))):
         raise InputSizeError(f"no size up to 2048 is accepted by {network.plan}")
-    return least + (sizes[0][0] - least) % period
+    return search.smallest_like(sizes[0][0])
 
 
 def _run(meta_model: nn.Module, size: Size) -> tuple[Tensor, Tensor]:
@@ -91,7 +106,7 @@ def _run(meta_model: nn.Module, size: Size) -> tuple[Tensor, Tensor]:
     x = make_meta_input(find_network(meta_model), size)
     seen = record_forward(meta_model, x)
     if seen.output is None:
-        raise size_error(meta_model, size, seen) from seen.error
+        raise size_error(SizeSearch(meta_model), size, seen) from seen.error
     return seen.output, x
 
 

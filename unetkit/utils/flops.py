@@ -21,14 +21,15 @@ from unetkit.utils.meta_shapes import MetaShapes, makes_alias
 class CostMeter(MetaShapes):
     """Counts operations in the order in which they run; `operations` is the index of the next one."""
 
-    def __init__(self, given: Iterable[Tensor], left_out: Iterable[Tensor]) -> None:
+    def __init__(self, given: Iterable[Tensor], left_out: Iterable[Tensor], *, has_values: bool = False) -> None:
         """Start counting.
 
         Args:
             given: tensors that exist before the first operation and whose memory counts (the input).
             left_out: parameters and buffers, whose memory does not count.
+            has_values: whether the pass is one over tensors with values instead of meta tensors.
         """
-        super().__init__()
+        super().__init__(has_values=has_values)
         self.macs: list[int] = []
         self.saved: dict[int, tuple[int, int]] = {}  # storage -> (the operation that made it, bytes)
         self._creators: dict[int, int] = {storage_key(tensor): -1 for tensor in given}

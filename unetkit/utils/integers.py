@@ -1,4 +1,4 @@
-"""Integer division that rounds up. It takes the symbolic sizes of torch.compile and torch.export too."""
+"""Integer division that rounds up. It takes the symbolic sizes of captured graphs too."""
 
 from __future__ import annotations
 
@@ -12,3 +12,10 @@ def ceil_div(number: int, divisor: int) -> int:
 def round_up(number: int, multiple: int) -> int:
     """Round up to a multiple of a positive integer."""
     return ceil_div(number, multiple) * multiple
+
+
+def scale_side(side: int, numerator: int, denominator: int) -> int:
+    """Multiply a side by a positive fraction and round to the nearest integer, a half up."""
+    if numerator % denominator == 0:
+        return side * (numerator // denominator)
+    return (2 * side * numerator + denominator) // (2 * denominator)

@@ -22,8 +22,10 @@ class MetaShapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     in a pass, and may keep for later ones, has values: under `torch.device("meta")` it would have none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_values: bool = False) -> None:
+        """Enter with `has_values` for a pass over tensors with values, whose operations all run."""
         super().__init__()  # type: ignore[no-untyped-call]
+        self.has_values = has_values
         self._output_shapes: dict[Any, Any] = {}
 
     @classmethod
@@ -32,6 +34,8 @@ class MetaShapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.has_values:
+            return func(*args, **(kwargs or {}))
         if func in _IN_PLACE_ACTIVATIONS and args[0].is_meta and args[0].is_floating_point():
             return args[0]
         args, kwargs = (args, kwargs or {}) if func in _INDEXING else _all_on_meta(args, kwargs or {})

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unetkit.errors import OptionError
+from unetkit.utils.lazy_init import preserve_rng
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -43,6 +44,23 @@ def move_to_meta(module: nn.Module) -> None:
 def _empty_on_meta(tensor: Tensor) -> Tensor:
     empty = torch.empty_like(tensor, device="meta")
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+def materialized_copy(model: M) -> M:
+    """Return a deep copy that has values; for a model on the meta device these are random weights on the CPU."""
+    copied = copy.deepcopy(model)
+    if not any(tensor.is_meta for tensor in chain(model.parameters(), model.buffers())):
+        return copied
+    copied.to_empty(device="cpu")
+    with torch.no_grad(), preserve_rng():
+        for parameter in copied.parameters():
+            parameter.normal_(std=0.02)
+        for buffer in copied.buffers():
+            buffer.zero_()
+        for module in copied.modules():
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+    return copied
 
 
 @contextmanager

@@ -1,8 +1,11 @@
-"""Heights and widths that remain symbolic under torch.compile and torch.export."""
+"""Heights and widths that remain symbolic under torch.compile, torch.export, and torch.jit.trace.
+
+The older ONNX exporter and TensorBoard's add_graph use torch.jit.trace, in which a size is a tensor.
+"""
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +19,24 @@ def size_of(x: Tensor) -> Size:
     return x.shape[-2], x.shape[-1]
 
 
+def is_tracing() -> bool:
+    """Return whether torch.jit.trace captures a graph, in which a comparison of sizes would fix the example's."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+
+
 def sym_max(a: int, b: int) -> int:
     """Return the larger of two sizes without comparing them, which would fix a symbolic size to the example's."""
+    if is_tracing():
+        surplus: Any = b - a
+        return a + (surplus.clamp(min=0) if isinstance(surplus, Tensor) else max(surplus, 0))  # type: ignore[return-value]
     return cast(int, torch.sym_max(a, b))
+
+
+def sym_min(a: int, b: int) -> int:
+    """Return the smaller of two sizes without comparing them, which would fix a symbolic size to the example's."""
+    if is_tracing():
+        return a + b - sym_max(a, b)
+    return cast(int, torch.sym_min(a, b))
 
 
 def is_same_size(a: Size, b: Size) -> bool:
@@ -31,7 +49,7 @@ def is_same_size(a: Size, b: Size) -> bool:
         from torch.fx.experimental.symbolic_shapes import statically_known_true
 
         return statically_known_true(a[0] == b[0]) and statically_known_true(a[1] == b[1])
-    return a == b
+    return not is_tracing() and a == b
 
 
 def crop_end(x: Tensor, size: Size) -> Tensor:
@@ -47,6 +65,9 @@ def crop_end(x: Tensor, size: Size) -> Tensor:
 def pad_end(x: Tensor, size: Size) -> Tensor:
     """Pad (B, C, H, W) with zeros at the bottom and the right to a size that is not smaller."""
     height, width = size[0] - x.shape[-2], size[1] - x.shape[-1]
+    if is_tracing():
+        # A traced network cannot refuse a larger input; it must not crop it either.
+        height, width = sym_max(height, 0), sym_max(width, 0)
     if not torch.compiler.is_compiling():
         return F.pad(x, [0, width, 0, height])
     # torch.export would fix the size for a padding that may be 0.
@@ -74,6 +95,8 @@ def crop_center(x: Tensor, size: Size) -> Tensor:
     top, left = height // 2, width // 2
     if torch.compiler.is_compiling():  # no view, as in crop_end
         return F.pad(x, [-left, left - width, -top, top - height])
+    if is_tracing():  # narrow would fix the size
+        return x[..., top : top + size[0], left : left + size[1]]
     return x.narrow(-2, top, size[0]).narrow(-1, left, size[1])
 
 
