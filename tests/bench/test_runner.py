@@ -113,8 +113,8 @@ def test_rows_say_where_and_how_they_were_measured(measured: bench.BenchRows) ->
 def test_rows_that_a_later_command_adds_pair_with_what_is_there(tmp_path: Path) -> None:
     encoder = "--encoder plain:widths=[4,8]"
     common: dict[str, Any] = {"metrics": ["parameters"], "out": tmp_path / "run"}
-    before = bench.run([f"{encoder} --fuse add", encoder], sizes=[32], **common).run
-    again = bench.run([f"{encoder} --up nearest", f"{encoder} --fuse concat --up bilinear"], sizes=[32, 64], **common)
+    before = bench.run([f"{encoder} --fuse add", encoder], size=32, **common).run
+    again = bench.run([f"{encoder} --up nearest", f"{encoder} --fuse concat --up bilinear"], size=[32, 64], **common)
     assert [row.factors["up"] for row in again] == ["nearest", "nearest", "bilinear", "bilinear"]
     run = read_results(tmp_path / "run")
     assert run.rows[:2] == before.rows

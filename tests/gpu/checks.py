@@ -368,7 +368,7 @@ _CELLS = "cells:count=16,val=4,test=4,size=64"
 
 def _bench_training(device: torch.device, **options: Any) -> BenchRows:
     settings: dict[str, Any] = {"steps": 12, "epochs": 2, "metrics": ("parameters", "miou"), **options}
-    return bench.run([SMALL], sizes=[64], batch_sizes=[4], data=_CELLS, device=str(device), **settings)
+    return bench.run([SMALL], size=64, batch_size=4, data=_CELLS, device=str(device), **settings)
 
 
 def _check_trainings(rows: BenchRows, device: torch.device, expected: int) -> Iterator[Fact]:
@@ -466,9 +466,9 @@ def check_latency(device: torch.device, folder: Path) -> Iterator[Fact]:
     metrics = ("parameters", "latency", "training", "memory", "training-memory") if is_gpu else ("latency", "training")
     rows = bench.run(
         [line],
-        sizes=[size],
-        batch_sizes=[batch_size],
-        modes=modes,
+        size=size,
+        batch_size=batch_size,
+        mode=modes,
         metrics=metrics,
         device=str(device),
         budget=3.0,

@@ -157,8 +157,8 @@ def run(
     axes = {name: parse_training_axis(name, values, manager.parts) for name, values in axes.items()}
     parsed = [plan if isinstance(plan, Plan) else Plan.parse(plan) for plan in plans]
     cases: list[Case] = []
-    sizes, batch_sizes = _as_list(size), _as_list(batch_size)
-    modes = [Mode.parse(one) for one in _as_list(mode)]
+    sizes, batch_sizes = _as_list(size), _as_list(batch_size, tuple)
+    modes = [Mode.parse(one) for one in _as_list(mode, tuple)]
     is_trained = bool(bench_config.data)
     for images in batch_sizes or [1]:
         trained = {"batch_size": [str(images)]} if batch_sizes and is_trained else {}
@@ -185,9 +185,9 @@ def _values_as_text(values: Any) -> list[str]:
     return ["x".join(map(str, one)) if isinstance(one, tuple) else str(one) for one in _as_list(values)]
 
 
-def _as_list(values: Any) -> list[Any]:
-    """Return a list; a single value is a list of one, and so is a tuple, since it is a size. () is none."""
-    return values if isinstance(values, list) else [] if values == () else [values]
+def _as_list(values: Any, *several: type) -> list[Any]:
+    """Return a list; a single value is a list of one. A list, (), and each type of `several` have several values."""
+    return [*values] if isinstance(values, (list, *several)) or values == () else [values]
 
 
 def _make_config(fields: dict[str, Any]) -> BenchConfig:
