@@ -67,7 +67,7 @@ def test_each_row_is_trained_with_each_seed_and_a_later_command_adds_rows(traine
     assert Counter((one.row_id, one.seed) for one in run.trainings) == Counter(
         {(row.id, seed): 1 for row in run.rows for seed in (0, 1)}
     )
-    assert [row.factors.get("fuse") for row in run.rows] == ["concat", "add", None]
+    assert [row.factors["fuse"] for row in run.rows] == ["concat", "add", "concat"]
     assert run.rows[2].training == {"batch_size": "4", "epochs": "2", "steps": "2"}  # inherited
     assert run.header.training is not None
     assert run.header.training.baseline_row == run.rows[0].id
@@ -152,9 +152,9 @@ def test_a_training_that_fails_is_said_and_its_row_has_no_verdict(tmp_path: Path
         steps=2, epochs=2, batch_size=[4], lr=[1e-3, "1e30"],
     )  # fmt: skip
     quality = RunQuality(rows.run)
-    verdicts = {(row.factors.get("fuse", ""), row.factors["lr"]): quality.of(row, "miou").verdict for row in rows}
-    assert verdicts["", "0.001"] == "baseline"
-    assert verdicts["", "1e30"] == verdicts["add", "1e30"] == "failed on 2 of 2 seeds"
+    verdicts = {(row.factors["fuse"], row.factors["lr"]): quality.of(row, "miou").verdict for row in rows}
+    assert verdicts["concat", "0.001"] == "baseline"
+    assert verdicts["concat", "1e30"] == verdicts["add", "1e30"] == "failed on 2 of 2 seeds"
     assert verdicts["add", "0.001"].startswith("exploratory")
     failed = [one for one in rows.run.trainings if one.error]
     assert len(failed) == 4
