@@ -137,7 +137,8 @@ class PartBuilder:
             return spec.factory, ""
         entry = self.parts[kind_of(word)].get(spec.name)
         try:
-            return entry.load(), entry.owner
+            with torch.device("cpu") if torch.get_default_device().type == "meta" else nullcontext():
+                return entry.load(), entry.owner
         except PluginError as error:
             raise PluginError(f"--{word} {spec} (of {entry.owner}){where}: {error}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from tests.cli.test_cli import refusal
 from unetkit.cli import cli, main
+from unetkit.plugins import default_manager
 from unetkit.testing import CHECKS
 
 COMMAND = """
@@ -214,6 +216,7 @@ def test_help_and_lists_with_first_party_plugins_import_no_torch() -> None:
 import sys
 from click.testing import CliRunner
 from unetkit.cli import cli, main
+from unetkit.plugins import default_manager
 from unetkit.testing import CHECKS
 for words in (["--help"], ["plugins"], ["plugins", "--help"], ["plugins", "new", "--help"], ["list", "fusions"]):
     assert CliRunner().invoke(cli, words).exit_code == 0, words
@@ -416,3 +419,38 @@ def test_completion_is_not_spoilt_by_a_plugin_that_fails(tmp_path: Path) -> None
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stderr == ""
     assert {"double", "mine"} <= {*done.stdout.splitlines()}
+
+
+def test_a_plugin_is_left_out_of_the_list(plugin: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNETKIT_PLUGINS", plugin)
+        patch.setenv("UNETKIT_DISABLE", "")
+        default_manager.cache_clear()
+        shown = run("plugins", "--disable", "saying").output
+        assert re.search(r"^ saying .* disabled *$", shown, re.MULTILINE)
+        assert shown.endswith("export UNETKIT_DISABLE=saying\n")
+        assert "did you mean attention-gate" in refusal(capsys, "plugins", "--disable", "atention-gate")
+    default_manager.cache_clear()
+
+
+READING = """
+import unetkit
+from unetkit.data.synthetic_cells import cells
+
+@unetkit.hookimpl
+def unetkit_register(parts):
+    parts.recipes.add("{name}", recipe)
+
+def recipe():
+    \"\"\"A recipe that reads a file.\"\"\"
+    {body}
+"""
+
+
+def test_an_error_of_the_system_in_a_plugin_is_not_one_of_the_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = written(tmp_path / "reading.py", body="open('/no/such/file')", source=READING)
+    message = refusal(capsys, "--plugin", file, "build", "--recipe", "say")
+    assert message.startswith("FileNotFoundError: ")
+    assert f"({file}:11)" in message

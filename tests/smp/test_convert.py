@@ -183,7 +183,7 @@ def test_dtypes_are_kept(dtype: torch.dtype) -> None:
 
 def test_what_is_frozen_stays_frozen() -> None:
     theirs = trained().train()
-    theirs.freeze_encoder()
+    theirs.encoder.eval().requires_grad_(False)  # as `freeze_encoder` of smp 0.6 does
     theirs.decoder.blocks[0].conv1[0].weight.requires_grad_(False)
     ours = from_smp(theirs)
     frozen = {name for name, parameter in ours.named_parameters() if not parameter.requires_grad}

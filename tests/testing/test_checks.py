@@ -437,6 +437,57 @@ def test_a_right_plugin_passes(write: Write) -> None:
     assert failures(check_plugin("right_plugin")) == {}, "by the name of its module"
 
 
+CONSTANTS = (
+    HEAD
+    + '''
+from functools import cache
+
+import torch
+from torch import nn
+
+TWO = torch.tensor([1.0, 1.0])
+
+@cache
+def three():
+    return torch.tensor([1.0, 1.0, 1.0])
+
+class Scaled(nn.Module):
+    """The map, six times."""
+    def __init__(self, x_channels: int, skip_channels: int) -> None:
+        super().__init__()
+        self.out_channels = x_channels
+        self.weight = nn.Parameter(torch.ones(x_channels, 1, 1))
+        three()
+
+    def forward(self, x, skip):
+        return x * self.weight * TWO.to(x).sum() * three().to(x).sum()
+
+class Unpicklable(Scaled):
+    """One that no other process can have."""
+    def __init__(self, x_channels: int, skip_channels: int) -> None:
+        super().__init__(x_channels, skip_channels)
+        self.same = lambda x: x
+
+@hookimpl
+def unetkit_register(parts):
+    parts.fusions.add("{0}", {0})
+'''
+)
+
+
+@pytest.mark.slow
+def test_constants_outlive_a_build_on_meta_and_parts_are_pickled(write: Write) -> None:
+    path = write("constants.py", CONSTANTS.replace("{0}", "Scaled"))
+    parts = load_parts([path])
+    fuse: dict[str, Any] = {"fuse": "Scaled", "parts": parts}
+    unetkit.trace(unetkit.build("plain:widths=[4,8]", **fuse, device="meta"), (16, 16))
+    assert unetkit.build("plain:widths=[4,8]", **fuse).eval()(torch.ones(1, 3, 16, 16)).isfinite().all()
+    assert of_plugin(path)["new process"].outcome == "passed"
+    found = of_plugin(write("unpicklable.py", CONSTANTS.replace("{0}", "Unpicklable")))["new process"]
+    assert found.outcome == "failed"
+    assert "fusion Unpicklable: it cannot be pickled" in found.message
+
+
 MODELS = '''
 from torch import nn
 

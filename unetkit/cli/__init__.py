@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from io import TextIOWrapper
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 import click
 from click.shell_completion import CompletionItem
@@ -135,10 +135,11 @@ def main() -> None:
             traceback.print_exc()
         _refuse(str(error))
     except Exception as error:
-        if isinstance(error, OSError) and not _flushes(sys.stdout):
+        place = _find_plugin_frame(error)
+        # Files are written by functions that say which; what has no name of a file is the output.
+        if isinstance(error, BrokenPipeError) or (isinstance(error, OSError) and not (place or error.filename)):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would report the error again at exit
             _refuse(f"the output cannot be written: {error.strerror or error}")
-        place = _find_plugin_frame(error)
         if "-v" in sys.argv or "--verbose" in sys.argv or not (place or isinstance(error, OSError)):
             raise
         of = f" in the plugin's code ({place})" if place else ""
@@ -154,15 +155,6 @@ def _find_context(error: BaseException) -> click.Context | None:
         found = context if isinstance(context, click.Context) else found
         step = step.tb_next
     return found
-
-
-def _flushes(stream: TextIO) -> bool:
-    """Return whether a stream can be written; what could not be written is still waiting in it."""
-    try:
-        stream.flush()
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def _find_plugin_frame(error: BaseException) -> str:

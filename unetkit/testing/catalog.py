@@ -184,6 +184,13 @@ CHECKS = (
     ),
     Check("loading", "the plugin loads, registers and adds something", "plugin:check_loading", PLUGIN, ()),
     Check("imports", "loading and registering do not import torch", "plugin:check_imports", PLUGIN, ("loading",)),
+    Check(
+        "new process",
+        "another process unpickles its parts, and its constants survive a build on the meta device",
+        "new_process:check_new_process",
+        PLUGIN,
+        ("loading",),
+    ),
     Check("libraries", "its libraries list their names", "plugin:check_libraries", PLUGIN, ("loading",)),
     Check("commands", "its commands have help and unused names", "plugin:check_commands", PLUGIN, ("loading",)),
     Check(

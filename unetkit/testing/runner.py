@@ -18,7 +18,16 @@ from unetkit.plan import PartSpec
 from unetkit.plugins import PluginManager, default_parts, load_manager
 from unetkit.registry import Parts, Plugin
 from unetkit.resolve import parse_options
-from unetkit.testing.catalog import CHECKS, DEPENDS_ON, Check, CheckResult, Nonconformity, SkipCheck, one_line
+from unetkit.testing.catalog import (
+    CHECKS,
+    DEPENDS_ON,
+    MODULE_KINDS,
+    Check,
+    CheckResult,
+    Nonconformity,
+    SkipCheck,
+    one_line,
+)
 from unetkit.testing.source import format_place, iterate_causes
 from unetkit.utils.isolation import INTERRUPTS
 
@@ -160,6 +169,7 @@ def _applicable_plugin_checks(manager: PluginManager, plugin: Plugin) -> set[str
     """Return the checks of a plugin itself that apply to it."""
     libraries = [library.owner for registry in manager.parts for library in registry.libraries.values()]
     adds = {
+        "new process": any(e.kind.title in MODULE_KINDS for e in manager.parts.entries_of(plugin.name)),
         "libraries": plugin.name in libraries,
         "commands": manager.implements("unetkit_register_commands", plugin),
         "wrapping": manager.implements("unetkit_wrap_model", plugin),
