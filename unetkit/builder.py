@@ -17,7 +17,7 @@ from unetkit.errors import BuildError, OptionError, PluginError, UnetkitError
 from unetkit.network import Network, WholeModel, state_shapes
 from unetkit.plan import PartSpec, Plan, ResolvedPlan, UNetPlan
 from unetkit.plugins import default_parts
-from unetkit.registry import PART_KINDS, Factory, Parts
+from unetkit.registry import BUILTIN, PART_KINDS, Factory, Parts
 from unetkit.resolve import NO_LOGITS, canonical_spec, kind_of, minimal_plan, parse_options, resolve, signature_of
 from unetkit.summary.input_sizes import verify
 from unetkit.unet import BlockSequence, Stage, UNet
@@ -73,9 +73,6 @@ def build_context(parts: Parts) -> Iterator[set[str]]:
     finally:
         _CURRENT_BUILD.reset(token)
         outside |= owners  # a part may build a whole network
-
-
-BUILTIN = "unetkit"
 
 
 def owner_of(word: str, spec: PartSpec, parts: Parts) -> str:

@@ -55,6 +55,8 @@ def declared_outputs(part: nn.Module) -> dict[str, Output]:
         BuildError: It does not declare an `Output` for each name, with texts and a weight above 0.
     """
     declared = getattr(part, "outputs", None) or {}
+    if isinstance(declared, nn.Module) or callable(declared):
+        return {}  # layers or a method that have the name by chance
     if not isinstance(declared, Mapping) or not all(
         isinstance(name, str) and isinstance(output, Output) for name, output in declared.items()
     ):

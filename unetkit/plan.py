@@ -80,10 +80,10 @@ class PartSpec:
         if not all(key and equals and value for key, equals, value in pairs):
             listed = _suggest_brackets(pairs)
             raise OptionError(f"{text!r}: write option=value pairs, separated by commas, after the colon{listed}")
-        if unsaid := [key for key, _, value in pairs if has_unquoted(value, "<")]:
+        if objects := [key for key, _, value in pairs if has_unquoted(value, "<")]:
             raise OptionError(
-                f"{text!r}: the value of {unsaid[0]} is an object, which only Python can give: "
-                f"unetkit.PartSpec.of({name!r}, {{{unsaid[0]!r}: ...}}); put text that contains < in double quotes"
+                f"{text!r}: the value of {objects[0]} is an object, which only Python can give: "
+                f"unetkit.PartSpec.of({name!r}, {{{objects[0]!r}: ...}}); put text that contains < in double quotes"
             )
         keys = [key for key, _, _ in pairs]
         if twice := {key for key in keys if keys.count(key) > 1}:

@@ -262,15 +262,17 @@ def load_manager(
     installed = sorted(installed_plugins(), key=lambda found: found[0].name)
     from_environment = [p.strip() for p in os.environ.get("UNETKIT_PLUGINS", "").split(",") if p.strip()]
     given = [found for target in plugins for found in find_plugins(target, installed)]
-    for plugin, _ in given:
-        plugin.is_required = strict
+    required = {_identity(plugin) for plugin, _ in given} if strict else set()
     named = () if isolated else (found for target in from_environment for found in find_plugins(target, installed))
     disabled = [] if isolated else [p.strip() for p in os.environ.get(DISABLE, "").split(",") if p.strip()]
     for plugin, find in [*(() if isolated else installed), *named, *given]:
         if _identity(plugin) in map(_identity, host.plugins):
             continue
+        plugin.is_required = _identity(plugin) in required
         if any(plugin.is_called(name) for name in disabled):
-            host.plugins.append(replace(plugin, error=f"left out, since {DISABLE} names it", disabled=True))
+            if plugin.is_required:
+                raise PluginError(f"--plugin {plugin.target}: {DISABLE} names this plugin; leave one of the two out")
+            host.plugins.append(replace(plugin, error=f"is left out, since {DISABLE} names it", disabled=True))
         else:
             host.load(plugin, find)
             plugin.is_required = False  # what it does later affects nothing else

@@ -39,6 +39,9 @@ class Kind:
     has_option: bool = True
 
 
+#: The owner of all that no plugin adds.
+BUILTIN = "unetkit"
+
 #: The kinds of parts of a network, which are fields of a plan.
 PART_KINDS = (
     Kind("encoder", "encoder", "encoders"),
@@ -210,7 +213,7 @@ class Registry:
     """
 
     kind: Kind
-    owner: str = "unetkit"
+    owner: str = BUILTIN
     entries: dict[str, Entry] = field(default_factory=dict)
     libraries: dict[str, Library] = field(default_factory=dict)
     #: All plugins that were found, shared by every registry: a name that is missing may belong to one that failed.
@@ -246,7 +249,7 @@ class Registry:
             return  # the part that it replaces is registered later
         others = [taken for taken in same if taken.owner != entry.replaces]
         for taken in others:
-            if not self.shares_names or taken.owner in ("unetkit", self.owner):
+            if not self.shares_names or taken.owner in (BUILTIN, self.owner):
                 raise PluginError(
                     f"{title} {name!r} of {self.owner} is already registered by {taken.owner}; UNETKIT_DISABLE="
                     f"{self.owner} leaves this plugin out, and its author can rename the {title}, or use "
@@ -305,7 +308,7 @@ class Registry:
             return library.list_names()
         except UnetkitError as error:
             plugin = next((p for p in self.plugins if p.loaded and p.name == library.owner), None)
-            if plugin is None or plugin.name == "unetkit":
+            if plugin is None or plugin.name == BUILTIN:
                 raise
             if plugin.error != str(error):
                 plugin.report_failure(error)
@@ -371,7 +374,7 @@ class MetricInfo:
     unit: str
     timed: bool
     summary: str
-    owner: str = "unetkit"
+    owner: str = BUILTIN
     better: Better = "less"
     trained: bool = False
 

@@ -227,10 +227,8 @@ def _collect_tensors(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def _make_metadata(model: nn.Module) -> dict[str, str]:
-    plan = getattr(model, "plan", None)
-    if not isinstance(plan, Plan):
-        raise FileError(f"a {type(model).__name__} has no plan to rebuild it from; save what unetkit.build returned")
+def check_has_names(plan: Plan) -> None:
+    """Raise FileError if a file could not rebuild the network of a plan, since a part or an option is an object."""
     for word, spec in plan.specs():
         if spec.objects:
             flag, is_part = word.replace("_", "-"), spec.factory is not None
@@ -240,6 +238,13 @@ def _make_metadata(model: nn.Module) -> dict[str, str]:
                 f"--{flag} {spec} {what} and has no name by which a file could rebuild it; "
                 f"register it in a plugin and {advice}"
             )
+
+
+def _make_metadata(model: nn.Module) -> dict[str, str]:
+    plan = getattr(model, "plan", None)
+    if not isinstance(plan, Plan):
+        raise FileError(f"a {type(model).__name__} has no plan to rebuild it from; save what unetkit.build returned")
+    check_has_names(plan)
     if not hasattr(model, "built_shapes"):
         raise FileError(
             "the model that a plugin returned contains no network of unetkit.build; save what unetkit.build returned"
@@ -267,12 +272,13 @@ def _make_metadata(model: nn.Module) -> dict[str, str]:
 def _check_plugins(path: Path, metadata: dict[str, Any], parts: Parts) -> str:
     """Return notes on plugins of a file that have another version here. Raises PluginError if some are not loaded."""
     here = {plugin.name: plugin for plugin in parts.plugins if plugin.loaded}
-    failed = {plugin.name: plugin.error for plugin in parts.plugins if not plugin.loaded}
+    failed = {plugin.name: plugin for plugin in parts.plugins if not plugin.loaded}
     saved = _read_plugins(path, metadata.get("plugins", "[]"))
     absent = [plugin for plugin in saved if plugin.name not in here]
     for plugin in absent:
-        if plugin.name in failed:
-            raise PluginError(f"{path} was built with plugin {plugin.name}, which failed here: {failed[plugin.name]}")
+        if found := failed.get(plugin.name):
+            state = found.error if found.disabled else f"failed here: {found.error}"
+            raise PluginError(f"{path} was built with plugin {plugin.name}, which {state}")
     if absent:
         names = ", ".join(f"{plugin.name} {plugin.version}".strip() for plugin in absent)
         are = "s {}, which are not here" if len(absent) > 1 else " {}, which is not here"

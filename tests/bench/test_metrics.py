@@ -124,7 +124,7 @@ def test_a_metric_that_is_gone_does_not_lock_a_folder(tmp_path: Path) -> None:
     values, _, absent = inherit_settings(tmp_path, {}, {}, host)
     assert [(metric.name, metric.owner) for metric in absent] == [("energy", "unetkit-energy")]
     assert values["metrics"] == tuple(metric.name for metric in made.header.metrics if metric.name != "energy")
-    assert inherit_settings(tmp_path, {"metrics": ("energy",)}, {}, host)[2] == []  # who asks for it is told
+    assert inherit_settings(tmp_path, {"metrics": ("energy",)}, {}, host)[2] == ()  # who asks for it is told
     found = collect_metrics(host, values["metrics"])
     header = replace(made.header, metrics=(*(metric.info for metric in found), *absent))
     writer.start(header, "again", [])

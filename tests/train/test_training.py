@@ -32,6 +32,7 @@ from unetkit.data.datasets import open_data
 from unetkit.data.export import write_dataset
 from unetkit.data.types import Sample, Target
 from unetkit.errors import FileError, InputSizeError, OptionError, UnetkitError, UnknownNameError
+from unetkit.parts.blocks import DoubleConv
 from unetkit.summary.forward_hooks import find_network
 from unetkit.train.checkpoint import BEST, HEADER, LAST, LOG, STATE, read_state
 from unetkit.train.config import TrainConfig
@@ -40,6 +41,7 @@ from unetkit.train.distributed import ProcessGroup
 from unetkit.train.optim import adamw
 from unetkit.train.progress import CURVES, PREVIEWS
 from unetkit.train.trainer import STOPPED, TrainCallback
+from unetkit.utils.config_fields import make_config
 
 TINY = "--encoder plain:widths=[4,8]"
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 4, "preview_every": 0, "device": "cpu"}
@@ -446,16 +448,28 @@ def test_a_run_that_saved_no_step_does_not_keep_its_folder(tmp_path: Path) -> No
 
 
 def test_arguments_of_run_are_read_as_the_options_are(tmp_path: Path) -> None:
-    options = {"crop": "16x24", "nodata": -9999, "freeze_encoder": "all", "seed": 7, **QUICK, "epochs": 1}
+    options = {"crop": "16x24", "nodata": -9999, "seed": 7, **QUICK, "epochs": 1}
     run = train.run(TINY, tmp_path / "a", data=squares(4), **options)
     read = train.read(tmp_path / "a").config
     assert read == run.config
-    assert (read.crop, read.nodata_value, read.freeze_encoder, read.seed) == ((16, 24), -9999, -1, 7)
+    assert (read.crop, read.nodata_value, read.seed) == ((16, 24), -9999, 7)
     assert run.plan.seed == 7
     with pytest.raises(OptionError, match="no argument 'epoch'; did you mean epochs"):
         train.run(TINY, tmp_path / "b", data=squares(4), epoch=1)
-    with pytest.raises(OptionError, match="crop='big'"):
-        train.run(TINY, tmp_path / "b", data=squares(4), crop="big")
+    for wrong in ({"crop": "big"}, {"lr": "fast"}, {"epochs": 1.5}, {"epochs": True}, {"tensorboard": "yes"}):
+        [(name, value)] = wrong.items()
+        with pytest.raises(OptionError, match=f"train.run: {name}={value!r}: "):
+            train.run(TINY, tmp_path / "b", data=squares(4), **wrong)
+    assert make_config(TrainConfig, vars(read), "train.run") == read  # what a run stores can be given again
+    given = {"lr": "0.5", "epochs": "7", "freeze_encoder": "all"}
+    config = make_config(TrainConfig, given, "train.run")
+    assert config == TrainConfig(lr=0.5, epochs=7, freeze_encoder=-1)
+    assert make_config(TrainConfig, vars(config), "train.run") == config
+    with pytest.raises(OptionError, match="no argument 'worker'; did you mean workers"):
+        train.resume(tmp_path / "a", worker=2)
+    with pytest.raises(FileError, match="was given as a Python object"):
+        train.run(unetkit.Plan.of(encoder="plain", block=DoubleConv), tmp_path / "b", data=squares(4))
+    assert not (tmp_path / "b").exists()
 
 
 class NoGradient(TrainCallback):

@@ -8,7 +8,7 @@ metric of trained networks such as `miou` has the columns `miou` (mean over seed
 `miou-verdict` and others. Every column accepts every row of the run, including failed ones. The tables, the report,
 CSV, JSON and pandas use them.
 
-Times other than `latency-raw` and `latency-min` are levelled (`BaselineTimes`), so that they agree with the ratios.
+Times other than `latency-raw` and `latency-min` are normalized by the baseline's (`BaselineTimes`), so that they agree with the ratios.
 """
 
 from __future__ import annotations
@@ -411,10 +411,10 @@ def _seconds_column(
     statistic: Callable[[Timing], float],
     ranks: tuple[int, int] = (HIDDEN, HIDDEN),
     *,
-    levelled: bool = True,
+    normalized: bool = True,
 ) -> TimingColumn:
     def value(timing: Timing, row: BenchRow, factor: float) -> float:
-        return statistic(timing) * factor if levelled else statistic(timing)
+        return statistic(timing) * factor if normalized else statistic(timing)
 
     return TimingColumn(suffix, summary, value, lambda t, row, f: format_seconds(value(t, row, f)), "s", ranks=ranks)
 
@@ -426,7 +426,7 @@ def _ratio_column(suffix: str, summary: str, statistic: Callable[[Timing], float
 #: The columns of a timed metric, in this order.
 TIMING_COLUMNS = (
     _seconds_column("", "median of the rounds: ratio times the time of the baseline in all rows", _p50, (0, 5)),
-    _seconds_column("p90", "90th percentile of the rounds, levelled like the median", _p90, (8, HIDDEN)),
+    _seconds_column("p90", "90th percentile of the rounds, normalized like the median", _p90, (8, HIDDEN)),
     TimingColumn(
         "rate",
         "images per second, the batch size divided by the median",
@@ -456,8 +456,10 @@ TIMING_COLUMNS = (
         lambda t, row, f: estimate_ratio_cached(t).verdict,
         better="",
     ),
-    _seconds_column("raw", "median of the rounds as measured, which the machine's speed affects", _p50, levelled=False),
-    _seconds_column("min", "minimum of the rounds as measured", lambda t: min(t.candidate), levelled=False),
+    _seconds_column(
+        "raw", "median of the rounds as measured, which the machine's speed affects", _p50, normalized=False
+    ),
+    _seconds_column("min", "minimum of the rounds as measured", lambda t: min(t.candidate), normalized=False),
     _ratio_column("min-ratio", "ratio of the minimum to the baseline's minimum", minimum_ratio),
     TimingColumn(
         "fluctuation",

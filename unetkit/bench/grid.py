@@ -24,7 +24,7 @@ from unetkit.errors import BuildError, OptionError, UnetkitError, UnknownNameErr
 from unetkit.options import split_items
 from unetkit.plan import PLAN_FIELDS, PartSpec, Plan
 from unetkit.plugins import PluginManager
-from unetkit.registry import PART_FIELDS, Parts, Plugin
+from unetkit.registry import BUILTIN, PART_FIELDS, Parts, Plugin
 from unetkit.resolve import canonical_plan, kind_of, resolve, signature_of
 from unetkit.utils.formatting import Size
 
@@ -311,12 +311,12 @@ def make_cases(
     for plan in plans:
         completed = _complete_plan(plan, parts, trained=trained)
         weights = {"pretrained": format_pretrained(plan.pretrained)} if trained or varies_weights else {}
-        unsaid = weights.keys() if not varies_weights else ()
+        weight_defaults = weights.keys() if not varies_weights else ()
         for size, batch_size, mode, of_training in product(sizes or [None], batch_sizes, modes, trainings):
             sized = completed.short if size is None else Plan.of(size=size).with_defaults(completed.short)
             conditions = _conditions(sized, batch_size, mode)
             factors = {**completed.factors, **weights, **of_training.factors, **conditions}
-            defaults = {*completed.defaults, *unsaid, *of_training.defaults}
+            defaults = {*completed.defaults, *weight_defaults, *of_training.defaults}
             names = tuple(name for name in factors if name in defaults)
             case = Case(sized, batch_size, mode, tuple(factors.items()), of_training.short, names)
             cases.setdefault(case.id, case)
@@ -457,7 +457,7 @@ def cache_key(case: Case, baseline: str, owners: Collection[str], manager: Plugi
         manager: the loaded plugins.
     """
     plans = [case.plan, *([Plan.parse(baseline)] if baseline else [])]
-    owners = {*owners}.union(*(_part_owners(plan, manager) for plan in plans)) - {"unetkit"}
+    owners = {*owners}.union(*(_part_owners(plan, manager) for plan in plans)) - {BUILTIN}
     used = [p for p in manager.loaded_plugins() if p.name in owners or manager.implements("unetkit_wrap_model", p)]
     code = [f"{plugin} {_plugin_digest(plugin)}" for plugin in used]
     return _short_digest(json.dumps([case.id, *code, *map(_source_code, _python_specs(plans))]).encode())

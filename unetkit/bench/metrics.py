@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from unetkit.errors import OptionError, UnetkitError, UnknownNameError
 from unetkit.plugins import PluginManager
-from unetkit.registry import Metric
+from unetkit.registry import Metric, MetricInfo
 
 #: Metrics that need no weights; they are computed for all rows before any row is timed.
 ANALYTIC_METRICS = ("parameters", "macs", "activations")
@@ -56,7 +56,21 @@ def collect_metrics(manager: PluginManager, names: Iterable[str] = (), *, traine
     return sorted(metrics, key=lambda one: names.index(one.name) if one.trained and names else -1)
 
 
-def has_metric(name: str, manager: PluginManager) -> bool:
+def split_absent_metrics(
+    stored: Iterable[MetricInfo], manager: PluginManager
+) -> tuple[tuple[str, ...], tuple[MetricInfo, ...]]:
+    """Split the metrics of a folder into the names of those that can be measured, and those that no plugin has.
+
+    Args:
+        stored: the metrics of the header of a folder.
+        manager: the loaded plugins.
+    """
+    stored = tuple(stored)
+    absent = tuple(metric for metric in stored if not _has_metric(metric.name, manager))
+    return tuple(metric.name for metric in stored if metric not in absent), absent
+
+
+def _has_metric(name: str, manager: PluginManager) -> bool:
     """Return whether there is a metric whose function can be found.
 
     Args:

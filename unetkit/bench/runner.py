@@ -34,7 +34,7 @@ from unetkit.bench.grid import (
     shorten,
     size_as_factor,
 )
-from unetkit.bench.metrics import ANALYTIC_METRICS, collect_metrics
+from unetkit.bench.metrics import ANALYTIC_METRICS, collect_metrics, split_absent_metrics
 from unetkit.bench.results import (
     BenchRow,
     BenchRun,
@@ -137,8 +137,8 @@ def run(
         batch_size: number of images in the input, by default 1, or of a training step, by default 8; or a list.
         mode: execution mode: "eager" or "compiled", optionally followed by "+channels_last", "+bfloat16" or "+float16";
             or a list.
-        out: folder for the results; rows that it already contains are not measured again. If None, the results are
-            only returned.
+        out: folder for the results; rows that it already contains are not measured again, and its metrics are the
+            default. If None, the results are only returned.
         on_row: called with each row when it is measured, before it is trained.
         config: fields of `unetkit.bench.config.BenchConfig`, such as metrics, baseline, data, seeds, device and
             plugins; and with data those of `unetkit.train.config.TrainConfig` in TRAINING_AXES.
@@ -154,6 +154,11 @@ def run(
     axes = {name: _values_as_text(config.pop(name)) for name in TRAINING_AXES if name in config}
     bench_config = _make_config(config)
     manager = load_manager(bench_config.plugins)
+    absent: tuple[MetricInfo, ...] = ()
+    header = ResultsFile(Path(out)).header if out is not None and Path(out).is_dir() else None
+    if header is not None and not bench_config.metrics:
+        names, absent = split_absent_metrics(header.metrics, manager)
+        bench_config = replace(bench_config, metrics=names)
     axes = {name: parse_training_axis(name, values, manager.parts) for name, values in axes.items()}
     parsed = [plan if isinstance(plan, Plan) else Plan.parse(plan) for plan in plans]
     cases: list[Case] = []
@@ -170,7 +175,7 @@ def run(
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         writer = ResultsWriter(folder)
         stack.callback(writer.close)
-        runner = BenchRunner(cases, bench_config, manager)
+        runner = BenchRunner(cases, bench_config, manager, absent_metrics=absent)
         for row in runner.measure_rows(writer, ""):
             on_row(row)
         for _ in runner.train_rows(writer):

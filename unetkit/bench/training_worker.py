@@ -27,7 +27,7 @@ from unetkit.data.types import DatasetSplits, fingerprint
 from unetkit.errors import UnetkitError
 from unetkit.plugins import load_manager
 from unetkit.predict.evaluate import score_images
-from unetkit.registry import Parts
+from unetkit.registry import BUILTIN, Parts
 from unetkit.resolve import resolve
 from unetkit.train.checkpoint import BEST, HEADER, LAST, LOG, STATE, TrainRun, read_run, read_state
 from unetkit.train.config import TrainConfig
@@ -225,7 +225,7 @@ def _score(trained: TrainRun, data: DatasetSplits, task: TrainingTask, slot: Slo
     epoch = best if has_test else len(log)
     network = trained.network(slot.device, parts, "best" if has_test else "last")
     wanted = [metric for metric in parts.metrics if metric.name in {name.partition(":")[0] for name in task.metrics}]
-    by_plugin = any(metric.owner != "unetkit" for metric in wanted)
+    by_plugin = any(metric.owner != BUILTIN for metric in wanted)
     masks: list[Any] = []
     evaluation = score_images(
         trained,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -20,7 +21,6 @@ from unetkit import plugin_files
 from unetkit.cli.options import get_manager, get_plugin_commands
 from unetkit.commands import COMMANDS
 from unetkit.errors import PluginError, UnetkitError
-from unetkit.plugins import default_manager
 from unetkit.utils.isolation import one_line
 
 
@@ -60,6 +60,8 @@ class _LazyGroup(click.Group):
 
 #: Exceptions that end a command without meaning that it failed.
 _PASS = (KeyboardInterrupt, SystemExit, BdbQuit)
+#: Errors of writing. Files are written by functions that say which one; without a name, it is the output.
+_OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE}
 #: The exit code of a command whose output is read no further, as shells have it: 128 + SIGPIPE.
 _CLOSED_PIPE = 141
 
@@ -136,8 +138,7 @@ def main() -> None:
         _refuse(str(error))
     except Exception as error:
         place = _find_plugin_frame(error)
-        # Files are written by functions that say which; what has no name of a file is the output.
-        if isinstance(error, BrokenPipeError) or (isinstance(error, OSError) and not (place or error.filename)):
+        if isinstance(error, OSError) and error.errno in _OUTPUT_ERRORS and not (place or error.filename):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would report the error again at exit
             _refuse(f"the output cannot be written: {error.strerror or error}")
         if "-v" in sys.argv or "--verbose" in sys.argv or not (place or isinstance(error, OSError)):
@@ -159,9 +160,10 @@ def _find_context(error: BaseException) -> click.Context | None:
 
 def _find_plugin_frame(error: BaseException) -> str:
     """Return the innermost place in the code of a plugin where an exception passed, as "FILE:LINE"; "" if none did."""
-    packages = set()
-    if default_manager.cache_info().currsize:
-        packages = {plugin.target.partition(":")[0].split(".")[0] for plugin in default_manager().plugins} - {"unetkit"}
+    packages: set[str] = set()
+    if context := _find_context(error):
+        plugins = get_manager(context).plugins
+        packages = {plugin.target.partition(":")[0].split(".")[0] for plugin in plugins} - {"unetkit"}
     found = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         name = str(frame.f_globals.get("__name__"))

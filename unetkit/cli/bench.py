@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import reduce
@@ -18,7 +18,7 @@ from click.shell_completion import CompletionItem
 
 from unetkit.bench.config import BenchConfig
 from unetkit.bench.grid import AXES, Case, Mode, exclude_cases, make_cases, make_plans, parse_axis, split_axis
-from unetkit.bench.metrics import collect_metrics, has_metric
+from unetkit.bench.metrics import collect_metrics, split_absent_metrics
 from unetkit.bench.results import ResultsFile, ResultsWriter
 from unetkit.bench.training import FIELDS, TRAINING_AXES, combine_trainings, parse_training_axis
 from unetkit.cli.options import (
@@ -33,7 +33,7 @@ from unetkit.cli.options import (
 from unetkit.errors import OptionError, UnetkitError
 from unetkit.plan import PlanField
 from unetkit.plugins import PluginManager
-from unetkit.registry import PART_FIELDS, MetricInfo, Parts
+from unetkit.registry import BUILTIN, PART_FIELDS, MetricInfo, Parts
 from unetkit.resolve import kind_of
 from unetkit.utils.config_fields import ConfigField, list_config_fields
 from unetkit.utils.tables import page_width, print_listing
@@ -165,7 +165,7 @@ _INHERITED = ("budget", "target_ci", "seed", "device", "jobs", "threads", "engin
 
 def inherit_settings(
     folder: Path, values: dict[str, Any], given: dict[str, Any], manager: PluginManager
-) -> tuple[dict[str, Any], dict[str, Any], list[MetricInfo]]:
+) -> tuple[dict[str, Any], dict[str, Any], tuple[MetricInfo, ...]]:
     """Complete the settings of a command with those of the benchmark that a folder contains, if it contains one.
 
     Args:
@@ -175,14 +175,13 @@ def inherit_settings(
         manager: the loaded plugins.
 
     Returns:
-        Both, completed, and the metrics of the folder that no plugin has any more, unless metrics were given.
+        Both, completed, and the metrics of the folder that no plugin has any more; none of them if metrics were given.
     """
     header = ResultsFile(folder).header if folder.is_dir() else None
     if header is None:
-        return values, given, []
+        return values, given, ()
     stored = {name: header.settings[name] for name in _INHERITED if name in header.settings}
-    absent = [metric for metric in header.metrics if "metrics" not in values and not has_metric(metric.name, manager)]
-    stored["metrics"] = tuple(metric.name for metric in header.metrics if metric not in absent)
+    stored["metrics"], absent = split_absent_metrics(header.metrics, manager)
     if header.training is not None:
         rules = header.training.rules
         looks = rules["looks"]
@@ -192,6 +191,7 @@ def inherit_settings(
         stored |= {"race": rules["race"]}
         given = {**header.training.grid, **given, "data": header.training.data}
     known = {one.name for one in list_config_fields(BenchConfig)}
+    absent = () if "metrics" in values else absent
     return {**{name: value for name, value in stored.items() if name in known}, **values}, given, absent
 
 
@@ -206,7 +206,9 @@ def _run(ctx: click.Context, given: dict[str, Any]) -> None:
     if given.get("dry_run"):
         _dry_run(runner, given.get("out"))
     else:
-        _measure(runner, given.get("out") or Path("runs", _folder_name({**given, "plugins": runner.config.plugins})))
+        named_metrics = take_config_values(BenchConfig, {**given}).get("metrics", ())
+        folder = given.get("out") or Path("runs", _folder_name({**given, "plugins": runner.config.plugins}))
+        _measure(runner, named_metrics, folder)
 
 
 def _make_runner(ctx: click.Context, given: dict[str, Any]) -> BenchRunner:
@@ -215,15 +217,14 @@ def _make_runner(ctx: click.Context, given: dict[str, Any]) -> BenchRunner:
 
     host = get_manager(ctx)
     plugins = tuple(map(str, ctx.find_root().params.get("plugins") or ()))
-    values, absent = take_config_values(BenchConfig, {**given}), list[MetricInfo]()
+    values, absent = take_config_values(BenchConfig, {**given}), tuple[MetricInfo, ...]()
     if given.get("out"):
         values, given, absent = inherit_settings(given["out"], values, given, host)
     for metric in absent:
-        line = f"metric {metric.name} of plugin {metric.owner} cannot be found any more, so new rows do not have it"
+        line = f"metric {metric.name} of plugin {metric.owner} was not found, so it is not measured for new rows"
         click.echo(f"unetkit: {line}", err=True)
-    runner = BenchRunner(parse_grid(given, host.parts), BenchConfig(**values, plugins=plugins), host)
-    runner.absent_metrics = tuple(absent)
-    return runner
+    config = BenchConfig(**values, plugins=plugins)
+    return BenchRunner(parse_grid(given, host.parts), config, host, absent_metrics=absent)
 
 
 def parse_grid(given: dict[str, Any], parts: Parts) -> list[Case]:
@@ -262,7 +263,7 @@ def _folder_name(given: dict[str, Any]) -> str:
     return hashlib.sha256(repr(relevant).encode()).hexdigest()[:8]
 
 
-def _measure(runner: BenchRunner, folder: Path) -> None:
+def _measure(runner: BenchRunner, named_metrics: Sequence[str], folder: Path) -> None:
     from unetkit.bench.progress import BenchProgress
     from unetkit.utils.formatting import format_plural
 
@@ -286,16 +287,16 @@ def _measure(runner: BenchRunner, folder: Path) -> None:
     if found and all(record.error for record in found):
         first = found[0].error
         raise UnetkitError(f"all {len(found)} trainings failed; the first: {first}" if found[1:] else first)
-    if _has_failures(runner, writer):
+    if _has_failures(runner, named_metrics, writer):
         raise click.exceptions.Exit(1)
 
 
-def _has_failures(runner: BenchRunner, writer: ResultsWriter) -> bool:
-    """Return whether a row of the command, one of its trainings, or a metric that it names has failed."""
+def _has_failures(runner: BenchRunner, named_metrics: Sequence[str], writer: ResultsWriter) -> bool:
+    """Return whether a row of the command, one of its trainings, or a metric that the command names has failed."""
     ids = {case.id for case in runner.cases}
     rows = [row for row in writer.rows.values() if row.id in ids]
     trainings = [record for record in writer.trainings.values() if record.row_id in ids]
-    return any(row.error or row.failures.keys() & {*runner.config.metrics} for row in rows) or any(
+    return any(row.error or row.failures.keys() & {*named_metrics} for row in rows) or any(
         record.error or record.failures for record in trainings
     )
 
@@ -388,7 +389,7 @@ def metrics(ctx: click.Context) -> None:
 
     rows = []
     for metric in collect_metrics(get_manager(ctx), trained=True):
-        owner = f" (of {metric.owner})" if metric.owner != "unetkit" else ""
+        owner = f" (of {metric.owner})" if metric.owner != BUILTIN else ""
         name = f"{metric.name}:CLASS" if metric.per_class else metric.name
         measured = "trained networks" if metric.trained else "networks"
         rows.append([name, measured, metric.info.unit, metric.info.summary + owner])

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class _RefuseRepeated(click.Command):
+class Command(click.Command):
     """A command that refuses an option which is given twice, of which click would drop the first value."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -44,12 +44,8 @@ class _RefuseRepeated(click.Command):
         return super().parse_args(ctx, args)
 
 
-class Command(_RefuseRepeated):
-    """A command of unetkit."""
-
-
-class Group(_RefuseRepeated, click.Group):
-    """A group of unetkit's commands."""
+class Group(Command, click.Group):
+    """A group of such commands."""
 
     command_class = Command
 

@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem
 from unetkit.cli.options import Group, forget_manager, get_manager, get_plugin_commands
 from unetkit.errors import OptionError, did_you_mean
 from unetkit.plugins import DISABLE, PluginManager
-from unetkit.registry import Plugin
+from unetkit.registry import BUILTIN, Plugin
 from unetkit.scaffold import TITLES, new_plugin
 from unetkit.utils.formatting import format_plural
 from unetkit.utils.isolation import call_before_debugger, stdout_to_stderr
@@ -67,7 +67,7 @@ def plugins(ctx: click.Context, verbose: bool, disable: tuple[str, ...]) -> None
 
 def _disable(ctx: click.Context, names: tuple[str, ...]) -> None:
     """Load the plugins anew without these, as every command does where UNETKIT_DISABLE names them."""
-    found = [plugin for plugin in get_manager(ctx).plugins if plugin.name != "unetkit"]
+    found = [plugin for plugin in get_manager(ctx).plugins if plugin.name != BUILTIN]
     for name in names:
         if not any(plugin.is_called(name) for plugin in found):
             near = did_you_mean(name, [plugin.name for plugin in found]) or "; `unetkit plugins` lists them"
@@ -79,7 +79,7 @@ def _disable(ctx: click.Context, names: tuple[str, ...]) -> None:
 
 def _print_plugins(ctx: click.Context, verbose: bool) -> None:
     host, commands = get_manager(ctx), get_plugin_commands(ctx)
-    found = sorted((p for p in host.plugins if p.name != "unetkit"), key=lambda plugin: plugin.name)
+    found = sorted((p for p in host.plugins if p.name != BUILTIN), key=lambda plugin: plugin.name)
     if not found:
         click.echo("no plugins are installed; `unetkit plugins new my-gate --kind fusion` creates one")
         return

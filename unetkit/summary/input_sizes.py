@@ -57,8 +57,8 @@ def _verify(meta_model: nn.Module, *, any_size: bool) -> None:
     if violation := contract_violation(network, record):
         raise BuildError(violation) from record.error
     if record.error is not None:
-        is_mistake, search = isinstance(record.error, MISTAKES), SizeSearch(meta_model)
-        if any_size and not is_mistake and search.is_hopeful(max(size)):
+        search = SizeSearch(meta_model)
+        if any_size and not is_mistake(record.error) and search.is_hopeful(max(size)):
             return
         raise size_error(search, size, record) from record.error
     if record.error is None and not isinstance(record.output, Tensor):
@@ -203,8 +203,14 @@ def _find_encoder_violation(network: UNet, call: ModuleCall) -> str:
 
 # Input sizes
 
-#: Errors that do not depend on the size of the input.
-MISTAKES = (AttributeError, ImportError, NameError, NotImplementedError, TypeError)
+#: Errors that may depend on the size of the input.
+_SIZE_ERRORS = (ArithmeticError, AssertionError, IndexError, RuntimeError, UnetkitError, ValueError)
+
+
+def is_mistake(error: Exception | None) -> bool:
+    """Return whether an error of a pass is a mistake in the code of a part, which no size of the input mends."""
+    return isinstance(error, NotImplementedError) or not isinstance(error, _SIZE_ERRORS)
+
 
 #: The largest side that is tried: no known network refuses a side of this length for being too small.
 _MAX_SIDE = 2048
@@ -293,7 +299,7 @@ class SizeSearch:
 
     def _samples(self, side: int) -> list[int]:
         below = max(side // self.period, 1) * self.period
-        # Multiples of many numbers, of which windows may be made: 60 of those up to 6, 56 of 7 and 8.
+        # Attention in windows needs maps that its windows divide: 60 is a multiple of 1 to 6, and 56 of 7 and 8.
         many = [times * self.period for times in (60, 56) if times * self.period <= 2 * _MAX_SIDE]
         # Valid convolutions take any remainder; padding takes them all, so that two speak for the others.
         remainders = range(self.step, self.period, self.step) if self.network.valid else (1, self.period // 2)
@@ -379,7 +385,7 @@ def size_error(search: SizeSearch, size: Size, record: ForwardRecord) -> Unetkit
     if isinstance(record.error, InputSizeError) and network.size:
         return record.error  # its message names the layer that is too large for the encoder
     failure = record.describe_failure()
-    if isinstance(record.error, MISTAKES):
+    if is_mistake(record.error):
         return BuildError(f"{failing_part(network, record)}{failure}{record.describe_location()}")
     if sizes := search.nearest_sizes(size):
         nearest = " and ".join(map(format_size, sizes))

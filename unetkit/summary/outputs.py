@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unetkit.network import Network, declared_outputs, describe_source, prediction_name, prediction_of
+from unetkit.network import MASK, Network, declared_outputs, describe_source, prediction_name, prediction_of
 from unetkit.protocols import Output
+from unetkit.utils.formatting import format_plural
 from unetkit.utils.spatial import size_of
 
 
@@ -48,7 +49,7 @@ def count_further(returned: Any) -> int:
 
 def format_further(number: int) -> str:
     """Say what a number of further predictions is trained on."""
-    return f"{number} further prediction{'s' * (number > 1)} of the same classes, trained on the mask"
+    return f"{format_plural(number, 'further prediction')} of the same classes, trained on the mask"
 
 
 def outputs_of_model(model: nn.Module, network: Network) -> dict[str, Output]:
@@ -85,7 +86,7 @@ def find_names_error(names: Collection[str], declared: Mapping[str, Output]) -> 
         return "returns an empty dict; expected a prediction and other outputs by name"
     prediction = prediction_name(dict.fromkeys(names))
     if prediction in declared:
-        first = "mask" if prediction == "mask" else "the first one if none is called mask"
+        first = MASK if prediction == MASK else "the first one if none is called mask"
         return (
             f"declares a target for its output {prediction!r}, which is the prediction ({first}) and is trained on the "
             "mask; return the prediction first, and declare only the others"

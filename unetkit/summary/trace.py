@@ -17,7 +17,14 @@ from unetkit.errors import BuildError, InputSizeError, OptionError
 from unetkit.network import Network
 from unetkit.plan import part_at_level
 from unetkit.summary.forward_hooks import ModuleCall, find_network, make_meta_input, record_forward, resolve_input_size
-from unetkit.summary.input_sizes import SizeSearch, failing_part, find_nearest_sizes, find_smallest_input, size_error
+from unetkit.summary.input_sizes import (
+    SizeSearch,
+    failing_part,
+    find_nearest_sizes,
+    find_smallest_input,
+    is_mistake,
+    size_error,
+)
 from unetkit.summary.outputs import (
     count_further,
     describe_output_source,
@@ -31,7 +38,7 @@ from unetkit.unet import Stage, UNet
 from unetkit.utils.flops import CostMeter, storage_key
 from unetkit.utils.formatting import Size, format_size
 from unetkit.utils.integers import round_up
-from unetkit.utils.modules import materialized_copy, preserve_mode, to_meta
+from unetkit.utils.modules import explain_norm_error, materialized_copy, preserve_mode, to_meta
 from unetkit.utils.spatial import size_of
 
 
@@ -136,7 +143,7 @@ def _run_pass(meta_model: nn.Module, size: Size, batch: int) -> tuple[MeteredPas
     input_grad = all(p.requires_grad for p in meta_model.parameters())
     run = MeteredPass(meta_model.train(), size, batch, input_grad=input_grad)
     in_training = run.record
-    if "more than 1 value per channel" in str(run.record.error):
+    if run.record.error is not None and explain_norm_error(run.record.error):
         in_training = MeteredPass(meta_model, size, 2, input_grad=input_grad).record
         notes.append("a norm gets one value per channel: training at this size needs a batch of 2 or more")
         run = MeteredPass(meta_model.eval(), size, batch, input_grad=input_grad)
@@ -170,7 +177,7 @@ def _explain(run: MeteredPass, size: Size) -> Exception:
     if not run.x.is_meta:
         return InputSizeError(f"a real pass of {format_size(size)} fails: {failure}")
     search = SizeSearch(run.model.eval())
-    if run.is_training and search.accepts(size):
+    if run.is_training and not is_mistake(record.error) and search.accepts(size):
         return InputSizeError(f"input size {format_size(size)} works in eval mode only; in training {failure}")
     return size_error(search, size, record)
 

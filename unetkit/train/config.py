@@ -24,7 +24,7 @@ def parse_nodata(text: str | float) -> float:
 
 
 def _parse_freeze(value: str | int) -> int:
-    if value == "all":
+    if value in ("all", -1):
         return -1
     if not str(value).isdecimal():
         raise OptionError("must be a number of epochs, or all")

@@ -18,7 +18,7 @@ from unetkit.data.types import IGNORE, Activation, Target, describe_tensor
 from unetkit.errors import OptionError, PluginError
 from unetkit.plan import PartSpec
 from unetkit.plugins import default_parts
-from unetkit.registry import Parts
+from unetkit.registry import BUILTIN, Parts
 from unetkit.resolve import canonical_spec, create
 from unetkit.utils.formatting import format_plural
 from unetkit.utils.isolation import wrap_errors
@@ -384,4 +384,4 @@ def _create_term(spec: PartSpec, parts: Parts, target: Target, activation: Activ
         instead = {"identity": "mse or l1", "sigmoid": "bce or dice", "softmax": "ce or dice"}[activation]
         raise OptionError(f"--loss {spec}: compares {given}, but the target has {what}; write {instead}")
     term: LossTerm = create("loss", spec, parts, target, activation)
-    return term if owner == "unetkit" else PluginTerm(f"{spec} (of {owner})", term)
+    return term if owner == BUILTIN else PluginTerm(f"{spec} (of {owner})", term)

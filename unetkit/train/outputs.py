@@ -15,7 +15,7 @@ from torch import Tensor
 from unetkit.data.types import Target, find_mask_error
 from unetkit.errors import OptionError, PluginError, UnetkitError
 from unetkit.plan import PartSpec
-from unetkit.registry import Parts
+from unetkit.registry import BUILTIN, Parts
 from unetkit.resolve import canonical_spec, create
 from unetkit.summary.outputs import OutputInfo
 from unetkit.train.losses import Loss, make_loss
@@ -43,7 +43,7 @@ class OutputTarget:
         self._compute: Any = create("target", spec, parts, masks)
         self.text = str(canonical_spec("target", spec, parts))
         owner = parts.targets.get(spec.name).owner
-        self._name = f"target {self.text}" + (f" (of {owner})" if owner != "unetkit" else "")
+        self._name = f"target {self.text}" + (f" (of {owner})" if owner != BUILTIN else "")
         maps = getattr(self._compute, "maps", None)
         if not isinstance(maps, Target):
             raise PluginError(

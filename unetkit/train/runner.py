@@ -22,9 +22,9 @@ from unetkit.network import Network
 from unetkit.parts.encoders.normalization import NormalizationStats, get_normalization_stats
 from unetkit.plan import PLAN_FIELDS, PartSpec, Plan, ResolvedPlan
 from unetkit.plugins import absolute_target, default_parts, load_parts
-from unetkit.registry import Parts
+from unetkit.registry import BUILTIN, Parts
 from unetkit.resolve import canonical_spec, resolve
-from unetkit.serialization import load
+from unetkit.serialization import check_has_names, load
 from unetkit.summary.forward_hooks import find_network
 from unetkit.summary.outputs import describe_output_source
 from unetkit.summary.report import Trace
@@ -37,7 +37,7 @@ from unetkit.train.losses import make_loss
 from unetkit.train.optim import create_optimizer_config
 from unetkit.train.outputs import OutputLoss, find_output_owners, make_output_losses
 from unetkit.train.trainer import RunParts, TrainCallback, Trainer
-from unetkit.utils.config_fields import flag_of, make_config
+from unetkit.utils.config_fields import flag_of, make_config, parse_values
 from unetkit.utils.formatting import Size, format_plural
 from unetkit.utils.isolation import ignore_breakpoints, stdout_to_stderr
 from unetkit.utils.modules import check_device, set_threads
@@ -129,7 +129,7 @@ def find_owners(
     names += [("augment", PartSpec.parse(step).name) for step in split_steps(config.augment) if step != NONE]
     names += [("optimizer", PartSpec.parse(config.optimizer).name), ("data", config.data.partition(":")[0])]
     owners = {parts[kind].entries[name].owner for kind, name in names if name in parts[kind].entries}
-    owners = (owners | find_output_owners(others or {}, parts)) - {"unetkit"}
+    owners = (owners | find_output_owners(others or {}, parts)) - {BUILTIN}
     return tuple((plugin.name, plugin.version) for plugin in parts.plugins if plugin.loaded and plugin.name in owners)
 
 
@@ -162,6 +162,13 @@ def _check_freeze(network: Network, config: TrainConfig) -> None:
         )
     if all(id(parameter) in frozen for parameter in network.parameters() if parameter.requires_grad):
         raise OptionError("--freeze-encoder: leaves nothing to train, since all of this model was loaded; leave it out")
+
+
+def _check_environment(config: TrainConfig) -> None:
+    """Raise OptionError if this machine lacks what a configuration needs."""
+    check_device(config.device)
+    if config.tensorboard and not find_spec("tensorboard"):
+        raise OptionError("--tensorboard: TensorBoard is not installed; run pip install 'unetkit[tensorboard]'")
 
 
 #: Seconds between two saves within an epoch.
@@ -215,6 +222,7 @@ def run(
     folder, plan = Path(out), Plan.parse(plan) if isinstance(plan, str) else plan
     if folder.exists() and not folder.is_dir():
         raise OptionError(f"--out {folder}: is a file; give a folder")
+    check_has_names(plan)
     parts = parts or (load_parts(plugins) if plugins else default_parts())
     data = data if isinstance(data, DatasetSplits) else str(data)
     name = with_absolute_path(data, parts) if isinstance(data, str) else data.source
@@ -223,9 +231,7 @@ def run(
     init = str(Path(config["init_weights"]).absolute()) if config.get("init_weights") else ""
     given = {**config, "data": name, "crop": crop, "seed": seed, "init_weights": init}
     settings = make_config(TrainConfig, given, "train.run")
-    check_device(settings.device)
-    if settings.tensorboard and not find_spec("tensorboard"):
-        raise OptionError("--tensorboard: TensorBoard is not installed; run pip install 'unetkit[tensorboard]'")
+    _check_environment(settings)
     callback = callback or TrainCallback()
     earlier = (read_run(folder), _load_state(folder)) if (folder / HEADER).exists() else None
     with init_processes(settings.device) as group, set_threads(settings.threads):
@@ -297,11 +303,11 @@ def resume(
         OptionError: The data differ from those that the run began with, or another option would change.
     """
     begun = read_run(folder)
-    if fixed := [name for name in config if name not in CHANGEABLE]:
+    changes = parse_values(TrainConfig, {n: value for n, value in config.items() if value is not None}, "train.resume")
+    if fixed := [name for name in changes if name not in CHANGEABLE]:
         raise OptionError(f"{flag_of(fixed[0])}: cannot be changed when a run is resumed; leave it out")
-    changes = {name: value for name, value in config.items() if value is not None}
     begun = replace(begun, config=replace(begun.config, **changes))
-    check_device(begun.config.device)
+    _check_environment(begun.config)
     parts = parts or (load_parts(begun.plugins) if begun.plugins else default_parts())
     begun.check_plugins(parts)
     callback = callback or TrainCallback()
@@ -351,7 +357,7 @@ def _find_difference(
         return difference
     config, _ = create_run_parts(config, plan, data, begun.value_range, parts)
     with stdout_to_stderr():
-        named = find_network(build_plan(plan, parts, device="meta")).plan
+        named = find_network(build_plan(plan, parts, device="meta", check=False)).plan
     for word in PLAN_FIELDS:
         new, old = (str(Plan(**{word.name: getattr(one, word.name)})) for one in (named, begun.plan))
         if new != old:

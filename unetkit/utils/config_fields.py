@@ -104,7 +104,21 @@ def _describe_field(one: Any, annotation: Any) -> ConfigField:
 
 
 def make_config(config: type[C], values: dict[str, Any], function: str) -> C:
-    """Create a configuration from the keyword arguments of a function; text is read as the command line reads it.
+    """Create a configuration from the keyword arguments of a function.
+
+    Args:
+        config: the class of the configuration.
+        values: the arguments, as `parse_values` takes them.
+        function: the name of the function, for messages.
+
+    Raises:
+        OptionError: An argument does not exist, or its value is not allowed.
+    """
+    return config(**parse_values(config, values, function))
+
+
+def parse_values(config: type, values: dict[str, Any], function: str) -> dict[str, Any]:
+    """Read the values of fields that were given as keyword arguments; text is read as the command line reads it.
 
     Args:
         config: the class of the configuration.
@@ -112,21 +126,37 @@ def make_config(config: type[C], values: dict[str, Any], function: str) -> C:
         function: the name of the function, for messages.
 
     Raises:
-        OptionError: An argument does not exist, or its value is not allowed.
+        OptionError: An argument does not exist, or its value is of another type.
     """
     known = {one.name: one for one in list_config_fields(config)}
-    names = [one.name for one in fields(config)]  # type: ignore[arg-type]
+    names = [one.name for one in fields(config)]
     for name in values:
         if name not in names:
             raise OptionError(f"{function}: there is no argument {name!r}{did_you_mean(name, names)}")
     parsed = dict(values)
     for name, value in values.items():
-        if name in known and value is not None and not isinstance(value, bool):
+        if name in known and value is not None:
             try:
-                parsed[name] = known[name].parse(value)
+                parsed[name] = known[name].parse(_convert(value, known[name].type))
             except OptionError as error:
                 raise OptionError(f"{function}: {name}={value!r}: {error}") from None
-    return config(**parsed)
+    return parsed
+
+
+_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "True or False"}
+
+
+def _convert(value: Any, kind: type) -> Any:
+    """Convert a value to the type of a field, from text too. Raises OptionError."""
+    if kind not in _TYPE_NAMES:
+        return value
+    is_bool = isinstance(value, bool)
+    try:
+        if is_bool == (kind is bool) and (is_bool or isinstance(value, str) or value == kind(value)):
+            return kind(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise OptionError(f"must be {_TYPE_NAMES[kind]}")
 
 
 def format_option(name: str, value: Any) -> str:
