@@ -212,7 +212,8 @@ def test_a_command_repeats_a_row() -> None:
     [case] = rows(grid(encoder="resnet18", up="transposed:kernel=4"), size=["64"], mode=["compiled"])
     choices = BenchConfig(metrics=("macs",), plugins=("mine.py",), budget=2.5, threads=1)
     assert repeat_command(case, choices, "--encoder resnet18", Mode()) == (
-        "unetkit --plugin mine.py bench --encoder resnet18 --up transposed:kernel=4 --size 64 --batch-size 1 "
+        f"unetkit --plugin {Path('mine.py').absolute()} bench --encoder resnet18 --up transposed:kernel=4 --size 64 "
+        "--batch-size 1 "
         "--mode compiled --baseline-mode eager --baseline '--encoder resnet18' --metrics macs --budget 2.5 --threads 1"
     )
 

@@ -140,5 +140,5 @@ def test_a_training_step_that_a_norm_cannot_take_is_refused_in_plain_words() -> 
         .metrics.get("training")
         .load()(BenchModel(plan, 1, Mode(), torch.device("cpu"), load_parts(isolated=True)))
     )
-    with pytest.raises(InputSizeError, match=r"^a training step of 1x1x32x32 .* larger --batch-size or --size$"):
+    with pytest.raises(InputSizeError, match=r"^in training, a batch norm .* larger --batch-size or --size$"):
         step()

@@ -8,7 +8,8 @@ metric of trained networks such as `miou` has the columns `miou` (mean over seed
 `miou-verdict` and others. Every column accepts every row of the run, including failed ones. The tables, the report,
 CSV, JSON and pandas use them.
 
-Times other than `latency-raw` and `latency-min` are normalized by the baseline's (`BaselineTimes`), so that they agree with the ratios.
+Times other than `latency-raw` and `latency-min` are normalized by those of the baseline (`BaselineTimes`), so that they
+agree with the ratios.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ class BenchProgress:
         return " ".join(factors[name] for name in self._varied if name in factors)
 
     def _row_result(self, row: BenchRow) -> list[str]:
-        """Return the time of a row, normalized by the baseline of the rows so far, and its ratio to the baseline, or its error."""
+        """Return the time of a row, normalized by the rows so far, and its ratio to the baseline, or its error."""
         timing = row.timings.get(self._timed_metric)
         if timing is None:
             return [row.error or row.failures.get(self._timed_metric, "") or "done"]

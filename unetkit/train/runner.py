@@ -222,7 +222,6 @@ def run(
     folder, plan = Path(out), Plan.parse(plan) if isinstance(plan, str) else plan
     if folder.exists() and not folder.is_dir():
         raise OptionError(f"--out {folder}: is a file; give a folder")
-    check_has_names(plan)
     parts = parts or (load_parts(plugins) if plugins else default_parts())
     data = data if isinstance(data, DatasetSplits) else str(data)
     name = with_absolute_path(data, parts) if isinstance(data, str) else data.source
@@ -253,6 +252,7 @@ def run(
         not_loaded = load_init_weights(model, settings.init_weights) if settings.init_weights else {}
         _check_freeze(network, settings)
         mean, std = choose_normalization(network, found)
+        check_has_names(network.plan)
         begun = TrainRun(
             folder,
             network.plan,
