@@ -413,7 +413,8 @@ def test_half_precision_trains_on_a_cpu(tmp_path: Path) -> None:
 
 def test_the_same_command_continues_a_run_and_another_one_is_refused(tmp_path: Path) -> None:
     def run(line: str = TINY, folder: str = "a", count: int = 4, **config: Any) -> train.TrainRun:
-        return train.run(line, tmp_path / folder, data=squares(count), **{**QUICK, **config})
+        options = {"threads": 1, **QUICK, **config}  # with another number, the last digits may differ
+        return train.run(line, tmp_path / folder, data=squares(count), **options)
 
     with pytest.raises(KeyboardInterrupt):
         run(callback=Seen(2))  # squares(4) are one step in an epoch
@@ -428,7 +429,7 @@ def test_the_same_command_continues_a_run_and_another_one_is_refused(tmp_path: P
     ):
         with pytest.raises(OptionError, match=what):
             run(line, **options)
-    run(f"{TINY} --fuse concat", loss="", threads=1, workers=0)  # says what is the default anyway
+    run(f"{TINY} --fuse concat", loss="", workers=0)  # says what is the default anyway
     assert [line["epoch"] for line in log_of(tmp_path / "a")] == [1, 2]
     run(folder="b")
     assert same_files(tmp_path / "a", tmp_path / "b")
