@@ -1,7 +1,7 @@
 """Plugin files as modules: the name of each contains the path of its file, so that another process can import it.
 
 What a file defines can therefore be pickled, as `torch.save(model)` and `torch.multiprocessing` do: unpickling imports
-`unetkit.plugin_files.__home__me__gate` from /home/me/gate.py.
+`unetkit.plugin_files.__data__gate` from /data/gate.py.
 """
 
 from __future__ import annotations
@@ -46,6 +46,11 @@ def _unescape(piece: bytes) -> bytes:
     if piece.startswith(b"_x"):
         return bytes.fromhex(piece[2:].decode())
     return _CHARACTERS.get(piece.decode(), piece.decode()).encode()
+
+
+def package_of(module: str) -> str:
+    """Return the package of a module; a plugin file is a package of its own."""
+    return module if module.startswith(PREFIX) else module.partition(".")[0]
 
 
 def import_file(path: Path) -> ModuleType:

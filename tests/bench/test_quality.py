@@ -75,7 +75,7 @@ def test_few_seeds_are_exploratory_and_looks_say_what_is_missing(tmp_path: Path)
     assert verdicts(few)["resnet18-add"].startswith("exploratory")
     assert describe_missing_rows(few) == []
     begun = write_trained_run(tmp_path / "begun", seeds=3, looks=(6, 8))
-    assert describe_missing_rows(begun)[0].startswith("12 trainings still to do; continue with: unetkit bench")
+    assert describe_missing_rows(begun)[0].startswith("12 trainings are still to do; continue with: unetkit bench")
     decided = write_trained_run(tmp_path / "decided", seeds=6, looks=(6, 8))
     assert {*verdicts(decided).values()} >= {"better", "worse"}
 

@@ -300,7 +300,7 @@ def test_show_says_baseline_machine_failures_and_warnings(folder: str) -> None:
 def test_show_says_how_to_go_on(tmp_path: Path) -> None:
     result = called(written(tmp_path / "half", run(), missing=3))
     assert "\n25 rows" in result.output
-    assert f"3 of 28 rows not measured yet; continue with: {run().command}" in result.output
+    assert f"3 of 28 rows are not measured yet; continue with: {run().command}" in result.output
 
 
 def test_a_run_without_rows_is_shown(tmp_path: Path) -> None:
@@ -310,7 +310,7 @@ def test_a_run_without_rows_is_shown(tmp_path: Path) -> None:
     (folder / "rows.jsonl").write_text("".join(line for line in lines if not line.startswith('{"row"')))
     result = called(held)
     assert result.exit_code == 0, result.output
-    assert "28 of 28 rows not measured yet" in result.output
+    assert "28 of 28 rows are not measured yet" in result.output
 
 
 def test_csv_has_every_row_and_column_in_base_units(folder: str) -> None:

@@ -406,7 +406,7 @@ def test_what_is_asked_wrongly_is_refused(run: TrainRun, tmp_path: Path) -> None
     )
     assert refused(tmp_path, *asked[1:]).startswith(f"{tmp_path} is not a training run")
     assert refused(*asked, "--tile", "12by12").startswith("--tile 12by12: must be a number or HEIGHTxWIDTH")
-    assert refused(*asked, "--tile", "0x12") == "--tile: must be at least 1; got 0"
+    assert refused(*asked, "--tile", "0x12") == "--tile 0x12: must be at least 1; got 0"
     assert refused(*asked, "--batch-size", 0) == "--batch-size 0: must be at least 1"
     assert refused(*asked, "--overlap", -1) == "--overlap -1: must be at least 0"
     assert "--device nowhere: is not available" in refused(*asked, "--device", "nowhere")

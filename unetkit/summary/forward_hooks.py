@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from unetkit.errors import UnetkitError
 from unetkit.network import Network, prediction_name
 from unetkit.plan import Plan
+from unetkit.plugin_files import package_of
 from unetkit.utils.flops import CostMeter
 from unetkit.utils.formatting import Size
 from unetkit.utils.isolation import INTERRUPTS
@@ -87,10 +88,10 @@ class ForwardRecord:
         """Return " in FILE:LINE" for the line at which the pass failed in a part that others wrote; "" otherwise."""
         if self.error is None:
             return ""
-        packages = [_package_of(type(call.module).__module__) for call in self.calls if call.end < 0]
+        packages = [package_of(type(call.module).__module__) for call in self.calls if call.end < 0]
         frames = [*traceback.walk_tb(self.error.__traceback__)]
         for frame, line in reversed(frames):
-            package = _package_of(frame.f_globals.get("__name__", ""))
+            package = package_of(frame.f_globals.get("__name__", ""))
             if package in packages and package not in _LIBRARIES:
                 return f" in {frame.f_code.co_filename}:{line}"
         return ""
@@ -111,10 +112,6 @@ _NEEDS_VALUES = re.compile(
 
 #: Packages in which a part's mistake shows, but is not made.
 _LIBRARIES = ("torch", "torchvision", "timm", "segmentation_models_pytorch", "unetkit")
-
-
-def _package_of(module: str) -> str:
-    return module.partition(".")[0]
 
 
 def first_line(error: Exception | None) -> str:

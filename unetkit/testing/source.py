@@ -10,6 +10,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import unetkit
+from unetkit.plugin_files import package_of
 
 #: Built-in parts are the author's code where unetkit checks itself; everything else in unetkit only calls it.
 _UNETKIT = Path(unetkit.__file__).parent
@@ -30,7 +31,7 @@ class AuthorSource:
             module: the full name of a module that is imported.
             file: the file, for code without a module.
         """
-        package = sys.modules.get(module.partition(".")[0])
+        package = sys.modules.get(package_of(module))
         self.is_package = bool(getattr(package, "__path__", None))
         if package is sys.modules["unetkit"]:
             self.folder: Path | None = _UNETKIT / "parts"
