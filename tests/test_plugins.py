@@ -24,6 +24,7 @@ from unetkit.plan import Plan
 from unetkit.plugin_files import module_name
 from unetkit.plugins import PluginManager, load_manager, load_parts
 from unetkit.registry import KINDS, Plugin
+from unetkit.serialization import load, save
 
 OURS = version("unetkit")
 HEAD = "import unetkit\nfrom unetkit.hookspecs import hookimpl\n\n"
@@ -331,7 +332,12 @@ def test_two_plugins_of_one_name_for_a_part(write: Write, capsys: pytest.Capture
     assert build(Plan.parse(str(model.plan)), parts=parts, device="meta").plan == model.plan
     mixed = build(**words, fuse="add/one/twice")
     assert [type(stage.fusion).__module__ for stage in mixed.stages[1:]] == [module_name(files[0])]
-    assert load_parts(files[:1]).fusions.get("one/twice").qualified_name == "twice"
+    alone = load_parts(files[:1])
+    assert alone.fusions.get("one/twice").qualified_name == "twice"
+    save(build(**{**words, "parts": alone, "device": None}, fuse="twice"), path := files[0].with_name("m.safetensors"))
+    loaded = load(path, parts=parts)  # the plugin that the file records has the name
+    assert "--fuse one/twice" in str(loaded.plan)
+    assert [plugin.name for plugin in loaded.plugins] == ["one"]
     assert lines(capsys) == []
 
 

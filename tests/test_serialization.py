@@ -647,6 +647,9 @@ def test_a_plugin_that_was_a_file_or_fails_here(tmp_path: Path, capsys: pytest.C
     source.write_text("1 / 0\n")
     with pytest.raises(PluginError, match="with plugin inner, which failed here: ZeroDivisionError: division by zero"):
         unetkit.load(path, parts=unetkit.load_parts([source]))
+    source.rename(tmp_path / "moved.py")
+    with pytest.raises(PluginError, match="does not exist; give its file by --plugin FILE"):
+        unetkit.load(path, parts=unetkit.load_parts([source]))
 
 
 GOOD_PLUGIN = {"name": "x", "version": "1", "distribution": "x", "target": "x"}

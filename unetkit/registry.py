@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -218,6 +218,8 @@ class Registry:
     libraries: dict[str, Library] = field(default_factory=dict)
     #: All plugins that were found, shared by every registry: a name that is missing may belong to one that failed.
     plugins: list[Plugin] = field(default_factory=list)
+    #: The plugins whose part a name means that several plugins share; see `Parts.prefer`.
+    preferred: frozenset[str] = frozenset()
     #: Whether two plugins may have parts of one name, which are then called "owner/name".
     shares_names = True
 
@@ -288,6 +290,9 @@ class Registry:
         if prefix and bare in self.entries and self.entries[bare].owner == prefix:
             return self.entries[bare]
         if shared := [entry for entry in self.entries.values() if entry.name == name]:
+            preferred = [entry for entry in shared if entry.owner in self.preferred]
+            if len(preferred) == 1:
+                return preferred[0]
             raise UnknownNameError(self._shared_name_message(shared))
         untagged = bare if bare.endswith(".") else bare.split(".")[0]  # a tag names weights, as in "resnet18.a1_in1k"
         taken = bare in self.entries
@@ -528,6 +533,14 @@ class Parts:
             mine.owner, mine.plugins = owner, theirs.plugins
             mine.entries, mine.libraries = dict(theirs.entries), dict(theirs.libraries)
         return copy
+
+    def prefer(self, owners: Iterable[str]) -> Parts:
+        """Return a view in which a name that several plugins share means the part of one of these plugins."""
+        view = Parts()
+        view.plugins, view.wrap_model, preferred = self.plugins, self.wrap_model, frozenset(owners)
+        for kind in KINDS:
+            setattr(view, kind.attribute, replace(self[kind.field], preferred=preferred))
+        return view
 
     def check(self) -> None:
         """Raise PluginError if something else than an entry was put into a registry."""

@@ -54,7 +54,9 @@ def resolve(plan: Plan, parts: Parts) -> tuple[ResolvedPlan, Plan]:
     from_recipe = Plan()
     if plan.recipe is not None:
         recipe = canonical_spec("recipe", plan.recipe, parts)
-        from_recipe = canonical_plan(_run_recipe(recipe, parts), parts)
+        # What a recipe names is its own plugin's, also if another plugin has a part of the same name.
+        owners = () if recipe.factory is not None else (parts.recipes.get(recipe.name).owner,)
+        from_recipe = canonical_plan(_run_recipe(recipe, parts), parts.prefer(owners))
         plan = replace(plan, recipe=recipe, encoder=_add_options(plan.encoder, from_recipe.encoder, parts))
     plan = canonical_plan(plan, parts)
     model = plan.model or from_recipe.model

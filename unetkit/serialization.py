@@ -168,7 +168,9 @@ def load(path: str | Path, *, parts: Parts | None = None, device: Any = None) ->
     data = read_file(path)
     metadata = read_metadata(path, data)
     parts = parts or default_parts()
-    elsewhere = _check_plugins(path, metadata, parts)
+    saved = _read_plugins(path, metadata.get("plugins", "[]"))
+    elsewhere = _check_plugins(path, saved, parts)
+    parts = parts.prefer(plugin.name for plugin in saved)
     device = torch.get_default_device() if device is None else device
     check_device(device)
     try:
@@ -269,16 +271,17 @@ def _make_metadata(model: nn.Module) -> dict[str, str]:
     return about | {"plugins": json.dumps(plugins)} | {name: version(name) for name in _RECORDED_VERSIONS}
 
 
-def _check_plugins(path: Path, metadata: dict[str, Any], parts: Parts) -> str:
+def _check_plugins(path: Path, saved: list[_SavedPlugin], parts: Parts) -> str:
     """Return notes on plugins of a file that have another version here. Raises PluginError if some are not loaded."""
     here = {plugin.name: plugin for plugin in parts.plugins if plugin.loaded}
     failed = {plugin.name: plugin for plugin in parts.plugins if not plugin.loaded}
-    saved = _read_plugins(path, metadata.get("plugins", "[]"))
     absent = [plugin for plugin in saved if plugin.name not in here]
     for plugin in absent:
         if found := failed.get(plugin.name):
             state = found.error if found.disabled else f"failed here: {found.error}"
-            raise PluginError(f"{path} was built with plugin {plugin.name}, which {state}")
+            moved = found.target.endswith(".py") and not Path(found.target).expanduser().exists()
+            advice = "; give its file by --plugin FILE" if moved and not found.disabled else ""
+            raise PluginError(f"{path} was built with plugin {plugin.name}, which {state}{advice}")
     if absent:
         names = ", ".join(f"{plugin.name} {plugin.version}".strip() for plugin in absent)
         are = "s {}, which are not here" if len(absent) > 1 else " {}, which is not here"

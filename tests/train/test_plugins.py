@@ -126,6 +126,10 @@ def test_it_is_evaluated_and_resumed_with_the_plugin(run: train.TrainRun, tmp_pa
     scores = json.loads(command("eval", run.folder, "--json"))
     assert (scores["split"], scores["images"], scores["data"]) == ("test", 1, "few:count=3")
     assert train.resume(run.folder).folder == run.folder  # it is finished, so nothing changes
+    shared = PLUGIN.replace("    parts.metrics", "    # parts.metrics")  # metrics alone cannot share their names
+    (other := tmp_path / "other.py").write_text(shared)
+    scores = json.loads(command("--plugin", other, "eval", run.folder, "--json"))
+    assert scores["data"] == "few:count=3"
     without = replace(run, folder=tmp_path, plugins=())
     without.write()
     message = rf"{re.escape(str(tmp_path))} was trained with plugin mine, which is not loaded; install it, or give"

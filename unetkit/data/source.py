@@ -27,9 +27,11 @@ def is_named_dataset(text: str, parts: Parts | None = None) -> bool:
         UnknownNameError, FileError: It is neither.
     """
     name, colon, _ = text.partition(":")
-    names = (parts or default_parts()).datasets.names()
-    if name in names or Path(text).is_dir():
-        return name in names
+    registry = (parts or default_parts()).datasets
+    names = registry.names()
+    is_known = name in names or any(entry.name == name for entry in registry.entries.values())
+    if is_known or Path(text).is_dir():
+        return is_known
     if colon:
         known = ", ".join(names)
         raise UnknownNameError(

@@ -44,7 +44,7 @@ def open_evaluation(
         PluginError: A plugin that the run uses is not loaded.
     """
     if data is None:
-        run.check_plugins(parts)
+        parts = run.prefer_plugins(parts)
     if data is None and not _is_known_data(run.config.data, parts):
         raise FileError(
             f"{run.folder} was trained on {run.config.data!r}, which is no folder or data set here; give the data "

@@ -105,8 +105,8 @@ class TrainRun:
         value_range: the range of the training images, of which augmentation changes values by shares.
         splits: the fingerprint of each split; see `fingerprint`.
         plugins: the files and modules that were given by --plugin.
-        owners: the name and version of each plugin that supplies the data set, a loss, a target, the augmentation or
-            the optimizer; the weights name those of the network.
+        owners: the name and version of each plugin that supplies a part of the network, the data set, a loss, a target,
+            the augmentation or the optimizer.
         versions: the versions of unetkit and of the libraries that affect the result.
         command: the command line.
         loaded: the modules and tensors of the network that began with weights that were loaded; see `Network.loaded`.
@@ -156,8 +156,12 @@ class TrainRun:
             )
         return load(path, parts=parts, device=device).eval()
 
-    def check_plugins(self, parts: Parts) -> None:
-        """Raise PluginError if a plugin that supplies the data set, the loss or the like is not loaded."""
+    def prefer_plugins(self, parts: Parts) -> Parts:
+        """Return parts in which a name that plugins share means the part of the plugin that the run was trained with.
+
+        Raises:
+            PluginError: A plugin that the run was trained with is not loaded.
+        """
         loaded = {plugin.name for plugin in parts.plugins if plugin.loaded}
         for name, plugin_version in self.owners:
             if name not in loaded:
@@ -165,6 +169,7 @@ class TrainRun:
                     f"{self.folder} was trained with plugin {f'{name} {plugin_version}'.strip()}, which is not loaded; "
                     "install it, or give its file by --plugin"
                 )
+        return parts.prefer(name for name, _ in self.owners)
 
     def write(self) -> None:
         """Write the header that `read_run` reads."""

@@ -122,14 +122,16 @@ def create_output_losses(model: nn.Module, traced: Trace, target: Target, parts:
 
 
 def find_owners(
-    config: TrainConfig, parts: Parts, others: dict[str, OutputLoss] | None = None
+    config: TrainConfig, parts: Parts, others: dict[str, OutputLoss], network: Network
 ) -> tuple[tuple[str, str], ...]:
-    """Find the plugins that supply data set, losses, targets, augmentation and optimizer, with their versions."""
+    """Find the plugins of the network, data set, losses, targets, augmentation and optimizer, with their versions."""
     names = [("loss", spec.name) for spec in PartSpec.parse(config.loss).links]
     names += [("augment", PartSpec.parse(step).name) for step in split_steps(config.augment) if step != NONE]
     names += [("optimizer", PartSpec.parse(config.optimizer).name), ("data", config.data.partition(":")[0])]
-    owners = {parts[kind].entries[name].owner for kind, name in names if name in parts[kind].entries}
-    owners = (owners | find_output_owners(others or {}, parts)) - {BUILTIN}
+    found = [(parts[kind].entries, name) for kind, name in names]
+    owners = {entry.owner for entries, name in found for entry in entries.values() if name in entry.names}
+    owners |= find_output_owners(others, parts) | {plugin.name for plugin in network.plugins}
+    owners -= {BUILTIN}
     return tuple((plugin.name, plugin.version) for plugin in parts.plugins if plugin.loaded and plugin.name in owners)
 
 
@@ -264,7 +266,7 @@ def run(
             value_range=found.range,
             splits=list_fingerprints(splits),
             plugins=tuple(absolute_target(str(name)) for name in plugins),
-            owners=find_owners(settings, parts, run_parts.others),
+            owners=find_owners(settings, parts, run_parts.others, network),
             versions=tuple((name, version(name)) for name in _VERSIONS),
             command=command,
             loaded=network.loaded,
@@ -309,7 +311,7 @@ def resume(
     begun = replace(begun, config=replace(begun.config, **changes))
     _check_environment(begun.config)
     parts = parts or (load_parts(begun.plugins) if begun.plugins else default_parts())
-    begun.check_plugins(parts)
+    parts = begun.prefer_plugins(parts)
     callback = callback or TrainCallback()
     if data is not None and not isinstance(data, DatasetSplits):
         begun = replace(begun, config=replace(begun.config, data=with_absolute_path(str(data), parts)))
