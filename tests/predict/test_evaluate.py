@@ -121,9 +121,19 @@ def test_python_scores_as_the_command_does(cells: Path) -> None:
         assert (scored.data, scored.split) == (data or CELLS, "test")
     opened = unetkit.evaluate(read_run(cells), open_data(other), split="test", boundary=2.0, device="cpu")
     assert evaluating.report(opened) == evaluating.report(scored)
-    for options, what in (({"weights": "worst"}, "best or last"), ({"split": "all", "boundary": -1}, "boundary")):
-        with pytest.raises(UnetkitError, match=what):
-            unetkit.evaluate(cells, **options)
+    head, _, *rows = str(opened).splitlines()
+    assert f"({opened.split}), 2 images, mIoU {opened.micro().miou:.3f}" in head
+    assert [row.split()[0] for row in rows] == [*opened.target.names]
+    wrong: tuple[dict[str, Any], ...] = (
+        {"weights": "worst"},
+        {"boundary": -1},
+        {"nodata": "x"},
+        {"data": 3},
+        {"run": 3},
+    )
+    for options in wrong:
+        with pytest.raises(UnetkitError, match=next(iter(options))):
+            unetkit.evaluate(**{"run": cells, **options})
     with pytest.raises(UnetkitError, match="images of 3 channels"):
         unetkit.evaluate(read_run(cells), replace(open_data(other), channels=3))
 

@@ -305,6 +305,11 @@ def test_what_cannot_be_done_is_reported_and_the_others_are_done(
     assert "e.tif: cannot be read as TIFF: " in lines[5]
     assert lines[7] == "7 of 7: failed: absent.png: the file does not exist"
     assert len(lines) == 8
+    absent = [f"absent-{index}.png" for index in range(5)]
+    done = called(run.folder, *absent, "--out", tmp_path / "none")
+    assert done.stdout == "0 of 5 images written\n"
+    *lines, last = done.stderr.splitlines()
+    assert (len(lines), last) == (3, "2 more images failed: the file does not exist")
 
 
 def test_an_image_that_memory_does_not_hold_costs_a_line_and_a_wrong_option_ends_all(

@@ -580,7 +580,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = command("train", *CELLS, *more, *SGD, "--tensorboard", "--out", str(folder))
     assert done.returncode == 0, done.stderr
     assert "epoch 2 of 2: loss" in done.stderr
-    assert f"curves in {folder / CURVES}" in done.stderr
+    assert f"curves in {folder / CURVES}; predictions in {folder / PREVIEWS}" in done.stderr
     return folder
 
 

@@ -73,6 +73,7 @@ def predict(
             sys.exit(130)
         finally:
             shown.close()
-    click.echo(f"{len(jobs) - failed} of {format_plural(len(jobs), 'image')} written to {out}")
+    written = f" to {out}" if failed < len(jobs) else ""
+    click.echo(f"{len(jobs) - failed} of {format_plural(len(jobs), 'image')} written{written}")
     if failed:
         ctx.exit(1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -163,6 +164,14 @@ def evaluate(
         OptionError: The data do not fit the run, or the split does not exist.
         PluginError: A plugin that the run uses is not loaded.
     """
+    for flag, value, kinds, expected in (
+        ("run", run, (TrainRun, str, Path), "the folder of a run, or what train.run returned"),
+        ("--data", data, (DatasetSplits, str, Path, NoneType), "a folder or the name of a data set"),
+        ("--boundary", boundary, (int, float, NoneType), "a number of pixels"),
+        ("--nodata", nodata, (int, float, NoneType), "a number"),
+    ):
+        if not isinstance(value, kinds):
+            raise OptionError(f"{flag} {value!r:.80}: must be {expected}")
     if boundary is not None and not 0 <= boundary < float("inf"):
         raise OptionError(f"--boundary {boundary:g}: must be 0 or more")
     run = run if isinstance(run, TrainRun) else read_run(run)

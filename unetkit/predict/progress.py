@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
@@ -9,7 +11,10 @@ from rich.text import Text
 from unetkit.predict.image_reader import ImageReader
 from unetkit.predict.predictor import PredictCallback, PredictionJob
 from unetkit.tiling.layout import TileLayout
-from unetkit.utils.formatting import format_size
+from unetkit.utils.formatting import format_plural, format_size
+
+#: The number of images for which the same reason of a failure is printed.
+_REPEATS = 3
 
 
 class PredictProgress(PredictCallback):
@@ -23,6 +28,7 @@ class PredictProgress(PredictCallback):
         self.console = Console(stderr=True, highlight=False)
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("gone,"))
         self._bar = Progress(*columns, TimeRemainingColumn(), TextColumn("left"), console=self.console, transient=True)
+        self._reasons: Counter[str] = Counter()
         self._count, self._tried, self.done, self._why = count, 0, 0, ""
         self._task = self._bar.add_task("", total=count)
         if self.console.is_terminal:
@@ -49,10 +55,17 @@ class PredictProgress(PredictCallback):
 
     def on_image_error(self, job: PredictionJob, why: str) -> None:
         self._next()
-        self._print(f"{self._tried} of {self._count}: failed: {why}")
+        reason = why.removeprefix(f"{job.image}: ")
+        self._reasons[reason] += 1
+        if self._reasons[reason] <= _REPEATS:
+            self._print(f"{self._tried} of {self._count}: failed: {why}")
 
     def close(self) -> None:
-        """Remove the bar."""
+        """Remove the bar, and print how often a reason was not repeated."""
+        for reason, count in self._reasons.items():
+            if count > _REPEATS:
+                self._print(f"{format_plural(count - _REPEATS, 'more image')} failed: {reason}")
+        self._reasons.clear()
         if self.console.is_terminal:
             self._bar.stop()
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from unetkit.data.border_weights import connected_components, relabel
 from unetkit.data.types import IGNORE, Sample, Target
+from unetkit.utils.formatting import format_plural
 
 #: The scores that each class has.
 RATES = ("iou", "dice", "precision", "recall", "boundary")
@@ -287,6 +288,19 @@ class Evaluation:
         self.target, self.outlines, self.tolerance, self.apart = target, outlines, tolerance, apart
         self.images: list[ImageScores] = []
         self.data = self.split = ""
+
+    def __repr__(self) -> str:
+        """Return the mean IoU and, for each class, the scores over all pixels, as a table."""
+        found, where = self.micro(), f"{self.data} ({self.split}), " if self.data else ""
+        rates = [rate for rate in RATES if getattr(found, rate)]
+        rows = [["class", *rates]]
+        for at, name in enumerate(found.names):
+            values = (none_if_undefined(getattr(found, rate)[at]) for rate in rates)
+            rows.append([name, *("" if value is None else f"{value:.3f}" for value in values)])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        cells = ([name.ljust(widths[0]), *map(str.rjust, values, widths[1:])] for name, *values in rows)
+        head = f"Evaluation: {where}{format_plural(len(self.images), 'image')}, mIoU {found.miou:.3f}"
+        return "\n".join([head, *("  ".join(row).rstrip() for row in cells)])
 
     def add(self, name: str, probabilities: Tensor, sample: Sample) -> None:
         """Add an image.

@@ -107,7 +107,8 @@ class TrainProgress(TrainCallback):
         self.console.print(
             f"{why}; best mIoU {_format_score(best['miou'])} after epoch {best['epoch']}", soft_wrap=True
         )
-        self.console.print(f"curves in {folder / CURVES}; predictions in {folder / PREVIEWS}", soft_wrap=True)
+        written = [(what, folder / name) for what, name in (("curves", CURVES), ("predictions", PREVIEWS))]
+        self.console.print("; ".join(f"{what} in {path}" for what, path in written if path.exists()), soft_wrap=True)
         quoted = shlex.quote(str(folder))
         then = f"next: unetkit eval {quoted}, or unetkit predict {quoted} IMAGE... --out masks"
         self.console.print(then, soft_wrap=True)
