@@ -469,9 +469,17 @@ def test_a_byte_changed_anywhere_is_refused(data: st.DataObject) -> None:
 def test_a_model_that_was_changed_after_it_was_built_is_not_saved(tmp_path: Path) -> None:
     model = unetkit.build("plain:widths=[4,8]")
     model.head = torch.nn.Conv2d(4, 7, 1)
-    with pytest.raises(FileError, match=r"head\.bias differs from what the plan builds, so a file could not"):
-        unetkit.save(model, tmp_path / "m.safetensors")
+    assert "head.bias is additional to what" in refused_save(model, tmp_path / "m.safetensors")
+    model.head = nn.Module()
+    assert "head.conv.bias is missing, but" in refused_save(model, tmp_path / "m.safetensors")
+    model.head.conv = nn.Conv2d(4, 2, 3)
+    wrong = "head.conv.weight is 2x4x3x3, but the plan builds 2x4x1x1"
+    assert wrong in refused_save(model, tmp_path / "m.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def double_output(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return 2 * output
 
 
 def change_timm_scale(model: Any) -> None:
@@ -490,6 +498,9 @@ def change_timm_scale(model: Any) -> None:
         ("plain:widths=[8,16],dropout=0.1", lambda m: setattr(m.encoder.levels[0][0].dropout, "p", 0.5), "p=0.5"),
         ("test_vit", change_timm_scale, "attn has scale="),
         ("test_resnet", lambda m: m.set_submodule("encoder.model.maxpool", nn.AvgPool2d(2)), "AvgPool2d"),
+        (SMALL, lambda m: m.head.register_forward_hook(double_output), "head has the forward hook double_output"),
+        (SMALL, lambda m: m.register_forward_pre_hook(double_output), "the model has the forward hook"),
+        (SMALL, lambda m: setattr(m.head, "forward", double_output), "head has the forward hook"),
     ],
 )
 def test_a_setting_that_the_plan_does_not_build_is_not_saved(

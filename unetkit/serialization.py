@@ -254,13 +254,20 @@ def _make_metadata(model: nn.Module) -> dict[str, str]:
     built = cast(Network, model)
     if changed := state_shapes(model).items() ^ built.built_shapes.items():
         name = min(name for name, _ in changed)
+        here, there = state_shapes(model).get(name), built.built_shapes.get(name)
+        if here is not None and there is not None:
+            what = "is {}, but the plan builds {}".format(
+                *("x".join(map(str, shape)) or "a number" for shape in (here, there))
+            )
+        else:
+            what = "is missing, but the plan builds it" if here is None else "is additional to what the plan builds"
         raise FileError(
-            f"{name} differs from what the plan builds, so a file could not rebuild it; save the model as it was "
-            "built, and reparameterize, prune or quantize it after loading"
+            f"{name} {what}, so a file could not rebuild the model; save it as it was built, and reparameterize, "
+            "prune or quantize it after loading"
         )
     if difference := find_difference(built.built_modules, describe_modules(model)):
         raise FileError(
-            f"{difference}, so a file could not rebuild it; use an option of a part that does "
+            f"{difference}, so a file could not rebuild the model; use an option of a part that does "
             "this (`unetkit list` shows them), make it a part of a plugin, or undo it"
         )
     about = {"format": FORMAT, "version": str(VERSION), "plan": str(plan), "sha256": DIGEST_PLACEHOLDER.decode()}

@@ -110,8 +110,12 @@ def test_weights_of_a_library_fit_its_part_of_the_encoder(tmp_path: Path) -> Non
         (None, "cannot be read"),
         (b"text", "is neither"),
         ({"epoch": 1}, "contains no state_dict"),
-        (nn.Linear(2, 2), "contains more than tensors"),
+        (nn.Linear(2, 2), r"contains more than tensors .*nn\.modules\.linear\.Linear; save"),
         (timm.create_model("test_resnet").state_dict(), "fits the network"),
+        (
+            {"head.conv.weight": torch.zeros(2, 3)},
+            r"head\.conv\.weight is 2x3 in the file and 1x\d+x1x1 in the network",
+        ),
     ],
 )
 def test_what_cannot_be_loaded_is_refused_in_one_line(tmp_path: Path, content: Any, named: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from unetkit.network import Network, is_within, list_loaded
 from unetkit.serialization import FORMAT, is_pickle, read_metadata
 from unetkit.summary.forward_hooks import find_network
 from unetkit.train.checkpoint import BEST, LAST
-from unetkit.utils.isolation import one_line
 
 #: Prefixes that wrappers add to the names of a state_dict: DataParallel, torch.compile, Lightning modules and others.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")
@@ -51,17 +51,24 @@ def load_init_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
     left |= {name: "not in the network" for name in theirs if name not in own}
     taken = {name: theirs[name] for name in own if name not in left}
     if not any(tensor.ndim > 1 for tensor in taken.values()):
-        (name, tensor), (mine, other) = next(iter(found.items())), next(iter(own.items()))
         raise FileError(
-            f"--init-weights {path}: no weight of its {len(found)} tensors fits the network; the file begins with "
-            f"{name} ({_format(tensor)}) and the network with {mine} ({_format(other)}); "
-            "describe the network that was trained"
+            f"--init-weights {path}: no weight of its {len(found)} tensors fits the network; "
+            f"{_compare(found, theirs, own)}; describe the network that was trained"
         )
     with torch.no_grad():
         for name, tensor in taken.items():
             own[name].copy_(tensor)
     _mark_loaded(model, own.keys() - taken.keys())
     return left
+
+
+def _compare(found: dict[str, Tensor], theirs: dict[str, Tensor], own: dict[str, Tensor]) -> str:
+    """Compare a weight that a file and the network both have by name or, without one, the first tensors of both."""
+    for name, tensor in own.items():
+        if tensor.ndim > 1 and name in theirs:
+            return f"{name} is {_format(theirs[name])} in the file and {_format(tensor)} in the network"
+    (name, tensor), (mine, other) = next(iter(found.items())), next(iter(own.items()))
+    return f"the file begins with {name} ({_format(tensor)}) and the network with {mine} ({_format(other)})"
 
 
 def _format(tensor: Tensor) -> str:
@@ -149,9 +156,10 @@ def _unpickle(path: Path) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # pickle and torch may raise anything
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))  # of torch's long message, which advises to run the code
+        what = f"contains more than tensors and plain values, such as {found[1]}" if found else "is damaged"
         raise FileError(
-            f"--init-weights {path}: is damaged, or contains more than tensors and plain values "
-            f"({one_line(error)[:150]}); save the state_dict alone, with torch.save(model.state_dict(), ...)"
+            f"--init-weights {path}: {what}; save the state_dict alone, with torch.save(model.state_dict(), ...)"
         ) from error
 
 

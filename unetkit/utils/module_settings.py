@@ -21,6 +21,8 @@ _LIBRARIES = ("torch", "timm", "segmentation_models_pytorch", "unetkit")
 _WITHOUT_EFFECT = {"training", "inplace", "grad_checkpointing", "fused_attn", "weights_from", "loaded"}
 #: Norms of torch and timm that differ from others in distributed training alone.
 _SYNCHRONIZED = {"SyncBatchNorm": "BatchNorm2d", "SyncBatchNormAct": "BatchNormAct2d"}
+#: The setting under which hooks are listed.
+_HOOKS = "forward hooks"
 _MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
 
 
@@ -36,16 +38,25 @@ def describe_modules(model: nn.Module) -> dict[str, str]:
 def _describe_module(module: nn.Module) -> Iterator[str]:
     kind = type(module)
     yield _SYNCHRONIZED.get(kind.__name__, kind.__name__)
+    if hooks := _list_hooks(module):
+        yield f"{_HOOKS}={', '.join(hooks)}"
     if isinstance(module, nn.Sequential | nn.ModuleList):
         yield f"length={len(module)}"
     if kind.__module__.partition(".")[0] not in _LIBRARIES:
         yield f"extra_repr()={module.extra_repr()!r}"
         return
     for name, value in vars(module).items():
-        if name[0] != "_" and name not in _MODULE_ATTRIBUTES and name not in _WITHOUT_EFFECT:
+        if name[0] != "_" and name != "forward" and name not in _MODULE_ATTRIBUTES and name not in _WITHOUT_EFFECT:
             text = _describe_value(value)
             if text is not None:
                 yield f"{name}={text}"
+
+
+def _list_hooks(module: nn.Module) -> list[str]:
+    """List the functions that change what a module computes: its hooks, and a `forward` of its own."""
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    own = [vars(module)["forward"]] if "forward" in vars(module) else []
+    return [getattr(hook, "__qualname__", type(hook).__name__) for hook in (*hooks, *own)]
 
 
 def _describe_value(value: Any) -> str | None:
@@ -79,7 +90,10 @@ def find_difference(built: dict[str, str], found: dict[str, str]) -> str:
         if new_kind != kind:
             return f"{where} is {new_kind}, and the plan builds {kind}"
         changed = dict(setting.split("=", 1) for setting in new_settings)
-        for key, value in (setting.split("=", 1) for setting in settings):
+        known = dict(setting.split("=", 1) for setting in settings)
+        if changed.get(_HOOKS, known.get(_HOOKS)) != known.get(_HOOKS):  # lazy modules remove theirs
+            return f"{where} has the forward hook {changed[_HOOKS]}, which the plan does not build"
+        for key, value in known.items():
             if changed.get(key, value) != value:
                 return f"{where} has {key}={changed[key]}, and the plan builds {value}"
     return ""
