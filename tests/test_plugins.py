@@ -310,6 +310,17 @@ def test_a_plugin_that_is_not_there(target: str, reason: str, capsys: pytest.Cap
     assert reason in line
 
 
+def test_a_plugin_that_is_a_folder_is_installed_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my-gate").mkdir()
+    (tmp_path / "my-gate" / "pyproject.toml").touch()
+    load_manager(["my-gate"])
+    (line,) = lines(capsys)
+    assert line.endswith("install it first: pip install -e my-gate")
+
+
 def test_a_file_named_as_a_module(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -330,6 +341,8 @@ def test_two_plugins_of_one_name_for_a_part(write: Write, capsys: pytest.Capture
     assert model.plugins == tuple(plugin for plugin in parts.plugins if plugin.name == "two")
     assert "--fuse two/twice" in str(model.plan)
     assert build(Plan.parse(str(model.plan)), parts=parts, device="meta").plan == model.plan
+    with pytest.raises(UnknownNameError, match="plugin one has no fusion 'twic'; did you mean twice"):
+        build(**words, fuse="one/twic")
     mixed = build(**words, fuse="add/one/twice")
     assert [type(stage.fusion).__module__ for stage in mixed.stages[1:]] == [module_name(files[0])]
     alone = load_parts(files[:1])

@@ -113,6 +113,9 @@ def find_plugins(
 
 
 def _import_module(name: str, known: list[str]) -> ModuleType:
+    install = f"; install it first: pip install -e {name}" if Path(name, "pyproject.toml").is_file() else ""
+    if install and not name.isidentifier():
+        raise UnknownNameError(f"no plugin is called {name}, which is a folder here{install}")
     if not all(part.isidentifier() for part in name.split(".")):
         advice = did_you_mean(name, known) or "; a file ends in .py"
         raise UnknownNameError(f"no plugin is called {name}, and it is not a valid module name{advice}")
@@ -122,7 +125,7 @@ def _import_module(name: str, known: list[str]) -> ModuleType:
         if not f"{name}.".startswith(f"{error.name}."):
             raise
         file = Path(*name.split(".")).with_suffix(".py")  # the current folder is not on the path of a command
-        advice = f"; write ./{file} for the file" if file.is_file() else did_you_mean(name, known)
+        advice = f"; write ./{file} for the file" if file.is_file() else install or did_you_mean(name, known)
         raise UnknownNameError(f"no plugin or module is called {name}{advice}") from error
 
 
@@ -260,11 +263,11 @@ def load_manager(
         raise PluginError(f"the built-in parts do not load: {builtin.error}")
     # Sorted by name, so that the order does not depend on the file system.
     installed = sorted(installed_plugins(), key=lambda found: found[0].name)
-    from_environment = [p.strip() for p in os.environ.get("UNETKIT_PLUGINS", "").split(",") if p.strip()]
+    from_environment = _read_names("UNETKIT_PLUGINS")
     given = [found for target in plugins for found in find_plugins(target, installed)]
     required = {_identity(plugin) for plugin, _ in given} if strict else set()
     named = () if isolated else (found for target in from_environment for found in find_plugins(target, installed))
-    disabled = [] if isolated else [p.strip() for p in os.environ.get(DISABLE, "").split(",") if p.strip()]
+    disabled = [] if isolated else list_disabled()
     for plugin, find in [*(() if isolated else installed), *named, *given]:
         if _identity(plugin) in map(_identity, host.plugins):
             continue
@@ -277,6 +280,15 @@ def load_manager(
             host.load(plugin, find)
             plugin.is_required = False  # what it does later affects nothing else
     return host
+
+
+def list_disabled() -> list[str]:
+    """Return the names of plugins to leave out, as UNETKIT_DISABLE lists them."""
+    return _read_names(DISABLE)
+
+
+def _read_names(variable: str) -> list[str]:
+    return [name.strip() for name in os.environ.get(variable, "").split(",") if name.strip()]
 
 
 def _identity(plugin: Plugin) -> tuple[str, str, str]:

@@ -303,9 +303,9 @@ class Registry:
             taken = taken or found
         raise UnknownNameError(self._unknown_name_message(name))
 
-    def has_from(self, owner: str, name: str) -> bool:
-        """Return whether a plugin has registered a part of this name."""
-        return any((entry.owner, entry.name) == (owner, name) for entry in self.entries.values())
+    def is_loaded(self, owner: str) -> bool:
+        """Return whether a plugin of this name is loaded."""
+        return any(plugin.loaded and plugin.name == owner for plugin in self.plugins)
 
     def library_names(self, library: Library) -> list[str]:
         """Return the names of a library. If a plugin's library cannot be listed, report it once and return none."""
@@ -328,7 +328,11 @@ class Registry:
         )
 
     def _unknown_name_message(self, name: str) -> str:
-        bare = name.rpartition("/")[2]
+        owner, _, bare = name.rpartition("/")
+        if owner not in (BUILTIN, *self.libraries) and self.is_loaded(owner):
+            own = [entry.name for entry in self.entries.values() if entry.owner == owner]
+            has = f"; it has {', '.join(own)}" if 0 < len(own) <= _MOST_NAMES else ""
+            return f"plugin {owner} has no {self.kind.title} {bare!r}{did_you_mean(bare, own) or has}"
         loaded = {plugin.name for plugin in self.plugins if plugin.loaded}
         absent = [plugin for plugin in self.plugins if plugin.name not in loaded]
         failed = [plugin.name for plugin in absent if not plugin.disabled]

@@ -140,9 +140,22 @@ def canonical_plan(plan: Plan, parts: Parts) -> Plan:
         if isinstance(value, PartSpec):
             changed[word] = canonical_spec(word, value, parts)
         elif isinstance(value, tuple) and isinstance(value[0], PartSpec):
-            levels: Levels = tuple(canonical_spec(word, spec, parts) for spec in _join_owners(word, value, parts))
-            changed[word] = levels
+            changed[word] = _canonical_levels(word, _join_owners(word, value, parts), parts)
     return replace(plan, **changed)
+
+
+def _canonical_levels(word: str, levels: Levels, parts: Parts) -> Levels:
+    found: list[PartSpec] = []
+    for index, spec in enumerate(levels):
+        try:
+            found.append(canonical_spec(word, spec, parts))
+        except UnknownNameError as error:
+            if not index or not levels[index - 1].links[-1].options:
+                raise
+            option, _ = levels[index - 1].links[-1].options[-1]
+            advice = f"; a slash separates levels, so put the value of {option} in double quotes if it contains one"
+            raise UnknownNameError(f"{error}{advice}") from error
+    return tuple(found)
 
 
 def _join_owners(word: str, levels: Levels, parts: Parts) -> Levels:
@@ -151,7 +164,8 @@ def _join_owners(word: str, levels: Levels, parts: Parts) -> Levels:
     for spec in levels:
         *before, last = joined[-1].links if joined else (spec,)
         is_bare_name = bool(joined) and spec.factory is None and last == PartSpec(last.name)
-        if is_bare_name and last.name not in registry.entries and registry.has_from(last.name, spec.name):
+        known = {entry.name for entry in registry.entries.values()}
+        if is_bare_name and last.name not in known and registry.is_loaded(last.name) and spec.factory is None:
             first, *rest = (*before, *replace(spec, name=f"{last.name}/{spec.name}").links)
             joined[-1] = replace(first, chained=tuple(rest))
         else:

@@ -375,6 +375,8 @@ def test_a_column_that_is_not_there_is_refused_with_the_list(folder: str) -> Non
     assert message.startswith("--columns: there is no column 'latensy'; did you mean latency")
     message = refused(folder, "--columns", "q")
     assert "the columns are model, encoder, up, fuse, batch_size, size, mode, parameters" in message
+    assert "miou was not measured" in refused(folder, "--columns", "miou")
+    assert "miou was not measured" in refused(folder, "--effects", "--columns", "miou")
     assert refused(folder, "--sort", "-speed").startswith("--sort: there is no column 'speed'")
 
 

@@ -316,10 +316,16 @@ def test_a_plugin_file_gives_parts_to_the_command_line(tmp_path: Path) -> None:
     ("words", "expected"),
     [
         (["build", "--bogus"], "No such option '--bogus'."),
-        (["bild"], "No such command 'bild'."),
+        (["bild"], "No such command 'bild'; did you mean build? `unetkit --help` describes"),
+        (["bench", "shw"], "No such command 'shw'; did you mean show"),
         (
             ["build", "resnet18"],
-            "Got unexpected extra argument (resnet18). `unetkit build --help` describes what it accepts.",
+            "argument (resnet18); did you mean --encoder resnet18? `unetkit build --help` describes what it accepts.",
+        ),
+        (["build", "nothing"], "Got unexpected extra argument (nothing). `unetkit"),
+        (
+            ["build", *SMALL, "--fuse", "add/add", "--block", "double:act=relu/b"],
+            "put the value of act in double quotes",
         ),
         (["build", "--plugin", "x.py"], "Write --plugin before the command: unetkit --plugin ... build ..."),
         (

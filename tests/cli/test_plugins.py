@@ -424,6 +424,8 @@ def test_completion_is_not_spoilt_by_a_plugin_that_fails(tmp_path: Path) -> None
 def test_a_plugin_is_left_out_of_the_list(plugin: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNETKIT_PLUGINS", plugin)
+        patch.setenv("UNETKIT_DISABLE", "atention-gate")
+        assert "no plugin is called atention-gate; did you mean attention-gate" in run("plugins").stderr
         patch.setenv("UNETKIT_DISABLE", "")
         default_manager.cache_clear()
         shown = run("plugins", "--disable", "saying").output

@@ -24,6 +24,7 @@ from functools import lru_cache
 from math import isfinite
 
 from unetkit.bench.grid import AXES, OWN_SIZE, Case
+from unetkit.bench.metrics import check_measured
 from unetkit.bench.quality import RowQuality, RunQuality, read_quality
 from unetkit.bench.results import BenchRow, BenchRun, Timing
 from unetkit.bench.statistics import Estimate, estimate_ratio, format_interval, minimum_ratio, quantile, relative_iqr
@@ -493,6 +494,7 @@ def find_column(columns: Sequence[Column], name: str, option: str) -> Column:
         if name in (column.name, column.name.replace("_", "-")):
             return column
     names = [column.name for column in columns]
+    check_measured(name, names, option)
     advice = did_you_mean(name, names) or f"; the columns are {', '.join(names)}"
     raise UnknownNameError(f"{option}: there is no column {name!r}{advice}")
 

@@ -20,6 +20,7 @@ from scipy.special import stdtrit
 
 from unetkit.bench.columns import find_chosen_factors
 from unetkit.bench.compare import PEAK_MEMORY_METRICS
+from unetkit.bench.metrics import check_measured
 from unetkit.bench.results import BenchRow, BenchRun
 from unetkit.bench.show import summarize_run
 from unetkit.bench.statistics import TAILS, Estimate, FloatArray, bootstrap_log_ratio, format_interval
@@ -102,6 +103,7 @@ def select_metrics(run: BenchRun, names: str | None) -> list[MetricInfo]:
     selected = [*metrics] if names is None else [name.strip() for name in names.split(",")]
     for name in selected:
         if name not in metrics:
+            check_measured(name, metrics, "--columns")
             advice = did_you_mean(name, metrics) or f"; the metrics are {', '.join(metrics)}"
             raise UnknownNameError(f"--columns: there is no metric {name!r}{advice}")
     return [metrics[name] for name in selected]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from unetkit.errors import OptionError, UnetkitError, UnknownNameError
-from unetkit.plugins import PluginManager
+from unetkit.plugins import PluginManager, default_parts
 from unetkit.registry import Metric, MetricInfo
 
 #: Metrics that need no weights; they are computed for all rows before any row is timed.
@@ -54,6 +54,25 @@ def collect_metrics(manager: PluginManager, names: Iterable[str] = (), *, traine
     if failures:
         raise type(failures[0])("; ".join(map(str, failures)))
     return sorted(metrics, key=lambda one: names.index(one.name) if one.trained and names else -1)
+
+
+def check_measured(name: str, measured: Collection[str], option: str) -> None:
+    """Raise UnknownNameError if a column that a benchmark lacks is one of a metric that was not measured.
+
+    Args:
+        name: the name of the column, such as "memory" or "latency-p90".
+        measured: the names of the metrics, or of all columns, that the benchmark has.
+        option: the option that contains the name, for the message.
+    """
+    for metric in default_parts().metrics:
+        if metric.name not in measured and _is_column_of(name, metric.name):
+            raise UnknownNameError(
+                f"{option}: {metric.name} was not measured in this benchmark; --metrics chooses what is"
+            )
+
+
+def _is_column_of(name: str, metric: str) -> bool:
+    return name == metric or name.startswith((f"{metric}-", f"{metric}:"))
 
 
 def split_absent_metrics(

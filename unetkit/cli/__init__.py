@@ -18,13 +18,13 @@ import click
 from click.shell_completion import CompletionItem
 
 from unetkit import plugin_files
-from unetkit.cli.options import get_manager, get_plugin_commands
+from unetkit.cli.options import Group, get_manager, get_plugin_commands
 from unetkit.commands import COMMANDS
 from unetkit.errors import PluginError, UnetkitError
 from unetkit.utils.isolation import one_line
 
 
-class _LazyGroup(click.Group):
+class _LazyGroup(Group):
     """A group that imports a command when it is called; commands that are not built in come from plugins."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -129,7 +129,8 @@ def main() -> None:
         sys.exit(2)
     except click.UsageError as error:
         error.ctx = error.ctx or _find_context(error)
-        _refuse(f"{error.format_message().rstrip('.?')}. {_hint(error)}")
+        message = error.format_message().rstrip(".")
+        _refuse(f"{message}{'' if message.endswith('?') else '.'} {_hint(error)}")
     except click.ClickException as error:
         _refuse(error.format_message())
     except UnetkitError as error:

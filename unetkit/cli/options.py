@@ -12,7 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from unetkit.commands import PluginCommand, plugin_commands
-from unetkit.errors import OptionError, UnetkitError
+from unetkit.errors import OptionError, UnetkitError, UnknownNameError, did_you_mean
 from unetkit.plan import PLAN_FIELDS, PlanField
 from unetkit.plugins import PluginManager, default_manager, load_manager
 from unetkit.registry import PART_FIELDS, Entry, Parts, Registry
@@ -32,7 +32,7 @@ class Command(click.Command):
     """A command that refuses an option which is given twice, of which click would drop the first value."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        _, _, order = self.make_parser(ctx).parse_args([*args])
+        _, left, order = self.make_parser(ctx).parse_args([*args])
         seen: dict[str, click.Parameter] = {}
         for param in order:
             if not isinstance(param, click.Option) or param.multiple or param.count or param.is_bool_flag:
@@ -41,13 +41,36 @@ class Command(click.Command):
                 raise OptionError(f"{other.opts[0]} cannot be combined with {param.opts[0]}; leave one of them out")
             if order.count(param) > 1:
                 raise OptionError(f"{param.opts[0]} is given twice; leave one of them out")
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            takes_encoder = any(param.name == "encoder" for param in self.params)
+            if "unexpected extra argument" in error.message and takes_encoder and _is_encoder(get_parts(ctx), left[0]):
+                raise click.UsageError(f"{error.message}; did you mean --encoder {left[0]}?", ctx) from error
+            raise
+
+
+def _is_encoder(parts: Parts, text: str) -> bool:
+    try:
+        return bool(parts.encoders.get(text.partition(":")[0]))
+    except UnknownNameError:
+        return False
 
 
 class Group(Command, click.Group):
-    """A group of such commands."""
+    """A group of such commands, which suggests the nearest one for a command that does not exist."""
 
     command_class = Command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that the arguments name. Raises click.UsageError with the nearest names."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = did_you_mean(args[0], self.list_commands(ctx))
+            raise click.UsageError(error.message.rstrip(".") + near, ctx) from error
 
 
 def get_manager(ctx: click.Context) -> PluginManager:

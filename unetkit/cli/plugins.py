@@ -13,7 +13,7 @@ from click.shell_completion import CompletionItem
 
 from unetkit.cli.options import Group, forget_manager, get_manager, get_plugin_commands
 from unetkit.errors import OptionError, did_you_mean
-from unetkit.plugins import DISABLE, PluginManager
+from unetkit.plugins import DISABLE, PluginManager, list_disabled
 from unetkit.registry import BUILTIN, Plugin
 from unetkit.scaffold import TITLES, new_plugin
 from unetkit.utils.formatting import format_plural
@@ -80,6 +80,10 @@ def _disable(ctx: click.Context, names: tuple[str, ...]) -> None:
 def _print_plugins(ctx: click.Context, verbose: bool) -> None:
     host, commands = get_manager(ctx), get_plugin_commands(ctx)
     found = sorted((p for p in host.plugins if p.name != BUILTIN), key=lambda plugin: plugin.name)
+    for name in list_disabled():
+        if not any(plugin.is_called(name) for plugin in found):
+            near = did_you_mean(name, [plugin.name for plugin in found])
+            click.echo(f"{DISABLE}: no plugin is called {name}{near}", err=True)
     if not found:
         click.echo("no plugins are installed; `unetkit plugins new my-gate --kind fusion` creates one")
         return

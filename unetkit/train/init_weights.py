@@ -157,9 +157,10 @@ def _unpickle(path: Path) -> Any:
         raise
     except Exception as error:  # pickle and torch may raise anything
         found = re.search(r"GLOBAL ([\w.]+)", str(error))  # of torch's long message, which advises to run the code
-        what = f"contains more than tensors and plain values, such as {found[1]}" if found else "is damaged"
+        what, such = ("", f", such as {found[1]}") if found else ("is damaged, or ", "")
         raise FileError(
-            f"--init-weights {path}: {what}; save the state_dict alone, with torch.save(model.state_dict(), ...)"
+            f"--init-weights {path}: {what}contains more than tensors and plain values{such}; "
+            "save the state_dict alone, with torch.save(model.state_dict(), ...)"
         ) from error
 
 
