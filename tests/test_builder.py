@@ -323,7 +323,11 @@ def test_a_block_with_the_wrong_channels_is_named_at_build(tmp_path: Path) -> No
 BROKEN = {
     "mistake": (
         "x + self.q",
-        r"^--fuse broken: stages\.0\.fusion gets 8x.* has no attribute 'q'\) in .*broken\.py:10$",
+        r"^--fuse broken: stages\.0\.fusion gets 8x.* has no attribute 'q'\) in .*broken\.py:11$",
+    ),
+    "channels": (
+        "self.conv(x)",
+        r"^--fuse broken: stages\.0\.fusion\.conv, a Conv2d, expects 3 channels, gets 8 \(.*\) in .*broken\.py:11$",
     ),
     "none": ("None", r"^stages\.0\.fusion \(--fuse broken\) gives no tensor instead of one of shape \(B, C, H, W\)$"),
     "pair": (
@@ -343,12 +347,13 @@ def test_what_a_fusion_does_wrong_is_said_of_it(case: str, tmp_path: Path) -> No
     (tmp_path / "broken.py").write_text(
         "import unetkit\nfrom torch import nn\n\nclass Broken(nn.Module):\n"
         "    def __init__(self, x_channels: int, skip_channels: int) -> None:\n        super().__init__()\n"
+        "        self.conv = nn.Conv2d(3, 8, 1)\n"
         f"        self.out_channels = x_channels\n\n    def forward(self, x, skip):\n        return {source}\n\n"
         "@unetkit.hookimpl\ndef unetkit_register(parts):\n    parts.fusions.add('broken', Broken)\n"
     )
     with pytest.raises(BuildError, match=message) as error:
         unetkit.build(PLAIN, fuse="broken", parts=load_parts([tmp_path / "broken.py"]))
-    if case == "mistake":
+    if case in ("mistake", "channels"):
         assert "broken.py" in "".join(traceback.format_exception(error.value)), "-v leads to the author's own line"
 
 

@@ -32,6 +32,11 @@ def module_name(path: Path) -> str:
     return PREFIX + "".join(c if c.isascii() and c.isalnum() else _ESCAPES.get(c) or _escape(c) for c in text)
 
 
+def package_of(module: str) -> str:
+    """Return the top-level package of a module, whose code has one author; the module itself for a plugin file."""
+    return module if module.startswith(PREFIX) else module.partition(".")[0]
+
+
 def _escape(character: str) -> str:
     return "".join(f"_x{byte:02x}" for byte in os.fsencode(character))
 

@@ -168,7 +168,7 @@ def _find_plugin_frame(error: BaseException) -> str:
     found = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         name = str(frame.f_globals.get("__name__"))
-        if name.startswith(plugin_files.PREFIX) or name.split(".")[0] in packages:
+        if name.startswith(plugin_files.PREFIX) or plugin_files.package_of(name) in packages:
             found = f"{frame.f_code.co_filename}:{line}"
     return found
 

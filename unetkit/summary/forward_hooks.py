@@ -71,11 +71,29 @@ class ForwardRecord:
             return first_line(self.error)
         last = unfinished[-1]
         shapes = " and ".join("x".join(map(str, t.shape[1:])) for t in last.inputs) or "nothing"
+        if mistake := self._describe_channel_mistake(last):
+            return mistake
         if "Kernel size can't be greater" in str(self.error) or "Output size is too small" in str(self.error):
             # torch's own message does not name the layer, nor the shape of the map without its batch.
             kernel = getattr(last.module, "kernel_size", "?")
             return f"{last.name}, a {type(last.module).__name__} of kernel {kernel}, gets {shapes}"
         return f"{last.name or 'the network'} gets {shapes} ({first_line(self.error)})"
+
+    def has_channel_mistake(self) -> bool:
+        """Return whether the pass failed in a layer whose input has another number of channels than it expects."""
+        unfinished = [call for call in self.calls if call.end < 0]
+        return bool(unfinished and self._describe_channel_mistake(unfinished[-1]))
+
+    def _describe_channel_mistake(self, call: ModuleCall) -> str:
+        expected = _expected_channels(call.module)
+        if self.error is None or expected is None or len(call.inputs) != 1 or call.inputs[0].ndim != 4:
+            return ""
+        channels = call.inputs[0].shape[1]
+        if channels == expected:
+            return ""
+        layer = f"{call.name}, a {type(call.module).__name__}," if call.name else "the network"
+        shape = "x".join(map(str, call.inputs[0].shape[1:]))
+        return f"{layer} expects {expected} channels, gets {channels} (a map of {shape})"
 
     def reads_values(self) -> bool:
         """Return whether the pass failed because a part reads values of tensors, which meta tensors do not have."""
@@ -103,6 +121,18 @@ class ForwardRecord:
             for call in self.calls
             if isinstance(call.module, nn.MaxPool2d) and call.inputs and _drops_pixels(call.module, call.inputs[0])
         ]
+
+
+def _expected_channels(module: nn.Module) -> int | None:
+    """Return the channels that a layer of torch expects of a map; None for a module that does not say."""
+    match module:
+        case nn.Conv2d() | nn.ConvTranspose2d():
+            return module.in_channels
+        case nn.BatchNorm2d() | nn.SyncBatchNorm() | nn.InstanceNorm2d():
+            return module.num_features
+        case nn.GroupNorm():
+            return module.num_channels
+    return None
 
 
 #: Messages of torch about operations that need values.
