@@ -336,6 +336,7 @@ BROKEN = {
     ),
     "flat": ("x.flatten(2)", r"gives a tensor of shape 1x8x65536 instead of one of shape \(B, C, H, W\)$"),
     "nhwc": ("x.permute(0, 2, 3, 1)", r"out_channels=8, but gives 256; its maps look NHWC: permute them to NCHW$"),
+    "by chance": ("x[:, :5, :8, :8]", r"declares out_channels=8, but gives 5$"),
     "size": ("x[..., 1:, 1:]", r"gives 255x255 for an input of 256x256; a fusion must keep height and width$"),
 }
 

@@ -6,6 +6,7 @@ import functools
 import random
 import threading
 from collections.abc import Callable
+from enum import Enum
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -1055,6 +1056,27 @@ class BrokenChoice(Block):
 
     def forward(self, x: Tensor) -> Any:
         return self.norm(super().forward(x))
+
+
+class Activation(Enum):
+    NONE = "none"
+    SQUEEZED = "squeezed"
+
+
+@wrong("block", "options", r"^with act=squeezed, in_channels=12, .*: fails with ZeroDivisionError")
+class BrokenMember(Block):
+    """Was never tried with the second member of an Enum.
+
+    Args:
+        act: after the convolution.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, act: Activation = Activation.NONE) -> None:
+        super().__init__(in_channels, out_channels)
+        self.act = act
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x) / (1 if self.act is Activation.NONE else 1 // 0)
 
 
 @wrong(

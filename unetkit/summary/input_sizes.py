@@ -28,7 +28,7 @@ from unetkit.unet import Stage, UNet
 from unetkit.utils.formatting import Size, format_size
 from unetkit.utils.integers import round_up
 from unetkit.utils.modules import preserve_mode, to_meta
-from unetkit.utils.spatial import size_of
+from unetkit.utils.spatial import looks_like_nhwc, size_of
 
 
 def verify(model: nn.Module, *, any_size: bool) -> None:
@@ -172,16 +172,16 @@ def _find_violation(contract: _Contract, call: ModuleCall) -> str:
         return f"gives {result if call.outputs else 'no tensor'} instead of one of shape (B, C, H, W)"
     output = call.outputs[0]
     if contract.channels is not None and output.shape[1] != contract.channels:
-        return f"{contract.reason}, but gives {output.shape[1]}{_nhwc_hint(call.outputs, (contract.channels,))}"
+        return f"{contract.reason}, but gives {output.shape[1]}{_nhwc_hint(call, (contract.channels,))}"
     if contract.kind and call.inputs and size_of(output) != size_of(call.inputs[0]):
         sizes = f"{format_size(size_of(output))} for an input of {format_size(size_of(call.inputs[0]))}"
         return f"gives {sizes}; a {contract.kind} must keep height and width"
     return ""
 
 
-def _nhwc_hint(outputs: list[Tensor], channels: tuple[int, ...]) -> str:
-    last_sides = tuple(tensor.shape[-1] for tensor in outputs)
-    return "; its maps look NHWC: permute them to NCHW" if last_sides == channels else ""
+def _nhwc_hint(call: ModuleCall, channels: tuple[int, ...]) -> str:
+    is_nhwc = bool(call.inputs) and looks_like_nhwc(call.outputs[: len(channels)], channels, size_of(call.inputs[0]))
+    return "; its maps look NHWC: permute them to NCHW" if is_nhwc else ""
 
 
 def _find_encoder_violation(network: UNet, call: ModuleCall) -> str:
@@ -189,7 +189,7 @@ def _find_encoder_violation(network: UNet, call: ModuleCall) -> str:
         return "does not give a list of maps of shape (B, C, H, W)"
     channels = tuple(tensor.shape[1] for tensor in call.outputs)
     if channels != network.channels:
-        return f"declares channels {network.channels}, but gives {channels}{_nhwc_hint(call.outputs, network.channels)}"
+        return f"declares channels {network.channels}, but gives {channels}{_nhwc_hint(call, network.channels)}"
     input_size = size_of(call.inputs[0])
     for stride, tensor in zip(network.strides, call.outputs, strict=True):
         # Models round up or down, and stems without padding lose some pixels, so sizes need to fit only roughly.

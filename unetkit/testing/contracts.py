@@ -17,7 +17,7 @@ from unetkit.summary.outputs import find_output_error
 from unetkit.testing.catalog import Nonconformity, SkipCheck
 from unetkit.utils.formatting import Size
 from unetkit.utils.integers import ceil_div, round_up
-from unetkit.utils.spatial import size_of
+from unetkit.utils.spatial import looks_like_nhwc, size_of
 
 #: The batch size, height and width of an input.
 Shape = tuple[int, int, int]
@@ -173,8 +173,8 @@ class Contract:
         expected, returned = self.expected_channels(part, args), tuple(out.shape[1] for out in outputs)
         if expected == returned:
             return ""
-        last = tuple(out.shape[-1] for out in outputs)
-        hint = "; the maps appear to be NHWC: permute them to NCHW" if last == expected else ""
+        is_nhwc = looks_like_nhwc(outputs, expected, part_input.size)
+        hint = "; the maps appear to be NHWC: permute them to NCHW" if is_nhwc else ""
         return f"{self.describe_expected_channels(part, args)}, but returns {_format_channels(returned)} channels{hint}"
 
     def find_size_error(self, part: Any, args: PositionalArgs, part_input: PartInput, outputs: Outputs) -> str:

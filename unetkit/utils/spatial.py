@@ -5,6 +5,7 @@ The older ONNX exporter and TensorBoard's add_graph use torch.jit.trace, in whic
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -17,6 +18,23 @@ from unetkit.utils.formatting import Size
 def size_of(x: Tensor) -> Size:
     """(B, C, H, W) -> (H, W)."""
     return x.shape[-2], x.shape[-1]
+
+
+def looks_like_nhwc(maps: Sequence[Tensor], channels: tuple[int, ...], input_size: Size) -> bool:
+    """Return whether maps with wrong channels are explained by being of shape (B, H, W, C).
+
+    Their last axis must have the expected channels, which may be by chance; so the sides must fit the shape of the
+    input better when they are read from the second and third axis than when they are read from the last two.
+
+    Args:
+        maps: tensors with four axes.
+        channels: the channels that are expected of each.
+        input_size: height and width of the input of which they were computed.
+    """
+    height, width = input_size
+    as_nhwc = sum(abs(x.shape[1] * width - x.shape[2] * height) for x in maps)
+    as_nchw = sum(abs(x.shape[2] * width - x.shape[3] * height) for x in maps)
+    return tuple(x.shape[3] for x in maps) == channels and as_nhwc < as_nchw
 
 
 def is_tracing() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator
+from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin
 
 import torch
@@ -91,7 +92,7 @@ def _describe_range(low: float, high: float) -> str:
 
 
 def check_options(subject: PartSubject) -> None:
-    """Check that each choice of a bool or a Literal makes a conforming part, or raises an UnetkitError."""
+    """Check that each choice of a bool, a Literal or an Enum makes a conforming part, or raises an UnetkitError."""
     choices = list(_iter_choices(subject))
     if not choices:
         raise SkipCheck("it has no option with a fixed set of values")
@@ -121,6 +122,8 @@ def _list_values(kind: Any) -> tuple[Any, ...]:
         return tuple(value for member in get_args(kind) for value in _list_values(member))
     if kind is bool:
         return (False, True)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return tuple(kind)
     return (None,) if kind in (None, type(None)) else ()
 
 
