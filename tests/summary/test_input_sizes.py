@@ -199,11 +199,9 @@ def test_a_part_that_reads_values_is_traced_by_a_real_pass_of_a_small_input(fusi
     assert [(row.level, row.channels, row.height) for row in traced.rows] == [
         (row.level, row.channels, row.height) for row in plain.rows
     ]
-    assert (traced.parameters, traced.macs, traced.receptive_field) == (
-        plain.parameters,
-        plain.macs,
-        plain.receptive_field,
-    )
+    assert (traced.parameters, traced.macs) == (plain.parameters, plain.macs)
+    assert traced.receptive_field.size is None
+    assert str(traced.receptive_field).startswith(f"at least {plain.receptive_field} (because --fuse ")
     assert "reads values" in find_tile_requirements(model).explanation
 
 

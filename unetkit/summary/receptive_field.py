@@ -27,7 +27,7 @@ class ReceptiveField:
     """The receptive field of an output pixel.
 
     Attributes:
-        size: height and width in input pixels; None where the field is the whole image or unknown.
+        size: height and width in input pixels; None where the field is the whole image, or not known exactly.
         because: "" or, without a size, what the field is and why, in words.
     """
 

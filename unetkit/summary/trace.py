@@ -32,7 +32,7 @@ from unetkit.summary.outputs import (
     list_outputs,
     outputs_of_model,
 )
-from unetkit.summary.receptive_field import receptive_field
+from unetkit.summary.receptive_field import ReceptiveField, receptive_field
 from unetkit.summary.report import Side, Trace, TraceRow
 from unetkit.unet import Stage, UNet
 from unetkit.utils.flops import CostMeter, storage_key
@@ -66,17 +66,21 @@ def trace(model: nn.Module, size: int | Size | None = None, *, batch: int = 1) -
         raise OptionError(f"batch={batch} must be at least 1")
     network = find_network(model)
     input_size = resolve_input_size(network, size)
+    needs: _NeedsValuesError | None = None
     with torch.inference_mode(False), torch.enable_grad():
         meta_model = to_meta(model)
         with preserve_mode(meta_model):
             try:
                 run, returned, notes = _run_pass(meta_model, input_size, batch)
                 minimum = find_smallest_input(meta_model)
-            except _NeedsValuesError as needs:
-                run, returned, notes = _run_small_pass(model, input_size, batch, needs)
+            except _NeedsValuesError as error:
+                needs = error
+                run, returned, notes = _run_small_pass(model, input_size, batch, error)
                 minimum = None if network.valid else 1
             graph = run if run.x.requires_grad else MeteredPass(run.model, size_of(run.x), batch, input_grad=True)
             field = receptive_field(cast(Tensor, graph.record.output), graph.x)
+            if needs and field.size:  # a value such as the mean of a map leaves no trace in autograd's graph
+                field = ReceptiveField(None, f"at least {field} (because {needs} reads values of tensors)")
     return Trace(
         line=str(network.plan),
         batch=batch,
