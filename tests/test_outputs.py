@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from unetkit.tiling.sliding_window import tiled
 from unetkit.train.checkpoint import LOG, read_run
 from unetkit.train.dataloader import Batch
 from unetkit.train.losses import make_loss
-from unetkit.train.outputs import OutputLoss, OutputTarget
+from unetkit.train.outputs import OutputLoss, OutputTarget, find_target_mistake
 from unetkit.train.step import loss_of
 from unetkit.train.trainer import TrainCallback
 
@@ -234,6 +235,12 @@ def test_channels_must_be_those_of_the_target(tmp_path: Path) -> None:
     plan = unetkit.Plan.of(encoder=SMALL, head=Three)
     with pytest.raises(UnetkitError, match=r"it has 3 channels, but target boundary:width=2 needs 1 or 2"):
         train.run(plan, tmp_path / "run", data=squares(4), parts=PARTS, epochs=1)
+    (wrong,) = unetkit.trace(unetkit.build(plan, device="meta"), 16).outputs
+    assert find_target_mistake([wrong], 1, PARTS).startswith(
+        "output 'boundary': it has 3 channels, but target boundary"
+    )
+    assert find_target_mistake([replace(wrong, channels=1)], 4, PARTS) == ""
+    assert "no target is called 'boundry'" in find_target_mistake([replace(wrong, target="boundry")], 1, PARTS)
 
 
 def test_the_loss_is_the_weighted_sum_of_all_outputs() -> None:
@@ -383,6 +390,14 @@ def test_the_command_line_shows_each_outputs_loss(plugin: str, tmp_path: Path) -
         assert told in done.output
     assert "(mask " in done.output
     assert (tmp_path / "a" / "curves.png").stat().st_size > 0
+
+
+def test_build_notes_what_no_training_takes(plugin: str, tmp_path: Path) -> None:
+    assert "note:" not in CliRunner().invoke(cli, ["--plugin", plugin, "build", *LINE.split()]).output
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text(PLUGIN.replace('Output("line"', 'Output("lines"'))
+    shown = CliRunner().invoke(cli, ["--plugin", str(wrong), "build", *LINE.split()]).output
+    assert "refuses this network: output 'boundary': no target is called 'lines'" in " ".join(shown.split())
 
 
 def test_a_target_that_fails_ends_a_run_with_one_line(plugin: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,11 @@ def build(
     with stdout_to_stderr():  # keeps what a part prints during its pass out of this command's output
         model = build_plan(plan, parts, device=None if real else "meta")
         traced = trace(model)
+        if traced.outputs:
+            from unetkit.train.outputs import find_target_mistake
+
+            if mistake := find_target_mistake(traced.outputs, traced.rows[-1].channels, parts):
+                traced = replace(traced, notes=(*traced.notes, f"`unetkit train` refuses this network: {mistake}"))
     report = {"trace": traced.to_dict()}
     done = []
     if check:

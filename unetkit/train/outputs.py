@@ -6,7 +6,7 @@ Shapes: B batch, K channels of an output, L labels, H and W height and width.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,37 @@ def make_output_losses(
     return found
 
 
+def find_target_mistake(outputs: Iterable[OutputInfo], classes: int, parts: Parts) -> str:
+    """Say which output has a target that does not exist, or that needs other channels for masks of every kind.
+
+    The masks are unknown, so nothing is said of a target that is not created for those that are tried: it may need
+    classes of certain names.
+
+    Args:
+        outputs: the outputs, as `unetkit.trace` finds them.
+        classes: the number of output channels of the network.
+        parts: the registered parts.
+
+    Returns:
+        One line; "" where there is no mistake.
+    """
+    names = tuple(f"class {index}" for index in range(classes))
+    kinds = (Target("binary", ("background", "object")), Target("multiclass", names), Target("multilabel", names))
+    for output in outputs:
+        try:
+            parts.targets.get(PartSpec.parse(output.target).name)
+        except UnetkitError as error:
+            return f"output {output.name!r}: {error}"
+        targets = []
+        for masks in kinds:
+            with suppress(UnetkitError):
+                targets += [OutputTarget(output.target, masks, parts)] if classes in masks.output_choices else []
+        mistakes = [_find_channel_mistake(output, target) for target in targets]
+        if mistakes and all(mistakes):
+            return f"output {output.name!r}: {mistakes[0]}"
+    return ""
+
+
 @contextmanager
 def _name_output(where: str) -> Iterator[None]:
     """Begin the messages of errors with an output; its loss and target are no options of the command line."""
@@ -108,18 +139,23 @@ def _name_output(where: str) -> Iterator[None]:
 
 def _make_output_loss(output: OutputInfo, masks: Target, parts: Parts) -> OutputLoss:
     target = OutputTarget(output.target, masks, parts)
-    choices = target.maps.output_choices
-    if output.channels not in choices:
-        wanted = " or ".join(map(str, choices))
-        names = ", ".join(target.maps.names[:6])
-        raise OptionError(
-            f"it has {output.channels} channels, but target {target.text} needs {wanted} "
-            f"({target.maps.kind}: {names}); change the head's layer, or take another target"
-        )
+    if mistake := _find_channel_mistake(output, target):
+        raise OptionError(mistake)
     loss = make_loss(output.loss, target.maps, output.channels, parts)
     if loss.border:
         raise OptionError(f"loss {loss.text}: border weights belong to the objects of masks; take another loss")
     return OutputLoss(target, loss, output.weight)
+
+
+def _find_channel_mistake(output: OutputInfo, target: OutputTarget) -> str:
+    choices = target.maps.output_choices
+    if output.channels in choices:
+        return ""
+    wanted, names = " or ".join(map(str, choices)), ", ".join(target.maps.names[:6])
+    return (
+        f"it has {output.channels} channels, but target {target.text} needs {wanted} "
+        f"({target.maps.kind}: {names}); change the head's layer, or take another target"
+    )
 
 
 def find_output_owners(losses: dict[str, OutputLoss], parts: Parts) -> set[str]:
