@@ -47,6 +47,11 @@ class ModuleCall:
     names: tuple[str, ...] = ()
     end: int = -1
 
+    @property
+    def shapes(self) -> str:
+        """The shapes of the inputs in words, without the batch."""
+        return " and ".join("x".join(map(str, tensor.shape[1:])) for tensor in self.inputs) or "nothing"
+
 
 @dataclass
 class ForwardRecord:
@@ -70,30 +75,27 @@ class ForwardRecord:
         if not unfinished:
             return first_line(self.error)
         last = unfinished[-1]
-        shapes = " and ".join("x".join(map(str, t.shape[1:])) for t in last.inputs) or "nothing"
-        if mistake := self._describe_channel_mistake(last):
+        if mistake := _describe_layer_mistake(last):
             return mistake
         if "Kernel size can't be greater" in str(self.error) or "Output size is too small" in str(self.error):
             # torch's own message does not name the layer, nor the shape of the map without its batch.
             kernel = getattr(last.module, "kernel_size", "?")
-            return f"{last.name}, a {type(last.module).__name__} of kernel {kernel}, gets {shapes}"
-        return f"{last.name or 'the network'} gets {shapes} ({first_line(self.error)})"
+            return f"{last.name}, a {type(last.module).__name__} of kernel {kernel}, gets {last.shapes}"
+        return f"{last.name or 'the network'} gets {last.shapes} ({first_line(self.error)})"
 
-    def has_channel_mistake(self) -> bool:
-        """Return whether the pass failed in a layer whose input has another number of channels than it expects."""
+    def describe_channel_mistake(self) -> str:
+        """Say in words which channels do not fit in a failed pass; "" where channels are not the mistake.
+
+        A second axis in which two maps differ says so only if no size of the input mends it: in NHWC it is a side.
+        """
         unfinished = [call for call in self.calls if call.end < 0]
-        return bool(unfinished and self._describe_channel_mistake(unfinished[-1]))
-
-    def _describe_channel_mistake(self, call: ModuleCall) -> str:
-        expected = _expected_channels(call.module)
-        if self.error is None or expected is None or len(call.inputs) != 1 or call.inputs[0].ndim != 4:
+        if not unfinished:
             return ""
-        channels = call.inputs[0].shape[1]
-        if channels == expected:
-            return ""
-        layer = f"{call.name}, a {type(call.module).__name__}," if call.name else "the network"
-        shape = "x".join(map(str, call.inputs[0].shape[1:]))
-        return f"{layer} expects {expected} channels, gets {channels} (a map of {shape})"
+        last = unfinished[-1]
+        if pair := _BROADCAST_CHANNELS.search(str(self.error)):
+            channels = " and ".join(filter(None, pair.groups()))
+            return f"{last.name or 'the network'}, which gets {last.shapes}, combines maps of {channels} channels"
+        return _describe_layer_mistake(last)
 
     def reads_values(self) -> bool:
         """Return whether the pass failed because a part reads values of tensors, which meta tensors do not have."""
@@ -123,17 +125,37 @@ class ForwardRecord:
         ]
 
 
-def _expected_channels(module: nn.Module) -> int | None:
-    """Return the channels that a layer of torch expects of a map; None for a module that does not say."""
+def _describe_layer_mistake(call: ModuleCall) -> str:
+    """Say which channels a layer of torch expects and which it gets; "" where they agree."""
+    expected, axis = _expected_channels(call.module)
+    if not expected or len(call.inputs) != 1 or call.inputs[0].ndim < (4 if axis == 1 else 3):
+        return ""
+    found = call.inputs[0].shape[axis]
+    layer = f"{call.name}, a {type(call.module).__name__},"
+    return f"{layer} expects {expected} channels, gets {found} ({call.shapes})" if found != expected else ""
+
+
+def _expected_channels(module: nn.Module) -> tuple[int, int]:
+    """Return the channels that a layer of torch expects, and their axis; 0 channels for a module that does not say."""
     match module:
         case nn.Conv2d() | nn.ConvTranspose2d():
-            return module.in_channels
+            return module.in_channels, 1
         case nn.BatchNorm2d() | nn.SyncBatchNorm() | nn.InstanceNorm2d():
-            return module.num_features
+            return module.num_features, 1
         case nn.GroupNorm():
-            return module.num_channels
-    return None
+            return module.num_channels, 1
+        case nn.Linear():
+            return module.in_features, -1
+    if type(module) is nn.LayerNorm and len(module.normalized_shape) == 1:  # those derived from it may take NCHW
+        return module.normalized_shape[0], -1
+    return 0, 1
 
+
+#: Messages of torch about maps of different channels that are added or multiplied, on the meta device and elsewhere.
+_BROADCAST_CHANNELS = re.compile(
+    r"dimension of length (\d+) at -3!.*broadcastable to \[\d+, (\d+), \d+, \d+\]"
+    r"|tensor a \((\d+)\) must match the size of tensor b \((\d+)\) at non-singleton dimension 1\b"
+)
 
 #: Messages of torch about operations that need values.
 _NEEDS_VALUES = re.compile(

@@ -392,5 +392,6 @@ def size_error(search: SizeSearch, size: Size, record: ForwardRecord) -> Unetkit
         return InputSizeError(
             f"input size {format_size(size)} does not work: {failure}; the nearest sizes that work are {nearest}"
         )
-    tried = "" if record.has_channel_mistake() else f"no input size that was tried works: at {format_size(size)}, "
-    return BuildError(f"{failing_part(network, record)}{tried}{failure}{record.describe_location()}")
+    mistake = record.describe_channel_mistake()
+    mistake = mistake or f"no input size that was tried works: at {format_size(size)}, {failure}"
+    return BuildError(f"{failing_part(network, record)}{mistake}{record.describe_location()}")
