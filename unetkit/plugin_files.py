@@ -53,11 +53,6 @@ def _unescape(piece: bytes) -> bytes:
     return _CHARACTERS.get(piece.decode(), piece.decode()).encode()
 
 
-def package_of(module: str) -> str:
-    """Return the package of a module; a plugin file is a package of its own."""
-    return module if module.startswith(PREFIX) else module.partition(".")[0]
-
-
 def import_file(path: Path) -> ModuleType:
     """Import a plugin file. It runs again only if it has changed since.
 

@@ -115,8 +115,8 @@ def save(model: nn.Module, path: str | Path) -> None:
     """Save the weights of a model and the line that rebuilds it. An existing file is replaced only by a complete one.
 
     Dtypes are kept; device, memory format, and which parameters are frozen are not. A model of which the plan would
-    build another one, such as one with another padding mode or a forward hook, is refused. Tensors that share memory are
-    written for each name, and are shared again when they are loaded if the plan builds them so.
+    build another one, such as one with another padding mode or a forward hook, is refused. Tensors that share memory
+    are written for each name, and are shared again when they are loaded if the plan builds them so.
 
     Args:
         model: a model from `unetkit.build`, or a compiled one.
