@@ -351,6 +351,12 @@ def test_two_plugins_of_one_name_for_a_part(write: Write, capsys: pytest.Capture
     loaded = load(path, parts=parts)  # the plugin that the file records has the name
     assert "--fuse one/twice" in str(loaded.plan)
     assert [plugin.name for plugin in loaded.plugins] == ["one"]
+    recipe = """
+    from unetkit import Plan
+    parts.recipes.add("own", lambda: Plan.of(encoder="plain:widths=[4,8]", fuse="twice"))
+"""
+    parts = load_parts([*files, write("own.py", PICKLED + recipe)])
+    assert "--fuse own/twice" in str(build(recipe="own", parts=parts).resolved_plan)  # the recipe's own plugin's
     assert lines(capsys) == []
 
 
