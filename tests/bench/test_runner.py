@@ -343,10 +343,15 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("interrupted") / "run"
     process = subprocess.Popen(grid(folder), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     wait_for_rows(folder, process, 1)
-    second = subprocess.run(grid(folder), capture_output=True, text=True, timeout=60, check=False)
-    assert second.returncode == 2
-    assert f"{folder}/rows.jsonl is being written by another benchmark; wait for it, or give another" in second.stderr
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGSTOP)  # or it might end before the second one has started
+    try:
+        second = subprocess.run(grid(folder), capture_output=True, text=True, timeout=60, check=False)
+        assert second.returncode == 2
+        told = f"{folder}/rows.jsonl is being written by another benchmark; wait for it, or give another"
+        assert told in second.stderr
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGCONT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     (folder / "said").write_text(said)
