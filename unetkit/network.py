@@ -139,7 +139,7 @@ class Network(nn.Module):
 
     @property
     def outputs(self) -> dict[str, Output]:
-        """What each named output but the prediction is trained on."""
+        """The target and the loss of each named output but the prediction."""
         return declared_outputs(self.output_part)
 
     def forward_outputs(self, x: Tensor) -> dict[str, Tensor]:

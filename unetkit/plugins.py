@@ -149,11 +149,11 @@ class PluginManager:
         """All plugins that were found, with the built-in one first, including those that failed."""
         return self.parts.plugins
 
-    def load(self, plugin: Plugin, find: Callable[[], object]) -> None:
-        """Import and register a plugin; a failure is stored and printed as one line, or raised if strict."""
+    def load(self, plugin: Plugin, find: Callable[[], object], *, is_required: bool = False) -> None:
+        """Import and register a plugin; a failure is stored and printed as one line, or raised if it is required."""
         first = next((p for p in self.plugins if p.loaded and p.name == plugin.name), None)
         self.plugins.append(plugin)
-        with self.isolate(plugin), ExitStack() as undo:
+        with self.isolate(plugin, is_required=is_required), ExitStack() as undo:
             if plugin.error:
                 raise PluginError(plugin.error)
             if first:
@@ -222,8 +222,11 @@ class PluginManager:
         )
 
     @contextmanager
-    def isolate(self, plugin: Plugin, *, strict: bool = False) -> Iterator[None]:
-        """Print an error of a plugin as one line on stderr, or raise it if `strict` or UNETKIT_STRICT=1."""
+    def isolate(self, plugin: Plugin, *, strict: bool = False, is_required: bool = False) -> Iterator[None]:
+        """Print an error of a plugin as one line on stderr, or raise it if `strict` or UNETKIT_STRICT=1.
+
+        If the plugin is required, that line is raised.
+        """
         try:
             with stdout_to_stderr():
                 yield
@@ -232,7 +235,7 @@ class PluginManager:
         except BaseException as error:  # pyo3 and pytest raise exceptions that do not derive from Exception
             if strict and isinstance(error, UnetkitError):
                 raise
-            plugin.report_failure(error, strict=strict)
+            plugin.report_failure(error, strict=strict or is_required)
 
 
 def find_heavy_imports(before: set[str]) -> tuple[str, ...]:
@@ -271,14 +274,13 @@ def load_manager(
     for plugin, find in [*(() if isolated else installed), *named, *given]:
         if _identity(plugin) in map(_identity, host.plugins):
             continue
-        plugin.is_required = _identity(plugin) in required
+        is_required = _identity(plugin) in required
         if any(plugin.is_called(name) for name in disabled):
-            if plugin.is_required:
+            if is_required:
                 raise PluginError(f"--plugin {plugin.target}: {DISABLE} names this plugin; leave one of the two out")
             host.plugins.append(replace(plugin, error=f"is left out, since {DISABLE} names it", disabled=True))
         else:
-            host.load(plugin, find)
-            plugin.is_required = False  # what it does later affects nothing else
+            host.load(plugin, find, is_required=is_required)
     return host
 
 

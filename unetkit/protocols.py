@@ -115,7 +115,7 @@ class Block(Protocol):
 
 @dataclass(frozen=True)
 class Output:
-    """What an output of a network beside its prediction is trained on.
+    """The target and the loss that train an output of a network beside its prediction.
 
     Attributes:
         target: the target that it is trained on, with options, such as "boundary:width=2"; see `unetkit list targets`.

@@ -79,7 +79,6 @@ class Plugin:
         heavy_imports: slow libraries that it imports when it registers, which delays every command.
         error, traceback: its last failure; "" if there was none.
         not_found: whether nothing was found under the requested name.
-        is_required: whether a failure is raised, since the user asked for this plugin.
         disabled: whether the user has left it out.
     """
 
@@ -92,7 +91,6 @@ class Plugin:
     error: str = ""
     traceback: str = ""
     not_found: bool = False
-    is_required: bool = False
     disabled: bool = False
 
     def __str__(self) -> str:
@@ -107,7 +105,7 @@ class Plugin:
         self.not_found = isinstance(error, UnknownNameError)
         self.error, self.traceback = one_line(error), "".join(traceback.format_exception(error))
         line = f"plugin {self} failed in unetkit {version('unetkit')}: {self.error}"
-        if strict or self.is_required or os.environ.get("UNETKIT_STRICT") == "1":
+        if strict or os.environ.get("UNETKIT_STRICT") == "1":
             raise PluginError(line) from error
         if "_UNETKIT_COMPLETE" not in os.environ:  # during completion, the shell would show it in the prompt
             print(f"unetkit: {line}", file=sys.stderr)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import unetkit
 from unetkit.errors import BuildError, InputSizeError, UnetkitError
 from unetkit.network import Network
-from unetkit.summary.input_sizes import SizeSearch, find_nearest_sizes, find_smallest_input, smallest_side
+from unetkit.summary.input_sizes import SizeSearch, smallest_side
 from unetkit.tiling.requirements import find_tile_requirements
 
 
@@ -70,19 +70,19 @@ def test_sizes_are_those_of_trying_every_size(encoder: Any, align: str, up: str,
 
     every = [size for size in range(1, 120) if passes(size)]
     meta_model = unetkit.build(model.plan, device="meta").eval()
-    assert find_smallest_input(meta_model) == every[0]
+    assert SizeSearch(meta_model).smallest == every[0]
     search = SizeSearch(meta_model)
     every = [size for size in every if search.accepts((size, size), lossless=True)]
     below, above = [size for size in every if size < side], [size for size in every if size > side]
     expected = (side, side) if side in every else (below[-1], above[0]) if below else tuple(above[:2])
-    assert find_nearest_sizes(meta_model, (side, side)) == tuple(dict.fromkeys((size, size) for size in expected))
+    assert SizeSearch(meta_model).nearest_sizes((side, side)) == tuple(dict.fromkeys((size, size) for size in expected))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["test_vit", "dla34"])
 def test_valid_blocks_leave_an_encoder_its_multiples(encoder: str) -> None:
     model = unetkit.build(encoder, block="double:padding=0", align="crop", device="meta")
-    assert find_smallest_input(model.eval()) == 128
+    assert SizeSearch(model.eval()).smallest == 128
     with pytest.raises(InputSizeError, match=r"multiples of 32 only.* nearest sizes that work are 288x288 and 320x320"):
         unetkit.trace(model, 300)
     assert find_tile_requirements(model).least == (128, 128)

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import unetkit
 from unetkit.errors import InputSizeError, UnetkitError
-from unetkit.summary.input_sizes import find_nearest_sizes, find_smallest_input
+from unetkit.summary.input_sizes import SizeSearch
 from unetkit.summary.sanity_check import run_sanity_check
 from unetkit.utils.formatting import format_bytes, format_count
 
@@ -143,7 +143,7 @@ def test_a_size_that_does_not_pass_names_the_level_and_the_nearest_that_do() -> 
 @pytest.mark.slow
 def test_a_decoder_level_that_breaks_is_named() -> None:
     model = unetkit.build("plain:widths=[4,8],padding=0", block="double:padding=0", align="crop", device="meta")
-    least = find_smallest_input(model)
+    least = SizeSearch(model).smallest
     assert least is not None
     with pytest.raises(InputSizeError, match=r"stages\.0\.block\.\d\.conv, a Conv2d of kernel \(3, 3\), gets"):
         unetkit.trace(model, least - 1)
@@ -159,12 +159,12 @@ def test_an_odd_pool_in_a_valid_net_is_noted_with_sizes_that_lose_nothing() -> N
 @pytest.mark.slow
 def test_smallest_size_is_the_smallest() -> None:
     model = unetkit.build("plain:widths=[2,2,2],padding=0", block="double:padding=0", align="crop", in_channels=1)
-    least = find_smallest_input(unetkit.build(model.plan, device="meta"))
+    least = SizeSearch(unetkit.build(model.plan, device="meta")).smallest
     assert least == 44
     assert model(torch.zeros(1, 1, least, least)).shape[-1] > 0
     with pytest.raises(RuntimeError):
         model(torch.zeros(1, 1, least - 1, least - 1))
-    assert find_nearest_sizes(unetkit.build(model.plan, device="meta"), (50, 50)) == ((48, 48), (52, 52))
+    assert SizeSearch(unetkit.build(model.plan, device="meta")).nearest_sizes((50, 50)) == ((48, 48), (52, 52))
 
 
 def test_what_is_no_network_of_ours_is_refused() -> None:

@@ -219,20 +219,6 @@ _MAX_SIDE = 2048
 _REACH = 8
 
 
-def find_smallest_input(meta_model: nn.Module) -> int | None:
-    """Find the smallest height and width that a model on meta takes; None where none was found up to 2048."""
-    return SizeSearch(meta_model).smallest
-
-
-def find_nearest_sizes(meta_model: nn.Module, size: Size) -> tuple[Size, ...]:
-    """Find the two sizes nearest to a size that a model on meta takes and at which no pool drops a row or column.
-
-    Returns:
-        The smaller size, then the larger; the two that follow where no smaller one is taken; () where none was found.
-    """
-    return SizeSearch(meta_model).nearest_sizes(size)
-
-
 class SizeSearch:
     """A search for input sizes that a model on meta takes: each size that it returns has passed.
 
@@ -307,7 +293,12 @@ class SizeSearch:
         return [below, below + self.period, *many, *(large + each for each in remainders)]
 
     def nearest_sizes(self, size: Size) -> tuple[Size, ...]:
-        """Return what `find_nearest_sizes` does."""
+        """Find the two sizes nearest to a size that the model takes and at which no pool drops a row or column.
+
+        Returns:
+            The smaller size, then the larger; the two that follow where no smaller one is taken; () where none was
+            found.
+        """
         if self.network.size is not None:
             return (self.network.size,) if self.accepts(self.network.size) else ()
         if not self.is_hopeful(max(size)) or self.smallest is None:

@@ -20,8 +20,6 @@ from unetkit.summary.forward_hooks import ModuleCall, find_network, make_meta_in
 from unetkit.summary.input_sizes import (
     SizeSearch,
     failing_part,
-    find_nearest_sizes,
-    find_smallest_input,
     is_mistake,
     size_error,
 )
@@ -72,7 +70,7 @@ def trace(model: nn.Module, size: int | Size | None = None, *, batch: int = 1) -
         with preserve_mode(meta_model):
             try:
                 run, returned, notes = _run_pass(meta_model, input_size, batch)
-                minimum = find_smallest_input(meta_model)
+                minimum = SizeSearch(meta_model).smallest
             except _NeedsValuesError as error:
                 needs = error
                 run, returned, notes = _run_small_pass(model, input_size, batch, error)
@@ -162,7 +160,7 @@ def _run_pass(meta_model: nn.Module, size: Size, batch: int) -> tuple[MeteredPas
         if error := find_output_error(in_training.returned, declared, classes):
             raise BuildError(f"{describe_output_source(meta_model, network)} {error}")
     if network.valid and (pools := run.record.list_lossy_pools()):
-        sizes = " and ".join(format_size(s) for s in find_nearest_sizes(meta_model, size))
+        sizes = " and ".join(format_size(s) for s in SizeSearch(meta_model).nearest_sizes(size))
         notes.append(f"{pools[0]}, which drops a row or column; {sizes} drop none")
     if meta_model is not network:
         wrapper = type(meta_model).__name__

@@ -41,12 +41,12 @@ class ProcessGroup:
         dist.all_gather_object(found, value)
         return found
 
-    def mean(self, value: Tensor) -> float:
-        """Return the mean of a number over all processes; every process must call this."""
-        value = value.detach().double().cpu() if self.device.type == "cpu" else value.detach().float()
+    def means(self, values: Tensor) -> list[float]:
+        """Return the mean of each number (N,) over all processes; every process must call this."""
+        values = values.detach().double().cpu() if self.device.type == "cpu" else values.detach().float()
         if self.size > 1:
-            dist.all_reduce(value)
-        return float(value) / self.size
+            dist.all_reduce(values)
+        return [value / self.size for value in values.tolist()]
 
     def sync_buffers(self, network: nn.Module) -> None:
         """Copy the buffers of the first process, such as the statistics of norms, to all others."""

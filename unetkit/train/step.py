@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -32,22 +32,24 @@ from unetkit.utils.modules import to_channels_last
 from unetkit.utils.spatial import crop_center, crop_end, resize_to_input, size_of
 from unetkit.utils.system import is_oom
 
+L = TypeVar("L", Tensor, float)
 
-class ImageLosses(NamedTuple):
-    """The losses of each image of a batch, (B,).
+
+class Losses(NamedTuple, Generic[L]):
+    """The losses of each image of a batch, as tensors (B,), or their means over the images of all processes.
 
     Attributes:
         total: what training minimizes.
         by_output: the loss of each named output, the prediction first, without its weight; empty without names.
     """
 
-    total: Tensor
-    by_output: dict[str, Tensor]
+    total: L
+    by_output: dict[str, L]
 
 
 def loss_of(
     outputs: Outputs, batch: Batch, loss: Loss, network: Network, others: Mapping[str, OutputLoss] | None = None
-) -> ImageLosses:
+) -> Losses[Tensor]:
     """Compute the loss of each image (B,).
 
     The losses of named outputs are summed with their weights, and that of the prediction with 1. Further predictions in
@@ -69,7 +71,7 @@ def loss_of(
             logits = _resize_like(outputs[name], outputs[first], network)
             found[name] = _loss_of_logits(logits, batch.targets[name], None, one.loss, network)
         weighted = [one.weight * found[name] for name, one in (others or {}).items()]
-        return ImageLosses(sum(weighted, found[first]), found)
+        return Losses(sum(weighted, found[first]), found)
     several = [outputs] if isinstance(outputs, Tensor) else [*outputs]
     weights = [0.5**number for number in range(len(several))]
     losses = [
@@ -79,7 +81,7 @@ def loss_of(
         )
         for weight, logits in zip(weights, several, strict=True)
     ]
-    return ImageLosses(sum(losses[1:], losses[0]) / sum(weights), {})
+    return Losses(sum(losses[1:], losses[0]) / sum(weights), {})
 
 
 def _resize_like(logits: Tensor, prediction: Tensor, network: Network) -> Tensor:
@@ -101,18 +103,6 @@ def _loss_of_logits(logits: Tensor, masks: Tensor, weights: Tensor | None, loss:
 #: overflows halves it; where the scale falls this low, the gradient is infinite or NaN for another reason, and no step
 #: would ever change the weights.
 _MIN_SCALE = 2.0**-24
-
-
-class StepLosses(NamedTuple):
-    """The losses of a step: their mean over the images of all processes.
-
-    Attributes:
-        total: what training minimizes.
-        by_output: the loss of each named output, the prediction first, without its weight; empty without names.
-    """
-
-    total: float
-    by_output: dict[str, float]
 
 
 class NonFiniteError(Exception):
@@ -196,7 +186,7 @@ class Stepper:
             for module in find_network(self.network).pretrained_modules():
                 module.eval()
 
-    def step(self, batch: Batch, at: int) -> StepLosses:
+    def step(self, batch: Batch, at: int) -> Losses[float]:
         """Perform the step with number `at`, and return the losses over the images of all processes.
 
         Raises:
@@ -208,8 +198,8 @@ class Stepper:
             outputs = self._parallel()(batch.images)
         losses = loss_of(outputs, batch, self.loss, find_network(self.network), self.others)
         loss = losses.total.mean()
-        value = self.group.mean(loss)
-        by_output = {name: self.group.mean(values.mean()) for name, values in losses.by_output.items()}
+        each = [values.detach().mean() for values in losses.by_output.values()]
+        value, *by_output = self.group.means(torch.stack([loss.detach(), *each]))
         _check_finite(value, "loss")
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
@@ -222,7 +212,7 @@ class Stepper:
         self.optimizer.zero_grad()
         if self.scaler.is_enabled() and self.scaler.get_scale() < _MIN_SCALE:
             raise NonFiniteError("the gradient is infinite or NaN at every scale of the float16 loss")
-        return StepLosses(value, by_output)
+        return Losses(value, dict(zip(losses.by_output, by_output, strict=True)))
 
     def save_to(self, state: TrainState) -> TrainState:
         """Store everything that is needed to continue in a state."""

@@ -30,7 +30,7 @@ from unetkit.train.losses import Loss
 from unetkit.train.metrics import Evaluation
 from unetkit.train.optim import OptimizerConfig
 from unetkit.train.outputs import OutputLoss
-from unetkit.train.step import NonFiniteError, StepLosses, Stepper
+from unetkit.train.step import Losses, NonFiniteError, Stepper
 from unetkit.utils.files import JsonLinesWriter
 from unetkit.utils.formatting import format_plural
 from unetkit.utils.modules import explain_norm_error
@@ -258,7 +258,7 @@ class Trainer:
         }
         self._finish_epoch(lines, found, about)
 
-    def _step(self, batch: Batch) -> StepLosses:
+    def _step(self, batch: Batch) -> Losses[float]:
         try:
             return self.stepper.step(batch, self.loader.first_step(self.state.epochs_done) + self.state.steps_done)
         except NonFiniteError as error:

@@ -1,4 +1,4 @@
-"""What the modules of a model are: the type of each, and the settings that decide what it computes.
+"""Descriptions of the modules of a model: the type of each, and the settings that decide its outputs.
 
 A state_dict says only which tensors a model has. An activation, the padding mode of a convolution, the epsilon of a
 norm or the interpolation of an upsampler can change without any change in it.
