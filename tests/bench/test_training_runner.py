@@ -19,8 +19,10 @@ from click.testing import CliRunner
 
 from unetkit import bench, train
 from unetkit.bench.quality import RunQuality, load_scores
-from unetkit.bench.results import read_results
+from unetkit.bench.quality_statistics import QualityRules
+from unetkit.bench.results import TrainingRecord, read_results
 from unetkit.bench.training import training_folder
+from unetkit.bench.training_runner import find_discardable
 from unetkit.cli import cli
 from unetkit.data.datasets import open_data
 from unetkit.data.export import write_dataset
@@ -104,6 +106,15 @@ def test_only_the_best_rows_weights_are_left(trained: Path) -> None:
     assert not [*trained.glob("trainings/*/*/state.pt")]
     found = read_run(training_folder(trained, best, 1))
     assert found.network().plan.encoder == Plan.parse(TINY).encoder
+
+
+def test_weights_of_a_training_that_is_not_recorded_are_kept() -> None:
+    """A row that a later command adds may finish its second seed before its first, which still runs."""
+    finished = [("a", 0, 0.5), ("a", 1, 0.5), ("b", 0, 0.7), ("b", 1, 0.7), ("c", 1, 0.4)]
+    records = [TrainingRecord(row_id, "key", seed, values={"miou": score}) for row_id, seed, score in finished]
+    records.append(TrainingRecord("d", "key", 0, error="out of memory"))
+    rules = QualityRules(metric="miou", better="more", margin=0.005, looks=(2,), race=False)
+    assert [(one.row_id, one.seed) for one in find_discardable(records, rules, 0)] == [("a", 0), ("a", 1)]
 
 
 @pytest.mark.slow

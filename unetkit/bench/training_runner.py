@@ -266,19 +266,11 @@ class TrainingRunner:
         )
 
     def _remove_weights(self, writer: ResultsWriter) -> None:
-        """Remove weights of all rows but the best one, of seeds that every row is done with."""
         if self.config.keep_weights:
             return
-        scores, failed = collect_scores(current_trainings(writer), self.rules.metric, self.config.seed)
-        whole = {row_id: values for row_id, values in scores.items() if row_id not in failed}
-        most = max(map(len, whole.values()), default=0)
-        # Rows that were dropped, or that a later command adds, have fewer seeds than those that may be the best.
-        leading = {row_id: values for row_id, values in whole.items() if len(values) >= most - 1}
-        best = find_best_row(leading, self.rules)
-        for row_id in scores:
-            for seed in range(self.config.seed, self.config.seed + min(map(len, leading.values()), default=0)):
-                for name in _WEIGHTS if row_id != best else ():
-                    (training_folder(writer.folder, row_id, seed) / name).unlink(missing_ok=True)
+        for one in find_discardable(current_trainings(writer), self.rules, self.config.seed):
+            for name in _WEIGHTS:
+                (training_folder(writer.folder, one.row_id, one.seed) / name).unlink(missing_ok=True)
 
 
 def _options_of(case: Case) -> dict[str, str]:
@@ -342,6 +334,31 @@ def find_wanted_seeds(
     scores, failed = collect_scores(trainings, rules.metric, header.seed)
     left = {row_id: scores.get(row_id, []) for row_id in rows if row_id not in failed}
     return wanted_seeds(left, header.baseline_row, rules) if header.baseline_row in left else {}
+
+
+def find_discardable(trainings: Sequence[TrainingRecord], rules: QualityRules, first_seed: int) -> list[TrainingRecord]:
+    """Return the trainings whose weights nobody needs: those of all rows but the best, of seeds that every row has.
+
+    A training that is still running has no record, one that failed may be scored again, and a row whose earlier seeds
+    still run may turn out the best: their weights are kept.
+
+    Args:
+        trainings: the trainings of a run.
+        rules: the rules by which rows are compared.
+        first_seed: the first seed.
+    """
+    scores, failed = collect_scores(trainings, rules.metric, first_seed)
+    whole = {row_id: values for row_id, values in scores.items() if row_id not in failed}
+    most = max(map(len, whole.values()), default=0)
+    # Rows that were dropped, or that a later command adds, have fewer seeds than those that may be the best.
+    leading = {row_id: values for row_id, values in whole.items() if len(values) >= most - 1}
+    best = find_best_row(leading, rules)
+    common = min(map(len, leading.values()), default=0)
+    return [
+        one
+        for one in trainings
+        if one.row_id != best and one.seed - first_seed < min(common, len(scores[one.row_id])) and not one.failures
+    ]
 
 
 def find_best_row(scores: Mapping[str, Sequence[float]], rules: QualityRules) -> str:
