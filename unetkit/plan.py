@@ -15,6 +15,7 @@ from typing import Any, Self
 from unetkit.errors import OptionError, UnknownNameError, did_you_mean
 from unetkit.options import PythonValue, format_value, has_text, has_unquoted, split_unquoted
 from unetkit.utils.formatting import Size
+from unetkit.utils.parsing import parse_int, parse_size
 
 
 @dataclass(frozen=True)
@@ -153,45 +154,14 @@ def _parse_levels(value: Any) -> Levels:
     return specs
 
 
-#: Far above any useful value, and low enough that the sizes of tensors with such shapes do not overflow.
-_MAX_INTEGER = 2**20
-
-
-def _parse_int(value: Any, least: int = 1, what: str = "", most: int = _MAX_INTEGER) -> int:
-    try:
-        number = int(value)
-        if isinstance(value, bool) or (not isinstance(value, str) and number != value):
-            raise ValueError
-    except (TypeError, ValueError, OverflowError):
-        raise OptionError(f"must be {what or f'an integer; got {value!r}'}") from None
-    if number < least:
-        raise OptionError(f"must be at least {least}; got {number}")
-    if number > most:
-        raise OptionError(f"must be at most {most}; got {number}")
-    return number
-
-
 def _parse_widths(value: Any) -> tuple[int, ...]:
     items = value.split(",") if isinstance(value, str) else value
     if not isinstance(items, Iterable):
         raise OptionError(f"must be integers such as 256,128,64; got {value!r}")
-    widths = tuple(_parse_int(item, what=f"integers such as 256,128,64; got {item!r}") for item in items)
+    widths = tuple(parse_int(item, what=f"integers such as 256,128,64; got {item!r}") for item in items)
     if not widths:
         raise OptionError("must contain at least one integer")
     return widths
-
-
-_SIZES = "a number or HEIGHTxWIDTH, such as 572 or 480x640"
-
-
-def parse_size(value: Any) -> Size:
-    """Read an input size, (height, width), from 572, "572", "480x640" or a sequence. Raises OptionError."""
-    items = value.lower().split("x") if isinstance(value, str) else value
-    items = list(items) if isinstance(items, Iterable) else [items]
-    if len(items) not in (1, 2):
-        raise OptionError(f"must be {_SIZES}; got {value!r}")
-    numbers = [_parse_int(item, what=f"{_SIZES}; got {value!r}") for item in items]
-    return numbers[0], numbers[-1]
 
 
 def _parse_pretrained(value: Any) -> bool | str:
@@ -231,14 +201,14 @@ PLAN_FIELDS = (
     PlanField("head", "PART", _parse_part, "head that turns the last feature map into logits"),
     PlanField("logits", "PART|none", _parse_part, "upsampler that brings the logits to the input size"),
     PlanField("widths", "N,N,...", _parse_widths, "channels of the decoder's levels, deep to shallow"),
-    PlanField("decode_to", "STRIDE", _parse_int, "stride at which the decoder ends, such as 1, 2 or 4"),
-    PlanField("in_channels", "N", _parse_int, "number of input channels"),
-    PlanField("classes", "N", _parse_int, "number of output channels"),
+    PlanField("decode_to", "STRIDE", parse_int, "stride at which the decoder ends, such as 1, 2 or 4"),
+    PlanField("in_channels", "N", parse_int, "number of input channels"),
+    PlanField("classes", "N", parse_int, "number of output channels"),
     PlanField("size", "HxW", parse_size, "input size, such as 572 or 480x640 (height first)"),
     PlanField(
         "pretrained", "[FILE]", _parse_pretrained, "load the encoder's pretrained weights from its library or from FILE"
     ),
-    PlanField("seed", "N", lambda value: _parse_int(value, least=0, most=2**64 - 1), "seed of the random weights"),
+    PlanField("seed", "N", lambda value: parse_int(value, least=0, most=2**64 - 1), "seed of the random weights"),
 )
 _FIELDS_BY_NAME = {word.name: word for word in PLAN_FIELDS}
 

@@ -18,7 +18,7 @@ from unetkit.data.statistics import ValueRange
 from unetkit.data.types import IGNORE, Sample, Target
 from unetkit.errors import OptionError, UnetkitError, UnknownNameError
 from unetkit.plugins import load_parts
-from unetkit.utils.spatial import mirror_indices
+from unetkit.utils.integers import mirror_indices
 
 BINARY = Target("binary", ("background", "cell"))
 ALL = "hflip,vflip,rotate90,rotate:degrees=40,scale,elastic,light,noise,blur"

@@ -21,11 +21,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.data.example_folders import GREEN, RED, SIZE, SPREAD, made, noise, put, stripes
+from tests.reading import read_image
 from unetkit.cli.data import data as data_command
 from unetkit.data.augment import make_augment
 from unetkit.data.datasets import open_data
 from unetkit.data.folder import FolderDataset
-from unetkit.data.io import read_image, read_mask
+from unetkit.data.io import read_mask
 from unetkit.data.splits import SplitConfig, split_names
 from unetkit.data.types import IGNORE, DatasetSplits, Target
 from unetkit.data.visualize import label_paths, overlay, write_mask

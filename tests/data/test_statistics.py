@@ -13,10 +13,10 @@ import tifffile
 import torch
 from PIL import Image
 
+from tests.reading import read_image
 from tests.train.example_sets import squares
 from unetkit import train
 from unetkit.data.datasets import open_data
-from unetkit.data.io import read_image
 from unetkit.data.statistics import find_far_value, measure_statistics
 from unetkit.data.types import IGNORE, Sample, check_values
 from unetkit.errors import FileError, OptionError

@@ -20,9 +20,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 import unetkit
+from tests.reading import read_image
 from tests.rounding import assert_equal_to_rounding
 from unetkit.cli import cli
-from unetkit.data.io import read_image, read_mask
+from unetkit.data.io import read_mask
 from unetkit.data.statistics import ValueRange
 from unetkit.data.types import Target
 from unetkit.errors import FileError, OptionError
@@ -34,11 +35,10 @@ from unetkit.predict.mask_writer import PngWriter
 from unetkit.predict.predictor import (
     PredictCallback,
     PredictionJob,
-    Predictor,
-    explain_if_too_large,
     plan_outputs,
     predict_all,
 )
+from unetkit.predict.torch_engine import explain_if_too_large, make_predictor
 from unetkit.train.checkpoint import BEST, TrainRun
 from unetkit.train.config import TrainConfig
 
@@ -135,7 +135,7 @@ def test_windows_of_a_tiff_are_those_of_the_whole(kind: str, tmp_path: Path) -> 
         assert (picture.channels, *picture.size) == tuple(whole.shape)
         for rows in (slice(0, 40), slice(31, 33), slice(20, whole.shape[1])):
             for columns in (slice(0, 20), slice(15, whole.shape[2])):
-                assert torch.equal(picture.read(rows, columns), whole[:, rows, columns])
+                assert np.array_equal(picture.read(rows, columns), whole[:, rows, columns])
 
 
 def test_a_palette_and_what_is_no_tiff_are_read_whole(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_palette_and_what_is_no_tiff_are_read_whole(tmp_path: Path) -> None:
     for name in ("a.tif", "b.png"):
         with open_image(tmp_path / name) as picture:
             assert (picture.channels, picture.size) == (3, (20, 30))
-            assert torch.equal(picture.read(slice(3, 9), slice(0, 30)), read_image(tmp_path / name)[:, 3:9])
+            assert np.array_equal(picture.read(slice(3, 9), slice(0, 30)), read_image(tmp_path / name)[:, 3:9])
 
 
 def test_only_the_segments_of_a_window_are_decoded_and_each_once_in_a_row_of_tiles(
@@ -332,12 +332,12 @@ def test_an_image_that_memory_does_not_hold_costs_a_line_and_a_wrong_option_ends
     network = run.network()
     network.head = nn.Sequential(network.head, Hungry())
     jobs = plan_outputs(images, tmp_path / "out", run.target)
-    assert predict_all(Predictor(run, network, PredictConfig()).predict, jobs, Told()) == 1
+    assert predict_all(make_predictor(run, network, PredictConfig()).predict, jobs, Told()) == 1
     lacks = "not enough memory for a pass of 1 of 100x100; give a smaller --tile or --batch-size"
     assert told == [f"{images[0]}: {lacks}"]
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["b.png"]
     with pytest.raises(OptionError, match="--overlap 64: must be smaller than a tile's output, 64x64"):
-        predict_all(Predictor(run, network, PredictConfig(tile=(64, 64), overlap=64)).predict, jobs, Told())
+        predict_all(make_predictor(run, network, PredictConfig(tile=(64, 64), overlap=64)).predict, jobs, Told())
 
 
 def test_images_in_sub_folders_keep_their_place(run: TrainRun, tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ def test_images_in_sub_folders_keep_their_place(run: TrainRun, tmp_path: Path) -
         Image.fromarray(pixels(30, 30)).save(tmp_path / folder / "x.png")
     jobs = plan_outputs([tmp_path / "images"], tmp_path / "out", run.target)
     assert [job.masks for job in jobs] == [(tmp_path / "out/sub/x.png",), (tmp_path / "out/x.png",)]
-    assert predict_all(Predictor(run, run.network(), PredictConfig()).predict, jobs, PredictCallback()) == 0
+    assert predict_all(make_predictor(run, run.network(), PredictConfig()).predict, jobs, PredictCallback()) == 0
     assert (tmp_path / "out" / "sub" / "x.png").exists()
 
 

@@ -16,7 +16,8 @@ from unetkit.errors import InputSizeError, OptionError
 from unetkit.predict import tiled
 from unetkit.tiling.layout import TileAxis, TileLayout, TileRequirements, blended_axis, exact_axis
 from unetkit.tiling.requirements import find_tile_requirements, full_size
-from unetkit.tiling.sliding_window import InMemoryImage, iterate_windows
+from unetkit.tiling.sliding_window import make_forward
+from unetkit.tiling.stitching import InMemoryImage, iterate_windows
 from unetkit.unet import UNet
 from unetkit.utils.spatial import resize_to_input
 
@@ -120,10 +121,10 @@ def image(*size: int, channels: int = 2) -> Tensor:
 
 def stitched(model: nn.Module, x: Tensor, layout: TileLayout, batch: int = 1) -> Tensor:
     result = torch.full((2, *x.shape[1:]), torch.nan, dtype=x.dtype)
-    with torch.inference_mode():
-        for window in iterate_windows(lambda tiles: full_size(model, tiles), InMemoryImage(x), layout, batch):
-            assert result[:, window.rows, window.columns].isnan().all()
-            result[:, window.rows, window.columns] = window.values
+    forward = make_forward(model, x.device, x.dtype)
+    for window in iterate_windows(forward, InMemoryImage(x.numpy()), layout, batch):
+        assert result[:, window.rows, window.columns].isnan().all()
+        result[:, window.rows, window.columns] = torch.from_numpy(window.values)
     return result
 
 

@@ -17,9 +17,9 @@ from unetkit.plan import PLAN_FIELDS, PlanField
 from unetkit.plugins import PluginManager, default_manager, load_manager
 from unetkit.registry import PART_FIELDS, Entry, Parts, Registry
 from unetkit.resolve import kind_of
-from unetkit.train.config import parse_nodata
 from unetkit.utils.config_fields import ConfigField, list_config_fields
 from unetkit.utils.files import write_requested_file
+from unetkit.utils.parsing import parse_nodata
 
 if TYPE_CHECKING:
     from unetkit.train.checkpoint import TrainRun

@@ -53,8 +53,9 @@ def predict(
     values = {name: value for name, value in given.items() if value is not None}
     config = PredictConfig(**take_config_values(PredictConfig, values))
 
-    from unetkit.predict.predictor import Predictor, plan_outputs, predict_all
+    from unetkit.predict.predictor import plan_outputs, predict_all
     from unetkit.predict.progress import PredictProgress
+    from unetkit.predict.torch_engine import make_predictor
     from unetkit.train.checkpoint import read_run
     from unetkit.utils.modules import default_device
 
@@ -62,7 +63,7 @@ def predict(
     jobs = plan_outputs(images, out, found.target, config)
     with stdout_to_stderr():  # keeps what a part prints out of this command's output
         network = found.network(default_device(device), get_run_parts(ctx, found), weights)
-        predictor = Predictor(found, network, config)
+        predictor = make_predictor(found, network, config)
         shown = PredictProgress(len(jobs))
         try:
             failed = predict_all(predictor.predict, jobs, shown)

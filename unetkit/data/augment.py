@@ -28,8 +28,8 @@ from unetkit.plan import PartSpec
 from unetkit.plugins import default_parts
 from unetkit.registry import Parts
 from unetkit.resolve import canonical_spec, create
+from unetkit.utils.integers import mirror_indices
 from unetkit.utils.isolation import wrap_errors
-from unetkit.utils.spatial import mirror_indices
 
 #: A function from a map (a tv_tensor) and an interpolation mode to the warped map, with 0 outside of the original.
 Warp = Callable[[Tensor, InterpolationMode], Tensor]

@@ -123,7 +123,7 @@ class FolderDataset:
 
     def __getitem__(self, index: int, /) -> Sample:
         entry = self.entries[index]
-        image = convert_channels(read_image(entry.image, self.nodata), self.convert, entry.image)
+        image = torch.from_numpy(convert_channels(read_image(entry.image, self.nodata), self.convert, entry.image))
         if len(image) != self.channels:
             raise FileError(_describe_channels(entry.image, len(image), self.channels))
         planes = [check_mask_size(self.encoding.read(path), path, image, entry) for path in entry.masks]

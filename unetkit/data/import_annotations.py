@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from PIL import Image, ImageDraw
 
@@ -115,7 +114,7 @@ def _write_image(image: AnnotatedImage, folder: Path, target: Target, taken: set
     for kind in ("images", "instances"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     shutil.copyfile(image.path, folder / "images" / f"{stem}{image.path.suffix}")
-    write_mask(folder / "masks" / f"{stem}.png", torch.from_numpy(mask), target)
+    write_mask(folder / "masks" / f"{stem}.png", mask, target)
     Image.fromarray(instances).save(folder / "instances" / f"{stem}.png")
 
 

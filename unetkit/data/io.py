@@ -1,4 +1,4 @@
-"""Image and mask files: TIFF, PNG, JPEG, BMP, GIF and WebP as tensors and arrays.
+"""Image and mask files: TIFF, PNG, JPEG, BMP, GIF and WebP as NumPy arrays.
 
 TIFF files may have any number of channels. Their numbers are read as stored: neither an orientation nor a zero that
 means white is applied. Pixels without data, as satellites leave beside their track, are NaN in images.
@@ -16,9 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tifffile
-import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
 from unetkit.errors import FileError
 from unetkit.utils.formatting import format_plural
@@ -164,7 +162,7 @@ _TIFF = (".tif", ".tiff")
 _AS_IT_IS = ("1", "L", "I;16", "I;16B", "I", "F", "RGB")
 
 
-def read_image(path: str | Path, nodata: float | None = None) -> Tensor:
+def read_image(path: str | Path, nodata: float | None = None) -> np.ndarray:
     """Read an image (C, H, W) as float32.
 
     8-bit values / 255, 16-bit values / 65535, others (signed, 32 bit, float) unchanged.
@@ -325,13 +323,13 @@ def apply_palette(pixels: PixelArray) -> np.ndarray:
     return np.take(table, pixels.values, axis=0)
 
 
-def to_float_image(values: np.ndarray) -> Tensor:
+def to_float_image(values: np.ndarray) -> np.ndarray:
     """Convert numbers (H, W) or (H, W, C) to an image (C, H, W), as `read_image` describes."""
     planes = values[None] if values.ndim == 2 else np.moveaxis(values, -1, 0)
     image = np.ascontiguousarray(planes, dtype=np.float32)
     if values.dtype in (np.uint8, np.uint16):
         image /= np.float32(np.iinfo(values.dtype).max)
-    return torch.from_numpy(image)
+    return image
 
 
 #: What `--channels` converts images to, and the channels that they then have.
@@ -340,7 +338,7 @@ CONVERSIONS = {"grey": 1, "rgb": 3}
 _LUMA = (0.299, 0.587, 0.114)
 
 
-def convert_channels(image: Tensor, to: str, path: str | Path) -> Tensor:
+def convert_channels(image: np.ndarray, to: str, path: str | Path) -> np.ndarray:
     """Convert an image (C, H, W) of one or three channels to "grey" or "rgb"; "" leaves it as it is.
 
     Raises:
@@ -351,11 +349,12 @@ def convert_channels(image: Tensor, to: str, path: str | Path) -> Tensor:
     if len(image) not in CONVERSIONS.values():
         raise FileError(f"{path}: has {len(image)} channels; --channels {to} converts images of 1 or 3 channels")
     if to == "rgb":
-        return image.expand(3, -1, -1).clone()
-    return (image * image.new_tensor(_LUMA)[:, None, None]).sum(0, keepdim=True)
+        return np.repeat(image, 3, axis=0)
+    grey: np.ndarray = np.einsum("c,chw->hw", np.asarray(_LUMA, image.dtype), image)[None]
+    return grey
 
 
-def mark_missing(image: Tensor, values: np.ndarray, nodata: Iterable[float | None], path: str | Path) -> Tensor:
+def mark_missing(image: np.ndarray, values: np.ndarray, nodata: Iterable[float | None], path: str | Path) -> np.ndarray:
     """Set the pixels of an image (C, H, W) without data to NaN.
 
     Args:
@@ -367,15 +366,17 @@ def mark_missing(image: Tensor, values: np.ndarray, nodata: Iterable[float | Non
     Raises:
         FileError: Another pixel is NaN or infinite.
     """
-    missing = torch.from_numpy(find_missing(values, nodata))
-    finite = image.isfinite().all(0) if values.dtype.kind == "f" else torch.tensor(True)
+    missing = find_missing(values, nodata)
+    finite = np.isfinite(image).all(0) if values.dtype.kind == "f" else np.ones((), bool)
     if not (finite | missing).all():
         count = int((~(finite | missing)).sum())
         raise FileError(
             f"{path}: contains NaN or infinity in {format_plural(count, 'pixel')}; "
             "if that means that there are no data, give --nodata nan, or --nodata inf"
         )
-    return image.masked_fill_(missing, torch.nan) if missing.any() else image
+    if missing.any():
+        image[:, np.broadcast_to(missing, image.shape[1:])] = np.nan
+    return image
 
 
 def known_values(pixels: PixelArray, nodata: float | None) -> np.ndarray:

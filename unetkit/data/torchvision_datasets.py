@@ -59,7 +59,8 @@ class TorchvisionDataset:
         with _wrap_torchvision_errors(f"{type(self.dataset).__name__} {name}"):
             image, mask = self.dataset[place]
             classes = self.table[np.asarray(mask)]
-        return Sample(name, to_float_image(from_pillow(image).values), torch.from_numpy(classes))
+        pixels = to_float_image(from_pillow(image).values)
+        return Sample(name, torch.from_numpy(pixels), torch.from_numpy(classes))
 
 
 def voc(*, root: str, year: Literal[2007, 2008, 2009, 2010, 2011, 2012] = 2012) -> DatasetSplits:

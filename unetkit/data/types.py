@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from unetkit.errors import FileError, OptionError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: The value in a mask of pixels that losses and metrics ignore.
 IGNORE = -1
@@ -77,7 +77,11 @@ class Target:
         if self.activation(logits.shape[1]) == "softmax":
             return logits.softmax(1)
         chances = logits.sigmoid()
-        return torch.cat([1 - chances, chances], 1) if self.kind == "binary" else chances
+        if self.kind != "binary":
+            return chances
+        import torch  # here, so that whoever predicts without torch can import this module
+
+        return torch.cat([1 - chances, chances], 1)
 
     def to_mask(self, probabilities: Tensor) -> Tensor:
         """Convert probabilities (B, L, H, W) to masks: classes (B, H, W), or labels above 0.5 (B, L, H, W).
@@ -194,6 +198,8 @@ class DatasetSplits:
 
 def describe_tensor(value: Any) -> str:
     """Describe a tensor for a message, as in "int64 of 32x32", or what a value is instead."""
+    from torch import Tensor
+
     if not isinstance(value, Tensor):
         return "missing" if value is None else f"a {type(value).__name__}"
     return f"{str(value.dtype).removeprefix('torch.')} of {_format_shape(value.shape)}"
@@ -205,10 +211,12 @@ def _format_shape(shape: Iterable[int]) -> str:
 
 def find_sample_error(sample: Any, data: DatasetSplits) -> str:
     """Say in words what is wrong with a sample of a data set; "" if nothing is."""
+    import torch
+
     if not isinstance(sample, Sample):
         return f"is a {type(sample).__name__}; expected a unetkit.data.types.Sample"
     image: Any = sample.image
-    fits = isinstance(image, Tensor) and image.dtype == torch.float32 and image.ndim == 3
+    fits = isinstance(image, torch.Tensor) and image.dtype == torch.float32 and image.ndim == 3
     if not fits or len(image) != data.channels or image.isinf().any():
         return f"its image is {describe_tensor(image)}; expected finite float32 of {data.channels}xHxW"
     if error := find_mask_error(sample.mask, data.target, image.shape[-2:]):
@@ -222,11 +230,13 @@ def find_sample_error(sample: Any, data: DatasetSplits) -> str:
 
 def find_mask_error(mask: Any, target: Target, size: Iterable[int]) -> str:
     """Say in words what is wrong with a mask, or a map for regression, of some height and width; "" if nothing is."""
+    import torch
+
     has_planes, dtype = target.kind in ("multilabel", "regression"), torch.int64
     if target.kind == "regression":
         dtype = torch.float32
     shape = [*([len(target.names)] if has_planes else []), *size]
-    if not isinstance(mask, Tensor) or mask.dtype != dtype or list(mask.shape) != shape:
+    if not isinstance(mask, torch.Tensor) or mask.dtype != dtype or list(mask.shape) != shape:
         expected = f"{str(dtype).removeprefix('torch.')} of {_format_shape(shape)}"
         return f"is {describe_tensor(mask)}; expected {expected}"
     if target.kind == "regression":

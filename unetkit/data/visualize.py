@@ -1,6 +1,6 @@
 """Pictures for people: masks as files with a palette, overlays of masks on images, and contact sheets of samples.
 
-Shapes: C channels, L labels, H and W height and width.
+Images and masks are NumPy arrays or tensors on the CPU. Shapes: C channels, L labels, H and W height and width.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from unetkit.data.types import IGNORE, Sample, Target
 from unetkit.errors import FileError, OptionError
@@ -21,13 +21,14 @@ from unetkit.utils.files import atomic_write
 VOID, VOID_COLOUR = 255, (224, 224, 192)
 
 
-def to_rgb(image: Tensor) -> np.ndarray:
+def to_rgb(image: ArrayLike) -> np.ndarray:
     """Convert an image (C, H, W) to 8-bit RGB (H, W, 3), with black at its 1st percentile and white at its 99th.
 
     The result is grey from one channel or the first of two, otherwise it has the first three channels.
     """
-    shown = image[:3] if image.shape[0] >= 3 else image[:1].expand(3, -1, -1)
-    values = np.moveaxis(shown.detach().cpu().float().numpy(), 0, -1)
+    channels = np.asarray(image, np.float32)
+    shown = channels[:3] if len(channels) >= 3 else np.repeat(channels[:1], 3, axis=0)
+    values = np.moveaxis(shown, 0, -1)
     sample = values[:: max(1, values.shape[0] // 512), :: max(1, values.shape[1] // 512)]
     finite = sample[np.isfinite(sample)]
     low, high = np.percentile(finite, (1, 99)) if finite.size else (0.0, 1.0)
@@ -35,13 +36,13 @@ def to_rgb(image: Tensor) -> np.ndarray:
     return scaled.clip(0, 255).round().astype(np.uint8)
 
 
-def overlay(image: Tensor, mask: Tensor, target: Target, strength: float = 0.5) -> Image.Image:
+def overlay(image: ArrayLike, mask: ArrayLike, target: Target, strength: float = 0.5) -> Image.Image:
     """Draw a mask (H, W) or (L, H, W) over an image (C, H, W) as RGB (H, W, 3).
 
     Background and IGNORE show the image. The colors of overlapping labels are mixed.
     """
     picture = to_rgb(image).astype(np.float32)
-    planes = mask.detach().cpu().numpy()
+    planes = np.asarray(mask)
     first = 0 if planes.ndim == 3 else 1  # labels have no background
     colour, count = np.zeros_like(picture), np.zeros(picture.shape[:2], np.float32)
     for index in range(first, len(target.names)):
@@ -68,7 +69,7 @@ def palette_bytes(target: Target) -> bytes:
     return table.tobytes()
 
 
-def write_mask(path: str | Path, mask: Tensor, target: Target) -> list[Path]:
+def write_mask(path: str | Path, mask: ArrayLike, target: Target) -> list[Path]:
     """Write a mask (H, W) as a PNG whose palette has the colors of the classes, with VOID for IGNORE; return its path.
 
     A multi-label mask (L, H, W) is written as a PNG of 0 and 255 for each label, NAME-LABEL.png next to `path`.
@@ -77,7 +78,7 @@ def write_mask(path: str | Path, mask: Tensor, target: Target) -> list[Path]:
         FileError: The file cannot be written.
         OptionError: There are more than 255 classes, which no palette can hold.
     """
-    path, values = Path(path), mask.detach().cpu().numpy()
+    path, values = Path(path), np.asarray(mask)
     if values.ndim == 3:
         paths = label_paths(path, target)
         for plane, where in zip(values, paths, strict=True):

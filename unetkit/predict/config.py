@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from unetkit.errors import OptionError
-from unetkit.plan import parse_size
-from unetkit.train.config import parse_nodata
 from unetkit.utils.config_fields import check_fields, config_field
 from unetkit.utils.formatting import Size
+from unetkit.utils.parsing import parse_nodata, parse_size
 
 MASK_FORMATS = ("index", "binary", "color")
 

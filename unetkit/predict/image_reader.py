@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import tifffile
-from torch import Tensor
 
 from unetkit.data.io import (
     channels_along,
@@ -27,7 +26,7 @@ from unetkit.data.io import (
     without_alpha,
 )
 from unetkit.errors import FileError
-from unetkit.tiling.sliding_window import InMemoryImage
+from unetkit.tiling.stitching import InMemoryImage
 from unetkit.utils.formatting import Size, format_bytes
 from unetkit.utils.integers import ceil_div
 
@@ -138,7 +137,7 @@ class ImageReader(Protocol):
     @property
     def size(self) -> Size: ...
 
-    def read(self, rows: slice, columns: slice) -> Tensor: ...
+    def read(self, rows: slice, columns: slice) -> np.ndarray: ...
 
 
 class _WholeReader(InMemoryImage):
@@ -169,7 +168,7 @@ class _WindowReader:
             else ""
         )
 
-    def read(self, rows: slice, columns: slice) -> Tensor:
+    def read(self, rows: slice, columns: slice) -> np.ndarray:
         try:
             values = self._stored.read(rows, columns)
         except Exception as error:  # tifffile and its codecs raise whatever they meet

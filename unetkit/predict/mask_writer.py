@@ -15,13 +15,11 @@ from typing import BinaryIO
 
 import numpy as np
 import tifffile
-import torch
-from torch import Tensor
 
 from unetkit.data.types import IGNORE, Target
 from unetkit.data.visualize import VOID, overlay, palette_bytes
 from unetkit.predict.image_reader import ImageReader
-from unetkit.tiling.sliding_window import Window
+from unetkit.tiling.stitching import Window
 from unetkit.utils.files import atomic_write
 from unetkit.utils.formatting import Size
 from unetkit.utils.integers import ceil_div
@@ -118,10 +116,9 @@ class MaskWriter:
         self._rows = [PngWriter(file, size, palette, rgb=self._colours is not None) for file in files]
         self._bands = RowBands(size[1])
 
-    def add(self, window: Window, decided: Tensor) -> None:
+    def add(self, window: Window, decided: np.ndarray) -> None:
         """Add the mask of a window: classes (h, w), or labels (L, h, w)."""
-        values = decided.numpy()
-        planes = (values == 1) * 255 if self._binary else np.where(values == IGNORE, VOID, values)
+        planes = (decided == 1) * 255 if self._binary else np.where(decided == IGNORE, VOID, decided)
         band = self._bands.add(window, (planes if self._labels else planes[None]).astype(np.uint8))
         for rows, plane in zip(self._rows, () if band is None else band, strict=band is not None):
             rows.add(plane if self._colours is None else self._colours[plane])
@@ -139,9 +136,9 @@ class OverlayWriter:
         self.step = ceil_div(max(size), OVERLAY)
         self.target, self.size = target, (ceil_div(size[0], self.step), ceil_div(size[1], self.step))
         planes = (len(target.names),) if target.kind == "multilabel" else ()
-        self._mask = torch.zeros(*planes, *self.size, dtype=torch.int16)
+        self._mask = np.zeros((*planes, *self.size), np.int16)
 
-    def add(self, window: Window, decided: Tensor) -> None:
+    def add(self, window: Window, decided: np.ndarray) -> None:
         """Add the mask of a window: classes (h, w), or labels (L, h, w)."""
         top, left = -window.rows.start % self.step, -window.columns.start % self.step
         some = decided[..., top :: self.step, left :: self.step]
@@ -154,12 +151,12 @@ class OverlayWriter:
         with atomic_write(path) as temporary:
             drawn.save(temporary, "PNG")
 
-    def _subsample(self, picture: ImageReader) -> Tensor:
+    def _subsample(self, picture: ImageReader) -> np.ndarray:
         height, width = picture.size
         rows = self.step * max(1, _ROWS // self.step)
         starts = range(0, height, rows)
         bands = (picture.read(slice(top, min(height, top + rows)), slice(0, width)) for top in starts)
-        return torch.cat([band[:, :: self.step, :: self.step].clone() for band in bands], 1)
+        return np.concatenate([band[:, :: self.step, :: self.step].copy() for band in bands], 1)
 
 
 def write_probabilities(path: Path, windows: Iterator[Window], size: Size, planes: int) -> None:
@@ -183,7 +180,7 @@ def _tiles(windows: Iterator[Window], size: Size, planes: int) -> Iterator[np.nd
     """Yield tiles (TILE, TILE, L) row by row; those at the ends are padded with zeros."""
     bands, waiting, done = RowBands(size[1]), np.empty((planes, 0, size[1]), np.float32), 0
     for window in windows:
-        band = bands.add(window, window.values.numpy())
+        band = bands.add(window, window.values)
         if band is None:
             continue
         waiting, done = np.concatenate([waiting, band], 1), done + band.shape[1]

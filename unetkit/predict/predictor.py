@@ -11,8 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
 from unetkit.data.io import CONVERSIONS, ENDINGS, convert_channels
 from unetkit.data.layout import walk_files
@@ -20,17 +19,14 @@ from unetkit.data.types import IGNORE, Target
 from unetkit.data.visualize import VOID, label_paths
 from unetkit.errors import FileError, InputSizeError, OptionError, UnetkitError
 from unetkit.predict.config import PredictConfig
+from unetkit.predict.engines import Engine
 from unetkit.predict.image_reader import ImageReader, open_image
 from unetkit.predict.mask_writer import MaskWriter, OverlayWriter, write_probabilities
-from unetkit.summary.trace import trace
-from unetkit.tiling.layout import TileLayout, TileRequirements
-from unetkit.tiling.requirements import find_tile_requirements
-from unetkit.tiling.sliding_window import Pass, Source, Window, iterate_windows, make_forward
-from unetkit.train.checkpoint import TrainRun
+from unetkit.predict.model_info import ModelInfo
+from unetkit.tiling.layout import TileLayout
+from unetkit.tiling.stitching import Pass, Source, Window, average_over_flips, iterate_windows
 from unetkit.utils.files import atomic_write
-from unetkit.utils.formatting import Size, format_bytes, format_plural
-from unetkit.utils.isolation import ignore_breakpoints
-from unetkit.utils.system import free_memory
+from unetkit.utils.formatting import format_plural
 
 
 @dataclass(frozen=True)
@@ -124,13 +120,13 @@ class TilingCheck:
     If a single pass is impossible, `summary` says why.
     """
 
-    def __init__(self, fit: TileRequirements, network: nn.Module, passed: Pass, source: Source) -> None:
+    def __init__(self, info: ModelInfo, engine: Engine, passed: Pass, source: Source) -> None:
         self._most, self._otherwise, self._pixels, self._why = 0.0, 0, source.size[0] * source.size[1], ""
-        self._whole = torch.empty(0)
+        self._whole, self._to_mask, tiles = np.empty(0), info.to_mask, info.tiles
         try:
-            layout = fit.single_tile(source.size)
-            if why := explain_if_too_large(
-                network, (layout.rows.total + fit.shrinks[0], layout.columns.total + fit.shrinks[1])
+            layout = tiles.single_tile(source.size)
+            if why := engine.explain_if_too_large(
+                (layout.rows.total + tiles.shrinks[0], layout.columns.total + tiles.shrinks[1])
             ):
                 self._why = why
                 return
@@ -139,13 +135,13 @@ class TilingCheck:
         except UnetkitError as error:
             self._why = str(error)
 
-    def add(self, window: Window, decide: Callable[[Tensor], Tensor]) -> None:
+    def add(self, window: Window) -> None:
         """Compare the probabilities of a window (L, h, w)."""
         if self._why:
             return
         whole = self._whole[:, window.rows, window.columns]
-        self._most = max(self._most, float((whole - window.values).abs().max()))
-        other = (decide(whole[None]) != decide(window.values[None]))[0]
+        self._most = max(self._most, float(np.abs(whole - window.values).max()))
+        other = self._to_mask(whole) != self._to_mask(window.values)
         self._otherwise += int((other.any(0) if other.ndim == 3 else other).sum())
 
     @property
@@ -157,36 +153,21 @@ class TilingCheck:
         return f"probabilities differ by at most {self._most:.1e} from a single pass over the whole image; {share}"
 
 
-@ignore_breakpoints()
-def explain_if_too_large(network: nn.Module, size: Size) -> str:
-    """Explain why a single pass over an input of this size would need more memory than is free; "" if it would not."""
-    device = next(network.parameters()).device
-    left = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
-    # The activations that autograd would keep exceed the peak memory of a pass without autograd.
-    traced = trace(network, size)
-    # A network whose parts read values is traced with a smaller input.
-    needs = traced.activation_bytes * size[0] * size[1] // (traced.rows[0].height * traced.rows[0].width)
-    if needs <= left:
-        return ""
-    what = f"a single pass may need {format_bytes(needs)}, but {format_bytes(left)} are free"
-    return f"{what}; use --check on a smaller image"
-
-
 class NormalizedReader:
     """An image, normalized as the network expects it, which remembers where it has no data."""
 
-    def __init__(self, picture: ImageReader, run: TrainRun, convert: str, path: Path) -> None:
-        self._picture, self._run, self._convert, self._path = picture, run, convert, path
-        self._missing: list[tuple[slice, slice, Tensor]] = []
+    def __init__(self, picture: ImageReader, info: ModelInfo, convert: str, path: Path) -> None:
+        self._picture, self._info, self._convert, self._path = picture, info, convert, path
+        self._missing: list[tuple[slice, slice, np.ndarray]] = []
         self.size = picture.size
 
-    def read(self, rows: slice, columns: slice) -> Tensor:
+    def read(self, rows: slice, columns: slice) -> np.ndarray:
         image = convert_channels(self._picture.read(rows, columns), self._convert, self._path)
-        if (missing := image[0].isnan()).any():
+        if (missing := np.isnan(image[0])).any():
             self._missing.append((rows, columns, missing))
-        return self._run.normalize(image)
+        return self._info.normalize(image)
 
-    def take_missing(self, window: Window) -> Tensor | None:
+    def take_missing(self, window: Window) -> np.ndarray | None:
         """Return where a window has no data, (h, w), or None for nowhere.
 
         Windows must be taken in their order, from the top down, after they were read; what lies above is forgotten.
@@ -194,7 +175,7 @@ class NormalizedReader:
         self._missing = [one for one in self._missing if one[0].stop > window.rows.start]
         if not self._missing:
             return None
-        found = torch.zeros(window.values.shape[-2:], dtype=torch.bool)
+        found = np.zeros(window.values.shape[-2:], bool)
         for rows, columns, missing in self._missing:
             top, bottom = max(rows.start, window.rows.start), min(rows.stop, window.rows.stop)
             left, right = max(columns.start, window.columns.start), min(columns.stop, window.columns.stop)
@@ -223,19 +204,17 @@ class PredictCallback:
 
 
 class Predictor:
-    """A trained network, ready to predict images.
+    """A network, ready to predict images.
 
     Args:
-        run: the run of the network.
-        network: the network in eval mode on its device.
-        how: how images are processed.
+        info: what prediction must know of the network.
+        engine: what runs it.
+        config: how images are processed.
     """
 
-    def __init__(self, run: TrainRun, network: nn.Module, how: PredictConfig) -> None:
-        self.run, self.network, self.how = run, network, how
-        self.fit = find_tile_requirements(network)
-        first = next(network.parameters())
-        self._passed = make_forward(network, first.device, first.dtype, run.target.probabilities, tta=how.tta)
+    def __init__(self, info: ModelInfo, engine: Engine, config: PredictConfig) -> None:
+        self.info, self.engine, self.config = info, engine, config
+        self._passed: Pass = average_over_flips(engine) if config.tta else engine
 
     def predict(self, job: PredictionJob, callback: PredictCallback | None = None) -> None:
         """Write the files of an image, either all of them or none.
@@ -244,27 +223,26 @@ class Predictor:
             FileError: The image cannot be read, has the wrong number of channels, or the files cannot be written.
             InputSizeError: The network accepts no tile near the requested size, or memory is not sufficient for one.
         """
-        nodata = self.run.config.nodata_value if self.how.nodata is None else self.how.nodata
+        nodata = self.info.nodata if self.config.nodata is None else self.config.nodata
         with open_image(job.image, nodata) as picture:
-            convert = self.how.channels or self.run.config.channels
+            convert = self.config.channels or self.info.conversion
             is_converted = convert and picture.channels in CONVERSIONS.values()
-            if (CONVERSIONS[convert] if is_converted else picture.channels) != self.run.channels:
+            if (CONVERSIONS[convert] if is_converted else picture.channels) != self.info.channels:
                 raise FileError(f"{job.image}: {self._describe_channels(picture.channels)}")
-            layout = self.fit.layout(picture.size, self.how.tile, self.how.overlap, tta=self.how.tta)
+            layout = self.info.tiles.layout(picture.size, self.config.tile, self.config.overlap, tta=self.config.tta)
             callback = callback or PredictCallback()
             callback.on_image_begin(job, picture, layout)
-            source = NormalizedReader(picture, self.run, convert, job.image)
-            check = TilingCheck(self.fit, self.network, self._passed, source) if self.how.check else None
+            source = NormalizedReader(picture, self.info, convert, job.image)
+            check = TilingCheck(self.info, self.engine, self._passed, source) if self.config.check else None
             try:
-                with torch.inference_mode():
-                    self._write(job, picture, self._windows(job, source, layout, callback, check))
+                self._write(job, picture, self._windows(job, source, layout, callback, check))
             except OSError as error:
                 raise FileError(f"{job.image}: its files cannot be written: {error.strerror or error}") from error
             callback.on_image_end(job, check.summary if check else "")
 
     def _describe_channels(self, has: int) -> str:
-        needs = self.run.channels
-        what = f"has {format_plural(has, 'channel')}, but the network of {self.run.folder} needs {needs}"
+        needs = self.info.channels
+        what = f"has {format_plural(has, 'channel')}, but the network of {self.info.source} needs {needs}"
         advice = "give images like those that it was trained on"
         if {has, needs} == {1, 3}:
             advice = f"--channels {'grey' if needs == 1 else 'rgb'} converts"
@@ -279,24 +257,26 @@ class Predictor:
         check: TilingCheck | None,
     ) -> Iterator[Window]:
         """Yield the probabilities of each window, which are NaN where the image has no data."""
-        for done, window in enumerate(iterate_windows(self._passed, source, layout, self.how.batch_size), 1):
+        for done, window in enumerate(iterate_windows(self._passed, source, layout, self.config.batch_size), 1):
             if check:
-                check.add(window, self.run.target.to_mask)
-            if not window.values.isfinite().all():
+                check.add(window)
+            if not np.isfinite(window.values).all():
                 raise FileError(f"{job.image}: the network gives NaN or infinity for it; its weights may be damaged")
             missing = source.take_missing(window)
-            yield window if missing is None else window._replace(values=window.values.masked_fill(missing, torch.nan))
+            if missing is not None:
+                window = window._replace(values=np.where(missing, np.float32(np.nan), window.values))
+            yield window
             callback.on_tile_end(done, layout.tiles)
 
     def _write(self, job: PredictionJob, picture: ImageReader, found: Iterator[Window]) -> None:
         """Yield each window after it was passed to all writers."""
         with ExitStack() as stack:
-            masks = MaskWriter(stack, job.masks, picture.size, self.run.target, self.how.format or "index")
-            laid = OverlayWriter(picture.size, self.run.target) if job.overlay else None
+            masks = MaskWriter(stack, job.masks, picture.size, self.info.target, self.config.format or "index")
+            laid = OverlayWriter(picture.size, self.info.target) if job.overlay else None
             found = self._to_masks(found, masks, laid)
             if job.probabilities:
                 temporary = stack.enter_context(atomic_write(job.probabilities))
-                write_probabilities(temporary, found, picture.size, len(self.run.target.names))
+                write_probabilities(temporary, found, picture.size, len(self.info.target.names))
             for _ in found:
                 pass
             masks.finish()
@@ -305,9 +285,9 @@ class Predictor:
 
     def _to_masks(self, found: Iterator[Window], masks: MaskWriter, laid: OverlayWriter | None) -> Iterator[Window]:
         for window in found:
-            decided = self.run.target.to_mask(window.values[None])[0]
-            if (missing := window.values[0].isnan()).any():
-                decided = decided.masked_fill(missing, IGNORE)
+            decided = self.info.to_mask(window.values)
+            if (missing := np.isnan(window.values[0])).any():
+                decided[..., missing] = IGNORE
             masks.add(window, decided)
             if laid:
                 laid.add(window, decided)

@@ -1,128 +1,22 @@
-"""Pass an image through a network by tiles, and yield windows of the result with little memory.
+"""Pass an image in memory through a network of torch by tiles.
 
-Shapes: B batch, C channels, L planes that are computed from the logits, H and W height and width.
+Shapes: B batch, C channels, K outputs of the network, L planes that are computed from them, H and W height and width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import islice
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from unetkit.errors import InputSizeError
-from unetkit.tiling.layout import TileLayout
 from unetkit.tiling.requirements import find_tile_requirements, full_size
+from unetkit.tiling.stitching import InMemoryImage, Pass, average_over_flips, iterate_windows
 from unetkit.utils.formatting import Size
 from unetkit.utils.modules import preserve_mode
-from unetkit.utils.spatial import mirror_indices
 from unetkit.utils.system import is_oom
-
-#: A function from a batch of tiles (B, C, h, w) to their outputs (B, L, h', w').
-Pass = Callable[[Tensor], Tensor]
-
-
-class Source(Protocol):
-    """An image that is read in windows."""
-
-    @property
-    def size(self) -> Size: ...
-
-    def read(self, rows: slice, columns: slice) -> Tensor:
-        """Read a window (C, h, w), float32 or float64; both slices lie within the image."""
-        ...
-
-
-class InMemoryImage:
-    """An image (C, H, W) in memory."""
-
-    def __init__(self, image: Tensor) -> None:
-        self.image = image
-        self.size: Size = (image.shape[-2], image.shape[-1])
-
-    def read(self, rows: slice, columns: slice) -> Tensor:
-        return self.image[:, rows, columns]
-
-
-class Window(NamedTuple):
-    """The result for some rows and columns of the image: values (L, h, w) on the CPU."""
-
-    rows: slice
-    columns: slice
-    values: Tensor
-
-
-def iterate_windows(passed: Pass, source: Source, layout: TileLayout, batch_size: int = 1) -> Iterator[Window]:
-    """Yield the result in windows, one for each tile, row by row from the top left. Together they cover the image.
-
-    Args:
-        passed: computes the planes of a batch of tiles with the network in eval mode.
-        source: the image.
-        layout: the result of `TileRequirements.layout`.
-        batch_size: the number of tiles in a forward pass.
-    """
-    tiles = _outputs(passed, source, layout, batch_size)
-    above: Tensor | None = None
-    for row in range(len(layout.rows.starts)):
-        kept = _RowAssembler(layout, row, above)
-        for column in range(len(layout.columns.starts)):
-            yield kept.add(column, next(tiles))
-        above = kept.below
-
-
-class _RowAssembler:
-    """Combines the tiles of a row; incomplete values are kept for the next tile or the next row."""
-
-    def __init__(self, layout: TileLayout, row: int, above: Tensor | None) -> None:
-        self.rows, self.columns, self.row, self.above = layout.rows, layout.columns, row, above
-        self.top, self.done = self.rows.starts[row], self.rows.ends[row]
-        self.share = torch.from_numpy(self.rows.weight(row))[:, None]
-        self.right: Tensor | None = None
-        self.below: Tensor | None = None
-
-    def add(self, column: int, out: Tensor) -> Window:
-        """Add a tile's output (L, h, w); return the window that is now complete."""
-        left, right = self.columns.starts[column], self.columns.ends[column]
-        out = out * (self.share * torch.from_numpy(self.columns.weight(column)))
-        if self.right is not None:
-            out[..., : self.right.shape[-1]] += self.right
-        block, self.right = out[..., : right - left], out[..., right - left :]
-        if self.above is not None:
-            block[:, : self.above.shape[1]] += self.above[..., left:right]
-        done = self.done - self.top
-        if done < block.shape[1]:
-            if self.below is None:
-                self.below = out.new_empty(out.shape[0], block.shape[1] - done, self.columns.total)
-            self.below[..., left:right] = block[:, done:]
-        bottom, end = min(self.done, self.rows.side), min(right, self.columns.side)
-        return Window(slice(self.top, bottom), slice(left, end), block[:, : bottom - self.top, : end - left])
-
-
-def _outputs(passed: Pass, source: Source, layout: TileLayout, batch_size: int) -> Iterator[Tensor]:
-    """Yield the output of each tile, (L, h, w), row by row."""
-    places = ((row, column) for row in range(len(layout.rows.starts)) for column in range(len(layout.columns.starts)))
-    while some := list(islice(places, batch_size)):
-        tiles = [
-            mirrored_window(source, layout.rows.input_range(row), layout.columns.input_range(column))
-            for row, column in some
-        ]
-        yield from passed(torch.stack(tiles)).cpu()
-
-
-def mirrored_window(source: Source, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
-    """Read a window (C, h, w) of an image that is mirrored at its ends."""
-    down, across = (
-        mirror_indices(torch.arange(*span), side) for span, side in zip((rows, columns), source.size, strict=True)
-    )
-    top, left = int(down.min()), int(across.min())
-    window = source.read(slice(top, int(down.max()) + 1), slice(left, int(across.max()) + 1))
-    return window[:, down - top][:, :, across - left]
-
-
-#: The axes of (B, C, H, W) that are flipped for each mirror image.
-_MIRRORED = ((-1,), (-2,), (-2, -1))
 
 
 def tiled(
@@ -157,18 +51,19 @@ def tiled(
         InputSizeError: The network accepts no size, or memory is not sufficient for a tile.
         OptionError: The network does not accept this tile or overlap.
     """
-    source = InMemoryImage(image)
-    layout = find_tile_requirements(network).layout(source.size, tile, overlap, tta=tta)
     first = next(network.parameters())
+    source = InMemoryImage(_to_array(image))
+    layout = find_tile_requirements(network).layout(source.size, tile, overlap, tta=tta)
     with preserve_mode(network), torch.inference_mode():
         network.eval()
-        through = make_forward(network, first.device, first.dtype, then, tta=tta)
-        result = torch.empty(0)
+        through = make_forward(network, first.device, first.dtype, then)
+        through = average_over_flips(through) if tta else through
+        result = np.empty(0)
         for window in iterate_windows(through, source, layout, batch_size):
-            if not result.numel():
-                result = window.values.new_empty(window.values.shape[0], *source.size)
+            if not result.size:
+                result = np.empty((len(window.values), *source.size), window.values.dtype)
             result[:, window.rows, window.columns] = window.values
-    return result.clone()  # a clone made outside inference mode can be used in autograd
+    return torch.from_numpy(result)
 
 
 def make_forward(
@@ -176,20 +71,14 @@ def make_forward(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     then: Callable[[Tensor], Tensor] | None = None,
-    *,
-    tta: bool = False,
 ) -> Pass:
     """Return a function that passes a batch of tiles through the network in eval mode and converts its logits."""
 
-    def once(x: Tensor) -> Tensor:
-        logits = full_size(network, x)
-        return then(logits) if then else logits
-
-    def passed(x: Tensor) -> Tensor:
+    def passed(x: np.ndarray) -> np.ndarray:
         try:
             with torch.inference_mode():
-                x = x.to(device, dtype)
-                return _mean_over_flips(once, x) if tta else once(x)
+                logits = full_size(network, torch.from_numpy(x).to(device, dtype))
+                return _to_array(then(logits) if then else logits)
         except (RuntimeError, MemoryError) as error:
             if not is_oom(error):
                 raise
@@ -201,9 +90,7 @@ def make_forward(
     return passed
 
 
-def _mean_over_flips(once: Pass, x: Tensor) -> Tensor:
-    """Average over an input and its mirror images, each flipped back."""
-    total = once(x)
-    for axes in _MIRRORED:
-        total = total + once(x.flip(axes)).flip(axes)
-    return total / (1 + len(_MIRRORED))
+def _to_array(x: Tensor) -> np.ndarray:
+    """Return a tensor as an array of float64, or of float32, which is what NumPy has for the shorter types."""
+    x = x.detach().cpu()
+    return (x if x.dtype == torch.float64 else x.float()).numpy()

@@ -6,21 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from unetkit.errors import OptionError
-from unetkit.plan import parse_size
 from unetkit.utils.config_fields import check_fields, config_field, format_option
 from unetkit.utils.formatting import Size
+from unetkit.utils.parsing import parse_nodata, parse_size
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 #: Fields that do not change what is trained, and which may therefore change when a run is continued.
 CHANGEABLE = ("preview_every", "workers", "threads", "device", "tensorboard")
-
-
-def parse_nodata(text: str | float) -> float:
-    """Read the value of `--nodata`. Raises OptionError."""
-    try:
-        return float(text)
-    except ValueError:
-        raise OptionError("must be a number, nan or inf") from None
 
 
 def _parse_freeze(value: str | int) -> int:

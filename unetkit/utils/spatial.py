@@ -100,13 +100,6 @@ def resize_to_input(logits: Tensor, stride: int) -> Tensor:
     return F.interpolate(exact, scale_factor=float(stride), mode="bilinear")
 
 
-def mirror_indices(places: Tensor, length: int) -> Tensor:
-    """Mirror positions outside an axis at its ends, which are not repeated, as often as necessary."""
-    period = max(2 * (length - 1), 1)
-    folded = places.remainder(period)
-    return torch.minimum(folded, period - folded) if length > 1 else torch.zeros_like(places)
-
-
 def crop_center(x: Tensor, size: Size) -> Tensor:
     """Crop (B, C, H, W) around the center to a size that is not larger; an odd surplus is cut one more at the end."""
     height, width = x.shape[-2] - size[0], x.shape[-1] - size[1]
