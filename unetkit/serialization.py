@@ -29,7 +29,7 @@ from unetkit.utils.files import atomic_write
 from unetkit.utils.isolation import ignore_breakpoints
 from unetkit.utils.module_settings import describe_modules, find_difference
 from unetkit.utils.modules import check_device
-from unetkit.utils.system import is_oom
+from unetkit.utils.oom import is_oom
 
 FORMAT, VERSION = "unetkit", 1
 #: The placeholder of the digest while it is computed.

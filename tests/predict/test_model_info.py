@@ -85,7 +85,17 @@ def test_what_is_wrong_with_metadata_is_said() -> None:
         rest = {name: text for name, text in metadata.items() if name != key}
         with pytest.raises(FileError, match=key.replace(".", r"\.")):
             ModelInfo.from_metadata(rest, "m.onnx")
-    for key, text in (("kind", "regression"), ("tiles", "{"), ("classes", "3"), ("mean", "[null]"), ("output", "x")):
+    for key, text in (
+        ("kind", "regression"),
+        ("tiles", "{"),
+        ("classes", "3"),
+        ("mean", "[null]"),
+        ("output", "x"),
+        ("std", "[1]"),
+        ("std", "[1, 0]"),
+        ("colours", "[[1, 2, 3]]"),
+        ("classes", '["a"]'),
+    ):
         with pytest.raises(FileError, match="damaged"):
             ModelInfo.from_metadata(metadata | {f"unetkit.{key}": text}, "m.onnx")
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unetkit.errors import UnetkitError
 from unetkit.utils.formatting import Size
-from unetkit.utils.system import is_oom
+from unetkit.utils.oom import is_oom
 
 ODD_SIZE, SMALL_SIZE = (97, 131), (33, 65)
 #: Size of a training step, unless the model accepts only its own size. It shows the same in a third of the time.

@@ -18,8 +18,9 @@ from tests.sweep.libraries import LIBRARIES, Library
 from tests.sweep.peak_memory import PeakMemoryMode
 from unetkit.utils.formatting import format_bytes, format_count
 from unetkit.utils.isolation import one_line
+from unetkit.utils.oom import is_oom
 from unetkit.utils.processes import Emit
-from unetkit.utils.system import is_oom, limit_memory
+from unetkit.utils.system import limit_memory
 
 #: Memory in addition to that of tensors: copies that kernels make in their own layout, and fragmentation of the heap.
 _KERNEL_BYTES, _HEAP_FACTOR = 128 << 20, 1.25

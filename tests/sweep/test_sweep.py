@@ -30,7 +30,8 @@ from tests.sweep.summary import find_slowest, format_share, group_failures, summ
 from unetkit.builder import build
 from unetkit.errors import FileError, UnknownNameError
 from unetkit.parts.encoders.timm_catalog import timm_model_names
-from unetkit.utils.system import code_digest, is_oom
+from unetkit.utils.oom import is_oom
+from unetkit.utils.system import code_digest
 
 #: Draws the sample below; another gives other models.
 SEED = 4
@@ -179,8 +180,8 @@ def test_what_runs_out_of_memory_is_asked_on_meta(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.slow
 def test_a_process_is_held_to_its_share() -> None:
-    code = "import torch; from unetkit.utils.system import *; limit_memory(2**28)\ntry: torch.ones(2**28)\n"
-    code += "except Exception as e: print(is_oom(e))"
+    code = "import torch\nfrom unetkit.utils.oom import is_oom\nfrom unetkit.utils.system import limit_memory\n"
+    code += "limit_memory(2**28)\ntry: torch.ones(2**28)\nexcept Exception as e: print(is_oom(e))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert done.stdout == (b"True\n" if sys.platform == "linux" else b"")
 

@@ -33,8 +33,9 @@ from unetkit.registry import Metric, Parts
 from unetkit.utils.formatting import format_bytes
 from unetkit.utils.isolation import one_line
 from unetkit.utils.modules import numbered_device
+from unetkit.utils.oom import is_oom
 from unetkit.utils.processes import Emit
-from unetkit.utils.system import available_cores, cpu_name, free_memory, is_oom, limit_memory, total_memory
+from unetkit.utils.system import available_cores, cpu_name, free_memory, limit_memory, total_memory
 
 #: Share of the free memory that a process may use, so that an allocation beyond it fails instead of the system ending
 #: some other process.

@@ -21,15 +21,8 @@ from unetkit.bench.grid import AXES, Case, Mode, exclude_cases, make_cases, make
 from unetkit.bench.metrics import collect_metrics, split_absent_metrics
 from unetkit.bench.results import ResultsFile, ResultsWriter
 from unetkit.bench.training import FIELDS, TRAINING_AXES, combine_trainings, parse_training_axis
-from unetkit.cli.options import (
-    Command,
-    Group,
-    complete_part,
-    config_options,
-    get_manager,
-    get_parts,
-    take_config_values,
-)
+from unetkit.cli.command import config_options, take_config_values
+from unetkit.cli.options import Command, Group, complete_part, get_manager, get_parts
 from unetkit.errors import OptionError, UnetkitError
 from unetkit.plan import PlanField
 from unetkit.plugins import PluginManager

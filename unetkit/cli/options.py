@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from unetkit.cli.command import StrictCommand
 from unetkit.commands import PluginCommand, plugin_commands
 from unetkit.errors import OptionError, UnetkitError, UnknownNameError, did_you_mean
 from unetkit.plan import PLAN_FIELDS, PlanField
 from unetkit.plugins import PluginManager, default_manager, load_manager
 from unetkit.registry import PART_FIELDS, Entry, Parts, Registry
 from unetkit.resolve import kind_of
-from unetkit.utils.config_fields import ConfigField, list_config_fields
 from unetkit.utils.files import write_requested_file
 from unetkit.utils.parsing import parse_nodata
 
@@ -28,24 +28,19 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Command(click.Command):
-    """A command that refuses an option which is given twice, of which click would drop the first value."""
+class Command(StrictCommand):
+    """A command that says how an encoder is given where its name stands alone."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        _, left, order = self.make_parser(ctx).parse_args([*args])
-        seen: dict[str, click.Parameter] = {}
-        for param in order:
-            if not isinstance(param, click.Option) or param.multiple or param.count or param.is_bool_flag:
-                continue
-            if (other := seen.setdefault(param.name or "", param)) is not param:
-                raise OptionError(f"{other.opts[0]} cannot be combined with {param.opts[0]}; leave one of them out")
-            if order.count(param) > 1:
-                raise OptionError(f"{param.opts[0]} is given twice; leave one of them out")
+        given = [*args]
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
             takes_encoder = any(param.name == "encoder" for param in self.params)
-            if "unexpected extra argument" in error.message and takes_encoder and _is_encoder(get_parts(ctx), left[0]):
+            if "unexpected extra argument" not in error.message or not takes_encoder:
+                raise
+            _, left, _ = self.make_parser(ctx).parse_args(given)
+            if _is_encoder(get_parts(ctx), left[0]):
                 raise click.UsageError(f"{error.message}; did you mean --encoder {left[0]}?", ctx) from error
             raise
 
@@ -120,40 +115,6 @@ def _make_option(word: PlanField) -> Callable[[F], F]:
     return click.option(
         word.flag, word.name, metavar=word.metavar, help=f"{word.help[0].upper()}{word.help[1:]}.", **extra
     )
-
-
-def config_options(config: type) -> Callable[[F], F]:
-    """Add the options that set the fields of a configuration, such as TrainConfig, to a command."""
-    options = [_make_config_option(one) for one in reversed(list_config_fields(config))]
-    return lambda command: reduce(lambda wrapped, option: option(wrapped), options, command)
-
-
-def _make_config_option(one: ConfigField) -> Callable[[F], F]:
-    if one.type is bool:
-        return click.option(one.flag, one.name, is_flag=True, help=one.help)
-    complete: dict[str, Any] = {"shell_complete": _make_choice_completer(one.choices)} if one.choices else {}
-    return click.option(one.flag, one.name, type=one.type, metavar=one.metavar, help=one.help, **complete)
-
-
-def _make_choice_completer(choices: tuple[str, ...]) -> Callable[[Any, Any, str], list[CompletionItem]]:
-    return lambda ctx, param, incomplete: [CompletionItem(one) for one in choices if one.startswith(incomplete)]
-
-
-def take_config_values(config: type, given: dict[str, Any]) -> dict[str, Any]:
-    """Remove the fields of a configuration from the options that were given, and return them, read from text.
-
-    Raises:
-        OptionError: A value is not one of its field.
-    """
-    values = {}
-    for one in list_config_fields(config):
-        if one.name in given:
-            value = given.pop(one.name)
-            try:
-                values[one.name] = one.parse(value)
-            except OptionError as error:
-                raise OptionError(f"{one.flag} {value}: {error}") from None
-    return values
 
 
 def _make_completer(kind: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from unetkit.cli.options import Command, config_options, get_parts, plan_options, take_config_values
+from unetkit.cli.command import config_options, take_config_values
+from unetkit.cli.options import Command, get_parts, plan_options
 from unetkit.errors import OptionError
 from unetkit.plan import Plan
 from unetkit.resolve import resolve

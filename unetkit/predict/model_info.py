@@ -16,6 +16,7 @@ import numpy as np
 from unetkit.data.types import Target
 from unetkit.errors import FileError
 from unetkit.tiling.layout import TileRequirements
+from unetkit.utils.formatting import format_plural
 
 #: The beginning of the keys by which a file's metadata carry these facts, and the version of their meaning.
 PREFIX, VERSION = "unetkit.", 1
@@ -123,7 +124,7 @@ class ModelInfo:
         if found["version"] != str(VERSION):
             raise FileError(f"{source} is of version {found['version']}, and this program reads {VERSION}; update it")
         try:
-            return cls(
+            info = cls(
                 source=source,
                 plan=found["plan"],
                 target=Target(
@@ -139,11 +140,27 @@ class ModelInfo:
                 nodata=None if found["nodata"] == "null" else float(found["nodata"]),
                 output=_one_of(found["output"], "logits", "probabilities"),
             )
+            info._check()
         except KeyError as error:
             key = f"{PREFIX}{error.args[0]}"
             raise FileError(f"{source}: its metadata do not have {key}; export the network again") from error
         except (ValueError, TypeError) as error:
             raise FileError(f"{source}: its metadata are damaged ({error}); export the network again") from error
+        return info
+
+    def _check(self) -> None:
+        """Raise ValueError if facts contradict each other."""
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.channels:
+                raise ValueError(f"{name} has {len(values)} numbers for {format_plural(self.channels, 'channel')}")
+        if not np.isfinite([*self.mean, *self.std]).all() or 0 in self.std:
+            raise ValueError("mean and std must be finite, and std not 0")
+        if not self.target.names or len(self.target.colours) != len(self.target.names):
+            raise ValueError(f"{len(self.target.names)} classes have {len(self.target.colours)} colours")
+        if self.target.kind == "binary" and len(self.target.names) != 2:
+            raise ValueError(f"binary masks have {len(self.target.names)} classes")
+        if self.tiles.period < 1 or min(self.tiles.least) < 1 or min(self.tiles.shrinks) < 0:
+            raise ValueError("tiles have no size")
 
 
 def _one_of(text: str, *known: str) -> Any:

@@ -16,7 +16,7 @@ from unetkit.tiling.requirements import find_tile_requirements, full_size
 from unetkit.tiling.stitching import InMemoryImage, Pass, average_over_flips, iterate_windows
 from unetkit.utils.formatting import Size
 from unetkit.utils.modules import preserve_mode
-from unetkit.utils.system import is_oom
+from unetkit.utils.oom import is_oom
 
 
 def tiled(

@@ -29,8 +29,8 @@ from unetkit.train.outputs import OutputLoss
 from unetkit.utils.formatting import format_plural
 from unetkit.utils.isolation import wrap_errors
 from unetkit.utils.modules import to_channels_last
+from unetkit.utils.oom import is_oom
 from unetkit.utils.spatial import crop_center, crop_end, resize_to_input, size_of
-from unetkit.utils.system import is_oom
 
 L = TypeVar("L", Tensor, float)
 

@@ -34,7 +34,7 @@ from unetkit.train.step import Losses, NonFiniteError, Stepper
 from unetkit.utils.files import JsonLinesWriter
 from unetkit.utils.formatting import format_plural
 from unetkit.utils.modules import explain_norm_error
-from unetkit.utils.system import is_oom
+from unetkit.utils.oom import is_oom
 
 #: The number of images in a preview.
 NUM_PREVIEWS = 4

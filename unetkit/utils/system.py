@@ -57,11 +57,6 @@ def physical_core(core: int) -> int:
 
 
 _CGROUP = Path("/sys/fs/cgroup")
-#: Not every "could not create" of oneDNN: it also reports unsupported shapes in this way.
-_OOM_PATTERN = re.compile(
-    r"\bMemoryError\b|[Cc]an(no|')t allocate memory|not enough memory|bad_alloc|out of memory"
-    r"|could not create a memory object|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED"
-)
 
 
 def free_memory() -> int:
@@ -122,11 +117,6 @@ def limit_memory(share: int) -> None:
 
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (memory.data + share, hard))
-
-
-def is_oom(error: BaseException) -> bool:
-    """Return whether an error means, by its type or message, that memory was not sufficient."""
-    return isinstance(error, MemoryError) or bool(_OOM_PATTERN.search(str(error)))
 
 
 def _read_number(path: Path, pattern: str, unit: int = 1) -> int | None:
