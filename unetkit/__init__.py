@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from unetkit.builder import build as build
     from unetkit.builder import make_part as make_part
     from unetkit.errors import UnetkitError as UnetkitError
+    from unetkit.exporter.export import export as export
     from unetkit.hookspecs import hookimpl as hookimpl
     from unetkit.plan import PartSpec as PartSpec
     from unetkit.plan import Plan as Plan
@@ -35,6 +36,7 @@ _HOMES = {
     "load": "unetkit.serialization",
     "save": "unetkit.serialization",
     "evaluate": "unetkit.predict.evaluate",
+    "export": "unetkit.exporter.export",
     "from_smp": "unetkit.smp.convert",
     "UnetkitError": "unetkit.errors",
     "hookimpl": "unetkit.hookspecs",

@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "unetkit.cli.train:train",
     "eval": "unetkit.cli.eval:eval_run",
     "predict": "unetkit.cli.predict:predict",
+    "export": "unetkit.cli.export:export",
     "bench": "unetkit.cli.bench:bench",
     "list": "unetkit.cli.list:list_parts",
     "plugins": "unetkit.cli.plugins:plugins",

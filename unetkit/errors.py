@@ -33,6 +33,10 @@ class InputSizeError(UnetkitError):
     """A network does not accept an input size."""
 
 
+class ExportError(UnetkitError):
+    """A network cannot be exported, or an exported file does not compute what the network does."""
+
+
 class FileError(UnetkitError):
     """A file cannot be read or written, or has the wrong content."""
 

@@ -258,8 +258,9 @@ class Network(nn.Module):
             return True
         if self.multiple > 1 or self.size is not None:
             return False
-        # torch.jit.trace would keep the result for the example's size.
-        return self.min_size <= 1 or (not is_tracing() and min(size) >= self.min_size)
+        # torch.jit.trace would keep the result for the example's size, and torch.export would refuse or misread others.
+        is_captured = is_tracing() or torch.compiler.is_exporting()
+        return self.min_size <= 1 or (not is_captured and min(size) >= self.min_size)
 
     def padded_size(self, size: Size) -> Size:
         """Return the size to which an input is padded with zeros at the bottom and the right.

@@ -55,7 +55,7 @@ PART_KINDS = (
 )
 #: The fields of a plan that are parts.
 PART_FIELDS = {kind.field for kind in PART_KINDS}
-#: The kinds of what a training run or a benchmark is made of.
+#: The kinds of what a training run or a benchmark is made of, and of what a network is exported to.
 RUN_KINDS = (
     Kind("data", "dataset", "datasets"),
     Kind("loss", "loss", "losses"),
@@ -63,6 +63,7 @@ RUN_KINDS = (
     Kind("augment", "augmentation", "augmentations"),
     Kind("optimizer", "optimizer", "optimizers"),
     Kind("metrics", "metric", "metrics"),
+    Kind("format", "format", "formats"),
 )
 KINDS = (*PART_KINDS, *RUN_KINDS)
 
@@ -475,6 +476,7 @@ class Parts:
     Attributes:
         encoders, upsamplers, fusions, aligns, blocks, heads, recipes, models: the registries of parts of a network.
         datasets, losses, targets, augmentations, optimizers, metrics: the registries of what runs are made of.
+        formats: the registry of formats to which networks are exported.
         plugins: all plugins that were found, including those that failed.
         wrap: passes a built model, its resolved plan and the owners of its parts through the plugins that wrap models;
             returns the result and the names of the plugins that wrapped it.
@@ -497,6 +499,7 @@ class Parts:
     augmentations: Registry
     optimizers: Registry
     metrics: MetricRegistry
+    formats: Registry
 
     def __init__(self) -> None:
         self.wrap_model = lambda model, plan, owners: (model, set())

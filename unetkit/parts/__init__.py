@@ -90,6 +90,8 @@ def _register_run_parts(parts: Parts) -> None:
         parts.augmentations.add(name, f"unetkit.data.augment:{attr}")
     for name in ("adamw", "sgd"):
         parts.optimizers.add(name, f"unetkit.train.optim:{name}")
+    for name, attr in {"onnx": "Onnx", "torch": "TorchProgram", "openvino": "OpenVino"}.items():
+        parts.formats.add(name, f"unetkit.exporter.formats:{attr}")
     # In the order of measurement: cheap metrics first, and metrics that need a fresh process before those that load
     # more into it.
     for name, unit, is_timed in (

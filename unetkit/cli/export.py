@@ -1,0 +1,167 @@
+"""`unetkit export`: write a network to a file that other programs run, check it, and verify such a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from unetkit.cli.options import Command, emit_json, get_parts, get_run_parts, json_options, plan_options
+from unetkit.errors import OptionError
+from unetkit.plan import Plan
+from unetkit.resolve import resolve
+from unetkit.utils.formatting import format_bytes
+from unetkit.utils.isolation import stdout_to_stderr
+from unetkit.utils.tables import Listing, TableData
+
+if TYPE_CHECKING:
+    from unetkit.exporter.export import ExportReport
+
+
+@click.command("export", cls=Command)
+@click.argument("source", metavar="[RUN|FILE.safetensors]", required=False, type=click.Path(path_type=Path))
+@click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="File to write.")
+@click.option(
+    "--format", "form", metavar="FORMAT", help="Format, such as onnx:opset=18.  [default: by the ending of --out]"
+)
+@click.option("--probabilities", is_flag=True, help="Return probabilities (sigmoid or softmax) instead of logits.")
+@click.option("--half", is_flag=True, help="Use float16 for weights and computation.")
+@click.option(
+    "--tolerance",
+    metavar="SHARE",
+    type=float,
+    help="Largest difference, as a share of the range of the outputs.  [default: 1e-4; with --half 2e-2]",
+)
+@click.option("--verify", metavar="FILE", type=click.Path(path_type=Path), help="Verify an exported file instead.")
+@click.option(
+    "--weights",
+    type=click.Choice(["best", "last"]),
+    default="best",
+    show_default=True,
+    help="Weights of the run to use.",
+)
+@plan_options
+@json_options
+@click.pass_context
+def export(
+    ctx: click.Context,
+    /,
+    source: Path | None,
+    out: Path | None,
+    form: str | None,
+    probabilities: bool,
+    half: bool,
+    tolerance: float | None,
+    verify: Path | None,
+    weights: str,
+    as_json: bool,
+    json_out: Path | None,
+    **fields: Any,
+) -> None:
+    """Export a network to a file that other programs run, and check it.
+
+    RUN is the folder that `unetkit train --out RUN` wrote, and FILE.safetensors is from `unetkit build --save`. Without
+    them, the options that describe a model build one, with random weights unless --pretrained is given. The ending of
+    --out chooses the format: .onnx (ONNX), .pt2 (torch.export) or .xml (OpenVINO); `unetkit list formats` shows all.
+
+    The file takes batches of normalized float32 images (B, C, H, W) of any size that the network takes, and returns
+    logits of the input's size. Classes, normalization, tiles and all else that a program needs to know are in its
+    metadata. It is run by its own engine (ONNX Runtime for ONNX), compared with the network, and kept only if all
+    outputs agree. With --verify, a file is compared with what it stores of the network's outputs.
+
+    \b
+    unetkit export runs/a --out model.onnx
+    unetkit export runs/a --out model.onnx --probabilities --half
+    unetkit export --encoder resnet34 --classes 3 --pretrained --out model.pt2
+    unetkit export --verify model.onnx
+    """
+    if verify is not None:
+        _verify(ctx, verify, form, as_json, json_out, given=bool(source or out or any(fields.values())))
+        return
+    if out is None:
+        raise OptionError("--out is missing; give the file to write, such as --out model.onnx")
+    given = {name: value for name, value in fields.items() if value is not None}
+    if source is not None and given:
+        flag = next(iter(given)).replace("_", "-")
+        raise OptionError(f"--{flag} describes a model, but {source} already is one; leave one of them out")
+    if source is None and not given:
+        raise OptionError(
+            "there is no network to export; give the folder of a run, a .safetensors file, or the parts of a model, "
+            "such as --encoder resnet34"
+        )
+    parts = get_parts(ctx)
+    plan = Plan.of(**fields)
+    if source is None:
+        resolve(plan, parts)  # rejects wrong names and options before torch is imported
+
+    from unetkit.exporter.export import export as export_network
+    from unetkit.exporter.export import find_format
+
+    find_format(parts, out, form)  # before a network is built
+    with stdout_to_stderr():  # keeps what a part prints out of this command's output
+        model: Any = source
+        if source is None:
+            from unetkit.builder import build_plan
+
+            model = build_plan(plan, parts, device="cpu")
+        elif source.is_dir() and (source / "run.json").is_file():
+            from unetkit.train.checkpoint import read_run
+
+            model = read_run(source)
+            parts = get_run_parts(ctx, model)
+        report = export_network(
+            model,
+            out,
+            format=form,
+            probabilities=probabilities,
+            half=half,
+            tolerance=tolerance,
+            weights=weights,
+            parts=parts,
+        )
+    done = emit_json(report.to_dict(), as_json, json_out)
+    if not as_json:
+        _print_report(report, str(plan) if source is None else f"{source}")
+        if done:
+            click.echo(done)
+
+
+def _print_report(report: ExportReport, source: str) -> None:
+    from unetkit.utils.tables import print_listing
+
+    rows = [
+        [one.what, "x".join(map(str, one.shape)), f"{one.difference:.1e}", f"{one.changed:,.0f}"]
+        for one in report.comparisons
+    ]
+    table = TableData(["checked on", "images", "largest difference", "pixels per million decided otherwise"], rows)
+    head = [
+        f"{report.path}: {source} as {report.format}, {format_bytes(report.bytes)}",
+        f"takes {report.sizes}; returns {report.output}",
+    ]
+    notes = [f"differences are shares of the range of the outputs; at most {report.tolerance:g} is allowed"]
+    if not report.is_sealed:
+        notes.append("the format stores no digest, so --verify compares outputs only")
+    print_listing(Listing(head, [table], notes), None)
+
+
+def _verify(
+    ctx: click.Context, path: Path, form: str | None, as_json: bool, json_out: Path | None, *, given: bool
+) -> None:
+    if given:
+        raise OptionError("--verify FILE stands alone; leave the network and --out out")
+    from unetkit.exporter.export import verify
+
+    with stdout_to_stderr():
+        report = verify(path, format=form, parts=get_parts(ctx))
+    done = emit_json(report.to_dict(), as_json, json_out)
+    if as_json:
+        return
+    intact = "its bytes are those that were written" if report.is_intact else "it has no digest of its bytes"
+    click.echo(f"{path}: {report.plan}")
+    click.echo(
+        f"verified: {intact}, and its outputs here differ by at most {report.difference:.1e} of their range from those "
+        f"of the network (allowed: {report.tolerance:g})"
+    )
+    if done:
+        click.echo(done)
