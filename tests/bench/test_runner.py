@@ -24,7 +24,7 @@ from unetkit.bench.effects import estimate_effects
 from unetkit.bench.results import BenchRow, ResultsWriter, read_results
 from unetkit.bench.statistics import MIN_ROUNDS
 from unetkit.errors import BuildError, FileError, OptionError, UnetkitError, UnknownNameError
-from unetkit.utils.files import JsonLinesWriter
+from unetkit.utils.json_lines import JsonLinesWriter
 
 pytestmark = pytest.mark.slow
 

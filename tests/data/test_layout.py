@@ -14,11 +14,12 @@ from PIL import ExifTags, Image
 from tests.data.example_folders import SIZE, noise, put, stripes
 from tests.reading import read_image
 from unetkit.cli.data import data as data_command
+from unetkit.data.contact_sheet import contact_sheet
 from unetkit.data.datasets import open_data
 from unetkit.data.io import read_header, read_mask
 from unetkit.data.layout import find_layout
 from unetkit.data.types import DatasetSplits, Sample, Target, fingerprint
-from unetkit.data.visualize import contact_sheet, label_paths
+from unetkit.data.visualize import label_paths
 from unetkit.errors import FileError, OptionError
 from unetkit.predict.config import PredictConfig
 from unetkit.predict.predictor import find_images, plan_outputs

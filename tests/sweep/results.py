@@ -22,7 +22,8 @@ from typing import Any
 
 from tests.sweep.config import RESULTS, SweepConfig
 from unetkit.errors import FileError
-from unetkit.utils.files import JsonLinesWriter, atomic_write, encode_json_line, read_json_lines
+from unetkit.utils.files import atomic_write
+from unetkit.utils.json_lines import JsonLinesWriter, encode_json_line, read_json_lines
 
 
 @dataclass

@@ -11,7 +11,7 @@ import pytest
 
 from unetkit.errors import BuildError, FileError
 from unetkit.utils import processes as pool
-from unetkit.utils.files import JsonLinesWriter, read_json_lines
+from unetkit.utils.json_lines import JsonLinesWriter, read_json_lines
 from unetkit.utils.system import available_cores
 
 CHILDREN = "tests.sweep.children"

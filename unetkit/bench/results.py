@@ -20,7 +20,7 @@ from typing import Any
 
 from unetkit.errors import FileError
 from unetkit.registry import MetricInfo
-from unetkit.utils.files import JsonLine, JsonLinesWriter, read_json_lines
+from unetkit.utils.json_lines import JsonLine, JsonLinesWriter, read_json_lines
 
 
 @dataclass(frozen=True)

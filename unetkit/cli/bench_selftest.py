@@ -183,7 +183,7 @@ def _parse_network(network: str, size: str | None, parts: Parts) -> Plan:
 
 def _append_to_file(found: Iterable[SelftestResult], out: Path | None) -> Iterator[SelftestResult]:
     """Yield each result after it was appended to `out`, if that is given."""
-    from unetkit.utils.files import JsonLinesWriter
+    from unetkit.utils.json_lines import JsonLinesWriter
 
     if out is None:
         yield from found

@@ -93,7 +93,7 @@ def check(
     )
     done = []
     if overlay and target:
-        from unetkit.data.visualize import contact_sheet
+        from unetkit.data.contact_sheet import contact_sheet
 
         samples = pick_samples(splits, _SAMPLES_ON_SHEET)
         _write_png(contact_sheet(samples, target), overlay)

@@ -17,7 +17,6 @@ from unetkit.cli.prediction import (
     take_predict_config,
 )
 from unetkit.errors import OptionError
-from unetkit.predict.onnx_engine import SUFFIX
 from unetkit.utils.isolation import stdout_to_stderr
 
 _HELP = f"""Segment images of any size, tile by tile.
@@ -50,7 +49,7 @@ def predict(
 ) -> None:
     """Segment images of any size, tile by tile."""
     config = take_predict_config(given)
-    if run.suffix == SUFFIX and not run.is_dir():
+    if run.suffix == ".onnx" and not run.is_dir():
         if ctx.get_parameter_source("weights") is not ParameterSource.DEFAULT:
             raise OptionError(
                 f"--weights {weights}: {run} has no other weights; leave it out, or give the run's folder"
@@ -70,4 +69,4 @@ def predict(
     with stdout_to_stderr():  # keeps what a part prints out of this command's output
         network = found.network(default_device(device), get_run_parts(ctx, found), weights)
         predictor = make_predictor(found, network, config)
-        predict_files(ctx, predictor, jobs, out)
+    predict_files(ctx, predictor, jobs, out)

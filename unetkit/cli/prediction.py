@@ -12,6 +12,7 @@ import click
 from unetkit.cli.command import F, config_options, take_config_values
 from unetkit.predict.config import PredictConfig
 from unetkit.utils.formatting import format_plural
+from unetkit.utils.isolation import stdout_to_stderr
 
 if TYPE_CHECKING:
     from unetkit.predict.predictor import PredictionJob, Predictor
@@ -65,7 +66,8 @@ def predict_files(ctx: click.Context, predictor: Predictor, jobs: list[Predictio
 
     shown = PredictProgress(len(jobs))
     try:
-        failed = predict_all(predictor.predict, jobs, shown)
+        with stdout_to_stderr():  # keeps what a part prints out of this command's output
+            failed = predict_all(predictor.predict, jobs, shown)
     except KeyboardInterrupt:
         shown.close()
         done = f"{shown.done} of {format_plural(len(jobs), 'image')} complete"

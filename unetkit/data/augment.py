@@ -20,8 +20,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 
+from unetkit.data.sample_checks import describe_tensor
 from unetkit.data.statistics import ValueRange
-from unetkit.data.types import IGNORE, Sample, describe_tensor
+from unetkit.data.types import IGNORE, Sample
 from unetkit.errors import OptionError, PluginError
 from unetkit.options import split_items
 from unetkit.plan import PartSpec

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from unetkit.data.folder import open_folder
 from unetkit.data.mask_encoding import Progress
+from unetkit.data.sample_checks import find_sample_error, find_splits_error
 from unetkit.data.source import is_named_dataset
 from unetkit.data.splits import SplitConfig
-from unetkit.data.types import DatasetSplits, Target, find_sample_error, find_splits_error
+from unetkit.data.types import DatasetSplits, Target
 from unetkit.errors import OptionError, PluginError
 from unetkit.plan import PartSpec
 from unetkit.plugins import default_parts

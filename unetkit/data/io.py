@@ -103,7 +103,7 @@ def check_not_empty(file: tifffile.TiffFile, path: str | Path) -> None:
 def describe_error(error: Exception) -> str:
     """Explain why a file cannot be read, from the exception of tifffile or a codec."""
     if isinstance(error, ImportError) or "imagecodecs" in str(error):
-        return "its compression needs the package imagecodecs; pip install 'unetkit[tiff]'"
+        return "its compression needs the package imagecodecs; pip install imagecodecs"
     return f"cannot be read as TIFF: {one_line(error)}"
 
 
@@ -419,7 +419,7 @@ def _read_16bit_rgb(path: Path) -> np.ndarray:
         from imagecodecs import png_decode
     except ImportError as error:
         what = "is a PNG of 16 bits and several channels, which needs the package imagecodecs"
-        raise FileError(f"{path}: {what}; pip install 'unetkit[tiff]', or save it as TIFF") from error
+        raise FileError(f"{path}: {what}; pip install imagecodecs, or save it as TIFF") from error
     values = np.asarray(png_decode(path.read_bytes()))
     colours = values[..., : {2: 1, 4: 3}.get(values.shape[-1])]  # without alpha
     return colours[..., 0] if colours.shape[-1] == 1 else colours

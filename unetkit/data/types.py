@@ -1,14 +1,15 @@
 """Samples, the meaning of their masks, and the interface of data sets.
 
+This imports no torch, so that exported networks can be run without it.
 Shapes: B batch, K outputs of a network, C channels, L labels, H and W height and width.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from unetkit.errors import FileError, OptionError
 
@@ -79,9 +80,9 @@ class Target:
         chances = logits.sigmoid()
         if self.kind != "binary":
             return chances
-        import torch  # here, so that whoever predicts without torch can import this module
-
-        return torch.cat([1 - chances, chances], 1)
+        both = chances.repeat(1, 2, 1, 1)
+        both[:, 0] = 1 - both[:, 0]
+        return both
 
     def to_mask(self, probabilities: Tensor) -> Tensor:
         """Convert probabilities (B, L, H, W) to masks: classes (B, H, W), or labels above 0.5 (B, L, H, W).
@@ -194,70 +195,3 @@ class DatasetSplits:
     augment: str
     notes: tuple[str, ...] = ()
     is_split: bool = True
-
-
-def describe_tensor(value: Any) -> str:
-    """Describe a tensor for a message, as in "int64 of 32x32", or what a value is instead."""
-    from torch import Tensor
-
-    if not isinstance(value, Tensor):
-        return "missing" if value is None else f"a {type(value).__name__}"
-    return f"{str(value.dtype).removeprefix('torch.')} of {_format_shape(value.shape)}"
-
-
-def _format_shape(shape: Iterable[int]) -> str:
-    return "x".join(map(str, shape)) or "no dimensions"
-
-
-def find_sample_error(sample: Any, data: DatasetSplits) -> str:
-    """Say in words what is wrong with a sample of a data set; "" if nothing is."""
-    import torch
-
-    if not isinstance(sample, Sample):
-        return f"is a {type(sample).__name__}; expected a unetkit.data.types.Sample"
-    image: Any = sample.image
-    fits = isinstance(image, torch.Tensor) and image.dtype == torch.float32 and image.ndim == 3
-    if not fits or len(image) != data.channels or image.isinf().any():
-        return f"its image is {describe_tensor(image)}; expected finite float32 of {data.channels}xHxW"
-    if error := find_mask_error(sample.mask, data.target, image.shape[-2:]):
-        return f"its mask {error}"
-    if bool((image.isnan().any(0) & (sample.mask != IGNORE)).any()):
-        return (
-            f"its image is NaN where its mask is not {IGNORE}; expected finite values, or both where there are no data"
-        )
-    return ""
-
-
-def find_mask_error(mask: Any, target: Target, size: Iterable[int]) -> str:
-    """Say in words what is wrong with a mask, or a map for regression, of some height and width; "" if nothing is."""
-    import torch
-
-    has_planes, dtype = target.kind in ("multilabel", "regression"), torch.int64
-    if target.kind == "regression":
-        dtype = torch.float32
-    shape = [*([len(target.names)] if has_planes else []), *size]
-    if not isinstance(mask, torch.Tensor) or mask.dtype != dtype or list(mask.shape) != shape:
-        expected = f"{str(dtype).removeprefix('torch.')} of {_format_shape(shape)}"
-        return f"is {describe_tensor(mask)}; expected {expected}"
-    if target.kind == "regression":
-        return "has infinite values; expected numbers, or NaN for ignored pixels" if mask.isinf().any() else ""
-    highest = 1 if target.kind == "multilabel" else len(target.names) - 1
-    if mask.min() < IGNORE or mask.max() > highest:
-        values = f"has values from {int(mask.min())} to {int(mask.max())}"
-        return f"{values}; expected 0 to {highest}, or {IGNORE} for ignored pixels"
-    return ""
-
-
-def find_splits_error(data: Any) -> str:
-    """Say in words what is wrong with what a data set's factory returned, apart from its samples; "" if nothing is."""
-    if not isinstance(data, DatasetSplits):
-        return f"returns a {type(data).__name__}; expected a unetkit.data.types.DatasetSplits"
-    if data.target.kind == "regression":
-        return "its target is of the kind regression, which outputs have; masks are binary, multiclass or multilabel"
-    splits: Any = data.splits
-    if not isinstance(splits, Mapping):
-        return f"its splits are a {type(splits).__name__}; expected a mapping with at least train and val"
-    if lacking := {"train", "val"} - {*data.splits}:
-        has = f" (it has {', '.join(map(str, data.splits))})" if data.splits else ""
-        return f"has no split {min(lacking)!r}; it needs at least train and val{has}"
-    return next((f"split {name!r} is empty" for name, images in data.splits.items() if not len(images)), "")

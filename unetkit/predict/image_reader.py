@@ -140,11 +140,11 @@ class ImageReader(Protocol):
     def read(self, rows: slice, columns: slice) -> np.ndarray: ...
 
 
-class _WholeReader(InMemoryImage):
-    """A file that is read as a whole."""
+class WholeImage(InMemoryImage):
+    """An image (C, H, W) that was read as a whole."""
 
-    def __init__(self, path: Path, nodata: float | None) -> None:
-        super().__init__(read_image(path, nodata))
+    def __init__(self, image: np.ndarray) -> None:
+        super().__init__(image)
         self.channels = self.image.shape[0]
         held = self.image.nbytes
         self.note = (
@@ -184,7 +184,7 @@ def open_image(path: Path, nodata: float | None = None) -> Iterator[ImageReader]
         FileError: The file cannot be read, possibly only later when a window is read.
     """
     if path.suffix.lower() not in (".tif", ".tiff") or not path.is_file():
-        yield _WholeReader(path, nodata)
+        yield WholeImage(read_image(path, nodata))
         return
     with silence_tifffile(), ExitStack() as stack:
         try:
@@ -197,5 +197,5 @@ def open_image(path: Path, nodata: float | None = None) -> Iterator[ImageReader]
         try:
             picture: ImageReader = _WindowReader(path, file, nodata)
         except Exception:  # laid out in a way that no windows are read of
-            picture = _WholeReader(path, nodata)
+            picture = WholeImage(read_image(path, nodata))
         yield picture

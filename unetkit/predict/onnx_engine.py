@@ -17,8 +17,6 @@ from unetkit.predict.model_info import ModelInfo
 from unetkit.utils.formatting import Size, format_size
 from unetkit.utils.oom import is_oom
 
-#: The suffix of the files that this engine runs.
-SUFFIX = ".onnx"
 #: ONNX Runtime's number for messages that end the process; others also become exceptions, or are of no use to a user.
 _FATAL = 4
 

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from unetkit.data.io import CONVERSIONS, ENDINGS, convert_channels
+from unetkit.data.io import CONVERSIONS, ENDINGS, convert_channels, mark_missing, to_float_image
 from unetkit.data.layout import walk_files
 from unetkit.data.types import IGNORE, Target
 from unetkit.data.visualize import VOID, label_paths
 from unetkit.errors import FileError, InputSizeError, OptionError, UnetkitError
 from unetkit.predict.config import PredictConfig
 from unetkit.predict.engines import Engine
-from unetkit.predict.image_reader import ImageReader, open_image
+from unetkit.predict.image_reader import ImageReader, WholeImage, open_image
 from unetkit.predict.mask_writer import MaskWriter, OverlayWriter, write_probabilities
 from unetkit.predict.model_info import ModelInfo
 from unetkit.tiling.layout import TileLayout
@@ -156,13 +156,13 @@ class TilingCheck:
 class NormalizedReader:
     """An image, normalized as the network expects it, which remembers where it has no data."""
 
-    def __init__(self, picture: ImageReader, info: ModelInfo, convert: str, path: Path) -> None:
-        self._picture, self._info, self._convert, self._path = picture, info, convert, path
+    def __init__(self, picture: ImageReader, info: ModelInfo, convert: str, name: Path | str) -> None:
+        self._picture, self._info, self._convert, self.name = picture, info, convert, name
         self._missing: list[tuple[slice, slice, np.ndarray]] = []
         self.size = picture.size
 
     def read(self, rows: slice, columns: slice) -> np.ndarray:
-        image = convert_channels(self._picture.read(rows, columns), self._convert, self._path)
+        image = convert_channels(self._picture.read(rows, columns), self._convert, self.name)
         if (missing := np.isnan(image[0])).any():
             self._missing.append((rows, columns, missing))
         return self._info.normalize(image)
@@ -185,6 +185,10 @@ class NormalizedReader:
                     left - window.columns.start : right - window.columns.start,
                 ] |= missing[top - rows.start : bottom - rows.start, left - columns.start : right - columns.start]
         return found
+
+
+#: What messages call an image that is from no file.
+_IN_MEMORY = "the image"
 
 
 class PredictCallback:
@@ -223,22 +227,61 @@ class Predictor:
             FileError: The image cannot be read, has the wrong number of channels, or the files cannot be written.
             InputSizeError: The network accepts no tile near the requested size, or memory is not sufficient for one.
         """
-        nodata = self.info.nodata if self.config.nodata is None else self.config.nodata
-        with open_image(job.image, nodata) as picture:
-            convert = self.config.channels or self.info.conversion
-            is_converted = convert and picture.channels in CONVERSIONS.values()
-            if (CONVERSIONS[convert] if is_converted else picture.channels) != self.info.channels:
-                raise FileError(f"{job.image}: {self._describe_channels(picture.channels)}")
-            layout = self.info.tiles.layout(picture.size, self.config.tile, self.config.overlap, tta=self.config.tta)
+        with open_image(job.image, self._nodata) as picture:
+            source, layout = self._prepare(picture, job.image)
             callback = callback or PredictCallback()
             callback.on_image_begin(job, picture, layout)
-            source = NormalizedReader(picture, self.info, convert, job.image)
             check = TilingCheck(self.info, self.engine, self._passed, source) if self.config.check else None
             try:
-                self._write(job, picture, self._windows(job, source, layout, callback, check))
+                self._write(job, picture, self._windows(source, layout, callback.on_tile_end, check))
             except OSError as error:
                 raise FileError(f"{job.image}: its files cannot be written: {error.strerror or error}") from error
             callback.on_image_end(job, check.summary if check else "")
+
+    def predict_array(self, values: np.ndarray) -> np.ndarray:
+        """Compute the probabilities of an image in memory.
+
+        Args:
+            values: the numbers of an image file, (H, W) or (H, W, C), in their own type.
+
+        Returns:
+            (L, H, W) float32, by class or label; NaN where the image has no data.
+
+        Raises:
+            FileError: The image has the wrong number of channels, or contains NaN or infinity.
+            InputSizeError: The network accepts no tile near the requested size, or memory is not sufficient for one.
+            OptionError: The values are no image.
+        """
+        values = np.asarray(values)
+        if values.ndim not in (2, 3) or not values.size or values.dtype.kind not in "buif":
+            shape = "x".join(map(str, values.shape)) or "no dimensions"
+            raise OptionError(f"{_IN_MEMORY} is {values.dtype} of {shape}; give numbers (H, W) or (H, W, C)")
+        image = mark_missing(to_float_image(values), values, (self._nodata,), _IN_MEMORY)
+        source, layout = self._prepare(WholeImage(image), _IN_MEMORY)
+        found = np.empty((len(self.info.target.names), *source.size), np.float32)
+        for window in self._windows(source, layout):
+            found[:, window.rows, window.columns] = window.values
+        return found
+
+    def to_mask(self, probabilities: np.ndarray) -> np.ndarray:
+        """Convert probabilities (L, H, W) to a mask, as `ModelInfo.to_mask` does, with IGNORE where they are NaN."""
+        mask = self.info.to_mask(probabilities)
+        if (missing := np.isnan(probabilities[0])).any():
+            mask[..., missing] = IGNORE
+        return mask
+
+    @property
+    def _nodata(self) -> float | None:
+        return self.info.nodata if self.config.nodata is None else self.config.nodata
+
+    def _prepare(self, picture: ImageReader, name: Path | str) -> tuple[NormalizedReader, TileLayout]:
+        """Check the channels of an image, and divide it into tiles."""
+        convert = self.config.channels or self.info.conversion
+        is_converted = convert and picture.channels in CONVERSIONS.values()
+        if (CONVERSIONS[convert] if is_converted else picture.channels) != self.info.channels:
+            raise FileError(f"{name}: {self._describe_channels(picture.channels)}")
+        layout = self.info.tiles.layout(picture.size, self.config.tile, self.config.overlap, tta=self.config.tta)
+        return NormalizedReader(picture, self.info, convert, name), layout
 
     def _describe_channels(self, has: int) -> str:
         needs = self.info.channels
@@ -250,23 +293,22 @@ class Predictor:
 
     def _windows(
         self,
-        job: PredictionJob,
         source: NormalizedReader,
         layout: TileLayout,
-        callback: PredictCallback,
-        check: TilingCheck | None,
+        on_tile_end: Callable[[int, int], None] = lambda done, tiles: None,
+        check: TilingCheck | None = None,
     ) -> Iterator[Window]:
         """Yield the probabilities of each window, which are NaN where the image has no data."""
         for done, window in enumerate(iterate_windows(self._passed, source, layout, self.config.batch_size), 1):
             if check:
                 check.add(window)
             if not np.isfinite(window.values).all():
-                raise FileError(f"{job.image}: the network gives NaN or infinity for it; its weights may be damaged")
+                raise FileError(f"{source.name}: the network gives NaN or infinity for it; its weights may be damaged")
             missing = source.take_missing(window)
             if missing is not None:
                 window = window._replace(values=np.where(missing, np.float32(np.nan), window.values))
             yield window
-            callback.on_tile_end(done, layout.tiles)
+            on_tile_end(done, layout.tiles)
 
     def _write(self, job: PredictionJob, picture: ImageReader, found: Iterator[Window]) -> None:
         """Yield each window after it was passed to all writers."""
@@ -285,9 +327,7 @@ class Predictor:
 
     def _to_masks(self, found: Iterator[Window], masks: MaskWriter, laid: OverlayWriter | None) -> Iterator[Window]:
         for window in found:
-            decided = self.info.to_mask(window.values)
-            if (missing := np.isnan(window.values[0])).any():
-                decided[..., missing] = IGNORE
+            decided = self.to_mask(window.values)
             masks.add(window, decided)
             if laid:
                 laid.add(window, decided)

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unetkit.data.border_weights import check_border
-from unetkit.data.types import IGNORE, Activation, Target, describe_tensor
+from unetkit.data.sample_checks import describe_tensor
+from unetkit.data.types import IGNORE, Activation, Target
 from unetkit.errors import OptionError, PluginError
 from unetkit.plan import PartSpec
 from unetkit.plugins import default_parts

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from unetkit.data.types import Target, find_mask_error
+from unetkit.data.sample_checks import find_mask_error
+from unetkit.data.types import Target
 from unetkit.errors import OptionError, PluginError, UnetkitError
 from unetkit.plan import PartSpec
 from unetkit.registry import BUILTIN, Parts

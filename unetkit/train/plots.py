@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from unetkit.data.contact_sheet import load_font
 from unetkit.data.types import Target
-from unetkit.data.visualize import load_font, overlay, to_rgb
+from unetkit.data.visualize import overlay, to_rgb
 from unetkit.errors import FileError
 from unetkit.train.trainer import Preview
 from unetkit.utils.files import atomic_write

@@ -20,9 +20,9 @@ from unetkit.summary.outputs import format_further
 from unetkit.train.checkpoint import HEADER, LOG
 from unetkit.train.plots import draw_curves, draw_samples
 from unetkit.train.trainer import TrainCallback, Trainer, ValidationResult
-from unetkit.utils.files import read_json_lines
 from unetkit.utils.formatting import format_plural
 from unetkit.utils.isolation import call_before_debugger
+from unetkit.utils.json_lines import read_json_lines
 
 #: The number of epochs that the table shows.
 _SEEN = 12

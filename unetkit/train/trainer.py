@@ -31,8 +31,8 @@ from unetkit.train.metrics import Evaluation
 from unetkit.train.optim import OptimizerConfig
 from unetkit.train.outputs import OutputLoss
 from unetkit.train.step import Losses, NonFiniteError, Stepper
-from unetkit.utils.files import JsonLinesWriter
 from unetkit.utils.formatting import format_plural
+from unetkit.utils.json_lines import JsonLinesWriter
 from unetkit.utils.modules import explain_norm_error
 from unetkit.utils.oom import is_oom
 

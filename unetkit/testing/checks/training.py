@@ -15,8 +15,9 @@ from torch import Tensor
 
 from unetkit.builder import build
 from unetkit.data.augment import SampleTensors, find_step_error
+from unetkit.data.sample_checks import find_mask_error, find_sample_error, find_splits_error
 from unetkit.data.splits import SplitConfig
-from unetkit.data.types import IGNORE, Sample, Target, find_mask_error, find_sample_error, find_splits_error
+from unetkit.data.types import IGNORE, Sample, Target
 from unetkit.errors import UnetkitError
 from unetkit.network import declared_outputs, prediction_of
 from unetkit.options import format_value
