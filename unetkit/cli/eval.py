@@ -16,6 +16,9 @@ from unetkit.utils.isolation import stdout_to_stderr
 from unetkit.utils.tables import Listing, TableData
 
 if TYPE_CHECKING:
+    from unetkit.network import Network
+    from unetkit.predict.engines import Engine
+    from unetkit.train.checkpoint import TrainRun
     from unetkit.train.metrics import Evaluation, ImageScores, Scores
 
 
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 @nodata_option("as in training, and what a TIFF file declares")
 @json_options
 @click.option("--picture", metavar="FILE.png", type=click.Path(path_type=Path), help="Draw the confusion matrix.")
-@trained_options
+@trained_options("torch")
 @click.pass_context
 def eval_run(
     ctx: click.Context,
@@ -52,6 +55,7 @@ def eval_run(
     json_out: Path | None,
     picture: Path | None,
     weights: str,
+    engine: str,
     device: str | None,
 ) -> None:
     """Score a trained network on images with known masks.
@@ -69,12 +73,20 @@ def eval_run(
     if picture and picture.suffix != ".png":
         raise OptionError(f"--picture {picture}: only PNG can be drawn; give a file name that ends in .png")
 
+    from unetkit.exporter.engines import open_engine
     from unetkit.predict.evaluate import evaluate, is_training_data, report
+    from unetkit.predict.torch_engine import describe_run
     from unetkit.train.checkpoint import read_run
 
     found = read_run(run)
+    parts = get_run_parts(ctx, found)
     # Standard output is kept free of what a part prints.
-    with stdout_to_stderr(), _progress_bar() as callback:
+    with stdout_to_stderr(), _progress_bar() as (callback, notify):
+
+        def open_it(run: TrainRun, network: Network) -> Engine:
+            info = describe_run(run, network)
+            return open_engine(engine, run, network, info, weights=weights, parts=parts, on_notice=notify)
+
         scored = evaluate(
             found,
             data,
@@ -83,7 +95,8 @@ def eval_run(
             nodata=nodata,
             weights=weights,
             device=device,
-            parts=get_run_parts(ctx, found),
+            parts=parts,
+            open_engine=open_it,
             callback=callback,
         )
     about = {"run": str(run), "weights": weights, "plan": str(found.plan), "data": scored.data, "split": scored.split}
@@ -113,16 +126,20 @@ def _print_scores(scored: Evaluation, head: list[str], worst: int) -> None:
 
 
 @contextmanager
-def _progress_bar() -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar on stderr if that is a terminal; yields the function that advances it."""
+def _progress_bar() -> Iterator[tuple[Callable[[int, int], None], Callable[[str], None]]]:
+    """Show a progress bar on stderr if that is a terminal; yields functions that advance it, and that print a line."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.text import Text
 
     console = Console(stderr=True)
     columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
-        yield lambda done, count: bar.update(task, completed=done, total=count)
+        yield (
+            lambda done, count: bar.update(task, completed=done, total=count),
+            lambda line: console.print(Text(line), soft_wrap=True),
+        )
 
 
 _HEADS = {"iou": "IoU", "dice": "Dice", "precision": "precision", "recall": "recall", "boundary": "boundary"}

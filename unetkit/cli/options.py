@@ -16,6 +16,7 @@ from unetkit.commands import PluginCommand, plugin_commands
 from unetkit.errors import OptionError, UnetkitError, UnknownNameError, did_you_mean
 from unetkit.plan import PLAN_FIELDS, PlanField
 from unetkit.plugins import PluginManager, default_manager, load_manager
+from unetkit.predict.engines import AUTO, ENGINES
 from unetkit.registry import PART_FIELDS, Entry, Parts, Registry
 from unetkit.resolve import kind_of
 from unetkit.utils.files import write_requested_file
@@ -137,11 +138,22 @@ def nodata_option(default: str) -> Callable[[F], F]:
     return click.option("--nodata", metavar="VALUE", callback=parse, help=help_text)
 
 
-def trained_options(command: F) -> F:
-    """Add the options of commands that use a trained network: --weights and --device."""
+def trained_options(engine: str) -> Callable[[F], F]:
+    """Add the options of commands that use a trained network: --weights, --engine with its default, and --device."""
+    return lambda command: _add_trained_options(command, engine)
+
+
+def _add_trained_options(command: F, engine: str) -> F:
     device = "Device, such as cpu, cuda or cuda:1.  [default: a GPU if there is one]"
     weights: dict[str, Any] = {"type": click.Choice(["best", "last"]), "default": "best", "show_default": True}
     command = click.option("--device", metavar="NAME", help=device)(command)
+    command = click.option(
+        "--engine",
+        type=click.Choice([AUTO, *ENGINES]),
+        default=engine,
+        show_default=True,
+        help="What runs the network. auto times those that are installed on the first tiles, if there are many.",
+    )(command)
     return click.option("--weights", help="Weights of the run to use.", **weights)(command)
 
 

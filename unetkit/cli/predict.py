@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from unetkit.cli.prediction import (
     take_predict_config,
 )
 from unetkit.errors import OptionError
+from unetkit.predict.engines import AUTO
 from unetkit.utils.isolation import stdout_to_stderr
 
 _HELP = f"""Segment images of any size, tile by tile.
@@ -35,7 +37,7 @@ unetkit predict model.onnx cells.tif --out masks
 @click.command(cls=Command, help=_HELP)
 @click.argument("run", type=click.Path(path_type=Path))
 @prediction_options
-@trained_options
+@trained_options(AUTO)
 @click.pass_context
 def predict(
     ctx: click.Context,
@@ -44,6 +46,7 @@ def predict(
     images: tuple[Path, ...],
     out: Path,
     weights: str,
+    engine: str,
     device: str | None,
     **given: Any,
 ) -> None:
@@ -54,19 +57,29 @@ def predict(
             raise OptionError(
                 f"--weights {weights}: {run} has no other weights; leave it out, or give the run's folder"
             )
+        if engine not in (AUTO, "onnxruntime"):
+            raise OptionError(f"--engine {engine}: ONNX Runtime runs {run}; leave it out, or give the run's folder")
         if device not in (None, "cpu"):
             raise OptionError(f"--device {device}: {run} is run on the CPU; leave it out, or give the run's folder")
         predict_with_onnx(ctx, run, images, out, config)
         return
 
-    from unetkit.predict.predictor import plan_outputs
-    from unetkit.predict.torch_engine import make_predictor
+    from unetkit.exporter.engines import open_engine
+    from unetkit.predict.predictor import Predictor, count_passes, plan_outputs
+    from unetkit.predict.torch_engine import describe_run
     from unetkit.train.checkpoint import read_run
     from unetkit.utils.modules import default_device
 
     found = read_run(run)
     jobs = plan_outputs(images, out, found.target, config)
     with stdout_to_stderr():  # keeps what a part prints out of this command's output
-        network = found.network(default_device(device), get_run_parts(ctx, found), weights)
-        predictor = make_predictor(found, network, config)
-    predict_files(ctx, predictor, jobs, out)
+        parts = get_run_parts(ctx, found)
+        network = found.network(default_device(device), parts, weights)
+        info = describe_run(found, network)
+
+    def make_predictor(notify: Callable[[str], None]) -> Predictor:
+        expected = count_passes(jobs, info, config)
+        how: dict[str, Any] = {"weights": weights, "parts": parts, "expected": expected, "on_notice": notify}
+        return Predictor(info, open_engine(engine, found, network, info, **how), config)
+
+    predict_files(ctx, make_predictor, jobs, out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,18 +57,26 @@ def predict_with_onnx(
 
     info, engine = open_onnx(path)
     jobs = plan_outputs(images, out, info.target, config)
-    predict_files(ctx, Predictor(info, engine, config), jobs, out)
+    predict_files(ctx, lambda notify: Predictor(info, engine, config), jobs, out)
 
 
-def predict_files(ctx: click.Context, predictor: Predictor, jobs: list[PredictionJob], out: Path) -> None:
-    """Predict images and show the progress; the exit code is 1 if one of them fails, and 130 after an interrupt."""
+def predict_files(
+    ctx: click.Context,
+    make_predictor: Callable[[Callable[[str], None]], Predictor],
+    jobs: list[PredictionJob],
+    out: Path,
+) -> None:
+    """Predict images and show the progress; the exit code is 1 if one of them fails, and 130 after an interrupt.
+
+    `make_predictor` is called with a function that prints a line beside the progress.
+    """
     from unetkit.predict.predictor import predict_all
     from unetkit.predict.progress import PredictProgress
 
     shown = PredictProgress(len(jobs))
     try:
         with stdout_to_stderr():  # keeps what a part prints out of this command's output
-            failed = predict_all(predictor.predict, jobs, shown)
+            failed = predict_all(make_predictor(shown.print_line).predict, jobs, shown)
     except KeyboardInterrupt:
         shown.close()
         done = f"{shown.done} of {format_plural(len(jobs), 'image')} complete"

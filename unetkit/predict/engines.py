@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
-from unetkit.utils.formatting import Size
+    from unetkit.utils.formatting import Size
 
 
 class Engine(Protocol):
@@ -23,3 +25,19 @@ class Engine(Protocol):
     def explain_if_too_large(self, size: Size) -> str:
         """Explain why a single pass over an input of this size would need more memory than is free; "" if unknown."""
         ...
+
+
+#: The engines that `--engine` names: what each needs beside unetkit, and what it is.
+ENGINES = {
+    "torch": ((), "the network as it was trained"),
+    "compiled": ((), "torch.compile"),
+    "onnxruntime": (("onnxruntime", "onnx", "onnxscript"), "ONNX Runtime, on the CPU"),
+    "openvino": (("openvino", "onnx", "onnxscript"), "OpenVINO, on the CPU"),
+}
+#: Chooses among the installed engines.
+AUTO = "auto"
+
+
+def missing_packages(name: str) -> list[str]:
+    """Return the packages that an engine needs and that are not installed."""
+    return [package for package in ENGINES[name][0] if find_spec(package) is None]

@@ -11,7 +11,6 @@ from types import NoneType
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import ConcatDataset
 
 from unetkit.data.datasets import open_data
@@ -21,8 +20,11 @@ from unetkit.data.types import Dataset, DatasetSplits, Target, check_values, fin
 from unetkit.errors import FileError, OptionError, UnknownNameError
 from unetkit.network import Network
 from unetkit.plugins import default_parts, load_parts
+from unetkit.predict.engines import Engine
+from unetkit.predict.torch_engine import TorchEngine, describe_run
 from unetkit.registry import Parts
-from unetkit.tiling.sliding_window import tiled
+from unetkit.tiling.requirements import find_tile_requirements
+from unetkit.tiling.stitching import InMemoryImage, iterate_windows, join_windows
 from unetkit.train.checkpoint import TrainRun, read_run
 from unetkit.train.metrics import Evaluation, ImageScores, describe_separation
 from unetkit.utils.formatting import format_plural
@@ -139,6 +141,7 @@ def evaluate(
     weights: str = "best",
     device: str | None = None,
     parts: Parts | None = None,
+    open_engine: Callable[[TrainRun, Network], Engine] | None = None,
     callback: Callable[[int, int], None] = lambda done, count: None,
 ) -> Evaluation:
     """Score the network of a training run on images with known masks, as `unetkit eval` does.
@@ -153,6 +156,7 @@ def evaluate(
         weights: "best", or "last" for those of the last epoch.
         device: the device; None for a GPU if there is one.
         parts: the registered parts; None for those that are installed and those that the run was trained with.
+        open_engine: returns what computes the probabilities; None for the network itself.
         callback: is called with the number of images that are done, and their total number.
 
     Returns:
@@ -180,7 +184,8 @@ def evaluate(
     network = run.network(default_device(device), parts, weights)
     opened = open_evaluation(run, data, parts, nodata)
     name, images = select_images(run, opened, split)
-    scored = score_images(run, network, images, tolerance=boundary, callback=callback)
+    engine = open_engine(run, network) if open_engine else None
+    scored = score_images(run, network, images, engine=engine, tolerance=boundary, callback=callback)
     scored.data, scored.split = opened.source, name
     return scored
 
@@ -190,6 +195,7 @@ def score_images(
     network: Network,
     images: Dataset,
     *,
+    engine: Engine | None = None,
     tolerance: float | None = None,
     outlines: bool = True,
     separation: bool = True,
@@ -202,6 +208,7 @@ def score_images(
         run: the run of the network.
         network: the network in eval mode, on any device.
         images: images whose masks have the run's classes.
+        engine: what computes the probabilities; None for the network.
         tolerance: the tolerance of the boundary F-score in pixels; None for 0.75% of each image's diagonal.
         outlines: whether to compute the boundary F-score, which takes longer than the other scores.
         separation: whether to count the touching objects that are separated.
@@ -211,23 +218,22 @@ def score_images(
     Raises:
         FileError: An image cannot be read.
     """
+    engine = engine or TorchEngine(network, describe_run(run, network))
+    tiles = find_tile_requirements(network)
     found = Evaluation(run.target, outlines=outlines, tolerance=tolerance, apart=separation)
     for index in range(len(images)):
         callback(index, len(images))
         sample = check_values(images[index])
         if len(sample.image) != run.channels:
             raise FileError(f"{sample.name}: has {len(sample.image)} channels, but {run.folder} needs {run.channels}")
-        chances = probabilities(run, network, sample.image)
+        source = InMemoryImage(run.normalize(sample.image).numpy())
+        layout = tiles.layout(source.size)
+        chances = torch.from_numpy(join_windows(iterate_windows(engine, source, layout), source.size))
         found.add(sample.name, chances, sample)
         if on_mask is not None:
             on_mask(run.target.to_mask(chances[None])[0].to(torch.uint8).numpy())
     callback(len(images), len(images))
     return found
-
-
-def probabilities(run: TrainRun, network: Network, image: Tensor) -> Tensor:
-    """Compute probabilities (L, H, W) on the CPU for an image (C, H, W) as it was read, as `unetkit predict` does."""
-    return tiled(network, run.normalize(image), then=run.target.probabilities)
 
 
 def report(found: Evaluation) -> dict[str, Any]:

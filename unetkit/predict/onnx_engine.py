@@ -81,10 +81,13 @@ class OnnxEngine:
         return FileError(f"{self._info.source}: {what}; export the network again")
 
 
-def open_onnx(path: str | Path) -> tuple[ModelInfo, OnnxEngine]:
+def open_onnx(path: str | Path, threads: int | None = None) -> tuple[ModelInfo, OnnxEngine]:
     """Open a file that `unetkit export` wrote.
 
-    ONNX Runtime uses as many threads as the environment variable OMP_NUM_THREADS says, or one for each core.
+    Args:
+        path: the file.
+        threads: the number of threads; None for as many as the environment variable OMP_NUM_THREADS says, or one for
+            each core.
 
     Raises:
         FileError: The file does not exist, is no ONNX file or has no metadata of unetkit, these do not fit its graph,
@@ -99,7 +102,7 @@ def open_onnx(path: str | Path) -> tuple[ModelInfo, OnnxEngine]:
         raise FileError(f"{path}: needs the package onnxruntime; pip install 'unetkit[onnx]'") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
-    options.intra_op_num_threads = _thread_count()
+    options.intra_op_num_threads = _thread_count() if threads is None else threads
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions have no common type

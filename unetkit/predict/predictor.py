@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unetkit.data.io import CONVERSIONS, ENDINGS, convert_channels, mark_missing, to_float_image
+from unetkit.data.io import CONVERSIONS, ENDINGS, convert_channels, mark_missing, read_header, to_float_image
 from unetkit.data.layout import walk_files
 from unetkit.data.types import IGNORE, Target
 from unetkit.data.visualize import VOID, label_paths
@@ -24,9 +24,10 @@ from unetkit.predict.image_reader import ImageReader, WholeImage, open_image
 from unetkit.predict.mask_writer import MaskWriter, OverlayWriter, write_probabilities
 from unetkit.predict.model_info import ModelInfo
 from unetkit.tiling.layout import TileLayout
-from unetkit.tiling.stitching import Pass, Source, Window, average_over_flips, iterate_windows
+from unetkit.tiling.stitching import Pass, Source, Window, average_over_flips, iterate_windows, join_windows
 from unetkit.utils.files import atomic_write
 from unetkit.utils.formatting import format_plural
+from unetkit.utils.integers import ceil_div
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,18 @@ def _plan_job(image: Path, out: Path, target: Target, config: PredictConfig) -> 
     masks = tuple(label_paths(mask, target)) if target.kind == "multilabel" else (mask,)
     chances = out / f"{name}-probabilities.tif" if config.probabilities else None
     return PredictionJob(image, masks, chances, out / f"{name}-overlay.png" if config.overlay else None)
+
+
+def count_passes(jobs: Iterable[PredictionJob], info: ModelInfo, config: PredictConfig) -> int:
+    """Return the number of passes through the network that images need, from the beginnings of their files."""
+    count = 0
+    for job in jobs:
+        try:
+            layout = info.tiles.layout(read_header(job.image).size, config.tile, config.overlap, tta=config.tta)
+        except UnetkitError:  # it is reported when its turn comes
+            continue
+        count += ceil_div(layout.tiles, config.batch_size)
+    return count * (4 if config.tta else 1)
 
 
 class TilingCheck:
@@ -258,10 +271,7 @@ class Predictor:
             raise OptionError(f"{_IN_MEMORY} is {values.dtype} of {shape}; give numbers (H, W) or (H, W, C)")
         image = mark_missing(to_float_image(values), values, (self._nodata,), _IN_MEMORY)
         source, layout = self._prepare(WholeImage(image), _IN_MEMORY)
-        found = np.empty((len(self.info.target.names), *source.size), np.float32)
-        for window in self._windows(source, layout):
-            found[:, window.rows, window.columns] = window.values
-        return found
+        return join_windows(self._windows(source, layout), source.size)
 
     def to_mask(self, probabilities: np.ndarray) -> np.ndarray:
         """Convert probabilities (L, H, W) to a mask, as `ModelInfo.to_mask` does, with IGNORE where they are NaN."""

@@ -38,9 +38,9 @@ class PredictProgress(PredictCallback):
         """Print how the image is divided into tiles, if that differs from the previous image."""
         if layout.explanation != self._why:
             self._why = layout.explanation
-            self._print(layout.explanation)
+            self.print_line(layout.explanation)
         if picture.note:
-            self._print(f"{job.image} {picture.note}")
+            self.print_line(f"{job.image} {picture.note}")
         self._named = f"{self._tried + 1} of {self._count}: {job.image}, {format_size(picture.size)}"
         self._bar.update(self._task, description=self._named)
 
@@ -51,20 +51,20 @@ class PredictProgress(PredictCallback):
         self._next()
         self.done += 1
         files = ", ".join(map(str, job.files))
-        self._print(f"{self._named}: {files}" + (f"; {checked}" if checked else ""))
+        self.print_line(f"{self._named}: {files}" + (f"; {checked}" if checked else ""))
 
     def on_image_error(self, job: PredictionJob, why: str) -> None:
         self._next()
         reason = why.removeprefix(f"{job.image}: ")
         self._reasons[reason] += 1
         if self._reasons[reason] <= _REPEATS:
-            self._print(f"{self._tried} of {self._count}: failed: {why}")
+            self.print_line(f"{self._tried} of {self._count}: failed: {why}")
 
     def close(self) -> None:
         """Remove the bar, and print how often a reason was not repeated."""
         for reason, count in self._reasons.items():
             if count > _REPEATS:
-                self._print(f"{format_plural(count - _REPEATS, 'more image')} failed: {reason}")
+                self.print_line(f"{format_plural(count - _REPEATS, 'more image')} failed: {reason}")
         self._reasons.clear()
         if self.console.is_terminal:
             self._bar.stop()
@@ -73,5 +73,6 @@ class PredictProgress(PredictCallback):
         self._tried += 1
         self._bar.update(self._task, completed=self._tried)
 
-    def _print(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
+        """Print a line above the bar."""
         self.console.print(Text(line), soft_wrap=True)

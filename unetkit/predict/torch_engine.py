@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -43,12 +45,14 @@ class TorchEngine:
     Args:
         network: the network in eval mode.
         info: what prediction must know of it.
+        is_compiled: whether torch.compile compiles it.
     """
 
-    def __init__(self, network: nn.Module, info: ModelInfo) -> None:
+    def __init__(self, network: nn.Module, info: ModelInfo, *, is_compiled: bool = False) -> None:
         first = next(network.parameters())
         self.network = network
-        self._forward = make_forward(network, first.device, first.dtype, info.target.probabilities)
+        runnable: Any = torch.compile(network) if is_compiled else network
+        self._forward = make_forward(runnable, first.device, first.dtype, info.target.probabilities)
 
     def __call__(self, tiles: np.ndarray, /) -> np.ndarray:
         return self._forward(tiles)

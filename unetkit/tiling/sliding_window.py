@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unetkit.errors import InputSizeError
 from unetkit.tiling.requirements import find_tile_requirements, full_size
-from unetkit.tiling.stitching import InMemoryImage, Pass, average_over_flips, iterate_windows
+from unetkit.tiling.stitching import InMemoryImage, Pass, average_over_flips, iterate_windows, join_windows
 from unetkit.utils.formatting import Size
 from unetkit.utils.modules import preserve_mode
 from unetkit.utils.oom import is_oom
@@ -58,12 +58,7 @@ def tiled(
         network.eval()
         through = make_forward(network, first.device, first.dtype, then)
         through = average_over_flips(through) if tta else through
-        result = np.empty(0)
-        for window in iterate_windows(through, source, layout, batch_size):
-            if not result.size:
-                result = np.empty((len(window.values), *source.size), window.values.dtype)
-            result[:, window.rows, window.columns] = window.values
-    return torch.from_numpy(result)
+        return torch.from_numpy(join_windows(iterate_windows(through, source, layout, batch_size), source.size))
 
 
 def make_forward(

@@ -6,7 +6,7 @@ that are computed from the logits, H and W height and width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple, Protocol
 
@@ -66,6 +66,16 @@ def iterate_windows(passed: Pass, source: Source, layout: TileLayout, batch_size
         for column in range(len(layout.columns.starts)):
             yield kept.add(column, next(tiles))
         above = kept.below
+
+
+def join_windows(windows: Iterable[Window], size: Size) -> np.ndarray:
+    """Join windows that together cover an image of a size to one array (L, H, W)."""
+    joined = np.empty(0)
+    for window in windows:
+        if not joined.size:
+            joined = np.empty((len(window.values), *size), window.values.dtype)
+        joined[:, window.rows, window.columns] = window.values
+    return joined
 
 
 class _RowAssembler:

@@ -147,6 +147,10 @@ class TrainRun:
             OptionError: `weights` is something else.
             FileError: The run has no such weights yet, or they are damaged.
         """
+        return load(self.weights_path(weights), parts=parts, device=device).eval()
+
+    def weights_path(self, weights: str = "best") -> Path:
+        """Return the file of the weights of the best epoch, or of the last one ("last"). For errors see `network`."""
         if weights not in _WEIGHTS:
             raise OptionError(f"weights={weights!r}: must be {' or '.join(_WEIGHTS)}")
         path = self.folder / _WEIGHTS[weights]
@@ -154,7 +158,7 @@ class TrainRun:
             raise FileError(
                 f"{self.folder} has no {path.name} yet, because no epoch is complete; continue the run with --resume"
             )
-        return load(path, parts=parts, device=device).eval()
+        return path
 
     def prefer_plugins(self, parts: Parts) -> Parts:
         """Return parts in which a name that plugins share means the part of the plugin that the run was trained with.

@@ -1,0 +1,70 @@
+"""Prediction with an exported network in OpenVINO, without torch.
+
+Shapes: B batch, C channels, L classes or labels, H and W height and width.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unetkit.errors import FileError, InputSizeError
+from unetkit.predict.model_info import ModelInfo
+from unetkit.utils.formatting import Size, format_size
+from unetkit.utils.isolation import one_line
+from unetkit.utils.oom import is_oom
+
+
+class OpenVinoEngine:
+    """A network in OpenVINO, on the CPU.
+
+    Args:
+        compiled: OpenVINO's compiled model, which takes images (B, C, H, W).
+        info: what prediction must know of the network.
+    """
+
+    def __init__(self, compiled: Any, info: ModelInfo) -> None:
+        self._compiled, self._info = compiled, info
+
+    def __call__(self, tiles: np.ndarray, /) -> np.ndarray:
+        try:
+            output = self._compiled(tiles)[0]
+        except RuntimeError as error:  # OpenVINO's exceptions are no other type in Python
+            size = format_size((tiles.shape[-2], tiles.shape[-1]))
+            if is_oom(error):
+                raise InputSizeError(
+                    f"not enough memory for a pass of {len(tiles)} of {size}; give a smaller --tile or --batch-size"
+                ) from error
+            raise FileError(f"{self._info.source} fails on {size} in OpenVINO: {one_line(error)}") from error
+        return self._info.to_probabilities(np.array(output, np.float32))  # the output's memory is used again
+
+    def explain_if_too_large(self, size: Size) -> str:
+        return ""
+
+
+def open_openvino(path: Path, info: ModelInfo, threads: int | None = None) -> OpenVinoEngine:
+    """Open an exported .onnx or .xml file by OpenVINO on the CPU, in float32.
+
+    Args:
+        path: the file.
+        info: what prediction must know of the network.
+        threads: the number of threads; None lets OpenVINO decide.
+
+    Raises:
+        FileError: OpenVINO is missing, or cannot read the file.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise FileError(f"{path}: needs the package openvino; pip install 'unetkit[openvino]'") from error
+    # Some processors would compute in bfloat16 otherwise, which decides other pixels.
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    core = openvino.Core()
+    try:
+        return OpenVinoEngine(core.compile_model(core.read_model(path), "CPU", settings), info)
+    except RuntimeError as error:
+        raise FileError(f"{path} cannot be opened by OpenVINO: {one_line(error)}; export the network again") from error
