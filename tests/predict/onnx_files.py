@@ -1,4 +1,4 @@
-"""Networks as .onnx files, for tests of what runs them."""
+"""Small graphs as .onnx files, for tests of what runs them."""
 
 from __future__ import annotations
 
@@ -6,41 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
-import torch
 from onnx import TensorProto, helper
 
 from unetkit.data.types import Target
 from unetkit.predict.model_info import ModelInfo
-from unetkit.predict.torch_engine import describe_run
 from unetkit.tiling.layout import TileRequirements
-from unetkit.tiling.requirements import full_size
-from unetkit.train.checkpoint import TrainRun
-
-
-class _Exported(torch.nn.Module):
-    def __init__(self, network: torch.nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return full_size(self.network, image)
-
-
-def export_run(run: TrainRun, path: Path) -> Path:
-    """Write the network of a run with its metadata."""
-    network = run.network("cpu")
-    info, dynamic = describe_run(run, network), torch.export.Dim.DYNAMIC
-    program = torch.onnx.export(
-        _Exported(network).eval(),
-        (torch.zeros(2, run.channels, 64, 64),),
-        dynamo=True,
-        verbose=False,
-        dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},),
-        input_names=["image"],
-        output_names=["logits"],
-    )
-    assert program is not None
-    return write(program.model_proto, path, info)
 
 
 def write(model: onnx.ModelProto, path: Path, info: ModelInfo | None) -> Path:

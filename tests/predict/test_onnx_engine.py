@@ -15,11 +15,12 @@ from click.testing import CliRunner
 from onnx import TensorProto
 from PIL import Image
 
-from tests.predict.onnx_files import INFO, export_run, graph, write
+from tests.predict.onnx_files import INFO, graph, write
 from tests.predict.test_predictor import pixels, trained
 from unetkit.cli import cli
 from unetkit.data.types import Target
 from unetkit.errors import FileError, InputSizeError
+from unetkit.exporter.export import export
 from unetkit.predict.config import PredictConfig
 from unetkit.predict.onnx_engine import OnnxEngine, open_onnx
 from unetkit.predict.predictor import Predictor, plan_outputs
@@ -37,7 +38,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[TrainRun, 
         GREY: trained(folder / GREY, Target("multiclass", ("ground", "cell", "edge"))),
         RGB: trained(folder / RGB, Target("multilabel", ("hot", "wet")), 3),
     }
-    return {name: (run, export_run(run, folder / f"{name}.onnx")) for name, run in made.items()}
+    return {name: (run, export(run, folder / f"{name}.onnx").path) for name, run in made.items()}
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,12 @@ from click.testing import CliRunner
 from PIL import Image
 from unetkit_runner.command import run as run_command
 
-from tests.predict.onnx_files import INFO, export_run, graph, write
+from tests.predict.onnx_files import INFO, graph, write
 from tests.predict.test_predictor import pixels, trained
 from unetkit.cli import cli
 from unetkit.cli.predict import predict
 from unetkit.data.types import Target
+from unetkit.exporter.export import export
 from unetkit.train.checkpoint import TrainRun
 
 DISTRIBUTION = Path(__file__).parent.parent
@@ -37,7 +38,7 @@ PROJECT = DISTRIBUTION.parent.parent
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainRun, Path]:
     folder = tmp_path_factory.mktemp("run")
     run = trained(folder / "run", Target("multiclass", ("ground", "cell", "edge")), 3)
-    return run, export_run(run, folder / "model.onnx")
+    return run, export(run, folder / "model.onnx").path
 
 
 def read_png(path: Path) -> np.ndarray:
