@@ -168,7 +168,7 @@ def test_a_perfect_network_has_every_score(tmp_path: Path, monkeypatch: pytest.M
     def perfect(*_: Any) -> np.ndarray:
         return torch.nn.functional.one_hot(next(truths).clamp_min(0), 3).movedim(-1, 0).float()[None].numpy()
 
-    monkeypatch.setattr(evaluating, "TorchEngine", lambda network, info: perfect)
+    monkeypatch.setattr("unetkit.exporter.engines.TorchEngine", lambda network, info: perfect)
     found = told(photos)
     occurring = [value for rate in ("iou", "dice", "precision", "recall", "boundary") for value in found[rate].values()]
     assert {*occurring} <= {1.0, None}

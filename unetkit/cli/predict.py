@@ -52,7 +52,7 @@ def predict(
 ) -> None:
     """Segment images of any size, tile by tile."""
     config = take_predict_config(given)
-    if run.suffix == ".onnx" and not run.is_dir():
+    if run.suffix.lower() == ".onnx" and not run.is_dir():
         if ctx.get_parameter_source("weights") is not ParameterSource.DEFAULT:
             raise OptionError(
                 f"--weights {weights}: {run} has no other weights; leave it out, or give the run's folder"

@@ -30,7 +30,7 @@ from unetkit.exporter.metadata import describe_network, make_metadata
 from unetkit.plan import PartSpec
 from unetkit.plugins import default_parts, load_parts
 from unetkit.predict.model_info import ModelInfo
-from unetkit.predict.torch_engine import describe_run
+from unetkit.predict.torch_engine import bytes_per_pixel, describe_run
 from unetkit.registry import BUILTIN, Parts
 from unetkit.resolve import create
 from unetkit.serialization import load
@@ -152,8 +152,7 @@ def export(
         info.target.activation(int(find_network(network).resolved_plan.classes)) if probabilities else "identity"
     )
     captured = capture(network, activation=activation, half=half)
-    if probabilities:
-        info = _with_probabilities(info)
+    info = replace(info, output=captured.output, bytes_per_pixel=bytes_per_pixel(network, captured.size))
     metadata = make_metadata(info, captured, find_network(network), run, weights, half)
     stored = make_stored_check(captured, tolerance)
     metadata |= {CHECK_KEY: stored.to_text(), DIGEST_KEY: PLACEHOLDER}
@@ -261,10 +260,6 @@ def _open_run(model: nn.Module | TrainRun | str | Path) -> TrainRun | None:
             f"parts of a model, such as --encoder {path}"
         )
     return None
-
-
-def _with_probabilities(info: ModelInfo) -> ModelInfo:
-    return replace(info, output="probabilities")
 
 
 def _describe_sizes(captured: CapturedNetwork) -> str:

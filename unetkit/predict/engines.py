@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
 
+from unetkit.utils.formatting import format_bytes
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -41,3 +43,11 @@ AUTO = "auto"
 def missing_packages(name: str) -> list[str]:
     """Return the packages that an engine needs and that are not installed."""
     return [package for package in ENGINES[name][0] if find_spec(package) is None]
+
+
+def explain_memory(needs: int, free: int) -> str:
+    """Explain why a pass over a whole image that needs so many bytes is not made; "" if that many are free."""
+    if needs <= free:
+        return ""
+    what = f"a single pass may need {format_bytes(needs)}, but {format_bytes(free)} are free"
+    return f"{what}; use --check on a smaller image"

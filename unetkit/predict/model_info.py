@@ -39,6 +39,8 @@ class ModelInfo:
         conversion: "grey" or "rgb" if images of one or three channels are converted before; otherwise "".
         nodata: the stored number in images that means that there are no data; None for none.
         output: whether the network returns logits, or probabilities of its K outputs.
+        bytes_per_pixel: the memory of all activations of a pass for each pixel of its input, which is more than a pass
+            needs; 0 if it is unknown.
     """
 
     source: str
@@ -51,6 +53,7 @@ class ModelInfo:
     conversion: str = ""
     nodata: float | None = None
     output: OutputKind = "logits"
+    bytes_per_pixel: int = 0
     _affine: tuple[np.ndarray, np.ndarray] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -101,6 +104,7 @@ class ModelInfo:
             "conversion": self.conversion,
             "nodata": None if self.nodata is None else str(self.nodata),  # JSON has no NaN
             "output": self.output,
+            "bytes_per_pixel": self.bytes_per_pixel,
         }
         return {PREFIX + key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
 
@@ -139,6 +143,7 @@ class ModelInfo:
                 conversion=_one_of(found["conversion"], "", "grey", "rgb"),
                 nodata=None if found["nodata"] == "null" else float(found["nodata"]),
                 output=_one_of(found["output"], "logits", "probabilities"),
+                bytes_per_pixel=int(found["bytes_per_pixel"]),
             )
             info._check()
         except KeyError as error:

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from unetkit.errors import FileError, InputSizeError
+from unetkit.predict.engines import explain_memory
 from unetkit.predict.model_info import ModelInfo
 from unetkit.utils.formatting import Size, format_size
 from unetkit.utils.oom import is_oom
+from unetkit.utils.system import free_memory
 
 #: ONNX Runtime's number for messages that end the process; others also become exceptions, or are of no use to a user.
 _FATAL = 4
@@ -72,7 +74,7 @@ class OnnxEngine:
         return self._info.to_probabilities(output.astype(np.float32, copy=False))
 
     def explain_if_too_large(self, size: Size) -> str:
-        return ""
+        return explain_memory(self._info.bytes_per_pixel * size[0] * size[1], free_memory())
 
     def _describe_outputs(self) -> str:
         return f"{' or '.join(map(str, self._info.target.output_choices))} planes"

@@ -9,13 +9,15 @@ import torch
 from torch import nn
 
 from unetkit.predict.config import PredictConfig
+from unetkit.predict.engines import explain_memory
 from unetkit.predict.model_info import ModelInfo
 from unetkit.predict.predictor import Predictor
 from unetkit.summary.trace import trace
 from unetkit.tiling.requirements import find_tile_requirements
 from unetkit.tiling.sliding_window import make_forward
 from unetkit.train.checkpoint import TrainRun
-from unetkit.utils.formatting import Size, format_bytes
+from unetkit.utils.formatting import Size
+from unetkit.utils.integers import ceil_div
 from unetkit.utils.isolation import ignore_breakpoints
 from unetkit.utils.system import free_memory
 
@@ -72,11 +74,14 @@ def explain_if_too_large(network: nn.Module, size: Size) -> str:
     """Explain why a single pass over an input of this size would need more memory than is free; "" if it would not."""
     device = next(network.parameters()).device
     left = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
-    # The activations that autograd would keep exceed the peak memory of a pass without autograd.
+    return explain_memory(bytes_per_pixel(network, size) * size[0] * size[1], left)
+
+
+def bytes_per_pixel(network: nn.Module, size: Size) -> int:
+    """Return the bytes of all activations of a pass over an input of this size, for each pixel of the input.
+
+    Autograd would keep them all, so they exceed the peak memory of a pass without autograd.
+    """
     traced = trace(network, size)
     # A network whose parts read values is traced with a smaller input.
-    needs = traced.activation_bytes * size[0] * size[1] // (traced.rows[0].height * traced.rows[0].width)
-    if needs <= left:
-        return ""
-    what = f"a single pass may need {format_bytes(needs)}, but {format_bytes(left)} are free"
-    return f"{what}; use --check on a smaller image"
+    return ceil_div(traced.activation_bytes, traced.rows[0].height * traced.rows[0].width)
