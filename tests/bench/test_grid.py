@@ -195,19 +195,34 @@ def test_an_exception_that_is_none_is_refused(line: str, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "written"),
-    [("eager", "eager"), ("bfloat16+compiled", "compiled+bfloat16"), ("channels_last+eager", "eager+channels_last")],
+    [
+        ("eager", "eager"),
+        ("bfloat16+compiled", "compiled+bfloat16"),
+        ("channels_last+eager", "eager+channels_last"),
+        ("openvino", "openvino"),
+    ],
 )
 def test_a_mode_is_written_one_way(text: str, written: str) -> None:
     assert str(Mode.parse(text)) == written
     assert Mode.parse(written) == Mode.parse(text)
 
 
-@pytest.mark.parametrize("text", ["", "fast", "eager+compiled", "bfloat16+float16", "eager,compiled"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "fast", "eager+compiled", "bfloat16+float16", "eager,compiled", "onnxruntime+bfloat16", "openvino+eager"],
+)
 def test_a_mode_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(OptionError, match=r"^--mode "):
         Mode.parse(text)
     with pytest.raises(OptionError, match=r"did you mean compiled\?"):
         Mode.parse("compile")
+
+
+def test_an_engine_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Mode.parse("onnxruntime").is_exported
+    monkeypatch.setattr("unetkit.predict.engines.find_spec", lambda name: None)
+    with pytest.raises(OptionError, match="pip install"):
+        Mode.parse("openvino")
 
 
 def test_a_command_repeats_a_row() -> None:

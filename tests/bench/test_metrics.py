@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from tests.bench.example_runs import made_run
-from unetkit.bench.builtin_metrics import BenchModel
+from unetkit.bench.builtin_metrics import BenchModel, memory, training, training_memory
 from unetkit.bench.grid import Mode
 from unetkit.bench.metrics import collect_metrics
 from unetkit.bench.results import ResultsWriter, read_results
 from unetkit.cli.bench import inherit_settings
 from unetkit.errors import InputSizeError, PluginError, UnknownNameError
 from unetkit.plan import Plan
-from unetkit.plugins import PluginManager, load_manager, load_parts
+from unetkit.plugins import PluginManager, default_parts, load_manager, load_parts
 
 PLUGIN = '''
 import unetkit
@@ -142,3 +142,16 @@ def test_a_training_step_that_a_norm_cannot_take_is_refused_in_plain_words() -> 
     )
     with pytest.raises(InputSizeError, match=r"^in training, a batch norm .* larger --batch-size or --size$"):
         step()
+
+
+@pytest.mark.parametrize("execution", ["onnxruntime", "openvino"])
+def test_an_exported_network_computes_the_same_and_is_only_run(execution: str) -> None:
+    plan, parts, cpu = Plan.parse("--encoder plain:widths=[4,8] --size 32"), default_parts(), torch.device("cpu")
+    exported = BenchModel(plan, 2, Mode(execution), cpu, parts)
+    logits = BenchModel(plan, 2, Mode(), cpu, parts).forward()
+    assert torch.allclose(exported.forward(), logits, atol=1e-5)
+    for measure in (training, memory, training_memory):
+        with pytest.raises(InputSizeError, match="exported"):
+            measure(exported)
+    with pytest.raises(InputSizeError, match="--device cpu"):
+        _ = BenchModel(plan, 1, Mode(execution), torch.device("meta"), parts).runnable

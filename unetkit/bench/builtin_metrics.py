@@ -141,8 +141,23 @@ class BenchModel:
 
     @cached_property
     def runnable(self) -> Callable[[Tensor], Any]:
-        """The callable that runs the model in its mode: the compiled model, or the model itself."""
-        return torch.compile(self.model) if self.mode.compiled else self.model
+        """The callable that runs the model in its mode: the model, compiled or not, or the engine it is exported to."""
+        if self.mode.is_exported:
+            return self._export()
+        return torch.compile(self.model) if self.mode.execution == "compiled" else self.model
+
+    def _export(self) -> Callable[[Tensor], Tensor]:
+        """Export the model, which is checked, and return what runs it."""
+        from unetkit.exporter.engines import open_exported
+        from unetkit.exporter.export import export
+
+        if self.device.type != "cpu":
+            raise InputSizeError(f"{self.mode} runs on a CPU; add --device cpu")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "model.onnx")
+            export(self.model, path, parts=self.parts)
+            engine = open_exported(self.mode.execution, path, torch.get_num_threads())
+        return lambda x: torch.from_numpy(engine.run(x.numpy()))
 
     @cached_property
     def x(self) -> Tensor:
@@ -250,19 +265,21 @@ def memory(bench_model: BenchModel) -> int:
     """Peak memory of a forward pass in eval mode, in bytes, including weights and input, from CUDA's counters or the
     high-water mark of the process.
     """
-    _refuse_compiled_on_cpu(bench_model)
+    _refuse_memory(bench_model)
     return bench_model.peak_memory.measure(lambda: (bench_model.forward(), bench_model.forward()))
 
 
 def training_memory(bench_model: BenchModel) -> int:
     """Peak memory of a training step, in bytes, including gradients and AdamW's state, measured like `memory`."""
-    _refuse_compiled_on_cpu(bench_model)
+    _refuse_memory(bench_model)
     peak_memory, step = bench_model.peak_memory, training(bench_model)
     return peak_memory.measure(lambda: (step(), step()))
 
 
-def _refuse_compiled_on_cpu(bench_model: BenchModel) -> None:
-    if bench_model.mode.compiled and bench_model.device.type == "cpu":
+def _refuse_memory(bench_model: BenchModel) -> None:
+    if bench_model.mode.is_exported:
+        raise InputSizeError("memory is not measured for exported models, since it would include the export")
+    if bench_model.mode.execution == "compiled" and bench_model.device.type == "cpu":
         raise InputSizeError("memory is not measured for compiled models on a CPU, since it would include the compiler")
 
 
@@ -275,6 +292,8 @@ def latency(bench_model: BenchModel) -> Callable[[], object]:
 
 def training(bench_model: BenchModel) -> Callable[[], object]:
     """Seconds for one training step of the batch: forward pass, cross-entropy, backward pass and AdamW."""
+    if bench_model.mode.is_exported:
+        raise InputSizeError(f"training is not measured for exported models; {bench_model.mode} only runs them")
     bench_model.model.train()
     # A learning rate of 0 costs the same, and keeps weights from drifting to numbers that are slower to compute with.
     optimizer = torch.optim.AdamW(bench_model.model.parameters(), lr=0.0)

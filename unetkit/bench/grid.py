@@ -24,6 +24,7 @@ from unetkit.errors import BuildError, OptionError, UnetkitError, UnknownNameErr
 from unetkit.options import split_items
 from unetkit.plan import PLAN_FIELDS, PartSpec, Plan
 from unetkit.plugins import PluginManager
+from unetkit.predict.engines import missing_packages
 from unetkit.registry import BUILTIN, PART_FIELDS, Parts, Plugin
 from unetkit.resolve import canonical_plan, kind_of, resolve, signature_of
 from unetkit.utils.formatting import Size
@@ -34,10 +35,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 #: (name, value) pairs of the fields of a TrainConfig, as text.
 Training = tuple[tuple[str, str], ...]
-_EXECUTIONS = ("eager", "compiled")
+_EXECUTIONS = ("eager", "compiled", "onnxruntime", "openvino")
+#: The executions by another program than torch, to which the network is exported.
+_EXPORTED = ("onnxruntime", "openvino")
 _DTYPES = ("float32", "bfloat16", "float16")
 _MODE_WORDS = (*_EXECUTIONS, "channels_last", *_DTYPES)
-_VALID_MODES = "the modes are eager and compiled, optionally followed by +channels_last, +bfloat16 or +float16"
+_VALID_MODES = (
+    "the modes are onnxruntime, openvino, and eager and compiled, optionally followed by +channels_last, +bfloat16 or "
+    "+float16"
+)
 
 
 @dataclass(frozen=True)
@@ -45,12 +51,13 @@ class Mode:
     """An execution mode. `str` returns its shortest form, such as "eager" or "compiled+channels_last+bfloat16".
 
     Attributes:
-        compiled: use torch.compile with its default settings.
+        execution: "eager"; "compiled", by torch.compile with its default settings; or the engine that the network is
+            exported to, "onnxruntime" or "openvino".
         channels_last: store weights and input in NHWC memory format.
         dtype: "float32", or "bfloat16" or "float16" to run under torch.autocast; weights stay in float32.
     """
 
-    compiled: bool = False
+    execution: str = "eager"
     channels_last: bool = False
     dtype: str = "float32"
 
@@ -74,11 +81,24 @@ class Mode:
             if len(both := [word for word in words if word in group]) > 1:
                 raise OptionError(f"{option} {text}: {' and '.join(both)} exclude each other; separate modes by commas")
         dtype = next((word for word in words if word in _DTYPES), "float32")
-        return cls("compiled" in words, "channels_last" in words, dtype)
+        execution = next((word for word in words if word in _EXECUTIONS), "eager")
+        if execution in _EXPORTED:
+            if len(words) > 1:
+                raise OptionError(f"{option} {text}: an exported network runs in its own way; give {execution} alone")
+            if absent := missing_packages(execution):
+                raise OptionError(
+                    f"{option} {text}: needs {' and '.join(absent)}; pip install 'unetkit[onnx,openvino]'"
+                )
+        return cls(execution, "channels_last" in words, dtype)
+
+    @property
+    def is_exported(self) -> bool:
+        """Whether another program than torch runs the network."""
+        return self.execution in _EXPORTED
 
     def __str__(self) -> str:
         more = ["channels_last"] * self.channels_last + [self.dtype] * (self.dtype != "float32")
-        return "+".join([_EXECUTIONS[self.compiled], *more])
+        return "+".join([self.execution, *more])
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def run(
             own, or 256.
         batch_size: number of images in the input, by default 1, or of a training step, by default 8; or a list.
         mode: execution mode: "eager" or "compiled", optionally followed by "+channels_last", "+bfloat16" or "+float16";
-            or a list.
+            or "onnxruntime" or "openvino"; or a list.
         out: folder for the results; rows that it already contains are not measured again, and its metrics are the
             default. If None, the results are only returned.
         on_row: called with each row when it is measured, before it is trained.

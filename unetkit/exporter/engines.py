@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -22,8 +21,8 @@ from unetkit.exporter.export import export
 from unetkit.predict.auto_engine import AutoEngine
 from unetkit.predict.engines import AUTO, ENGINES, Engine, missing_packages
 from unetkit.predict.model_info import ModelInfo
-from unetkit.predict.onnx_engine import open_onnx
-from unetkit.predict.openvino_engine import open_openvino
+from unetkit.predict.onnx_engine import OnnxEngine, open_onnx
+from unetkit.predict.openvino_engine import OpenVinoEngine, open_openvino
 from unetkit.predict.torch_engine import TorchEngine
 from unetkit.registry import Parts
 from unetkit.train.checkpoint import TrainRun
@@ -72,7 +71,7 @@ def open_engine(
             return reference
         path = _cached_path(run, weights)
         cost = _OPEN_SECONDS * len(others) + (0 if path.is_file() else _EXPORT_SECONDS)
-        opened = {other: partial(_open, other, path, run, weights, parts, info, on_notice) for other in others}
+        opened = {other: partial(_open, other, path, run, weights, parts, on_notice) for other in others}
         return AutoEngine(reference, "torch", opened, cost=cost, expected=expected, on_notice=on_notice)
     if name not in ENGINES:
         raise OptionError(f"--engine {name}: no engine is called so; give one of {', '.join((AUTO, *ENGINES))}")
@@ -85,7 +84,7 @@ def open_engine(
         return TorchEngine(network, info, is_compiled=True)
     if not is_on_cpu:
         raise OptionError(f"--engine {name}: runs on the CPU; add --device cpu, or use torch or compiled")
-    return _open(name, _cached_path(run, weights), run, weights, parts, info, on_notice)
+    return _open(name, _cached_path(run, weights), run, weights, parts, on_notice)
 
 
 def _open(
@@ -94,7 +93,6 @@ def _open(
     run: TrainRun,
     weights: str,
     parts: Parts | None,
-    info: ModelInfo,
     on_notice: Callable[[str], object],
 ) -> Engine:
     """Open an engine of an exported file, which is written first if it is not there."""
@@ -103,9 +101,19 @@ def _open(
         for old in path.parent.glob(f"{weights}-*.onnx"):  # of weights that are no longer there
             old.unlink(missing_ok=True)
         export(run, path, weights=weights, parts=parts)
-    if name == "openvino":
-        return open_openvino(path, replace(info, source=str(path)), torch.get_num_threads())
-    return open_onnx(path, torch.get_num_threads())[1]
+    return open_exported(name, path, torch.get_num_threads())
+
+
+def open_exported(name: str, path: Path, threads: int) -> OnnxEngine | OpenVinoEngine:
+    """Open an .onnx file that `export` wrote.
+
+    Args:
+        name: "onnxruntime" or "openvino".
+        path: the file.
+        threads: the number of threads.
+    """
+    info, engine = open_onnx(path, threads)
+    return open_openvino(path, info, threads) if name == "openvino" else engine
 
 
 def _cached_path(run: TrainRun, weights: str) -> Path:

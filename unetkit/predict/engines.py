@@ -34,7 +34,7 @@ ENGINES = {
     "torch": ((), "the network as it was trained"),
     "compiled": ((), "torch.compile"),
     "onnxruntime": (("onnxruntime", "onnx", "onnxscript"), "ONNX Runtime, on the CPU"),
-    "openvino": (("openvino", "onnx", "onnxscript"), "OpenVINO, on the CPU"),
+    "openvino": (("openvino", "onnxruntime", "onnx", "onnxscript"), "OpenVINO, on the CPU"),
 }
 #: Chooses among the installed engines.
 AUTO = "auto"

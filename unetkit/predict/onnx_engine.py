@@ -55,8 +55,12 @@ class OnnxEngine:
             raise self._mismatch(f"its graph returns {shape}, but its metadata describe {self._describe_outputs()}")
 
     def __call__(self, tiles: np.ndarray, /) -> np.ndarray:
+        return self._info.to_probabilities(self.run(tiles))
+
+    def run(self, tiles: np.ndarray) -> np.ndarray:
+        """Compute the output of the file, (B, K, H', W') float32, of normalized tiles (B, C, H, W), float32."""
         if self._one_by_one and len(tiles) > 1:
-            return np.concatenate([self(tile[None]) for tile in tiles])
+            return np.concatenate([self.run(tile[None]) for tile in tiles])
         size = tiles.shape[-2:]
         try:
             output = self._session.run([self._output], {self._input: tiles.astype(np.float32, copy=False)})[0]
@@ -71,7 +75,7 @@ class OnnxEngine:
         if output.shape[2:] != (tall, wide) or output.shape[1] not in self._info.target.output_choices:
             expected = f"{self._describe_outputs()} of {tall}x{wide}"
             raise self._mismatch(f"its graph returns {output.shape} for {format_size(size)}, not {expected}")
-        return self._info.to_probabilities(output.astype(np.float32, copy=False))
+        return np.asarray(output, np.float32)
 
     def explain_if_too_large(self, size: Size) -> str:
         return explain_memory(self._info.bytes_per_pixel * size[0] * size[1], free_memory())

@@ -29,6 +29,10 @@ class OpenVinoEngine:
         self._compiled, self._info = compiled, info
 
     def __call__(self, tiles: np.ndarray, /) -> np.ndarray:
+        return self._info.to_probabilities(self.run(tiles))
+
+    def run(self, tiles: np.ndarray) -> np.ndarray:
+        """Compute the output of the file, (B, K, H', W') float32, of normalized tiles (B, C, H, W), float32."""
         try:
             output = self._compiled(tiles)[0]
         except RuntimeError as error:  # OpenVINO's exceptions are no other type in Python
@@ -38,7 +42,7 @@ class OpenVinoEngine:
                     f"not enough memory for a pass of {len(tiles)} of {size}; give a smaller --tile or --batch-size"
                 ) from error
             raise FileError(f"{self._info.source} fails on {size} in OpenVINO: {one_line(error)}") from error
-        return self._info.to_probabilities(np.array(output, np.float32))  # the output's memory is used again
+        return np.array(output, np.float32)  # the output's memory is used again
 
     def explain_if_too_large(self, size: Size) -> str:
         return ""
