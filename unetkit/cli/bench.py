@@ -127,8 +127,8 @@ def bench(ctx: click.Context, /, **values: Any) -> None:
     Each option that describes a model takes a comma-separated list, may be repeated, and accepts globs such as
     'resnet*'; add/concat sets one part for each level. A --model, such as smp/unet, adds one row and does not combine
     with the parts. A --mode is eager or compiled, optionally followed by +channels_last, +bfloat16 or +float16; or
-    onnxruntime or openvino, which runs the exported network. If the benchmark is interrupted, the same command continues
-    it.
+    onnxruntime or openvino, which runs the exported network. The same command continues a benchmark that was
+    interrupted.
 
     With --data, every row is trained with each of --seeds, and the scores of --metrics such as miou are compared with
     those of the first row, seed by seed: better, worse, the same, or inconclusive. The options of `unetkit train` are
