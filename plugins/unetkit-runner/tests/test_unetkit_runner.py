@@ -47,7 +47,7 @@ def read_png(path: Path) -> np.ndarray:
 
 def test_the_command_has_the_options_of_predict() -> None:
     own = {param.name for param in run_command.params} - {"model", "verbose", "version"}
-    assert own == {param.name for param in predict.params} - {"run", "weights", "device"}
+    assert own == {param.name for param in predict.params} - {"run", "weights", "engine", "device"}
 
 
 @pytest.mark.parametrize("options", [["--tile", "64"], ["--tile", "64", "--overlap", "24", "--tta"]])
@@ -61,7 +61,8 @@ def test_masks_and_messages_are_those_of_predict(
     Image.fromarray(pixels(20, 20)).save(grey)
     words = [str(grey), str(image), "--overlay", *options]
     ours = CliRunner().invoke(run_command, [str(exported[1]), *words, "--out", str(tmp_path / "ours")])
-    theirs = CliRunner().invoke(cli, ["predict", str(exported[0].folder), *words, "--out", str(tmp_path / "theirs")])
+    predict_words = ["predict", str(exported[0].folder), *words, "--engine", "torch"]
+    theirs = CliRunner().invoke(cli, [*predict_words, "--out", str(tmp_path / "theirs")])
     assert ours.exit_code == theirs.exit_code == 1  # for the grey image
     assert "--channels rgb" in ours.stderr
     replaced = ours.output.replace("ours", "theirs").replace(str(exported[1]), str(exported[0].folder))
