@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from unetkit.predict.evaluate import evaluate as evaluate
     from unetkit.protocols import Output as Output
     from unetkit.registry import Parts as Parts
+    from unetkit.rewrites import fast as fast
     from unetkit.serialization import load as load
     from unetkit.serialization import save as save
     from unetkit.smp.convert import from_smp as from_smp
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "build": "unetkit.builder",
+    "fast": "unetkit.rewrites",
     "load": "unetkit.serialization",
     "save": "unetkit.serialization",
     "evaluate": "unetkit.predict.evaluate",

@@ -8,8 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from math import inf
 from typing import Any, TypeVar, cast
 
@@ -30,6 +29,8 @@ from unetkit.utils.modules import to_channels_last, to_meta
 from unetkit.utils.rounding import FLOAT64_TOLERANCE
 
 M = TypeVar("M", bound=nn.Module)
+#: Exceptions of a pass that end everything; after any other, what was tried is left out.
+_RAISED = (*INTERRUPTS, MemoryError)
 #: Where a rewrite applies: the names of the modules that it changes.
 Site = tuple[str, ...]
 
@@ -52,6 +53,8 @@ class Rewrite:
     left_out: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        if not self.places and not self.left_out:
+            return self.name
         what = f"{self.name}: {len(self.places)}"
         if self.places:
             what += f" ({_shorten(self.places)}), outputs differ by {self.difference:.1e} of their range"
@@ -92,6 +95,9 @@ def rewrite(model: M, kinds: Sequence[Kind], *, channels_last: bool = True) -> M
     copied = _eval_copy(model)
     exact = _eval_copy(model).to("cpu", torch.float64)
     proof = _Proof(exact)
+    if proof.failure:
+        copied.rewrites = [Rewrite(proof.failure, (), inf)]  # type: ignore[assignment]
+        return copied
     done: list[Rewrite] = []
     for kind in kinds:
         attempt = _Attempt(kind, proof, exact)
@@ -134,47 +140,53 @@ def _eval_copy(model: M) -> M:
     return copied
 
 
+#: Heights and widths of the images of a proof; odd sides make the maps of neighboring levels differ by odd pixels.
+_SIZES: tuple[Size, ...] = ((64, 64), (77, 51))
+
+
 class _Proof:
     """The outputs of a network in float64 on random images, with which those of rewritten copies are compared."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Run the network, on a square image and on one with odd sides, as far as it takes them.
+        """Run the network on a square image and on one with odd sides, or on sizes that it takes near these.
 
         Args:
             model: the network in float64, on the CPU and in eval mode.
         """
-        self.failure = ""
+        self.network = find_network(model)
         self.inputs: list[Tensor] = []
         self.expected: list[list[Tensor]] = []
-        for size in _list_sizes(model):
-            self._add(model, size)
-        if self.inputs:
-            return
-        with torch.no_grad():
-            for size in SizeSearch(to_meta(model)).nearest_sizes((256, 256)):
-                self._add(model, size)
+        error: Exception | None = None
+        for size in [self.network.size] if self.network.size else _SIZES:
+            error = self._add(model, size) or error
+        if not self.inputs and error is not None:
+            for size in SizeSearch(to_meta(model)).nearest_sizes(_SIZES[0]):
+                error = self._add(model, size) or error
+        self.failure = (
+            ""
+            if self.inputs
+            else f"nothing rewritten, since the network fails in float64, in which rewrites are proved: {error!s:.200}"
+        )
 
-    def _add(self, model: nn.Module, size: Size) -> None:
+    def _add(self, model: nn.Module, size: Size) -> Exception | None:
+        """Run the network on an image of this size; return the error if it fails."""
         generator = torch.Generator().manual_seed(len(self.inputs))
-        channels = find_network(model).resolved_plan.in_channels
+        channels = self.network.resolved_plan.in_channels
         x = torch.randn(2, channels, *size, generator=generator, dtype=torch.float64)
         try:
-            outputs = _run(model, x)
-        except INTERRUPTS:
+            self.expected.append(_run(model, x))
+        except _RAISED:
             raise
         except Exception as error:  # a network may raise anything for a size that it does not take
-            self.failure = str(error)
-            return
+            return error
         self.inputs.append(x)
-        self.expected.append(outputs)
+        return None
 
     def measure(self, model: nn.Module) -> float:
         """Return the largest difference of a copy's outputs as a share of their range; inf if the copy fails."""
-        if not self.inputs:
-            return inf
         try:
             found = [_run(model, x) for x in self.inputs]
-        except INTERRUPTS:
+        except _RAISED:
             raise
         except Exception:  # a part may fail in any way when its layers were changed
             return inf
@@ -183,13 +195,6 @@ class _Proof:
             for outputs, expected in zip(found, self.expected, strict=True)
             for one, other in zip(outputs, expected, strict=True)
         )
-
-
-def _list_sizes(model: nn.Module) -> list[Size]:
-    network = find_network(model)
-    if network.size:
-        return [network.size]
-    return [network.padded_size((64, 64)), (77, 51)]
 
 
 def _run(model: nn.Module, x: Tensor) -> list[Tensor]:
@@ -222,7 +227,7 @@ class _Attempt:
     def find(self) -> list[Site]:
         """Return the sites that are found with every input, in the order of the network."""
         found = [self.kind.find(self.model, x) for x in self.proof.inputs]
-        return [site for site in found[0] if all(site in other for other in found)] if found else []
+        return [site for site in found[0] if all(site in other for other in found)]
 
     def keep(self, sites: list[Site]) -> None:
         """Apply the rewrite to all these sites; if outputs differ, to each half, down to single sites."""
@@ -244,7 +249,7 @@ class _Attempt:
         try:
             for site in sites:
                 self.kind.apply(trial, site)
-        except INTERRUPTS:
+        except _RAISED:
             raise
         except Exception:  # a layer may have weights that cannot be replaced
             return inf
@@ -305,6 +310,8 @@ def _find_pairs(
 
     Each is called once, and nothing else takes the output of the first.
     """
+    if not any(map(is_second, model.modules())):
+        return []
     counter, handles = _UseCounter(), []
     outputs: dict[str, list[Any]] = {}
     inputs: dict[str, list[Any]] = {}
@@ -350,6 +357,8 @@ def _has_hooks(module: nn.Module) -> bool:
 def _replace(model: nn.Module, name: str, new: nn.Module) -> None:
     """Replace a module under every name that it has."""
     old = model.get_submodule(name)
+    for part in new.modules():
+        part.training = False
     for parent in [*model.modules()]:
         for key, child in parent._modules.items():
             if child is old:
@@ -485,8 +494,6 @@ def _reparameterize(model: nn.Module, site: Site) -> None:
         module.to("cpu", torch.float64)
         new = method()
         new = new if isinstance(new, nn.Module) else module
-    for part in new.modules():
-        part.training = False
     _replace(model, site[0], new.to(device, dtype))
 
 

@@ -262,8 +262,8 @@ def _make_metadata(model: nn.Module) -> dict[str, str]:
         else:
             what = "is missing, but the plan builds it" if here is None else "is additional to what the plan builds"
         raise FileError(
-            f"{name} {what}, so a file could not rebuild the model; save it as it was built, and reparameterize, "
-            "prune or quantize it after loading"
+            f"{name} {what}, so a file could not rebuild the model; save it as it was built, and rewrite it "
+            "(unetkit.fast), reparameterize, prune or quantize it after loading"
         )
     if difference := find_difference(built.built_modules, describe_modules(model)):
         raise FileError(
