@@ -52,10 +52,17 @@ def difference(one: Any, other: Any, *size: int) -> float:
     return float((found - expected).abs().max() / (expected.max() - expected.min()))
 
 
-LINES = st.builds(
+LINES: st.SearchStrategy[dict[str, Any]] = st.builds(
     dict,
     encoder=st.sampled_from(
-        ("plain:widths=[8,16,32,32]", "test_resnet", "test_resnet:output_stride=16", "test_efficientnet", "test_byobnet", "test_vit")
+        (
+            "plain:widths=[8,16,32,32]",
+            "test_resnet",
+            "test_resnet:output_stride=16",
+            "test_efficientnet",
+            "test_byobnet",
+            "test_vit",
+        )
     ),
     up=st.sampled_from(("bilinear", "bilinear:align_corners=true", "nearest", "transposed:groups=2", "pixelshuffle")),
     align=st.sampled_from(("crop", "pad", "resize")),
@@ -72,7 +79,7 @@ LINES = st.builds(
 )
 
 
-@settings(max_examples=15, derandomize=True, phases=(Phase.generate,))
+@settings(max_examples=10, derandomize=True, phases=(Phase.generate,))
 @given(LINES)
 def test_outputs_are_equal_for_any_parts(words: dict[str, Any]) -> None:
     model = build(**words)
@@ -118,7 +125,7 @@ def test_the_given_model_is_unchanged_and_still_training() -> None:
 def test_it_composes_with_tiles_compile_and_export(tmp_path: Path) -> None:
     import onnxruntime
 
-    model = build(**ADD).float().eval()
+    model = build(fuse="add").float().eval()
     rewritten = fast(model)
     assert find_tile_requirements(rewritten) == find_tile_requirements(model)
     assert rewritten.plan == model.plan
@@ -142,7 +149,8 @@ def test_it_takes_what_load_and_compile_and_from_smp_return(tmp_path: Path) -> N
 
     model = build(**ADD)
     unetkit.save(model, tmp_path / "model.safetensors")
-    rewritten = fast(torch.compile(unetkit.load(tmp_path / "model.safetensors")))
+    compiled: Any = torch.compile(unetkit.load(tmp_path / "model.safetensors"))
+    rewritten = fast(compiled)
     assert difference(rewritten, model, 64, 64) < FLOAT64_TOLERANCE
     theirs = smp.Unet("resnet18", encoder_weights=None, decoder_channels=(32, 16, 8, 8, 8))
     with pytest.raises(BuildError, match="from_smp"):
@@ -187,7 +195,7 @@ class ReadsItsWeights(nn.Module):
 
 class ReadsItsNorm(ReadsItsWeights):
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.factor(self.norm(self.conv(x))) + self.norm.running_mean.mean()
+        out: Tensor = self.factor(self.norm(self.conv(x))) + self.norm.get_buffer("running_mean").mean()
         return out
 
 

@@ -96,7 +96,7 @@ def rewrite(model: M, kinds: Sequence[Kind], *, channels_last: bool = True) -> M
     exact = _eval_copy(model).to("cpu", torch.float64)
     proof = _Proof(exact)
     if proof.failure:
-        copied.rewrites = [Rewrite(proof.failure, (), inf)]  # type: ignore[assignment]
+        copied.rewrites = [Rewrite(proof.failure, (), inf)]
         return copied
     done: list[Rewrite] = []
     for kind in kinds:
@@ -113,7 +113,7 @@ def rewrite(model: M, kinds: Sequence[Kind], *, channels_last: bool = True) -> M
         if difference < FLOAT64_TOLERANCE:
             to_channels_last(copied)
             done.append(Rewrite("weights stored in channels_last memory", names, difference))
-    copied.rewrites = done  # type: ignore[assignment]
+    copied.rewrites = done
     return copied
 
 
@@ -407,7 +407,7 @@ def _scale_outputs(conv: _ConvNd, weight: Tensor, scale: Tensor) -> Tensor:
     """Multiply the weight of a convolution by a number for each output channel."""
     if not isinstance(conv, _ConvTransposeNd):
         return weight * scale.view(-1, *[1] * (weight.ndim - 1))
-    grouped = weight.unflatten(0, (conv.groups, -1))  # (groups, in channels, out channels, kernel)
+    grouped = weight.view(conv.groups, -1, *weight.shape[1:])  # (groups, in channels, out channels, kernel)
     return (grouped * scale.view(conv.groups, 1, -1, *[1] * (weight.ndim - 2))).flatten(0, 1)
 
 

@@ -242,6 +242,13 @@ def ablation(rounds: int) -> Iterator[Ratio]:
         yield compare("6 trainings with `--jobs 2` / with `--jobs 1`", two, one, rounds)
 
 
+def fast(rounds: int) -> Iterator[Ratio]:
+    """Time networks rewritten by `unetkit.fast`, as a whole and without each rewrite, by processor time."""
+    from tests.benchmarks import rewriting
+
+    yield from rewriting.fast(rounds)
+
+
 def _list_loop_cases(rows: bench.BenchRows) -> Iterator[str]:
     """Yield the architecture, the encoder and the number of timed calls of each row, including the baseline's."""
     for row in rows:
@@ -251,7 +258,7 @@ def _list_loop_cases(rows: bench.BenchRows) -> Iterator[str]:
 
 
 BENCHMARKS = {
-    function.__name__: function for function in (startup, plugins, building, running, training, grid, ablation)
+    function.__name__: function for function in (startup, plugins, building, running, training, grid, ablation, fast)
 }
 
 
