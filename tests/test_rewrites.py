@@ -79,14 +79,13 @@ LINES: st.SearchStrategy[dict[str, Any]] = st.builds(
 )
 
 
-@settings(max_examples=10, derandomize=True, phases=(Phase.generate,))
+@settings(max_examples=6, derandomize=True, phases=(Phase.generate,))
 @given(LINES)
 def test_outputs_are_equal_for_any_parts(words: dict[str, Any]) -> None:
     model = build(**words)
     rewritten = fast(model)
     assert not any(rewrite.left_out for rewrite in rewritten.rewrites)
-    for size in ((64, 64), (61, 83)):
-        assert difference(rewritten, model, *size) < FLOAT64_TOLERANCE
+    assert difference(rewritten, model, 61, 83) < FLOAT64_TOLERANCE
     if "norm=batch" in words["block"] and "conv-act-norm" not in words["block"]:
         assert len(norms_of(rewritten)) < len(norms_of(model))
 
@@ -122,6 +121,7 @@ def test_the_given_model_is_unchanged_and_still_training() -> None:
     assert rewritten.stages[0].block[0].conv.weight.requires_grad
 
 
+@pytest.mark.slow
 def test_it_composes_with_tiles_compile_and_export(tmp_path: Path) -> None:
     import onnxruntime
 

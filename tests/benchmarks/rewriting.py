@@ -32,24 +32,38 @@ Call = Callable[[], Any]
 def fast(rounds: int) -> Iterator[Ratio]:
     """Time a forward pass of one image with and without each rewrite, by the processor time of one thread."""
     torch.set_num_threads(1)
-    for line, size in NETWORKS.items():
-        model = unetkit.build(f"{line} --seed 0").eval()
-        x = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-        everything: Any = unetkit.fast(model)
-        found = {record.name for record in everything.rewrites}
-        yield _compare(f"`{line}`, fast / as built", _run_eager(everything, x), _run_eager(model, x), rounds)
-        for kind in KINDS:
-            if kind.name in found:
-                without = rewrite(model, [other for other in KINDS if other is not kind])
-                name = f"`{line}`, fast / without {kind.name}"
-                yield _compare(name, _run_eager(everything, x), _run_eager(without, x), rounds)
-        contiguous = rewrite(model, KINDS, channels_last=False)
-        name = f"`{line}`, fast / without channels_last"
-        yield _compare(name, _run_eager(everything, x), _run_eager(contiguous, x), rounds)
-        if line in UNDER_ENGINES:
-            for engine, prepare in ENGINES.items():
-                name = f"`{line}`, fast / as built, both by {engine}"
-                yield _compare(name, prepare(everything, x), prepare(model, x), rounds)
+    for line in NETWORKS:
+        yield from compare_rewrites(line, rounds)
+    for line in UNDER_ENGINES:
+        model, x = _build(line)
+        rewritten = unetkit.fast(model)
+        for engine, prepare in ENGINES.items():
+            name = f"`{line}`, fast / as built, both by {engine}"
+            yield _compare(name, prepare(rewritten, x), prepare(model, x), rounds)
+
+
+def compare_rewrites(line: str, rounds: int) -> Iterator[Ratio]:
+    """Time a network with all rewrites against the network as it was built, and against it without each of them."""
+    model, x = _build(line)
+    rewritten: Any = unetkit.fast(model)
+    yield _compare(f"`{line}`, fast / as built", _run_eager(rewritten, x), _run_eager(model, x), rounds)
+    found = {record.name for record in rewritten.rewrites}
+    without = {
+        kind.name: rewrite(model, [other for other in KINDS if other is not kind])
+        for kind in KINDS
+        if kind.name in found
+    }
+    without["weights stored in channels_last memory"] = rewrite(model, KINDS, channels_last=False)
+    for what, other in without.items():
+        name = f"`{line}`, fast / without {what}"
+        yield _compare(name, _run_eager(rewritten, x), _run_eager(other, x), rounds)
+
+
+def _build(line: str) -> tuple[nn.Module, Tensor]:
+    """Build a network, and an image for it."""
+    size = NETWORKS[line]
+    x = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return unetkit.build(f"{line} --seed 0").eval(), x
 
 
 def _compare(name: str, first: Call, second: Call, rounds: int) -> Ratio:
