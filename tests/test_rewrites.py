@@ -112,7 +112,9 @@ def test_the_given_model_is_unchanged_and_still_training() -> None:
     model = build(**ADD).train()
     model.head.requires_grad_(False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    rewritten = unetkit.fast(model)
+    with torch.inference_mode():
+        rewritten = unetkit.fast(model)
+    assert not any(parameter.is_inference() for parameter in rewritten.parameters())
     assert all(module.training for module in model.modules())
     assert not any(module.training for module in rewritten.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

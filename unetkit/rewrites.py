@@ -24,13 +24,15 @@ from unetkit.parts.upsamplers import BilinearUpsampler, NearestUpsampler
 from unetkit.summary.forward_hooks import collect_tensors, find_network
 from unetkit.summary.input_sizes import SizeSearch
 from unetkit.utils.formatting import Size
-from unetkit.utils.isolation import INTERRUPTS
+from unetkit.utils.isolation import INTERRUPTS, ignore_breakpoints
 from unetkit.utils.modules import to_channels_last, to_meta
 from unetkit.utils.rounding import FLOAT64_TOLERANCE
 
 M = TypeVar("M", bound=nn.Module)
 #: Exceptions of a pass that end everything; after any other, what was tried is left out.
 _RAISED = (*INTERRUPTS, MemoryError)
+#: The name of the rewrite that changes how weights are stored.
+CHANNELS_LAST = "weights stored in channels_last memory"
 #: Where a rewrite applies: the names of the modules that it changes.
 Site = tuple[str, ...]
 
@@ -92,11 +94,17 @@ def rewrite(model: M, kinds: Sequence[Kind], *, channels_last: bool = True) -> M
     """Return a rewritten copy as `fast` does, with the given kinds of rewrites only."""
     model = getattr(model, "_orig_mod", model)  # torch.compile wraps it so
     _check(model)
+    with torch.inference_mode(False):  # in which new parameters could never be differentiated
+        return _rewrite(model, kinds, channels_last=channels_last)
+
+
+@ignore_breakpoints()
+def _rewrite(model: M, kinds: Sequence[Kind], *, channels_last: bool) -> M:
     copied = _eval_copy(model)
-    exact = _eval_copy(model).to("cpu", torch.float64)
+    exact: nn.Module = _eval_copy(model).to("cpu", torch.float64)
     proof = _Proof(exact)
     if proof.failure:
-        copied.rewrites = [Rewrite(proof.failure, (), inf)]
+        cast(Any, copied).rewrites = [Rewrite(proof.failure, (), inf)]
         return copied
     done: list[Rewrite] = []
     for kind in kinds:
@@ -108,12 +116,13 @@ def rewrite(model: M, kinds: Sequence[Kind], *, channels_last: bool = True) -> M
         if attempt.kept or attempt.left_out:
             done.append(attempt.summary())
     if channels_last:
-        names = tuple(name for name, tensor in copied.named_parameters() if tensor.ndim == 4)
         difference = proof.measure(to_channels_last(exact))
-        if difference < FLOAT64_TOLERANCE:
+        is_exact = difference < FLOAT64_TOLERANCE
+        if is_exact:
             to_channels_last(copied)
-            done.append(Rewrite("weights stored in channels_last memory", names, difference))
-    copied.rewrites = done
+        names = tuple(name for name, tensor in copied.named_parameters() if tensor.ndim == 4)
+        done.append(Rewrite(CHANNELS_LAST, names if is_exact else (), difference, () if is_exact else names))
+    cast(Any, copied).rewrites = done
     return copied
 
 
@@ -124,8 +133,11 @@ def _check(model: nn.Module) -> None:
     try:
         find_network(model)
     except UnetkitError:
-        is_smp = type(model).__module__.startswith("segmentation_models_pytorch")
-        what = "convert it by unetkit.from_smp first" if is_smp else "give what unetkit.build or unetkit.load returned"
+        what = "give what unetkit.build or unetkit.load returned"
+        if type(model).__module__.startswith("segmentation_models_pytorch"):
+            is_unet = type(model).__name__ == "Unet"
+            folder = "write it by its save_pretrained, and give what unetkit.load returns for that folder"
+            what = "convert it by unetkit.from_smp first" if is_unet else folder
         raise BuildError(f"unetkit.fast takes a network of unetkit, not a {type(model).__name__}; {what}") from None
     if any(tensor.is_meta for tensor in model.state_dict().values()):
         raise BuildError(
@@ -170,9 +182,9 @@ class _Proof:
 
     def _add(self, model: nn.Module, size: Size) -> Exception | None:
         """Run the network on an image of this size; return the error if it fails."""
-        generator = torch.Generator().manual_seed(len(self.inputs))
+        generator = torch.Generator("cpu").manual_seed(len(self.inputs))
         channels = self.network.resolved_plan.in_channels
-        x = torch.randn(1, channels, *size, generator=generator, dtype=torch.float64)
+        x = torch.randn(1, channels, *size, generator=generator, dtype=torch.float64, device="cpu")
         try:
             self.expected.append(_run(model, x))
         except _RAISED:

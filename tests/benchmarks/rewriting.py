@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import unetkit
 from tests.benchmarks.paired import Ratio, compare
-from unetkit.rewrites import KINDS, rewrite
+from unetkit.rewrites import CHANNELS_LAST, KINDS, rewrite
 
 #: The lines of the networks, with the size of their images.
 NETWORKS = {
@@ -53,7 +53,7 @@ def compare_rewrites(line: str, rounds: int) -> Iterator[Ratio]:
         for kind in KINDS
         if kind.name in found
     }
-    without["weights stored in channels_last memory"] = rewrite(model, KINDS, channels_last=False)
+    without[CHANNELS_LAST] = rewrite(model, KINDS, channels_last=False)
     for what, other in without.items():
         name = f"`{line}`, fast / without {what}"
         yield _compare(name, _run_eager(rewritten, x), _run_eager(other, x), rounds)
