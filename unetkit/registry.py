@@ -55,7 +55,7 @@ PART_KINDS = (
 )
 #: The fields of a plan that are parts.
 PART_FIELDS = {kind.field for kind in PART_KINDS}
-#: The kinds of what a training run or a benchmark is made of, and of what a network is exported to.
+#: The kinds of what a training run or a benchmark is made of.
 RUN_KINDS = (
     Kind("data", "dataset", "datasets"),
     Kind("loss", "loss", "losses"),
@@ -63,9 +63,10 @@ RUN_KINDS = (
     Kind("augment", "augmentation", "augmentations"),
     Kind("optimizer", "optimizer", "optimizers"),
     Kind("metrics", "metric", "metrics"),
-    Kind("format", "format", "formats"),
 )
-KINDS = (*PART_KINDS, *RUN_KINDS)
+#: The kind of formats to which networks are exported.
+FORMAT_KIND = Kind("format", "format", "formats")
+KINDS = (*PART_KINDS, *RUN_KINDS, FORMAT_KIND)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Losses, augmentations, optimizers, datasets and metrics that each break one promise of their kind."""
+"""Losses, augmentations, optimizers, datasets, metrics and formats that each break one promise of their kind."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from unetkit.data.augment import SampleTensors
 from unetkit.data.synthetic_cells import cells
 from unetkit.data.targets import Boundary, Distance
 from unetkit.data.types import DatasetSplits, Sample
+from unetkit.exporter.formats import TorchProgram
 from unetkit.train.losses import MSE, Dice
 from unetkit.train.optim import OptimizerConfig, sgd
 
@@ -26,6 +27,7 @@ RIGHT_NAMES = {
     "augmentation": "light",
     "optimizer": "sgd:nesterov=true",
     "metric": "parameters",
+    "format": "torch",
 }
 
 # Losses
@@ -386,3 +388,48 @@ class NotNan(MSE):
     def __call__(self, logits: Tensor, masks: Tensor, borders: Tensor | None) -> Tensor:
         some = ~masks.isnan().flatten(1).all(1)
         return some * (logits - masks.nan_to_num()).square().mean((1, 2, 3))
+
+
+# Export formats
+
+
+@wrong("format", "files", r"^declares suffix='pt2'; expected the ending of its files in lower case, as ")
+class Undotted(TorchProgram):
+    """An ending without a dot."""
+
+    suffix = "pt2"
+
+
+@wrong("format", "files", r"^write leaves model\.pt2, model\.txt; expected model\.pt2, the path that it is given")
+class Litters(TorchProgram):
+    """A file that it does not declare."""
+
+    def write(self, captured: Any, path: Any, metadata: Any) -> None:
+        super().write(captured, path, metadata)
+        path.with_suffix(".txt").write_text("")
+
+
+@wrong("format", "files", r"^a file returns outputs that differ by .* of their range for images \(1, 1, 16, 16\)$")
+class Inaccurate(TorchProgram):
+    """Outputs that are not the network's."""
+
+    def open(self, path: Any) -> Any:
+        run = super().open(path)
+        return lambda images: run(1.1 * images)
+
+
+@wrong("format", "files", r"^a file, opened and run, fails with IndexError: ")
+class OneImage(TorchProgram):
+    """Runs on single images only."""
+
+    def open(self, path: Any) -> Any:
+        run = super().open(path)
+        return lambda images: run(images[:1]) if len(images) == 1 else run(images[[5]])
+
+
+@wrong("format", "files", r"^read_metadata does not return unetkit\.plan as it was written$")
+class ForgetsMetadata(TorchProgram):
+    """No metadata."""
+
+    def read_metadata(self, path: Any) -> dict[str, str]:
+        return {}

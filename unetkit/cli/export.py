@@ -11,8 +11,9 @@ from unetkit.cli.options import Command, emit_json, get_parts, get_run_parts, js
 from unetkit.errors import OptionError
 from unetkit.plan import Plan
 from unetkit.resolve import resolve
-from unetkit.utils.formatting import format_bytes
+from unetkit.utils.formatting import Size, format_bytes
 from unetkit.utils.isolation import stdout_to_stderr
+from unetkit.utils.parsing import parse_size
 from unetkit.utils.tables import Listing, TableData
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 )
 @click.option("--probabilities", is_flag=True, help="Return probabilities (sigmoid or softmax) instead of logits.")
 @click.option("--half", is_flag=True, help="Use float16 for weights and computation.")
+@click.option("--fixed-size", metavar="HxW", help="Export for images of this size only, such as 512 or 512x768.")
 @click.option(
     "--tolerance",
     metavar="SHARE",
@@ -52,6 +54,7 @@ def export(
     form: str | None,
     probabilities: bool,
     half: bool,
+    fixed_size: str | None,
     tolerance: float | None,
     verify: Path | None,
     weights: str,
@@ -90,6 +93,7 @@ def export(
             "there is no network to export; give the folder of a run, a .safetensors file, or the parts of a model, "
             "such as --encoder resnet34"
         )
+    size = None if fixed_size is None else _parse_fixed_size(fixed_size)
     parts = get_parts(ctx)
     plan = Plan.of(**fields)
     if source is None:
@@ -116,6 +120,7 @@ def export(
             format=form,
             probabilities=probabilities,
             half=half,
+            fixed_size=size,
             tolerance=tolerance,
             weights=weights,
             parts=parts,
@@ -125,6 +130,13 @@ def export(
         _print_report(report, str(plan) if source is None else f"{source}")
         if done:
             click.echo(done)
+
+
+def _parse_fixed_size(text: str) -> Size:
+    try:
+        return parse_size(text)
+    except OptionError as error:
+        raise OptionError(f"--fixed-size {text}: {error}") from None
 
 
 def _print_report(report: ExportReport, source: str) -> None:

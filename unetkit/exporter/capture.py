@@ -12,7 +12,8 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from time import monotonic
 from typing import Any, Literal, cast
 
 import torch
@@ -20,12 +21,13 @@ import torch.fx.experimental._config as symbolic_shapes_config
 from torch import Tensor, nn
 
 from unetkit.data.types import Activation
-from unetkit.errors import ExportError, UnetkitError
+from unetkit.errors import ExportError, InputSizeError, UnetkitError
 from unetkit.summary.forward_hooks import find_network, resolve_input_size
+from unetkit.summary.trace import trace
 from unetkit.tiling.layout import TileRequirements
 from unetkit.tiling.requirements import find_tile_requirements, full_size
 from unetkit.unet import UNet
-from unetkit.utils.formatting import Size
+from unetkit.utils.formatting import Size, format_size
 from unetkit.utils.integers import round_up
 from unetkit.utils.isolation import INTERRUPTS, ignore_breakpoints
 
@@ -33,13 +35,16 @@ OutputName = Literal["logits", "probabilities"]
 
 #: The name of the input of every program.
 INPUT = "image"
+#: Symbolic sizes of some networks, such as those of shifted windows, take hours to derive.
+_MOST_SECONDS = 120
 
 
 class _Program(nn.Module):
     """A network in eval mode as a program: float32 images in, float32 logits or probabilities of full size out."""
 
-    def __init__(self, model: nn.Module, activation: Activation, half: bool) -> None:
+    def __init__(self, model: nn.Module, activation: Activation, half: bool, has_fixed_size: bool = False) -> None:
         super().__init__()
+        self.has_fixed_size = has_fixed_size
         self.model = model
         self.activation = activation
         self.half_precision = half
@@ -83,24 +88,35 @@ class CapturedNetwork:
 
 
 @ignore_breakpoints()
-def capture(model: nn.Module, *, activation: Activation = "identity", half: bool = False) -> CapturedNetwork:
+def capture(
+    model: nn.Module, *, activation: Activation = "identity", half: bool = False, size: Size | None = None
+) -> CapturedNetwork:
     """Capture a network as a program.
 
     Args:
         model: a model that `unetkit.build` or `load` returned, on any device and in any mode, which is not changed.
         activation: what turns logits into probabilities within the program; "identity" for logits.
         half: whether weights and computation are float16. Images and outputs remain float32.
+        size: the only height and width of images that the program takes; None for all that the network takes.
 
     Raises:
         ExportError: The network cannot be captured; the message names the module that fails.
-        InputSizeError: The network accepts no size.
+        InputSizeError: The network does not accept the size, or accepts none.
     """
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         raise ExportError("the model is on the meta device and has no weights; build it on the cpu or a gpu")
     network = find_network(model)
     tiles = find_tile_requirements(model)
+    if size is not None:
+        trace(model, size)  # raises if the network does not accept it
+        if tiles.fixed not in (None, size):
+            raise InputSizeError(f"--fixed-size {format_size(size)}: {tiles.explanation}; leave it out")
+        why = f"it was exported for {format_size(size)}"
+        tiles = replace(tiles, fixed=size, least=size, explanation=why)
     reference = _Program(_copy(model), activation, half=False).eval()
-    captured = _Program(copy.deepcopy(reference.model).half() if half else reference.model, activation, half).eval()
+    captured = _Program(
+        copy.deepcopy(reference.model).half() if half else reference.model, activation, half, tiles.fixed is not None
+    ).eval()
     channels = int(network.resolved_plan.in_channels)
     is_dynamic = tiles.fixed is None
     auto: Any = torch.export.Dim.AUTO
@@ -113,6 +129,8 @@ def capture(model: nn.Module, *, activation: Activation = "identity", half: bool
     free_sizes: Any = cast(Any, symbolic_shapes_config).patch(backed_size_oblivious=True)
     with silence(), _name_failing_module(captured), torch.no_grad(), free_sizes:
         program = torch.export.export(captured, (torch.zeros(2, channels, *example),), dynamic_shapes=(shapes,))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it names files of this machine
     return CapturedNetwork(
         program=program,
         reference=reference,
@@ -155,8 +173,15 @@ def _name_failing_module(program: _Program) -> Iterator[None]:
     """Convert an exception to an ExportError that names the innermost module in which it was raised."""
     stack: list[str] = []
     handles = []
+    start = monotonic()
+
+    def enter(name: str) -> None:
+        stack.append(name)
+        if monotonic() - start > _MOST_SECONDS:
+            raise TimeoutError(f"its sizes could not be derived within {_MOST_SECONDS} s")
+
     for name, module in program.model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda *_, name=name: stack.append(name)))
+        handles.append(module.register_forward_pre_hook(lambda *_, name=name: enter(name)))
         handles.append(module.register_forward_hook(lambda *_: stack.__delitem__(-1)))
     try:
         yield
@@ -164,9 +189,10 @@ def _name_failing_module(program: _Program) -> Iterator[None]:
         raise
     except Exception as error:
         where = describe_module(program.model, stack[-1] if stack else "")
-        raise ExportError(
-            f"{where} cannot be exported: {_first_sentence(error)}; replace it by a part that `unetkit list` shows"
-        ) from error
+        advice = (
+            "replace it" if program.has_fixed_size else "--fixed-size exports for one size, such as 256, or replace it"
+        )
+        raise ExportError(f"{where} cannot be exported: {_first_sentence(error)}; {advice}") from error
     finally:
         for handle in handles:
             handle.remove()

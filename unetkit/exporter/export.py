@@ -27,7 +27,7 @@ from unetkit.exporter.check import (
 from unetkit.exporter.digest import DIGEST_KEY, PLACEHOLDER, insert_digest, is_intact
 from unetkit.exporter.formats import ExportFormat
 from unetkit.exporter.metadata import describe_network, make_metadata
-from unetkit.plan import PartSpec
+from unetkit.plan import PartSpec, Plan
 from unetkit.plugins import default_parts, load_parts
 from unetkit.predict.model_info import ModelInfo
 from unetkit.predict.torch_engine import bytes_per_pixel, describe_run
@@ -36,7 +36,7 @@ from unetkit.resolve import create
 from unetkit.serialization import load
 from unetkit.summary.forward_hooks import find_network
 from unetkit.train.checkpoint import HEADER, TrainRun, read_run
-from unetkit.utils.formatting import format_size
+from unetkit.utils.formatting import Size, format_size
 from unetkit.utils.isolation import wrap_errors
 
 #: The largest difference that is allowed, as a fraction of the range of the outputs, in float32 and with `half`.
@@ -108,6 +108,7 @@ def export(
     format: str | None = None,  # noqa: A002
     probabilities: bool = False,
     half: bool = False,
+    fixed_size: int | Size | None = None,
     tolerance: float | None = None,
     weights: str = "best",
     parts: Parts | None = None,
@@ -123,6 +124,7 @@ def export(
         format: the format with its options, such as "onnx:opset=18"; None for the one that the file's ending means.
         probabilities: whether the file returns probabilities instead of logits.
         half: whether weights and computation are float16; images and outputs remain float32.
+        fixed_size: the only height and width of images that the file takes; None for all that the network takes.
         tolerance: the largest difference as a fraction of the range of the outputs; None for 1e-4, or 2e-2 with `half`.
         weights: of a run, "best", or "last" for those of the last epoch.
         parts: the registered parts; None for all that are installed.
@@ -151,8 +153,9 @@ def export(
     activation = (
         info.target.activation(int(find_network(network).resolved_plan.classes)) if probabilities else "identity"
     )
-    captured = capture(network, activation=activation, half=half)
-    info = replace(info, output=captured.output, bytes_per_pixel=bytes_per_pixel(network, captured.size))
+    captured = capture(network, activation=activation, half=half, size=Plan.of(size=fixed_size).size)
+    bytes_each = bytes_per_pixel(network, captured.size)
+    info = replace(info, tiles=captured.tiles, output=captured.output, bytes_per_pixel=bytes_each)
     metadata = make_metadata(info, captured, find_network(network), run, weights, half)
     stored = make_stored_check(captured, tolerance)
     metadata |= {CHECK_KEY: stored.to_text(), DIGEST_KEY: PLACEHOLDER}

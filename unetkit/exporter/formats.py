@@ -54,16 +54,17 @@ class ExportFormat(Protocol):
 
 
 class Onnx:
-    """ONNX (.onnx), by torch's exporter; runs by ONNX Runtime and many others. Needs `unetkit[onnx]`."""
+    """ONNX (.onnx), by torch's exporter; runs by ONNX Runtime and many others. Needs `unetkit[onnx]`.
+
+    Args:
+        opset: version of ONNX's operators; none for the one that torch's exporter prefers.
+    """
 
     suffix = ".onnx"
 
     def __init__(self, *, opset: int | None = None) -> None:
-        """Check the options.
-
-        Args:
-            opset: the version of ONNX's operators; None for the one that torch's exporter prefers.
-        """
+        if opset is not None and opset < 18:
+            raise OptionError(f"opset={opset}: torch's exporter writes 18 or later")
         self.opset = opset
 
     def write(self, captured: CapturedNetwork, path: Path, metadata: Mapping[str, str]) -> None:

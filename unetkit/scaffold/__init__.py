@@ -143,6 +143,7 @@ _SUMMARIES = {
     "target": "A target for unetkit: the foreground, without its classes.",
     "augmentation": "An augmentation for unetkit: random erasing.",
     "optimizer": "An optimizer for unetkit: RMSprop.",
+    "format": "An export format for unetkit: TorchScript.",
     "metric": "Metrics for unetkit: the largest layer's share, and a pass that gives classes.",
 }
 
@@ -197,6 +198,8 @@ def _template_fields(names: PluginNames, title: str) -> dict[str, str]:
         use = f"unetkit bench --encoder resnet18,resnet34 --metrics {names.part},{names.part}-time"
     elif title == "target":
         use = f"unetkit list targets {names.part}"
+    elif title == "format":
+        use = f"unetkit export --encoder resnet18 --out model.{_suffix(names)}"
     elif kind in RUN_KINDS:
         use = f"unetkit train --encoder resnet18 --{kind.field} {names.part} --out runs/a"
     return {
@@ -206,6 +209,7 @@ def _template_fields(names: PluginNames, title: str) -> dict[str, str]:
         "function": names.function,
         "cls": names.cls,
         "title": kind.title,
+        "suffix": _suffix(names),
         "summary": _SUMMARIES[title],
         "register": _format_call(
             f"parts.{kind.attribute}.add", names.part, f"{names.package}.{title}:{_symbol_name(names, title)}"
@@ -214,6 +218,11 @@ def _template_fields(names: PluginNames, title: str) -> dict[str, str]:
         "help": _help_line(names, kind),
         "version": ".".join(version("unetkit").split(".")[:2]),
     }
+
+
+def _suffix(names: PluginNames) -> str:
+    """Return the ending of the files of an export format, without a dot."""
+    return names.function.replace("_", "")
 
 
 def _help_line(names: PluginNames, kind: Kind) -> str:

@@ -8,11 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from unetkit.registry import KINDS, PART_KINDS, RUN_KINDS
+from unetkit.registry import KINDS, PART_KINDS
 
 #: The kinds whose parts are modules. A recipe returns a plan, and a run is made of other objects.
 MODULE_KINDS = tuple(kind.title for kind in PART_KINDS if kind.title != "recipe")
-RUN_TITLES = tuple(kind.title for kind in RUN_KINDS)
 ALL_KINDS = tuple(kind.title for kind in KINDS)
 PLUGIN = ("plugin",)
 
@@ -181,6 +180,13 @@ CHECKS = (
     ),
     Check(
         "measurement", "it measures a small network", "plugin:check_metric", ("metric",), ("signature", "documentation")
+    ),
+    Check(
+        "files",
+        "files that it writes are opened by its engine, compute the same, and keep the metadata",
+        "exporting:check_format",
+        ("format",),
+        ("signature",),
     ),
     Check("loading", "the plugin loads, registers and adds something", "plugin:check_loading", PLUGIN, ()),
     Check("imports", "loading and registering do not import torch", "plugin:check_imports", PLUGIN, ("loading",)),

@@ -548,6 +548,12 @@ class MetricContract(Contract):
     num_optional_args = 1
 
 
+class FormatContract(Contract):
+    """Export formats: `(*, ...)`, an object with `suffix`, `write`, `open` and `read_metadata`."""
+
+    title = "format"
+
+
 CONTRACTS: dict[str, Contract] = {
     contract.title: contract
     for contract in (
@@ -564,5 +570,6 @@ CONTRACTS: dict[str, Contract] = {
         OptimizerContract(),
         DatasetContract(),
         MetricContract(),
+        FormatContract(),
     )
 }
