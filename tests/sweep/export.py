@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from unetkit.utils.files import JsonLinesWriter, read_json_lines
+from unetkit.utils.json_lines import JsonLinesWriter, read_json_lines
 from unetkit.utils.processes import Emit, run_tasks
 from unetkit.utils.system import available_cores, limit_memory
 
@@ -61,6 +61,7 @@ def _export_unetkit(name: str, network: str, path: Path, emit: Emit) -> None:
     parts = load_parts(isolated=True)
     line = f"--encoder timm/{name} --size 128 --classes 3 {NETWORKS[network]}"
     model = build_plan(Plan.parse(line), parts, device="cpu").eval()
+    emit({"built": True})
     _randomize(model)
     fixed = find_tile_requirements(model).fixed
     try:
@@ -213,11 +214,12 @@ def format_table(rows: Iterable[dict[str, Any]]) -> str:
         "partly": "file or network fails at some size",
         "equal at one size": "equal at one size only (`--fixed-size`)",
         "refused": "refused by the export",
-        "error": "not built, or the exporter fails",
+        "error": "the exporter fails",
+        "not built": "not built",
     }
     counts = {network: Counter[str]() for network in NETWORKS}
     for row in rows:
-        counts[row["network"]][row["result"]] += 1
+        counts[row["network"]][row["result"] if row.get("built") or row["result"] != "error" else "not built"] += 1
     lines = [f"| network | networks | {' | '.join(heads.values())} |", "| --- " * (2 + len(heads)) + "|"]
     for network, count in counts.items():
         total = sum(count.values())

@@ -11,7 +11,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any, Literal, cast
@@ -161,7 +161,7 @@ def silence() -> Iterator[None]:
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -189,9 +189,11 @@ def _name_failing_module(program: _Program) -> Iterator[None]:
         raise
     except Exception as error:
         where = describe_module(program.model, stack[-1] if stack else "")
-        advice = (
-            "replace it" if program.has_fixed_size else "--fixed-size exports for one size, such as 256, or replace it"
-        )
+        advice = "--fixed-size 256 exports for one size, or replace it"
+        if _is_data_dependent(error):
+            advice = "compute it by torch's operations, such as torch.where"
+        elif program.has_fixed_size:
+            advice = "replace it"
         raise ExportError(f"{where} cannot be exported: {_first_sentence(error)}; {advice}") from error
     finally:
         for handle in handles:
@@ -213,5 +215,11 @@ def describe_module(model: nn.Module, name: str) -> str:
 
 
 def _first_sentence(error: BaseException) -> str:
+    if _is_data_dependent(error):
+        return "what it computes depends on values of tensors in Python, such as by .item() or by `if`"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def _is_data_dependent(error: BaseException) -> bool:
+    return "data-dependent" in str(error) or "DataDependent" in type(error).__name__

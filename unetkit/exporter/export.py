@@ -142,8 +142,6 @@ def export(
     if parts is None:
         parts = load_parts(run.plugins) if run and run.plugins else default_parts()
     name, writer = find_format(parts, path, format)
-    if path.is_dir():
-        raise OptionError(f"--out {path}: is a folder; give a file, such as {path / f'model{writer.suffix}'}")
     if run is not None:
         network = run.network("cpu", parts, weights)
         info = describe_run(run, network)
@@ -227,6 +225,8 @@ def find_format(parts: Parts, path: Path, text: str | None, option: str = "--out
         OptionError: No format has this ending, or an option does not exist.
         UnknownNameError: No format has this name.
     """
+    if path.is_dir():
+        raise OptionError(f"{option} {path}: is a folder; give a file, such as {path / 'model.onnx'}")
     if text is not None:
         spec = PartSpec.parse(text)
         writer = cast(ExportFormat, create("format", spec, parts))

@@ -175,9 +175,11 @@ def _explain(captured: CapturedNetwork, error: BaseException, opset: int | None)
     if not found:
         option = f" with opset {opset}" if opset is not None else ""
         return ExportError(f"torch's ONNX exporter fails{option}: {_first_line(chain[-1])}; export to .pt2 instead")
-    name = next(
-        (_module_of(node) for node in captured.program.graph.nodes if found.replace(".", "::", 1) in _op_name(node)), ""
-    )
+    # The exporter names an operator as it is after decomposition: prims.bessel_j0 of aten.special_bessel_j0.
+    base = re.split(r"[.:]+", found)[1]
+    nodes = [*captured.program.graph.nodes]
+    exact = [node for node in nodes if _op_name(node).split("::")[-1] == base]
+    name = next((_module_of(node) for node in exact or nodes if base in _op_name(node)), "")
     where = describe_module(cast(nn.Module, captured.reference.model), name) if name else "the network"
     return ExportError(
         f"{where} uses the operator {found.replace('.', '::', 1)}, which torch's exporter cannot write as ONNX; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -16,7 +17,8 @@ from unetkit.predict.model_info import PREFIX, ModelInfo
 from unetkit.summary.forward_hooks import find_network
 from unetkit.tiling.layout import TILE
 from unetkit.tiling.requirements import find_tile_requirements
-from unetkit.train.checkpoint import TrainRun
+from unetkit.train.checkpoint import LOG, TrainRun
+from unetkit.utils.json_lines import read_json_lines
 
 _VERSIONS = ("unetkit", "torch", "timm", "onnx", "onnxscript", "openvino")
 
@@ -95,7 +97,13 @@ def _find_versions() -> dict[str, str]:
 
 
 def _read_scores(run: TrainRun, weights: str) -> dict[str, Any]:
-    return {"data": run.config.data, "weights": weights, "command": run.command, "versions": dict(run.versions)}
+    """Return which epoch the weights are of, and its scores on the validation images."""
+    epochs: list[dict[str, Any]] = []
+    read_json_lines(run.folder / LOG, epochs.append, "training run")
+    chosen = [epoch for epoch in epochs if epoch.get("best")] if weights == "best" else epochs
+    names = ("epoch", "loss", "val_loss", "miou", "mdice", "iou")
+    scores = {name: chosen[-1][name] for name in names if name in chosen[-1]} if chosen else {}
+    return {"data": Path(run.config.data).name, "weights": weights, "versions": dict(run.versions)} | scores
 
 
 def _deepness(info: ModelInfo, captured: CapturedNetwork) -> dict[str, str]:
