@@ -111,7 +111,7 @@ def _randomize(model: Any) -> None:
 def _compare(path: Path, model: Any, shapes: Iterable[tuple[int, ...]], emit: Emit) -> None:
     """Run a file on each batch, compare with the network, and emit the largest difference or what failed."""
     import numpy as np
-    import onnxruntime  # type: ignore[import-untyped]
+    import onnxruntime
     import torch
 
     options = onnxruntime.SessionOptions()

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
-from time import monotonic
+from time import process_time
 from typing import Any, Literal, cast
 
 import torch
@@ -173,12 +173,12 @@ def _name_failing_module(program: _Program) -> Iterator[None]:
     """Convert an exception to an ExportError that names the innermost module in which it was raised."""
     stack: list[str] = []
     handles = []
-    start = monotonic()
+    start = process_time()
 
     def enter(name: str) -> None:
         stack.append(name)
-        if monotonic() - start > _MOST_SECONDS:
-            raise TimeoutError(f"its sizes could not be derived within {_MOST_SECONDS} s")
+        if process_time() - start > _MOST_SECONDS:
+            raise TimeoutError(f"its sizes could not be left open within {_MOST_SECONDS} s of computation")
 
     for name, module in program.model.named_modules():
         handles.append(module.register_forward_pre_hook(lambda *_, name=name: enter(name)))

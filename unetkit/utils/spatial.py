@@ -80,8 +80,8 @@ def crop_end(x: Tensor, size: Size) -> Tensor:
     """Crop (B, C, H, W) at the bottom and the right to a size; smaller sides are unchanged."""
     if not torch.compiler.is_compiling() or _has_free_sizes():
         return x[..., : size[0], : size[1]]
-    # torch.export would by default fix the size for a convolution after a view, because it tests whether the view is contiguous;
-    # and for a crop that may be empty, so one row and one column are added first.
+    # torch.export would by default fix the size for a convolution after a view, because it tests whether the view is
+    # contiguous; and for a crop that may be empty, so one row and one column are added first.
     height, width = sym_max(x.shape[-2] - size[0], 0), sym_max(x.shape[-1] - size[1], 0)
     return F.pad(F.pad(x, [0, 1, 0, 1]), [0, -1 - width, 0, -1 - height])
 
