@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from unetkit import train as train
     from unetkit.builder import build as build
     from unetkit.builder import make_part as make_part
+    from unetkit.ejection.eject import eject as eject
     from unetkit.errors import UnetkitError as UnetkitError
     from unetkit.exporter.export import export as export
     from unetkit.hookspecs import hookimpl as hookimpl
@@ -37,6 +38,7 @@ _HOMES = {
     "fast": "unetkit.rewrites",
     "load": "unetkit.serialization",
     "save": "unetkit.serialization",
+    "eject": "unetkit.ejection.eject",
     "evaluate": "unetkit.predict.evaluate",
     "export": "unetkit.exporter.export",
     "from_smp": "unetkit.smp.convert",

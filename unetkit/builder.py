@@ -82,6 +82,29 @@ def owner_of(word: str, spec: PartSpec, parts: Parts) -> str:
     return "" if spec.factory is not None else parts[kind_of(word)].get(spec.name).owner
 
 
+class MadePart(NamedTuple):
+    """A part with the plugin that it comes from, and the positional arguments and the options that it was made with."""
+
+    part: nn.Module
+    owner: str
+    wiring: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+_RECORDED: ContextVar[dict[int, MadePart] | None] = ContextVar("_RECORDED", default=None)
+
+
+@contextmanager
+def record_parts() -> Iterator[dict[int, MadePart]]:
+    """Record every part that is created in the context; yields the parts by their ids."""
+    made: dict[int, MadePart] = {}
+    token = _RECORDED.set(made)
+    try:
+        yield made
+    finally:
+        _RECORDED.reset(token)
+
+
 class PartBuilder:
     """Creates parts one after the other; errors name the part, and the stage at which it does not fit."""
 
@@ -126,6 +149,8 @@ class PartBuilder:
             raise BuildError(f"--{word} {spec}{where} has lazy layers, whose shapes are unknown; give their channels")
         if torch.get_default_device().type == "meta":
             move_to_meta(part)
+        if (recorded := _RECORDED.get()) is not None:
+            recorded[id(part)] = MadePart(part, owner, wiring, options)
         return part
 
     def load(self, word: str, spec: PartSpec, where: str = "") -> tuple[Factory, str]:

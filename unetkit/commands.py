@@ -18,6 +18,7 @@ COMMANDS = {
     "eval": "unetkit.cli.eval:eval_run",
     "predict": "unetkit.cli.predict:predict",
     "export": "unetkit.cli.export:export",
+    "eject": "unetkit.cli.eject:eject",
     "bench": "unetkit.cli.bench:bench",
     "list": "unetkit.cli.list:list_parts",
     "plugins": "unetkit.cli.plugins:plugins",

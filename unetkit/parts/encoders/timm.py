@@ -47,6 +47,7 @@ class TimmEncoder(nn.Module):
         super().__init__()
         spec = check_timm_options(TimmSpec(name, in_channels, output_stride), options)
         limits = probe(spec, levels, (img_size, img_size) if isinstance(img_size, int) else img_size)
+        self.spec, self.timm_options = spec, limits.timm_options
         self.model = spec.create(pretrained, **limits.timm_options)
         if limits.has_nlc_output:
             set_nlc_output(self.model)

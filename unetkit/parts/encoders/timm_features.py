@@ -44,9 +44,7 @@ class TimmSpec(NamedTuple):
         Raises:
             BuildError: timm cannot create it, or has no such weights.
         """
-        options = {**extra, **dict(self.options)}
-        if self.output_stride != 32:
-            options["output_stride"] = self.output_stride
+        options = self.arguments(extra)
         if isinstance(pretrained, str):
             if not Path(pretrained).is_file():
                 raise BuildError(f"--pretrained {pretrained}: the file does not exist; give a file in timm's format")
@@ -64,6 +62,11 @@ class TimmSpec(NamedTuple):
         except Exception as error:  # whatever timm, its hub client or a file's reader raises
             raise BuildError(self._describe_error(error, pretrained)) from error
         return model
+
+    def arguments(self, extra: dict[str, Any]) -> dict[str, Any]:
+        """Return the options of the model's constructor: these in addition to those of the specification."""
+        dilation = {} if self.output_stride == 32 else {"output_stride": self.output_stride}
+        return {**extra, **dict(self.options), **dilation}
 
     def create_on_meta(self, **extra: Any) -> Any:
         """Create the feature network on the meta device, in eval mode."""

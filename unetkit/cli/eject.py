@@ -1,0 +1,85 @@
+"""`unetkit eject`: write a network as one file of plain PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from unetkit.cli.options import Command, get_parts, get_run_parts, plan_options
+from unetkit.errors import OptionError
+from unetkit.plan import Plan
+from unetkit.resolve import resolve
+from unetkit.utils.isolation import stdout_to_stderr
+
+if TYPE_CHECKING:
+    from unetkit.network import Network
+    from unetkit.registry import Parts
+
+
+@click.command(cls=Command)
+@click.argument("source", metavar="[RUN|FILE.safetensors]", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    required=True,
+    metavar="FILE.py",
+    type=click.Path(path_type=Path),
+    help="Python file to write the network to.",
+)
+@plan_options
+@click.pass_context
+def eject(ctx: click.Context, /, source: Path | None, out: Path, **fields: Any) -> None:
+    """Write a network as one Python file that needs torch, and timm where the encoder is timm's, but not unetkit.
+
+    The network is the one that the options describe, as in `unetkit build`; or that of RUN, the folder that
+    `unetkit train --out RUN` wrote; or that of a file that `unetkit.save` wrote. The Python file has a function build()
+    that returns the network, and load(path) that returns it with the weights of such a file. Before it is written, the
+    outputs of both networks are compared to the bit.
+
+    \b
+    unetkit eject --encoder resnet34 --out net.py
+    unetkit eject runs/a --out net.py
+    unetkit eject model.safetensors --out net.py
+    """
+    if out.suffix != ".py":
+        raise OptionError(f"--out {out}: give a file name that ends in .py")
+    plan = Plan.of(**fields)
+    if source is not None and plan.explicit():
+        given = next(iter(plan.explicit())).replace("_", "-")
+        raise OptionError(f"{source} says what the network is; leave out --{given}, or {source}")
+    if source is None and not plan.explicit():
+        raise OptionError("nothing says what the network is; give options such as --encoder resnet34, a run, or a file")
+    if source is None:
+        resolve(plan, get_parts(ctx))  # rejects wrong names and options before torch is imported
+
+    from unetkit.ejection.eject import eject as eject_model
+
+    with stdout_to_stderr():  # keeps what a part prints out of this command's output
+        model, parts, weights = _find_model(ctx, source, plan)
+        eject_model(model, out, parts=parts, weights=weights)
+    if source is None:
+        click.echo(
+            f"written to {out}; build() in it returns the network, load(FILE.safetensors) also loads its weights"
+        )
+    else:
+        click.echo(f'written to {out}; load("{weights}") in it returns the network with the weights')
+
+
+def _find_model(ctx: click.Context, source: Path | None, plan: Plan) -> tuple[Network, Parts, Path | str]:
+    """Return the network, the parts that it was built from, and the file of its weights ("" without)."""
+    if source is None:
+        from unetkit.builder import build_plan
+
+        parts = get_parts(ctx)
+        return build_plan(plan, parts, pretrained=False), parts, ""
+    if source.is_dir():
+        from unetkit.train.checkpoint import BEST, read_run
+
+        run = read_run(source)
+        parts = get_run_parts(ctx, run)
+        return run.network(parts=parts), parts, source / BEST
+    from unetkit.serialization import load
+
+    parts = get_parts(ctx)
+    return load(source, parts=parts, device="cpu"), parts, source

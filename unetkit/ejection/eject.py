@@ -1,0 +1,245 @@
+"""`unetkit.eject`: write a network as one file of plain PyTorch, and check that it computes the same."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from unetkit.builder import MadePart, build, build_plan, current_parts, record_parts
+from unetkit.ejection.carry import Carrier
+from unetkit.ejection.code import Call, Expression, SourceFile, docstring, quote
+from unetkit.ejection.decoder import UNetWriter, find_size_facts, is_builtin
+from unetkit.ejection.encoders import write_encoder
+from unetkit.ejection.parts import PartWriter
+from unetkit.errors import BuildError, FileError
+from unetkit.network import Network, WholeModel, state_shapes
+from unetkit.plan import Plan
+from unetkit.registry import Parts
+from unetkit.summary.forward_hooks import find_network
+from unetkit.summary.trace import trace
+from unetkit.unet import UNet
+from unetkit.utils.files import atomic_write
+from unetkit.utils.formatting import Size
+from unetkit.utils.integers import round_up
+from unetkit.utils.module_settings import describe_modules, find_difference
+
+
+def eject(model: Any, path: str | Path, *, parts: Parts | None = None, weights: str | Path = "") -> None:
+    """Write a network as one Python file that imports torch, and timm where the encoder is timm's, but not unetkit.
+
+    The file has the classes of the network, a function `build()` that returns it with random weights, and a function
+    `load(path)` that returns it with the weights of a file that `unetkit.save` wrote. Before the file is written, the
+    network that it builds is compared with the model: the names and shapes of all weights, and the output to the bit.
+
+    Args:
+        model: a model that `unetkit.build` or `unetkit.load` returned, a Plan, or a line such as "--encoder resnet34".
+        path: usually *.py; an existing file is replaced.
+        parts: the registered parts; None for all that are installed.
+        weights: the file to name in the text as an example for `load`.
+
+    Raises:
+        BuildError: The network has a part that cannot be written as plain source.
+        FileError: The model was changed after it was built, or the file cannot be written.
+    """
+    parts = parts or current_parts()
+    if not isinstance(model, nn.Module):
+        model = (
+            build_plan(Plan.parse(model), parts)
+            if isinstance(model, str) and model.lstrip().startswith("--")
+            else build(model, parts=parts)
+        )
+    text = write_source(model, parts, Path(path), str(weights))
+    try:
+        with atomic_write(Path(path)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise FileError(
+            f"{path} cannot be written ({error.strerror or error}); give a file in another folder"
+        ) from error
+
+
+def write_source(model: nn.Module, parts: Parts, path: Path, weights: str = "") -> str:
+    """Return the source of a model, which is compared with the model first."""
+    plan = getattr(model, "plan", None)
+    if not isinstance(plan, Plan):
+        raise FileError(f"a {type(model).__name__} has no plan; give what unetkit.build or unetkit.load returned")
+    network = find_network(model)
+    if isinstance(network, WholeModel):
+        raise BuildError(_explain_whole(network))
+    built = cast(Network, model)
+    difference = find_difference(built.built_modules, describe_modules(model))
+    if difference or state_shapes(model) != built.built_shapes:
+        raise FileError(
+            f"{difference or 'its weights have other shapes'}, so it is not the network of its plan; eject it as built"
+        )
+    with record_parts() as made:
+        twin = build_plan(plan, parts, "meta", pretrained=False, check=False)
+    writer = _NetworkWriter(twin.eval(), made, path, weights)
+    text = writer.write()
+    _check(text, model, writer.traced.minimum)
+    return text
+
+
+def _explain_whole(network: Network) -> str:
+    plan = network.resolved_plan
+    model, encoder = str(plan.model), str(plan.encoder or "")
+    name = type(network.encoder).__name__
+    return (
+        f"--model {model} is a {name} of another library, which is plain PyTorch already; there is nothing to write: "
+        f"build it by that library, and load the weights without the prefix 'model.' of their names"
+        + (f" (its encoder is {encoder})" if encoder else "")
+    )
+
+
+class _NetworkWriter:
+    """Writes the file of a network that is on the meta device, in eval mode."""
+
+    def __init__(self, model: nn.Module, made: dict[int, MadePart], path: Path, weights: str) -> None:
+        self.model = model
+        self.network = cast(UNet, find_network(model))
+        self.made = made
+        self.path = path
+        self.weights = weights or "best.safetensors"
+        self.file = SourceFile()
+        self.carrier = Carrier(self.file)
+        self.traced = trace(model)
+
+    def write(self) -> str:
+        """Return the text of the file."""
+        network = self.network
+        parts = PartWriter(self.file, network.modules(), self._carry)
+        encoder = write_encoder(parts, network.encoder, network.resolved_plan.in_channels)
+        UNetWriter(parts, network, self.traced, find_size_facts(network)).write(encoder)
+        if self.model is not network:
+            raise BuildError(
+                f"a plugin wraps the network in a {type(self.model).__name__}, which cannot be written yet"
+            )
+        body = "\n".join([*self.file.render(), *_functions("UNet")])
+        return "\n".join([*docstring(self._header(), 88), "", *self._imports(body)]) + "\n" + body + "\n"
+
+    def _carry(self, part: nn.Module, wiring: tuple[Expression, ...]) -> Expression:
+        made = self.made.get(id(part))
+        kind = type(part)
+        if made is None or is_builtin(part):
+            raise BuildError(f"a {kind.__name__} cannot be written as plain source")
+        name = self.carrier.add(kind, f"the {kind.__name__} of plugin {made.owner or 'Python'}")
+        options = tuple((key, quote(value)) for key, value in made.options.items())
+        return Call(name, (*(("", value) for value in wiring), *options))
+
+    def _header(self) -> list[str]:
+        plan, module = self.network.resolved_plan, self.path.stem
+        needs = f"torch {torch.__version__.partition('+')[0]}"
+        if "timm" in sys.modules and _uses_timm(self.network):
+            needs += f" and timm {version('timm')}"
+        lines = [
+            "A U-Net in plain PyTorch.",
+            "",
+            "It was written by",
+            "",
+            f"    unetkit eject {self.network.plan} --out {self.path.name}",
+            "",
+            f"of unetkit {version('unetkit')} with {needs}, and does not need unetkit:",
+            "",
+            f"    from {module} import load",
+            "",
+            f'    network = load("{self.weights}").eval()',
+            f"    logits = network(images)  # images: float32, (B, {plan.in_channels}, H, W)",
+            "",
+            "The modules have unetkit's names, so that a file of unetkit.save fits.",
+            "",
+            "SPDX-License-Identifier: Apache-2.0",
+        ]
+        return lines + [f"Contains source of {licence}." for licence in self.carrier.licences.values()]
+
+    def _imports(self, body: str) -> list[str]:
+        standard, others = set(), {"from torch import Tensor, nn"}
+        if re.search(r"\bOrderedDict\(", body):
+            standard.add("from collections import OrderedDict")
+        if re.search(r"\bSequence\[", body):
+            standard.add("from collections.abc import Sequence")
+        for line in self.carrier.imports:
+            others.add(line) if re.match(r"(from|import) torch\b", line) else standard.add(line)
+        if re.search(r"\btimm\.", body):
+            others.add("import timm")
+        if re.search(r"\btorch\.", body):
+            others.add("import torch")
+        if re.search(r"\bF\.", body):
+            others.add("import torch.nn.functional as F")
+
+        def order(line: str) -> tuple[bool, str]:
+            return line.startswith("from"), line.split()[1].lower()
+
+        lines = ["from __future__ import annotations", ""]
+        if standard:
+            lines += [*sorted(standard, key=order), ""]
+        return lines + sorted(others, key=order)
+
+
+def _uses_timm(network: Network) -> bool:
+    return any(type(module).__module__.startswith("timm.") for module in network.modules())
+
+
+def _functions(name: str) -> list[str]:
+    return f'''
+
+def build() -> {name}:
+    """Return the network with random weights, in training mode."""
+    return {name}()
+
+
+def load(path: str) -> {name}:
+    """Return the network with the weights of a .safetensors file, in training mode."""
+    from safetensors.torch import load_file
+
+    network = build()
+    network.load_state_dict(load_file(path), assign=True)
+    return network'''.split("\n")
+
+
+def _check(text: str, model: nn.Module, minimum: int | None) -> None:
+    """Raise BuildError if the network of a source text is not the same as a model."""
+    module = types.ModuleType("unetkit_ejected")
+    try:
+        exec(compile(text, "<ejected>", "exec"), vars(module))  # noqa: S102  our own text
+        network: nn.Module = module.build()
+    except Exception as error:
+        raise BuildError(
+            f"the source that was written does not run ({type(error).__name__}: {error}); please report it"
+        ) from error
+    if state_shapes(network) != state_shapes(model):
+        names = {name for name, _ in state_shapes(network).items() ^ state_shapes(model).items()}
+        raise BuildError(f"the source that was written has other weights, such as {min(names)}; please report it")
+    if any(one.is_meta for one in model.state_dict().values()):
+        return
+    inner = find_network(model)
+    network.load_state_dict(model.state_dict(), assign=True)
+    was = {name: one.training for name, one in model.named_modules()}
+    try:
+        for size in _list_test_sizes(inner, minimum):
+            x = torch.rand(1, inner.resolved_plan.in_channels, *size, generator=torch.Generator().manual_seed(0))
+            x = x.to(next(model.parameters()))
+            with torch.no_grad():
+                if not torch.equal(model.eval()(x), network.eval()(x)):
+                    raise BuildError("the source that was written computes something else; please report it")
+    finally:
+        for name, one in model.named_modules():
+            one.training = was[name]
+
+
+def _list_test_sizes(network: Network, minimum: int | None) -> list[Size]:
+    """Return sizes to compare outputs at: a small one, and one that is padded, rounded or cropped somewhere."""
+    if network.size:
+        return [network.size] if network.valid else [network.size, (network.size[0] - 1, network.size[1] - 3)]
+    multiple = network.multiple
+    if network.valid:
+        least = round_up(minimum or min(network.resolved_plan.size or (572, 572)), multiple)
+        return [(least, least), (least + multiple, least + 6 * multiple)]
+    least = round_up(max(network.min_size, 32), multiple)
+    return [(least, least), (least + 5, least + multiple + 2)]
