@@ -83,9 +83,10 @@ def owner_of(word: str, spec: PartSpec, parts: Parts) -> str:
 
 
 class MadePart(NamedTuple):
-    """A part with the plugin that it comes from, and the positional arguments and the options that it was made with."""
+    """A part with its kind and plugin, and the positional arguments and the options that it was made with."""
 
     part: nn.Module
+    word: str
     owner: str
     wiring: tuple[Any, ...]
     options: dict[str, Any]
@@ -128,7 +129,8 @@ class PartBuilder:
                 )
             first, *rest = spec.links
             alike = (wiring[-1], wiring[-1])  # the following blocks keep the number of channels
-            return BlockSequence(self(word, first, wiring, where), *(self(word, link, alike, where) for link in rest))
+            chain = BlockSequence(self(word, first, wiring, where), *(self(word, link, alike, where) for link in rest))
+            return self._record(MadePart(chain, word, BUILTIN, wiring, {}))
         known = signature_of(word, spec, self.parts)
         options = {**parse_options(word, spec, known), **extra}
         factory, owner = self.load(word, spec, where)
@@ -149,9 +151,12 @@ class PartBuilder:
             raise BuildError(f"--{word} {spec}{where} has lazy layers, whose shapes are unknown; give their channels")
         if torch.get_default_device().type == "meta":
             move_to_meta(part)
+        return self._record(MadePart(part, word, owner, wiring, options))
+
+    def _record(self, made: MadePart) -> nn.Module:
         if (recorded := _RECORDED.get()) is not None:
-            recorded[id(part)] = MadePart(part, owner, wiring, options)
-        return part
+            recorded[id(made.part)] = made
+        return made.part
 
     def load(self, word: str, spec: PartSpec, where: str = "") -> tuple[Factory, str]:
         """Return the factory of a part, imported if necessary, and its owner; "" for a Python object."""

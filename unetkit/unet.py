@@ -43,7 +43,7 @@ class Stage(nn.Module):
         self.scale = scale
         self.stride = stride
 
-    def forward(self, x: Tensor, skip: Tensor | None, size: Size | None) -> Tensor:
+    def forward(self, x: Tensor, skip: Tensor | None = None, size: Size | None = None) -> Tensor:
         """Decode one level.
 
         Args:
@@ -124,6 +124,20 @@ class UNet(Network):
         """
         outputs, decoded = self._decode(x)
         return prediction_of(outputs), decoded
+
+    def forward_auxiliary(self, x: Tensor, heads: nn.ModuleList) -> tuple[Tensor, ...]:
+        """Return the logits, and those of further heads on earlier stages, which are resized to the size of the first.
+
+        Args:
+            x: images, (B, in_channels, H, W).
+            heads: heads for the maps of the stages before the last, shallow to deep; there may be fewer than stages.
+        """
+        logits, decoded = self.forward_features(x)
+        # A padded input is cropped as the logits are: after they are resized.
+        padded = size_of(decoded[-1]) if self.logits is None else self.padded_size(size_of(x))
+        earlier = zip(heads, decoded[-2::-1], strict=False)
+        resized = (F.interpolate(head(features), padded, mode="bilinear") for head, features in earlier)
+        return logits, *(crop_end(one, size_of(logits)) for one in resized)
 
     def _compute_outputs(self, x: Tensor) -> Outputs:
         outputs, _ = self._decode(x)

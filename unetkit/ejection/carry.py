@@ -1,4 +1,7 @@
-"""Parts of plugins as their own source, with the functions and constants of the plugin that it needs."""
+"""Source that is carried over as it is: a plugin's class, with the functions and constants of its package that it uses.
+
+What a part checks before it is built is left out, since the file has one network, whose options are right.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ import ast
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from types import ModuleType
@@ -15,132 +20,205 @@ from typing import Any
 from unetkit.ejection.code import SourceFile
 from unetkit.errors import BuildError
 
-#: What a part may use of unetkit, and what stands in its place.
-_REPLACED = {
-    ("unetkit.errors", "OptionError"): "ValueError",
-    ("unetkit.errors", "BuildError"): "ValueError",
-    ("unetkit.errors", "UnetkitError"): "ValueError",
-    ("unetkit.errors", "InputSizeError"): "ValueError",
-    ("unetkit.utils.formatting", "Size"): "Sequence[int]",
-}
-#: Functions of unetkit that are carried over like those of the plugin.
-_CARRIED_MODULES = ("unetkit.parts.upsamplers", "unetkit.utils.integers")
+#: Modules of unetkit whose functions are carried over like those of the plugin.
+_OWN_MODULES = ("unetkit.parts.upsamplers", "unetkit.utils.integers")
+_ERRORS = "unetkit.errors"
+#: What stands in the place of names of unetkit.
+_REPLACED = {("unetkit.utils.formatting", "Size"): "Sequence[int]"}
 _PLAIN = {"torch", *sys.stdlib_module_names}
-#: Names that every file imports where it uses them.
+#: Names that a file imports anyway where it uses them.
 _KNOWN = {"torch", "nn", "F", "Tensor", "Sequence", "OrderedDict"}
 
 
+@dataclass(frozen=True)
+class _Source:
+    """A module's text, with what it defines and imports."""
+
+    module: ModuleType
+    lines: tuple[str, ...]
+    definitions: dict[str, ast.stmt]
+    imports: dict[str, tuple[str, str]]
+
+    @classmethod
+    def read(cls, module: ModuleType, what: str) -> _Source:
+        try:
+            text = inspect.getsource(module)
+        except (OSError, TypeError) as error:
+            where = getattr(module, "__file__", None) or module.__name__
+            raise BuildError(f"{what} cannot be written as source: {where} has none that can be read") from error
+        tree = ast.parse(text)
+        return cls(module, tuple(text.split("\n")), _read_definitions(tree), _read_imports(tree))
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A definition to carry over."""
+
+    name: str
+    lines: tuple[str, ...]
+    module: ModuleType
+
+
 class Carrier:
-    """Adds the source of classes, and of what they use in their package, to a file.
+    """Carries source over into a file.
 
     Attributes:
         file: the file.
         imports: the import statements that the source needs.
-        licences: a line for each package whose source is carried over.
+        licences: what each package whose source is carried over says of its licence.
     """
 
     def __init__(self, file: SourceFile) -> None:
         self.file = file
         self.imports: set[str] = set()
         self.licences: dict[str, str] = {}
-        self._done: set[tuple[str, str]] = set()
 
-    def add(self, kind: type, what: str) -> str:
-        """Add the source of a class, and return its name.
+    def add_class(self, kind: type, what: str) -> str:
+        """Carry a class over, and return its name.
 
         Args:
             kind: the class.
-            what: the part for messages, such as "fusion attention-gate of attention-gate".
+            what: the part for messages, such as "fusion attention-gate".
 
         Raises:
-            BuildError: Its source cannot be found, or it uses more than torch, the standard library and its package.
+            BuildError: Its source cannot be read, or uses more than torch, the standard library and its own package.
         """
-        module = sys.modules[kind.__module__]
-        self._add_name(module, kind.__name__, what)
+        collector = _Collector(what)
+        collector.collect(_Source.read(sys.modules[kind.__module__], what), kind.__name__)
+        self._add(collector)
         return kind.__name__
 
-    def _add_name(self, module: ModuleType, name: str, what: str) -> None:
-        if (module.__name__, name) in self._done:
+    def add_methods(self, kind: type, names: Iterable[str], what: str) -> list[str]:
+        """Return the source of methods of a class, and carry over what they use. Raises BuildError as `add_class`."""
+        collector = _Collector(what)
+        lines: list[str] = []
+        for name in names:
+            owner = next(one for one in kind.__mro__ if name in vars(one))
+            source = _Source.read(sys.modules[owner.__module__], what)
+            node = source.definitions.get(owner.__name__)
+            found = [one for one in getattr(node, "body", []) if isinstance(one, ast.FunctionDef) and one.name == name]
+            if not found:
+                raise BuildError(
+                    f"{what} cannot be written as source: {source.module.__file__} does not define {name}()"
+                )
+            method = textwrap.dedent("\n".join(collector.take(source, found[0], name))).split("\n")
+            lines += [*([""] if lines else []), *method]
+        self._add(collector)
+        return lines
+
+    def _add(self, collector: _Collector) -> None:
+        self.imports |= collector.imports
+        for piece in collector.pieces:
+            self.file.carry(piece.name, piece.lines)
+            package = piece.module.__name__.partition(".")[0]
+            if package != "unetkit" and package not in self.licences:
+                self.licences[package] = _find_licence(piece.module)
+
+
+class _Collector:
+    """Collects a definition and what it uses, before anything of it is added to the file."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.pieces: list[_Piece] = []
+        self.imports: set[str] = set()
+        self._seen: set[tuple[str, str]] = set()
+
+    def collect(self, source: _Source, name: str) -> None:
+        """Collect a definition of a module after those that it uses."""
+        if (source.module.__name__, name) in self._seen:
             return
-        self._done.add((module.__name__, name))
-        text = _read_source(module, what)
-        tree = ast.parse(text)
-        node = _find_definition(tree, name)
+        self._seen.add((source.module.__name__, name))
+        node = source.definitions.get(name)
         if node is None:
             raise BuildError(
-                f"{what}: {module.__file__} defines no {name} at its top level, so it cannot be carried over"
+                f"{self.what} cannot be written as source: {source.module.__file__} has no class, function or constant "
+                f"{name} at its top level"
             )
-        first = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", []))])
-        start = first
-        lines = text.split("\n")
-        while start > 1 and lines[start - 2].startswith("#"):
-            start -= 1
-        renamed: dict[str, str] = {}
-        imported = _read_imports(tree)
-        removed = _find_checks(node, imported)
-        used = {one.id for one in _walk(node, removed) if isinstance(one, ast.Name)} - {name}
-        for one in sorted(used):
-            if one in imported:
-                self._add_import(one, imported[one], module, what, renamed)
-            elif _find_definition(tree, one) is not None:
-                self._add_name(module, one, what)
-        kept = [
-            line
-            for number, line in enumerate(lines[start - 1 : node.end_lineno], start)
-            if not any(begin <= number <= end for begin, end in removed)
-        ]
-        for old, new in renamed.items():
-            kept = [re.sub(rf"\b{old}\b", new, line) for line in kept]
-        self.file.carry(name, kept)
-        self._note_licence(module)
+        self.pieces.append(_Piece(name, tuple(self.take(source, node, name)), source.module))
 
-    def _add_import(
-        self, name: str, source: tuple[str, str], module: ModuleType, what: str, renamed: dict[str, str]
-    ) -> None:
-        home, attribute = source
-        if (home, attribute) in _REPLACED:
-            if _REPLACED[home, attribute] != name:
-                renamed[name] = _REPLACED[home, attribute]
-            return
-        top = home.partition(".")[0]
-        if top in _PLAIN:
+    def take(self, source: _Source, node: ast.stmt, name: str) -> list[str]:
+        """Return the lines of a definition without its checks, and collect what it uses."""
+        removed = self._find_checks(source, node)
+        kept = [one for one in ast.walk(node) if not _is_within(one, removed)]
+        renamed: dict[str, str] = {}
+        used = {one.id for one in kept if isinstance(one, ast.Name)} - {name}
+        for one in sorted(used):
+            if one in source.imports:
+                self._import(one, source, renamed)
+            elif one in source.definitions:
+                self.collect(source, one)
+        start = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", []))])
+        while start > 1 and source.lines[start - 2].startswith("#"):
+            start -= 1
+        numbered = enumerate(source.lines[start - 1 : node.end_lineno], start)
+        lines = [line for number, line in numbered if not any(begin <= number <= end for begin, end in removed)]
+        for old, new in renamed.items():
+            lines = [re.sub(rf"\b{old}\b", new, line) for line in lines]
+        return _drop_raises(lines) if removed else lines
+
+    def _import(self, name: str, source: _Source, renamed: dict[str, str]) -> None:
+        home, attribute = source.imports[name]
+        package = home.partition(".")[0]
+        if home == _ERRORS:
+            renamed[name] = "ValueError"
+        elif (home, attribute) in _REPLACED:
+            renamed[name] = _REPLACED[home, attribute]
+        elif package in _PLAIN:
             if name not in _KNOWN:
                 alias = f" as {name}" if name != (attribute or home) else ""
                 self.imports.add(f"from {home} import {attribute}{alias}" if attribute else f"import {home}{alias}")
-            return
-        is_own = top == module.__name__.partition(".")[0] and top != "unetkit"
-        if attribute and (is_own or home in _CARRIED_MODULES):
-            self._add_name(sys.modules[home], attribute, what)
-            return
-        raise BuildError(
-            f"{what} cannot be written as source: {module.__file__} imports {attribute or home} from {home}; only a "
-            "part whose module imports torch and the standard library alone can be"
-        )
+        elif attribute and self._is_carried(home, source):
+            self.collect(_Source.read(sys.modules[home], self.what), attribute)
+        else:
+            used = f"{attribute} of {home}" if attribute else home
+            raise BuildError(
+                f"{self.what} cannot be written as source: {source.module.__file__} uses {used}, and a part may use torch, "
+                "the standard library and its own package"
+            )
 
-    def _note_licence(self, module: ModuleType) -> None:
-        top = module.__name__.partition(".")[0]
-        if top == "unetkit" or top in self.licences:
-            return
-        self.licences[top] = _licence_of(module)
+    def _is_carried(self, home: str, source: _Source) -> bool:
+        package = source.module.__name__.partition(".")[0]
+        return home in _OWN_MODULES or (home.partition(".")[0] == package != "unetkit")
+
+    def _find_checks(self, source: _Source, node: ast.AST) -> list[tuple[int, int]]:
+        """Return the lines of the statements that only refuse arguments."""
+        statements = (one for one in ast.walk(node) if isinstance(one, ast.stmt) and one is not node)
+        return [(one.lineno, one.end_lineno or one.lineno) for one in statements if self._is_check(source, one)]
+
+    def _is_check(self, source: _Source, statement: ast.stmt) -> bool:
+        match statement:
+            case ast.If(body=[ast.Raise(exc=ast.Call(func=ast.Name(id=name)))], orelse=[]):
+                return source.imports.get(name, ("", ""))[0] == _ERRORS
+            case ast.For(body=body, orelse=[]):
+                return all(self._is_check(source, one) for one in body)
+            case ast.Expr(value=ast.Call(func=ast.Name(id=name))):
+                return self._only_checks(source, name)
+        return False
+
+    def _only_checks(self, source: _Source, name: str) -> bool:
+        """Return whether a function does nothing but refuse arguments."""
+        home, attribute = source.imports.get(name, ("", ""))
+        if home in sys.modules and attribute and self._is_carried(home, source):
+            return self._only_checks(_Source.read(sys.modules[home], self.what), attribute)
+        node = source.definitions.get(name)
+        if not isinstance(node, ast.FunctionDef):
+            return False
+        body = [one for one in node.body if not (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant))]
+        if isinstance(body[-1], ast.Return):  # what a call that is a statement of its own drops
+            body.pop()
+        return bool(body) and all(self._is_check(source, one) for one in body)
 
 
-def _read_source(module: ModuleType, what: str) -> str:
-    try:
-        return inspect.getsource(module)
-    except (OSError, TypeError) as error:
-        where = getattr(module, "__file__", None) or module.__name__
-        raise BuildError(f"{what} cannot be written as plain source: the source of {where} is not there") from error
-
-
-def _find_definition(tree: ast.Module, name: str) -> ast.stmt | None:
+def _read_definitions(tree: ast.Module) -> dict[str, ast.stmt]:
+    found: dict[str, ast.stmt] = {}
     for node in tree.body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
-            return node
-        if isinstance(node, ast.Assign) and any(isinstance(one, ast.Name) and one.id == name for one in node.targets):
-            return node
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name:
-            return node
-    return None
+        match node:
+            case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AnnAssign(target=ast.Name(id=name)):
+                found[name] = node
+            case ast.Assign(targets=targets):
+                found |= {one.id: node for one in targets if isinstance(one, ast.Name)}
+    return found
 
 
 def _read_imports(tree: ast.Module) -> dict[str, tuple[str, str]]:
@@ -148,50 +226,47 @@ def _read_imports(tree: ast.Module) -> dict[str, tuple[str, str]]:
     found: dict[str, tuple[str, str]] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            for one in node.names:
-                found[one.asname or one.name.partition(".")[0]] = (one.name, "")
+            found |= {one.asname or one.name.partition(".")[0]: (one.name, "") for one in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            for one in node.names:
-                found[one.asname or one.name] = (node.module, one.name)
+            found |= {one.asname or one.name: (node.module, one.name) for one in node.names}
     return found
 
 
-def _find_checks(node: ast.stmt, imported: dict[str, tuple[str, str]]) -> list[tuple[int, int]]:
-    """Return the lines of statements that only refuse arguments, which a file with one network needs no more."""
-
-    def only_raises(statement: ast.stmt) -> bool:
-        match statement:
-            case ast.If(body=[ast.Raise(exc=ast.Call(func=ast.Name(id=name)))], orelse=[]):
-                return imported.get(name, ("", ""))[0] == "unetkit.errors"
-            case ast.For(body=body, orelse=[]):
-                return all(map(only_raises, body))
-        return False
-
-    return [
-        (one.lineno, one.end_lineno or one.lineno)
-        for one in ast.walk(node)
-        if isinstance(one, ast.stmt) and only_raises(one)
-    ]
+def _is_within(node: ast.AST, removed: list[tuple[int, int]]) -> bool:
+    line = getattr(node, "lineno", None)
+    return line is not None and any(begin <= line <= end for begin, end in removed)
 
 
-def _walk(node: ast.AST, removed: list[tuple[int, int]]) -> Iterator[ast.AST]:
-    for one in ast.walk(node):
-        line = getattr(one, "lineno", None)
-        if line is None or not any(begin <= line <= end for begin, end in removed):
-            yield one
+def _drop_raises(lines: list[str]) -> list[str]:
+    """Remove the section "Raises" of docstrings, which describes the checks that were left out."""
+    kept: list[str] = []
+    inside = False
+    for line in lines:
+        if line.strip() == "Raises:":
+            inside = True
+            if kept and not kept[-1].strip():
+                kept.pop()
+        elif inside and (not line.strip() or line.strip() == '"""'):
+            inside = False
+        if not inside:
+            kept.append(line)
+    return kept
 
 
-def _licence_of(module: ModuleType) -> str:
-    """Return what a package says of its licence: in its source, or in its metadata."""
-    top = module.__name__.partition(".")[0]
-    name = str(getattr(module, "__file__", top))
-    lines = [line.lstrip("# ").strip() for line in _read_source(module, top).split("\n")[:40]]
-    said = [line for line in lines if re.search(r"SPDX-License-Identifier|[Cc]opyright|[Ll]icen[cs]ed? ", line)]
-    if said:
-        return "; ".join(said)
+def _find_licence(module: ModuleType) -> str:
+    """Return what a package says of its licence: in the first lines of the source, or in its metadata."""
+    package = module.__name__.partition(".")[0]
+    said = list(_licence_lines(inspect.getsource(module)))
     try:
-        about: Any = metadata(top.replace("_", "-"))
+        about: Any = metadata(package.replace("_", "-"))
+        name = f"{about['Name']} {about['Version']}"
         licence = about.get("License-Expression") or about.get("License")
-        return f"{about['Name']} {about['Version']}, {licence or 'no licence given'}"
     except PackageNotFoundError:
-        return f"{Path(name).name}, no licence given"
+        name, licence = Path(str(module.__file__)).name, None
+    return ", ".join([name, *said]) if said else f"{name}, {licence or 'which names no licence'}"
+
+
+def _licence_lines(text: str) -> Iterator[str]:
+    for line in text.split("\n")[:30]:
+        if re.search(r"SPDX-License-Identifier|copyright|licen[cs]ed? under", line, re.IGNORECASE):
+            yield line.strip("#\"' ")

@@ -61,7 +61,7 @@ def call(function: str, *positional: Expression, **keywords: Expression) -> Call
 
 @dataclass(frozen=True)
 class Assign:
-    """A statement `target = value`, which may have a condition."""
+    """A statement `target = value`, or the value alone where the target is "", which may have a condition."""
 
     target: str
     value: Expression
@@ -239,7 +239,8 @@ class SourceFile:
             for one in definition.init:
                 if one.condition:
                     lines.append(f"{_INDENT * 2}if {one.condition}:")
-                lines += self._layout(one.value, scope, 3 if one.condition else 2, f"{one.target} = ")
+                prefix = f"{one.target} = " if one.target else ""
+                lines += self._layout(one.value, scope, 3 if one.condition else 2, prefix)
         if definition.methods:
             lines += ["", *indent([Template(line).safe_substitute(scope) for line in definition.methods])]
         return lines

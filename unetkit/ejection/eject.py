@@ -14,10 +14,10 @@ from torch import nn
 
 from unetkit.builder import MadePart, build, build_plan, current_parts, record_parts
 from unetkit.ejection.carry import Carrier
-from unetkit.ejection.code import Call, Expression, SourceFile, docstring, quote
-from unetkit.ejection.decoder import UNetWriter, find_size_facts, is_builtin
-from unetkit.ejection.encoders import write_encoder
+from unetkit.ejection.code import SourceFile, Use, docstring
+from unetkit.ejection.modules import ModelWriter
 from unetkit.ejection.parts import PartWriter
+from unetkit.ejection.sizes import find_size_facts
 from unetkit.errors import BuildError, FileError
 from unetkit.network import Network, WholeModel, state_shapes
 from unetkit.plan import Plan
@@ -81,25 +81,29 @@ def write_source(model: nn.Module, parts: Parts, path: Path, weights: str = "") 
         )
     with record_parts() as made:
         twin = build_plan(plan, parts, "meta", pretrained=False, check=False)
-    writer = _NetworkWriter(twin.eval(), made, path, weights)
+    writer = _FileWriter(twin.eval(), made, path, weights)
     text = writer.write()
     _check(text, model, writer.traced.minimum)
     return text
 
 
 def _explain_whole(network: Network) -> str:
-    plan = network.resolved_plan
-    model, encoder = str(plan.model), str(plan.encoder or "")
-    name = type(network.encoder).__name__
+    """Say why a whole model is not written, and how it is built without unetkit."""
+    plan, kind = network.resolved_plan, type(network.encoder)
+    library = kind.__module__.partition(".")[0]
+    made = f"{library}.{kind.__name__}"
+    if library == "segmentation_models_pytorch":
+        source, _, name = str(plan.encoder or "timm/resnet34").partition(":")[0].rpartition("/")
+        encoder = f"tu-{name}" if source == "timm" else name
+        made += f'("{encoder}", encoder_weights=None, in_channels={plan.in_channels}, classes={plan.classes})'
     return (
-        f"--model {model} is a {name} of another library, which is plain PyTorch already; there is nothing to write: "
-        f"build it by that library, and load the weights without the prefix 'model.' of their names"
-        + (f" (its encoder is {encoder})" if encoder else "")
+        f"--model {plan.model} is plain PyTorch already, so there is nothing to write: {made} builds it, and a file of "
+        "unetkit.save has its weights, with `model.` before each name"
     )
 
 
-class _NetworkWriter:
-    """Writes the file of a network that is on the meta device, in eval mode."""
+class _FileWriter:
+    """Writes the file of a model that is on the meta device, in eval mode."""
 
     def __init__(self, model: nn.Module, made: dict[int, MadePart], path: Path, weights: str) -> None:
         self.model = model
@@ -113,25 +117,12 @@ class _NetworkWriter:
 
     def write(self) -> str:
         """Return the text of the file."""
-        network = self.network
-        parts = PartWriter(self.file, network.modules(), self._carry)
-        encoder = write_encoder(parts, network.encoder, network.resolved_plan.in_channels)
-        UNetWriter(parts, network, self.traced, find_size_facts(network)).write(encoder)
-        if self.model is not network:
-            raise BuildError(
-                f"a plugin wraps the network in a {type(self.model).__name__}, which cannot be written yet"
-            )
-        body = "\n".join([*self.file.render(), *_functions("UNet")])
+        parts = PartWriter(self.file, self.network.modules(), self.made)
+        facts = find_size_facts(self.network)
+        made = ModelWriter(parts, self.carrier, self.network, self.traced, facts).write(self.model)
+        name = cast(Use, made).definition.name
+        body = "\n".join([*self.file.render(), *_functions(name)])
         return "\n".join([*docstring(self._header(), 88), "", *self._imports(body)]) + "\n" + body + "\n"
-
-    def _carry(self, part: nn.Module, wiring: tuple[Expression, ...]) -> Expression:
-        made = self.made.get(id(part))
-        kind = type(part)
-        if made is None or is_builtin(part):
-            raise BuildError(f"a {kind.__name__} cannot be written as plain source")
-        name = self.carrier.add(kind, f"the {kind.__name__} of plugin {made.owner or 'Python'}")
-        options = tuple((key, quote(value)) for key, value in made.options.items())
-        return Call(name, (*(("", value) for value in wiring), *options))
 
     def _header(self) -> list[str]:
         plan, module = self.network.resolved_plan, self.path.stem
@@ -170,13 +161,15 @@ class _NetworkWriter:
             others.add("import timm")
         if re.search(r"\btorch\.", body):
             others.add("import torch")
+        if re.search(r"\bget_encoder\(", body):
+            others.add("from segmentation_models_pytorch.encoders import get_encoder")
         if re.search(r"\bF\.", body):
             others.add("import torch.nn.functional as F")
 
         def order(line: str) -> tuple[bool, str]:
             return line.startswith("from"), line.split()[1].lower()
 
-        lines = ["from __future__ import annotations", ""]
+        lines = ["from __future__ import annotations", ""] if self.carrier.licences else []
         if standard:
             lines += [*sorted(standard, key=order), ""]
         return lines + sorted(others, key=order)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from timm.layers import Format
 from torch import nn
 
@@ -18,7 +20,9 @@ def write_encoder(parts: PartWriter, encoder: nn.Module, in_channels: int) -> Ex
     if type(encoder) is TimmEncoder:
         return _write_timm(parts, encoder)
     if type(encoder).__module__ == "unetkit.smp.encoders":
-        return _write_smp(parts, encoder, in_channels)
+        from unetkit.ejection.smp_encoder import write_smp_encoder  # it imports smp, which takes half a second
+
+        return write_smp_encoder(parts, cast(Any, encoder))
     return parts.carry(encoder, (str(in_channels),))
 
 
@@ -68,7 +72,3 @@ def _write_timm(parts: PartWriter, encoder: TimmEncoder) -> Expression:
         methods=("def forward(self, x: Tensor) -> list[Tensor]:", *lines),
     )
     return parts.file.use(parts.file.define(definition))
-
-
-def _write_smp(parts: PartWriter, encoder: nn.Module, in_channels: int) -> Expression:
-    raise NotImplementedError

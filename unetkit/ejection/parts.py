@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from unetkit.builder import MadePart
 from unetkit.ejection.code import Assign, Call, Definition, Expression, Items, SourceFile, call, quote
 from unetkit.ejection.layers import describe_layer, is_torch, ordered, timm_activation, torch_layer
 from unetkit.errors import BuildError
@@ -24,7 +25,7 @@ from unetkit.parts.upsamplers import PixelShuffleUpsampler, TransposedUpsampler
 from unetkit.unet import BlockSequence
 
 #: Writes a part of a plugin, given the part and its positional arguments as text.
-Carrier = Callable[[nn.Module, tuple[Expression, ...]], Expression]
+Carry = Callable[[nn.Module, tuple[Expression, ...]], Expression]
 
 _CHANNELS = {"in_channels": "int", "out_channels": "int"}
 _REFLECT_CONV = '''
@@ -81,13 +82,22 @@ class PartWriter:
     Attributes:
         file: the file.
         modules: every module of the network, since a class is written for all modules that it stands for.
+        made: how each part was made, by its id.
         carry: writes a part that is not built in.
     """
 
-    def __init__(self, file: SourceFile, modules: Iterable[nn.Module], carry: Carrier) -> None:
+    carry: Carry
+
+    def __init__(self, file: SourceFile, modules: Iterable[nn.Module], made: dict[int, MadePart]) -> None:
         self.file = file
         self.modules = list(modules)
-        self.carry = carry
+        self.made = made
+
+    def wiring(self, part: nn.Module) -> tuple[Any, ...]:
+        """Return the positional arguments that a part was made with."""
+        if id(part) not in self.made:
+            raise BuildError(f"a {type(part).__name__} that unetkit.make_part did not make cannot be written as source")
+        return self.made[id(part)].wiring
 
     def layer(self, module: nn.Module, **symbols: Expression) -> Expression:
         """Write a layer of torch, an activation of timm, or one of the layers that unetkit has beside torch's."""
@@ -241,12 +251,12 @@ class PartWriter:
         )
         return self.file.use(definition, in_channels=in_channels, out_channels=out_channels)
 
-    def head(self, head: nn.Module, in_channels: int, classes: int) -> Expression:
+    def head(self, head: nn.Module) -> Expression:
         """Write the head."""
         if isinstance(head, ConvHead | ConvActNormHead):
             layers = dict(head.named_children())
             return call("nn.Sequential", ordered({name: self.layer(layer) for name, layer in layers.items()}))
-        return self.carry(head, (str(in_channels), str(classes)))
+        return self.carry(head, tuple(map(str, self.wiring(head))))
 
     def upsampler(self, up: nn.Module, in_channels: str, scale: float) -> Expression | None:
         """Write an upsampler that has layers; None for one that interpolates."""
@@ -407,6 +417,11 @@ def project(in_channels: int, out_channels: int) -> list[nn.Module]:
 '''
 _ELEMENTWISE: dict[type, str] = {Add: "{x} + {skip}", Mean: "({x} + {skip}) / 2", Max: "torch.maximum({x}, {skip})"}
 _WORDS: dict[type, str] = {Add: "Sum", Mean: "Mean", Max: "Maximum"}
+
+
+def is_builtin(part: nn.Module) -> bool:
+    """Return whether a part is one of unetkit's own."""
+    return type(part).__module__.startswith("unetkit.")
 
 
 def is_interpolation(up: nn.Module) -> bool:

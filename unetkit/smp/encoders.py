@@ -212,6 +212,8 @@ class SmpEncoder(nn.Module):
         self.model = _create(name, in_channels, depth, output_stride, weights)
         self.weights_from = weights.name if weights else "random"
         maps, unused = inspect_feature_maps(self.model, in_channels)
+        self.arguments = {"name": name, "in_channels": in_channels, "depth": depth, "output_stride": output_stride}
+        self.unused = tuple(unused)
         for path in unused:
             self.model.set_submodule(path, _PassThrough())  # not deleted, because some encoders count their modules
         self.indices = [each.output for each in maps]

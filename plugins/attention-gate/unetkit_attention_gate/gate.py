@@ -50,7 +50,8 @@ class AttentionGate(nn.Module):
 
     def attention(self, x: Tensor, skip: Tensor) -> Tensor:
         """Compute alpha (B, 1, H, W), from 0 to 1, for a map (B, X, H, W) and a skip (B, S, H, W)."""
-        alpha: Tensor = self.psi(torch.relu(self.from_skip(skip) + self.from_x(x))).sigmoid()
+        compared = torch.relu(self.from_skip(skip) + self.from_x(x))
+        alpha: Tensor = self.psi(compared).sigmoid()
         return alpha
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
@@ -58,8 +59,15 @@ class AttentionGate(nn.Module):
         return torch.cat([self.attention(x, skip) * skip, x], dim=1)
 
 
-def _make_projection(in_channels: int, out_channels: int, norm: str, *, bias: bool = True) -> nn.Sequential:
+def _make_projection(
+    in_channels: int,
+    out_channels: int,
+    norm: str,
+    *,
+    bias: bool = True,
+) -> nn.Sequential:
     """Make a 1x1 convolution; with a norm, the norm has the bias."""
     if norm == "none":
         return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=bias))
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
+    conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels))

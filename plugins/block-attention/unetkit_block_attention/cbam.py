@@ -23,19 +23,26 @@ class CBAM(nn.Module):
         kernel: kernel size of the convolution over pixels, an odd number.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, reduction: int = 16, kernel: int = 7) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        reduction: int = 16,
+        kernel: int = 7,
+    ) -> None:
         if kernel < 1 or kernel % 2 == 0:
             raise OptionError(f"kernel={kernel} must be a positive odd number, so that the size stays the same")
+        check_same_channels("cbam", in_channels, out_channels)
         super().__init__()
         # With only one or two units, all ReLUs are often dead from the start, and then never learn.
-        self.channels = make_excitation(
-            check_same_channels("cbam", in_channels, out_channels), reduction, min_channels=4
-        )
+        self.channels = make_excitation(in_channels, reduction, min_channels=4)
         self.pixels = nn.Conv2d(2, 1, kernel, padding=kernel // 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        mean, maximum = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+        mean = x.mean((2, 3), keepdim=True)
+        maximum = x.amax((2, 3), keepdim=True)
         x = x * (self.channels(mean) + self.channels(maximum)).sigmoid()
         pooled = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)
         out: Tensor = x * self.pixels(pooled).sigmoid()

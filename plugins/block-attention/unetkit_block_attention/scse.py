@@ -33,17 +33,19 @@ class SCSE(nn.Module):
         reduction: int = 2,
         join: Literal["add", "max"] = "add",
     ) -> None:
+        check_same_channels("scse", in_channels, out_channels)
         super().__init__()
-        channels = check_same_channels("scse", in_channels, out_channels)
         self.join = join
-        self.channels = make_excitation(channels, reduction)
-        self.pixels = nn.Conv2d(channels, 1, 1, bias=False)
+        self.channels = make_excitation(in_channels, reduction)
+        self.pixels = nn.Conv2d(in_channels, 1, 1, bias=False)
 
     def extra_repr(self) -> str:
         return f"join={self.join}"
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        by_channel = x * self.channels(x.mean((2, 3), keepdim=True)).sigmoid()
-        by_pixel = x * self.pixels(x).sigmoid()
-        return by_channel + by_pixel if self.join == "add" else torch.maximum(by_channel, by_pixel)
+        by_channel: Tensor = x * self.channels(x.mean((2, 3), keepdim=True)).sigmoid()
+        by_pixel: Tensor = x * self.pixels(x).sigmoid()
+        if self.join == "add":
+            return by_channel + by_pixel
+        return torch.maximum(by_channel, by_pixel)

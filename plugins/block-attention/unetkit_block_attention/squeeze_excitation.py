@@ -7,17 +7,21 @@ from torch import nn
 from unetkit.errors import BuildError, OptionError
 
 
-def check_same_channels(name: str, in_channels: int, out_channels: int) -> int:
-    """Return the number of channels of a block that cannot change it. Raise BuildError where the two differ."""
+def check_same_channels(name: str, in_channels: int, out_channels: int) -> None:
+    """Raise BuildError where the channels of a block that cannot change their number differ."""
     if in_channels != out_channels:
         raise BuildError(
             f"{name} keeps the number of channels and cannot change it from {in_channels} to {out_channels}; "
             f"put it after a block that does, as in double+{name}"
         )
-    return in_channels
 
 
-def make_excitation(channels: int, reduction: int, *, min_channels: int = 1) -> nn.Sequential:
+def make_excitation(
+    channels: int,
+    reduction: int,
+    *,
+    min_channels: int = 1,
+) -> nn.Sequential:
     """Make two linear layers without bias, with fewer channels between them: (B, C, 1, 1) -> (B, C, 1, 1).
 
     Args:

@@ -37,7 +37,7 @@ class CARAFE(nn.Module):
         encoder_kernel: int = 3,
         compressed: int = 64,
     ) -> None:
-        n = check_integer_scale(scale, "carafe")
+        check_integer_scale(scale, "carafe")
         for name, side in (("kernel", kernel), ("encoder_kernel", encoder_kernel)):
             if side < 1 or side % 2 == 0:
                 raise OptionError(f"{name}={side} must be a positive odd number, so that it has a center")
@@ -45,22 +45,30 @@ class CARAFE(nn.Module):
             raise OptionError(f"compressed={compressed} must be at least 1")
         super().__init__()
         self.out_channels = in_channels
-        self.scale, self.kernel = n, kernel
+        self.scale, self.kernel = int(scale), kernel
         self.compress = nn.Conv2d(in_channels, compressed, 1)
-        self.encode = nn.Conv2d(compressed, (n * kernel) ** 2, encoder_kernel, padding=encoder_kernel // 2)
+        self.encode = nn.Conv2d(
+            compressed,
+            (self.scale * kernel) ** 2,
+            encoder_kernel,
+            padding=encoder_kernel // 2,
+        )
 
     def kernels(self, x: Tensor) -> Tensor:
         """Compute the weights (B, kernel * kernel, h * scale, w * scale) for a map (B, C, h, w); they sum to one."""
-        return F.pixel_shuffle(self.encode(self.compress(x)), self.scale).softmax(dim=1).to(x.dtype)
+        kernels = F.pixel_shuffle(self.encode(self.compress(x)), self.scale)
+        return kernels.softmax(dim=1).to(x.dtype)
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
         """(B, C, h, w) -> (B, C, h * scale, w * scale); the target size is ignored."""
         kernels, n = self.kernels(x), self.scale
         height, width = kernels.shape[-2:]
-        enlarged = F.interpolate(F.pad(x, [self.kernel // 2] * 4), scale_factor=float(n), mode="nearest")
+        padded = F.pad(x, [self.kernel // 2] * 4)
+        enlarged = F.interpolate(padded, scale_factor=float(n), mode="nearest")
         out = kernels.new_zeros(())
         # Shifts are added one by one: F.unfold would keep kernel x kernel copies of the map for the backward pass.
         for index in range(self.kernel**2):
             top, left = (n * shift for shift in divmod(index, self.kernel))
-            out = out + kernels[:, index : index + 1] * enlarged[..., top : top + height, left : left + width]
+            shifted = enlarged[..., top : top + height, left : left + width]
+            out = out + kernels[:, index : index + 1] * shifted
         return out

@@ -43,7 +43,8 @@ class DySample(nn.Module):
         groups: int = 4,
         dynamic: bool = False,
     ) -> None:
-        n = check_integer_scale(scale, "dysample")
+        check_integer_scale(scale, "dysample")
+        n = int(scale)
         if groups < 1:
             raise OptionError(f"groups={groups} must be at least 1")
         if style == "pl" and in_channels % n**2:
@@ -53,12 +54,14 @@ class DySample(nn.Module):
         super().__init__()
         self.out_channels = in_channels
         self.scale, self.style, self.groups = n, style, gcd(groups, in_channels)
-        inside, outside = (in_channels // n**2, 1) if style == "pl" else (in_channels, n**2)
-        self.offset = nn.Conv2d(inside, 2 * self.groups * outside, 1)
+        inside = in_channels // n**2 if style == "pl" else in_channels
+        offsets = 2 * self.groups * (1 if style == "pl" else n**2)
+        self.offset = nn.Conv2d(inside, offsets, 1)
         nn.init.normal_(self.offset.weight, std=0.001)
         nn.init.zeros_(self.offset.get_parameter("bias"))
-        self.scope = nn.Conv2d(inside, 2 * self.groups * outside, 1, bias=False) if dynamic else None
-        if self.scope is not None:
+        self.scope: nn.Conv2d | None = None
+        if dynamic:
+            self.scope = nn.Conv2d(inside, offsets, 1, bias=False)
             nn.init.zeros_(self.scope.weight)
 
     def extra_repr(self) -> str:
@@ -76,18 +79,19 @@ class DySample(nn.Module):
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
         """(B, C, h, w) -> (B, C, h * scale, w * scale); the target size is ignored."""
-        exact = torch.promote_types(
-            x.dtype, torch.float32
-        )  # half precision cannot distinguish the pixels of a large map
+        # Half precision cannot distinguish the pixels of a large map.
+        exact = torch.promote_types(x.dtype, torch.float32)
         right, down = self.offsets(x).to(exact).unbind(1)
-        columns, rows = _pixel_centers(right, -1), _pixel_centers(down, -2)[:, None]
-        points = torch.stack([columns + 2 * right / x.shape[-1], rows + 2 * down / x.shape[-2]], dim=-1)
+        columns = _pixel_centers(right, -1) + 2 * right / x.shape[-1]
+        rows = _pixel_centers(down, -2)[:, None] + 2 * down / x.shape[-2]
+        points = torch.stack([columns, rows], dim=-1).flatten(0, 1)
         groups = torch.unflatten(x.to(exact), 1, (self.groups, -1)).flatten(0, 1)
-        out = F.grid_sample(groups, points.flatten(0, 1), padding_mode="border", align_corners=False)
+        out = F.grid_sample(groups, points, padding_mode="border", align_corners=False)
         return torch.unflatten(out, 0, (-1, self.groups)).flatten(1, 2).to(x.dtype)
 
 
 def _pixel_centers(like: Tensor, dim: int) -> Tensor:
     """Return the centers of the pixels along a dimension whose edges are -1 and 1."""
     count = like.shape[dim]
-    return (2 * torch.arange(count, dtype=like.dtype, device=like.device) + 1) / count - 1
+    pixels = torch.arange(count, dtype=like.dtype, device=like.device)
+    return (2 * pixels + 1) / count - 1

@@ -19,7 +19,13 @@ class DeepSupervision(nn.Sequential):
             which leaves out the two lowest resolutions as nnU-Net does (Isensee 2021).
     """
 
-    def __init__(self, in_channels: int, classes: int, *, levels: int | None = None) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        classes: int,
+        *,
+        levels: int | None = None,
+    ) -> None:
         if levels is not None and levels < 1:
             raise OptionError(f"levels={levels} must be at least 1; use --head conv for no deep supervision")
         super().__init__(OrderedDict(conv=nn.Conv2d(in_channels, classes, 1)))

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unetkit.errors import BuildError
 from unetkit.unet import UNet
-from unetkit.utils.spatial import crop_end, size_of
 
 
 class DeepSupervisionModel(nn.Module):
@@ -21,6 +19,9 @@ class DeepSupervisionModel(nn.Module):
         network: the U-Net; its state_dict is that of one with `--head conv`.
         auxiliary: a 1x1 convolution for each supervised stage, shallow to deep, beginning with the last but one.
     """
+
+    network: UNet
+    auxiliary: nn.ModuleList
 
     def __init__(self, model: nn.Module) -> None:
         """Add the auxiliary heads that the model's head asks for.
@@ -42,14 +43,10 @@ class DeepSupervisionModel(nn.Module):
 
         In training, return a tuple of these and of the auxiliary logits, shallow to deep, all resized to H' x W'.
         """
-        if not self.training:
-            return cast(Tensor, self.network(x))
-        logits, maps = self.network.forward_features(x)
-        # A padded input is cropped as the U-Net crops its own logits: after they are resized.
-        padded = size_of(maps[-1]) if self.network.logits is None else self.network.padded_size(size_of(x))
-        size = size_of(logits)
-        earlier = zip(self.auxiliary, maps[-2::-1], strict=False)
-        return logits, *(crop_end(F.interpolate(head(m), padded, mode="bilinear"), size) for head, m in earlier)
+        if self.training:
+            return self.network.forward_auxiliary(x, self.auxiliary)
+        logits: Tensor = self.network(x)
+        return logits
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the U-Net that this module does not have."""

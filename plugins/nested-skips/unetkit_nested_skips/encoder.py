@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import cast
 
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 import unetkit
 from unetkit.errors import BuildError, OptionError
 from unetkit.options import format_value
-from unetkit.protocols import Align, Block, Encoder, Upsampler
-from unetkit.utils.spatial import size_of
+from unetkit.protocols import Encoder
+from unetkit.unet import Stage
 
 
 class NestedEncoder(nn.Module):
@@ -31,6 +32,8 @@ class NestedEncoder(nn.Module):
             `--pretrained`.
     """
 
+    columns: Sequence[Sequence[Stage]]
+
     def __init__(
         self,
         in_channels: int,
@@ -47,8 +50,11 @@ class NestedEncoder(nn.Module):
         levels = len(widths) - 1
         scales = [below / stride for stride, below in pairwise(inner.strides)]
         # columns[j][i] is node X(i,j+1).
-        self.columns = nn.ModuleList(
-            nn.ModuleList(Node(j, widths[i], widths[i + 1], scales[i], up, block) for i in range(levels - j))
+        self.columns = nn.ModuleList(  # type: ignore[assignment]
+            nn.ModuleList(
+                _make_node(j, widths[i], widths[i + 1], scales[i], inner.strides[i], up, block)
+                for i in range(levels - j)
+            )
             for j in range(1, levels)
         )
         self.strides = tuple(inner.strides)
@@ -65,40 +71,32 @@ class NestedEncoder(nn.Module):
         """Return for each level its nodes as one map (B, channels[i], h, w), X(i,0) first."""
         levels = [[first] for first in self.encoder(x)]
         for j, column in enumerate(self.columns):
-            for i, node in enumerate(cast(nn.ModuleList, column)):
-                levels[i].append(node(levels[i], levels[i + 1][j]))
+            for i, node in enumerate(column):
+                earlier = torch.cat(levels[i], dim=1)
+                levels[i].append(node(levels[i + 1][j], earlier))
         return [torch.cat(nodes, dim=1) for nodes in levels]
 
 
-class Node(nn.Module):
-    """One node of UNet++: a block over the earlier nodes of its level and the upsampled node below.
+def _make_node(earlier: int, width: int, below: int, scale: float, stride: int, up: str, block: str) -> Stage:
+    """Make a node: a stage of a decoder, whose skip is all earlier nodes of its level as one map.
 
     Args:
         earlier: number of earlier nodes of its level.
         width: channels of each of these, and of this node.
         below: channels of the node below.
         scale: scale between the level below and this level.
+        stride: stride of this level.
         up: upsampler of the node below.
         block: block of this node.
     """
-
-    def __init__(self, earlier: int, width: int, below: int, scale: float, up: str, block: str) -> None:
-        super().__init__()
-        self.up = unetkit.make_part("up", up, below, scale)
-        self.align = unetkit.make_part("align", "resize")
-        in_channels = earlier * width + cast(Upsampler, self.up).out_channels
-        self.block = unetkit.make_part("block", block, in_channels, width)
-        if getattr(self.block, "valid", False):
-            raise BuildError(
-                f"block={block} makes the maps smaller, but a node must keep the size of its level; use padding=1"
-            )
-
-    def forward(self, earlier: list[Tensor], below: Tensor) -> Tensor:
-        """Compute the node (B, width, H, W) from earlier nodes (B, width, H, W) and the node below (B, below, h, w)."""
-        skip = torch.cat(earlier, dim=1)
-        up, align, block = cast(Upsampler, self.up), cast(Align, self.align), cast(Block, self.block)
-        x, skip = align(up(below, size_of(skip)), skip)
-        return block(torch.cat([skip, x], dim=1))
+    upsampler = unetkit.make_part("up", up, below, scale)
+    fusion = unetkit.make_part("fuse", "concat", upsampler.out_channels, earlier * width)
+    made = unetkit.make_part("block", block, fusion.out_channels, width)
+    if getattr(made, "valid", False):
+        raise BuildError(
+            f"block={block} makes the maps smaller, but a node must keep the size of its level; use padding=1"
+        )
+    return Stage(upsampler, unetkit.make_part("align", "resize"), fusion, made, scale=scale, stride=stride)
 
 
 def _make_encoder(of: str, in_channels: int, pretrained: bool | str) -> nn.Module:
