@@ -56,8 +56,12 @@ def eject(ctx: click.Context, /, source: Path | None, out: Path, **fields: Any) 
     from unetkit.ejection.eject import eject as eject_model
 
     with stdout_to_stderr():  # keeps what a part prints out of this command's output
-        model, parts, weights = _find_model(ctx, source, plan)
-        eject_model(model, out, parts=parts, weights=weights)
+        weights: Path | None = None
+        if source is None:
+            eject_model(plan, out, parts=get_parts(ctx))
+        else:
+            model, parts, weights = _load(ctx, source)
+            eject_model(model, out, parts=parts, weights=weights)
     if source is None:
         click.echo(
             f"written to {out}; build() in it returns the network, load(FILE.safetensors) also loads its weights"
@@ -66,13 +70,8 @@ def eject(ctx: click.Context, /, source: Path | None, out: Path, **fields: Any) 
         click.echo(f'written to {out}; load("{weights}") in it returns the network with the weights')
 
 
-def _find_model(ctx: click.Context, source: Path | None, plan: Plan) -> tuple[Network, Parts, Path | str]:
-    """Return the network, the parts that it was built from, and the file of its weights ("" without)."""
-    if source is None:
-        from unetkit.builder import build_plan
-
-        parts = get_parts(ctx)
-        return build_plan(plan, parts, pretrained=False), parts, ""
+def _load(ctx: click.Context, source: Path) -> tuple[Network, Parts, Path]:
+    """Return the network of a run or a file, the parts that it was built from, and the file of its weights."""
     if source.is_dir():
         from unetkit.train.checkpoint import BEST, read_run
 

@@ -173,8 +173,8 @@ class _Collector:
         else:
             used = f"{attribute} of {home}" if attribute else home
             raise BuildError(
-                f"{self.what} cannot be written as source: {source.module.__file__} uses {used}, and a part may use torch, "
-                "the standard library and its own package"
+                f"{self.what} cannot be written as source: {source.module.__file__} uses {used}, and a part may use "
+                "torch, the standard library and its own package"
             )
 
     def _is_carried(self, home: str, source: _Source) -> bool:
@@ -187,7 +187,14 @@ class _Collector:
         return [(one.lineno, one.end_lineno or one.lineno) for one in statements if self._is_check(source, one)]
 
     def _is_check(self, source: _Source, statement: ast.stmt) -> bool:
+        """Return whether a statement only refuses arguments, or declares the outputs of a head for training."""
         match statement:
+            case ast.Assign(
+                targets=[ast.Name(id="outputs") | ast.Attribute(attr="outputs", value=ast.Name(id="self"))]
+            ):
+                return any(
+                    isinstance(one, ast.Name | ast.Attribute) and _name(one) == "Output" for one in ast.walk(statement)
+                )
             case ast.If(body=[ast.Raise(exc=ast.Call(func=ast.Name(id=name)))], orelse=[]):
                 return source.imports.get(name, ("", ""))[0] == _ERRORS
             case ast.For(body=body, orelse=[]):
@@ -208,6 +215,10 @@ class _Collector:
         if isinstance(body[-1], ast.Return):  # what a call that is a statement of its own drops
             body.pop()
         return bool(body) and all(self._is_check(source, one) for one in body)
+
+
+def _name(node: ast.Name | ast.Attribute) -> str:
+    return node.id if isinstance(node, ast.Name) else node.attr
 
 
 def _read_definitions(tree: ast.Module) -> dict[str, ast.stmt]:

@@ -12,13 +12,13 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from unetkit.builder import MadePart, build, build_plan, current_parts, record_parts
+from unetkit.builder import MadePart, build_plan, current_parts, record_parts
 from unetkit.ejection.carry import Carrier
 from unetkit.ejection.code import SourceFile, Use, docstring
 from unetkit.ejection.modules import ModelWriter
 from unetkit.ejection.parts import PartWriter
 from unetkit.ejection.sizes import find_size_facts
-from unetkit.errors import BuildError, FileError
+from unetkit.errors import BuildError, FileError, OptionError
 from unetkit.network import Network, WholeModel, state_shapes
 from unetkit.plan import Plan
 from unetkit.registry import Parts
@@ -28,6 +28,7 @@ from unetkit.unet import UNet
 from unetkit.utils.files import atomic_write
 from unetkit.utils.formatting import Size
 from unetkit.utils.integers import round_up
+from unetkit.utils.lazy_init import preserve_rng
 from unetkit.utils.module_settings import describe_modules, find_difference
 
 
@@ -49,12 +50,17 @@ def eject(model: Any, path: str | Path, *, parts: Parts | None = None, weights: 
         FileError: The model was changed after it was built, or the file cannot be written.
     """
     parts = parts or current_parts()
+    model = getattr(model, "_orig_mod", model)
     if not isinstance(model, nn.Module):
-        model = (
-            build_plan(Plan.parse(model), parts)
-            if isinstance(model, str) and model.lstrip().startswith("--")
-            else build(model, parts=parts)
-        )
+        plan = Plan.parse(model) if isinstance(model, str) else model
+        if not isinstance(plan, Plan):
+            raise OptionError(f"{model!r:.80} is not a model, a Plan or a line; give what unetkit.build returned")
+        if plan.pretrained:
+            raise OptionError(
+                "--pretrained: a Python file has no weights; leave it out, or save them by `unetkit build --save FILE` "
+                "and give FILE"
+            )
+        model = build_plan(plan, parts)
     text = write_source(model, parts, Path(path), str(weights))
     try:
         with atomic_write(Path(path)) as temporary:
@@ -200,8 +206,9 @@ def _check(text: str, model: nn.Module, minimum: int | None) -> None:
     """Raise BuildError if the network of a source text is not the same as a model."""
     module = types.ModuleType("unetkit_ejected")
     try:
-        exec(compile(text, "<ejected>", "exec"), vars(module))  # noqa: S102  our own text
-        network: nn.Module = module.build()
+        with preserve_rng():
+            exec(compile(text, "<ejected>", "exec"), vars(module))  # noqa: S102  our own text
+            network: nn.Module = module.build()
     except Exception as error:
         raise BuildError(
             f"the source that was written does not run ({type(error).__name__}: {error}); please report it"

@@ -6,6 +6,7 @@ in the text, or is not there at all.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
@@ -118,8 +119,8 @@ class PartWriter:
             return torch_layer(module, **{name: text for name, text in symbols.items() if name != "channels"})
         if made_by_torch := timm_activation(module):
             return made_by_torch
-        if type(module).__module__ == "timm.layers.activations":
-            return call(f"timm.layers.activations.{type(module).__name__}")
+        if type(module).__module__.startswith("timm.layers.activations"):
+            return call(f"{type(module).__module__}.{type(module).__name__}")
         raise BuildError(f"a {type(module).__name__} cannot be written as source")
 
     def unit(self, unit: nn.Module, in_channels: str, out_channels: str, groups: str = "") -> Expression:
@@ -214,16 +215,18 @@ class PartWriter:
         if is_bottleneck:
             out = _conv(units[-1]).out_channels
             inner = "out_channels // 4" if out >= 4 else "1"
+        shared = _shared_groups(units)
         ends = [("in_channels", inner), *[(inner, inner)] * (len(units) - 2), (inner, "out_channels")]
-        written = [self.unit(unit, *channels) for unit, channels in zip(units, ends, strict=True)]
-        alike = [one for one in self.modules if type(one) is type(block)]
-        projected = [one for one in alike if not isinstance(cast(Any, one).shortcut, nn.Identity)]
+        written = [self.unit(unit, *channels, shared and "$groups") for unit, channels in zip(units, ends, strict=True)]
         init = [Assign("self.units", call("nn.Sequential", *written))]
+        alike = [one for one in self.modules if type(one) is type(block) and _structure(one) == _structure(block)]
+        projected = [one for one in alike if not isinstance(one.get_submodule("shortcut"), nn.Identity)]
         shortcut = "x"
         if projected:
-            example = projected[0].get_submodule("shortcut")
-            if isinstance(example, nn.Sequential):
-                made = self.unit(example, "in_channels", "out_channels")
+            example = (block if block in projected else projected[0]).get_submodule("shortcut")
+            if isinstance(example, nn.Sequential):  # its norm has the channels of the last unit's
+                groups = "$groups" if shared else str(_groups_of(units[-1]) or "")
+                made = self.unit(example, "in_channels", "out_channels", groups)
             else:
                 made = self.layer(example, in_channels="in_channels", out_channels="out_channels")
             shortcut = "self.shortcut(x)"
@@ -244,12 +247,14 @@ class PartWriter:
                 type(block).__name__,
                 "nn.Module",
                 (f"Convolutions of {kernels} with a residual shortcut (He 2015).",),
-                _CHANNELS,
+                {**_CHANNELS, **({"groups": "int"} if shared else {})},
+                frozenset({"groups"}),
                 init=tuple(init),
                 methods=("def forward(self, x: Tensor) -> Tensor:", f"    return {total}"),
             )
         )
-        return self.file.use(definition, in_channels=in_channels, out_channels=out_channels)
+        values = {"in_channels": in_channels, "out_channels": out_channels, **({"groups": shared} if shared else {})}
+        return self.file.use(definition, **values)
 
     def head(self, head: nn.Module) -> Expression:
         """Write the head."""
@@ -391,6 +396,7 @@ class PartWriter:
             start = [self.layer(layer) for layer in layers[:-4]]
             projection = f"*project({conv.in_channels}, {conv.out_channels})"
             sequences.append(call("nn.Sequential", *start, projection))
+        self.file.carry("LayerNorm2d", _LAYER_NORM.strip().split("\n"))
         self.file.carry("project", _PROJECT.strip().split("\n"))
         definition = Definition(
             "FeaturePyramid",
@@ -458,6 +464,11 @@ def _count_kernel(unit: nn.Module) -> str:
 def _join(words: list[str], *, capital: bool = False) -> str:
     text = ", ".join(words[:-1]) + (" and " if len(words) > 1 else "") + words[-1]
     return text[0].upper() + text[1:] if capital else text
+
+
+def _structure(block: nn.Module) -> str:
+    """Return what two blocks have in common that differ in numbers of channels alone."""
+    return re.sub(r"\d+", "", f"{block.get_submodule('units')} {block.get_submodule('act')}")
 
 
 def _groups_of(unit: nn.Module) -> int | None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from unetkit.parts.encoders.plain import PlainEncoder
 from unetkit.unet import Stage, UNet
 from unetkit.utils.formatting import Size
-from unetkit.utils.integers import round_up
+from unetkit.utils.integers import ceil_div, round_up
 from unetkit.utils.meta_shapes import MetaShapes
 from unetkit.utils.spatial import size_of
 
@@ -24,12 +24,12 @@ class SizeFacts:
 
     Attributes:
         exact: whether every map is upsampled to just the size of its level, so that nothing is to be aligned.
-        full_first_map: whether the encoder's first map has the size of the input.
+        rounds_up: whether the encoder's first map has the size of the input divided by its stride, rounded up.
         floors: whether sizes are rounded down, so that a map that is upsampled is never larger than its skip.
     """
 
     exact: bool = False
-    full_first_map: bool = False
+    rounds_up: bool = False
     floors: bool = False
 
 
@@ -53,14 +53,14 @@ def find_size_facts(network: UNet) -> SizeFacts:
         passes = [_observe(network, size) for size in sizes]
     except Exception:  # a part that reads values of tensors may raise anything for a meta tensor
         return SizeFacts(floors=floors)
-    agree, full = zip(*passes, strict=True)
-    return SizeFacts(exact=is_padded and all(agree), full_first_map=all(full), floors=floors)
+    agree, rounded = zip(*passes, strict=True)
+    return SizeFacts(exact=is_padded and all(agree), rounds_up=all(rounded), floors=floors)
 
 
 def _observe(network: UNet, size: Size) -> tuple[bool, bool]:
-    """Return whether every upsampled map has the size of its level, and whether the first map has that of the input."""
+    """Return whether every upsampled map has the size of its level, and whether the first map is rounded up."""
     agree: list[bool] = []
-    full: list[bool] = []
+    rounded: list[bool] = []
 
     def note_stage(stage: Stage, args: Any, output: Any) -> None:
         skip, level = (*args[1:], None, None)[:2]
@@ -68,7 +68,8 @@ def _observe(network: UNet, size: Size) -> tuple[bool, bool]:
         agree.append(upsampled.pop() == wanted)
 
     def note_encoder(module: nn.Module, args: Any, maps: list[Tensor]) -> None:
-        full.append(size_of(maps[0]) == size)
+        stride = network.strides[0]
+        rounded.append(size_of(maps[0]) == (ceil_div(size[0], stride), ceil_div(size[1], stride)))
 
     upsampled: list[Size] = []
     stages = [module for module in network.modules() if isinstance(module, Stage)]
@@ -81,7 +82,7 @@ def _observe(network: UNet, size: Size) -> tuple[bool, bool]:
         hooks.append(network.encoder.register_forward_hook(note_encoder))
         with torch.no_grad(), torch.device("meta"), MetaShapes():
             network(x)
-    return all(agree), full[0]
+    return all(agree), rounded[0]
 
 
 @contextmanager

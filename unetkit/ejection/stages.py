@@ -17,7 +17,7 @@ _CROP_CENTER = '''
 def crop_center(x: Tensor, height: int, width: int) -> Tensor:
     """Crop a map around its center; an odd surplus is cut one more at the end."""
     top, left = (x.shape[-2] - height) // 2, (x.shape[-1] - width) // 2
-    return x[..., top : top + height, left : left + width]
+    return x.narrow(-2, top, height).narrow(-1, left, width)
 '''
 
 
@@ -144,12 +144,13 @@ class StageWriter:
 
     def _pad(self, is_smaller: bool) -> list[str]:
         top, left = ("rows // 2", "columns // 2") if is_smaller else ("int(rows / 2)", "int(columns / 2)")
-        comment = [] if is_smaller else ["# A negative number of rows or columns crops the map."]
+        comment = [] if is_smaller else ["    # A negative number of rows or columns crops the map."]
         return [
-            "rows, columns = skip.shape[-2] - x.shape[-2], skip.shape[-1] - x.shape[-1]",
-            f"top, left = {top}, {left}",
+            "if x.shape[-2:] != skip.shape[-2:]:",
+            "    rows, columns = skip.shape[-2] - x.shape[-2], skip.shape[-1] - x.shape[-1]",
+            f"    top, left = {top}, {left}",
             *comment,
-            "x = F.pad(x, [left, columns - left, top, rows - top])",
+            "    x = F.pad(x, [left, columns - left, top, rows - top])",
         ]
 
     def _crop(self, is_smaller: bool) -> list[str]:

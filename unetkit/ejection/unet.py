@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from typing import cast
 
-from unetkit.ejection.code import Assign, Definition, Expression, Items, call, docstring
+import torch
+from torch import nn
+
+from unetkit.ejection.code import Assign, Definition, Expression, Items, call, docstring, quote
 from unetkit.ejection.parts import PartWriter, interpolation, is_builtin
 from unetkit.ejection.sizes import SizeFacts
 from unetkit.ejection.stages import StageWriter, multiplies_exactly
+from unetkit.errors import BuildError
+from unetkit.network import prediction_name
 from unetkit.parts.aligns import Pad, Resize
 from unetkit.summary.report import Trace
 from unetkit.unet import Stage, UNet
+from unetkit.utils.meta_shapes import MetaShapes
+from unetkit.utils.spatial import size_of
 
 
 class UNetWriter:
@@ -85,9 +92,49 @@ class UNetWriter:
 
     def _forward(self) -> list[str]:
         """Return the lines of `forward`."""
+        if self.network.outputs:
+            return self._forward_outputs()
         *before, result = self._finish("x")
         body = [*self._prepare(), "maps = self.encoder(x)", *self._steps("x"), *before, f"return {result}"]
         return ["def forward(self, x: Tensor) -> Tensor:", *_indent(self._doc()), *_indent(body)]
+
+    def _forward_outputs(self) -> list[str]:
+        """Return the lines of `forward` for a head that returns a dict of outputs."""
+        names = self._read_output_names()
+        first = quote(prediction_name(dict.fromkeys(names)))
+        lines = ["outputs = self.head(x)"]
+        *before, result = self._finish("x")
+        if before:  # each output is treated as the prediction is
+            lines.append("for name, logits in outputs.items():")
+            lines += [f"    {line}" for line in before[1:]]
+            lines.append(f"    outputs[name] = {result}")
+        body = [*self._prepare(), "maps = self.encoder(x)", *self._steps("x"), *lines]
+        return [
+            "def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:",
+            *_indent(self._doc("Return logits {}, in training mode all outputs by name,")),
+            *_indent(body),
+            f"    return outputs if self.training else outputs[{first}]",
+        ]
+
+    def _read_output_names(self) -> list[str]:
+        """Return the names of the head's outputs, the prediction first.
+
+        Raises:
+            BuildError: They have several sizes, or each would be resized in another way.
+        """
+        network = self.network
+        x = torch.empty(1, self.parts.wiring(network.head)[0], 32, 32, device="meta")
+        with torch.no_grad(), torch.device("meta"), MetaShapes():
+            outputs = network.head(x)
+        resized = len(self._resize("x")) > 1
+        plain = network.logits is None or interpolation(network.logits, "") == 'F.interpolate(x, , mode="bilinear")'
+        is_simple = len({size_of(one) for one in outputs.values()}) == 1 and (not resized or plain)
+        if not is_simple or any(line.startswith("if") for line in self._resize("x")):
+            raise BuildError(
+                f"--head {network.resolved_plan.head} cannot be written as source, because its outputs need to be "
+                "resized each in its own way; use --logits bilinear, --align resize and outputs of one size"
+            )
+        return list(outputs)
 
     def _forward_auxiliary(self) -> list[str]:
         """Return the lines of `forward` and of the two methods that a model with auxiliary heads calls."""
@@ -146,7 +193,7 @@ class UNetWriter:
     def _level_size(self, stride: int) -> str:
         return "size" if stride == 1 else f"[-(-side // {stride}) for side in size]"
 
-    def _doc(self) -> list[str]:
+    def _doc(self, start: str = "Return logits {}") -> list[str]:
         network, plan = self.network, self.network.resolved_plan
         takes, output = "", f"(B, {plan.classes}, H, W)"
         if network.valid:
@@ -157,7 +204,7 @@ class UNetWriter:
             takes = f" of at most {network.size[0]}x{network.size[1]}"
         elif network.min_size > 1 and not self.is_padded:
             takes = f" of at least {network.min_size}x{network.min_size}"
-        return docstring((f"Return logits {output} for images (B, {plan.in_channels}, H, W){takes}.",), 80)
+        return docstring((f"{start.format(output)} for images (B, {plan.in_channels}, H, W){takes}.",), 80)
 
     def _prepare(self) -> list[str]:
         """Return the lines that check and pad the input."""
@@ -213,10 +260,10 @@ class UNetWriter:
             crop = "[..., :height, :width]"
             if stride > 1:
                 crop = f"[..., : -(-height // {stride}), : -(-width // {stride})]"
-        lines = self._resize(f"self.head({name})")
-        if crop and len(lines) == 1:
-            return [f"logits = {lines[0]}", f"logits{crop}"]
-        return [*lines[:-1], f"{lines[-1]}{crop}"]
+        *lines, result = self._resize(f"self.head({name})")
+        if not crop:
+            return [*lines, result]
+        return [*lines, *([f"logits = {result}"] if result != "logits" else []), f"logits{crop}"]
 
     def _resize(self, logits: str) -> list[str]:
         """Return the lines that bring the logits to the size of the padded image; the last one is what they are."""
@@ -236,7 +283,7 @@ class UNetWriter:
             ]
         if last.stride > 1 or network.valid:
             return [f"logits = {logits}", str(interpolation(network.logits, "size", "logits"))]
-        if self._has_full_size(last):
+        if self._has_full_size():
             return [logits]
         return [
             f"logits = {logits}",
@@ -245,14 +292,19 @@ class UNetWriter:
             "logits",
         ]
 
-    def _has_full_size(self, last: Stage) -> bool:
+    def _has_full_size(self) -> bool:
         """Return whether the last stage, at stride 1, always has the size of the padded input."""
         if self.facts.exact:
             return True
-        if last.align is None:
-            up = last.up
-            return interpolation(up, "") is not None or multiplies_exactly(up, last.scale)  # type: ignore[arg-type]
-        return type(last.align) in (Resize, Pad) and self.facts.full_first_map
+        stages = [cast(Stage, stage) for stage in self.network.stages]
+        with_skip = [stage for stage in stages if stage.align is not None]
+        fits = not with_skip or type(with_skip[-1].align) in (Resize, Pad)
+        return self.facts.rounds_up and fits and all(map(self._fills_level, stages[len(with_skip) :]))
+
+    def _fills_level(self, stage: Stage) -> bool:
+        """Return whether a stage without a skip gives at least the size of its level if the one below has its own."""
+        up = cast(nn.Module, stage.up)
+        return interpolation(up, "") is not None or multiplies_exactly(up, stage.scale)
 
 
 def _indent(lines: list[str]) -> list[str]:
