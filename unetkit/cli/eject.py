@@ -14,6 +14,7 @@ from unetkit.resolve import resolve
 from unetkit.utils.isolation import stdout_to_stderr
 
 if TYPE_CHECKING:
+    from unetkit.ejection.eject import Usage
     from unetkit.network import Network
     from unetkit.registry import Parts
 
@@ -53,32 +54,30 @@ def eject(ctx: click.Context, /, source: Path | None, out: Path, **fields: Any) 
     if source is None:
         resolve(plan, get_parts(ctx))  # rejects wrong names and options before torch is imported
 
-    from unetkit.ejection.eject import eject as eject_model
+    from unetkit.ejection.eject import Usage, write_file
 
     with stdout_to_stderr():  # keeps what a part prints out of this command's output
-        weights: Path | None = None
         if source is None:
-            eject_model(plan, out, parts=get_parts(ctx))
+            write_file(plan, out, get_parts(ctx), Usage())
+            returned = "build() returns the network, and its load(FILE.safetensors) also loads weights"
         else:
-            model, parts, weights = _load(ctx, source)
-            eject_model(model, out, parts=parts, weights=weights)
-    if source is None:
-        click.echo(
-            f"written to {out}; build() in it returns the network, load(FILE.safetensors) also loads its weights"
-        )
-    else:
-        click.echo(f'written to {out}; load("{weights}") in it returns the network with the weights')
+            model, parts, usage = _load(ctx, source)
+            write_file(model, out, parts, usage)
+            returned = f'load("{usage.weights}") returns the network with its weights'
+    click.echo(f"written to {out}: its {returned}")
 
 
-def _load(ctx: click.Context, source: Path) -> tuple[Network, Parts, Path]:
-    """Return the network of a run or a file, the parts that it was built from, and the file of its weights."""
+def _load(ctx: click.Context, source: Path) -> tuple[Network, Parts, Usage]:
+    """Return the network of a run or a file, the parts that it was built from, and what to say of its use."""
+    from unetkit.ejection.eject import Usage
+
     if source.is_dir():
         from unetkit.train.checkpoint import BEST, read_run
 
         run = read_run(source)
         parts = get_run_parts(ctx, run)
-        return run.network(parts=parts), parts, source / BEST
+        return run.network(parts=parts), parts, Usage(str(source / BEST), (run.mean, run.std))
     from unetkit.serialization import load
 
     parts = get_parts(ctx)
-    return load(source, parts=parts, device="cpu"), parts, source
+    return load(source, parts=parts, device="cpu"), parts, Usage(str(source))

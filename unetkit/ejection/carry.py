@@ -19,6 +19,7 @@ from typing import Any
 
 from unetkit.ejection.code import SourceFile
 from unetkit.errors import BuildError
+from unetkit.plugin_files import package_of
 
 #: Modules of unetkit whose functions are carried over like those of the plugin.
 _OWN_MODULES = ("unetkit.parts.upsamplers", "unetkit.utils.integers")
@@ -110,7 +111,7 @@ class Carrier:
         self.imports |= collector.imports
         for piece in collector.pieces:
             self.file.carry(piece.name, piece.lines)
-            package = piece.module.__name__.partition(".")[0]
+            package = package_of(piece.module.__name__)
             if package != "unetkit" and package not in self.licences:
                 self.licences[package] = _find_licence(piece.module)
 
@@ -178,8 +179,8 @@ class _Collector:
             )
 
     def _is_carried(self, home: str, source: _Source) -> bool:
-        package = source.module.__name__.partition(".")[0]
-        return home in _OWN_MODULES or (home.partition(".")[0] == package != "unetkit")
+        package = package_of(source.module.__name__)
+        return home in _OWN_MODULES or (package_of(home) == package != "unetkit")
 
     def _find_checks(self, source: _Source, node: ast.AST) -> list[tuple[int, int]]:
         """Return the lines of the statements that only refuse arguments."""
@@ -261,12 +262,14 @@ def _drop_raises(lines: list[str]) -> list[str]:
             inside = False
         if not inside:
             kept.append(line)
+        if line.strip() == '"""' and len(kept) > 1 and kept[-2].strip().startswith('"""'):
+            kept[-2:] = [f'{kept[-2]}"""']
     return kept
 
 
 def _find_licence(module: ModuleType) -> str:
     """Return what a package says of its licence: in the first lines of the source, or in its metadata."""
-    package = module.__name__.partition(".")[0]
+    package = package_of(module.__name__)
     said = list(_licence_lines(inspect.getsource(module)))
     try:
         about: Any = metadata(package.replace("_", "-"))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import re
-import sys
 import types
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +16,7 @@ from torch import nn
 
 from unetkit.builder import MadePart, build_plan, current_parts, record_parts
 from unetkit.ejection.carry import Carrier
-from unetkit.ejection.code import SourceFile, Use, docstring
+from unetkit.ejection.code import SourceFile, Use, docstring, quote
 from unetkit.ejection.modules import ModelWriter
 from unetkit.ejection.parts import PartWriter
 from unetkit.ejection.sizes import find_size_facts
@@ -32,7 +34,7 @@ from unetkit.utils.lazy_init import preserve_rng
 from unetkit.utils.module_settings import describe_modules, find_difference
 
 
-def eject(model: Any, path: str | Path, *, parts: Parts | None = None, weights: str | Path = "") -> None:
+def eject(model: Any, path: str | Path, *, parts: Parts | None = None) -> None:
     """Write a network as one Python file that imports torch, and timm where the encoder is timm's, but not unetkit.
 
     The file has the classes of the network, a function `build()` that returns it with random weights, and a function
@@ -43,27 +45,35 @@ def eject(model: Any, path: str | Path, *, parts: Parts | None = None, weights: 
         model: a model that `unetkit.build` or `unetkit.load` returned, a Plan, or a line such as "--encoder resnet34".
         path: usually *.py; an existing file is replaced.
         parts: the registered parts; None for all that are installed.
-        weights: the file to name in the text as an example for `load`.
 
     Raises:
-        BuildError: The network has a part that cannot be written as plain source.
+        BuildError: The network has a part that cannot be written as source, or is a whole model of another library.
         FileError: The model was changed after it was built, or the file cannot be written.
     """
-    parts = parts or current_parts()
+    write_file(model, Path(path), parts or current_parts(), Usage())
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What the text says of the use of the network.
+
+    Attributes:
+        weights: a file of its weights.
+        normalization: mean and standard deviation of each channel by which images were normalized in training.
+    """
+
+    weights: str = "best.safetensors"
+    normalization: tuple[Sequence[float], Sequence[float]] | None = None
+
+
+def write_file(model: Any, path: Path, parts: Parts, usage: Usage) -> None:
+    """Write a network to a file as `eject` does, with a text on its use."""
     model = getattr(model, "_orig_mod", model)
     if not isinstance(model, nn.Module):
-        plan = Plan.parse(model) if isinstance(model, str) else model
-        if not isinstance(plan, Plan):
-            raise OptionError(f"{model!r:.80} is not a model, a Plan or a line; give what unetkit.build returned")
-        if plan.pretrained:
-            raise OptionError(
-                "--pretrained: a Python file has no weights; leave it out, or save them by `unetkit build --save FILE` "
-                "and give FILE"
-            )
-        model = build_plan(plan, parts)
-    text = write_source(model, parts, Path(path), str(weights))
+        model = _build(model, parts)
+    text = _write_source(model, parts, path, usage)
     try:
-        with atomic_write(Path(path)) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise FileError(
@@ -71,7 +81,19 @@ def eject(model: Any, path: str | Path, *, parts: Parts | None = None, weights: 
         ) from error
 
 
-def write_source(model: nn.Module, parts: Parts, path: Path, weights: str = "") -> str:
+def _build(plan: Any, parts: Parts) -> Network:
+    plan = Plan.parse(plan) if isinstance(plan, str) else plan
+    if not isinstance(plan, Plan):
+        raise OptionError(f"{plan!r:.80} is not a model, a Plan or a line; give what unetkit.build returned")
+    if plan.pretrained:
+        raise OptionError(
+            "--pretrained: a Python file has no weights; leave it out, or save them by `unetkit build --save FILE` "
+            "and give FILE"
+        )
+    return build_plan(plan, parts)
+
+
+def _write_source(model: nn.Module, parts: Parts, path: Path, usage: Usage) -> str:
     """Return the source of a model, which is compared with the model first."""
     plan = getattr(model, "plan", None)
     if not isinstance(plan, Plan):
@@ -82,12 +104,12 @@ def write_source(model: nn.Module, parts: Parts, path: Path, weights: str = "") 
     built = cast(Network, model)
     difference = find_difference(built.built_modules, describe_modules(model))
     if difference or state_shapes(model) != built.built_shapes:
-        raise FileError(
-            f"{difference or 'its weights have other shapes'}, so it is not the network of its plan; eject it as built"
-        )
+        what = difference or "its weights have other shapes than those of its plan"
+        raise FileError(f"{what}, so the network is not the one of its plan; eject it as it was built")
     with record_parts() as made:
+        parts = parts.prefer(plugin.name for plugin in network.plugins)
         twin = build_plan(plan, parts, "meta", pretrained=False, check=False)
-    writer = _FileWriter(twin.eval(), made, path, weights)
+    writer = _FileWriter(twin.eval(), made, path, usage)
     text = writer.write()
     _check(text, model, writer.traced.minimum)
     return text
@@ -100,7 +122,7 @@ def _explain_whole(network: Network) -> str:
     made = f"{library}.{kind.__name__}"
     if library == "segmentation_models_pytorch":
         source, _, name = str(plan.encoder or "timm/resnet34").partition(":")[0].rpartition("/")
-        encoder = f"tu-{name}" if source == "timm" else name
+        encoder = name if source == "smp" else f"tu-{name}"
         made += f'("{encoder}", encoder_weights=None, in_channels={plan.in_channels}, classes={plan.classes})'
     return (
         f"--model {plan.model} is plain PyTorch already, so there is nothing to write: {made} builds it, and a file of "
@@ -111,12 +133,12 @@ def _explain_whole(network: Network) -> str:
 class _FileWriter:
     """Writes the file of a model that is on the meta device, in eval mode."""
 
-    def __init__(self, model: nn.Module, made: dict[int, MadePart], path: Path, weights: str) -> None:
+    def __init__(self, model: nn.Module, made: dict[int, MadePart], path: Path, usage: Usage) -> None:
         self.model = model
         self.network = cast(UNet, find_network(model))
         self.made = made
         self.path = path
-        self.weights = weights or "best.safetensors"
+        self.usage = usage
         self.file = SourceFile()
         self.carrier = Carrier(self.file)
         self.traced = trace(model)
@@ -131,29 +153,35 @@ class _FileWriter:
         return "\n".join([*docstring(self._header(), 88), "", *self._imports(body)]) + "\n" + body + "\n"
 
     def _header(self) -> list[str]:
-        plan, module = self.network.resolved_plan, self.path.stem
-        needs = f"torch {torch.__version__.partition('+')[0]}"
-        if "timm" in sys.modules and _uses_timm(self.network):
-            needs += f" and timm {version('timm')}"
+        """Return the lines of the docstring of the file."""
+        versions = f"unetkit {version('unetkit')} with torch {torch.__version__.partition('+')[0]}"
+        if _uses_timm(self.network):
+            versions += f" and timm {version('timm')}"
+        channels = self.network.resolved_plan.in_channels
         lines = [
             "A U-Net in plain PyTorch.",
             "",
-            "It was written by",
+            f"Written by {versions}, from the network",
             "",
-            f"    unetkit eject {self.network.plan} --out {self.path.name}",
+            f"    {self.network.plan}",
             "",
-            f"of unetkit {version('unetkit')} with {needs}, and does not need unetkit:",
+            "It does not need unetkit:",
             "",
-            f"    from {module} import load",
+            f"    from {self.path.stem} import load",
             "",
-            f'    network = load("{self.weights}").eval()',
-            f"    logits = network(images)  # images: float32, (B, {plan.in_channels}, H, W)",
+            f"    network = load({quote(self.usage.weights)}).eval()",
+            f"    logits = network(images)  # float32, (B, {channels}, H, W)",
             "",
-            "The modules have unetkit's names, so that a file of unetkit.save fits.",
-            "",
-            "SPDX-License-Identifier: Apache-2.0",
+            "The weights are a file of `unetkit.save`; the modules have the names that it uses.",
         ]
-        return lines + [f"Contains source of {licence}." for licence in self.carrier.licences.values()]
+        if self.usage.normalization:
+            mean, std = (", ".join(f"{value:.6g}" for value in values) for values in self.usage.normalization)
+            lines += [
+                f"Images are normalized as in training: (values from 0 to 1 - mean) / std, with mean {mean} and "
+                f"std {std}."
+            ]
+        licences = [f"Contains source of {licence}." for licence in self.carrier.licences.values()]
+        return [*lines, "", "SPDX-License-Identifier: Apache-2.0", *licences]
 
     def _imports(self, body: str) -> list[str]:
         standard, others = set(), {"from torch import Tensor, nn"}
@@ -204,10 +232,11 @@ def load(path: str) -> {name}:
 
 def _check(text: str, model: nn.Module, minimum: int | None) -> None:
     """Raise BuildError if the network of a source text is not the same as a model."""
+    is_meta = any(tensor.is_meta for tensor in model.state_dict().values())
     module = types.ModuleType("unetkit_ejected")
     try:
-        with preserve_rng():
-            exec(compile(text, "<ejected>", "exec"), vars(module))  # noqa: S102  our own text
+        exec(compile(text, "<ejected>", "exec"), vars(module))  # noqa: S102  our own text
+        with preserve_rng(), torch.device("meta" if is_meta else "cpu"):
             network: nn.Module = module.build()
     except Exception as error:
         raise BuildError(
@@ -216,8 +245,10 @@ def _check(text: str, model: nn.Module, minimum: int | None) -> None:
     if state_shapes(network) != state_shapes(model):
         names = {name for name, _ in state_shapes(network).items() ^ state_shapes(model).items()}
         raise BuildError(f"the source that was written has other weights, such as {min(names)}; please report it")
-    if any(one.is_meta for one in model.state_dict().values()):
+    if is_meta:
         return
+    if any(tensor.device.type != "cpu" for tensor in model.state_dict().values()):
+        model = copy.deepcopy(model).cpu()  # kernels of a GPU may not compute the same twice
     inner = find_network(model)
     network.load_state_dict(model.state_dict(), assign=True)
     was = {name: one.training for name, one in model.named_modules()}

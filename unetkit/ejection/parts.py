@@ -23,6 +23,7 @@ from unetkit.parts.encoders.plain import PlainEncoder
 from unetkit.parts.fusions import Add, Concat, Max, Mean
 from unetkit.parts.heads import ConvActNormHead, ConvHead
 from unetkit.parts.upsamplers import PixelShuffleUpsampler, TransposedUpsampler
+from unetkit.plugin_files import package_of
 from unetkit.unet import BlockSequence
 
 #: Writes a part of a plugin, given the part and its positional arguments as text.
@@ -427,7 +428,7 @@ _WORDS: dict[type, str] = {Add: "Sum", Mean: "Mean", Max: "Maximum"}
 
 def is_builtin(part: nn.Module) -> bool:
     """Return whether a part is one of unetkit's own."""
-    return type(part).__module__.startswith("unetkit.")
+    return package_of(type(part).__module__) == "unetkit"
 
 
 def is_interpolation(up: nn.Module) -> bool:

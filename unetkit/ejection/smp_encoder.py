@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from segmentation_models_pytorch.encoders import is_equivalent_to_timm_universal
-
 from unetkit.ejection.code import Assign, Call, Definition, Expression, call, quote
 from unetkit.ejection.parts import PartWriter
-from unetkit.errors import BuildError
 from unetkit.smp.encoders import SmpEncoder
 
 
 def write_smp_encoder(parts: PartWriter, encoder: SmpEncoder) -> Expression:
     """Write an encoder of smp, and return the call that makes it."""
     name = str(encoder.arguments["name"])
-    if is_equivalent_to_timm_universal(name):
-        raise BuildError(
-            f"--encoder smp/{name} cannot be written as source, because smp's get_encoder makes another encoder of "
-            f"that name; use timm's encoder {name.removeprefix('timm-')} instead"
-        )
     keywords = [(key, quote(value)) for key, value in encoder.arguments.items() if key != "name"]
     if encoder.arguments["output_stride"] == 32:
         keywords = [one for one in keywords if one[0] != "output_stride"]
