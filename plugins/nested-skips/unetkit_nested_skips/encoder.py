@@ -68,7 +68,7 @@ class NestedEncoder(nn.Module):
         self.source = tuple(_describe_source(source, max(0, levels - 1 - i)) for i, source in enumerate(sources))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Return a map (B, channels[i], h, w) of each level: its nodes, X(i,0) first."""
+        """Return a map (B, channels[i], h, w) for a level: its nodes, X(i,0) first."""
         levels = [[first] for first in self.encoder(x)]
         for j, column in enumerate(self.columns):
             for i, node in enumerate(column):
