@@ -64,7 +64,7 @@ def test_an_unknown_kind_names_those_there_are(parts: Parts) -> None:
     assert message(OptionError, lambda: parts["fusoin"]) == (
         "no kind is called 'fusoin'; did you mean fusions?; the kinds are "
         "encoders, upsamplers, fusions, aligns, blocks, heads, recipes, models, "
-        "datasets, losses, targets, augmentations, optimizers, metrics"
+        "datasets, losses, targets, augmentations, optimizers, metrics, formats"
     )
 
 

@@ -22,7 +22,7 @@ hookimpl = pluggy.HookimplMarker("unetkit")
 def unetkit_register(parts: Parts) -> None:
     """Add parts: `parts.fusions.add("gate", "my_package.gate:Gate")`.
 
-    Losses, targets, augmentations, datasets, optimizers and metrics are added in the same way, such as
+    Losses, targets, augmentations, datasets, optimizers, metrics and formats are added in the same way, such as
     `parts.losses.add("tversky", "my_package.losses:Tversky")`.
     """
 
