@@ -11,13 +11,14 @@ from unetkit.cli.options import Command, emit_json, get_parts, get_run_parts, js
 from unetkit.errors import OptionError
 from unetkit.plan import Plan
 from unetkit.resolve import resolve
-from unetkit.utils.formatting import Size, format_bytes
+from unetkit.utils.formatting import Size, format_bytes, format_plural, format_size
 from unetkit.utils.isolation import stdout_to_stderr
 from unetkit.utils.parsing import parse_size
 from unetkit.utils.tables import Listing, TableData
 
 if TYPE_CHECKING:
     from unetkit.exporter.export import ExportReport
+    from unetkit.exporter.quality import EngineCost, PrecisionCost, Ratio
 
 
 @click.command("export", cls=Command)
@@ -28,12 +29,18 @@ if TYPE_CHECKING:
 )
 @click.option("--probabilities", is_flag=True, help="Return probabilities (sigmoid or softmax) instead of logits.")
 @click.option("--half", is_flag=True, help="Use float16 for weights and computation.")
+@click.option("--int8", is_flag=True, help="Use 8-bit integers for weights and computation (ONNX only).")
+@click.option(
+    "--calibrate",
+    metavar="FOLDER|SET",
+    help="Images on which --int8 finds the ranges of values.  [default: training images of the run]",
+)
 @click.option("--fixed-size", metavar="HxW", help="Export for images of this size only, such as 512 or 512x768.")
 @click.option(
     "--tolerance",
     metavar="SHARE",
     type=float,
-    help="Largest difference, as a share of the range of the outputs.  [default: 1e-4; with --half 2e-2]",
+    help="Largest difference, as a share of the range of the outputs.  [default: 1e-4; --half: 2e-2; --int8: any]",
 )
 @click.option("--verify", metavar="FILE", type=click.Path(path_type=Path), help="Verify an exported file instead.")
 @click.option(
@@ -54,6 +61,8 @@ def export(
     form: str | None,
     probabilities: bool,
     half: bool,
+    int8: bool,
+    calibrate: str | None,
     fixed_size: str | None,
     tolerance: float | None,
     verify: Path | None,
@@ -73,9 +82,14 @@ def export(
     metadata. It is run by its own engine (ONNX Runtime for ONNX), compared with the network, and kept only if all
     outputs agree. With --verify, a file is compared with what it stores of the network's outputs.
 
+    --int8, and --half for a run, also print what they cost and gain beside float32: the mean IoU on the validation
+    images, the size of the file, and the time of a pass. --int8 finds the ranges of values on images of the training
+    data, or on those of --calibrate: a data set, a data folder, or a folder of images without masks.
+
     \b
     unetkit export runs/a --out model.onnx
     unetkit export runs/a --out model.onnx --probabilities --half
+    unetkit export runs/a --out model.onnx --int8
     unetkit export --encoder resnet34 --classes 3 --pretrained --out model.pt2
     unetkit export --verify model.onnx
     """
@@ -99,10 +113,13 @@ def export(
     if source is None:
         resolve(plan, parts)  # rejects wrong names and options before torch is imported
 
+    from unetkit.exporter.export import check_precision, find_format
     from unetkit.exporter.export import export as export_network
-    from unetkit.exporter.export import find_format
 
     find_format(parts, out, form)  # before a network is built
+    check_precision(half, int8, calibrate)
+    if int8 and calibrate is None and (source is None or not source.is_dir()):
+        raise OptionError("--int8 needs images to calibrate with; give a folder or a data set by --calibrate")
     with stdout_to_stderr():  # keeps what a part prints out of this command's output
         model: Any = source
         if source is None:
@@ -120,10 +137,13 @@ def export(
             format=form,
             probabilities=probabilities,
             half=half,
+            int8=int8,
+            calibrate=calibrate,
             fixed_size=size,
             tolerance=tolerance,
             weights=weights,
             parts=parts,
+            on_notice=lambda line: click.echo(line, err=True),
         )
     done = emit_json(report.to_dict(), as_json, json_out)
     if not as_json:
@@ -151,10 +171,53 @@ def _print_report(report: ExportReport, source: str) -> None:
         f"{report.path}: {source} as {report.format}, {format_bytes(report.bytes)}",
         f"takes {report.sizes}; returns {report.output}",
     ]
-    notes = [f"differences are shares of the range of the outputs; at most {report.tolerance:g} is allowed"]
+    limit = "any are allowed" if report.tolerance is None else f"at most {report.tolerance:g} is allowed"
+    notes = [f"differences are shares of the range of the outputs; {limit}"]
     if not report.is_sealed:
         notes.append("the format stores no digest, so --verify compares outputs only")
-    print_listing(Listing(head, [table], notes), None)
+    if report.calibration:
+        head.append(f"calibrated on {report.calibration}")
+    tables = [table]
+    if report.cost is not None:
+        tables.append(_cost_table(report.cost, report.precision))
+        notes += _describe_cost(report.cost)
+    print_listing(Listing(head, tables, notes), None)
+
+
+def _cost_table(cost: PrecisionCost, precision: str) -> TableData:
+    def points(one: EngineCost) -> str:
+        if one.difference is None:
+            return ""
+        bounds = f" ({100 * one.interval[0]:+.2f} to {100 * one.interval[1]:+.2f})" if one.interval else ""
+        return f"{100 * one.difference:+.2f}{bounds}"
+
+    def ratio(one: Ratio) -> str:
+        return f"{one.ratio:.2f} ({one.low:.2f} to {one.high:.2f})"
+
+    rows = [
+        [
+            one.engine,
+            "" if one.miou is None else f"{one.miou:.4f}",
+            points(one),
+            ratio(one.to_float32),
+            ratio(one.to_torch),
+        ]
+        for one in cost.engines
+    ]
+    heads = ["engine", "mIoU", "difference in points", "time / float32 there", "time / torch in float32"]
+    before = "" if cost.miou is None else f"; mIoU {cost.miou:.4f} in float32 on {cost.images} validation images"
+    title = f"{precision}: {format_bytes(cost.bytes)}, and {format_bytes(cost.float32_bytes)} in float32{before}"
+    return TableData(heads, rows, title)
+
+
+def _describe_cost(cost: PrecisionCost) -> list[str]:
+    threads = format_plural(cost.threads, "thread")
+    return [
+        "intervals are 95% ones: of mIoU over images that are resampled for both, of times over rounds",
+        f"passes of {format_size(cost.size)} on {threads}, median of {cost.rounds} rounds; fastest: "
+        f"{cost.fastest.engine}, {cost.fastest.to_torch.ratio:.2f} of the time of torch in float32",
+        *cost.notes,
+    ]
 
 
 def _verify(
@@ -173,7 +236,7 @@ def _verify(
     click.echo(f"{path}: {report.plan}")
     click.echo(
         f"verified: {intact}, and its outputs here differ by at most {report.difference:.1e} of their range from those "
-        f"of the network (allowed: {report.tolerance:g})"
+        f"when it was exported (allowed: {report.tolerance:g})"
     )
     if done:
         click.echo(done)

@@ -163,12 +163,12 @@ def _range_of(outputs: list[np.ndarray]) -> float:
     return highest - lowest or max(abs(highest), 1.0)
 
 
-def make_stored_check(captured: CapturedNetwork, tolerance: float) -> StoredCheck:
-    """Compute the network's own outputs of small test images, which a file stores."""
+def make_stored_check(captured: CapturedNetwork, tolerance: float, run: Runner | None = None) -> StoredCheck:
+    """Compute outputs of small test images, which a file stores: the network's own, or those of another runner."""
     least, period = captured.tiles.least, captured.tiles.period
     small = (least[0] + period, least[1] + 2 * period) if captured.is_dynamic else captured.size
     images = make_test_images(1, captured.channels, small)
-    output = run_reference(captured.reference, images)
+    output = run_reference(captured.reference, images) if run is None else _run(run, images, "test images")
     return StoredCheck(
         shape=images.shape,
         input_sha256=sha256(images.tobytes()).hexdigest(),
@@ -214,7 +214,7 @@ def compare_stored(stored: StoredCheck, run: Runner) -> tuple[float, str]:
     difference = float(max(*differences, *statistics)) / stored.range
     if not difference <= stored.tolerance:
         return difference, (
-            f"its outputs differ by {difference:.1e} of their range from those of the network that was exported, "
+            f"its outputs differ by {difference:.1e} of their range from those when it was exported, "
             f"and at most {stored.tolerance:g} is allowed"
         )
     return difference, ""

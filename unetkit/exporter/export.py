@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,11 +27,13 @@ from unetkit.exporter.check import (
     to_dict,
 )
 from unetkit.exporter.digest import DIGEST_KEY, PLACEHOLDER, insert_digest, is_intact
-from unetkit.exporter.formats import ExportFormat
+from unetkit.exporter.formats import ExportFormat, Onnx
 from unetkit.exporter.metadata import describe_network, make_metadata
+from unetkit.exporter.quality import PrecisionCost, measure_cost, open_engines
+from unetkit.exporter.quantize import quantize, read_calibration_tiles
 from unetkit.plan import PartSpec, Plan
 from unetkit.plugins import default_parts, load_parts
-from unetkit.predict.model_info import ModelInfo
+from unetkit.predict.model_info import PREFIX, ModelInfo
 from unetkit.predict.torch_engine import bytes_per_pixel, describe_run
 from unetkit.registry import BUILTIN, Parts
 from unetkit.resolve import create
@@ -41,6 +45,8 @@ from unetkit.utils.isolation import wrap_errors
 
 #: The largest difference that is allowed, as a fraction of the range of the outputs, in float32 and with `half`.
 TOLERANCE, HALF_TOLERANCE = 1e-4, 2e-2
+#: The same of an int8 file from its own outputs when it was exported, for `verify`: other kernels round otherwise.
+INT8_TOLERANCE = 5e-2
 
 
 @dataclass(frozen=True)
@@ -53,9 +59,12 @@ class ExportReport:
         format: the name of the format.
         output: "logits" or "probabilities".
         comparisons: the comparison of each batch.
-        tolerance: the largest difference that was allowed.
+        tolerance: the largest difference that was allowed; None for any.
         sizes: which sizes the file takes, in words.
         is_sealed: whether the file contains a digest of its bytes.
+        precision: "float32", "float16" or "int8".
+        calibration: which images an int8 file was calibrated on; "" otherwise.
+        cost: what lower precision costs and gains, if that was measured.
     """
 
     path: Path
@@ -63,9 +72,12 @@ class ExportReport:
     format: str
     output: str
     comparisons: tuple[Comparison, ...]
-    tolerance: float
+    tolerance: float | None
     sizes: str
     is_sealed: bool
+    precision: str = "float32"
+    calibration: str = ""
+    cost: PrecisionCost | None = None
 
     @property
     def difference(self) -> float:
@@ -75,7 +87,7 @@ class ExportReport:
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON can hold it."""
         values = vars(self) | {"path": str(self.path), "comparisons": [*map(to_dict, self.comparisons)]}
-        return values | {"difference": self.difference}
+        return values | {"difference": self.difference, "cost": self.cost and self.cost.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -108,10 +120,13 @@ def export(
     format: str | None = None,  # noqa: A002
     probabilities: bool = False,
     half: bool = False,
+    int8: bool = False,
+    calibrate: str | Path | None = None,
     fixed_size: int | Size | None = None,
     tolerance: float | None = None,
     weights: str = "best",
     parts: Parts | None = None,
+    on_notice: Callable[[str], object] = lambda line: None,
 ) -> ExportReport:
     """Export a network to a file of another program, and check the file by its own engine.
 
@@ -124,10 +139,18 @@ def export(
         format: the format with its options, such as "onnx:opset=18"; None for the one that the file's ending means.
         probabilities: whether the file returns probabilities instead of logits.
         half: whether weights and computation are float16; images and outputs remain float32.
+        int8: whether weights and computation are of 8 bits, for ONNX only.
+        calibrate: a folder of images, a data folder or the name of a data set, on which ranges for `int8` are found;
+            None for the training images of the run.
         fixed_size: the only height and width of images that the file takes; None for all that the network takes.
-        tolerance: the largest difference as a fraction of the range of the outputs; None for 1e-4, or 2e-2 with `half`.
+        tolerance: the largest difference as a fraction of the range of the outputs; None for 1e-4, 2e-2 with
+            `half`, and any with `int8`.
         weights: of a run, "best", or "last" for those of the last epoch.
         parts: the registered parts; None for all that are installed.
+        on_notice: called with each line that a user should see.
+
+    With `int8`, and with `half` for a run, the report says what that costs: the mean IoU on the validation images, the
+    size, and the time of a pass, beside those in float32.
 
     Raises:
         ExportError: The network cannot be exported, or what was written does not compute the same.
@@ -137,11 +160,15 @@ def export(
     path = Path(path)
     if tolerance is not None and not 0 < tolerance < float("inf"):
         raise OptionError(f"--tolerance {tolerance:g}: must be above 0")
-    tolerance = tolerance or (HALF_TOLERANCE if half else TOLERANCE)
+    precision = check_precision(half, int8, calibrate)
+    if not int8:
+        tolerance = tolerance or (HALF_TOLERANCE if half else TOLERANCE)
     run = _open_run(model)
     if parts is None:
         parts = load_parts(run.plugins) if run and run.plugins else default_parts()
     name, writer = find_format(parts, path, format)
+    if int8 and not isinstance(writer, Onnx):
+        raise OptionError(f"--int8: writes ONNX only, which OpenVINO runs, too; give {path.with_suffix('.onnx')}")
     if run is not None:
         network = run.network("cpu", parts, weights)
         info = describe_run(run, network)
@@ -151,30 +178,94 @@ def export(
     activation = (
         info.target.activation(int(find_network(network).resolved_plan.classes)) if probabilities else "identity"
     )
-    captured = capture(network, activation=activation, half=half, size=Plan.of(size=fixed_size).size)
+    size_only = Plan.of(size=fixed_size).size
+    captured = capture(network, activation=activation, half=half, size=size_only)
     bytes_each = bytes_per_pixel(network, captured.size)
     info = replace(info, tiles=captured.tiles, output=captured.output, bytes_per_pixel=bytes_each)
-    metadata = make_metadata(info, captured, find_network(network), run, weights, half)
-    stored = make_stored_check(captured, tolerance)
-    metadata |= {CHECK_KEY: stored.to_text(), DIGEST_KEY: PLACEHOLDER}
-    with _write_folder(path) as temporary:
-        with wrap_errors(f"format {name} cannot write {path.name}"):
-            writer.write(captured, temporary, metadata)
+    metadata = make_metadata(info, captured, find_network(network), run, weights, precision)
+    stored = None if int8 else make_stored_check(captured, cast(float, tolerance))
+    write: Callable[[Path, Mapping[str, str]], object] = partial(_write, name, writer, captured)
+    calibration, cost = "", None
+    with _write_folder(path) as temporary, tempfile.TemporaryDirectory() as scratch:
+        if int8 or (half and run is not None):
+            float32, lower = Path(scratch, f"float32{writer.suffix}"), Path(scratch, f"lower{writer.suffix}")
+            if int8:
+                calibration, tiles = read_calibration_tiles(calibrate, run, info, parts)
+                on_notice(f"calibrating on {calibration}")
+                write(float32, metadata)
+                quantization = quantize(float32, lower, tiles, metadata)
+                metadata |= {f"{PREFIX}quantization": json.dumps({**quantization, "calibrated_on": calibration})}
+                stored = make_stored_check(captured, INT8_TOLERANCE, writer.open(lower))
+                write = partial(_store, lower)
+            else:
+                _write(name, writer, capture(network, activation=activation, size=size_only), float32, metadata)
+                write(lower, metadata)
+            cost = measure_cost(
+                cast(Any, find_network(network)),
+                info,
+                open_engines(float32, name, writer, info),
+                open_engines(lower, name, writer, info),
+                (_count_bytes(writer, lower), _count_bytes(writer, float32)),
+                run,
+                parts,
+                captured.size,
+                on_notice,
+            )
+            metadata |= {f"{PREFIX}cost": json.dumps(cost.to_dict())}
+        metadata |= {CHECK_KEY: cast(StoredCheck, stored).to_text(), DIGEST_KEY: PLACEHOLDER}
+        write(temporary, metadata)
         is_sealed = insert_digest(_files(writer, temporary))
         with wrap_errors(f"format {name} cannot open what it wrote"):
             runner = writer.open(temporary)
         found = compare_outputs(captured, runner)
         worst = max(found, key=lambda one: one.difference)
-        if not worst.difference <= tolerance:
+        if tolerance is not None and not worst.difference <= tolerance:
             raise ExportError(
                 f"{path} was not kept: for {worst.what}, {'x'.join(map(str, worst.shape))}, its outputs differ by "
                 f"{worst.difference:.1e} of their range from the network's, and at most {tolerance:g} is allowed "
                 f"(--tolerance); pixels decided otherwise: {worst.changed:,.0f} per million"
             )
-        size = sum(file.stat().st_size for file in _files(writer, temporary))
+        size = _count_bytes(writer, temporary)
     return ExportReport(
-        path, size, name, captured.output, tuple(found), tolerance, _describe_sizes(captured), is_sealed
+        path,
+        size,
+        name,
+        captured.output,
+        tuple(found),
+        tolerance,
+        _describe_sizes(captured),
+        is_sealed,
+        precision,
+        calibration,
+        cost,
     )
+
+
+def check_precision(half: bool, int8: bool, calibrate: object) -> str:
+    """Return the precision that options ask for. Raises OptionError if they contradict each other."""
+    if half and int8:
+        raise OptionError("--half and --int8 exclude each other; give one of them")
+    if calibrate is not None and not int8:
+        raise OptionError("--calibrate: applies only to --int8; add it, or leave --calibrate out")
+    return "int8" if int8 else "float16" if half else "float32"
+
+
+def _write(name: str, writer: ExportFormat, captured: CapturedNetwork, path: Path, metadata: Mapping[str, str]) -> None:
+    with wrap_errors(f"format {name} cannot write {path.name}"):
+        writer.write(captured, path, metadata)
+
+
+def _store(source: Path, path: Path, metadata: Mapping[str, str]) -> None:
+    """Copy an ONNX file with other metadata."""
+    import onnx
+
+    model = onnx.load(source)
+    onnx.helper.set_model_props(model, dict(metadata))
+    onnx.save(model, path)
+
+
+def _count_bytes(writer: ExportFormat, path: Path) -> int:
+    return sum(file.stat().st_size for file in _files(writer, path))
 
 
 def verify(path: str | Path, *, format: str | None = None, parts: Parts | None = None) -> VerifyReport:  # noqa: A002

@@ -38,7 +38,7 @@ def describe_network(model: nn.Module, source: str) -> ModelInfo:
 
 
 def make_metadata(
-    info: ModelInfo, captured: CapturedNetwork, network: Network, run: TrainRun | None, weights: str, half: bool
+    info: ModelInfo, captured: CapturedNetwork, network: Network, run: TrainRun | None, weights: str, precision: str
 ) -> dict[str, str]:
     """Return the metadata as texts by key: those of `ModelInfo`, facts for people, and those that QGIS Deepness reads.
 
@@ -48,14 +48,14 @@ def make_metadata(
         network: the network.
         run: the training run, if the network is from one.
         weights: which of its weights these are.
-        half: whether weights and computation are float16.
+        precision: "float32", "float16" or "int8".
     """
     facts: dict[str, Any] = {
         "values": "8-bit images / 255, 16-bit images / 65535, others unchanged; then (value - mean) / std",
         "smallest": captured.tiles.least,
         "multiple": 1 if captured.any_size else captured.tiles.period,
         "dynamic_sizes": captured.is_dynamic,
-        "precision": "float16" if half else "float32",
+        "precision": precision,
         "decision": _describe_decision(info, captured),
         "versions": _find_versions(),
         "plugins": [{"name": plugin.name, "version": plugin.version} for plugin in network.plugins],

@@ -23,6 +23,7 @@ from unetkit.plugins import default_parts, load_parts
 from unetkit.predict.engines import Engine
 from unetkit.predict.torch_engine import TorchEngine, describe_run
 from unetkit.registry import Parts
+from unetkit.tiling.layout import TileRequirements
 from unetkit.tiling.requirements import find_tile_requirements
 from unetkit.tiling.stitching import InMemoryImage, iterate_windows, join_windows
 from unetkit.train.checkpoint import TrainRun, read_run
@@ -196,6 +197,7 @@ def score_images(
     images: Dataset,
     *,
     engine: Engine | None = None,
+    tiles: TileRequirements | None = None,
     tolerance: float | None = None,
     outlines: bool = True,
     separation: bool = True,
@@ -209,6 +211,7 @@ def score_images(
         network: the network in eval mode, on any device.
         images: images whose masks have the run's classes.
         engine: what computes the probabilities; None for the network.
+        tiles: what the engine requires of tiles; None for what the network requires.
         tolerance: the tolerance of the boundary F-score in pixels; None for 0.75% of each image's diagonal.
         outlines: whether to compute the boundary F-score, which takes longer than the other scores.
         separation: whether to count the touching objects that are separated.
@@ -219,7 +222,7 @@ def score_images(
         FileError: An image cannot be read.
     """
     engine = engine or TorchEngine(network, describe_run(run, network))
-    tiles = find_tile_requirements(network)
+    tiles = tiles or find_tile_requirements(network)
     found = Evaluation(run.target, outlines=outlines, tolerance=tolerance, apart=separation)
     for index in range(len(images)):
         callback(index, len(images))
