@@ -62,8 +62,10 @@ def find_imports(tree: ast.Module) -> Iterator[Import]:
             if node.level:
                 raise CollectionError(f"line {node.lineno}: is a relative import, which is not followed")
             yield Import(node.module or "", tuple(alias.name for alias in node.names), node.lineno)
-        elif isinstance(node, ast.Name) and node.id in ("import_module", "__import__"):
-            raise CollectionError(f"line {node.lineno}: {node.id} imports what cannot be read from the source")
+        elif isinstance(node, ast.Name | ast.Attribute) and (
+            name := node.id if isinstance(node, ast.Name) else node.attr
+        ) in ("import_module", "__import__"):
+            raise CollectionError(f"line {node.lineno}: {name} imports what cannot be read from the source")
         nodes.extend(ast.iter_child_nodes(node))
 
 

@@ -19,7 +19,7 @@ from unetkit.errors import ExportError, OptionError
 from unetkit.exporter import engines
 from unetkit.exporter.engines import open_engine
 from unetkit.predict import engines as known
-from unetkit.predict.auto_engine import AutoEngine
+from unetkit.predict.auto_engine import AutoEngine, ComparedEngine
 from unetkit.predict.config import PredictConfig
 from unetkit.predict.engines import Engine
 from unetkit.predict.evaluate import evaluate
@@ -110,6 +110,10 @@ def test_masks_are_those_of_torch_and_the_network_is_exported_once(run: TrainRun
         assert np.allclose(chances[engine], chances["torch"], atol=1e-5)
     assert [engine for engine, text in notices.items() if "exporting" in text] == ["onnxruntime"]
     (exported,) = (run.folder / engines.CACHE).iterdir()
+    data = bytearray(exported.read_bytes())
+    data[len(data) // 2] ^= 1  # damaged: it is exported again
+    exported.write_bytes(data)
+    assert "exporting" in predict(run, image, tmp_path / "whole", "--engine", "openvino").stderr
     again = TrainRun(**vars(run))
     other = trained(tmp_path / "other", THREE, encoder="plain:widths=[8,8]")
     run.weights_path().write_bytes(other.weights_path().read_bytes())
@@ -134,6 +138,35 @@ def test_scores_are_those_of_torch(tmp_path: Path) -> None:
 
     with pytest.raises(ExportError, match="no engine"):
         evaluate(run, "cells:count=2,val=1,test=1,size=32", open_engine=fails)
+
+
+def test_an_export_that_fails_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trained(tmp_path / "run", THREE)
+    network = run.network()
+    info = describe_run(run, network)
+    tried: list[object] = []
+
+    def fails(*given: object, **more: object) -> None:
+        tried.append(given)
+        raise ExportError("it has no operator")
+
+    monkeypatch.setattr(engines, "export", fails)
+    told: list[str] = []
+    tiles = np.zeros((1, 1, 64, 64), np.float32)
+    for _ in range(2):
+        auto = open_engine("auto", run, network, info, on_notice=told.append)
+        for _ in range(3):
+            auto(tiles)
+    assert len(tried) == 1
+    assert [line.split()[0] for line in told] == ["exporting", "engine", "engine"]
+    with pytest.raises(ExportError, match="no operator"):
+        open_engine("onnxruntime", run, network, info)
+
+
+def test_an_engine_that_differs_is_refused() -> None:
+    assert (ComparedEngine(Sleeper(0), "right", Sleeper(0))(TILES) == 0.5).all()
+    with pytest.raises(ExportError, match=r"--engine wrong: its probabilities differ by up to 1\.0e-01"):
+        ComparedEngine(Sleeper(0, 0.6), "wrong", Sleeper(0))(TILES)
 
 
 def test_what_cannot_be_opened_is_refused(run: TrainRun, monkeypatch: pytest.MonkeyPatch) -> None:

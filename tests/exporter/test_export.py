@@ -23,7 +23,7 @@ from unetkit.cli import cli
 from unetkit.data.types import Target
 from unetkit.errors import ExportError, FileError, OptionError, UnetkitError
 from unetkit.exporter.check import CHECK_KEY
-from unetkit.exporter.digest import PLACEHOLDER, insert_digest
+from unetkit.exporter.digest import DIGEST_KEY, PLACEHOLDER, insert_digest
 from unetkit.exporter.export import ExportReport, verify
 from unetkit.exporter.formats import Onnx, OpenVino, TorchProgram
 from unetkit.plugins import load_parts
@@ -94,15 +94,20 @@ def test_verification_detects_every_change(exported: tuple[nn.Module, ExportRepo
     weights = next(one for one in model.graph.initializer if one.name.endswith("head.conv.weight"))
     weights.raw_data = (2 * numpy_helper.to_array(weights)).astype(np.float32).tobytes()
     for entry in model.metadata_props:
-        if entry.key == "unetkit.sha256":
+        if entry.key == DIGEST_KEY:
             entry.value = PLACEHOLDER
     onnx.save(model, copy)
     assert insert_digest([copy])
     with pytest.raises(ExportError, match=r"its outputs differ by .* of their range"):
         verify(copy)
-    for entry in [*model.metadata_props]:
-        if entry.key == CHECK_KEY:
-            model.metadata_props.remove(entry)
+    without_digest = onnx.load(report.path)
+    for kept in (model, without_digest):
+        for entry in [*kept.metadata_props]:
+            if entry.key == DIGEST_KEY or (kept is model and entry.key.startswith("unetkit.")):
+                kept.metadata_props.remove(entry)
+    onnx.save(without_digest, copy)
+    with pytest.raises(ExportError, match="was changed after it was exported"):
+        verify(copy)
     onnx.save(model, copy)
     with pytest.raises(FileError, match=rf"not exported by unetkit.* {CHECK_KEY}"):
         verify(copy)

@@ -318,6 +318,7 @@ def docstring(paragraphs: Iterable[str], width: int = WIDTH - 4) -> list[str]:
     """Return a docstring of lines; those that do not begin with a space are filled to the width."""
     lines: list[str] = []
     for text in paragraphs:
+        text = text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
         lines += [text] if not text or text.startswith(" ") else textwrap.wrap(text, width if lines else width - 3)
     if not lines:
         return []

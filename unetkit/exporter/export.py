@@ -215,9 +215,7 @@ def export(
         metadata |= {CHECK_KEY: cast(StoredCheck, stored).to_text(), DIGEST_KEY: PLACEHOLDER}
         write(temporary, metadata)
         is_sealed = insert_digest(_files(writer, temporary))
-        with wrap_errors(f"format {name} cannot open what it wrote"):
-            runner = writer.open(temporary)
-        found = compare_outputs(captured, runner)
+        found = _compare(name, writer, captured, temporary)
         worst = max(found, key=lambda one: one.difference)
         if tolerance is not None and not worst.difference <= tolerance:
             raise ExportError(
@@ -255,6 +253,18 @@ def _write(name: str, writer: ExportFormat, captured: CapturedNetwork, path: Pat
         writer.write(captured, path, metadata)
 
 
+def _compare(name: str, writer: ExportFormat, captured: CapturedNetwork, path: Path) -> list[Comparison]:
+    """Run a file by its own engine, and compare it with the network."""
+    try:
+        with wrap_errors(f"format {name} cannot open what it wrote"):
+            runner = writer.open(path)
+        return compare_outputs(captured, runner)
+    except UnetkitError as error:
+        if not captured.is_dynamic:
+            raise
+        raise type(error)(f"{error}; --fixed-size 256 exports for one size, which may work") from error
+
+
 def _store(source: Path, path: Path, metadata: Mapping[str, str]) -> None:
     """Copy an ONNX file with other metadata."""
     import onnx
@@ -286,7 +296,10 @@ def verify(path: str | Path, *, format: str | None = None, parts: Parts | None =
         raise FileError(f"--verify {path}: there is no such file; give a file that `unetkit export` wrote")
     if absent := [file for file in _files(reader, path) if not file.is_file()]:
         raise FileError(f"{path} needs {absent[0].name} beside it, which is not there; copy both")
+    changed = f"{path} was changed after it was exported; copy it again, or export the network again"
     intact = is_intact(_files(reader, path))
+    if intact is False:  # nothing of it is opened, since a program may run code
+        raise ExportError(changed)
     with wrap_errors(f"format {name} cannot read {path}"):
         metadata = reader.read_metadata(path)
     if CHECK_KEY not in metadata:
@@ -294,8 +307,8 @@ def verify(path: str | Path, *, format: str | None = None, parts: Parts | None =
             f"{path} was not exported by unetkit: its metadata do not have {CHECK_KEY}, so there is nothing to compare "
             "with; export the network with `unetkit export`"
         )
-    if intact is False or (intact is None and metadata.get(DIGEST_KEY, PLACEHOLDER) != PLACEHOLDER):
-        raise ExportError(f"{path} was changed after it was exported; copy it again, or export the network again")
+    if intact is None and metadata.get(DIGEST_KEY) != PLACEHOLDER:  # which only formats without a digest leave
+        raise ExportError(changed)
     try:
         stored = StoredCheck.from_text(metadata[CHECK_KEY])
     except (ValueError, TypeError, KeyError) as error:
@@ -385,7 +398,7 @@ def _write_folder(path: Path) -> Iterator[Path]:
         yield folder / path.name
         # The file that is opened comes last, so that it is never there without those that it needs.
         for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
-            with file.open("rb") as written:
+            with file.open("r+b") as written:  # Windows flushes only what may be written
                 os.fsync(written.fileno())
             file.replace(path.with_name(file.name))
     except OSError as error:

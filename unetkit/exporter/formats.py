@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -218,7 +219,7 @@ class TorchProgram:
 
     def open(self, path: Path) -> Callable[[np.ndarray], np.ndarray]:
         """Open a file by torch on the CPU."""
-        module = self._load(path, {}).module()
+        module = self._load(path).module()
 
         def run(image: np.ndarray) -> np.ndarray:
             with torch.no_grad():
@@ -228,17 +229,20 @@ class TorchProgram:
 
     def read_metadata(self, path: Path) -> dict[str, str]:
         """Return the metadata of a file."""
-        extra = {"metadata.json": ""}
-        self._load(path, extra)
+        # Not by torch.export.load, which may run code of a file that is not to be trusted.
         try:
-            return dict(json.loads(extra["metadata.json"] or "{}"))
+            with zipfile.ZipFile(path) as archive:
+                names = [name for name in archive.namelist() if name.endswith("/extra/metadata.json")]
+                return dict(json.loads(archive.read(names[0]))) if names else {}
+        except (OSError, zipfile.BadZipFile) as error:
+            raise FileError(f"{path} is not a program of torch.export: {_first_line(error)}") from error
         except (ValueError, TypeError) as error:
             raise FileError(f"{path}: its metadata.json is damaged ({error})") from error
 
-    def _load(self, path: Path, extra: dict[str, str]) -> torch.export.ExportedProgram:
+    def _load(self, path: Path) -> torch.export.ExportedProgram:
         try:
             with silence():
-                return torch.export.load(path, extra_files=extra)
+                return torch.export.load(path)
         except INTERRUPTS:
             raise
         except Exception as error:  # torch raises whatever it meets

@@ -1,4 +1,4 @@
-"""An engine that times other engines on the first tiles, and passes the others through the fastest one.
+"""Engines that are compared with a network of torch on the first tiles, by their results and by their time.
 
 This is NumPy without torch.
 """
@@ -11,9 +11,10 @@ from time import perf_counter
 
 import numpy as np
 
-from unetkit.errors import UnetkitError
+from unetkit.errors import ExportError, InputSizeError
 from unetkit.predict.engines import Engine
 from unetkit.utils.formatting import Size
+from unetkit.utils.isolation import INTERRUPTS, one_line
 
 #: The rounds of the comparison, in each of which every engine takes a turn.
 _ROUNDS = 3
@@ -29,7 +30,7 @@ class AutoEngine:
     Args:
         reference: the engine whose results are right; it is used where comparing does not pay.
         name: its name.
-        others: functions by name that open other engines; one that raises UnetkitError is left out.
+        others: functions by name that open other engines; one that raises an exception is left out.
         cost: the seconds that opening them takes, about.
         expected: the number of passes that will follow; None if it is unknown, which is taken for many.
         on_notice: called with each line that a user should see.
@@ -80,8 +81,10 @@ class AutoEngine:
             try:
                 engine = open_one()
                 differs = _describe_difference(engine(tiles), expected)  # and a first pass, which is slower
-            except UnetkitError as error:
-                self._on_notice(f"engine {name} is not used: {error}")
+            except (*INTERRUPTS, InputSizeError):
+                raise
+            except Exception as error:  # of whatever library; the reference works
+                self._on_notice(f"engine {name} is not used: {one_line(error)}")
                 continue
             if differs:
                 self._on_notice(f"engine {name} is not used: {differs}")
@@ -102,6 +105,30 @@ class AutoEngine:
         if len(engines) > 1:
             shown = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
             self._on_notice(f"engine {best}, the fastest of those timed on the first tiles (time of a pass: {shown})")
+
+
+class ComparedEngine:
+    """An engine whose first pass is compared with that of a reference.
+
+    Args:
+        engine: the engine.
+        name: its name.
+        reference: the engine whose results are right.
+    """
+
+    def __init__(self, engine: Engine, name: str, reference: Engine) -> None:
+        self._engine, self._name, self._reference, self._is_compared = engine, name, reference, False
+
+    def __call__(self, tiles: np.ndarray, /) -> np.ndarray:
+        output = self._engine(tiles)
+        if not self._is_compared:
+            if differs := _describe_difference(output, self._reference(tiles)):
+                raise ExportError(f"--engine {self._name}: {differs} from torch's; use --engine torch")
+            self._is_compared = True
+        return output
+
+    def explain_if_too_large(self, size: Size) -> str:
+        return self._reference.explain_if_too_large(size)
 
 
 def _describe_difference(found: np.ndarray, expected: np.ndarray) -> str:

@@ -208,7 +208,7 @@ def score_images(
 
     Args:
         run: the run of the network.
-        network: the network in eval mode, on any device.
+        network: the network, on any device; it is set to eval mode.
         images: images whose masks have the run's classes.
         engine: what computes the probabilities; None for the network.
         tiles: what the engine requires of tiles; None for what the network requires.
@@ -221,7 +221,7 @@ def score_images(
     Raises:
         FileError: An image cannot be read.
     """
-    engine = engine or TorchEngine(network, describe_run(run, network))
+    engine = engine or TorchEngine(network.eval(), describe_run(run, network))
     tiles = tiles or find_tile_requirements(network)
     found = Evaluation(run.target, outlines=outlines, tolerance=tolerance, apart=separation)
     for index in range(len(images)):

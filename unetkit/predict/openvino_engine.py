@@ -34,7 +34,7 @@ class OpenVinoEngine:
     def run(self, tiles: np.ndarray) -> np.ndarray:
         """Compute the output of the file, (B, K, H', W') float32, of normalized tiles (B, C, H, W), float32."""
         try:
-            output = self._compiled(tiles)[0]
+            output = self._compiled(np.asarray(tiles, np.float32))[0]
         except RuntimeError as error:  # OpenVINO's exceptions are no other type in Python
             size = format_size((tiles.shape[-2], tiles.shape[-1]))
             if is_oom(error):
