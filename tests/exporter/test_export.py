@@ -23,12 +23,12 @@ from unetkit.cli import cli
 from unetkit.data.types import Target
 from unetkit.errors import ExportError, FileError, OptionError, UnetkitError
 from unetkit.exporter.check import CHECK_KEY
-from unetkit.exporter.digest import DIGEST_KEY, PLACEHOLDER, insert_digest
 from unetkit.exporter.export import ExportReport, verify
 from unetkit.exporter.formats import Onnx, OpenVino, TorchProgram
 from unetkit.plugins import load_parts
 from unetkit.predict.model_info import ModelInfo
 from unetkit.tiling.requirements import find_tile_requirements, full_size
+from unetkit.utils.file_digest import DIGEST_KEY, PLACEHOLDER, insert_digest
 
 SMALL = "plain:widths=[4,8]"
 
@@ -261,7 +261,7 @@ def test_the_command_prints_what_was_compared(tmp_path: Path) -> None:
 REFUSED = [
     ("", "--out is missing"),
     ("--out m.onnx", "no network to export"),
-    ("nosuch --out m.onnx", "such as --encoder nosuch"),
+    ("nosuch --out m.onnx", "such as --encoder resnet34"),
     (f"--encoder {SMALL} --out m.foo", "no format has this ending"),
     (f"--encoder {SMALL} --out .", "is a folder"),
     (f"--encoder {SMALL} --out m.pt2 --format onnx", r"files that end in \.onnx"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from keyword import iskeyword
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from unetkit.ejection.eject import Usage
     from unetkit.network import Network
     from unetkit.registry import Parts
+
+
+#: Packages that an ejected file imports; a file of the same name would hide them.
+_IMPORTED = ("torch", "timm", "safetensors", "segmentation_models_pytorch")
 
 
 @click.command(cls=Command)
@@ -45,6 +50,10 @@ def eject(ctx: click.Context, /, source: Path | None, out: Path, **fields: Any) 
     """
     if out.suffix != ".py":
         raise OptionError(f"--out {out}: give a file name that ends in .py")
+    if not out.stem.isidentifier() or iskeyword(out.stem):
+        raise OptionError(f"--out {out}: Python cannot import a module of this name; give one such as net.py")
+    if out.stem in _IMPORTED:
+        raise OptionError(f"--out {out}: hides the package {out.stem}, which the file imports; give another name")
     plan = Plan.of(**fields)
     if source is not None and plan.explicit():
         given = next(iter(plan.explicit())).replace("_", "-")

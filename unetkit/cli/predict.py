@@ -17,7 +17,7 @@ from unetkit.cli.prediction import (
     prediction_options,
     take_predict_config,
 )
-from unetkit.errors import OptionError
+from unetkit.errors import FileError, OptionError
 from unetkit.predict.engines import AUTO
 from unetkit.utils.isolation import stdout_to_stderr
 
@@ -63,6 +63,9 @@ def predict(
             raise OptionError(f"--device {device}: {run} is run on the CPU; leave it out, or give the run's folder")
         predict_with_onnx(ctx, run, images, out, config)
         return
+
+    if run.is_file():
+        raise FileError(f"{run} is no .onnx file; export the network once more, with --out NAME.onnx, or give a run")
 
     from unetkit.exporter.engines import open_engine
     from unetkit.predict.predictor import Predictor, count_passes, plan_outputs

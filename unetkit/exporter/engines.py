@@ -18,7 +18,6 @@ from platformdirs import user_cache_path
 from torch import nn
 
 from unetkit.errors import OptionError, UnetkitError
-from unetkit.exporter.digest import is_intact
 from unetkit.exporter.export import export
 from unetkit.predict.auto_engine import AutoEngine, ComparedEngine
 from unetkit.predict.engines import AUTO, ENGINES, Engine, missing_packages
@@ -28,6 +27,7 @@ from unetkit.predict.openvino_engine import OpenVinoEngine, open_openvino
 from unetkit.predict.torch_engine import TorchEngine
 from unetkit.registry import Parts
 from unetkit.train.checkpoint import TrainRun
+from unetkit.utils.file_digest import is_intact
 from unetkit.utils.files import atomic_write
 from unetkit.utils.system import code_digest
 

@@ -26,7 +26,6 @@ from unetkit.exporter.check import (
     make_stored_check,
     to_dict,
 )
-from unetkit.exporter.digest import DIGEST_KEY, PLACEHOLDER, insert_digest, is_intact
 from unetkit.exporter.formats import ExportFormat, Onnx
 from unetkit.exporter.metadata import describe_network, make_metadata
 from unetkit.exporter.quality import PrecisionCost, measure_cost, open_engines
@@ -40,6 +39,7 @@ from unetkit.resolve import create
 from unetkit.serialization import load
 from unetkit.summary.forward_hooks import find_network
 from unetkit.train.checkpoint import HEADER, TrainRun, read_run
+from unetkit.utils.file_digest import DIGEST_KEY, PLACEHOLDER, insert_digest, is_intact
 from unetkit.utils.formatting import Size, format_size
 from unetkit.utils.isolation import wrap_errors
 
@@ -296,6 +296,8 @@ def verify(path: str | Path, *, format: str | None = None, parts: Parts | None =
         raise FileError(f"--verify {path}: there is no such file; give a file that `unetkit export` wrote")
     if absent := [file for file in _files(reader, path) if not file.is_file()]:
         raise FileError(f"{path} needs {absent[0].name} beside it, which is not there; copy both")
+    if not path.stat().st_size:
+        raise FileError(f"--verify {path}: the file is empty; copy it again, or export the network again")
     changed = f"{path} was changed after it was exported; copy it again, or export the network again"
     intact = is_intact(_files(reader, path))
     if intact is False:  # nothing of it is opened, since a program may run code
@@ -364,7 +366,7 @@ def _open_run(model: nn.Module | TrainRun | str | Path) -> TrainRun | None:
     if not path.exists():
         raise FileError(
             f"{path} does not exist; give the folder of a run, a .safetensors file of `unetkit build --save`, or the "
-            f"parts of a model, such as --encoder {path}"
+            "parts of a model, such as --encoder resnet34"
         )
     return None
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from unetkit.errors import ExportError, FileError, OptionError
 from unetkit.exporter.capture import INPUT, CapturedNetwork, describe_module, silence
-from unetkit.exporter.digest import DIGEST_KEY
+from unetkit.utils.file_digest import DIGEST_KEY
 from unetkit.utils.formatting import format_bytes
 from unetkit.utils.isolation import INTERRUPTS
 

@@ -15,6 +15,7 @@ import numpy as np
 from unetkit.errors import FileError, InputSizeError
 from unetkit.predict.engines import explain_memory
 from unetkit.predict.model_info import ModelInfo
+from unetkit.utils.file_digest import is_intact
 from unetkit.utils.formatting import Size, format_size
 from unetkit.utils.oom import is_oom
 from unetkit.utils.system import free_memory
@@ -96,12 +97,17 @@ def open_onnx(path: str | Path, threads: int | None = None) -> tuple[ModelInfo, 
             each core.
 
     Raises:
-        FileError: The file does not exist, is no ONNX file or has no metadata of unetkit, these do not fit its graph,
-            or ONNX Runtime is missing.
+        FileError: The file does not exist, is no ONNX file, was changed after it was exported or has no metadata of
+            unetkit, these do not fit its graph, or ONNX Runtime is missing.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileError(f"{path} {'is a folder; give an ONNX file' if path.is_dir() else 'does not exist'}")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise FileError(f"{path} {what}; give an .onnx file that `unetkit export` wrote")
+    if path.suffix.lower() != ".onnx":
+        raise FileError(f"{path} is no .onnx file; export the network once more, with --out NAME.onnx")
+    if is_intact([path]) is False:
+        raise FileError(f"{path} was changed after it was exported; copy it again, or export the network again")
     try:
         import onnxruntime
     except ImportError as error:
@@ -109,6 +115,8 @@ def open_onnx(path: str | Path, threads: int | None = None) -> tuple[ModelInfo, 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
     options.intra_op_num_threads = _thread_count() if threads is None else threads
+    # Threads that wait in a loop take time from other work, such as the engine that this one is compared with.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.enable_mem_pattern = False  # would keep a block for each size of a pass: 40% more memory, and no faster
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

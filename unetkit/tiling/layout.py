@@ -227,7 +227,7 @@ class TileRequirements:
         )
 
     def _reason(self) -> str:
-        if not self.edge:
+        if not self.edge or self.fixed:
             return self.explanation
         best = max(2 * sum(edge) + shrink for *edge, shrink in zip(*self.edge, self.shrinks, strict=True))
         return f"{self.explanation}; --tile {round_up(best, self.period)} would be exact"

@@ -14,9 +14,9 @@ from unetkit.builder import build
 from unetkit.errors import UnetkitError
 from unetkit.exporter.capture import capture
 from unetkit.exporter.check import make_test_images, run_reference
-from unetkit.exporter.digest import DIGEST_KEY, PLACEHOLDER
 from unetkit.testing.catalog import Nonconformity, SkipCheck, one_line
 from unetkit.testing.subject import PartSubject
+from unetkit.utils.file_digest import DIGEST_KEY, PLACEHOLDER
 
 #: The largest difference that is allowed, as a fraction of the range of the outputs.
 _TOLERANCE = 1e-3
