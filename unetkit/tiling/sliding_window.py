@@ -58,7 +58,8 @@ def tiled(
         network.eval()
         through = make_forward(network, first.device, first.dtype, then)
         through = average_over_flips(through) if tta else through
-        return torch.from_numpy(join_windows(iterate_windows(through, source, layout, batch_size), source.size))
+        joined = join_windows(iterate_windows(through, source, layout, batch_size), source.size)
+    return torch.from_numpy(joined)  # outside of inference mode, so that it can be used in autograd
 
 
 def make_forward(
