@@ -22,7 +22,7 @@ from unetkit.plan import Plan, ResolvedPlan
 from unetkit.protocols import Output
 from unetkit.utils.formatting import Size
 from unetkit.utils.integers import ceil_div, round_up
-from unetkit.utils.spatial import crop_end, is_same_size, is_tracing, pad_end, size_of, sym_max
+from unetkit.utils.spatial import crop_end, has_free_sizes, is_same_size, is_tracing, pad_end, size_of, sym_max
 
 if TYPE_CHECKING:
     from unetkit.registry import Plugin
@@ -259,7 +259,7 @@ class Network(nn.Module):
         if self.multiple > 1 or self.size is not None:
             return False
         # torch.jit.trace would keep the result for the example's size, and torch.export would refuse or misread others.
-        is_captured = is_tracing() or torch.compiler.is_exporting()
+        is_captured = is_tracing() or has_free_sizes()
         return self.min_size <= 1 or (not is_captured and min(size) >= self.min_size)
 
     def padded_size(self, size: Size) -> Size:

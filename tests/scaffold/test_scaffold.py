@@ -140,7 +140,7 @@ REFUSED = [
     (
         "my-own",
         "blok",
-        "metric, wrap, command; did you mean block or loss?",
+        "wrap, command; did you mean block",
     ),
 ]
 

@@ -71,14 +71,14 @@ def is_same_size(a: Size, b: Size) -> bool:
     return not is_tracing() and a == b
 
 
-def _has_free_sizes() -> bool:
+def has_free_sizes() -> bool:
     """Return whether torch.export captures a graph and keeps sizes symbolic where their values would be tested."""
     return torch.compiler.is_exporting() and cast(Any, export_config).backed_size_oblivious is True
 
 
 def crop_end(x: Tensor, size: Size) -> Tensor:
     """Crop (B, C, H, W) at the bottom and the right to a size; smaller sides are unchanged."""
-    if not torch.compiler.is_compiling() or _has_free_sizes():
+    if not torch.compiler.is_compiling() or has_free_sizes():
         return x[..., : size[0], : size[1]]
     # torch.export would by default fix the size for a convolution after a view, because it tests whether the view is
     # contiguous; and for a crop that may be empty, so one row and one column are added first.
@@ -92,7 +92,7 @@ def pad_end(x: Tensor, size: Size) -> Tensor:
     if is_tracing():
         # A traced network cannot refuse a larger input; it must not crop it either.
         height, width = sym_max(height, 0), sym_max(width, 0)
-    if not torch.compiler.is_compiling() or _has_free_sizes():
+    if not torch.compiler.is_compiling() or has_free_sizes():
         return F.pad(x, [0, width, 0, height])
     # torch.export would by default fix the size for a padding that may be 0.
     return F.pad(F.pad(x, [0, width + 1, 0, height + 1]), [0, -1, 0, -1])
