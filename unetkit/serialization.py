@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -25,6 +24,7 @@ from unetkit.plan import Plan
 from unetkit.plugins import default_parts
 from unetkit.registry import Parts
 from unetkit.summary.forward_hooks import find_network
+from unetkit.utils.file_digest import digest_of
 from unetkit.utils.files import atomic_write
 from unetkit.utils.isolation import ignore_breakpoints
 from unetkit.utils.module_settings import describe_modules, find_difference
@@ -39,11 +39,7 @@ _DIGEST_PATTERN = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 
 def compute_digest(data: bytes, at: int) -> bytes:
     """Return the digest of a file's bytes in hex, with zeros in place of the digest itself."""
-    view = memoryview(data)
-    digest = sha256(view[:at])
-    digest.update(DIGEST_PLACEHOLDER)
-    digest.update(view[at + len(DIGEST_PLACEHOLDER) :])
-    return digest.hexdigest().encode()
+    return digest_of([data], 0, at)
 
 
 def read_file(path: Path) -> bytes:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from unetkit.errors import FileError
 
+#: What stands in place of the digest while it is computed.
+_ZEROS = b"0" * 64
 #: The key of the digest among the metadata, and its value while the digest is not known.
 DIGEST_KEY, PLACEHOLDER = "unetkit.sha256", "sha256:" + "0" * 64
 _PATTERN = re.compile(rb"sha256:([0-9a-f]{64})")
@@ -28,11 +30,11 @@ def insert_digest(paths: Sequence[Path]) -> bool:
     places = [(index, data.find(marker)) for index, data in enumerate(contents) if marker in data]
     if len(places) != 1 or contents[places[0][0]].count(marker) != 1:
         return False
-    ((index, at),) = places
-    digest = _compute(contents, index, at)
+    ((index, start),) = places
+    at = start + marker.index(_ZEROS)
     with paths[index].open("r+b") as file:
         file.seek(at)
-        file.write(digest)
+        file.write(digest_of(contents, index, at))
     return True
 
 
@@ -49,19 +51,24 @@ def is_intact(paths: Sequence[Path]) -> bool | None:
     places = [(index, found) for index, data in enumerate(contents) for found in _PATTERN.finditer(data)]
     if not places:
         return None
-    return any(_compute(contents, index, found.start()) == found[0] for index, found in places)
+    return any(digest_of(contents, index, found.start(1)) == found[1] for index, found in places)
 
 
-def _compute(contents: Sequence[bytes], index: int, at: int) -> bytes:
-    """Return "sha256:" and the digest of all files, with the placeholder at its place in one of them."""
-    marker = PLACEHOLDER.encode()
+def digest_of(contents: Sequence[bytes], index: int, at: int) -> bytes:
+    """Return the digest of files in hex, with zeros in place of the digest itself.
+
+    Args:
+        contents: the bytes of each file.
+        index: the file that contains the digest.
+        at: where in this file its 64 hexadecimal digits begin.
+    """
     digest = sha256()
     for number, data in enumerate(contents):
         view = memoryview(data)
         if number == index:
             digest.update(view[:at])
-            digest.update(marker)
-            digest.update(view[at + len(marker) :])
+            digest.update(_ZEROS)
+            digest.update(view[at + len(_ZEROS) :])
         else:
             digest.update(view)
-    return b"sha256:" + digest.hexdigest().encode()
+    return digest.hexdigest().encode()
