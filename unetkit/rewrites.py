@@ -39,7 +39,7 @@ Site = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Rewrite:
-    """What one kind of rewrite did to a network.
+    """A record of what one kind of rewrite did to a network.
 
     Attributes:
         name: what was done, in words.

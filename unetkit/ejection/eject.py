@@ -55,7 +55,7 @@ def eject(model: Any, path: str | Path, *, parts: Parts | None = None) -> None:
 
 @dataclass(frozen=True)
 class Usage:
-    """What the text says of the use of the network.
+    """Hints that the text gives for the use of the network.
 
     Attributes:
         weights: a file of its weights.

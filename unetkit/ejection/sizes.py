@@ -1,4 +1,4 @@
-"""What is known of the sizes of a network's maps, so that its source has no code for what never happens."""
+"""Facts about the sizes of a network's maps, by which its source has no code for what never happens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unetkit.utils.spatial import size_of
 
 @dataclass(frozen=True)
 class SizeFacts:
-    """What is true for every input that a network takes.
+    """Facts that hold for every input that a network takes.
 
     Attributes:
         exact: whether every map is upsampled to just the size of its level, so that nothing is to be aligned.

@@ -40,7 +40,7 @@ class UNetWriter:
 
     @property
     def is_padded(self) -> bool:
-        """Whether inputs of some sizes are padded."""
+        """Tell whether inputs of some sizes are padded."""
         return not self.network.valid and (self.network.multiple > 1 or self.network.size is not None)
 
     def write(self, encoder: Expression, *, auxiliary: bool = False) -> Expression:
