@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import unetkit
 from tests.benchmarks.paired import Ratio, compare
+from unetkit.predict.openvino_engine import openvino_core
 from unetkit.rewrites import CHANNELS_LAST, KINDS, rewrite
 
 #: The lines of the networks, with the size of their images.
@@ -101,9 +102,7 @@ def _run_onnxruntime(model: nn.Module, x: Tensor) -> Call:
 
 
 def _run_openvino(model: nn.Module, x: Tensor) -> Call:
-    import openvino
-
-    core = openvino.Core()
+    core = openvino_core()
     settings = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     with TemporaryDirectory() as folder:
         compiled = core.compile_model(core.read_model(_export(model, x, folder)), "CPU", settings)

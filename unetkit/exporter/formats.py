@@ -19,6 +19,7 @@ from torch import nn
 
 from unetkit.errors import ExportError, FileError, OptionError
 from unetkit.exporter.capture import INPUT, CapturedNetwork, describe_module, silence
+from unetkit.predict.openvino_engine import openvino_core
 from unetkit.utils.file_digest import DIGEST_KEY
 from unetkit.utils.formatting import format_bytes
 from unetkit.utils.isolation import INTERRUPTS
@@ -261,15 +262,14 @@ class OpenVino:
         import onnx_ir
 
         data = onnx_ir.to_proto(_to_onnx(captured, None)).SerializeToString()
-        model = openvino.Core().read_model(data)
+        model = openvino_core().read_model(data)
         for key, value in metadata.items():
             model.set_rt_info(value, ["unetkit", key])
         openvino.save_model(model, path, compress_to_fp16=False)
 
     def open(self, path: Path) -> Callable[[np.ndarray], np.ndarray]:
         """Open a file by OpenVINO on the CPU, in float32."""
-        openvino = _import("openvino", "openvino")
-        core = openvino.Core()
+        core = _openvino_core()
         try:
             compiled = core.compile_model(self._read(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         except RuntimeError as error:
@@ -284,11 +284,16 @@ class OpenVino:
         return {key: model.get_rt_info(["unetkit", key]).astype(str) for key in model.get_rt_info(["unetkit"]).value}
 
     def _read(self, path: Path) -> Any:
-        openvino = _import("openvino", "openvino")
+        core = _openvino_core()
         try:
-            return openvino.Core().read_model(path)
+            return core.read_model(path)
         except RuntimeError as error:
             raise FileError(f"{path} is not a model of OpenVINO: {_first_line(error)}") from error
+
+
+def _openvino_core() -> Any:
+    _import("openvino", "openvino")
+    return openvino_core()
 
 
 def _import(package: str, extra: str) -> Any:

@@ -5,6 +5,7 @@ Shapes: B batch, C channels, L classes or labels, H and W height and width.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,15 +61,30 @@ def open_openvino(path: Path, info: ModelInfo, threads: int | None = None) -> Op
         FileError: OpenVINO is missing, or cannot read the file.
     """
     try:
-        import openvino
+        core = openvino_core()
     except ImportError as error:
         raise FileError(f"{path}: needs the package openvino; pip install 'unetkit[openvino]'") from error
     # Some processors would compute in bfloat16 otherwise, which decides other pixels.
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
-    core = openvino.Core()
     try:
         return OpenVinoEngine(core.compile_model(core.read_model(path), "CPU", settings), info)
     except RuntimeError as error:
         raise FileError(f"{path} cannot be opened by OpenVINO: {one_line(error)}; export the network again") from error
+
+
+@cache
+def openvino_core() -> Any:
+    """Return the `openvino.Core` of this process, which is created at the first call and kept.
+
+    On processors with AMX, each Core that has compiled a model gives the thread a stack for signals, and takes it away
+    when it is destroyed. Of two, the one that ends first leaves the thread with memory that is gone, and the next
+    signal, be it an interrupt or the end of a child process, ends this process without a word (OpenVINO 2026.4).
+
+    Raises:
+        ImportError: openvino is not installed.
+    """
+    import openvino
+
+    return openvino.Core()
