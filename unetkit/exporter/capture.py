@@ -9,6 +9,7 @@ import copy
 import io
 import logging
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -127,7 +128,7 @@ def capture(
         example, shapes = _example_size(tiles), {0: auto, 2: auto, 3: auto}
     # Sizes stay free although the example's are known, so that a side of 1 in a deep map needs no other program.
     free_sizes: Any = cast(Any, symbolic_shapes_config).patch(backed_size_oblivious=True)
-    with silence(), _name_failing_module(captured), torch.no_grad(), free_sizes:
+    with silence(), _name_failing_module(captured), torch.no_grad(), free_sizes, _simple_same_padding():
         program = torch.export.export(captured, (torch.zeros(2, channels, *example),), dynamic_shapes=(shapes,))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it names files of this machine
@@ -153,6 +154,32 @@ def _example_size(tiles: TileRequirements) -> Size:
         round_up(max(least, 32), tiles.period) if least % tiles.period == 0 else least for least in tiles.least
     )
     return height + 2 * tiles.period, width + 3 * tiles.period
+
+
+def same_padding(size: int, kernel: int, stride: int, dilation: int) -> int:
+    """Return the pixels by which TensorFlow's "SAME" padding enlarges one side of an image.
+
+    The result is that of `timm.layers.get_same_padding`. Where the kernel covers the stride, the formula has neither a
+    maximum nor a ceiling, so that the sizes of maps remain simple expressions of a size that is left open.
+    """
+    reach = (kernel - 1) * dilation + 1
+    padding = ((size + stride - 1) // stride - 1) * stride + reach - size
+    return padding if reach >= stride else max(padding, 0)
+
+
+@contextmanager
+def _simple_same_padding() -> Iterator[None]:
+    """Let timm's layers compute their "SAME" padding by `same_padding`: otherwise the sizes take hours to derive."""
+    layers: Any = sys.modules.get("timm.layers.padding")
+    if layers is None:  # no layer of timm's is in the network
+        yield
+        return
+    before = layers.get_same_padding
+    layers.get_same_padding = same_padding
+    try:
+        yield
+    finally:
+        layers.get_same_padding = before
 
 
 @contextmanager

@@ -132,11 +132,11 @@ def _to_onnx(captured: CapturedNetwork, opset: int | None) -> Any:
             f"--format onnx:opset={opset}: torch's exporter cannot write this network with opset {opset} "
             f"(it wrote {given}); leave the option out"
         )
-    _clean(captured, model)
+    _clean(model)
     return model
 
 
-def _clean(captured: CapturedNetwork, model: Any) -> None:
+def _clean(model: Any) -> None:
     """Name the dynamic sides, and remove stack traces, which name files of this machine."""
     import onnx_ir
 
@@ -145,13 +145,16 @@ def _clean(captured: CapturedNetwork, model: Any) -> None:
     names = {old: new for old, new in names.items() if not old.isdecimal()}
     if names:
         pattern = re.compile(rf"\b({'|'.join(map(re.escape, names))})\b")
+
+        def rename(dim: Any) -> Any:
+            if isinstance(dim, int) or dim.value is None:  # an unknown size: those of one name are taken to be equal
+                return dim
+            return pattern.sub(lambda found: names[found[0]], dim.value)
+
         values = [*model.graph.inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)]
         for value in values:
             if value.shape is not None:
-                value.shape = onnx_ir.Shape(
-                    dim if isinstance(dim, int) else pattern.sub(lambda found: names[found[0]], str(dim.value))
-                    for dim in value.shape
-                )
+                value.shape = onnx_ir.Shape(map(rename, value.shape))
     for holder in (model, model.graph, *model.functions.values()):
         holder.metadata_props.clear()
         holder.doc_string = ""
