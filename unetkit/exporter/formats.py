@@ -19,7 +19,8 @@ from torch import nn
 
 from unetkit.errors import ExportError, FileError, OptionError
 from unetkit.exporter.capture import INPUT, CapturedNetwork, describe_module, silence
-from unetkit.predict.openvino_engine import openvino_core
+from unetkit.predict.onnx_engine import open_session
+from unetkit.predict.openvino_engine import compile_file, openvino_core
 from unetkit.utils.file_digest import DIGEST_KEY
 from unetkit.utils.formatting import format_bytes
 from unetkit.utils.isolation import INTERRUPTS
@@ -83,14 +84,8 @@ class Onnx:
         onnx_ir.save(model, path)
 
     def open(self, path: Path) -> Callable[[np.ndarray], np.ndarray]:
-        """Open a file by ONNX Runtime on the CPU."""
-        runtime = _import("onnxruntime", "onnx")
-        options = runtime.SessionOptions()
-        options.log_severity_level = 3  # its warnings concern neither the file nor the result
-        try:
-            session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its exceptions have no common base
-            raise FileError(f"{path} is not a model that ONNX Runtime opens: {_first_line(error)}") from error
+        """Open a file by ONNX Runtime on the CPU, as prediction does."""
+        session = open_session(path)
         names = [value.name for value in session.get_inputs()]
         return lambda image: np.asarray(session.run(None, {names[0]: image})[0])
 
@@ -271,12 +266,8 @@ class OpenVino:
         openvino.save_model(model, path, compress_to_fp16=False)
 
     def open(self, path: Path) -> Callable[[np.ndarray], np.ndarray]:
-        """Open a file by OpenVINO on the CPU, in float32."""
-        core = _openvino_core()
-        try:
-            compiled = core.compile_model(self._read(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        except RuntimeError as error:
-            raise FileError(f"{path} is not a model that OpenVINO opens: {_first_line(error)}") from error
+        """Open a file by OpenVINO on the CPU in float32, as prediction does."""
+        compiled = compile_file(path)
         return lambda image: np.array(compiled(image)[0])
 
     def read_metadata(self, path: Path) -> dict[str, str]:

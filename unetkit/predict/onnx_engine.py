@@ -108,6 +108,21 @@ def open_onnx(path: str | Path, threads: int | None = None) -> tuple[ModelInfo, 
         raise FileError(f"{path} is no .onnx file; export the network once more, with --out NAME.onnx")
     if is_intact([path]) is False:
         raise FileError(f"{path} was changed after it was exported; copy it again, or export the network again")
+    session = open_session(path, threads)
+    info = ModelInfo.from_metadata(session.get_modelmeta().custom_metadata_map, str(path))
+    return info, OnnxEngine(session, info)
+
+
+def open_session(path: Path, threads: int | None = None) -> Any:
+    """Open any .onnx file in ONNX Runtime on the CPU.
+
+    Args:
+        path: the file.
+        threads: the number of threads, as in `open_onnx`.
+
+    Raises:
+        FileError: ONNX Runtime is missing, or cannot open the file.
+    """
     try:
         import onnxruntime
     except ImportError as error:
@@ -119,12 +134,10 @@ def open_onnx(path: str | Path, threads: int | None = None) -> tuple[ModelInfo, 
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.enable_mem_pattern = False  # would keep a block for each size of a pass: 40% more memory, and no faster
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions have no common type
         why = "not enough memory" if is_oom(error) else _describe(error)
         raise FileError(f"{path} cannot be opened as ONNX: {why}; export the network again") from error
-    info = ModelInfo.from_metadata(session.get_modelmeta().custom_metadata_map, str(path))
-    return info, OnnxEngine(session, info)
 
 
 def _thread_count() -> int:

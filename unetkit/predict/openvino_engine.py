@@ -60,6 +60,19 @@ def open_openvino(path: Path, info: ModelInfo, threads: int | None = None) -> Op
     Raises:
         FileError: OpenVINO is missing, or cannot read the file.
     """
+    return OpenVinoEngine(compile_file(path, threads), info)
+
+
+def compile_file(path: Path, threads: int | None = None) -> Any:
+    """Compile an .onnx or .xml file by OpenVINO for the CPU, in float32.
+
+    Args:
+        path: the file.
+        threads: the number of threads; None lets OpenVINO decide.
+
+    Raises:
+        FileError: OpenVINO is missing, or cannot read the file.
+    """
     try:
         core = openvino_core()
     except ImportError as error:
@@ -69,7 +82,7 @@ def open_openvino(path: Path, info: ModelInfo, threads: int | None = None) -> Op
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     try:
-        return OpenVinoEngine(core.compile_model(core.read_model(path), "CPU", settings), info)
+        return core.compile_model(core.read_model(path), "CPU", settings)
     except RuntimeError as error:
         raise FileError(f"{path} cannot be opened by OpenVINO: {one_line(error)}; export the network again") from error
 
