@@ -94,12 +94,57 @@ def _norm_shape(
 
 
 def _cat_shape(tensors: list[Tensor], dim: int = 0) -> Tensor | None:
-    """Return the result for contiguous tensors that fit together; None leaves all else to torch."""
+    """Return the result for maps that fit together; None leaves all else to torch."""
     first, dim = tensors[0], dim % max(tensors[0].ndim, 1)
-    kinds = {(x.shape[:dim], x.shape[dim + 1 :], x.dtype, x.is_contiguous()) for x in tensors}
-    if len(kinds) > 1 or not first.is_contiguous() or first.ndim < 2:
+    kinds = {(x.shape[:dim], x.shape[dim + 1 :], x.dtype) for x in tensors}
+    layouts = {_layout(x) for x in tensors}
+    if len(kinds) > 1 or None in layouts or first.ndim < 2:
         return None
-    return first.new_empty((*first.shape[:dim], sum(x.shape[dim] for x in tensors), *first.shape[dim + 1 :]))
+    shape = (*first.shape[:dim], sum(x.shape[dim] for x in tensors), *first.shape[dim + 1 :])
+    layout = layouts.pop() if len(layouts) == 1 else torch.contiguous_format
+    return torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=layout)
+
+
+def _layout(x: Tensor) -> torch.memory_format | None:
+    """Return the order of a tensor's elements in memory, if it is one of the usual two and no other."""
+    if x.is_contiguous():
+        is_both = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        return None if is_both else torch.contiguous_format
+    return torch.channels_last if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) else None
+
+
+def _same_shape(x: Tensor, *rest: Any) -> Tensor | None:
+    """Return the result of an operation that keeps shape and dtype of a contiguous map of floating point numbers."""
+    return x.new_empty(x.shape) if x.is_contiguous() and x.is_floating_point() else None
+
+
+def _pair_shape(x: Tensor, other: Any) -> Tensor | None:
+    """Return the result of an operation on two maps that are alike, or on a map and a number."""
+    if isinstance(other, Tensor):
+        fits = other.shape == x.shape and other.dtype == x.dtype and other.is_contiguous()
+    else:
+        fits = isinstance(other, int | float)
+    return _same_shape(x) if fits else None
+
+
+def _layer_norm_shape(x: Tensor, shape: list[int], weight: Any, bias: Any, eps: float) -> tuple[Tensor, ...] | None:
+    kept = x.shape[: x.ndim - len(shape)]
+    if not x.is_contiguous() or x.dtype != torch.float32 or [*x.shape[len(kept) :]] != [*shape]:
+        return None
+    if any(one is not None and (one.dtype != x.dtype or [*one.shape] != [*shape]) for one in (weight, bias)):
+        return None
+    moments = (*kept, *(1 for _ in shape))
+    return x.new_empty(x.shape), x.new_empty(moments), x.new_empty(moments)
+
+
+def _grid_sample_shape(x: Tensor, grid: Tensor, *rest: Any) -> Tensor | None:
+    fits = x.ndim == grid.ndim == 4 and len(x) == len(grid) and grid.shape[3] == 2 and x.dtype == grid.dtype
+    return x.new_empty((*x.shape[:2], *grid.shape[1:3])) if fits and x.is_contiguous() else None
+
+
+def _addmm_shape(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
+    fits = x.ndim == weight.ndim == 2 and x.shape[1] == weight.shape[0] and bias.shape == weight.shape[1:]
+    return x.new_empty((len(x), weight.shape[1])) if fits and bias.dtype == x.dtype == weight.dtype else None
 
 
 def _conv_shape(
@@ -169,6 +214,15 @@ _SHORTCUTS: dict[Any, Any] = {
     torch.ops.aten.convolution.default: _conv_shape,
     torch.ops.aten.max_pool2d_with_indices.default: _max_pool_shape,
     torch.ops.aten.cat.default: _cat_shape,
+    torch.ops.aten.native_layer_norm.default: _layer_norm_shape,
+    torch.ops.aten.grid_sampler_2d.default: _grid_sample_shape,
+    torch.ops.aten.addmm.default: _addmm_shape,
+    torch.ops.aten.add.Tensor: _pair_shape,
+    torch.ops.aten.mul.Tensor: _pair_shape,
+    torch.ops.aten.gelu.default: _same_shape,
+    torch.ops.aten.relu.default: _same_shape,
+    torch.ops.aten.sigmoid.default: _same_shape,
+    torch.ops.aten.silu.default: _same_shape,
 }
 
 

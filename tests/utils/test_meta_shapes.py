@@ -1,0 +1,94 @@
+"""Shapes that are worked out without torch are those of torch, in its order in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from unetkit.utils.meta_shapes import MetaShapes
+
+_aten = torch.ops.aten
+
+
+def numbers(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.ones(shape, dtype=dtype, device="meta")
+
+
+MAP = numbers(2, 8, 6, 4)
+LAST = MAP.to(memory_format=torch.channels_last)
+HALF = MAP.half()
+PERMUTED = MAP.permute(0, 2, 3, 1)
+CROPPED = numbers(2, 8, 9, 9)[..., :6, :4]
+PIXEL = numbers(2, 8, 1, 1)
+GRID = numbers(2, 3, 5, 2)
+VECTOR = numbers(8)
+
+
+@pytest.mark.parametrize(
+    ("operation", "given"),
+    [
+        (
+            _aten.cat.default,
+            [([one, other], 1) for one in (MAP, LAST, CROPPED) for other in (MAP, LAST, CROPPED, HALF)],
+        ),
+        (
+            _aten.cat.default,
+            [([PIXEL, PIXEL], 1), ([PIXEL, CROPPED[..., :1, :1]], 2), ([MAP, MAP], -1), ([GRID, GRID], 0)],
+        ),
+        (_aten.grid_sampler_2d.default, [(one, GRID, 0, 1, False) for one in (MAP, LAST, CROPPED)]),
+        (
+            _aten.native_layer_norm.default,
+            [
+                *((one, [8], VECTOR, VECTOR, 1e-6) for one in (PERMUTED, PERMUTED.contiguous())),
+                (MAP, [6, 4], None, None, 1e-6),
+                (numbers(2, 5, 8), [8], VECTOR, None, 1e-6),
+            ],
+        ),
+        (_aten.addmm.default, [(VECTOR, numbers(3, 5), one) for one in (numbers(5, 8), numbers(8, 5).t())]),
+        *(
+            (
+                operation,
+                [(one, other) for one in (MAP, LAST, CROPPED) for other in (MAP, LAST, CROPPED, HALF, PIXEL, 2, 0.5)],
+            )
+            for operation in (_aten.add.Tensor, _aten.mul.Tensor)
+        ),
+        (_aten.add.Tensor, [(numbers(2, 3, dtype=torch.int64), 0.5), (HALF, MAP), (HALF, True)]),
+        *(
+            (operation, [(one,) for one in (MAP, LAST, CROPPED, PERMUTED, HALF)])
+            for operation in (_aten.gelu.default, _aten.relu.default, _aten.sigmoid.default, _aten.silu.default)
+        ),
+        (_aten.sigmoid.default, [(numbers(2, 3, dtype=torch.int64),)]),
+    ],
+    ids=lambda value: str(value) if isinstance(value, torch._ops.OpOverload) else "",
+)
+def test_results_are_those_of_torch(operation: Any, given: list[Any]) -> None:
+    for args in given:
+        with MetaShapes():
+            first, again = operation(*args), operation(*args)
+        expected = describe(operation(*args))
+        assert describe(first) == expected, describe(args)
+        assert describe(again) == expected, describe(args)
+
+
+def describe(value: Any) -> Any:
+    return tree_map_only(Tensor, lambda x: (tuple(x.shape), x.stride(), x.dtype, str(x.device)), value)
+
+
+@pytest.mark.parametrize(
+    ("operation", "args"),
+    [
+        (_aten.cat.default, ([MAP, PERMUTED], 1)),
+        (_aten.grid_sampler_2d.default, (MAP, numbers(3, 3, 5, 2), 0, 0, False)),
+        (_aten.native_layer_norm.default, (MAP, [8], VECTOR, VECTOR, 1e-6)),
+        (_aten.addmm.default, (VECTOR, numbers(3, 5), numbers(6, 8))),
+        (_aten.add.Tensor, (MAP, PERMUTED)),
+    ],
+    ids=str,
+)
+def test_what_torch_refuses_is_refused(operation: Any, args: Any) -> None:
+    with MetaShapes(), pytest.raises(RuntimeError):
+        operation(*args)
