@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.predict.test_predictor import trained
 from unetkit.cli import cli
 from unetkit.data.types import Target
 from unetkit.errors import OptionError, UnetkitError
+from unetkit.exporter import quality
 from unetkit.exporter.export import ExportReport, verify
 from unetkit.exporter.formats import Onnx
 from unetkit.exporter.quality import difference_interval
@@ -31,7 +33,15 @@ def called(*words: object) -> Result:
     return CliRunner().invoke(cli, ["export", *map(str, words)])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module", autouse=True)
+def few_rounds() -> Iterator[None]:
+    """Time passes in the fewest rounds: no test is about the figures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quality, "_SECONDS", 0)
+        yield
+
+
+@pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> TrainRun:
     """A run on grey images of two classes, which a threshold separates; its network has learned nothing."""
     folder = tmp_path_factory.mktemp("int8")
@@ -50,7 +60,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TrainRun:
     return read_run(run.folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def exported(run: TrainRun) -> ExportReport:
     return unetkit.export(run, run.folder.parent / "int8.onnx", int8=True)
 
@@ -90,7 +100,6 @@ def test_half_of_a_run_says_what_it_costs(run: TrainRun, tmp_path: Path) -> None
     found = json.loads(result.stdout)
     assert (found["precision"], found["cost"]["images"]) == ("float16", 3)
     assert abs(found["cost"]["engines"][0]["difference"]) < 0.05
-    assert not unetkit.export(unetkit.build("plain:widths=[4,8]"), tmp_path / "b.pt2", half=True).cost
 
 
 def test_without_its_data_a_run_needs_images_and_has_no_scores(run: TrainRun, tmp_path: Path) -> None:

@@ -200,6 +200,8 @@ def export(
             else:
                 _write(name, writer, capture(network, activation=activation, size=size_only), float32, metadata)
                 write(lower, metadata)
+                if isinstance(writer, Onnx):
+                    write = partial(_store, lower)
             cost = measure_cost(
                 cast(Any, find_network(network)),
                 info,

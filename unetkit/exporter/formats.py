@@ -101,8 +101,8 @@ class Onnx:
 
 def _to_onnx(captured: CapturedNetwork, opset: int | None) -> Any:
     """Convert a program to an onnx_ir.Model without what concerns only this machine."""
-    _import("onnx", "onnx")
-    _import("onnxscript", "onnx")
+    for package in ("onnx", "onnxscript", "onnxruntime"):  # the last one checks the file afterwards
+        _import(package, "onnx")
     from torch.onnx import OnnxExporterError
 
     try:
