@@ -96,7 +96,9 @@ def run_on_ray(
 def _schedule(
     ray: Any, tasks: Iterable[Any], options: _TrialOptions, nodes: ClusterNodes
 ) -> Generator[TaskResult, None, None]:
-    remote = ray.remote(max_calls=1, max_retries=0)(_run_trial)
+    # A worker runs further tasks, since the server that it forks their processes from has imported what they need.
+    # With GPUs it runs one: the server's processes see only the GPUs of the task that started it.
+    remote = ray.remote(max_calls=1 if nodes.gpus else 0, max_retries=0)(_run_trial)
     waiting, running = deque((task, 1) for task in tasks), dict[Any, _RunningTask]()
     with _cancel_on_exit(ray, running):
         while waiting or running:
@@ -266,7 +268,7 @@ class ClusterNodes:
         Args:
             slots: a slot of each node, by the node's id.
         """
-        remote = self.ray.remote(max_calls=1, max_retries=0, num_cpus=0)(library_versions)
+        remote = self.ray.remote(max_retries=0, num_cpus=0)(library_versions)
         references = {node_id: remote.options(**slot.node_affinity()).remote() for node_id, slot in slots.items()}
         for node_id, slot in slots.items():
             try:
