@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -272,6 +273,7 @@ def memory(bench_model: BenchModel) -> int:
 def training_memory(bench_model: BenchModel) -> int:
     """Peak memory of a training step, in bytes, including gradients and AdamW's state, measured like `memory`."""
     _refuse_memory(bench_model)
+    import_module("torch._dynamo")  # before the measurement, or its tens of megabytes would be the model's
     peak_memory, step = bench_model.peak_memory, training(bench_model)
     return peak_memory.measure(lambda: (step(), step()))
 

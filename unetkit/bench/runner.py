@@ -540,6 +540,8 @@ class BenchRunner:
     def _preload(self) -> list[str]:
         baselines = [self.baseline] if self.baseline != Plan() else []
         libraries = list_libraries([*baselines, *(case.plan for case in self.cases)])
+        if not {"training", "training-memory"}.isdisjoint(metric.name for metric in self.metrics):
+            libraries.append("torch._dynamo")  # every optimizer imports it
         of_trainings = TRAINING_PRELOAD if self.training else ()
         return [*PRELOAD, *of_trainings, *libraries]
 
