@@ -50,7 +50,13 @@ class TaskResult:
 
 
 def run_tasks(
-    tasks: Iterable[Any], target: str, slots: Sequence[Any], *, timeout: float, preload: Sequence[str] = ()
+    tasks: Iterable[Any],
+    target: str,
+    slots: Sequence[Any],
+    *,
+    timeout: float,
+    preload: Sequence[str] = (),
+    needs_script: bool = True,
 ) -> Generator[TaskResult, None, None]:
     """Run every task, and yield each result when it is complete, including failures.
 
@@ -63,13 +69,15 @@ def run_tasks(
         slots: the places where tasks run, one at a time in each; a process receives its slot.
         timeout: seconds that one task may take.
         preload: modules to import first. They must not initialize a GPU, since a forked process could not use it.
+        needs_script: whether each process imports the script by which this one was started, since tasks may contain
+            what it defines. A script that starts processes outside of `if __name__ == "__main__":` then fails.
     """
     context = _make_context(preload)
     waiting, free, running = deque(tasks), deque(slots), dict[Connection, _Child]()
     try:
         while waiting or running:
             while waiting and free:
-                child = _Child(context, waiting.popleft(), free.popleft(), target, timeout)
+                child = _Child(context, waiting.popleft(), free.popleft(), target, timeout, needs_script)
                 running[child.pipe] = child
             _receive_reports(running)
             for child in [child for child in running.values() if child.ended]:
@@ -121,7 +129,7 @@ def _receive_reports(running: dict[Connection, _Child]) -> None:
 class _Child:
     """One process, and what it has reported so far."""
 
-    def __init__(self, context: Any, task: Any, slot: Any, target: str, timeout: float) -> None:
+    def __init__(self, context: Any, task: Any, slot: Any, target: str, timeout: float, needs_script: bool) -> None:
         self.task, self.slot, self.timeout = task, slot, timeout
         self.facts: dict[str, Any] = {}
         self.cause = ""
@@ -131,7 +139,7 @@ class _Child:
         self.deadline = self.start + timeout
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_run_child, args=(theirs, task, slot, target), daemon=True)
-        _start_process(self.process.start)
+        _start_process(self.process.start, needs_script)
         theirs.close()  # or its end would never be seen
 
     def listen(self) -> None:
@@ -179,23 +187,29 @@ class _Child:
 
 
 @contextmanager
-def _hide_missing_script() -> Iterator[None]:
-    """Hide the main module's path if it is no file: a child process would fail to import a script from stdin."""
+def _hide_script(*, unless_file: bool) -> Iterator[None]:
+    """Hide where the main module is from child processes, which then do not import it.
+
+    Args:
+        unless_file: hide it only if it is no file, such as a script from stdin, which they would fail to import.
+    """
     main = vars(sys.modules["__main__"])
-    path = main.get("__file__")
-    if path is None or Path(path).is_file():
+    before = {name: main[name] for name in ("__file__", "__spec__") if name in main}
+    path = before.get("__file__")
+    if unless_file and (path is None or Path(path).is_file()):
         yield
         return
-    del main["__file__"]
+    main.pop("__file__", None)
+    main["__spec__"] = None
     try:
         yield
     finally:
-        main["__file__"] = path
+        main.update(before)
 
 
-def _start_process(start: Callable[[], object]) -> None:
+def _start_process(start: Callable[[], object], needs_script: bool = True) -> None:
     try:
-        with safe_path(), _hide_missing_script():
+        with safe_path(), _hide_script(unless_file=needs_script):
             start()
     except (OSError, EOFError) as error:
         why = f"no process can be started: {one_line(error)}"

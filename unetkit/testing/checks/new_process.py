@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import pickle
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -22,14 +17,11 @@ from unetkit.testing.catalog import MODULE_KINDS, Nonconformity, SkipCheck, one_
 from unetkit.testing.checks.plugin import PluginSubject
 from unetkit.testing.contracts import Outputs, PartInput, PositionalArgs
 from unetkit.testing.subject import PartSubject, relative_difference
+from unetkit.utils.processes import Emit, run_tasks
 from unetkit.utils.rounding import float32_tolerance
 
-_SCRIPT = """
-import json, sys
-sys.path[:], target, file = json.loads(sys.argv[1])
-from unetkit.testing.checks.new_process import find_errors
-print(json.dumps(find_errors(target, file)))
-"""
+#: Seconds that the new process may take.
+_TIMEOUT = 600.0
 
 
 class _Case(NamedTuple):
@@ -51,16 +43,17 @@ def check_new_process(subject: PluginSubject) -> None:
     cases = list(_create_cases(subject))
     if not cases:
         raise SkipCheck("it adds no part that can be created")
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "cases.pickle")
-        file.write_bytes(pickle.dumps(cases))
-        arguments = json.dumps([sys.path, subject.target, str(file)])
-        command = [sys.executable, "-P", "-c", _SCRIPT, arguments]
-        process = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-    if process.returncode:
-        last = (process.stderr.strip().splitlines() or ["no message"])[-1]
-        raise Nonconformity(f"its parts cannot be created in a new process: {last}")
-    if errors := json.loads(process.stdout.splitlines()[-1]):
+    [result] = run_tasks(
+        [(subject.target, pickle.dumps(cases))],
+        f"{__name__}:report_errors",
+        [None],
+        timeout=_TIMEOUT,
+        preload=[__name__],
+        needs_script=False,
+    )
+    if result.error:
+        raise Nonconformity(f"its parts cannot be created in a new process: {result.error}")
+    if errors := result.facts["errors"]:
         raise Nonconformity("; ".join(errors))
 
 
@@ -87,16 +80,17 @@ def _create_cases(subject: PluginSubject) -> Iterator[_Case]:
         yield _Case(entry.kind.field, entry.qualified_name, args, part_input, outputs, pickled)
 
 
-def find_errors(target: str, file: str) -> list[str]:
-    """Return what is wrong with the cases in a file; this runs in the new process."""
+def report_errors(task: tuple[str, bytes], _slot: None, emit: Emit) -> None:
+    """Report what is wrong with pickled cases; this runs in the new process."""
+    target, pickled = task
     parts = load_manager([target] if target else [], isolated=True).parts
-    cases: list[_Case] = pickle.loads(Path(file).read_bytes())  # noqa: S301  this kit wrote it
+    cases: list[_Case] = pickle.loads(pickled)  # noqa: S301  this kit made it
     # All before anything else, so that what is created at a first call is created on the meta device, if it can be.
     for case in cases:
         with suppress(UnetkitError), torch.device("meta"):
             subject = PartSubject(case.kind, case.name, parts)
             PartBuilder(parts)(case.kind, subject.spec, case.args)
-    return [error for case in cases if (error := _find_error(case, parts))]
+    emit({"errors": [error for case in cases if (error := _find_error(case, parts))]})
 
 
 def _find_error(case: _Case, parts: Parts) -> str:
