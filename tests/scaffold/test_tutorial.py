@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import ensurepip
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sysconfig
 import threading
 import venv
+import zipfile
 from collections.abc import Iterator
 from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -78,6 +80,12 @@ def index() -> Iterator[Index]:
         thread.join()
 
 
+def pip_wheel() -> Path:
+    """The pip that comes with Python, and that a virtual environment has."""
+    folder = sysconfig.get_config_var("WHEEL_PKG_DIR") or Path(ensurepip.__file__).parent / "_bundled"
+    return next(Path(folder).glob("pip-*.whl"))
+
+
 class Machine:
     """A folder with a fresh virtual environment, in which torch, unetkit and pytest are there without installing."""
 
@@ -90,18 +98,10 @@ class Machine:
         if like:
             shutil.copytree(like.venv, self.venv, symlinks=True)
         else:
-            venv.create(self.venv, with_pip=True, symlinks=True)
-            # Before Python 3.12 it has a setuptools, too old for torch, that would hide the one here.
-            uninstall: list[str | Path] = [
-                bin_folder / "python",
-                "-m",
-                "pip",
-                "uninstall",
-                "--yes",
-                "--quiet",
-                "setuptools",
-            ]
-            subprocess.run(uninstall, check=True)
+            venv.create(self.venv, symlinks=True)
+            (site,) = self.venv.glob("lib/*/site-packages")
+            with zipfile.ZipFile(pip_wheel()) as wheel:  # ensurepip would take as long as some steps, and bring more
+                wheel.extractall(site)
         (site,) = self.venv.glob("lib/*/site-packages")
         here = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
         (site / "here.pth").write_text("".join(f"import site; site.addsitedir({path!r})\n" for path in sorted(here)))
@@ -120,6 +120,7 @@ class Machine:
             "PIP_INDEX_URL": f"{index.url}/simple/",
             "PIP_NO_BUILD_ISOLATION": "0",  # for pip a 0 means that there is none
             "PIP_NO_CACHE_DIR": "1",
+            "PIP_NO_WARN_CONFLICTS": "1",  # or it reads the requirements of everything that is here
             "UV_NO_BUILD_ISOLATION": "1",
             "UV_NO_CONFIG": "1",
             "UV_PUBLISH_TOKEN": TOKEN,
