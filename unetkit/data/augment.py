@@ -10,15 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, exp, inf, log
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
-from torchvision import tv_tensors
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import InterpolationMode
 
 from unetkit.data.sample_checks import describe_tensor
 from unetkit.data.statistics import ValueRange
@@ -32,8 +29,13 @@ from unetkit.resolve import canonical_spec, create
 from unetkit.utils.integers import mirror_indices
 from unetkit.utils.isolation import wrap_errors
 
+if TYPE_CHECKING:
+    from torchvision.transforms.v2 import InterpolationMode
+
+# Torchvision imports torch's compiler, which takes as long as torch, so a step imports it when it is first applied.
+
 #: A function from a map (a tv_tensor) and an interpolation mode to the warped map, with 0 outside of the original.
-Warp = Callable[[Tensor, InterpolationMode], Tensor]
+Warp = Callable[[Tensor, "InterpolationMode"], Tensor]
 
 
 class SampleTensors(NamedTuple):
@@ -56,6 +58,9 @@ def warp_sample(pixels: SampleTensors, warp: Warp) -> SampleTensors:
 
     Pixels from outside the image become the image's mean, IGNORE in the mask, and 0 in the weight map.
     """
+    from torchvision import tv_tensors
+    from torchvision.transforms.v2 import InterpolationMode
+
     # A warp fills with zeros outside of the image, so each map is first shifted such that its fill value is 0.
     # Torchvision's own `fill` would leave a dark line along the image's edge.
     nearest, mean = InterpolationMode.NEAREST, channel_means(pixels.image)[:, None, None]
@@ -181,8 +186,10 @@ class Scale:
 
 
 def _affine(pixels: SampleTensors, angle: float, scale: float) -> SampleTensors:
-    def warp(tensor: Tensor, mode: v2.InterpolationMode) -> Tensor:
-        moved: Tensor = v2.functional.affine(tensor, angle, [0, 0], scale, [0, 0], interpolation=mode)
+    from torchvision.transforms.v2 import functional
+
+    def warp(tensor: Tensor, mode: InterpolationMode) -> Tensor:
+        moved: Tensor = functional.affine(tensor, angle, [0, 0], scale, [0, 0], interpolation=mode)
         return moved
 
     return warp_sample(pixels, warp)
@@ -202,11 +209,13 @@ class Elastic:
         self.grid, self.std = grid, std
 
     def __call__(self, pixels: SampleTensors, draw: Generator) -> SampleTensors:
+        from torchvision.transforms.v2 import functional
+
         height, width = pixels.size
         field = self.field(height, width, draw)[None] * 2 / torch.tensor([width, height])
 
-        def warp(tensor: Tensor, mode: v2.InterpolationMode) -> Tensor:
-            moved: Tensor = v2.functional.elastic(tensor, field, interpolation=mode)
+        def warp(tensor: Tensor, mode: InterpolationMode) -> Tensor:
+            moved: Tensor = functional.elastic(tensor, field, interpolation=mode)
             return moved
 
         return warp_sample(pixels, warp)
@@ -272,10 +281,12 @@ class Blur:
         self.sigma = sigma
 
     def __call__(self, pixels: SampleTensors, draw: Generator) -> SampleTensors:
+        from torchvision.transforms.v2 import functional
+
         sigma = uniform(0.1, self.sigma, draw)
         # Reflecting the image at its border needs one pixel more than the padding.
         reach = min(ceil(3 * sigma), min(pixels.size) - 1)
-        return pixels._replace(image=v2.functional.gaussian_blur(pixels.image, [2 * reach + 1] * 2, [sigma] * 2))
+        return pixels._replace(image=functional.gaussian_blur(pixels.image, [2 * reach + 1] * 2, [sigma] * 2))
 
 
 Step = Callable[[SampleTensors, Generator], SampleTensors]
