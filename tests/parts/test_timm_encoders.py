@@ -104,11 +104,11 @@ def test_a_pyramid_is_that_of_the_paper() -> None:
     ("name", "strides"),
     [
         ("test_vit", (4, 8, 16, 32)),
-        ("vit_small_patch14_dinov2", (7, 14, 28)),
+        ("vit_small_patch14_dinov2:depth=2", (7, 14, 28)),
         ("convmixer_768_32", (7, 14)),
-        ("xcit_nano_12_p8_224", (2, 4, 8, 16)),
+        ("xcit_nano_12_p8_224:depth=2", (2, 4, 8, 16)),
         ("mixer_s32_224", (8, 16, 32, 64)),
-        ("vit_small_r26_s32_224", (8, 16, 32, 64)),
+        ("vit_small_r26_s32_224:depth=2", (8, 16, 32, 64)),
     ],
 )
 def test_one_stride_becomes_a_pyramid(name: str, strides: tuple[int, ...]) -> None:
@@ -291,17 +291,28 @@ def test_positions_are_made_for_the_size_that_is_said() -> None:
 
 @pytest.mark.slow
 def test_a_model_that_cannot_change_says_which_sizes_it_takes() -> None:
-    assert build("efficientformer_l1", size=(97, 131), device="meta").size == (224, 224)
+    name = "efficientformer_l1:depths=[1,1,1,2]"
+    assert build(name, size=(97, 131), device="meta").size == (224, 224)
     with pytest.raises(BuildError, match=r"takes 224x224 only, .* for 300x400; give --size 224x224 or less"):
-        build("efficientformer_l1", size=(300, 400), device="meta")
+        build(name, size=(300, 400), device="meta")
 
 
 # Channels and weights
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["test_vit", "test_convnext", "test_efficientnet", "test_nfnet", "pvt_v2_b0"])
-@pytest.mark.parametrize("channels", [1, 4, 13])
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("test_vit", 1),
+        ("test_vit", 4),
+        ("test_vit", 13),
+        ("test_convnext", 1),
+        ("test_efficientnet", 4),
+        ("test_nfnet", 13),
+        ("pvt_v2_b0", 1),
+    ],
+)
 def test_any_number_of_channels_goes_in(name: str, channels: int) -> None:
     model = build(name, in_channels=channels, device="meta")
     assert on_meta(model, 33, 65, channels=channels).shape == (1, 2, 33, 65)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from tests.parts.test_pretrained import Hub, adapted, refusal, use
 from unetkit.errors import BuildError, OptionError
 from unetkit.parts.encoders.normalization import get_normalization_stats
 from unetkit.smp import catalog as smp_names
+from unetkit.utils.lazy_init import defer_init, preserve_rng
+from unetkit.utils.meta_shapes import MetaShapes
 
 hub = test_pretrained.hub
 closed_url = test_pretrained.closed_url
@@ -47,8 +50,6 @@ KINDS = {
 }
 #: One of each kind of layers: what several kinds have in common is tried with these.
 SOME = ("resnet18", "vgg11", "efficientnet-b0", "xception", "mit_b0")
-#: Where what differs between kinds does not matter.
-FEW = ("resnet18", "efficientnet-b0", "mit_b0")
 #: Those whose strides are poolings, which cannot be dilated.
 POOLED = {"vgg11", "densenet121", "inceptionv4", "xception"}
 #: What images are normalised by.
@@ -58,6 +59,7 @@ REPO, REVISION = theirs.encoders["resnet18"]["pretrained_settings"]["imagenet"].
 FILE = f"/{REPO}/resolve/{REVISION}/model.safetensors"
 
 
+@cache
 def random_weights(name: str = "resnet18") -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(7)
     tensors: dict[str, Tensor] = theirs.get_encoder(name, weights=None).state_dict()
@@ -110,7 +112,8 @@ def test_a_bare_name_is_timms_first_and_then_smps(said: str, shortest: str, sour
 @pytest.mark.parametrize("name", KINDS)
 def test_its_maps_are_smps(name: str) -> None:
     encoder: Any = unetkit.make_part("encoder", f"smp/{name}", 3)
-    whole = theirs.encoders[name]["encoder"](**theirs.encoders[name]["params"])
+    with preserve_rng(), defer_init(discard=True):  # every weight is replaced
+        whole = theirs.encoders[name]["encoder"](**theirs.encoders[name]["params"])
     tensors = whole.state_dict()
     for key, tensor in encoder.model.state_dict().items():
         tensors[key].copy_(tensor)
@@ -131,7 +134,7 @@ def test_its_maps_are_smps(name: str) -> None:
 def test_it_takes_any_size_and_trains_all_that_it_has(name: str) -> None:
     model = unetkit.build(f"smp/{name}", widths=(16, 8, 8, 8, 8), seed=0)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    for size in ((64, 64), (97, 131)):
+    for size in ((64, 64), (49, 67)):
         out = model(torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1)))
         assert out.shape == (2, 2, *size)
         optimizer.zero_grad()
@@ -154,15 +157,19 @@ def test_it_is_dilated_or_says_that_it_cannot_be(name: str, output_stride: int) 
     assert model.encoder.strides == tuple(stride for stride in KINDS[name] if stride <= output_stride)
     deepest = theirs.encoders[name]["params"]["out_channels"][-1]
     assert model.encoder.channels[-1] == deepest
-    assert model(torch.empty(2, 3, 97, 131, device="meta")).shape == (2, 2, 97, 131)
+    with MetaShapes():
+        assert model(torch.empty(2, 3, 97, 131, device="meta")).shape == (2, 2, 97, 131)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("in_channels", [1, 2, 13])
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize(
+    ("name", "in_channels"),
+    [("resnet18", 1), ("resnet18", 2), ("resnet18", 13), ("efficientnet-b0", 13), ("mit_b0", 2)],
+)
 def test_the_input_may_have_any_number_of_channels(name: str, in_channels: int) -> None:
     model = unetkit.build(f"smp/{name}", in_channels=in_channels, device="meta")
-    assert model(torch.empty(2, in_channels, 64, 64, device="meta")).shape == (2, 2, 64, 64)
+    with MetaShapes():
+        assert model(torch.empty(2, in_channels, 64, 64, device="meta")).shape == (2, 2, 64, 64)
 
 
 @pytest.mark.slow
@@ -170,7 +177,8 @@ def test_the_input_may_have_any_number_of_channels(name: str, in_channels: int) 
 def test_fewer_levels_leave_out_the_layers_below_them(name: str, levels: int) -> None:
     model = unetkit.build(f"smp/{name}:levels={levels}", device="meta")
     assert model.encoder.strides == KINDS[name][:levels]
-    model(torch.empty(2, 3, 64, 64, device="meta")).sum().backward()
+    with MetaShapes():
+        model(torch.empty(2, 3, 64, 64, device="meta")).sum().backward()
     assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
 
 

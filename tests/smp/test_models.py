@@ -54,7 +54,7 @@ def test_each_is_what_smp_builds(name: str) -> None:
     theirs = make(f"tu-{encoder}", encoder_weights=None, classes=4, in_channels=5, **extra).eval()
     theirs.load_state_dict(ours.model.state_dict())
     assert count(ours) == count(theirs)
-    x = torch.randn(2, 5, 128, 160)
+    x = torch.randn(1, 5, 128, 160)
     with torch.no_grad():
         torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=0)
 
@@ -64,7 +64,8 @@ def test_each_is_what_smp_builds(name: str) -> None:
 def test_each_takes_any_size_and_says_what_it_pads(name: str) -> None:
     model = whole(name)
     for size in ((97, 131), (33, 65), (64, 64)):
-        assert model(torch.randn(1, 3, *size)).shape == (1, 2, *size)
+        with torch.no_grad():
+            assert model(torch.randn(1, 3, *size)).shape == (1, 2, *size)
         traced = unetkit.trace(model, size)
         padded = model.padded_size(size)
         assert any("padded with zeros" in note for note in traced.notes) == (padded != size)
@@ -238,6 +239,7 @@ def test_a_model_that_gives_no_tensor_is_refused() -> None:
 
 @pytest.mark.slow
 def test_an_encoder_of_one_size_takes_others_where_timm_lets_it() -> None:
-    model = unetkit.build(model="smp/upernet", encoder="swin_tiny_patch4_window7_224", parts=PARTS, device="meta")
+    encoder = "swin_tiny_patch4_window7_224:depths=[1,1,1,1]"
+    model = unetkit.build(model="smp/upernet", encoder=encoder, parts=PARTS, device="meta")
     assert model.size is None
     assert [unetkit.trace(model, size).rows[-1].height for size in (224, 97, 448)] == [224, 97, 448]
