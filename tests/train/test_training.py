@@ -6,13 +6,12 @@ import json
 import multiprocessing
 import os
 import random
+import runpy
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,6 +42,8 @@ from unetkit.train.progress import CURVES, PREVIEWS
 from unetkit.train.trainer import STOPPED, TrainCallback
 from unetkit.utils.config_fields import make_config
 
+#: What processes that train import, the last for augmentation and with it torch's compiler, which optimizers need.
+PRELOAD = ["tests.train.test_training", "matplotlib.figure", "torchvision.transforms.v2"]
 TINY = "--encoder plain:widths=[4,8]"
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 4, "preview_every": 0, "device": "cpu"}
 
@@ -249,7 +250,7 @@ def child(folder: str, line: str, save_every: float) -> None:
 def test_a_run_that_is_killed_at_any_moments_goes_on_to_the_same_weights_to_the_bit(tmp_path: Path) -> None:
     line = f"{TINY} --block double:dropout=0.2"
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.train.test_training"])
+    context.set_forkserver_preload(PRELOAD)
     whole = context.Process(target=child, args=(str(tmp_path / "whole"), line, 300.0))
     whole.start()
     whole.join()
@@ -561,10 +562,23 @@ def test_data_that_moved_are_gone_on_with_and_changed_data_are_refused(tmp_path:
 # On the command line
 
 
-def command(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-m", "unetkit", *words]
-    return subprocess.run(line, capture_output=True, text=True, check=False, env=environment, timeout=300, **options)
+def run_module(words: list[str], stderr: str) -> None:
+    """Run `python -m MODULE WORDS` in a process of its own that has imported torch already."""
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with Path(stderr).open("wb") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    module, *sys.argv[1:] = words
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def start(*words: str, stderr: Path) -> Any:
+    """Start `python -m MODULE WORDS`; what it prints on stderr is in a file."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    process = context.Process(target=run_module, args=(list(words), str(stderr)))
+    process.start()
+    return process
 
 
 CELLS = ["--data", "cells:count=8,val=2,test=1,size=32", "--encoder", "plain:widths=[4,8],norm=none"]
@@ -577,10 +591,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run by the command line."""
     folder = tmp_path_factory.mktemp("runs") / "a"
     more = ["--batch-size", "4", "--epochs", "2", "--block", "double:norm=none", "--device", "cpu"]
-    done = command("train", *CELLS, *more, *SGD, "--tensorboard", "--out", str(folder))
-    assert done.returncode == 0, done.stderr
-    assert "epoch 2 of 2: loss" in done.stderr
-    assert f"curves in {folder / CURVES}; predictions in {folder / PREVIEWS}" in done.stderr
+    told = folder.with_name("told")
+    done = start("unetkit", "train", *CELLS, *more, *SGD, "--tensorboard", "--out", str(folder), stderr=told)
+    done.join(300)
+    said = told.read_text()
+    assert done.exitcode == 0, said
+    assert "epoch 2 of 2: loss" in said
+    assert f"curves in {folder / CURVES}; predictions in {folder / PREVIEWS}" in said
     return folder
 
 
@@ -599,17 +616,13 @@ def test_a_run_leaves_weights_a_log_curves_and_samples(trained: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_train_as_one_with_the_doubled_batch(trained: Path, tmp_path: Path) -> None:
     more = ["--batch-size", "2", "--epochs", "2", "--block", "double:norm=none", "--device", "cpu"]
-    line = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "unetkit", "train"]
-    done = subprocess.run(
-        [sys.executable, *line, *CELLS, *more, *SGD, "--out", str(tmp_path / "two")],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert "devices  2 processes with 2 images in a step" in done.stderr
+    line = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "unetkit", "train"]
+    told = tmp_path / "told"
+    done = start(*line, *CELLS, *more, *SGD, "--preview-every", "0", "--out", str(tmp_path / "two"), stderr=told)
+    done.join(300)
+    said = told.read_text()
+    assert done.exitcode == 0, said
+    assert "devices  2 processes with 2 images in a step" in said
     one, two, begun = (
         state_of(trained),
         state_of(tmp_path / "two"),
@@ -644,7 +657,7 @@ def one_of_two(rank: int, port: int, folder: str, options: dict[str, Any]) -> No
 def two(folder: Path, **options: Any) -> list[int | None]:
     """Train in two processes; how each ended. The first may be stopped after so many steps."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.train.test_training"])
+    context.set_forkserver_preload(PRELOAD)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -691,19 +704,19 @@ def test_another_number_of_processes_goes_on_after_an_epoch_and_not_within_one(t
 @pytest.mark.slow
 def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
     folder = tmp_path / "a"
-    line = [sys.executable, "-m", "unetkit", "train", *CELLS, "--epochs", "100000", "--out", str(folder)]
-    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+    told = tmp_path / "told"
+    line = ["train", *CELLS, "--augment", "none", "--preview-every", "0", "--epochs", "100000", "--out", str(folder)]
+    process = start("unetkit", *line, stderr=told)
     end = time.monotonic() + 120
     while not (folder / LOG).exists() or not (folder / LOG).read_text():
         assert time.monotonic() < end
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(30)
-    if process.poll() is None:  # Python drops an interrupt that falls into a destructor; a user then repeats it
-        process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert said.splitlines()[-1] == f"Error: interrupted; continue with: unetkit train --resume {folder}"
+    os.kill(process.pid, signal.SIGINT)
+    process.join(30)
+    if process.exitcode is None:  # Python drops an interrupt that falls into a destructor; a user then repeats it
+        os.kill(process.pid, signal.SIGINT)
+        process.join(60)
+    assert process.exitcode == 130
+    assert told.read_text().splitlines()[-1] == f"Error: interrupted; continue with: unetkit train --resume {folder}"
     with pytest.raises(OptionError, match=r"^--epochs cannot be changed by --resume; leave it out$"):
         cli.main(["train", "--resume", str(folder), "--epochs", "3"], standalone_mode=False)

@@ -32,7 +32,7 @@ from unetkit.utils.isolation import wrap_errors
 if TYPE_CHECKING:
     from torchvision.transforms.v2 import InterpolationMode
 
-# Torchvision imports torch's compiler, which takes as long as torch, so a step imports it when it is first applied.
+# Torchvision imports torch's compiler, which takes as long as torch, so only what augments images imports it.
 
 #: A function from a map (a tv_tensor) and an interpolation mode to the warped map, with 0 outside of the original.
 Warp = Callable[[Tensor, "InterpolationMode"], Tensor]
@@ -387,6 +387,8 @@ def make_augment(
         raise OptionError(f"--augment {text}: none cannot be combined with other steps")
     specs = [_parse_step(step) for step in texts]
     steps = tuple(_create_step(spec, parts) for spec in specs)
+    if steps:  # before processes that load data are forked, or each would import it
+        import torchvision.transforms.v2  # noqa: F401
     return Augment(
         ",".join(str(canonical_spec("augment", spec, parts)) for spec in specs) or NONE, steps, crop, value_range
     )
