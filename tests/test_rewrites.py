@@ -79,7 +79,7 @@ LINES: st.SearchStrategy[dict[str, Any]] = st.builds(
 )
 
 
-@settings(max_examples=6, derandomize=True, phases=(Phase.generate,))
+@settings(max_examples=5, derandomize=True, phases=(Phase.generate,))
 @given(LINES)
 def test_outputs_are_equal_for_any_parts(words: dict[str, Any]) -> None:
     model = build(**words)
@@ -127,7 +127,7 @@ def test_the_given_model_is_unchanged_and_still_training() -> None:
 def test_it_composes_with_tiles_compile_and_export(tmp_path: Path) -> None:
     import onnxruntime
 
-    model = build(fuse="add").float().eval()
+    model = build("plain:widths=[8,16]", fuse="add").float().eval()
     rewritten = fast(model)
     assert find_tile_requirements(rewritten) == find_tile_requirements(model)
     assert rewritten.plan == model.plan

@@ -48,7 +48,7 @@ ENCODERS: list[Any] = [Strided, unetkit.PartSpec.of(Strided, {"multiple": 8}), "
 
 
 @pytest.mark.slow
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(
     encoder=st.sampled_from(ENCODERS),
     align=st.sampled_from(["crop", "pad", "resize"]),

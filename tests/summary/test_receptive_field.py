@@ -19,7 +19,8 @@ def poked_field(model: nn.Module, channels: int, side: int, period: int) -> int:
 
     All weights are positive, so that no influence cancels, and pools are averages, so that none is masked.
     """
-    pokes = torch.eye(side, dtype=torch.float64)[:, None, :, None].expand(side, channels, side, side)
+    width = side if side > 128 else 16  # rows are poked whole, and valid convolutions need a square
+    pokes = torch.eye(side, dtype=torch.float64)[:, None, :, None].expand(side, channels, side, width)
     with torch.no_grad():
         still = model(torch.zeros_like(pokes[:1]))
         # Every influence is far above this share of the output; another batch's rounding is far below.
