@@ -188,7 +188,7 @@ def written(folder: Path, kind: str) -> Path:
 
 def trained(folder: Path, kind: str, **config: Any) -> train.TrainRun:
     where = written(folder / kind, kind)
-    config = {"epochs": 10, "batch_size": 4, "lr": 0.02, "preview_every": 0, "device": "cpu", **config}
+    config = {"epochs": 14, "batch_size": 4, "lr": 0.02, "preview_every": 0, "device": "cpu", **config}
     return train.run("--encoder plain:widths=[4,8]", folder / f"run {kind}", data=str(where), **config)
 
 

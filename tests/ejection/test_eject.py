@@ -120,7 +120,7 @@ def unetkit_register(parts):
 '''
 
 #: How many random lines are tried.
-SAMPLE = 18
+SAMPLE = 16
 
 #: Every recipe with few channels, and networks that a random line seldom gives.
 CHOSEN = (
