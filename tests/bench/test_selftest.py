@@ -135,7 +135,7 @@ def test_the_command_times_in_processes_and_keeps_every_sample(tmp_path: Path) -
         (["--network", "--encoder plian"], UnknownNameError, "plain"),
         (["--network", "--encodr plain"], UnknownNameError, "encoder"),
         (["--size", "0"], OptionError, "size"),
-        (["--device", "cuda:77", "--runs", "2"], BuildError, "cannot be timed"),
+        (["--device", "cuda:77", "--runs", "2", "--network", str(TINY)], BuildError, "cannot be timed"),
         (["--out", "/proc/none/x.jsonl"], FileError, "cannot be written"),
     ],
 )

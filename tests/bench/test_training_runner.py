@@ -37,7 +37,9 @@ from unetkit.train.checkpoint import read_run
 CELLS = "cells:count=8,val=2,test=3,size=32"
 TINY = "--encoder plain:widths=[4,8]"
 QUICK = ["--data", CELLS, "--steps", "2", "--epochs", "2", "--batch-size", "4", "--metrics", "parameters,miou,val-loss"]
-GRID = ["--encoder", "plain:widths=[4,8]", "--fuse", "concat,add", *QUICK, "--threads", "1", "--jobs", "2"]
+#: Without these, each training has both cores, whose threads wait for each other beside other tests.
+THREADS = ["--threads", "1", "--jobs", "2"]
+GRID = ["--encoder", "plain:widths=[4,8]", "--fuse", "concat,add", *QUICK, *THREADS]
 
 
 def command(*arguments: str) -> list[str]:
@@ -302,7 +304,8 @@ def test_trainings_may_load_data_in_processes_of_their_own(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_costs_are_measured_at_the_crop_of_each_row_and_plans_take_any_number_of_seeds(tmp_path: Path) -> None:
-    arguments = ["--encoder", "plain:widths=[4,8]", "--data", CELLS, "--crop", "16,32", "--steps", "1", "--epochs", "1"]
+    arguments = ["--encoder", "plain:widths=[4,8]", "--data", CELLS, "--crop", "16,32", *THREADS]
+    arguments += ["--steps", "1", "--epochs", "1"]
     out = ["--seeds", "1", "--metrics", "macs,disk,miou", "--batch-size", "4", "--out", str(tmp_path / "run")]
     result = run_cli(*arguments, *out)
     assert result.exit_code == 0, result.output
@@ -318,9 +321,10 @@ def test_costs_are_measured_at_the_crop_of_each_row_and_plans_take_any_number_of
 
 @pytest.mark.slow
 def test_added_rows_take_size_and_steps_from_the_folder(trained: Path, tmp_path: Path) -> None:
-    first = ["--encoder", "plain:widths=[4,8]", "--size", "16", *QUICK, "--seeds", "1", "--out", str(tmp_path / "run")]
+    first = ["--encoder", "plain:widths=[4,8]", "--size", "16", *QUICK, *THREADS, "--seeds", "1"]
+    first += ["--out", str(tmp_path / "run")]
     assert run_cli(*first).exit_code == 0
-    result = run_cli("--encoder", "plain:widths=[4,8,16]", "--out", str(tmp_path / "run"))
+    result = run_cli("--encoder", "plain:widths=[4,8,16]", *THREADS, "--out", str(tmp_path / "run"))
     assert result.exit_code == 0, result.output
     rows = read_results(tmp_path / "run").rows
     assert [row.size for row in rows] == [(16, 16)] * 2
