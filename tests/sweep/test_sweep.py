@@ -54,7 +54,7 @@ def small_names(number: int, largest: float) -> list[str]:
 
 @pytest.mark.slow
 def test_a_random_sample_of_small_models_passes_everything(tmp_path: Path) -> None:
-    names = small_names(4, 10e6)
+    names = small_names(3, 5e6)
     run_sweep(SweepConfig(names=(*names,), jobs=2, memory=4 * GIB), tmp_path / "sweep.jsonl")
     measured = read_results(tmp_path / "sweep.jsonl").rows
     assert {name for _, name in measured} == {*names}

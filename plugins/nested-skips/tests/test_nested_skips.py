@@ -238,7 +238,10 @@ def test_is_made_on_meta() -> None:
 @pytest.mark.slow
 def test_compiles_and_exports_for_every_size() -> None:
     torch._dynamo.reset()
-    model = small().double()
+    # Three levels have a node between maps, and one that joins two nodes.
+    model = small(
+        encoder='nested:of="plain:widths=[2,4,8,16],norm=none",block="double:norm=none"', widths="8,4,2"
+    ).double()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
     height, width = torch.export.Dim("height", min=32, max=512), torch.export.Dim("width", min=32, max=512)
     example = (torch.randn(1, 1, 48, 64).double(),)
