@@ -170,12 +170,12 @@ class Stop(TrainCallback):
 def test_a_run_from_other_weights_freezes_only_these_and_remembers_them_when_resumed(tmp_path: Path) -> None:
     weights = tmp_path / "vit.pt"
     torch.save(timm.create_model("test_vit", in_chans=1).state_dict(), weights)
-    line = "--encoder test_vit --size 32 --seed 3"
+    line = "--encoder test_vit --widths 8,8,8,8,8 --size 32 --seed 3"
     options = {**QUICK, "epochs": 2, "init_weights": weights, "freeze_encoder": 1, "lr": 0.01}
     whole = train.run(line, tmp_path / "whole", data=squares(8), **options)
     with pytest.raises(KeyboardInterrupt):
         train.run(line, tmp_path / "cut", data=squares(8), callback=Stop(1), save_every=0.0, **options)
-    begun: Any = unetkit.build("test_vit", size=32, seed=3, in_channels=1, classes=1)
+    begun: Any = unetkit.build("test_vit", widths=(8,) * 5, size=32, seed=3, in_channels=1, classes=1)
     left = load_init_weights(begun, weights)
     header = json.loads((tmp_path / "cut" / HEADER).read_text())
     assert header["not_loaded"] == left
