@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from multiprocessing import get_all_start_methods
 from pathlib import Path
 
@@ -40,6 +42,24 @@ def test_a_child_starts_processes_as_any_process_does() -> None:
 def test_a_breakpoint_in_a_process_is_told_with_its_place() -> None:
     (ended,) = pool.run_tasks(["stops"], f"{CHILDREN}:strange", [None], timeout=60)
     assert re.search(r"^breakpoint\(\) in .*children\.py:\d+ needs a terminal", ended.error), ended.error
+
+
+SCRIPT = """
+from unetkit.utils.processes import run_tasks
+
+tasks = run_tasks(["a"], "tests.sweep.children:fine", [None], timeout=60, needs_script=False)
+print([(each.error, each.facts["built"]) for each in tasks])
+"""
+
+
+def test_a_script_without_a_guard_starts_processes_that_do_not_need_it(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    root = str(Path(__file__).parents[2])
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    command, environment = [sys.executable, str(script)], {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "[('', 'ok')]\n", done.stderr
 
 
 def test_no_task_starts_no_child() -> None:
