@@ -194,7 +194,7 @@ def _hide_script(*, unless_file: bool) -> Iterator[None]:
         unless_file: hide it only if it is no file, such as a script from stdin, which they would fail to import.
     """
     main: dict[str, Any] = vars(sys.modules["__main__"])
-    before = {name: main[name] for name in ("__file__", "__spec__") if name in main}
+    before: dict[str, Any] = {name: main[name] for name in ("__file__", "__spec__") if name in main}
     path = before.get("__file__")
     if unless_file and (path is None or Path(path).is_file()):
         yield
