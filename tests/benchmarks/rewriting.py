@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import unetkit
 from tests.benchmarks.paired import Ratio, compare
-from unetkit.predict.openvino_engine import openvino_core
+from unetkit.predict.openvino_engine import compile_file
 from unetkit.rewrites import CHANNELS_LAST, KINDS, rewrite
 
 #: The lines of the networks, with the size of their images.
@@ -102,10 +102,8 @@ def _run_onnxruntime(model: nn.Module, x: Tensor) -> Call:
 
 
 def _run_openvino(model: nn.Module, x: Tensor) -> Call:
-    core = openvino_core()
-    settings = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     with TemporaryDirectory() as folder:
-        compiled = core.compile_model(core.read_model(_export(model, x, folder)), "CPU", settings)
+        compiled = compile_file(_export(model, x, folder), threads=1)
     request, image = compiled.create_infer_request(), [x.numpy()]
     return lambda: request.infer(image)
 

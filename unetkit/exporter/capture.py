@@ -163,13 +163,18 @@ def same_padding(size: int, kernel: int, stride: int, dilation: int) -> int:
     maximum nor a ceiling, so that the sizes of maps remain simple expressions of a size that is left open.
     """
     reach = (kernel - 1) * dilation + 1
+    if reach == 1:
+        return 0
     padding = ((size + stride - 1) // stride - 1) * stride + reach - size
     return padding if reach >= stride else max(padding, 0)
 
 
 @contextmanager
 def _simple_same_padding() -> Iterator[None]:
-    """Let timm's layers compute their "SAME" padding by `same_padding`: otherwise the sizes take hours to derive."""
+    """Let timm's layers compute their "SAME" padding by `same_padding`: otherwise the sizes take hours to derive.
+
+    The padding is the same, so it does not matter that other threads compute theirs by it meanwhile.
+    """
     layers: Any = sys.modules.get("timm.layers.padding")
     if layers is None:  # no layer of timm's is in the network
         yield

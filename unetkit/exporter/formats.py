@@ -278,16 +278,11 @@ class OpenVino:
         return {key: model.get_rt_info(["unetkit", key]).astype(str) for key in model.get_rt_info(["unetkit"]).value}
 
     def _read(self, path: Path) -> Any:
-        core = _openvino_core()
+        _import("openvino", "openvino")
         try:
-            return core.read_model(path)
+            return openvino_core().read_model(path)
         except RuntimeError as error:
             raise FileError(f"{path} is not a model of OpenVINO: {_first_line(error)}") from error
-
-
-def _openvino_core() -> Any:
-    _import("openvino", "openvino")
-    return openvino_core()
 
 
 def _import(package: str, extra: str) -> Any:

@@ -5,8 +5,8 @@ Shapes: B batch, C channels, L classes or labels, H and W height and width.
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -87,7 +87,6 @@ def compile_file(path: Path, threads: int | None = None) -> Any:
         raise FileError(f"{path} cannot be opened by OpenVINO: {one_line(error)}; export the network again") from error
 
 
-@cache
 def openvino_core() -> Any:
     """Return the `openvino.Core` of this process, which is created at the first call and kept.
 
@@ -100,4 +99,12 @@ def openvino_core() -> Any:
     """
     import openvino
 
-    return openvino.Core()
+    with _LOCK:
+        if not _CORES:
+            _CORES.append(openvino.Core())
+        return _CORES[0]
+
+
+#: The core of this process, if it was created, and what is held meanwhile: two threads would create two.
+_CORES: list[Any] = []
+_LOCK = Lock()

@@ -49,7 +49,7 @@ class MetaShapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         except TypeError:  # an argument that cannot be hashed
             return func(*args, **kwargs)
         if known is None:
-            shortcut = _SHORTCUTS.get(func)
+            shortcut = None if kwargs else _SHORTCUTS.get(func)
             out = shortcut(*args) if shortcut else None
             out = func(*args, **kwargs) if out is None else out
             with suppress(TypeError):  # a result on another device has values, which differ from call to call
@@ -95,10 +95,13 @@ def _norm_shape(
 
 def _cat_shape(tensors: list[Tensor], dim: int = 0) -> Tensor | None:
     """Return the result for maps that fit together; None leaves all else to torch."""
-    first, dim = tensors[0], dim % max(tensors[0].ndim, 1)
+    first = tensors[0]
+    if first.ndim < 2 or not -first.ndim <= dim < first.ndim:
+        return None
+    dim %= first.ndim
     kinds = {(x.shape[:dim], x.shape[dim + 1 :], x.dtype) for x in tensors}
     layouts = {_layout(x) for x in tensors}
-    if len(kinds) > 1 or None in layouts or first.ndim < 2:
+    if len(kinds) > 1 or None in layouts:
         return None
     shape = (*first.shape[:dim], sum(x.shape[dim] for x in tensors), *first.shape[dim + 1 :])
     layout = layouts.pop() if len(layouts) == 1 else torch.contiguous_format
@@ -107,21 +110,34 @@ def _cat_shape(tensors: list[Tensor], dim: int = 0) -> Tensor | None:
 
 def _layout(x: Tensor) -> torch.memory_format | None:
     """Return the order of a tensor's elements in memory, if it is one of the usual two and no other."""
-    if x.is_contiguous():
+    if _is_plain(x):
         is_both = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
         return None if is_both else torch.contiguous_format
-    return torch.channels_last if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) else None
+    is_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if is_last else None
 
 
-def _same_shape(x: Tensor, *rest: Any) -> Tensor | None:
+def _is_plain(x: Tensor) -> bool:
+    """Return whether a tensor has the strides of a new one; `is_contiguous` ignores those of sides of 1."""
+    expected = 1
+    for size, stride in zip(reversed(x.shape), reversed(x.stride()), strict=True):
+        if size == 0 or stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _same_shape(x: Tensor) -> Tensor | None:
     """Return the result of an operation that keeps shape and dtype of a contiguous map of floating point numbers."""
-    return x.new_empty(x.shape) if x.is_contiguous() and x.is_floating_point() else None
+    return x.new_empty(x.shape) if x.is_floating_point() and _is_plain(x) else None
 
 
-def _pair_shape(x: Tensor, other: Any) -> Tensor | None:
+def _pair_shape(x: Any, other: Any) -> Tensor | None:
     """Return the result of an operation on two maps that are alike, or on a map and a number."""
+    if not isinstance(x, Tensor):
+        return None
     if isinstance(other, Tensor):
-        fits = other.shape == x.shape and other.dtype == x.dtype and other.is_contiguous()
+        fits = other.shape == x.shape and other.dtype == x.dtype and _is_plain(other)
     else:
         fits = isinstance(other, int | float)
     return _same_shape(x) if fits else None
@@ -129,7 +145,7 @@ def _pair_shape(x: Tensor, other: Any) -> Tensor | None:
 
 def _layer_norm_shape(x: Tensor, shape: list[int], weight: Any, bias: Any, eps: float) -> tuple[Tensor, ...] | None:
     kept = x.shape[: x.ndim - len(shape)]
-    if not x.is_contiguous() or x.dtype != torch.float32 or [*x.shape[len(kept) :]] != [*shape]:
+    if not (shape and _is_plain(x)) or x.dtype != torch.float32 or [*x.shape[len(kept) :]] != [*shape]:
         return None
     if any(one is not None and (one.dtype != x.dtype or [*one.shape] != [*shape]) for one in (weight, bias)):
         return None
@@ -139,7 +155,7 @@ def _layer_norm_shape(x: Tensor, shape: list[int], weight: Any, bias: Any, eps: 
 
 def _grid_sample_shape(x: Tensor, grid: Tensor, *rest: Any) -> Tensor | None:
     fits = x.ndim == grid.ndim == 4 and len(x) == len(grid) and grid.shape[3] == 2 and x.dtype == grid.dtype
-    return x.new_empty((*x.shape[:2], *grid.shape[1:3])) if fits and x.is_contiguous() else None
+    return x.new_empty((*x.shape[:2], *grid.shape[1:3])) if fits and _is_plain(x) else None
 
 
 def _addmm_shape(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
