@@ -22,6 +22,8 @@ from unetkit.cli import cli
 from unetkit.ejection.code import WIDTH
 from unetkit.errors import BuildError, FileError, OptionError, UnetkitError
 from unetkit.summary.forward_hooks import find_network
+from unetkit.summary.input_sizes import SizeSearch
+from unetkit.utils.modules import to_meta
 
 RECIPES = [entry.qualified_name for entry in unetkit.list_parts("recipes")]
 
@@ -168,7 +170,7 @@ def eject_and_run(network: Any, path: Path, parts: Any = None) -> dict[str, str]
     unetkit.eject(network, path, parts=parts)
     unetkit.save(network, path.with_suffix(".safetensors"))
     inner = find_network(network)
-    side = (unetkit.trace(network).minimum if inner.valid else None) or max(32, inner.min_size)
+    side = (SizeSearch(to_meta(network).eval()).smallest if inner.valid else None) or max(32, inner.min_size)
     size = inner.size or (side + 2, side + 7)
     x = torch.rand(2, inner.resolved_plan.in_channels, *size, generator=torch.Generator().manual_seed(0))
     torch.save(x, path.with_suffix(".pt"))

@@ -116,7 +116,7 @@ def test_verification_detects_every_change(exported: tuple[nn.Module, ExportRepo
 def test_what_differs_is_not_kept_and_what_was_there_stays(tmp_path: Path) -> None:
     path = tmp_path / "new" / "model.pt2"
     with pytest.raises(ExportError, match=r"was not kept: for .*, its outputs differ by"):
-        unetkit.export(build(), path, half=True, tolerance=1e-9)
+        unetkit.export(build(), path, half=True, tolerance=1e-9, fixed_size=8)
     assert list(path.parent.iterdir()) == []
     path.write_text("before")
 
@@ -128,7 +128,7 @@ def test_what_differs_is_not_kept_and_what_was_there_stays(tmp_path: Path) -> No
     parts = load_parts(isolated=True)
     parts.formats.add("interrupted", Interrupted)
     with pytest.raises(KeyboardInterrupt):
-        unetkit.export(build(), path, format="interrupted", parts=parts)
+        unetkit.export(build(), path, format="interrupted", parts=parts, fixed_size=8)
     assert [(file.name, file.read_text()) for file in path.parent.iterdir()] == [("model.pt2", "before")]
 
 
@@ -257,7 +257,10 @@ REFUSED = [
     (f"--encoder {SMALL} --out m.pt2 --format onnx", r"files that end in \.onnx"),
     (f"--encoder {SMALL} --out m.onnx --format onyx", "did you mean onnx"),
     (f"--encoder {SMALL} --out m.onnx --format onnx:opset=12", "18 or later"),
-    (f"--encoder {SMALL} --out m.onnx --format onnx:opset=99", "cannot write this network with opset 99"),
+    (
+        f"--encoder {SMALL} --out m.onnx --fixed-size 8 --format onnx:opset=99",
+        "cannot write this network with opset 99",
+    ),
     (f"--encoder {SMALL} --out m.onnx --tolerance 0", "must be above 0"),
     (f"--encoder {SMALL} --out m.onnx --fixed-size 2x", "must be a number or HEIGHTxWIDTH"),
     (f"text.safetensors --encoder {SMALL} --out m.onnx", "leave one of them out"),
@@ -266,7 +269,7 @@ REFUSED = [
     ("--verify text.onnx", "is not an ONNX model"),
     ("--verify text.pt2", r"is not a program of torch\.export"),
     ("--verify text.xml", r"needs text\.bin beside it"),
-    (f"--encoder {SMALL} --out text.pt2/m.onnx", "cannot be written"),
+    (f"--encoder {SMALL} --fixed-size 8 --out text.pt2/m.onnx", "cannot be written"),
 ]
 
 
@@ -287,7 +290,7 @@ def test_bad_input_is_refused_in_one_line(
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ExportError, match=r"pip install 'unetkit\[onnx\]'"):
-        unetkit.export(build(), tmp_path / "model.onnx")
+        unetkit.export(build(), tmp_path / "model.onnx", fixed_size=8)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -17,13 +18,14 @@ import unetkit
 from tests.predict.test_predictor import trained
 from unetkit.cli import cli
 from unetkit.data.types import Target
-from unetkit.errors import OptionError, UnetkitError
+from unetkit.errors import OptionError, PluginError, UnetkitError
 from unetkit.exporter import quality
-from unetkit.exporter.export import ExportReport, verify
+from unetkit.exporter.capture import CapturedNetwork
+from unetkit.exporter.export import ExportReport, _store, verify
 from unetkit.exporter.formats import Onnx
 from unetkit.exporter.quality import difference_interval
 from unetkit.exporter.quantize import read_calibration_tiles
-from unetkit.plugins import default_parts
+from unetkit.plugins import default_parts, load_parts
 from unetkit.predict.torch_engine import describe_run
 from unetkit.train.checkpoint import TrainRun, read_run
 from unetkit.train.metrics import confusion_matrix, scores
@@ -95,11 +97,30 @@ def test_it_says_what_it_costs_and_so_does_the_file(exported: ExportReport) -> N
 
 
 def test_half_of_a_run_says_what_it_costs(run: TrainRun, tmp_path: Path) -> None:
-    result = called(run.folder, "--out", tmp_path / "half.onnx", "--half", "--json")
+    result = called(run.folder, "--out", tmp_path / "half.onnx", "--half", "--fixed-size", "24x40", "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert (found["precision"], found["cost"]["images"]) == ("float16", 3)
     assert abs(found["cost"]["engines"][0]["difference"]) < 0.05
+
+    class Marked(Onnx):
+        """A format of a plugin that writes in its own way."""
+
+        def write(self, captured: CapturedNetwork, path: Path, metadata: Mapping[str, str]) -> None:
+            model = onnx.load(tmp_path / "half.onnx")
+            onnx.helper.set_model_props(model, {**metadata, "mark": "written by the plugin"})
+            onnx.save(model, path)
+
+    parts = load_parts(isolated=True)
+    parts.formats.add("marked", Marked)
+    marked = unetkit.export(run, tmp_path / "marked.onnx", format="marked", half=True, parts=parts, fixed_size=(24, 40))
+    assert Onnx().read_metadata(marked.path)["mark"] == "written by the plugin"
+
+
+def test_what_fails_when_a_file_is_copied_is_said_in_words(tmp_path: Path) -> None:
+    (tmp_path / "lower.onnx").write_bytes(b"no ONNX")  # an error of protobuf is no OSError
+    with pytest.raises(PluginError, match=r"format onnx cannot write half\.onnx: DecodeError"):
+        _store("onnx", tmp_path / "lower.onnx", tmp_path / "half.onnx", {})
 
 
 def test_without_its_data_a_run_needs_images_and_has_no_scores(run: TrainRun, tmp_path: Path) -> None:
@@ -108,7 +129,7 @@ def test_without_its_data_a_run_needs_images_and_has_no_scores(run: TrainRun, tm
     assert isinstance(result.exception, OptionError)
     assert "--calibrate" in str(result.exception)
     images = Path(run.config.data) / "val" / "images"  # without masks
-    result = called(alone.folder, "--out", tmp_path / "a.onnx", "--int8", "--calibrate", images)
+    result = called(alone.folder, "--out", tmp_path / "a.onnx", "--int8", "--calibrate", images, "--fixed-size", 16)
     assert result.exit_code == 0, result.output
     assert "3 of 3 images" in result.output
     assert "quality was not measured" in result.output

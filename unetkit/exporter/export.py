@@ -196,12 +196,12 @@ def export(
                 quantization = quantize(float32, lower, tiles, metadata)
                 metadata |= {f"{PREFIX}quantization": json.dumps({**quantization, "calibrated_on": calibration})}
                 stored = make_stored_check(captured, INT8_TOLERANCE, writer.open(lower))
-                write = partial(_store, lower)
+                write = partial(_store, name, lower)
             else:
                 _write(name, writer, capture(network, activation=activation, size=size_only), float32, metadata)
                 write(lower, metadata)
-                if isinstance(writer, Onnx):
-                    write = partial(_store, lower)
+                if type(writer) is Onnx:  # a subclass may write in its own way
+                    write = partial(_store, name, lower)
             cost = measure_cost(
                 cast(Any, find_network(network)),
                 info,
@@ -267,13 +267,14 @@ def _compare(name: str, writer: ExportFormat, captured: CapturedNetwork, path: P
         raise type(error)(f"{error}; --fixed-size 256 exports for one size, which may work") from error
 
 
-def _store(source: Path, path: Path, metadata: Mapping[str, str]) -> None:
+def _store(name: str, source: Path, path: Path, metadata: Mapping[str, str]) -> None:
     """Copy an ONNX file with other metadata."""
     import onnx
 
-    model = onnx.load(source)
-    onnx.helper.set_model_props(model, dict(metadata))
-    onnx.save(model, path)
+    with wrap_errors(f"format {name} cannot write {path.name}"):
+        model = onnx.load(source)
+        onnx.helper.set_model_props(model, dict(metadata))
+        onnx.save(model, path)
 
 
 def _count_bytes(writer: ExportFormat, path: Path) -> int:

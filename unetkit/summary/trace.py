@@ -67,10 +67,11 @@ def trace(model: nn.Module, size: int | Size | None = None, *, batch: int = 1) -
     needs: _NeedsValuesError | None = None
     with torch.inference_mode(False), torch.enable_grad():
         meta_model = to_meta(model)
+        search = SizeSearch(meta_model)
         with preserve_mode(meta_model):
             try:
-                run, returned, notes = _run_pass(meta_model, input_size, batch)
-                minimum = SizeSearch(meta_model).smallest
+                run, returned, notes = _run_pass(search, input_size, batch)
+                minimum = search.smallest
             except _NeedsValuesError as error:
                 needs = error
                 run, returned, notes = _run_small_pass(model, input_size, batch, error)
@@ -124,7 +125,7 @@ def _run_small_pass(
         sizes = [*dict.fromkeys((min(side, size[0]), min(side, size[1])) for side in sides)]
     for small in sizes:
         try:
-            run, returned, notes = _run_pass(copied, small, batch)
+            run, returned, notes = _run_pass(SizeSearch(copied), small, batch)
         except InputSizeError:
             if small == sizes[-1]:
                 raise
@@ -135,13 +136,18 @@ def _run_small_pass(
     raise AssertionError(sizes)
 
 
-def _run_pass(meta_model: nn.Module, size: Size, batch: int) -> tuple[MeteredPass, Any, list[str]]:
-    """Run a pass in training mode, or in eval mode where that fails.
+def _run_pass(search: SizeSearch, size: Size, batch: int) -> tuple[MeteredPass, Any, list[str]]:
+    """Run a pass of a model in training mode, or in eval mode where that fails.
+
+    Args:
+        search: a search for sizes that the model takes.
+        size: height and width of the input.
+        batch: number of images.
 
     Returns:
         The pass, what a pass in training mode returned, and notes for the user.
     """
-    network, notes = find_network(meta_model), []
+    meta_model, network, notes = search.meta_model, search.network, []
     input_grad = all(p.requires_grad for p in meta_model.parameters())
     run = MeteredPass(meta_model.train(), size, batch, input_grad=input_grad)
     in_training = run.record
@@ -160,7 +166,7 @@ def _run_pass(meta_model: nn.Module, size: Size, batch: int) -> tuple[MeteredPas
         if error := find_output_error(in_training.returned, declared, classes):
             raise BuildError(f"{describe_output_source(meta_model, network)} {error}")
     if network.valid and (pools := run.record.list_lossy_pools()):
-        sizes = " and ".join(format_size(s) for s in SizeSearch(meta_model).nearest_sizes(size))
+        sizes = " and ".join(format_size(s) for s in search.nearest_sizes(size))
         notes.append(f"{pools[0]}, which drops a row or column; {sizes} drop none")
     if meta_model is not network:
         wrapper = type(meta_model).__name__
