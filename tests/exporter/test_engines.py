@@ -14,6 +14,7 @@ from PIL import Image
 
 from tests.predict.test_predictor import trained
 from unetkit.cli import cli
+from unetkit.data.synthetic_cells import KINDS
 from unetkit.data.types import Target
 from unetkit.errors import ExportError, OptionError
 from unetkit.exporter import engines
@@ -27,7 +28,7 @@ from unetkit.predict.predictor import count_passes, plan_outputs
 from unetkit.predict.torch_engine import describe_run
 from unetkit.train.checkpoint import TrainRun
 
-THREE = Target("multiclass", ("ground", "cell", "edge"))
+THREE = Target("multiclass", ("background", *(kind.name for kind in KINDS[:2])))  # as of cells:classes=3
 TILES = np.zeros((1, 1, 4, 4), np.float32)
 
 
@@ -126,9 +127,9 @@ def test_masks_are_those_of_torch_and_the_network_is_exported_once(run: TrainRun
 
 
 @pytest.mark.slow
-def test_scores_are_those_of_torch(tmp_path: Path) -> None:
-    run = trained(tmp_path / "run", Target("binary", ("background", "cell")))
-    command = ["eval", str(run.folder), "--data", "cells:count=2,val=1,test=1,size=32", "--json"]
+def test_scores_are_those_of_torch(run: TrainRun) -> None:
+    data = "cells:count=2,val=1,test=1,size=32,classes=3"
+    command = ["eval", str(run.folder), "--data", data, "--json"]
     found = [CliRunner().invoke(cli, [*command, "--engine", name]) for name in ("torch", "openvino")]
     assert [one.exit_code for one in found] == [0, 0], [one.output for one in found]
     assert found[0].stdout == found[1].stdout
@@ -137,7 +138,7 @@ def test_scores_are_those_of_torch(tmp_path: Path) -> None:
         raise ExportError("no engine")
 
     with pytest.raises(ExportError, match="no engine"):
-        evaluate(run, "cells:count=2,val=1,test=1,size=32", open_engine=fails)
+        evaluate(run, data, open_engine=fails)
 
 
 def test_an_export_that_fails_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
