@@ -87,6 +87,17 @@ def test_it_gives_what_smps_gives(name: str, encoder: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["densenet121", "dpn68"])
+def test_so_do_smps_own_dense_encoders(name: str) -> None:
+    # Their deeper levels have the same layers, a hundred times over.
+    theirs = trained(name, encoder_depth=3, decoder_channels=(32, 16, 8))
+    ours = from_smp(theirs)
+    line = AS_SMP.replace("256,128,64,32,16", "32,16,8")
+    assert str(ours.plan) == f"--encoder smp/{name}:levels=3 {line}"
+    assert apart(theirs, ours, 64, 96) == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "words"),
     [
