@@ -29,7 +29,7 @@ from unetkit.smp.catalog import smp_architecture_names, smp_architecture_options
 from unetkit.smp.encoders import LinspaceOnCpu
 from unetkit.unet import UNet
 from unetkit.utils.isolation import one_line
-from unetkit.utils.lazy_init import preserve_rng
+from unetkit.utils.lazy_init import defer_init, preserve_rng
 from unetkit.utils.modules import preserve_mode
 from unetkit.utils.rounding import computes_in, difference_beyond_rounding
 
@@ -96,7 +96,7 @@ def _has_plain_head(model: Any) -> bool:
 
 def list_modified_parts(model: Any) -> list[str]:
     """List the parts of a U-Net of smp whose layers are not those that its arguments make."""
-    with warnings.catch_warnings(), torch.device("meta"), LinspaceOnCpu():
+    with warnings.catch_warnings(), torch.device("meta"), LinspaceOnCpu(), defer_init():
         warnings.simplefilter("ignore")  # smp warns of deprecated names, which it still accepts
         fresh: Any = smp.Unet(**(model.config | {"encoder_weights": None}))
     pairs = {
@@ -238,7 +238,7 @@ def _convert(theirs: Any, plan: Plan) -> UNet:
     """Build the network of a plan with smp's weights, and verify that both compute the same."""
     first = next(theirs.parameters())
     # The random weights are replaced, so building must not change what is drawn next.
-    with preserve_rng(*[first.device] if first.is_cuda else []):
+    with preserve_rng(*[first.device] if first.is_cuda else []), defer_init(discard=True):
         ours = cast(UNet, build_plan(plan, current_parts(), first.device))
     names = match_tensors(theirs, ours)
     try:
