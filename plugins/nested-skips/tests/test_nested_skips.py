@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ from torch import Tensor, nn
 import unetkit
 from unetkit.errors import BuildError, OptionError, UnknownNameError
 from unetkit.summary.sanity_check import run_sanity_check
+from unetkit.testing import collect_part_checks, collect_plugin_checks
+from unetkit.testing.runner import PendingCheck
 
 PARTS = unetkit.load_parts(["nested-skips"], isolated=True)
 SMALL = {
@@ -39,10 +40,26 @@ def count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+#: The checks of the plugin, those of the encoder with few channels: the default has nine million weights, and the
+#: checks make it many times.
+CHECKS = [
+    *(each for each in collect_plugin_checks("nested-skips") if each.part != "encoder nested"),
+    *collect_part_checks("encoder", 'nested:of="plain:widths=[4,8,16,32]"', parts=PARTS),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.unetkit("nested-skips")
-def test_conforms(unetkit_check: Callable[[], None]) -> None:
-    unetkit_check()
+@pytest.mark.parametrize("pending", CHECKS, ids=lambda each: f"{each.part.partition(':')[0]}: {each.check}")
+def test_conforms(pending: PendingCheck) -> None:
+    result = pending.run()
+    if result.outcome == "skipped":
+        pytest.skip(result.message)
+    assert result.outcome != "failed", f"{result.full_message} (expected: {pending.title})\n{result.traceback}"
+
+
+def test_the_checks_are_those_of_the_whole_plugin() -> None:
+    every = [(each.part, each.check) for each in collect_plugin_checks("nested-skips")]
+    assert sorted((each.part.partition(":")[0], each.check) for each in CHECKS) == sorted(every)
 
 
 def grid(x: Tensor, state: dict[str, Tensor], depth: int) -> Tensor:
