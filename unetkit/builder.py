@@ -197,7 +197,8 @@ def _construction_context(word: str, owner: str) -> Iterator[None]:
     it creates at its first call and keeps for all later ones must have values.
     """
     if owner == BUILTIN:
-        with defer_init() if word in ("encoder", "block") else nullcontext():
+        is_meta = torch.get_default_device().type == "meta"  # each fill takes milliseconds there and draws nothing
+        with defer_init() if is_meta or word in ("encoder", "block") else nullcontext():
             yield
     elif torch.get_default_device().type == "meta":
         with torch.device("cpu"), preserve_rng(), defer_init(discard=True):

@@ -26,6 +26,7 @@ from unetkit.smp.catalog import smp_class_name
 from unetkit.smp.encoders import LinspaceOnCpu, find_smp_weights
 from unetkit.utils.formatting import Size
 from unetkit.utils.integers import round_up
+from unetkit.utils.lazy_init import defer_init
 from unetkit.utils.modules import meta_copy
 
 #: Multiples that are tried as input sides of timm models with a fixed size: the usual stride, and its windows.
@@ -117,14 +118,14 @@ def _choose_size_options(
 ) -> dict[str, Any]:
     """Choose options with which a timm encoder takes many sizes, or else the requested size."""
     for options in ({"dynamic_img_size": True}, {}):
-        with suppress(BuildError), torch.device("meta"):
+        with suppress(BuildError), torch.device("meta"), defer_init():
             meta_model = _create(name, {**arguments, **options, "encoder_weights": None}).eval()
             stride = int(meta_model.encoder.output_stride)
             far = round_up(2 * max(native_size) + 1, 2 * stride)
             if accepts(meta_model, in_channels, far, far) or img_size is None or img_size == native_size:
                 return options
     for size in enclosing_sizes(img_size or native_size, (*_SIDE_MULTIPLES, max(native_size))):
-        with suppress(BuildError), torch.device("meta"):
+        with suppress(BuildError), torch.device("meta"), defer_init():
             meta_model = _create(name, {**arguments, "img_size": size, "encoder_weights": None}).eval()
             if accepts(meta_model, in_channels, *size):
                 return {"img_size": size}
