@@ -45,7 +45,9 @@ def child(task: tuple[str, str], slot: Slot, say: Callable[[dict[str, Any]], Non
     """Say where it is, note the attempt in a folder, and end as the task's name says."""
     name, folder = task
     say({"device": str(slot), "torch_device": slot.device, "share": slot.num_slots})
-    say({"gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "environment": os.environ.get("UNETKIT_TEST")})
+    leader = parent_process()
+    say({"gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "worker": leader and leader.pid})
+    say({"environment": {name: value for name, value in os.environ.items() if name.startswith("UNETKIT_TEST")}})
     with Path(folder, name).open("a") as attempts:
         attempts.write(f"{os.getpid()}\n")
     ENDS[name.partition("-")[0]](Path(folder, name))
@@ -127,7 +129,8 @@ def drive(address: str, asked: list[dict[str, Any]]) -> None:
     Args:
         address: of the cluster, to which this connects once for all that names no address of its own.
         asked: of each, "names" and "folder" of the tasks, and "options" of `run_on_ray`; perhaps "leave", the number of
-            results after which to end, and "strange", another version of torch that this machine has.
+            results after which to end, "strange", another version of torch that this machine has, and "environment",
+            the variables that begin with UNETKIT_TEST.
     """
     own = [one for one in asked if "address" in one["options"]]
     for one in own:
@@ -139,10 +142,19 @@ def drive(address: str, asked: list[dict[str, Any]]) -> None:
 
 
 def drive_one(
-    name: str, names: list[str], folder: str, options: dict[str, Any], leave: int | None = None, strange: str = ""
+    name: str,
+    names: list[str],
+    folder: str,
+    options: dict[str, Any],
+    leave: int | None = None,
+    strange: str = "",
+    environment: dict[str, str] | None = None,
 ) -> None:
     vars(nodes)["library_versions"] = strange_versions if strange else library_versions
     os.environ["STRANGE_TORCH"] = strange
+    for variable in [variable for variable in os.environ if variable.startswith("UNETKIT_TEST")]:
+        del os.environ[variable]
+    os.environ.update(environment or {})
     try:
         for number, one in enumerate(run := run_on_ray([(task, folder) for task in names], f"{NAME}:child", **options)):
             print(json.dumps([f"{name} {one.task[0]}", {"cause": one.error, **one.facts}]), flush=True)
@@ -197,6 +209,9 @@ def address() -> Iterator[str]:
         pytest.skip(f"Ray does not start on this machine within {PATIENCE} s: {said[-300:]}")
 
 
+#: What the driver sets in its environment for one run and, on the same connection, for another.
+VARIABLES = {"UNETKIT_TEST": "told", "UNETKIT_TEST_ONCE": "1"}
+OTHER_VARIABLES = {"UNETKIT_TEST": "told something else"}
 #: Addresses where no cluster is.
 NOWHERE = ("127.0.0.1:9", "nohost.invalid:6379", "here", "ray://here:10001")
 
@@ -205,7 +220,7 @@ NOWHERE = ("127.0.0.1:9", "nohost.invalid:6379", "here", "ray://here:10001")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the tasks of each kind of run note their attempts, in a folder of its own."""
     folder = tmp_path_factory.mktemp("attempts")
-    for name in ("kinds", "late", "gpus", "left", "interrupted"):
+    for name in ("kinds", "again", "late", "gpus", "left", "interrupted"):
         (folder / name).mkdir()
     return folder
 
@@ -214,23 +229,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ended(address: str, folder: Path) -> dict[str, dict[str, Any]]:
     """What came of everything that one driver is asked; it is interrupted in the last."""
 
-    def ask(name: str, *names: str, leave: int | None = None, strange: str = "", **options: Any) -> dict[str, Any]:
-        options = {"timeout": LONG, "gpus": 0, **options}
-        place = str(folder / name)
-        return {"name": name, "names": names, "folder": place, "options": options, "leave": leave, "strange": strange}
+    def ask(name: str, *names: str, **asked: Any) -> dict[str, Any]:
+        more: dict[str, Any] = {key: asked.pop(key) for key in ("leave", "strange", "environment") if key in asked}
+        options = {"timeout": LONG, "gpus": 0, **asked}
+        return {"name": name, "names": names, "folder": str(folder / name), "options": options, **more}
 
     asked = [
         *(ask(f"no {nowhere}", "fine", address=nowhere) for nowhere in NOWHERE),
         ask("many gpus", "fine", gpus=3, address=address),
         ask("many slots", "fine", slots=2),
         ask("strange", "fine", strange="0.1"),
-        ask("kinds", "meet-1", "meet-2", "fail", "die", "lose", "once"),
+        ask("kinds", "meet-1", "meet-2", "fail", "die", "lose", "once", environment=VARIABLES),
+        ask("again", "meet-1", "meet-2", environment=OTHER_VARIABLES),
         ask("late", "stay", timeout=SHORT),
         ask("gpus", "meet-1", "meet-2", gpus=None),
         ask("left", "stay", "fine", leave=1),
         ask("interrupted", "stay"),
     ]
-    driver = start("drive", address, json.dumps(asked), UNETKIT_TEST="told")
+    driver = start("drive", address, json.dumps(asked))
     wait_for(lambda: driver.poll() is not None or (folder / "interrupted" / "stay").exists(), 10 * SOON)
     driver.send_signal(signal.SIGINT)
     said, noise = driver.communicate(timeout=2 * SOON)
@@ -239,8 +255,9 @@ def ended(address: str, folder: Path) -> dict[str, dict[str, Any]]:
         pytest.skip(f"Ray starts no worker on this machine in reasonable time: {late[0]}")
     first, *_, last = noise.splitlines()
     assert (first, last) == ("Traceback (most recent call last):", "KeyboardInterrupt"), noise
+    assert driver.returncode == -signal.SIGINT
     names = [*(one["name"] for one in asked[: len(NOWHERE) + 3])]
-    names += [f"kinds {name}" for name in asked[-5]["names"]] + ["late stay", "gpus meet-1", "gpus meet-2", "left fine"]
+    names += [f"{one['name']} {name}" for one in asked[-6:-2] for name in one["names"]] + ["left fine"]
     assert {*rows} == {*names}
     return rows
 
@@ -258,8 +275,14 @@ def test_nodes_work_at_the_same_time_and_rows_say_which(ended: dict[str, dict[st
     assert {row["device"] for row in met} == {"cpu of one, 1 thread", "cpu of two, 1 thread"}
 
 
-def test_a_child_has_the_variables_of_its_driver(ended: dict[str, dict[str, Any]]) -> None:
-    assert ended["kinds meet-1"]["environment"] == "told"
+def test_a_worker_runs_further_tasks_and_each_has_the_variables_that_its_own_run_has(
+    ended: dict[str, dict[str, Any]],
+) -> None:
+    first = [ended[f"kinds {name}"] for name in ("meet-1", "meet-2", "fail", "die", "once")]
+    again = [ended["again meet-1"], ended["again meet-2"]]
+    assert {row["worker"] for row in first} & {row["worker"] for row in again}
+    assert [row["environment"] for row in first] == [VARIABLES] * 5
+    assert [row["environment"] for row in again] == [OTHER_VARIABLES] * 2
 
 
 def test_an_error_is_a_result_and_not_tried_again(ended: dict[str, dict[str, Any]], folder: Path) -> None:

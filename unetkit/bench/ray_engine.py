@@ -1,9 +1,10 @@
 """The Ray engine: run tasks on the nodes of a Ray cluster that is already running.
 
-Ray starts a worker for each task and reports if one is lost. The worker runs the task in a process of its own with
-`unetkit.utils.processes.run_tasks`, so that a task has the same fresh process as on a single machine, fails with the
-same messages, and keeps what it emitted before it failed. A lost worker or node is not the fault of the task, which is
-then run again on any free slot; Ray's own retries would stay on the same node. The module imports no torch.
+Ray starts workers on the nodes, gives each one task after another, and reports if one is lost. A worker runs each task
+in a process of its own with `unetkit.utils.processes.run_tasks`, so that a task has the same fresh process as on a
+single machine, fails with the same messages, and keeps what it emitted before it failed. A lost worker or node is not
+the fault of the task, which is then run again on any free slot; Ray's own retries would stay on the same node. The
+module imports no torch.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections import deque
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from importlib.metadata import version
 from time import monotonic, sleep
 from typing import Any
@@ -24,7 +26,7 @@ from typing import Any
 from unetkit.bench.devices import Slot
 from unetkit.errors import OptionError, UnetkitError
 from unetkit.utils.isolation import one_line
-from unetkit.utils.processes import TaskResult, run_tasks
+from unetkit.utils.processes import Emit, TaskResult, run_tasks
 from unetkit.utils.system import available_cores, code_digest
 
 #: Number of times that a task is started before it fails because it lost its worker each time.
@@ -152,10 +154,25 @@ def _first_sentence(error: BaseException) -> str:
 
 def _run_trial(task: Any, slot: NodeSlot, options: _TrialOptions) -> TaskResult:
     """Run one task in a process of its own; this runs in a worker on a node."""
-    os.environ.update(options.environment)
-    slots = [_make_slot(slot, options.threads)]
-    (result,) = run_tasks([task], options.target, slots, timeout=options.timeout, preload=options.preload)
-    return replace(result, facts={"device": slot.node_name, **result.facts})
+    job, slots = (task, options.target, options.environment), [_make_slot(slot, options.threads)]
+    (result,) = run_tasks([job], _TARGET, slots, timeout=options.timeout, preload=options.preload)
+    return replace(result, task=task, facts={"device": slot.node_name, **result.facts})
+
+
+def _run_with_environment(job: tuple[Any, str, dict[str, str]], slot: Slot, emit: Emit) -> None:
+    """Run a task with the variables of the command; this runs in the task's own process.
+
+    The variables are set here because the worker, and the server that its processes are forked from, also run the tasks
+    of later commands, which may have other variables.
+    """
+    task, target, environment = job
+    os.environ.update(environment)
+    module, _, function = target.partition(":")
+    getattr(import_module(module), function)(task, slot, emit)
+
+
+#: The function that a process of a worker calls.
+_TARGET = f"{__name__}:{_run_with_environment.__name__}"
 
 
 def _make_slot(node_slot: NodeSlot, threads: int | None) -> Slot:
