@@ -33,6 +33,6 @@ class Squares:
 
 
 def squares(count: int = 12, size: int = 32, target: Target | None = None) -> DatasetSplits:
-    """A set of them."""
+    """Return a set of them."""
     train, val = Squares("train", count, size, target), Squares("val", 3, size, target)
     return DatasetSplits("squares", train.target, 1, {"train": train, "val": val}, "hflip")

@@ -40,7 +40,7 @@ NAMES = ("background", "cat", "dog", "cow", "bird")
 
 
 def masks(seed: int, classes: int, size: tuple[int, int] = (9, 7), ignored: float = 0.2) -> tuple[Tensor, Tensor]:
-    """A prediction and a truth, of few classes each so that some occur in one or none."""
+    """Draw a prediction and a truth, of few classes each so that some occur in one or none."""
     source = torch.Generator().manual_seed(seed)
 
     def drawn() -> Tensor:

@@ -12,6 +12,8 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -150,7 +152,7 @@ def loader_of(images: Squares, workers: int, world: int = 1) -> Loader:
 @pytest.mark.slow
 def test_a_process_that_loads_data_and_dies_ends_the_run_in_one_line() -> None:
     with pytest.raises(UnetkitError, match=r"^a data loading process was ended \(.*\), .* --workers 0$"):
-        list(loader_of(Deadly(), 2).epoch(0))
+        list(loader_of(Deadly(), 1).epoch(0))  # one, since another would wait 5 s for the queue of the dead one
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
@@ -249,21 +251,13 @@ def child(folder: str, line: str, save_every: float) -> None:
 @pytest.mark.slow
 def test_a_run_that_is_killed_at_any_moments_goes_on_to_the_same_weights_to_the_bit(tmp_path: Path) -> None:
     line = f"{TINY} --block double:dropout=0.2"
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    whole = context.Process(target=child, args=(str(tmp_path / "whole"), line, 300.0))
-    whole.start()
-    whole.join()
+    with started(child, str(tmp_path / "whole"), line, 300.0) as whole:
+        whole.join(120)
     assert whole.exitcode == 0
     took, kills, draw = 0.1, 0, random.Random(0)
     for _ in range(200):
-        process = context.Process(target=child, args=(str(tmp_path / "cut"), line, 0.0))
-        process.start()
-        process.join(took * draw.uniform(0.2, 1.0))
-        if process.exitcode is None:
-            assert process.pid
-            os.kill(process.pid, signal.SIGKILL)
-            process.join()
+        with started(child, str(tmp_path / "cut"), line, 0.0) as process:
+            process.join(took * draw.uniform(0.2, 1.0))  # and then it is killed
         if process.exitcode == 0:
             break
         kills += 1
@@ -572,13 +566,25 @@ def run_module(words: list[str], stderr: str) -> None:
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def start(*words: str, stderr: Path) -> Any:
-    """Start `python -m MODULE WORDS`; what it prints on stderr is in a file."""
+@contextmanager
+def started(target: Callable[..., None], *arguments: Any) -> Iterator[Any]:
+    """Start a function in a process that is forked from one that has imported torch, and kill what is left of it."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    process = context.Process(target=run_module, args=(list(words), str(stderr)))
+    process = context.Process(target=target, args=arguments)
     process.start()
-    return process
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
+
+
+@contextmanager
+def start(*words: str, stderr: Path) -> Iterator[Any]:
+    """Start `python -m MODULE WORDS`; what it prints on stderr is in a file."""
+    with started(run_module, list(words), str(stderr)) as process:
+        yield process
 
 
 CELLS = ["--data", "cells:count=8,val=2,test=1,size=32", "--encoder", "plain:widths=[4,8],norm=none"]
@@ -588,12 +594,12 @@ SGD = ["--optimizer", "sgd", "--lr", "0.1"]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run by the command line."""
+    """Train by the command line."""
     folder = tmp_path_factory.mktemp("runs") / "a"
     more = ["--batch-size", "4", "--epochs", "2", "--block", "double:norm=none", "--device", "cpu"]
     told = folder.with_name("told")
-    done = start("unetkit", "train", *CELLS, *more, *SGD, "--tensorboard", "--out", str(folder), stderr=told)
-    done.join(300)
+    with start("unetkit", "train", *CELLS, *more, *SGD, "--tensorboard", "--out", str(folder), stderr=told) as done:
+        done.join(300)
     said = told.read_text()
     assert done.exitcode == 0, said
     assert "epoch 2 of 2: loss" in said
@@ -618,8 +624,9 @@ def test_two_processes_train_as_one_with_the_doubled_batch(trained: Path, tmp_pa
     more = ["--batch-size", "2", "--epochs", "2", "--block", "double:norm=none", "--device", "cpu"]
     line = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "unetkit", "train"]
     told = tmp_path / "told"
-    done = start(*line, *CELLS, *more, *SGD, "--preview-every", "0", "--out", str(tmp_path / "two"), stderr=told)
-    done.join(300)
+    line += [*CELLS, *more, *SGD, "--preview-every", "0", "--out", str(tmp_path / "two")]
+    with start(*line, stderr=told) as done:
+        done.join(300)
     said = told.read_text()
     assert done.exitcode == 0, said
     assert "devices  2 processes with 2 images in a step" in said
@@ -638,7 +645,7 @@ def test_two_processes_train_as_one_with_the_doubled_batch(trained: Path, tmp_pa
 
 
 def one_of_two(rank: int, port: int, folder: str, options: dict[str, Any]) -> None:
-    """A process of two, which ends with 3 where the loss is no number."""
+    """Train as a process of two, and end with 3 if the loss is no number."""
     torch.set_num_threads(1)
     where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in where.items()})
@@ -656,20 +663,14 @@ def one_of_two(rank: int, port: int, folder: str, options: dict[str, Any]) -> No
 
 def two(folder: Path, **options: Any) -> list[int | None]:
     """Train in two processes; how each ended. The first may be stopped after so many steps."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    jobs = [context.Process(target=one_of_two, args=(rank, port, str(folder), options)) for rank in (0, 1)]
-    for job in jobs:
-        job.start()
-    jobs[0].join(120)
-    jobs[1].join(2 if options.get("stop") else 120)
-    for job in jobs:
-        job.kill()
-        job.join()
-    return [job.exitcode for job in jobs]
+    first, second = (started(one_of_two, rank, port, str(folder), options) for rank in (0, 1))
+    with first as one, second as other:
+        one.join(120)
+        other.join(2 if options.get("stop") else 120)
+    return [one.exitcode, other.exitcode]
 
 
 @pytest.mark.slow
@@ -706,16 +707,16 @@ def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     told = tmp_path / "told"
     line = ["train", *CELLS, "--augment", "none", "--preview-every", "0", "--epochs", "100000", "--out", str(folder)]
-    process = start("unetkit", *line, stderr=told)
-    end = time.monotonic() + 120
-    while not (folder / LOG).exists() or not (folder / LOG).read_text():
-        assert time.monotonic() < end
-        time.sleep(0.1)
-    os.kill(process.pid, signal.SIGINT)
-    process.join(30)
-    if process.exitcode is None:  # Python drops an interrupt that falls into a destructor; a user then repeats it
+    with start("unetkit", *line, stderr=told) as process:
+        end = time.monotonic() + 120
+        while not (folder / LOG).exists() or not (folder / LOG).read_text():
+            assert time.monotonic() < end
+            time.sleep(0.1)
         os.kill(process.pid, signal.SIGINT)
-        process.join(60)
+        process.join(30)
+        if process.exitcode is None:  # Python drops an interrupt that falls into a destructor; a user then repeats it
+            os.kill(process.pid, signal.SIGINT)
+            process.join(60)
     assert process.exitcode == 130
     assert told.read_text().splitlines()[-1] == f"Error: interrupted; continue with: unetkit train --resume {folder}"
     with pytest.raises(OptionError, match=r"^--epochs cannot be changed by --resume; leave it out$"):
