@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from unetkit.bench.config import BenchConfig, repeat_command
-from unetkit.bench.grid import Case, Mode, exclude_cases, make_cases, make_plans, parse_axis, split_axis
+from unetkit.bench.grid import PRELOAD, Case, Mode, exclude_cases, make_cases, make_plans, parse_axis, split_axis
+from unetkit.bench.runner import BenchRunner
 from unetkit.bench.training import combine_trainings
+from unetkit.bench.training_runner import PRELOAD as TRAINING_PRELOAD
 from unetkit.errors import BuildError, OptionError, UnetkitError, UnknownNameError
 from unetkit.plan import Plan
-from unetkit.plugins import load_parts
+from unetkit.plugins import load_manager, load_parts
 
 PARTS = load_parts(isolated=True)
 
@@ -250,3 +253,26 @@ def test_a_choice_that_is_none_is_refused(choice: dict[str, object], message: st
     with pytest.raises(OptionError) as found:
         BenchConfig(**choice)  # type: ignore[arg-type]
     assert str(found.value) == message
+
+
+@pytest.mark.parametrize(
+    ("line", "config", "more"),
+    [
+        ("--encoder plain", {"metrics": ("macs",)}, []),
+        ("--encoder test_resnet", {"metrics": ("macs", "latency")}, ["timm"]),
+        ("--encoder smp/mobilenet_v2", {"metrics": ("memory",)}, ["timm", "segmentation_models_pytorch"]),
+        ("--encoder plain", {"metrics": ("training",)}, ["torch._dynamo"]),
+        ("--encoder plain", {"metrics": ("training-memory",)}, ["torch._dynamo"]),
+        ("--encoder plain", {"metrics": ("miou",), "data": "cells"}, [*TRAINING_PRELOAD]),
+    ],
+)
+def test_processes_are_forked_after_the_import_of_what_their_rows_need(
+    line: str, config: dict[str, Any], more: list[str]
+) -> None:
+    manager = load_manager()
+    runner = BenchRunner(
+        make_cases([Plan.parse(line)], [], [1], [Mode()], manager.parts), BenchConfig(**config), manager
+    )
+    assert sorted(runner._preload()) == sorted([*PRELOAD, *more])
+    runner.baseline = Plan.parse("--encoder test_resnet")
+    assert {*runner._preload()} == {*PRELOAD, *more, "timm"}

@@ -1,4 +1,4 @@
-"""What simulated benchmarks come to: verdicts on scores that are drawn from measured trainings."""
+"""Simulate benchmarks, and check verdicts on scores that are drawn from measured trainings."""
 
 from __future__ import annotations
 

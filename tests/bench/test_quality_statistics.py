@@ -78,7 +78,7 @@ def shares(shifts: Sequence[float], rules: QualityRules, runs: int, seed: int = 
 
 
 def most(share: float, runs: int) -> float:
-    """What a share comes to at most in so many runs, but for one in a thousand times."""
+    """Return what a share comes to at most in so many runs, except once in a thousand times."""
     return share + 3.1 * math.sqrt(share * (1 - share) / runs)
 
 

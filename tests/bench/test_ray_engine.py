@@ -169,7 +169,7 @@ NAME = "tests.bench.test_ray_engine"
 
 
 def strange_versions() -> dict[str, str]:
-    """Another torch where this variable says so, as it does in the driver and not on the nodes."""
+    """Return another version of torch if a variable says so, as it does in the driver and not on the nodes."""
     versions = library_versions()
     return {**versions, "torch": os.environ.get("STRANGE_TORCH") or versions["torch"]}
 
@@ -192,7 +192,7 @@ def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """Of a cluster of the nodes "one" and "two" with a CPU each, and "two" with two GPUs, so it believes."""
+    """Start a cluster of the nodes "one" and "two" with a CPU each, of which "two" believes that it has two GPUs."""
     if not find_spec("ray"):
         pytest.skip("Ray is not installed")
     holder = start("hold", RAY_USAGE_STATS_ENABLED="0")
@@ -218,7 +218,7 @@ NOWHERE = ("127.0.0.1:9", "nohost.invalid:6379", "here", "ray://here:10001")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the tasks of each kind of run note their attempts, in a folder of its own."""
+    """Make the folders in which the tasks of each run note their attempts."""
     folder = tmp_path_factory.mktemp("attempts")
     for name in ("kinds", "again", "late", "gpus", "left", "interrupted"):
         (folder / name).mkdir()
@@ -227,7 +227,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ended(address: str, folder: Path) -> dict[str, dict[str, Any]]:
-    """What came of everything that one driver is asked; it is interrupted in the last."""
+    """Return what came of everything that one driver is asked; it is interrupted in the last run."""
 
     def ask(name: str, *names: str, **asked: Any) -> dict[str, Any]:
         more: dict[str, Any] = {key: asked.pop(key) for key in ("leave", "strange", "environment") if key in asked}

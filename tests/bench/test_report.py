@@ -283,7 +283,7 @@ def browser() -> Iterator[Browser]:
 
 
 class Opened:
-    """A page in a browser, and what went wrong or out as it ran."""
+    """Open a page in a browser, and note what went wrong or was requested as it ran."""
 
     def __init__(self, browser: Browser, path: Path) -> None:
         self.page: Page = browser.new_context(viewport=WIDE).new_page()
@@ -304,7 +304,7 @@ class Opened:
         return [text.strip() for text in self.page.locator(selector).all_inner_texts()]
 
     def column(self, title: str) -> list[str]:
-        """A column's cells from top to bottom, of the rows that are seen and have it."""
+        """Return the cells of a column from top to bottom, of the rows that are seen and have it."""
         return self.page.evaluate(  # type: ignore[no-any-return]
             """title => {
               const table = document.getElementById("table-rows");

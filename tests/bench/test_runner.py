@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
 import unetkit
+from tests.bench.conftest import run_cli
 from unetkit import bench
 from unetkit.bench.columns import filter_rows, make_columns
 from unetkit.bench.effects import estimate_effects
 from unetkit.bench.results import BenchRow, ResultsWriter, read_results
 from unetkit.bench.statistics import MIN_ROUNDS
-from unetkit.cli import cli
 from unetkit.errors import BuildError, FileError, OptionError, UnetkitError, UnknownNameError
 from unetkit.utils.json_lines import JsonLinesWriter
 
@@ -35,10 +34,6 @@ TINY = "--encoder plain:widths=[4,8]"
 QUICK: dict[str, Any] = {"budget": 0.2, "threads": 1, "size": [32]}
 
 
-def run_cli(*arguments: str) -> Result:
-    return CliRunner().invoke(cli, ["bench", *arguments])
-
-
 def rows_in(folder: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     return [line["row"] for line in lines if "row" in line]
@@ -46,7 +41,7 @@ def rows_in(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> bench.BenchRows:
-    """Everything of a small U-Net, of another, of a whole model, and of one that cannot be built."""
+    """Measure everything of a small U-Net, of another, of a whole model, and of one that cannot be built."""
     plans = ["--encoder test_resnet", "--encoder test_resnet --fuse add", "--encoder test_resnet --fuse nope"]
     plans.append("--model smp/linknet --encoder timm/test_resnet")
     return bench.run(plans, out=tmp_path_factory.mktemp("run"), **QUICK | {"size": [64], "budget": 0.1})
@@ -240,12 +235,13 @@ def strange(tmp_path: Path) -> str:
 def test_what_dies_or_hangs_is_a_row_with_its_cause(strange: str, tmp_path: Path) -> None:
     ways = ("fine", "killed", "crashes", "hangs", "leaves", "raises", "exhausts")
     plans = [f"{TINY} --head strange:way={way}" for way in ways]
-    found = bench.run(plans, plugins=[strange], metrics=["macs", "latency"], timeout=6, **QUICK)
+    options = QUICK | {"jobs": min(2, len(os.sched_getaffinity(0)))}  # the others run while one hangs
+    found = bench.run(plans, plugins=[strange], metrics=["macs", "latency"], timeout=5, **options)
     fine, killed, crashes, hangs, leaves, raises, exhausts = found
     assert (fine.error, fine.failures) == ("", {})
     assert killed.error == "its process was killed by SIGKILL, while measuring latency"
     assert crashes.error == "its process was killed by SIGSEGV, while measuring latency"
-    assert hangs.error == "no result within 6 s, while measuring latency"
+    assert hangs.error == "no result within 5 s, while measuring latency"
     assert leaves.error == "its process ended with exit code 3, while measuring latency"
     assert raises.failures == {"latency": "ZeroDivisionError: no such luck"}
     assert exhausts.failures["latency"].startswith("ran out of memory: RuntimeError: ")
@@ -350,7 +346,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was interrupted after its first row, while a second command asked for the same folder."""
+    """Interrupt a run after its first row, while a second command asks for the same folder."""
     folder = tmp_path_factory.mktemp("interrupted") / "run"
     process = start(folder)
     wait_for_rows(folder, process, 1)

@@ -1,4 +1,4 @@
-"""What a selftest comes to: of made-up samples whose truth is known, and of a real network in real processes."""
+"""Run selftests on made-up samples whose truth is known, and on a real network in real processes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SLOT = Slot("cpu", (), 1)
 
 
 def made(runs: int = 20, noise: float = 0.02) -> list[SelftestResult]:
-    """Runs on a machine that drifts."""
+    """Make runs on a machine that drifts."""
     return [
         SelftestResult(extra, timed(1 + extra / CALLS_PER_SAMPLE, 40, 100 * run + extra, noise=noise), 5.0)
         for run in range(runs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import isclose
 from statistics import mean, median
 
@@ -25,7 +25,7 @@ class Machine:
         return self.now
 
     def work(self, name: str, cost: float, first: float = 1.0, times: int = 0) -> Callable[[], None]:
-        """A callable; its first so many calls cost more."""
+        """Return a callable of which the first so many calls cost more."""
 
         def call() -> None:
             slow = first if self.ran.count(name) < times else 1.0
@@ -33,6 +33,14 @@ class Machine:
             self.now += cost * slow * self.speed(self.now)
 
         return call
+
+
+@pytest.fixture(scope="module", autouse=True)
+def objects_before() -> Iterator[None]:
+    """Keep garbage collection, which precedes each timing, from looking at the objects of all other tests."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from tests.bench.conftest import run_cli
 from unetkit import bench, train
 from unetkit.bench.quality import RunQuality, load_scores
 from unetkit.bench.quality_statistics import QualityRules
@@ -46,28 +46,32 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "unetkit", "bench", *arguments]
 
 
-def run_cli(*arguments: str) -> Any:
-    return CliRunner().invoke(cli, ["bench", *arguments])
-
-
 def trainings_in(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
-    return [line["training"] for line in lines if "training" in line]
+    lines = (folder / "rows.jsonl").read_bytes().split(b"\n")[:-1]  # one that is being written has no end yet
+    return [json.loads(line)["training"] for line in lines if line.startswith(b'{"training"')]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two rows with two seeds, by a command that was killed twice while it trained, and a third row added later."""
+    """Train two rows with two seeds by a command that is killed twice while it trains, and add a third row later."""
     folder, moments = tmp_path_factory.mktemp("bench") / "run", random.Random(5)
     whole = [*GRID, "--seeds", "2", "--out", str(folder)]
-    for _ in range(2):
+
+    def recorded() -> int:
+        return len(trainings_in(folder)) if (folder / "rows.jsonl").exists() else 0
+
+    kills = [((folder / "trainings").exists, moments.uniform(0, 0.5)), (lambda: recorded() > 0, 0.0)]
+    left = []
+    for is_due, seconds in kills:
         process = subprocess.Popen(command(*whole), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
-        while not (folder / "trainings").exists() and time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.05)
-        time.sleep(moments.uniform(0, 1.5))
-        process.send_signal(signal.SIGKILL)
+        while not is_due() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(seconds)
+        process.kill()
         process.wait()
+        left.append(recorded())
+    assert any(0 < number < 4 for number in left)  # a kill fell between the first and the last training
     for arguments in (whole, ["--encoder", "plain:widths=[4,8]", "--up", "transposed", "--out", str(folder)]):
         result = run_cli(*arguments)
         assert result.exit_code == 0, result.output
@@ -260,6 +264,7 @@ def test_seeds_are_added_at_the_looks_until_all_is_decided_and_what_failed_is_tr
     assert sum(bool(one.failures) for one in rows.run.trainings) == 1
     rows = bench.run(plans, **options, retry_failed=True)
     assert not [one for one in rows.run.trainings if one.failures or one.error]
+    assert {*Counter((one.row_id, one.seed) for one in rows.run.trainings).values()} == {1}
     counts = Counter(one.row_id for one in rows.run.trainings)
     quality = RunQuality(rows.run)
     assert quality.rules.looks == (6, 8)
