@@ -152,7 +152,7 @@ def loader_of(images: Squares, workers: int, world: int = 1) -> Loader:
 @pytest.mark.slow
 def test_a_process_that_loads_data_and_dies_ends_the_run_in_one_line() -> None:
     with pytest.raises(UnetkitError, match=r"^a data loading process was ended \(.*\), .* --workers 0$"):
-        list(loader_of(Deadly(), 1).epoch(0))  # one, since another would wait 5 s for the queue of the dead one
+        list(loader_of(Deadly(), 2).epoch(0))
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
