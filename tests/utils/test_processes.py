@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from multiprocessing import get_all_start_methods
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def test_a_folder_for_temporary_files_that_is_too_deep_is_told() -> None:
         raise OSError("AF_UNIX path too long")
 
     with pytest.raises(BuildError) as found:
-        pool._start_process(start)
+        pool._start_process(start, True)
     assert str(found.value).startswith("no process can be started: OSError: AF_UNIX path too long; `python")
 
 
@@ -45,21 +46,45 @@ def test_a_breakpoint_in_a_process_is_told_with_its_place() -> None:
 
 
 SCRIPT = """
+import multiprocessing.forkserver
 from unetkit.utils.processes import run_tasks
 
 tasks = run_tasks(["a"], "tests.sweep.children:fine", [None], timeout=60, needs_script=False)
 print([(each.error, each.facts["built"]) for each in tasks])
+print(multiprocessing.forkserver._forkserver._forkserver_pid)
 """
+#: A task of its own type, which its processes unpickle.
+ZIPPED = """
+from unetkit.utils.processes import run_tasks
+
+class Name(str):
+    pass
+
+if __name__ == "__main__":
+    tasks = run_tasks([Name("a")], "tests.sweep.children:fine", [None], timeout=60)
+    print([(each.error, each.facts.get("built")) for each in tasks])
+"""
+
+
+def run_python(*words: str, path: str = "") -> str:
+    """What a new process of Python prints, which finds this checkout and `path`."""
+    places = [path, str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))}
+    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr
+    return done.stdout
 
 
 def test_a_script_without_a_guard_starts_processes_that_do_not_need_it(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    root = str(Path(__file__).parents[2])
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    command, environment = [sys.executable, str(script)], {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout == "[('', 'ok')]\n", done.stderr
+    assert run_python(str(script)) == "[('', 'ok')]\nNone\n"  # and the server that multiprocessing shares was not used
+
+
+def test_a_module_of_a_zip_starts_processes_that_need_it(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "app.zip", "w") as archive:
+        archive.writestr("zipped.py", ZIPPED)
+    assert run_python("-m", "zipped", path=str(tmp_path / "app.zip")) == "[('', 'ok')]\n"
 
 
 def test_no_task_starts_no_child() -> None:

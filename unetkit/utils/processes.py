@@ -72,7 +72,7 @@ def run_tasks(
         needs_script: whether each process imports the script by which this one was started, since tasks may contain
             what it defines. A script that starts processes outside of `if __name__ == "__main__":` then fails.
     """
-    context = _make_context(preload)
+    context = _make_context(preload, needs_script)
     waiting, free, running = deque(tasks), deque(slots), dict[Connection, _Child]()
     try:
         while waiting or running:
@@ -89,32 +89,33 @@ def run_tasks(
             child.kill()
 
 
-def _make_context(preload: Sequence[str]) -> Any:
+def _make_context(preload: Sequence[str], needs_script: bool) -> Any:
     methods = get_all_start_methods()
     context = get_context("forkserver" if "forkserver" in methods else "spawn")
     if preload and "forkserver" in methods:
         if {*preload} - {*_preloaded}:
             _stop_server()
             _preloaded.update(dict.fromkeys(preload))
-        context.set_forkserver_preload([*_preloaded])
+        _SERVER.set_forkserver_preload([*_preloaded])
     if "forkserver" in methods and current_thread() is main_thread():
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # or an interrupt while it imports is a traceback
         try:
-            _start_process(forkserver.ensure_running)
+            _start_process(_SERVER.ensure_running, needs_script)  # it may import the script itself
         finally:
             signal.signal(signal.SIGINT, before)
     return context
 
 
-#: Modules that the server of this process has imported, or will when it starts.
+#: Not the server that multiprocessing shares: it may have children of others, and its modules are theirs to choose.
+_SERVER = forkserver.ForkServer()
+#: Modules that the server has imported, or will when it starts.
 _preloaded: dict[str, None] = {}
 
 
 def _stop_server() -> None:
     """Stop the server if it runs, so that one with more modules follows; otherwise each child would import them."""
-    server = getattr(forkserver, "_forkserver", None)
-    if server is not None and hasattr(server, "_stop"):
-        server._stop()
+    if hasattr(_SERVER, "_stop"):
+        _SERVER._stop()
 
 
 def _receive_reports(running: dict[Connection, _Child]) -> None:
@@ -191,7 +192,8 @@ def _hide_script(*, unless_file: bool) -> Iterator[None]:
     """Hide where the main module is from child processes, which then do not import it.
 
     Args:
-        unless_file: hide it only if it is no file, such as a script from stdin, which they would fail to import.
+        unless_file: hide only its path, and only if that is no file, such as a script from stdin, which they would fail
+            to import. They still import a main module that has a name, even from a zip.
     """
     main: dict[str, Any] = vars(sys.modules["__main__"])
     before: dict[str, Any] = {name: main[name] for name in ("__file__", "__spec__") if name in main}
@@ -200,20 +202,32 @@ def _hide_script(*, unless_file: bool) -> Iterator[None]:
         yield
         return
     main.pop("__file__", None)
-    main["__spec__"] = None
+    if not unless_file:
+        main["__spec__"] = None
     try:
         yield
     finally:
         main.update(before)
 
 
-def _start_process(start: Callable[[], object], needs_script: bool = True) -> None:
+def _start_process(start: Callable[[], object], needs_script: bool) -> None:
     try:
-        with safe_path(), _hide_script(unless_file=needs_script):
+        with safe_path(), _use_own_server(), _hide_script(unless_file=needs_script):
             start()
     except (OSError, EOFError) as error:
         why = f"no process can be started: {one_line(error)}"
         raise BuildError(f"{why}; `python -c 'import torch, timm'` must work, and TMPDIR be a short path") from error
+
+
+@contextmanager
+def _use_own_server() -> Iterator[None]:
+    """Let multiprocessing fork from the server of this module, in the lock of `safe_path`."""
+    shared = forkserver.connect_to_new_process
+    forkserver.connect_to_new_process = _SERVER.connect_to_new_process
+    try:
+        yield
+    finally:
+        forkserver.connect_to_new_process = shared
 
 
 @contextmanager
