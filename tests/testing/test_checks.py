@@ -32,6 +32,7 @@ from unetkit.testing import (
     collect_part_checks,
     collect_plugin_checks,
 )
+from unetkit.testing.checks import new_process
 from unetkit.utils.formatting import Size
 
 
@@ -492,13 +493,16 @@ def unetkit_register(parts):
 
 
 @pytest.mark.slow
-def test_constants_outlive_a_build_on_meta_and_parts_are_pickled(write: Write) -> None:
+def test_constants_outlive_a_build_on_meta_and_parts_are_pickled(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write("constants.py", CONSTANTS.replace("{0}", "Scaled"))
     parts = load_parts([path])
     fuse: dict[str, Any] = {"fuse": "Scaled", "parts": parts}
     unetkit.trace(unetkit.build("plain:widths=[4,8]", **fuse, device="meta"), (16, 16))
     assert unetkit.build("plain:widths=[4,8]", **fuse).eval()(torch.ones(1, 3, 16, 16)).isfinite().all()
     assert in_new_process(path).outcome == "passed"
+    with monkeypatch.context() as limited:
+        limited.setattr(new_process, "_TIMEOUT", 0.001)
+        assert "it took longer than 0.001 s to create its parts" in in_new_process(path).message
     found = in_new_process(write("unpicklable.py", CONSTANTS.replace("{0}", "Unpicklable")))
     assert found.outcome == "failed"
     assert "fusion Unpicklable: it cannot be pickled" in found.message

@@ -51,6 +51,10 @@ def check_new_process(subject: PluginSubject) -> None:
         preload=[__name__],
         needs_script=False,
     )
+    if result.error and result.seconds >= _TIMEOUT:
+        raise Nonconformity(
+            f"it took longer than {_TIMEOUT:g} s to create its parts and to run them in a new process; make them faster"
+        )
     if result.error:
         raise Nonconformity(f"its parts cannot be created in a new process: {result.error}")
     if errors := result.facts["errors"]:
