@@ -19,7 +19,6 @@ LIBRARIES = ("unetkit", "torch", "numpy", "timm", "click", "sitecustomize", "use
 NETWORK = ["--encoder", "plain:widths=[4,8]"]
 DATA = ["--data", "cells:count=4,val=2,test=1,size=32"]
 COSTS = ["--metrics", "parameters,latency"]
-#: In this order, as some read what others wrote.
 COMMANDS = {
     "help": ["--help"],
     "build": ["build", *NETWORK],
@@ -29,10 +28,12 @@ COMMANDS = {
     "new": ["plugins", "new", "my-gate", "--kind", "fusion"],
     "data": ["data", "check", "cells:count=2,size=32"],
     "bench": ["bench", *NETWORK, "--fuse", "add,concat", "--size", "32", "--device", "cpu", "--budget", "0.1", *COSTS],
-    "train": ["train", *NETWORK, *DATA, "--epochs", "1", "--workers", "1", "--device", "cpu", "--out", "run"],
     "eval": ["eval", "run", "--device", "cpu"],
-    "predict": ["predict", "run", "../mine/image.png", "--out", "out", "--device", "cpu"],
 }
+#: Those that read and write files, in a process of their own each: what one imports, the next finds.
+TRAIN = ["train", *NETWORK, *DATA, "--epochs", "1", "--workers", "1", "--device", "cpu", "--out", "run"]
+PREDICT = ["predict", "run", "../mine/image.png", "--out", "out", "--device", "cpu"]
+INSTALLED = Path(sys.executable).with_name("unetkit")  # `python -m` would put the folder first itself
 GATES = '''
 import unetkit
 from unetkit.parts.fusions import Add
@@ -72,18 +73,26 @@ if __name__ == "__main__":
         code = cli.main(words, standalone_mode=False)
         assert not code, (name, code)
         assert not os.path.exists("RAN"), (name, open("RAN").read())
+        assert os.getcwd() not in map(os.path.realpath, sys.path), (name, sys.path)  # as which "" counts, too
 """
 
 
-def test_commands_run_nothing_of_the_current_folder(hostile: Path) -> None:
-    script = hostile.with_name("script.py")
+@pytest.fixture(scope="module")
+def trained(hostile: Path) -> Path:
+    """The hostile folder, in which a network was trained."""
+    run(hostile, INSTALLED, *TRAIN)
+    return hostile
+
+
+def test_commands_run_nothing_of_the_current_folder(trained: Path) -> None:
+    script = trained.with_name("script.py")
     script.write_text(SCRIPT)
-    run(hostile, script, json.dumps(COMMANDS))
+    run(trained, script, json.dumps(COMMANDS))
 
 
-def test_the_installed_script_runs_nothing_of_the_current_folder(hostile: Path) -> None:
-    script = Path(sys.executable).with_name("unetkit")  # `python -m` would put the folder first itself
-    run(hostile, script, "plugins", "new", "another-gate", "--kind", "fusion")
+def test_the_installed_script_runs_nothing_of_the_current_folder(trained: Path) -> None:
+    run(trained, INSTALLED, *PREDICT)
+    assert list((trained / "out").iterdir())
 
 
 def run(hostile: Path, script: Path, *words: str) -> None:
