@@ -380,6 +380,17 @@ def type_errors(made: Path, tmp_path_factory: pytest.TempPathFactory) -> list[st
 
 
 @pytest.mark.slow
+def test_mypy_reads_all_that_the_code_imports(made: Path) -> None:
+    skipped = tuple(re.findall(r"([\w.]+\.)\*", MYPY))
+    assert "torch.fx." in skipped
+    texts = [path.read_text(encoding="utf-8") for path in made.glob("*/*/*.py")]
+    for node in (node for text in [*texts, MISTYPED] for node in ast.walk(ast.parse(text))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+        home = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+        assert not [name for name in names if f"{home}{name}.".startswith(skipped)], ast.unparse(node)
+
+
+@pytest.mark.slow
 def test_the_code_and_its_tests_are_typed(type_errors: list[str]) -> None:
     assert [line for line in type_errors if "mistyped.py:" not in line] == []
 
