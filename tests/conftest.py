@@ -57,6 +57,11 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(20_000, 20, 20)
 
 
+def pytest_unconfigure() -> None:
+    """Collect them at the end again: libraries in C++ print what was not."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def machine_to_itself(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Benchmarks hold devices by locks in the folder for temporary files; tests wait for none of a user's."""

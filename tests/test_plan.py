@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -111,6 +111,8 @@ def test_arbitrary_lines_are_read_or_refused_in_one_line(line: str) -> None:
 
 
 @MANY
+@example('a:"="')
+@example("a:[=]")
 @given(TEXT | st.lists(st.sampled_from(list('ab:,=[]"\\/ \n-')), max_size=10).map("".join))
 def test_arbitrary_parts_are_read_or_refused_in_one_line(text: str) -> None:
     try:

@@ -78,7 +78,7 @@ class PartSpec:
             levels = "; levels are separated by slashes, as in add/concat" if "," in name else ""
             raise OptionError(f"{text!r} is not a part: write a name, or name:option=value,option=value{levels}")
         pairs = [item.partition("=") for item in split_unquoted(rest, ",")] if colon else []
-        if not all(key and equals and value for key, equals, value in pairs):
+        if not all(key and equals and value and not {*key} & {*'[]"'} for key, equals, value in pairs):
             listed = _suggest_brackets(pairs)
             raise OptionError(f"{text!r}: write option=value pairs, separated by commas, after the colon{listed}")
         if objects := [key for key, _, value in pairs if has_unquoted(value, "<")]:
