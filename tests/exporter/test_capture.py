@@ -1,4 +1,4 @@
-"""Sizes that are left open in a captured network: expressions that can be derived, and none that is wrong."""
+"""Test that sizes which a captured network leaves open can be derived, and that no size in its file is wrong."""
 
 from __future__ import annotations
 

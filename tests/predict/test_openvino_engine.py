@@ -1,4 +1,4 @@
-"""Exported networks in OpenVINO, in a process of their own."""
+"""Test engines of OpenVINO in a process of their own, since a fault may end it."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ from collections import deque
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import import_module
 from importlib.metadata import version
+from pkgutil import resolve_name
 from time import monotonic, sleep
 from typing import Any
 
@@ -167,8 +167,7 @@ def _run_with_environment(job: tuple[Any, str, dict[str, str]], slot: Slot, emit
     """
     task, target, environment = job
     os.environ.update(environment)
-    module, _, function = target.partition(":")
-    getattr(import_module(module), function)(task, slot, emit)
+    resolve_name(target)(task, slot, emit)
 
 
 #: The function that a process of a worker calls.

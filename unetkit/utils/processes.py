@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib import import_module
 from multiprocessing import (
     connection,
     current_process,
@@ -21,6 +20,7 @@ from multiprocessing import (
 )
 from multiprocessing.connection import Connection
 from pathlib import Path
+from pkgutil import resolve_name
 from threading import RLock, Thread, current_thread, main_thread
 from time import monotonic
 from typing import Any
@@ -285,9 +285,8 @@ def _run_child(connection: Connection, task: Any, slot: Any, target: str) -> Non
     os.dup2(silence, 2)
     Thread(target=_exit_with_parent, args=(connection,), daemon=True).start()
     refuse_breakpoints()
-    module, _, function = target.partition(":")
     try:
-        getattr(import_module(module), function)(task, slot, connection.send)
+        resolve_name(target)(task, slot, connection.send)
     except Exception as error:  # whatever a library raises where no answer was expected of it
         connection.send({_OWN_WORDS: one_line(error)})
     else:

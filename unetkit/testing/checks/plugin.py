@@ -8,7 +8,7 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from unetkit.testing.catalog import Nonconformity, SkipCheck, one_line
 from unetkit.testing.source import AuthorSource, format_place
 from unetkit.testing.subject import PartSubject
 
-#: Run in a new process, because this one may have imported torch already.
+#: Run in a new process, because this one has already imported torch.
 _LOAD_SCRIPT = """
 import json, sys
 target, sys.path[:] = json.loads(sys.argv[1])
@@ -78,22 +78,7 @@ def check_loading(subject: PluginSubject) -> None:
 
 
 def check_imports(subject: PluginSubject) -> None:
-    """Check in a new process that loading the plugin imports no slow library.
-
-    This process may have imported some of them before.
-    """
-    heavy = _find_heavy_imports(subject)
-    if heavy and subject.target.endswith(".py"):
-        raise SkipCheck(f"imports {' and '.join(heavy)}, but is a file, which slows only commands that name it")
-    if heavy:
-        raise Nonconformity(
-            f"imports {' and '.join(heavy)} when it registers, which slows every unetkit command; "
-            'register parts as "module:attr", and import torch in that module'
-        )
-
-
-def _find_heavy_imports(subject: PluginSubject) -> Sequence[str]:
-    """Return the slow libraries that loading the plugin imports in a new process."""
+    """Check in a new process that loading the plugin imports no slow library."""
     arguments = json.dumps([subject.target, sys.path])
     command = [sys.executable, "-P", "-c", _LOAD_SCRIPT, arguments]
     process = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
@@ -103,8 +88,13 @@ def _find_heavy_imports(subject: PluginSubject) -> Sequence[str]:
     error, heavy = json.loads(process.stdout.splitlines()[-1])[subject.plugin.name]
     if error:
         raise Nonconformity(f"it does not load in a new process: {error}")
-    names: list[str] = heavy
-    return names
+    if heavy and subject.target.endswith(".py"):
+        raise SkipCheck(f"imports {' and '.join(heavy)}, but is a file, which slows only commands that name it")
+    if heavy:
+        raise Nonconformity(
+            f"imports {' and '.join(heavy)} when it registers, which slows every unetkit command; "
+            'register parts as "module:attr", and import torch in that module'
+        )
 
 
 def _list_libraries(subject: PluginSubject) -> list[Library]:
