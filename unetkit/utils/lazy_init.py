@@ -95,11 +95,14 @@ class _PendingFills(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         seeds = torch.randint(2**62, (len(pieces),), device="cpu").tolist()
         threads = min(torch.get_num_threads(), len(pieces))
+        # One iterator for all threads, each of which takes the next piece: a future for each would cost as much as
+        # drawing ten thousand values.
+        todo = iter([*zip(pieces, seeds, strict=True)])
         if threads == 1:
-            deque(map(_fill, pieces, seeds), maxlen=0)
+            _fill_all(todo)
             return
         with ThreadPoolExecutor(threads) as pool:
-            deque(pool.map(_fill, pieces, seeds), maxlen=0)
+            deque(pool.map(_fill_all, [todo] * threads), maxlen=0)
 
 
 #: The number of values that a thread draws at a time: their memory fits a processor's cache.
@@ -113,9 +116,9 @@ def _split_fill(func: Any, args: tuple[Any, ...], kwargs: Any) -> Iterator[tuple
 
 
 @torch.no_grad()
-def _fill(fill: tuple[Any, Any, Any], seed: int) -> None:
-    func, args, kwargs = fill
-    func(*args, **{**kwargs, "generator": torch.Generator().manual_seed(seed)})
+def _fill_all(todo: Iterator[tuple[tuple[Any, Any, Any], int]]) -> None:
+    for (func, args, kwargs), seed in todo:
+        func(*args, **{**kwargs, "generator": torch.Generator().manual_seed(seed)})
 
 
 @contextmanager

@@ -33,9 +33,11 @@ def check_timm_weights(name: str, *, pretrained: bool, loads: bool) -> None:
         BuildError: timm does not know the tag, or has no weights for the model.
     """
     architecture, _, tag = name.partition(".")
-    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
-    if tag and tag not in tags:
-        raise BuildError(f"timm has no weights tagged {tag!r} for {architecture}; it has {', '.join(tags) or 'none'}")
+    if tag:
+        tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+        if tag not in tags:
+            has = ", ".join(tags) or "none"
+            raise BuildError(f"timm has no weights tagged {tag!r} for {architecture}; it has {has}")
     if not pretrained:
         return
     config = timm.get_pretrained_cfg(name)
