@@ -45,6 +45,14 @@ def test_a_breakpoint_in_a_process_is_told_with_its_place() -> None:
     assert re.search(r"^breakpoint\(\) in .*children\.py:\d+ needs a terminal", ended.error), ended.error
 
 
+def test_a_child_without_its_leader_ends_in_silence() -> None:
+    """As one does whose leader was interrupted while it started it."""
+    code = "from multiprocessing import Pipe; from unetkit.utils.processes import _run_child; mine, its = Pipe(); "
+    code += "mine.close(); _run_child(its, None, None, 'builtins:print')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+
+
 SCRIPT = """
 import multiprocessing.forkserver
 from unetkit.utils.processes import run_tasks

@@ -226,7 +226,9 @@ def load(path: str) -> {name}:
     from safetensors.torch import load_file
 
     network = build()
-    network.load_state_dict(load_file(path), assign=True)
+    # Copies: processors may round differently at the addresses of the file's tensors.
+    weights = {{name: tensor.clone() for name, tensor in load_file(path).items()}}
+    network.load_state_dict(weights, assign=True)
     return network'''.split("\n")
 
 

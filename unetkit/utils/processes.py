@@ -279,10 +279,10 @@ def _run_child(connection: Connection, task: Any, slot: Any, target: str) -> Non
     # Processes that load data are then started as in any other process: by the method of this one, each would import
     # torch anew, in every epoch.
     set_start_method(None, force=True)
-    connection.send({_BEGUN: True})
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
+    connection.send({_BEGUN: True})  # which fails if the leader was interrupted while it started this process
     Thread(target=_exit_with_parent, args=(connection,), daemon=True).start()
     refuse_breakpoints()
     try:
