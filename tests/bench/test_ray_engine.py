@@ -352,10 +352,10 @@ def test_each_gpu_is_a_place_and_the_first_that_its_trial_sees(ended: dict[str, 
 
 def test_what_no_node_has_is_refused(ended: dict[str, dict[str, Any]], address: str) -> None:
     gpus, slots = ended["many gpus"]["refused"], ended["many slots"]["refused"]
-    most = "have at most 1 CPU and 2 GPU"
+    most = f"the Ray cluster at {address} have at most 1 CPU and 2 GPU"
     told = "OptionError: --engine ray: rows need nodes with"
-    assert gpus == f"{told} 3 GPU, but those of the Ray cluster at {address} {most}"
-    assert slots == f"{told} 2 CPU, but those of the Ray cluster {most}"  # the driver had connected to it
+    assert gpus == f"{told} 3 GPU, but those of {most}"
+    assert slots == f"{told} 2 CPU, but those of {most}"
 
 
 def test_a_node_with_other_versions_is_refused(ended: dict[str, dict[str, Any]]) -> None:

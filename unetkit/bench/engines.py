@@ -49,7 +49,13 @@ def run_locally(
 
 
 def run_on_cluster(
-    tasks: Iterable[Any], target: str, config: BenchConfig, *, timeout: float, preload: Sequence[str]
+    tasks: Iterable[Any],
+    target: str,
+    config: BenchConfig,
+    connection: ExitStack,
+    *,
+    timeout: float,
+    preload: Sequence[str],
 ) -> Generator[TaskResult, None, None]:
     """Run tasks on the nodes of a Ray cluster, and yield each result.
 
@@ -57,6 +63,8 @@ def run_on_cluster(
         tasks: objects that can be pickled.
         target: function that a process calls, as `unetkit.bench.ray_engine.run_on_ray` takes it.
         config: settings of the benchmark.
+        connection: keeps the connection to the cluster until it is closed, since workers of another connection would
+            import everything anew.
         timeout: time limit for a task, in seconds.
         preload: modules that all processes need.
 
@@ -64,15 +72,15 @@ def run_on_cluster(
         OptionError: The device cannot be used with Ray, or the cluster cannot be used.
         UnetkitError: A node has other versions than this machine.
     """
-    from unetkit.bench.ray_engine import run_on_ray
+    from unetkit.bench.ray_engine import connect, import_ray, run_on_ray
 
     gpus = {"": None, "cpu": 0, "cuda": 1}
     if config.device not in gpus:
         raise OptionError(f"--device {config.device}: must be cpu or cuda with --engine ray, which selects the GPUs")
+    connection.enter_context(connect(import_ray(), config.ray_address))
     return run_on_ray(
         tasks,
         target,
-        address=config.ray_address,
         gpus=gpus[config.device],
         slots=config.jobs,
         threads=config.threads,

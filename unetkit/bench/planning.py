@@ -122,6 +122,7 @@ def _train_pilots(
             if record.error:
                 raise BuildError(f"a pilot training failed: {record.error}")
     finally:
+        pilot.close()
         writer.close()
     return read_results(folder)
 

@@ -370,7 +370,7 @@ def connect(ray: Any, address: str | None) -> Iterator[str]:
         OptionError: There is no cluster at the address.
     """
     if ray.is_initialized():
-        yield "the Ray cluster"
+        yield f"the Ray cluster at {ray.get_runtime_context().gcs_address}"
         return
     address = address or os.environ.get("RAY_ADDRESS") or "auto"
     _check_address(address)

@@ -175,7 +175,7 @@ def run(
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         writer = ResultsWriter(folder)
         stack.callback(writer.close)
-        runner = BenchRunner(cases, bench_config, manager, absent_metrics=absent)
+        runner = stack.enter_context(closing(BenchRunner(cases, bench_config, manager, absent_metrics=absent)))
         for row in runner.measure_rows(writer, ""):
             on_row(row)
         for _ in runner.train_rows(writer):
@@ -260,6 +260,7 @@ class BenchRunner:
         self.metrics: list[Metric] = [metric for metric in chosen if not metric.trained]
         self.trained_metrics: list[Metric] = [metric for metric in chosen if metric.trained]
         self.training: TrainingRunner | None = None
+        self.connection = ExitStack()
         self.on_training_plan: Callable[[int], None] = lambda count: None
         if not data:
             for case in self.cases:
@@ -337,8 +338,13 @@ class BenchRunner:
         if self.training is None:
             return
         slots = self.training_slots() if self.config.engine != "ray" else []
-        with closing(self.training.train(writer, slots, self.on_notice, self.on_training_plan)) as records:
+        training = self.training.train(writer, slots, self.connection, self.on_notice, self.on_training_plan)
+        with closing(training) as records:
             yield from records
+
+    def close(self) -> None:
+        """End the connection to a cluster, if there is one."""
+        self.connection.close()
 
     def pending_cases(self, results: ResultsFile | ResultsWriter) -> list[Case]:
         """Return the cases that have to be measured.
@@ -508,7 +514,7 @@ class BenchRunner:
         if all(metric.name in ANALYTIC_METRICS for metric in self.metrics):
             results = (TaskResult(trial, {}, "", 0.0) for trial in trials)  # all is known without a measurement
         elif self.config.engine == "ray":
-            results = run_on_cluster(trials, MEASURE, self.config, **options)
+            results = run_on_cluster(trials, MEASURE, self.config, self.connection, **options)
         else:
             is_timed = any(metric.timed for metric in self.metrics)
             results = run_locally(trials, MEASURE, slots, on_notice=self.on_notice, timed=is_timed, **options)

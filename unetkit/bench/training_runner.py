@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,13 +150,19 @@ class TrainingRunner:
         return {name: [value] for name, value in first.items() if all(one.get(name) == value for one in others)}
 
     def train(
-        self, writer: ResultsWriter, slots: Sequence[Slot], on_notice: NoticeCallback, on_plan: Callable[[int], None]
+        self,
+        writer: ResultsWriter,
+        slots: Sequence[Slot],
+        connection: ExitStack,
+        on_notice: NoticeCallback,
+        on_plan: Callable[[int], None],
     ) -> Generator[TrainingRecord, None, None]:
         """Train until every row is decided or has all its seeds, and yield each record when it is on disk.
 
         Args:
             writer: writer of the folder, whose rows are measured.
             slots: slots of this machine; not used with a cluster.
+            connection: keeps the connection to a cluster.
             on_notice: called with each line that a user should see.
             on_plan: called with the number of trainings that follow, each time more are added.
         """
@@ -171,7 +177,7 @@ class TrainingRunner:
             on_plan(len(tasks))
             options: dict[str, Any] = {"timeout": self.config.timeout or _WEEK, "preload": self.preload}
             if self.config.engine == "ray":
-                results = run_on_cluster(tasks, TRAIN, self.config, **options)
+                results = run_on_cluster(tasks, TRAIN, self.config, connection, **options)
             else:
                 results = run_locally(tasks, TRAIN, slots, on_notice=on_notice, timed=False, **options)
             with closing(results):

@@ -275,6 +275,7 @@ def _measure(runner: BenchRunner, named_metrics: Sequence[str], folder: Path) ->
         click.echo(f"Error: interrupted: {stored}; continue with the same command: {command}", err=True)
         sys.exit(130)
     finally:
+        runner.close()
         writer.close()
     _print_results(folder)
     found = [*writer.trainings.values()]
