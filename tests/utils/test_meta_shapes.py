@@ -23,6 +23,7 @@ LAST = MAP.to(memory_format=torch.channels_last)
 HALF = MAP.half()
 PERMUTED = MAP.permute(0, 2, 3, 1)
 CROPPED = numbers(2, 8, 9, 9)[..., :6, :4]
+CROPPED_LAST = numbers(2, 8, 9, 9).to(memory_format=torch.channels_last)[..., :6, :4]
 PIXEL = numbers(2, 8, 1, 1)
 #: Sides of 1 and 0, of which `is_contiguous` says nothing.
 PIXEL_LAST = PIXEL.to(memory_format=torch.channels_last)
@@ -44,6 +45,8 @@ VECTOR = numbers(8)
             [
                 *(([PIXEL, PIXEL], 1), ([PIXEL, CROPPED[..., :1, :1]], 2), ([MAP, MAP], -1), ([GRID, GRID], 0)),
                 *(([PIXEL, PIXEL_LAST], 1), ([PIXEL_LAST, PIXEL_LAST], 1), ([GREY_LAST, GREY_LAST], 1)),
+                *(([one, one], 1) for one in (CROPPED, CROPPED_LAST, PERMUTED, EMPTY_LAST, MAP.expand(2, 8, 6, 4))),
+                *(([one, one], 1) for one in (PIXEL.expand(2, 8, 6, 4), MAP[:, :1].expand(2, 8, 6, 4), GRID[..., :1])),
             ],
         ),
         (_aten.grid_sampler_2d.default, [(one, GRID, 0, 1, False) for one in (MAP, LAST, CROPPED)]),
@@ -60,9 +63,29 @@ VECTOR = numbers(8)
         *(
             (
                 operation,
-                [(one, other) for one in (MAP, LAST, CROPPED) for other in (MAP, LAST, CROPPED, HALF, PIXEL, 2, 0.5)],
+                [
+                    (one, other)
+                    for one in (MAP, LAST, CROPPED, PIXEL, MAP[:, :1], MAP[:1])
+                    for other in (MAP, LAST, CROPPED, HALF, PIXEL, PIXEL_LAST, numbers(2, 1, 6, 1), VECTOR[:4], 2, 0.5)
+                ],
             )
-            for operation in (_aten.add.Tensor, _aten.mul.Tensor)
+            for operation in (_aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor, _aten.div.Tensor)
+        ),
+        (
+            _aten.maximum.default,
+            [(one, other) for one in (MAP, LAST, CROPPED, PIXEL) for other in (MAP, LAST, CROPPED, HALF, PIXEL)],
+        ),
+        (
+            _aten.mean.dim,
+            [
+                *(
+                    (one, dims, keep)
+                    for one in (MAP, PIXEL_LAST)
+                    for dims in ([2, 3], [1], [-1])
+                    for keep in (True, False)
+                ),
+                *((MAP, None), (LAST, [2, 3], True), (CROPPED, [1], True)),
+            ],
         ),
         *(
             (operation, [(one, one) for one in (PIXEL_LAST, GREY_LAST, EMPTY_LAST)])

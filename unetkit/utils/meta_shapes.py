@@ -109,12 +109,15 @@ def _cat_shape(tensors: list[Tensor], dim: int = 0) -> Tensor | None:
 
 
 def _layout(x: Tensor) -> torch.memory_format | None:
-    """Return the order of a tensor's elements in memory, if it is one of the usual two and no other."""
-    if _is_plain(x):
-        is_both = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-        return None if is_both else torch.contiguous_format
-    is_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if is_last else None
+    """Return the order of elements in memory that torch reads off the strides (c10's `suggest_memory_format`)."""
+    if x.ndim != 4:
+        return torch.contiguous_format if x.ndim < 4 else None
+    expected = 0
+    for axis in (1, 3, 2, 0):
+        if x.shape[axis] == 0 or x.stride(axis) < expected or (axis == 0 and expected == x.stride(1)):
+            return torch.contiguous_format
+        expected = x.stride(axis) * max(x.shape[axis], 1)
+    return torch.channels_last if x.stride(1) else torch.contiguous_format
 
 
 def _is_plain(x: Tensor) -> bool:
@@ -133,14 +136,25 @@ def _same_shape(x: Tensor) -> Tensor | None:
 
 
 def _pair_shape(x: Any, other: Any) -> Tensor | None:
-    """Return the result of an operation on two maps that are alike, or on a map and a number."""
+    """Return the result of an operation on a map and a number, or on two maps, of which one may be broadcast."""
     if not isinstance(x, Tensor):
         return None
-    if isinstance(other, Tensor):
-        fits = other.shape == x.shape and other.dtype == x.dtype and _is_plain(other)
-    else:
-        fits = isinstance(other, int | float)
-    return _same_shape(x) if fits else None
+    if isinstance(other, int | float):
+        return _same_shape(x)
+    if not isinstance(other, Tensor) or other.dtype != x.dtype or not _is_plain(other) or not _is_plain(x):
+        return None
+    larger = x if x.numel() >= other.numel() else other
+    sides = zip(x.shape, other.shape, larger.shape, strict=False)
+    fits = x.ndim == other.ndim and all({a, b} <= {1, full} for a, b, full in sides)
+    return _same_shape(larger) if fits else None
+
+
+def _mean_shape(x: Tensor, dims: list[int] | None, keepdim: bool = False) -> Tensor | None:
+    if not dims or not x.is_floating_point() or not _is_plain(x):
+        return None
+    gone = {dim % x.ndim for dim in dims}
+    sides = [1 if dim in gone else side for dim, side in enumerate(x.shape) if keepdim or dim not in gone]
+    return x.new_empty(sides)
 
 
 def _layer_norm_shape(x: Tensor, shape: list[int], weight: Any, bias: Any, eps: float) -> tuple[Tensor, ...] | None:
@@ -234,7 +248,11 @@ _SHORTCUTS: dict[Any, Any] = {
     torch.ops.aten.grid_sampler_2d.default: _grid_sample_shape,
     torch.ops.aten.addmm.default: _addmm_shape,
     torch.ops.aten.add.Tensor: _pair_shape,
+    torch.ops.aten.sub.Tensor: _pair_shape,
     torch.ops.aten.mul.Tensor: _pair_shape,
+    torch.ops.aten.div.Tensor: _pair_shape,
+    torch.ops.aten.maximum.default: _pair_shape,
+    torch.ops.aten.mean.dim: _mean_shape,
     torch.ops.aten.gelu.default: _same_shape,
     torch.ops.aten.relu.default: _same_shape,
     torch.ops.aten.sigmoid.default: _same_shape,
