@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from unetkit.utils import processes
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: threads of two workers would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -69,6 +71,15 @@ def machine_to_itself(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
         patch.setattr(tempfile, "tempdir", None)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_server() -> None:
+    """Fork all processes from one server, which would start anew for each test that needs more modules."""
+    modules = ("worker", "statistics", "training_worker")
+    of_bench = (*(f"unetkit.bench.{name}" for name in modules), "torchvision.transforms.v2", "tifffile", "PIL.Image")
+    libraries = ("timm", "segmentation_models_pytorch", "torch._dynamo")
+    processes._preloaded.update(dict.fromkeys((*of_bench, *libraries, "unetkit.testing.checks.new_process")))
 
 
 @pytest.fixture

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import random
 import warnings
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -28,13 +31,14 @@ from unetkit.train.metrics import (
     scores,
 )
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # it looks for packages by pkg_resources
-    from torchmetrics.functional.classification import (
-        multiclass_confusion_matrix,
-        multiclass_jaccard_index,
-        multilabel_confusion_matrix,
-    )
+
+@cache
+def classification() -> ModuleType:
+    """Import torchmetrics' functions where a test calls them: it takes longer than all tests of this file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it looks for packages by pkg_resources
+        return importlib.import_module("torchmetrics.functional.classification")
+
 
 NAMES = ("background", "cat", "dog", "cow", "bird")
 
@@ -86,12 +90,14 @@ def test_scores_are_what_counting_gives(seed: int, classes: int) -> None:
 @given(st.integers(0, 10**6), st.integers(2, 5))
 def test_the_table_is_torchmetrics(seed: int, classes: int) -> None:
     prediction, truth = masks(seed, classes)
-    theirs = multiclass_confusion_matrix(prediction, truth, classes, ignore_index=IGNORE)
+    theirs = classification().multiclass_confusion_matrix(prediction, truth, classes, ignore_index=IGNORE)
     ours = confusion_matrix(prediction, truth, classes)
     assert ours.dtype == torch.int64
     assert torch.equal(ours, theirs)
     if (truth != IGNORE).any():
-        told = multiclass_jaccard_index(prediction, truth, classes, average="none", ignore_index=IGNORE)
+        told = classification().multiclass_jaccard_index(
+            prediction, truth, classes, average="none", ignore_index=IGNORE
+        )
         told = torch.where(ours.sum(0) + ours.sum(1) > 0, told, math.nan)  # theirs is 0 for an absent class
         assert np.allclose(scores(ours, NAMES[:classes]).iou, told, rtol=1e-6, equal_nan=True)
 
@@ -117,7 +123,7 @@ def test_labels_have_a_table_each_and_torchmetrics_has_the_same(seed: int) -> No
     pairs = [masks(seed + number, 2) for number in range(3)]
     prediction, truth = (torch.stack(each) for each in zip(*pairs, strict=True))
     ours = confusion_matrix(prediction, truth, 3)
-    theirs = multilabel_confusion_matrix(prediction[None], truth[None], 3, ignore_index=IGNORE)
+    theirs = classification().multilabel_confusion_matrix(prediction[None], truth[None], 3, ignore_index=IGNORE)
     assert torch.equal(ours, theirs)
     found = scores(ours, NAMES[:3])
     for label in range(3):
