@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import nn
 
@@ -27,7 +27,6 @@ from unetkit.resolve import canonical_spec, resolve
 from unetkit.serialization import check_has_names, load
 from unetkit.summary.forward_hooks import find_network
 from unetkit.summary.outputs import describe_output_source
-from unetkit.summary.report import Trace
 from unetkit.summary.trace import trace
 from unetkit.train.checkpoint import BEST, HEADER, LAST, STATE, TrainRun, TrainState, read_run, read_state
 from unetkit.train.config import CHANGEABLE, TrainConfig
@@ -111,18 +110,24 @@ def create_run_parts(
     return replace(config, crop=crop, loss=loss.text, augment=augment.text, optimizer=optimizer), created
 
 
-def create_output_losses(model: nn.Module, traced: Trace, target: Target, parts: Parts) -> dict[str, OutputLoss]:
-    """Create what trains each named output of a model but the prediction.
+def _add_output_losses(
+    run_parts: RunParts, model: nn.Module, crop: Size | None, target: Target, parts: Parts
+) -> RunParts:
+    """Add what trains the outputs of a model beside the prediction.
 
     Raises:
+        InputSizeError: The network does not take the crop.
         UnetkitError: A target or a loss does not exist, or does not fit the output or the masks.
     """
+    with stdout_to_stderr(), ignore_breakpoints():  # breakpoints are for the passes of the training
+        traced = trace(model, crop)
     source = describe_output_source(model, find_network(model))
-    return make_output_losses(traced.outputs, target, parts, source)
+    output_losses = make_output_losses(traced.outputs, target, parts, source)
+    return run_parts._replace(others=output_losses, further=traced.further)
 
 
 def find_owners(
-    config: TrainConfig, parts: Parts, others: dict[str, OutputLoss], network: Network
+    config: TrainConfig, parts: Parts, output_losses: dict[str, OutputLoss], network: Network
 ) -> tuple[tuple[str, str], ...]:
     """Find the plugins of the network, data set, losses, targets, augmentation and optimizer, with their versions."""
     names = [("loss", spec.name) for spec in PartSpec.parse(config.loss).links]
@@ -130,7 +135,7 @@ def find_owners(
     names += [("optimizer", PartSpec.parse(config.optimizer).name), ("data", config.data.partition(":")[0])]
     found = [(parts[kind].entries, name) for kind, name in names]
     owners = {entry.owner for entries, name in found for entry in entries.values() if name in entry.names}
-    owners |= find_output_owners(others, parts) | {plugin.name for plugin in network.plugins}
+    owners |= find_output_owners(output_losses, parts) | {plugin.name for plugin in network.plugins}
     owners -= {BUILTIN}
     return tuple((plugin.name, plugin.version) for plugin in parts.plugins if plugin.loaded and plugin.name in owners)
 
@@ -192,7 +197,7 @@ def run(
     borders: str | Path | None = None,
     statistics: ImageStatistics | None = None,
     check_images: bool = True,
-    **config: Any,
+    **options: Any,
 ) -> TrainRun:
     """Train a network, and write a run folder for `unetkit eval` and `unetkit predict`.
 
@@ -211,7 +216,7 @@ def run(
         borders: a folder for border weights, which several runs may share; None for one in `out`.
         statistics: those of the training images, if they were measured before.
         check_images: whether to read all images of a folder in the background, to find damaged ones early.
-        config: the other options of `unetkit train`, such as `batch_size=4`; see `TrainConfig`.
+        options: the other options of `unetkit train`, such as `batch_size=4`; see `TrainConfig`.
 
     Returns:
         The run; its `network()` method loads the network with its best weights.
@@ -227,55 +232,51 @@ def run(
     parts = parts or (load_parts(plugins) if plugins else default_parts())
     data = data if isinstance(data, DatasetSplits) else str(data)
     name = with_absolute_path(data, parts) if isinstance(data, str) else data.source
-    crop = config.get("crop") or plan.size
-    seed = plan.seed if plan.seed is not None else config.get("seed", 0)
-    init = str(Path(config["init_weights"]).absolute()) if config.get("init_weights") else ""
-    given = {**config, "data": name, "crop": crop, "seed": seed, "init_weights": init}
-    settings = make_config(TrainConfig, given, "train.run")
-    _check_environment(settings)
+    crop = options.get("crop") or plan.size
+    seed = plan.seed if plan.seed is not None else options.get("seed", 0)
+    init = str(Path(options["init_weights"]).absolute()) if options.get("init_weights") else ""
+    given = {**options, "data": name, "crop": crop, "seed": seed, "init_weights": init}
+    config = make_config(TrainConfig, given, "train.run")
+    _check_environment(config)
     callback = callback or TrainCallback()
-    earlier = (read_run(folder), _load_state(folder)) if (folder / HEADER).exists() else None
-    with init_processes(settings.device) as group, set_threads(settings.threads):
-        splits = open_splits(settings, parts, callback.on_scan) if isinstance(data, str) else data
-        resolved, _ = resolve(replace(fit_plan(plan, splits), seed=settings.seed), parts)
-        if earlier is not None and _is_continued(*earlier, resolved, settings, splits, parts):
-            changes = {name: getattr(settings, name) for name in CHANGEABLE}
-            begun = replace(earlier[0], config=replace(earlier[0].config, data=settings.data, **changes))
-            _continue(begun, splits, parts, group, earlier[1], callback, save_every, borders, check_images)
-            return begun
-        found = statistics or measure_statistics(splits.splits["train"])
-        settings, run_parts = create_run_parts(settings, resolved, splits, found.range, parts)
-        with stdout_to_stderr(), ignore_breakpoints():  # they are for the passes of the training
-            model = _first_process_first(group, lambda: build_plan(resolved, parts))
-            traced = trace(model, settings.crop)  # raises InputSizeError if the network does not take the crop
-        others = create_output_losses(model, traced, splits.target, parts)
-        run_parts = run_parts._replace(others=others, further=traced.further)
-        network = find_network(model)
-        not_loaded = load_init_weights(model, settings.init_weights) if settings.init_weights else {}
-        _check_freeze(network, settings)
-        mean, std = choose_normalization(network, found)
-        check_has_names(network.plan)
-        begun = TrainRun(
-            folder,
-            network.plan,
-            settings,
-            target=splits.target,
-            channels=splits.channels,
-            mean=mean,
-            std=std,
-            value_range=found.range,
-            splits=list_fingerprints(splits),
-            plugins=tuple(absolute_target(str(name)) for name in plugins),
-            owners=find_owners(settings, parts, run_parts.others, network),
-            versions=tuple((name, version(name)) for name in _VERSIONS),
-            command=command,
-            loaded=network.loaded,
-            not_loaded=not_loaded,
-        )
-        Trainer(
-            begun, splits, model, run_parts, group, TrainState(), callback, save_every, borders, check_images
-        ).train()
-    return begun
+    earlier, state = (read_run(folder), _load_state(folder)) if (folder / HEADER).exists() else (None, TrainState())
+    with init_processes(config.device) as group, set_threads(config.threads):
+        splits = open_splits(config, parts, callback.on_scan) if isinstance(data, str) else data
+        resolved, _ = resolve(replace(fit_plan(plan, splits), seed=config.seed), parts)
+        if earlier and (run_parts := _match_command(earlier, state, resolved, config, splits, parts)):
+            changes = {name: getattr(config, name) for name in ("data", *CHANGEABLE)}
+            train_run = replace(earlier, config=replace(earlier.config, **changes))
+            model, run_parts = _restore(train_run, state, run_parts, parts)
+        else:
+            state, found = TrainState(), statistics or measure_statistics(splits.splits["train"])
+            config, run_parts = create_run_parts(config, resolved, splits, found.range, parts)
+            with stdout_to_stderr(), ignore_breakpoints():  # breakpoints are for the passes of the training
+                model = _first_process_first(group, lambda: build_plan(resolved, parts))
+            run_parts = _add_output_losses(run_parts, model, config.crop, splits.target, parts)
+            network = find_network(model)
+            not_loaded = load_init_weights(model, config.init_weights) if config.init_weights else {}
+            _check_freeze(network, config)
+            mean, std = choose_normalization(network, found)
+            check_has_names(network.plan)
+            train_run = TrainRun(
+                folder,
+                network.plan,
+                config,
+                target=splits.target,
+                channels=splits.channels,
+                mean=mean,
+                std=std,
+                value_range=found.range,
+                splits=list_fingerprints(splits),
+                plugins=tuple(absolute_target(str(name)) for name in plugins),
+                owners=find_owners(config, parts, run_parts.others, network),
+                versions=tuple((name, version(name)) for name in _VERSIONS),
+                command=command,
+                loaded=network.loaded,
+                not_loaded=not_loaded,
+            )
+        Trainer(train_run, splits, model, run_parts, group, state, callback, save_every, borders, check_images).train()
+    return train_run
 
 
 def resume(
@@ -287,7 +288,7 @@ def resume(
     save_every: float = SAVE_EVERY,
     borders: str | Path | None = None,
     check_images: bool = True,
-    **config: Any,
+    **options: Any,
 ) -> TrainRun:
     """Continue an interrupted run; it ends with the weights that it would have had without the interruption.
 
@@ -295,7 +296,7 @@ def resume(
         folder: the folder of the run.
         data: the data set if it was given to `run` as an object, or the new path of a folder that was moved.
         parts, callback, save_every, borders, check_images: as for `run`.
-        config: other values of the options that do not change what is trained, such as `device="cpu"`; see
+        options: other values of the options that do not change what is trained, such as `device="cpu"`; see
             `unetkit.train.config.CHANGEABLE`. On another device, or with another number of threads, the last digits of
             the weights may differ.
 
@@ -304,100 +305,104 @@ def resume(
         PluginError: A plugin that the run uses is not loaded.
         OptionError: The data differ from those that the run began with, or another option would change.
     """
-    begun = read_run(folder)
-    changes = parse_values(TrainConfig, {n: value for n, value in config.items() if value is not None}, "train.resume")
+    train_run = read_run(folder)
+    given = {name: value for name, value in options.items() if value is not None}
+    changes = parse_values(TrainConfig, given, "train.resume")
     if fixed := [name for name in changes if name not in CHANGEABLE]:
         raise OptionError(f"{flag_of(fixed[0])}: cannot be changed when a run is resumed; leave it out")
-    begun = replace(begun, config=replace(begun.config, **changes))
-    _check_environment(begun.config)
-    parts = parts or (load_parts(begun.plugins) if begun.plugins else default_parts())
-    parts = begun.prefer_plugins(parts)
+    config = replace(train_run.config, **changes)
+    _check_environment(config)
+    parts = parts or (load_parts(train_run.plugins) if train_run.plugins else default_parts())
+    parts = train_run.prefer_plugins(parts)
     callback = callback or TrainCallback()
     if data is not None and not isinstance(data, DatasetSplits):
-        begun = replace(begun, config=replace(begun.config, data=with_absolute_path(str(data), parts)))
-    with init_processes(begun.config.device) as group, set_threads(begun.config.threads):
-        splits = data if isinstance(data, DatasetSplits) else open_splits(begun.config, parts, callback.on_scan)
-        if difference := _find_other_data(begun, splits):
-            raise OptionError(difference)
-        state = _load_state(begun.folder)
-        _continue(begun, splits, parts, group, state, callback, save_every, borders, check_images)
-    return begun
+        config = replace(config, data=with_absolute_path(str(data), parts))
+    train_run = replace(train_run, config=config)
+    with init_processes(config.device) as group, set_threads(config.threads):
+        splits = data if isinstance(data, DatasetSplits) else open_splits(config, parts, callback.on_scan)
+        _check_data(train_run, splits)
+        state = _load_state(train_run.folder)
+        resolved, _ = resolve(train_run.plan, parts)
+        _, run_parts = create_run_parts(config, resolved, splits, train_run.value_range, parts)
+        model, run_parts = _restore(train_run, state, run_parts, parts)
+        Trainer(train_run, splits, model, run_parts, group, state, callback, save_every, borders, check_images).train()
+    return train_run
 
 
-def _is_continued(
-    begun: TrainRun, state: TrainState, plan: ResolvedPlan, config: TrainConfig, data: DatasetSplits, parts: Parts
-) -> bool:
-    """Return whether a command continues the run in its folder; otherwise it replaces one that has saved no step.
+def _match_command(
+    earlier: TrainRun, state: TrainState, plan: ResolvedPlan, config: TrainConfig, data: DatasetSplits, parts: Parts
+) -> RunParts | None:
+    """Create loss, augmentation and optimizer of a command that continues the run in its folder.
+
+    Returns:
+        None if the command differs, and replaces the run, which has saved no step.
 
     Raises:
         OptionError: The command differs from that of a run that has saved a step.
     """
-    difference = _find_difference(begun, plan, config, data, parts)
-    if difference and (state.epochs_done or state.steps_done):
-        raise OptionError(difference)
-    return not difference
+    try:
+        return _create_same_parts(earlier, plan, config, data, parts)
+    except OptionError:
+        if state.epochs_done or state.steps_done:
+            raise
+        return None
 
 
-def _find_difference(
-    begun: TrainRun, plan: ResolvedPlan, config: TrainConfig, data: DatasetSplits, parts: Parts
-) -> str:
-    """Describe the first option in which a command differs from that of a run; "" if it is the same command."""
+def _create_same_parts(
+    earlier: TrainRun, plan: ResolvedPlan, config: TrainConfig, data: DatasetSplits, parts: Parts
+) -> RunParts:
+    """Create loss, augmentation and optimizer of a command. Raise OptionError if an option differs from a run's."""
 
-    def describe(flag: str, new: str, old: str) -> str:
+    def refuse(flag: str, new: str, old: str) -> NoReturn:
         has = f"with {old}" if old else "without it"
         advice = "give the options that it was started with to continue it, or another --out"
-        return f"{new or flag}: the run in {begun.folder} was started {has}; {advice}"
+        raise OptionError(f"{new or flag}: the run in {earlier.folder} was started {has}; {advice}")
 
-    def find_setting(config: TrainConfig, names: Iterable[str]) -> str:
+    def check_fields(config: TrainConfig, names: Iterable[str]) -> None:
         for name in names:
-            if getattr(config, name) != getattr(begun.config, name):
-                return describe(flag_of(name), config.format_option(name), begun.config.format_option(name))
-        return ""
+            if getattr(config, name) != getattr(earlier.config, name):
+                refuse(flag_of(name), config.format_option(name), earlier.config.format_option(name))
 
     names = [one.name for one in fields(TrainConfig) if one.name not in ("data", *_COMPLETED, *CHANGEABLE)]
-    if difference := find_setting(config, names) or _find_other_data(begun, data):
-        return difference
-    config, _ = create_run_parts(config, plan, data, begun.value_range, parts)
+    check_fields(config, names)
+    _check_data(earlier, data)
+    config, run_parts = create_run_parts(config, plan, data, earlier.value_range, parts)
     with stdout_to_stderr():
         named = find_network(build_plan(plan, parts, device="meta", check=False)).plan
     for word in PLAN_FIELDS:
-        new, old = (str(Plan(**{word.name: getattr(one, word.name)})) for one in (named, begun.plan))
+        new, old = (str(Plan(**{word.name: getattr(one, word.name)})) for one in (named, earlier.plan))
         if new != old:
-            return describe(word.flag, new, old)
-    return find_setting(config, _COMPLETED)
+            refuse(word.flag, new, old)
+    check_fields(config, _COMPLETED)
+    return run_parts
 
 
-def _find_other_data(begun: TrainRun, data: DatasetSplits) -> str:
-    """Say that data are not those of a run; "" if they are."""
-    if (data.target, list_fingerprints(data)) == (begun.target, begun.splits):
-        return ""
-    return (
-        f"{data.source} is not the data of {begun.folder}, or it has changed: its classes or images differ; "
-        "give the original data, or start a new run"
-    )
+def _check_data(train_run: TrainRun, data: DatasetSplits) -> None:
+    """Raise OptionError if data are not those of a run."""
+    if (data.target, list_fingerprints(data)) != (train_run.target, train_run.splits):
+        raise OptionError(
+            f"{data.source} is not the data of {train_run.folder}, or it has changed: its classes or images differ; "
+            "give the original data, or start a new run"
+        )
 
 
-def _continue(
-    begun: TrainRun, data: DatasetSplits, parts: Parts, group: ProcessGroup, state: TrainState, *how: Any
-) -> None:
-    """Train a run from a state to its end; `how` are the other arguments of a Trainer."""
-    resolved, _ = resolve(begun.plan, parts)
-    _, run_parts = create_run_parts(begun.config, resolved, data, begun.value_range, parts)
+def _restore(train_run: TrainRun, state: TrainState, run_parts: RunParts, parts: Parts) -> tuple[nn.Module, RunParts]:
+    """Load the model of a run, or build it if none was saved, and add what trains its outputs."""
+    is_saved = state.model and (train_run.folder / LAST).exists()
     with stdout_to_stderr(), ignore_breakpoints():
         # The file contains the pretrained weights; building with the plan would download them again.
-        saved = state.model and (begun.folder / LAST).exists()
-        model = load(begun.folder / LAST, parts=parts) if saved else build_plan(begun.plan, parts)
-        if find_network(model).plugins:  # the network of a run has named parts, and ours have one output
-            traced = trace(model, begun.config.crop)
-            others = create_output_losses(model, traced, data.target, parts)
-            run_parts = run_parts._replace(others=others, further=traced.further)
-    if not saved and begun.config.init_weights:
-        load_init_weights(model, begun.config.init_weights)
-    find_network(model).loaded = begun.loaded
-    Trainer(begun, data, model, run_parts, group, state, *how).train()
+        model = load(train_run.folder / LAST, parts=parts) if is_saved else build_plan(train_run.plan, parts)
+    if not is_saved and train_run.config.init_weights:
+        load_init_weights(model, train_run.config.init_weights)
+    network = find_network(model)
+    network.loaded = train_run.loaded
+    if network.plugins:  # only parts and wrappers of plugins have several outputs
+        run_parts = _add_output_losses(run_parts, model, train_run.config.crop, train_run.target, parts)
+    return model, run_parts
 
 
 def _load_state(folder: Path) -> TrainState:
+    """Read the state that a run is continued from."""
     if (folder / STATE).exists():
         return read_state(folder / STATE)
     if (folder / BEST).exists():
