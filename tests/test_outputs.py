@@ -251,25 +251,25 @@ def test_the_loss_is_the_weighted_sum_of_all_outputs() -> None:
     others = {"boundary": OutputLoss(target, make_loss("bce", target.maps, 1, PARTS), 0.5)}
     batch = Batch(["a", "b"], torch.empty(0), masks, None, {"boundary": maps})
     loss = make_loss("bce", BINARY, 1, PARTS)
-    found = loss_of(outputs, batch, loss, model, others)
+    total, by_output = loss_of(outputs, batch, loss, model, others)
     expected = {
         name: F.binary_cross_entropy_with_logits(outputs[name][:, 0], truth.float(), reduction="none").mean((1, 2))
         for name, truth in (("mask", masks), ("boundary", maps))
     }
-    assert [*found.by_output] == ["mask", "boundary"]
+    assert [*by_output] == ["mask", "boundary"]
     for name, value in expected.items():
-        torch.testing.assert_close(found.by_output[name], value)
-    torch.testing.assert_close(found.total, expected["mask"] + 0.5 * expected["boundary"])
+        torch.testing.assert_close(by_output[name], value)
+    torch.testing.assert_close(total, expected["mask"] + 0.5 * expected["boundary"])
 
 
 def test_further_predictions_in_a_tuple_are_trained_on_the_mask() -> None:
     model, masks = build("conv", classes=1), torch.randint(0, 2, (2, 16, 16))
     batch, loss = Batch(["a", "b"], torch.empty(0), masks, None, {}), make_loss("bce", BINARY, 1, PARTS)
     first, small = torch.randn(2, 1, 16, 16), torch.randn(2, 1, 8, 8)
-    found = loss_of((first, small), batch, loss, model)
+    total, by_output = loss_of((first, small), batch, loss, model, {})
     values = [loss(first, masks), loss(F.interpolate(small, (16, 16), mode="bilinear"), masks)]
-    torch.testing.assert_close(found.total, (values[0] + 0.5 * values[1]) / 1.5)
-    assert found.by_output == {}
+    torch.testing.assert_close(total, (values[0] + 0.5 * values[1]) / 1.5)
+    assert by_output == {}
 
 
 PLUGIN = '''

@@ -82,7 +82,7 @@ class TrainProgress(TrainCallback):
         text = f"epoch {self.trainer.state.epochs_done + 1} of {self.epochs}, validating image {done + 1} of {count}"
         self._bar.update(self._task, description=text)
 
-    def on_epoch_end(self, line: dict[str, Any], found: ValidationResult) -> None:
+    def on_epoch_end(self, line: dict[str, Any], result: ValidationResult) -> None:
         """Add a row to the table, and draw the pictures."""
         self._lines.append(line)
         folder, every = self.trainer.run.folder, self.trainer.run.config.preview_every
@@ -93,7 +93,7 @@ class TrainProgress(TrainCallback):
             draw_curves(self._lines, folder / CURVES)
             self._drawn = monotonic()
         if every and (last or line["epoch"] % every == 0):
-            draw_samples(found.previews, self.trainer.run.target, folder / PREVIEWS / f"epoch-{line['epoch']:03}.png")
+            draw_samples(result.previews, self.trainer.run.target, folder / PREVIEWS / f"epoch-{line['epoch']:03}.png")
         if self._board:
             _write_tensorboard(self._board, line)
 
@@ -162,16 +162,16 @@ def describe_run(trainer: Trainer) -> list[str]:
         f"network  {run.plan}",
         f"data     {data.source}: {splits}; {data.target.kind} ({', '.join(data.target.names[:8])})",
         *(f"note     {note}" for note in data.notes),
-        f"loss     {trainer.loss.text}; augmentation {run.config.augment}; crops {crop}",
+        f"loss     {trainer.run_parts.loss.text}; augmentation {run.config.augment}; crops {crop}",
         f"steps    {trainer.loader.total_steps} with {images}, in {epochs}; {group.device}, {precision}",
     ]
     if run.config.init_weights and not trainer.state.epochs_done:
         lines.insert(1, f"weights  from {run.config.init_weights}{_format_not_loaded(run.not_loaded)}")
-    if trainer.further:
-        lines.append(f"output   {format_further(trainer.further)}")
+    if trainer.run_parts.further:
+        lines.append(f"output   {format_further(trainer.run_parts.further)}")
     lines += [
         f"output   {name}: trained on {one.target.text} with {one.loss.text}, weight {one.weight:g}"
-        for name, one in trainer.others.items()
+        for name, one in trainer.run_parts.output_losses.items()
     ]
     if trainer.fewer_workers:
         lines.append(f"note     {trainer.fewer_workers}")

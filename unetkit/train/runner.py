@@ -35,7 +35,8 @@ from unetkit.train.init_weights import load_init_weights
 from unetkit.train.losses import make_loss
 from unetkit.train.optim import create_optimizer_config
 from unetkit.train.outputs import OutputLoss, find_output_owners, make_output_losses
-from unetkit.train.trainer import RunParts, TrainCallback, Trainer
+from unetkit.train.step import RunParts
+from unetkit.train.trainer import TrainCallback, Trainer
 from unetkit.utils.config_fields import flag_of, make_config, parse_values
 from unetkit.utils.formatting import Size, format_plural
 from unetkit.utils.isolation import ignore_breakpoints, stdout_to_stderr
@@ -123,7 +124,7 @@ def _add_output_losses(
         traced = trace(model, crop)
     source = describe_output_source(model, find_network(model))
     output_losses = make_output_losses(traced.outputs, target, parts, source)
-    return run_parts._replace(others=output_losses, further=traced.further)
+    return run_parts._replace(output_losses=output_losses, further=traced.further)
 
 
 def find_owners(
@@ -269,7 +270,7 @@ def run(
                 value_range=found.range,
                 splits=list_fingerprints(splits),
                 plugins=tuple(absolute_target(str(name)) for name in plugins),
-                owners=find_owners(config, parts, run_parts.others, network),
+                owners=find_owners(config, parts, run_parts.output_losses, network),
                 versions=tuple((name, version(name)) for name in _VERSIONS),
                 command=command,
                 loaded=network.loaded,

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
-from typing import Any, Generic, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from unetkit.data.augment import Augment
 from unetkit.data.rng import derive_seed
 from unetkit.errors import OptionError, PluginError, UnetkitError
 from unetkit.network import Network, Outputs, prediction_name, prediction_of
@@ -26,31 +27,35 @@ from unetkit.train.distributed import ProcessGroup
 from unetkit.train.losses import Loss
 from unetkit.train.optim import OptimizerConfig
 from unetkit.train.outputs import OutputLoss
-from unetkit.utils.formatting import format_plural
+from unetkit.utils.formatting import Size, format_plural
 from unetkit.utils.isolation import wrap_errors
 from unetkit.utils.modules import to_channels_last
 from unetkit.utils.oom import is_oom
 from unetkit.utils.spatial import crop_center, crop_end, resize_to_input, size_of
 
-L = TypeVar("L", Tensor, float)
 
-
-class Losses(NamedTuple, Generic[L]):
-    """The losses of each image of a batch, as tensors (B,), or their means over the images of all processes.
+class RunParts(NamedTuple):
+    """What a run trains its network with, created from the names in a TrainConfig.
 
     Attributes:
-        total: what training minimizes.
-        by_output: the loss of each named output, the prediction first, without its weight; empty without names.
+        loss: the loss of each image for the prediction.
+        augment: augments a training image with its mask.
+        optimizer_config: creates the optimizer, and sets its learning rates.
+        output_losses: what trains each named output of the network but the prediction.
+        further: the number of further predictions of the network in a tuple, which are trained on the mask.
     """
 
-    total: L
-    by_output: dict[str, L]
+    loss: Loss
+    augment: Augment
+    optimizer_config: OptimizerConfig
+    output_losses: dict[str, OutputLoss] = {}
+    further: int = 0
 
 
 def loss_of(
-    outputs: Outputs, batch: Batch, loss: Loss, network: Network, others: Mapping[str, OutputLoss] | None = None
-) -> Losses[Tensor]:
-    """Compute the loss of each image (B,).
+    outputs: Outputs, batch: Batch, loss: Loss, network: Network, output_losses: Mapping[str, OutputLoss]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Compute the loss of each image.
 
     The losses of named outputs are summed with their weights, and that of the prediction with 1. Further predictions in
     a tuple (deep supervision) are trained on the mask, too: their losses are summed with weights proportional to 1,
@@ -62,35 +67,35 @@ def loss_of(
         loss: the loss of each image for the prediction.
         network: the network. With valid convolutions, logits belong to the center of the input; otherwise they belong
             to all of it, possibly at a stride, and are resized bilinearly.
-        others: what trains each named output but the prediction.
+        output_losses: what trains each named output but the prediction.
+
+    Returns:
+        The losses (B,) that training minimizes; and those of each named output (B,), the prediction first, without
+        their weights.
     """
+    prediction, by_output = prediction_of(outputs), {}
+    compute = partial(_loss_of_logits, size=size_of(prediction), network=network)
     if isinstance(outputs, Mapping):
-        first = prediction_name(outputs)
-        found = {first: _loss_of_logits(outputs[first], batch.masks, batch.weights, loss, network)}
-        for name, one in (others or {}).items():
-            logits = _resize_like(outputs[name], outputs[first], network)
-            found[name] = _loss_of_logits(logits, batch.targets[name], None, one.loss, network)
-        weighted = [one.weight * found[name] for name, one in (others or {}).items()]
-        return Losses(sum(weighted, found[first]), found)
-    several = [outputs] if isinstance(outputs, Tensor) else [*outputs]
-    weights = [0.5**number for number in range(len(several))]
-    losses = [
-        weight
-        * _loss_of_logits(
-            _resize_like(logits, prediction_of(outputs), network), batch.masks, batch.weights, loss, network
-        )
-        for weight, logits in zip(weights, several, strict=True)
-    ]
-    return Losses(sum(losses[1:], losses[0]) / sum(weights), {})
+        by_output[prediction_name(outputs)] = compute(prediction, batch.masks, batch.weights, loss)
+        for name, output_loss in output_losses.items():
+            by_output[name] = compute(outputs[name], batch.targets[name], None, output_loss.loss)
+        losses, weights = [*by_output.values()], [1.0, *(output_loss.weight for output_loss in output_losses.values())]
+        divisor = 1.0
+    else:
+        several = [outputs] if isinstance(outputs, Tensor) else outputs
+        losses = [compute(logits, batch.masks, batch.weights, loss) for logits in several]
+        weights = [0.5**number for number in range(len(losses))]
+        divisor = sum(weights)
+    weighted = [weight * values for weight, values in zip(weights, losses, strict=True)]
+    return sum(weighted[1:], weighted[0]) / divisor, by_output
 
 
-def _resize_like(logits: Tensor, prediction: Tensor, network: Network) -> Tensor:
-    """Resize logits of a plugin's wrapper to those of the prediction; with valid convolutions, they have their own."""
-    size = size_of(prediction)
-    return logits if network.valid or size_of(logits) == size else F.interpolate(logits, size, mode="bilinear")
-
-
-def _loss_of_logits(logits: Tensor, masks: Tensor, weights: Tensor | None, loss: Loss, network: Network) -> Tensor:
+def _loss_of_logits(
+    logits: Tensor, masks: Tensor, weights: Tensor | None, loss: Loss, *, size: Size, network: Network
+) -> Tensor:
+    """Compute the loss of one output; `size` is that of the prediction."""
+    if not network.valid and size_of(logits) != size:  # only an output that a plugin's wrapper adds
+        logits = F.interpolate(logits, size, mode="bilinear")
     if network.output_stride > 1:
         logits = crop_end(resize_to_input(logits, network.output_stride), size_of(masks))
     if network.valid:
@@ -109,6 +114,18 @@ class NonFiniteError(Exception):
     """A loss or a gradient is infinite or NaN; the message says which."""
 
 
+class Losses(NamedTuple):
+    """The losses of a step, as means over the images of all processes.
+
+    Attributes:
+        total: what training minimizes.
+        by_output: the loss of each named output, the prediction first, without its weight; empty without names.
+    """
+
+    total: float
+    by_output: dict[str, float]
+
+
 class Stepper:
     """A network with its optimizer, which performs training steps.
 
@@ -119,28 +136,20 @@ class Stepper:
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        config: TrainConfig,
-        optimizer: OptimizerConfig,
-        loss: Loss,
-        group: ProcessGroup,
-        total_steps: int,
-        others: Mapping[str, OutputLoss] | None = None,
+        self, network: nn.Module, config: TrainConfig, run_parts: RunParts, group: ProcessGroup, total_steps: int
     ) -> None:
         """Move a network to the device of this process, and create its optimizer.
 
         Args:
             network: the network on the CPU.
             config: the configuration of the run.
-            optimizer: creates the optimizer, and sets its learning rates.
-            loss: the loss of each image.
+            run_parts: the losses and the optimizer.
             group: the processes that train together.
             total_steps: the number of steps of all epochs.
-            others: what trains each named output but the prediction.
         """
-        self.config, self.loss, self.group, self.total_steps = config, loss, group, total_steps
-        self.others = others or {}
+        self.config, self.group, self.total_steps = config, group, total_steps
+        self.loss, self.output_losses = run_parts.loss, run_parts.output_losses
+        self.optimizer_config = run_parts.optimizer_config
         is_gpu = group.device.type == "cuda"
         try:
             self.network: nn.Module = network.to(group.device)
@@ -151,29 +160,27 @@ class Stepper:
                 raise
             what = f"not enough memory on {group.device} for the weights of the network"
             raise UnetkitError(f"{what}; end what else uses it, or give another --device") from error
-        loaded = find_network(self.network).pretrained_parameters()
+        self._unwrapped = find_network(self.network)
+        loaded = self._unwrapped.pretrained_parameters()
         self._freezable = [parameter for parameter in loaded if parameter.requires_grad]
-        self.schedule = optimizer
         with wrap_errors(f"--optimizer {config.optimizer} cannot be created"):
-            created: Any = self.schedule.make_optimizer(self.network, config.lr)
-        if not isinstance(created, torch.optim.Optimizer):
-            what = type(created).__name__
+            optimizer: Any = self.optimizer_config.make_optimizer(self.network, config.lr)
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            what = type(optimizer).__name__
             raise PluginError(f"--optimizer {config.optimizer}: `create` returns a {what}; expected an Optimizer")
-        self.optimizer = created
+        self.optimizer = optimizer
         self.dtype = autocast_type(config.dtype, group.device)
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=self.dtype == torch.float16)
         self._memory = torch.channels_last if is_gpu else torch.contiguous_format
         self._shared: tuple[int, nn.Module] | None = None
 
-    def autocast(self) -> Any:
-        """Return the autocast context, or one that does nothing."""
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.group.device.type, self.dtype)
+    def autocast(self) -> torch.autocast:
+        """Return the context of a forward pass, in which operations use the number type."""
+        return torch.autocast(self.group.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def learning_rate(self, at: int) -> float:
         """Return the learning rate at a step, outside of the encoder."""
-        return self.config.lr * self.schedule.lr_factor(at, self.total_steps)
+        return self.config.lr * self.optimizer_config.lr_factor(at, self.total_steps)
 
     def begin_epoch(self, epoch: int) -> None:
         """Put the network into training mode; the loaded part of its encoder stays in eval mode while it is frozen."""
@@ -183,10 +190,10 @@ class Stepper:
                 parameter.requires_grad_(not frozen)
         self.network.train()
         if frozen:
-            for module in find_network(self.network).pretrained_modules():
+            for module in self._unwrapped.pretrained_modules():
                 module.eval()
 
-    def step(self, batch: Batch, at: int) -> Losses[float]:
+    def step(self, batch: Batch, at: int) -> Losses:
         """Perform the step with number `at`, and return the losses over the images of all processes.
 
         Raises:
@@ -196,23 +203,23 @@ class Stepper:
         batch = batch.to(self.group.device, self._memory)
         with self.autocast():
             outputs = self._parallel()(batch.images)
-        losses = loss_of(outputs, batch, self.loss, find_network(self.network), self.others)
-        loss = losses.total.mean()
-        each = [values.detach().mean() for values in losses.by_output.values()]
-        value, *by_output = self.group.means(torch.stack([loss.detach(), *each]))
-        _check_finite(value, "loss")
+        losses, by_output = loss_of(outputs, batch, self.loss, self._unwrapped, self.output_losses)
+        loss = losses.mean()
+        means_by_output = [values.detach().mean() for values in by_output.values()]
+        total, *means = self.group.means(torch.stack([loss.detach(), *means_by_output]))
+        _check_finite(total, "loss")
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self._trained(), self.schedule.clip or math.inf)
+        norm = nn.utils.clip_grad_norm_(self._trained(), self.optimizer_config.clip or math.inf)
         if not self.scaler.is_enabled():  # the scaler skips such steps itself
             _check_finite(float(norm), "norm of the gradient")
-        self.schedule.set_rates(self.optimizer, at, self.total_steps)
+        self.optimizer_config.set_rates(self.optimizer, at, self.total_steps)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
         if self.scaler.is_enabled() and self.scaler.get_scale() < _MIN_SCALE:
             raise NonFiniteError("the gradient is infinite or NaN at every scale of the float16 loss")
-        return Losses(value, dict(zip(losses.by_output, by_output, strict=True)))
+        return Losses(total, dict(zip(by_output, means, strict=True)))
 
     def save_to(self, state: TrainState) -> TrainState:
         """Store everything that is needed to continue in a state."""

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from unetkit.data.augment import Augment
 from unetkit.data.border_weights import BorderMaps
 from unetkit.data.types import Dataset, DatasetSplits, Sample, check_values
 from unetkit.errors import OptionError, UnetkitError
@@ -28,9 +27,7 @@ from unetkit.train.distributed import ProcessGroup
 from unetkit.train.image_check import ImageCheck
 from unetkit.train.losses import Loss
 from unetkit.train.metrics import Evaluation
-from unetkit.train.optim import OptimizerConfig
-from unetkit.train.outputs import OutputLoss
-from unetkit.train.step import Losses, NonFiniteError, Stepper
+from unetkit.train.step import Losses, NonFiniteError, RunParts, Stepper
 from unetkit.utils.formatting import format_plural
 from unetkit.utils.json_lines import JsonLinesWriter
 from unetkit.utils.modules import explain_norm_error
@@ -62,54 +59,56 @@ class Validation:
         self.images, self.run, self.loss, self.weigh, self.group = images, run, loss, weigh, group
 
     def __call__(
-        self, network: nn.Module, precision: Callable[[], Any], callback: Callable[[int, int], None]
+        self, network: nn.Module, autocast: Callable[[], torch.autocast], callback: Callable[[int, int], None]
     ) -> ValidationResult:
         """Score all validation images; every process must call this.
 
         Args:
             network: the network, which is put into eval mode.
-            precision: returns the autocast context, or one that does nothing.
+            autocast: returns the context of a forward pass.
             callback: is called with the number of images that are done, and their total number.
         """
         network.eval()
-        score, losses, shown = Evaluation(self.run.target), [], []
-        mine = range(self.group.rank, len(self.images), self.group.size)
-        for done, index in enumerate(mine):
-            callback(done, len(mine))
+        evaluation, losses, previews = Evaluation(self.run.target), [], []
+        share = range(self.group.rank, len(self.images), self.group.size)
+        for done, index in enumerate(share):
+            callback(done, len(share))
             sample = check_values(self.images[index])
-            logits, chances = self._forward(network, sample, precision)
+            logits, probabilities = self._forward(network, sample, autocast)
             losses.append(float(self._loss(logits, sample)))
-            score.add(sample.name, chances, sample)
+            evaluation.add(sample.name, probabilities, sample)
             if index < NUM_PREVIEWS:
-                shown.append(Preview(sample, self.run.target.to_mask(chances[None])[0]))
-        return self._gather(score, losses, shown)
+                previews.append(Preview(sample, self.run.target.to_mask(probabilities[None])[0]))
+        return self._gather(evaluation, losses, previews)
 
-    def _gather(self, score: Evaluation, losses: list[float], shown: list[Preview]) -> ValidationResult:
-        parts = self.group.all_gather((score.to_dict(), losses, shown))
-        together = Evaluation(self.run.target)
-        for values, _, _ in parts:
-            together.merge(values)
-        every = [loss for _, found, _ in parts for loss in found]
-        return ValidationResult(
-            sum(every) / len(every), together.summary(), [one for _, _, found in parts for one in found]
-        )
+    def _gather(self, evaluation: Evaluation, losses: list[float], previews: list[Preview]) -> ValidationResult:
+        """Combine the results of all processes."""
+        shares = self.group.all_gather((evaluation.to_dict(), losses, previews))
+        evaluation = Evaluation(self.run.target)
+        for scores, _, _ in shares:
+            evaluation.merge(scores)
+        losses = [loss for _, losses, _ in shares for loss in losses]
+        previews = [preview for _, _, previews in shares for preview in previews]
+        return ValidationResult(sum(losses) / len(losses), evaluation.summary(), previews)
 
-    def _forward(self, network: nn.Module, sample: Sample, precision: Callable[[], Any]) -> tuple[Tensor, Tensor]:
+    def _forward(
+        self, network: nn.Module, sample: Sample, autocast: Callable[[], torch.autocast]
+    ) -> tuple[Tensor, Tensor]:
         """Compute logits (K, H, W) and probabilities (L, H, W) with the same tiling as `unetkit eval`."""
 
-        def both(logits: Tensor) -> Tensor:
+        def add_probabilities(logits: Tensor) -> Tensor:
             logits = logits.float()
             return torch.cat([logits, self.run.target.probabilities(logits)], 1)
 
-        with precision():
-            found = tiled(network, self.run.normalize(sample.image), then=both)
+        with autocast():
+            maps = tiled(network, self.run.normalize(sample.image), then=add_probabilities)
         labels = len(self.run.target.names)
-        return found[:-labels], found[-labels:]
+        return maps[:-labels], maps[-labels:]
 
     def _loss(self, logits: Tensor, sample: Sample) -> Tensor:
-        there = self.group.device
-        weights = self.weigh(sample)[None].to(there) if self.weigh else None
-        return self.loss(logits[None].to(there), sample.mask[None].to(there), weights)[0]
+        device = self.group.device
+        weights = self.weigh(sample)[None].to(device) if self.weigh else None
+        return self.loss(logits[None].to(device), sample.mask[None].to(device), weights)[0]
 
 
 #: The file with the state of a run whose loss became NaN or infinite.
@@ -131,23 +130,11 @@ class TrainCallback:
     def on_validation_image(self, done: int, count: int) -> None:
         """Called before each validation image."""
 
-    def on_epoch_end(self, line: dict[str, Any], found: ValidationResult) -> None:
+    def on_epoch_end(self, line: dict[str, Any], result: ValidationResult) -> None:
         """Called after each epoch, with its entry of the log."""
 
     def on_train_end(self, why: str) -> None:
         """Called after the last epoch."""
-
-
-class RunParts(NamedTuple):
-    """What a training step needs beside the network, created from the names in a TrainConfig."""
-
-    loss: Loss
-    augment: Augment
-    optimizer: OptimizerConfig
-    #: What trains each named output of the network but the prediction.
-    others: dict[str, OutputLoss] = {}
-    #: The number of further predictions of the network in a tuple, which are trained on the mask.
-    further: int = 0
 
 
 class Trainer:
@@ -155,9 +142,8 @@ class Trainer:
 
     Attributes:
         run, data, group: the run, its data, and the processes.
+        run_parts: losses, augmentation and optimizer.
         state: the progress of the run.
-        others: what trains each named output of the network but the prediction.
-        further: the number of further predictions in a tuple, which are trained on the mask.
         loader: the source of batches.
         stepper: the network with its optimizer.
     """
@@ -181,7 +167,7 @@ class Trainer:
             run: the description of the run.
             data: the opened data set.
             network: the network on the CPU.
-            run_parts: loss, augmentation and optimizer.
+            run_parts: losses, augmentation and optimizer.
             group: the processes that train together.
             state: the state to continue from.
             callback: receives the progress in the first process.
@@ -189,57 +175,58 @@ class Trainer:
             borders: a folder for border weights; None for one in the folder of the run.
             check_images: whether to read all images of a folder in the background.
         """
-        config, (loss, augment, optimizer, others, further) = run.config, run_parts
-        self.others, self.further = others, further
-        self.run, self.data, self.group, self.state, self.loss = run, data, group, state, loss
+        config, loss = run.config, run_parts.loss
+        self.run, self.data, self.run_parts, self.group, self.state = run, data, run_parts, group, state
         self.callback = callback if group.is_first else TrainCallback()
         self.save_every, self._saved = save_every, monotonic()
         weigh = BorderMaps(*loss.border, Path(borders or run.folder / "borders")) if loss.border else None
-        targets = {name: one.target for name, one in others.items()}
-        train = AugmentedDataset(data.splits["train"], augment, weigh, run.normalize, config.seed, targets)
-        self.loader = Loader(train, config, group, workers=_workers(config.workers, group.device))
+        targets = {name: one.target for name, one in run_parts.output_losses.items()}
+        train = AugmentedDataset(data.splits["train"], run_parts.augment, weigh, run.normalize, config.seed, targets)
+        self.loader = Loader(train, config, group, workers=_count_workers(config.workers, group.device))
         height, width = config.crop or (0, 0)
         planes = 4 * run.channels + 4
         for maps in (run.target, *(target.maps for target in targets.values())):
             planes += 8 * (len(maps.names) if maps.kind in ("multilabel", "regression") else 1)
         #: Why fewer processes load data than were asked for; "" if as many do.
         self.fewer_workers = self.loader.limit_workers(config.batch_size * height * width * planes)
-        self.images = ImageCheck(data.splits if check_images else {})
+        self.image_check = ImageCheck(data.splits if check_images else {})
         self.validation = Validation(data.splits["val"], run, loss, weigh, group)
-        self.stepper = Stepper(network, config, optimizer, loss, group, self.loader.total_steps, others)
+        self.stepper = Stepper(network, config, run_parts, group, self.loader.total_steps)
         if state.model:
             self.stepper.load_from(state)
+        self._log: JsonLinesWriter | None = None
 
-    def train(self) -> str:
-        """Train to the last epoch, or until patience ends the run; return why it ended.
+    def train(self) -> None:
+        """Train to the last epoch, or until patience ends the run.
 
         Raises:
             FileError: An image cannot be read.
             UnetkitError: The loss or its gradient became infinite or NaN.
         """
-        lines = JsonLinesWriter(self.run.folder / LOG, "training run") if self.group.is_first else None
+        if self.group.is_first:
+            self._log = JsonLinesWriter(self.run.folder / LOG, "training run")
         try:
-            if lines:
-                self._remove_later_files(lines)
+            if self._log:
+                self._remove_leftovers()
+                self._log.truncate(self.state.epochs_done)
                 self._write_weights()
             self.callback.on_train_begin(self)
             if self.group.is_first and not self.state.epochs_done:
-                self.images.start()
+                self.image_check.start()
             with torch.random.fork_rng([self.group.device] if self.group.device.type == "cuda" else []):
                 while not self.state.stop_reason:
-                    self._epoch(lines)
+                    self._train_epoch()
         finally:
-            self.images.stop()
-            if lines:
-                lines.close()
+            self.image_check.stop()
+            if self._log:
+                self._log.close()
         self.callback.on_train_end(self.state.stop_reason)
-        return self.state.stop_reason
 
-    def _epoch(self, lines: JsonLinesWriter | None) -> None:
+    def _train_epoch(self) -> None:
         start, state = monotonic(), self.state
         self.stepper.begin_epoch(state.epochs_done)
         for batch in self.loader.epoch(state.epochs_done, state.steps_done):
-            self.images.raise_error()
+            self.image_check.raise_error()
             losses = self._step(batch)
             state.losses.append(losses.total)
             for name, value in losses.by_output.items():
@@ -250,15 +237,15 @@ class Trainer:
                 self._save()
         trained = monotonic() - start
         self.group.sync_buffers(self.stepper.network)
-        found = self.validation(self.stepper.network, self.stepper.autocast, self.callback.on_validation_image)
-        about = {
+        result = self.validation(self.stepper.network, self.stepper.autocast, self.callback.on_validation_image)
+        measured = {
             "lr": self.stepper.learning_rate(self.loader.first_step(state.epochs_done)),
             "seconds": trained,
             "all_seconds": monotonic() - start,
         }
-        self._finish_epoch(lines, found, about)
+        self._finish_epoch(result, measured)
 
-    def _step(self, batch: Batch) -> Losses[float]:
+    def _step(self, batch: Batch) -> Losses:
         try:
             return self.stepper.step(batch, self.loader.first_step(self.state.epochs_done) + self.state.steps_done)
         except NonFiniteError as error:
@@ -281,15 +268,16 @@ class Trainer:
                 raise OptionError(f"a step of {shape}: {why}; give a larger --batch-size or --crop") from error
             raise
 
-    def _finish_epoch(self, lines: JsonLinesWriter | None, found: ValidationResult, about: dict[str, float]) -> None:
+    def _finish_epoch(self, result: ValidationResult, measured: dict[str, float]) -> None:
+        """Decide whether the epoch is the best one and whether it is the last one, and write its results."""
         state, config = self.state, self.run.config
         loss = sum(state.losses) / len(state.losses)
         by_output = {name: sum(values) / len(values) for name, values in state.output_losses.items()}
         state.epochs_done, state.steps_done, state.losses = state.epochs_done + 1, 0, []
         state.output_losses = {}
-        score = found.summary["miou"]
-        better = state.best is None or (score is not None and score > state.best)
-        if better:
+        score = result.summary["miou"]
+        is_best = state.best is None or (score is not None and score > state.best)
+        if is_best:
             state.best, state.best_epoch = -1.0 if score is None else score, state.epochs_done
         if state.epochs_done == config.epochs:
             state.stop_reason = f"{format_plural(config.epochs, 'epoch')} completed"
@@ -297,32 +285,31 @@ class Trainer:
             state.stop_reason = (
                 f"no epoch was better than epoch {state.best_epoch} for {format_plural(config.patience, 'epoch')}"
             )
-        val_loss = found.loss if isfinite(found.loss) else None
+        val_loss = result.loss if isfinite(result.loss) else None
         line = {
             "epoch": state.epochs_done,
             "loss": loss,
             "val_loss": val_loss,
             **({"output_losses": by_output} if by_output else {}),
-            **found.summary,
-            **about,
-            "best": better,
+            **result.summary,
+            **measured,
+            "best": is_best,
         }
-        if lines:
-            lines.append(line)
+        if self._log:
+            self._log.append(line)
             self._save()
             self._write_weights()
-        self.callback.on_epoch_end(line, found)
+        self.callback.on_epoch_end(line, result)
 
-    def _remove_later_files(self, lines: JsonLinesWriter) -> None:
-        """Remove files of later epochs than the state's; called with the lock held."""
-        if not self.state.model:  # what a run that saved no step has left
+    def _remove_leftovers(self) -> None:
+        """Remove the files of an earlier run that saved no step, and those that a killed process has left."""
+        if not self.state.model:
             for name in (STATE, BEST, LAST):
                 (self.run.folder / name).unlink(missing_ok=True)
             self.run.write()
-        lines.truncate(self.state.epochs_done)
         for name in (HEADER, STATE, BEST, LAST):
-            for torn in self.run.folder.glob(f".{name}.*.tmp"):  # left by a process that was killed
-                torn.unlink()
+            for temporary in self.run.folder.glob(f".{name}.*.tmp"):
+                temporary.unlink()
 
     def _save(self) -> None:
         self.stepper.save_to(self.state).write(self.run.folder / STATE)
@@ -338,7 +325,7 @@ class Trainer:
                 save(self.stepper.network, self.run.folder / BEST)
 
 
-def _workers(workers: int | None, device: torch.device) -> int:
+def _count_workers(workers: int | None, device: torch.device) -> int:
     if workers is not None:
         return workers
     return min(8, torch.get_num_threads()) if device.type == "cuda" else 0
