@@ -366,7 +366,7 @@ def test_a_run_trains_scores_predicts_and_resumes(plugin: str, tmp_path: Path) -
         losses = line["output_losses"]
         assert [*losses] == ["mask", "boundary", "distance"]
         assert line["loss"] == pytest.approx(losses["mask"] + 0.5 * losses["boundary"] + losses["distance"])
-    assert read_run(run.folder).owners == (("edges", ""),)
+    assert read_run(run.folder).owners == {"edges": ""}
     with pytest.raises(KeyboardInterrupt):
         train.run(LINE, tmp_path / "b", plugins=[plugin], callback=Interrupt(), save_every=0, **GIVEN)
     train.resume(tmp_path / "b")

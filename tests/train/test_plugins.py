@@ -116,7 +116,7 @@ def test_a_run_uses_and_records_it(run: train.TrainRun) -> None:
     config = run.config
     assert (config.loss, config.augment, config.optimizer) == ("power:power=1.5+dice", "dim,hflip", "rms:alpha=0.8")
     assert config.data == "few:count=3"
-    assert read_run(run.folder).owners == run.owners == (("mine", ""),)
+    assert read_run(run.folder).owners == run.owners == {"mine": ""}
     assert json.loads((run.folder / "run.json").read_text())["owners"] == {"mine": ""}
     first = torch.load(run.folder / "state.pt", weights_only=True)["optimizer"]["state"][0]
     assert "square_avg" in first

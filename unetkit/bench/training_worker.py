@@ -23,7 +23,7 @@ from unetkit.bench.worker import prepare_process
 from unetkit.data.folder import split_again
 from unetkit.data.splits import SplitConfig
 from unetkit.data.statistics import ValueRange, measure_statistics
-from unetkit.data.types import DatasetSplits, fingerprint
+from unetkit.data.types import DatasetSplits
 from unetkit.errors import UnetkitError
 from unetkit.plugins import load_manager
 from unetkit.predict.evaluate import score_images
@@ -33,7 +33,7 @@ from unetkit.train.checkpoint import BEST, HEADER, LAST, LOG, STATE, TrainRun, r
 from unetkit.train.config import TrainConfig
 from unetkit.train.image_check import ImageCheck
 from unetkit.train.metrics import Evaluation
-from unetkit.train.runner import create_run_parts, default_crop, fit_plan, open_splits, resume, run
+from unetkit.train.runner import create_run_parts, default_crop, fit_plan, list_fingerprints, open_splits, resume, run
 from unetkit.train.trainer import STOPPED
 from unetkit.utils.files import atomic_write
 from unetkit.utils.isolation import one_line
@@ -77,7 +77,7 @@ def open_training_data(request: DataRequest, slot: None, emit: Emit) -> None:
             "scored": scored,
             "is_split": data.is_split,
             "images": {name: len(images) for name, images in data.splits.items()},
-            "fingerprints": {name: fingerprint(images) for name, images in data.splits.items()},
+            "fingerprints": list_fingerprints(data),
             "crop": default_crop(data),
             "notes": data.notes,
         }

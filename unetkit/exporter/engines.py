@@ -112,7 +112,7 @@ class _CachedExport:
             str(run.plan),
             code_digest("exporter"),
             *(f"{package} {version(package)}" for package in ("torch", "timm", "onnx", "onnxscript", "onnxruntime")),
-            *(" ".join(owner) for owner in run.owners),
+            *(" ".join(owner) for owner in run.owners.items()),
             *(hashlib.sha256(Path(one).read_bytes()).hexdigest() for one in run.plugins if Path(one).is_file()),
         ]
         name = f"{weights}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}"

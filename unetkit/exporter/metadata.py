@@ -103,7 +103,7 @@ def _read_scores(run: TrainRun, weights: str) -> dict[str, Any]:
     chosen = [epoch for epoch in epochs if epoch.get("best")] if weights == "best" else epochs
     names = ("epoch", "loss", "val_loss", "miou", "mdice", "iou")
     scores = {name: chosen[-1][name] for name in names if name in chosen[-1]} if chosen else {}
-    return {"data": Path(run.config.data).name, "weights": weights, "versions": dict(run.versions)} | scores
+    return {"data": Path(run.config.data).name, "weights": weights, "versions": run.versions} | scores
 
 
 def _deepness(info: ModelInfo, captured: CapturedNetwork) -> dict[str, str]:

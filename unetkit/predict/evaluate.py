@@ -109,7 +109,7 @@ def select_images(run: TrainRun, data: DatasetSplits, split: str | None = None) 
         known = [split for split in data.splits if split != ALL]
         advice = f"has {', '.join(known)}; give one of them, or {ALL}" if known else f"has no splits; give {ALL}"
         raise OptionError(f"--split {name}: {data.source} {advice}")
-    was = dict(run.splits).get(name)
+    was = run.splits.get(name)
     if is_training_data(run, data.source) and was and was != fingerprint(data.splits[name]):
         raise OptionError(
             f"--split {name}: {data.source} contains other images than when {run.folder} was trained, so the network "

@@ -6,7 +6,7 @@ Each file is written under a temporary name and then renamed, so that a run can 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,8 @@ class TrainRun:
         target: what the masks mean.
         channels: the number of image channels.
         mean, std: the mean and standard deviation by which each channel is normalized.
-        value_range: the range of the training images, of which augmentation changes values by shares.
+        value_range: the range of the values of each channel in the training images; the augmentation changes brightness
+            and contrast in proportion to it.
         splits: the fingerprint of each split; see `fingerprint`.
         plugins: the files and modules that were given by --plugin.
         owners: the name and version of each plugin that supplies a part of the network, the data set, a loss, a target,
@@ -121,10 +122,10 @@ class TrainRun:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     value_range: ValueRange
-    splits: tuple[tuple[str, str], ...] = ()
+    splits: dict[str, str] = field(default_factory=dict)
     plugins: tuple[str, ...] = ()
-    owners: tuple[tuple[str, str], ...] = ()
-    versions: tuple[tuple[str, str], ...] = ()
+    owners: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
     command: str = ""
     loaded: tuple[str, ...] = ()
     not_loaded: dict[str, str] = field(default_factory=dict)
@@ -167,19 +168,18 @@ class TrainRun:
             PluginError: A plugin that the run was trained with is not loaded.
         """
         loaded = {plugin.name for plugin in parts.plugins if plugin.loaded}
-        for name, plugin_version in self.owners:
+        for name, plugin_version in self.owners.items():
             if name not in loaded:
                 raise PluginError(
                     f"{self.folder} was trained with plugin {f'{name} {plugin_version}'.strip()}, which is not loaded; "
                     "install it, or give its file by --plugin"
                 )
-        return parts.prefer(name for name, _ in self.owners)
+        return parts.prefer(self.owners)
 
     def write(self) -> None:
         """Write the header that `read_run` reads."""
         target = {"kind": self.target.kind, "names": self.target.names, "colours": self.target.colours}
-        values = {**vars(self), "plan": str(self.plan), "config": self.config.to_dict(), "target": target}
-        values |= {name: dict(getattr(self, name)) for name in ("versions", "splits", "owners")}
+        values = {**vars(self), "plan": str(self.plan), "config": asdict(self.config), "target": target}
         del values["folder"]
         with atomic_write(self.folder / HEADER) as temporary:
             temporary.write_text(json.dumps(values, indent=2), encoding="utf-8")
@@ -205,7 +205,6 @@ def read_run(folder: str | Path) -> TrainRun:
         values |= {"plan": Plan.parse(values["plan"]), "config": TrainConfig.from_dict(values["config"])}
         values |= {name: tuple(values[name]) for name in ("mean", "std", "plugins", "loaded")}
         values["value_range"] = ValueRange(*map(tuple, values["value_range"]))
-        values |= {name: tuple(values[name].items()) for name in ("versions", "splits", "owners")}
         return TrainRun(folder, **values)
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from unetkit.errors import OptionError
@@ -143,11 +143,7 @@ class TrainConfig:
         is_all = name == "freeze_encoder" and self.freeze_encoder < 0
         return format_option(name, "all" if is_all else getattr(self, name))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the configuration as JSON can hold it."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """Restore a configuration from the result of `to_dict`."""
+        """Restore a configuration from its fields as JSON has them, where a tuple is a list."""
         return cls(**{**values, "crop": values["crop"] and tuple(values["crop"])})

@@ -129,7 +129,7 @@ def _add_output_losses(
 
 def find_owners(
     config: TrainConfig, parts: Parts, output_losses: dict[str, OutputLoss], network: Network
-) -> tuple[tuple[str, str], ...]:
+) -> dict[str, str]:
     """Find the plugins of the network, data set, losses, targets, augmentation and optimizer, with their versions."""
     names = [("loss", spec.name) for spec in PartSpec.parse(config.loss).links]
     names += [("augment", PartSpec.parse(step).name) for step in split_steps(config.augment) if step != NONE]
@@ -138,12 +138,12 @@ def find_owners(
     owners = {entry.owner for entries, name in found for entry in entries.values() if name in entry.names}
     owners |= find_output_owners(output_losses, parts) | {plugin.name for plugin in network.plugins}
     owners -= {BUILTIN}
-    return tuple((plugin.name, plugin.version) for plugin in parts.plugins if plugin.loaded and plugin.name in owners)
+    return {plugin.name: plugin.version for plugin in parts.plugins if plugin.loaded and plugin.name in owners}
 
 
-def list_fingerprints(data: DatasetSplits) -> tuple[tuple[str, str], ...]:
+def list_fingerprints(data: DatasetSplits) -> dict[str, str]:
     """Compute the fingerprint of each split."""
-    return tuple((name, fingerprint(images)) for name, images in data.splits.items())
+    return {name: fingerprint(images) for name, images in data.splits.items()}
 
 
 def choose_normalization(network: Network, found: ImageStatistics) -> NormalizationStats:
@@ -271,7 +271,7 @@ def run(
                 splits=list_fingerprints(splits),
                 plugins=tuple(absolute_target(str(name)) for name in plugins),
                 owners=find_owners(config, parts, run_parts.output_losses, network),
-                versions=tuple((name, version(name)) for name in _VERSIONS),
+                versions={name: version(name) for name in _VERSIONS},
                 command=command,
                 loaded=network.loaded,
                 not_loaded=not_loaded,
