@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +18,9 @@ from unetkit.plan import Plan
 from unetkit.resolve import resolve
 from unetkit.train.config import CHANGEABLE, TrainConfig
 from unetkit.utils.config_fields import flag_of
+
+if TYPE_CHECKING:
+    from unetkit.train.progress import TrainProgress
 
 
 @click.command(cls=Command)
@@ -44,50 +49,51 @@ def train(ctx: click.Context, /, out: Path | None, resume: Path | None, **values
     unetkit train --resume runs/a
     torchrun --nproc-per-node 2 -m unetkit train --data FOLDER --encoder resnet34 --out runs/b
     """
-    given = {name: value for name, value in values.items() if value is not None and value is not False}
+    options = {"out": out, **values}
+    given = {name: value for name, value in options.items() if value is not None and value is not False}
     if resume is not None:
-        _resume(resume, out, given)
+        _resume(resume, given)
         return
     if out is None:
         raise OptionError("--out is missing; name a folder for the run, such as --out runs/a")
+    del given["out"]
     config = take_config_values(TrainConfig, given)
     plan, parts = Plan.of(**given), get_parts(ctx)
     resolve(plan, parts)  # rejects wrong names and options before torch is imported
 
-    from unetkit.train.progress import TrainProgress
     from unetkit.train.runner import run
 
     plugins = tuple(map(str, ctx.find_root().params.get("plugins") or ()))
     command = shlex.join(["unetkit", *sys.argv[1:]])
-    progress = TrainProgress()
-    try:
+    with _show_progress(out) as progress:
         run(plan, out, parts=parts, plugins=plugins, command=command, callback=progress, **config)
-    except KeyboardInterrupt:
-        progress.close()
-        _exit_interrupted(out)
-    finally:
-        progress.close()
 
 
-def _resume(folder: Path, out: Path | None, given: dict[str, Any]) -> None:
-    from unetkit.train.progress import TrainProgress
+def _resume(folder: Path, given: dict[str, Any]) -> None:
+    if fixed := [name for name in given if name not in ("data", *CHANGEABLE)]:
+        raise OptionError(f"{flag_of(fixed[0])} cannot be changed by --resume; leave it out")
+    config = take_config_values(TrainConfig, given)
+
     from unetkit.train.runner import resume
 
-    fixed = [name for name in ("out", *given) if name not in ("data", *CHANGEABLE) and (name != "out" or out)]
-    if fixed:
-        raise OptionError(f"{flag_of(fixed[0])} cannot be changed by --resume; leave it out")
-    progress = TrainProgress()
+    with _show_progress(folder) as progress:
+        resume(folder, callback=progress, **config)
+
+
+@contextmanager
+def _show_progress(folder: Path) -> Iterator[TrainProgress]:
+    """Show the progress of a run; an interruption ends the command with a line that says how to continue."""
+    from unetkit.train.progress import TrainProgress
+
     try:
-        resume(folder, callback=progress, **take_config_values(TrainConfig, given))
+        with closing(TrainProgress()) as progress:
+            yield progress
     except KeyboardInterrupt:
-        progress.close()
-        _exit_interrupted(folder)
-    finally:
-        progress.close()
-
-
-def _exit_interrupted(folder: Path) -> None:
-    begun = (folder / "run.json").exists()
-    then = f"; continue with: unetkit train --resume {shlex.quote(str(folder))}" if begun else " before the run began"
-    click.echo(f"Error: interrupted{then}", err=True)
-    sys.exit(130)
+        has_begun = (folder / "run.json").exists()
+        then = (
+            f"; continue with: unetkit train --resume {shlex.quote(str(folder))}"
+            if has_begun
+            else " before the run began"
+        )
+        click.echo(f"Error: interrupted{then}", err=True)
+        sys.exit(130)

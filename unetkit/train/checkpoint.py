@@ -102,8 +102,7 @@ class TrainRun:
         target: what the masks mean.
         channels: the number of image channels.
         mean, std: the mean and standard deviation by which each channel is normalized.
-        value_range: the range of the values of each channel in the training images; the augmentation changes brightness
-            and contrast in proportion to it.
+        value_range: the range of the values of each channel in the training images, which is 0 to 1 for augmentations.
         splits: the fingerprint of each split; see `fingerprint`.
         plugins: the files and modules that were given by --plugin.
         owners: the name and version of each plugin that supplies a part of the network, the data set, a loss, a target,
