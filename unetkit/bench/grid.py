@@ -93,7 +93,7 @@ class Mode:
 
     @property
     def is_exported(self) -> bool:
-        """Whether another program than torch runs the network."""
+        """True if another program than torch runs the network."""
         return self.execution in _EXPORTED
 
     def __str__(self) -> str:

@@ -33,7 +33,7 @@ SEED_NUMBERS = (6, 8, 11, 16)
 
 @dataclass(frozen=True)
 class BenchPlan:
-    """What a benchmark would take, and what it would find.
+    """The time that a benchmark would take, and the differences that it would find.
 
     Attributes:
         rows: number of rows that can be built.

@@ -1,4 +1,4 @@
-"""The trainings of a benchmark: what the grid sets in them, which are wanted next, and what their processes are told.
+"""The trainings of a benchmark: the options that the grid sets, the ones to run next, and the tasks of processes.
 
 A training is one row with one seed. The module imports neither torch nor numpy.
 """

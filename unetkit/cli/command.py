@@ -1,4 +1,4 @@
-"""What command lines need, with or without registered parts: options of configurations, and errors in one line."""
+"""Tools for command lines with or without registered parts: options of configurations, and errors in one line."""
 
 from __future__ import annotations
 

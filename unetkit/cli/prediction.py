@@ -1,4 +1,4 @@
-"""What `unetkit predict` and `unetkit-run` share: their arguments, options and help, and the run over all images."""
+"""The arguments, options and help that `unetkit predict` and `unetkit-run` share, and the run over all images."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Colours and numbers of masks that lie between those of their neighbours, as smooth resizing, anti-aliasing and JPEG
-leave them along the edges of classes. Shapes: H and W height and width.
+"""Values of masks between those of their neighbours, as resizing, anti-aliasing and JPEG make them at edges.
+
+Shapes: H and W height and width.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is wrong with a sample, a mask or the splits of a data set, in words."""
+"""Check a sample, a mask and the splits of a data set, and describe in words what is wrong."""
 
 from __future__ import annotations
 

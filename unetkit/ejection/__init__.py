@@ -1,1 +1,1 @@
-"""Writes a network as one file of plain PyTorch, which needs unetkit no more."""
+"""Write a network as one file of plain PyTorch, which does not need unetkit."""

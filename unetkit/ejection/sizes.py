@@ -1,4 +1,4 @@
-"""Facts about the sizes of a network's maps, by which its source has no code for what never happens."""
+"""Facts about the sizes of a network's maps, which let its source omit code for cases that never occur."""
 
 from __future__ import annotations
 

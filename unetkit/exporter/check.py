@@ -63,7 +63,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class StoredCheck:
-    """What a file stores of the network's own outputs, so that they can be compared later and elsewhere.
+    """The part of the network's own outputs that a file stores, for comparison later and elsewhere.
 
     Attributes:
         shape: the shape of the test images.

@@ -1,4 +1,4 @@
-"""What lower precision costs and gains: mean IoU on validation images, the file's size, and the time of a pass.
+"""The costs and gains of lower precision: mean IoU on validation images, the file's size, and the time of a pass.
 
 Shapes: B batch, C channels, N images, L classes or labels, H and W height and width.
 """
@@ -52,7 +52,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class EngineCost:
-    """What lower precision costs and gains in one engine.
+    """The costs and gains of lower precision in one engine.
 
     Attributes:
         engine: the name of the engine.
@@ -73,7 +73,7 @@ class EngineCost:
 
 @dataclass(frozen=True)
 class PrecisionCost:
-    """What lower precision costs and gains, beside the same network in float32.
+    """The costs and gains of lower precision, beside the same network in float32.
 
     Attributes:
         bytes: the size of the file.

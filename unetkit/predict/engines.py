@@ -1,4 +1,4 @@
-"""What runs a network for prediction: an engine takes tiles and returns probabilities, as NumPy arrays."""
+"""The interface of engines, which run a network for prediction: from tiles to probabilities, as NumPy arrays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What prediction must know of a network beside its weights, as an exported file carries it.
+"""The facts that prediction needs about a network beside its weights, as an exported file carries them.
 
 This is NumPy without torch. Shapes: B batch, C channels, K outputs of the network, L classes or labels, H and W height
 and width.
@@ -26,7 +26,7 @@ OutputKind = Literal["logits", "probabilities"]
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What prediction must know of a network.
+    """The facts that prediction needs about a network.
 
     Attributes:
         source: the folder or the file that the network is from, for messages.

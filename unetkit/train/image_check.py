@@ -1,4 +1,4 @@
-"""Reading all images of a folder while the first epoch runs, so that a damaged one is told before an epoch is spent."""
+"""Read all images of a folder while the first epoch runs, to report a damaged one before an epoch is spent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights that a training run starts from: reading a file of any usual kind, and loading what fits the network."""
+"""Weights that a training run starts from: read a file of any usual kind, and load the tensors that fit the network."""
 
 from __future__ import annotations
 

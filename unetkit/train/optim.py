@@ -1,4 +1,4 @@
-"""Optimizers with parameter groups for the encoder and for parameters without weight decay, and the learning rate."""
+"""Optimizers, with groups of parameters for the encoder and for those without weight decay, and learning rates."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class OutputTarget:
 
 @dataclass(frozen=True)
 class OutputLoss:
-    """How an output beside the prediction is trained.
+    """The target, the loss and the weight with which an output beside the prediction is trained.
 
     Attributes:
         target: computes its map from the mask of an image.

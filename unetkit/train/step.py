@@ -35,7 +35,7 @@ from unetkit.utils.spatial import crop_center, crop_end, resize_to_input, size_o
 
 
 class RunParts(NamedTuple):
-    """What a run trains its network with, created from the names in a TrainConfig.
+    """The losses, the augmentation and the optimizer of a run, created from the names in a TrainConfig.
 
     Attributes:
         loss: the loss of each image for the prediction.

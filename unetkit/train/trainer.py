@@ -1,7 +1,7 @@
 """The training loop in plain PyTorch, and validation.
 
-A run is a function of its plan, configuration and data. What a step draws comes from random streams that are named by
-its number, so a run that was killed and resumed ends with the same weights as an uninterrupted one; on a CPU
+A run is a function of its plan, configuration and data. The random numbers of a step depend only on the seed and on the
+number of the step, so a run that was killed and resumed ends with the same weights as an uninterrupted one; on a CPU
 with the same number of threads they are identical to the bit.
 """
 
