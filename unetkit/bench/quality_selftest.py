@@ -123,7 +123,7 @@ class GridTally:
 
 @dataclass(frozen=True)
 class ImageTally:
-    """Count how often the interval over seeds and images covers the true difference of two networks.
+    """Counts of how often the interval over seeds and images covers the true difference of two networks.
 
     Attributes:
         a: name of the first network.

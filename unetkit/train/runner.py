@@ -146,16 +146,16 @@ def list_fingerprints(data: DatasetSplits) -> dict[str, str]:
     return {name: fingerprint(images) for name, images in data.splits.items()}
 
 
-def choose_normalization(network: Network, found: ImageStatistics) -> NormalizationStats:
+def choose_normalization(network: Network, statistics: ImageStatistics) -> NormalizationStats:
     """Return mean and standard deviation of each channel: those of the pretrained weights, or those of the data.
 
     Pretrained weights expect colours from 0 to 1. Images that use little of that, such as 12-bit numbers in 16-bit
     files, or more, are normalized by their own statistics, which gives values of the same size.
     """
-    low, high = min(found.range.low), max(found.range.high)
-    if network.plan.pretrained and len(found.mean) == _COLOURS and low >= 0 and _LEAST_RANGE <= high <= 1:
-        return get_normalization_stats(network.encoder) or (found.mean, found.std)
-    return found.mean, found.std
+    low, high = min(statistics.range.low), max(statistics.range.high)
+    if network.plan.pretrained and len(statistics.mean) == _COLOURS and low >= 0 and _LEAST_RANGE <= high <= 1:
+        return get_normalization_stats(network.encoder) or (statistics.mean, statistics.std)
+    return statistics.mean, statistics.std
 
 
 def _check_freeze(network: Network, config: TrainConfig) -> None:
@@ -249,15 +249,15 @@ def run(
             train_run = replace(earlier, config=replace(earlier.config, **changes))
             model, run_parts = _restore(train_run, state, run_parts, parts)
         else:
-            state, found = TrainState(), statistics or measure_statistics(splits.splits["train"])
-            config, run_parts = create_run_parts(config, resolved, splits, found.range, parts)
+            state, statistics = TrainState(), statistics or measure_statistics(splits.splits["train"])
+            config, run_parts = create_run_parts(config, resolved, splits, statistics.range, parts)
             with stdout_to_stderr(), ignore_breakpoints():  # breakpoints are for the passes of the training
                 model = _first_process_first(group, lambda: build_plan(resolved, parts))
             run_parts = _add_output_losses(run_parts, model, config.crop, splits.target, parts)
             network = find_network(model)
             not_loaded = load_init_weights(model, config.init_weights) if config.init_weights else {}
             _check_freeze(network, config)
-            mean, std = choose_normalization(network, found)
+            mean, std = choose_normalization(network, statistics)
             check_has_names(network.plan)
             train_run = TrainRun(
                 folder,
@@ -267,7 +267,7 @@ def run(
                 channels=splits.channels,
                 mean=mean,
                 std=std,
-                value_range=found.range,
+                value_range=statistics.range,
                 splits=list_fingerprints(splits),
                 plugins=tuple(absolute_target(str(name)) for name in plugins),
                 owners=find_owners(config, parts, run_parts.output_losses, network),
