@@ -204,6 +204,7 @@ def read_run(folder: str | Path) -> TrainRun:
         values |= {"plan": Plan.parse(values["plan"]), "config": TrainConfig.from_dict(values["config"])}
         values |= {name: tuple(values[name]) for name in ("mean", "std", "plugins", "loaded")}
         values["value_range"] = ValueRange(*map(tuple, values["value_range"]))
+        values |= {name: dict(values[name]) for name in ("splits", "owners", "versions")}
         return TrainRun(folder, **values)
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
