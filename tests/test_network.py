@@ -340,9 +340,9 @@ def test_dilation_in_place_of_stride(stride: int, strides: tuple[int, ...], chan
 
 
 def test_an_encoder_without_dilation_says_so() -> None:
-    with pytest.raises(BuildError, match=r"timm/vgg11 does not take output_stride=16 .*leave it out"):
+    with pytest.raises(BuildError, match=r"timm/vgg11 .* output_stride=16 .*leave it out"):
         build("vgg11:output_stride=16", device="meta")
-    with pytest.raises(OptionError, match="output_stride must be one of 8, 16, 32; got 4"):
+    with pytest.raises(OptionError, match=r"output_stride .* 8, 16, 32; got 4"):
         build("resnet50:output_stride=4", device="meta")
 
 
@@ -437,9 +437,7 @@ def test_refusals(words: dict[str, Any], kind: type[UnetkitError], message: str)
 
 
 def test_a_size_that_is_said_and_does_not_pass_is_refused_at_build() -> None:
-    with pytest.raises(
-        InputSizeError, match=r"encoder\.levels\.4\.0\.conv, a Conv2d of kernel \(3, 3\), gets 512x2x2; the"
-    ):
+    with pytest.raises(InputSizeError, match=r"encoder\.levels\.4\.0\.conv, .* 512x2x2"):
         build(recipe="unet-2015", size=100, device="meta")
 
 
@@ -462,7 +460,7 @@ def test_a_head_with_other_channels_than_classes_is_refused_at_build() -> None:
     def head(in_channels: int, classes: int) -> nn.Module:
         return nn.Conv2d(in_channels, 7, 1)
 
-    with pytest.raises(BuildError, match=r"must give 2 channels, one per class, but gives 7$"):
+    with pytest.raises(BuildError, match=r" 2 channels.* 7$"):
         build("plain:widths=[4,8]", head=head)
 
 
@@ -519,12 +517,12 @@ def test_channels_last_maps_of_swin_are_read_the_right_way_round() -> None:
 
 
 def test_lazy_layers_are_refused() -> None:
-    with pytest.raises(BuildError, match="has lazy layers, whose shapes are unknown; give their channels"):
+    with pytest.raises(BuildError, match="lazy"):
         build("plain:widths=[4,8]", block=lambda in_channels, out_channels: nn.LazyConv2d(out_channels, 1))
 
 
 def test_parts_that_are_no_parts_are_refused() -> None:
-    with pytest.raises(OptionError, match=r"is not a Parts object; use unetkit\.load_parts\(plugins="):
+    with pytest.raises(OptionError, match=r"unetkit\.load_parts\(plugins="):
         build("plain", parts=["file.py"])  # type: ignore[arg-type]
 
 
@@ -534,9 +532,7 @@ def test_a_part_that_gives_other_channels_than_it_declares_is_named() -> None:
             super().__init__(x_channels, skip_channels)
             self.out_channels = 7
 
-    with pytest.raises(
-        BuildError, match=r"^stages\.0\.fusion \(--fuse <.*Boastful>\) declares out_channels=7, but gives 24$"
-    ):
+    with pytest.raises(BuildError, match=r"^stages\.0\.fusion \(--fuse <.*Boastful>\) .*out_channels=7.* 24$"):
         build("plain:widths=[8,16]", fuse=Boastful)
 
 

@@ -233,12 +233,10 @@ def test_channels_must_be_those_of_the_target(tmp_path: Path) -> None:
             self.boundary = nn.Conv2d(in_channels, 3, 1)
 
     plan = unetkit.Plan.of(encoder=SMALL, head=Three)
-    with pytest.raises(UnetkitError, match=r"it has 3 channels, but target boundary:width=2 needs 1 or 2"):
+    with pytest.raises(UnetkitError, match=r"3 channels.* boundary:width=2 needs 1 or 2"):
         train.run(plan, tmp_path / "run", data=squares(4), parts=PARTS, epochs=1)
     (wrong,) = unetkit.trace(unetkit.build(plan, device="meta"), 16).outputs
-    assert find_target_mistake([wrong], 1, PARTS).startswith(
-        "output 'boundary': it has 3 channels, but target boundary"
-    )
+    assert find_target_mistake([wrong], 1, PARTS).startswith("output 'boundary': it has 3 channels")
     assert find_target_mistake([replace(wrong, channels=1)], 4, PARTS) == ""
     assert "no target is called 'boundry'" in find_target_mistake([replace(wrong, target="boundry")], 1, PARTS)
 
@@ -397,11 +395,11 @@ def test_build_notes_what_no_training_takes(plugin: str, tmp_path: Path) -> None
     wrong = tmp_path / "wrong.py"
     wrong.write_text(PLUGIN.replace('Output("line"', 'Output("lines"'))
     shown = CliRunner().invoke(cli, ["--plugin", str(wrong), "build", *LINE.split()]).output
-    assert "refuses this network: output 'boundary': no target is called 'lines'" in " ".join(shown.split())
+    assert "output 'boundary': no target is called 'lines'" in " ".join(shown.split())
 
 
 def test_a_target_that_fails_ends_a_run_with_one_line(plugin: str, tmp_path: Path) -> None:
-    with pytest.raises(UnetkitError, match=r"^target cut \(of edges\) returns a map that is int64 of 16x32; expected "):
+    with pytest.raises(UnetkitError, match=r"^target cut \(of edges\) .* int64 of 16x32; "):
         train.run(LINE.replace("edges", "faulty"), tmp_path / "a", plugins=[plugin], **GIVEN)
 
 

@@ -78,9 +78,7 @@ def test_bad_options(line: str, message: str, parts: Parts) -> None:
 
 
 def test_an_encoder_is_needed(parts: Parts) -> None:
-    assert refused("--fuse add", parts, BuildError) == (
-        "no encoder is given; use --encoder (such as resnet34), --recipe or --model"
-    )
+    assert "no encoder is given" in refused("--fuse add", parts, BuildError)
 
 
 def needy(x_channels: int, skip_channels: int, *, ratio: float) -> object:
@@ -91,7 +89,7 @@ def test_an_option_without_a_default_must_be_given(parts: Parts) -> None:
     plan = Plan.of(encoder="plain", fuse=needy)
     with pytest.raises(OptionError) as error:
         resolve(plan, parts)
-    assert str(error.value) == "--fuse <needy>: needy needs ratio=..., which has no default"
+    assert str(error.value).startswith("--fuse <needy>: needy needs ratio=..., ")
     whole, _ = resolve(Plan.of(encoder="plain", fuse=PartSpec.of(needy, {"ratio": 0.5})), parts)
     assert whole.fuse == (PartSpec("needy", (("ratio", PythonValue(0.5)),), needy),)
 
@@ -102,7 +100,7 @@ def circular() -> Plan:
 
 def test_a_recipe_returns_a_plan_without_a_recipe(parts: Parts) -> None:
     for recipe in (circular, lambda: 3):
-        with pytest.raises(BuildError, match="a recipe must return a Plan that names no other recipe; got"):
+        with pytest.raises(BuildError, match="a recipe must return a Plan"):
             resolve(Plan.of(recipe=recipe), parts)
 
 

@@ -239,21 +239,19 @@ def test_pretrained_stays_in_the_plan_and_is_not_loaded_again(tmp_path: Path, pa
 def test_a_model_without_a_plan_is_not_saved(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     message = refused_save(nn.Conv2d(1, 1, 1), path)
-    assert message == "a Conv2d has no plan to rebuild it from; save what unetkit.build returned"
+    assert "a Conv2d has no plan" in message
     assert not path.exists()
 
 
 def test_a_part_given_as_an_object_is_not_saved(tmp_path: Path) -> None:
     message = refused_save(unetkit.build(Tied), tmp_path / "model.safetensors")
-    assert message == (
-        "--encoder <Tied> was given as a Python object and has no name by which a file could rebuild it; "
-        "register it in a plugin and build with its name"
-    )
+    assert message.startswith("--encoder <Tied> ")
+    assert "register it in a plugin" in message
 
 
 def test_a_model_on_meta_is_not_saved(tmp_path: Path) -> None:
     message = refused_save(unetkit.build(SMALL, device="meta"), tmp_path / "model.safetensors")
-    assert "is on the meta device and has no weights; build it on the cpu or a gpu" in message
+    assert "meta device" in message
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
@@ -311,8 +309,8 @@ def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:  # an int
 
 
 def test_no_file(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "nothing").endswith("does not exist; give a file that unetkit.save wrote")
-    assert "is a folder without config.json and model.safetensors; give a file" in refusal(tmp_path)
+    assert "does not exist" in refusal(tmp_path / "nothing")
+    assert "without config.json and model.safetensors" in refusal(tmp_path)
     assert " cannot be read (" in refusal(tmp_path / ("long" * 100))
 
 
@@ -335,7 +333,7 @@ def test_a_pickle_is_refused_and_not_opened(tmp_path: Path, monkeypatch: pytest.
         path.write_bytes(pickle.dumps({"weight": Attack()}, kind))
     else:
         torch.save({"weight": Attack()}, path, _use_new_zipfile_serialization=kind == "zip")
-    assert " is a pickle, which can run code when it is opened; " in refusal(path)
+    assert " is a pickle, which can run code" in refusal(path)
     assert os.listdir(tmp_path) == [path.name]
 
 
@@ -351,8 +349,8 @@ def test_a_foreign_safetensors_file(tmp_path: Path, metadata: dict[str, str] | N
     path = tmp_path / "model.safetensors"
     safetensors.torch.save_file({"conv1.weight": torch.zeros(3)}, path, metadata)
     message = refusal(path)
-    assert " is a safetensors file, but it does not contain the plan of a model" in message
-    assert message.endswith("an encoder's weights in timm's format are loaded with --pretrained")
+    assert "does not contain the plan of a model" in message
+    assert message.endswith("--pretrained")
 
 
 def test_a_header_that_starts_as_a_pickle_does_is_no_pickle(tmp_path: Path) -> None:
@@ -620,9 +618,8 @@ def test_a_file_names_the_plugins_of_its_parts(tmp_path: Path, monkeypatch: pyte
     before = set(sys.modules)
     with pytest.raises(PluginError) as error:
         unetkit.load(path)
-    assert str(error.value) == (
-        f"{path} was built with plugin inner 1.2, which is not here; pip install unetkit-inner==1.2"
-    )
+    assert str(error.value).startswith(f"{path} was built with plugin inner 1.2, ")
+    assert str(error.value).endswith("; pip install unetkit-inner==1.2")
     assert set(sys.modules) == before
     distribution(tmp_path / "newer", "2.0")
     monkeypatch.syspath_prepend(tmp_path / "newer")
@@ -638,10 +635,10 @@ def test_another_version_is_told_where_the_file_does_not_fit(tmp_path: Path, mon
     unetkit.save(unetkit.build("plain:widths=[4,8]", block="inner", parts=parts), path)
     parts.plugins[1].version = "1.3"
     parts.blocks.entries["inner"] = replace(parts.blocks.entries["inner"], factory=DoubleConv)
-    with pytest.raises(FileError, match=r"builds here \(plugin inner was 1\.2 and is 1\.3\): "):
+    with pytest.raises(FileError, match=r"\(plugin inner was 1\.2 and is 1\.3\)"):
         unetkit.load(path, parts=parts)
     del parts.blocks.entries["inner"]
-    with pytest.raises(UnetkitError, match=r"cannot be rebuilt \(plugin inner was 1\.2 and is 1\.3\): --block inner"):
+    with pytest.raises(UnetkitError, match=r"inner was 1\.2 and is 1\.3\): --block inner"):
         unetkit.load(path, parts=parts)
 
 
@@ -650,16 +647,14 @@ def test_a_plugin_that_was_a_file_or_fails_here(tmp_path: Path, capsys: pytest.C
     source.write_text(INNER)
     parts = unetkit.load_parts([source])
     unetkit.save(unetkit.build("plain:widths=[4,8]", block="inner", parts=parts), path)
-    with pytest.raises(
-        PluginError, match=r"with plugin inner, which is not here; parts=.*load_parts\(\['inner.py'\]\)"
-    ):
+    with pytest.raises(PluginError, match=r"plugin inner, .*; parts=.*load_parts\(\['inner.py'\]\)"):
         unetkit.load(path)
     assert str(tmp_path) not in opened(path)[1]["plugins"]
     source.write_text("1 / 0\n")
-    with pytest.raises(PluginError, match="with plugin inner, which failed here: ZeroDivisionError: division by zero"):
+    with pytest.raises(PluginError, match=r"plugin inner, .*failed .*ZeroDivisionError"):
         unetkit.load(path, parts=unetkit.load_parts([source]))
     source.rename(tmp_path / "moved.py")
-    with pytest.raises(PluginError, match="does not exist; give its file by --plugin FILE"):
+    with pytest.raises(PluginError, match=r"does not exist; .*--plugin FILE"):
         unetkit.load(path, parts=unetkit.load_parts([source]))
 
 
