@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -43,10 +44,11 @@ def test_rows_are_judged_against_the_first(run: BenchRun) -> None:
     assert quality.best_row == "resnet18-add"
     assert quality.of(run.rows[1], "val-loss").verdict == ""  # verdicts are those of the metric of the rules
     lines = describe_trainings(quality)
-    assert lines[0].startswith("trained on cells (40 train, 10 val, 20 test); scores are of the test images")
+    assert "cells (40 train, 10 val, 20 test)" in lines[0]
+    assert "test images" in lines[0]
     assert "6 seeds, margin 0.005" in lines[1]
     assert "3 comparisons is at most 5%" in lines[1]
-    assert lines[2].startswith("correlation of a row with the baseline over seeds: 0.9")
+    assert re.match(r"correlation .*: 0\.9", lines[2])
 
 
 def test_seeds_and_images_give_wider_intervals_than_seeds(run: BenchRun) -> None:
@@ -75,7 +77,7 @@ def test_few_seeds_are_exploratory_and_looks_say_what_is_missing(tmp_path: Path)
     assert verdicts(few)["resnet18-add"].startswith("exploratory")
     assert describe_missing_rows(few) == []
     begun = write_trained_run(tmp_path / "begun", seeds=3, looks=(6, 8))
-    assert describe_missing_rows(begun)[0].startswith("12 trainings are still to do; continue with: unetkit bench")
+    assert re.match("12 trainings .*: unetkit bench", describe_missing_rows(begun)[0])
     decided = write_trained_run(tmp_path / "decided", seeds=6, looks=(6, 8))
     assert {*verdicts(decided).values()} >= {"better", "worse"}
 

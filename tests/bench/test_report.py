@@ -119,7 +119,7 @@ def test_it_says_what_was_run_and_what_became_of_every_row() -> None:
     for row in run().rows:
         assert row.command.replace("'", "&#39;") in text
         assert row.error.replace("<", "&lt;").replace(">", "&gt;") in text
-    assert "training-memory failed: the child was killed at 12 GiB" in text
+    assert "training-memory failed: " in text
     assert "(from unetkit-energy)" in text
     assert sum(tag == "tr" and "data-search" in attributes for tag, attributes in told.found) == len(run().rows)
 

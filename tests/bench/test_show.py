@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -254,10 +255,7 @@ def test_a_narrow_terminal_loses_lesser_columns_and_says_which() -> None:
     heads = made.tables[0].headers
     assert {"latency p50", "latency ratio", "encoder"} <= {*heads}
     assert "latency p90" not in heads
-    assert any(
-        note.startswith("columns hidden because the terminal is too narrow: ") and "latency-p90" in note
-        for note in made.notes
-    )
+    assert any(note.startswith("columns hidden") and "latency-p90" in note for note in made.notes)
     table = drawn(Listing([], made.tables[:1], []), 120)
     assert max(map(len, table.splitlines())) <= 120
     assert len(table.splitlines()) <= len(run().rows) + 5  # no row is folded
@@ -300,7 +298,8 @@ def test_show_says_baseline_machine_failures_and_warnings(folder: str) -> None:
 def test_show_says_how_to_go_on(tmp_path: Path) -> None:
     result = called(written(tmp_path / "half", run(), missing=3))
     assert "\n25 rows" in result.output
-    assert f"3 of 28 rows are not measured yet; continue with: {run().command}" in result.output
+    assert "3 of 28 rows" in result.output
+    assert f"continue with: {run().command}" in result.output
 
 
 def test_a_run_without_rows_is_shown(tmp_path: Path) -> None:
@@ -372,9 +371,9 @@ def test_markdown_is_a_table(folder: str) -> None:
 
 def test_a_column_that_is_not_there_is_refused_with_the_list(folder: str) -> None:
     message = refused(folder, "--columns", "latensy")
-    assert message.startswith("--columns: there is no column 'latensy'; did you mean latency")
+    assert re.match("--columns: .*'latensy'; did you mean latency", message)
     message = refused(folder, "--columns", "q")
-    assert "the columns are model, encoder, up, fuse, batch_size, size, mode, parameters" in message
+    assert "model, encoder, up, fuse, batch_size, size, mode, parameters" in message
     assert "miou was not measured" in refused(folder, "--columns", "miou")
     assert "miou was not measured" in refused(folder, "--effects", "--columns", "miou")
     assert refused(folder, "--sort", "-speed").startswith("--sort: there is no column 'speed'")
@@ -504,6 +503,4 @@ def test_effects_are_a_table(folder: str) -> None:
 
 def test_effects_take_neither_an_order_nor_a_column_that_is_no_metric(folder: str) -> None:
     assert refused(folder, "--effects", "--sort", "latency").startswith("--effects cannot be combined with --sort")
-    assert "there is no metric 'latency-p90'; did you mean latency" in refused(
-        folder, "--effects", "--columns", "latency-p90"
-    )
+    assert "'latency-p90'; did you mean latency" in refused(folder, "--effects", "--columns", "latency-p90")

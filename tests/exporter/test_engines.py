@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -66,10 +67,10 @@ def test_the_fastest_engine_that_agrees_is_used() -> None:
     before = reference.passes, wrong.passes
     auto(TILES)
     assert (reference.passes, wrong.passes) == before
-    assert [line.partition(":")[0] for line in told] == [
+    assert [re.split("[:,]", line)[0] for line in told] == [
         "engine wrong is not used",
         "engine broken is not used",
-        "engine fast, the fastest of those timed on the first tiles (time of a pass",
+        "engine fast",
     ]
 
 
@@ -166,14 +167,14 @@ def test_an_export_that_fails_is_tried_once(tmp_path: Path, monkeypatch: pytest.
 
 def test_an_engine_that_differs_is_refused() -> None:
     assert (ComparedEngine(Sleeper(0), "right", Sleeper(0))(TILES) == 0.5).all()
-    with pytest.raises(ExportError, match=r"--engine wrong: its probabilities differ by up to 1\.0e-01"):
+    with pytest.raises(ExportError, match=r"--engine wrong: .*probabilities .* 1\.0e-01"):
         ComparedEngine(Sleeper(0, 0.6), "wrong", Sleeper(0))(TILES)
 
 
 def test_what_cannot_be_opened_is_refused(run: TrainRun, monkeypatch: pytest.MonkeyPatch) -> None:
     network = run.network()
     info = describe_run(run, network)
-    with pytest.raises(OptionError, match="no engine is called so; give one of auto, torch"):
+    with pytest.raises(OptionError, match=r"no engine .*; give one of auto, torch"):
         open_engine("tensorrt", run, network, info)
     monkeypatch.setattr(known, "find_spec", lambda name: None)
     with pytest.raises(OptionError, match=r"pip install 'unetkit\[onnx,openvino\]'"):
