@@ -184,27 +184,27 @@ def pair_in_training(head: Any, x: Tensor) -> Any:
 
 OUTPUT = Output("boundary", "bce")
 REFUSED = [
-    (head_with({}), "returns the output 'boundary' beside its prediction 'mask', but declares no target and loss"),
-    (head_with({"edge": OUTPUT}), "returns the output 'boundary' beside its prediction 'mask', but declares no target"),
+    (head_with({}), "output 'boundary' .* declares no target and loss"),
+    (head_with({"edge": OUTPUT}), "output 'boundary' beside its prediction 'mask'"),
     (head_with({"boundary": OUTPUT, "edge": OUTPUT}), "declares the output 'edge', but returns only"),
-    (head_with({"mask": OUTPUT}), "declares a target for its output 'mask', which is the prediction"),
+    (head_with({"mask": OUTPUT}), "output 'mask', which is the prediction"),
     (head_with({"boundary": "bce"}), "expected a dict such as"),
-    (head_with({"boundary": OUTPUT}, lambda head, x: head.mask(x)), "declares the output 'boundary', but returns a Te"),
+    (head_with({"boundary": OUTPUT}, lambda head, x: head.mask(x)), "'boundary', but returns a Te"),
     (head_with({}, lambda head, x: {}), "gives no tensor"),
     (head_with({}, lambda head, x: {"mask": head.mask(x), "n": 3}), "not all of which are tensors"),
     (head_with({}, lambda head, x: (head.mask(x), head.mask(x))), "2 tensors"),
-    (head_with({}, pair_in_training), r"a tuple of 2 outputs with 2, 1 channels in training.* in a dict by name"),
-    (head_with({"boundary": Output("edges")}), "output 'boundary': target edges: no target is called 'edges'"),
+    (head_with({}, pair_in_training), r"2 outputs with 2, 1 channels .*a dict by name"),
+    (head_with({"boundary": Output("edges")}), "output 'boundary': target edges: "),
     (
         head_with({"boundary": Output("boundary:wide=1")}),
-        "output 'boundary': target boundary:wide=1: boundary has no op",
+        "output 'boundary': target boundary:wide=1: ",
     ),
-    (head_with({"boundary": Output("boundary", "hinge")}), "output 'boundary': loss hinge: no loss is called 'hinge'"),
-    (head_with({"boundary": Output("boundary", "l1")}), "loss l1: compares numbers, but the target has classes"),
-    (head_with({"boundary": Output("distance", "bce")}), "loss bce: compares classes, but the target has numbers"),
-    (head_with({"boundary": Output("boundary", "border")}), "border weights belong to the objects of masks"),
-    (head_with({"boundary": Output("boundary", weight=0)}), "declares .* for 'boundary'; expected .* a weight above 0"),
-    (head_with({"boundary": Output(Boundary)}), "declares .* for 'boundary'; expected a target and a loss as texts"),  # type: ignore[arg-type]
+    (head_with({"boundary": Output("boundary", "hinge")}), "output 'boundary': loss hinge: "),
+    (head_with({"boundary": Output("boundary", "l1")}), "loss l1: compares numbers, "),
+    (head_with({"boundary": Output("distance", "bce")}), "loss bce: compares classes, "),
+    (head_with({"boundary": Output("boundary", "border")}), "border weights "),
+    (head_with({"boundary": Output("boundary", weight=0)}), "for 'boundary'; expected .* above 0"),
+    (head_with({"boundary": Output(Boundary)}), "for 'boundary'; expected .* as texts"),  # type: ignore[arg-type]
 ]
 
 

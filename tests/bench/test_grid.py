@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.saying import says
 from unetkit.bench.config import BenchConfig, repeat_command
 from unetkit.bench.grid import PRELOAD, Case, Mode, exclude_cases, make_cases, make_plans, parse_axis, split_axis
 from unetkit.bench.runner import BenchRunner
@@ -81,25 +82,25 @@ def test_what_is_joined_by_commas_is_found_again(names: list[str]) -> None:
             "encoder",
             "resnexxt*",
             UnknownNameError,
-            "--encoder resnexxt*: no encoder matches; `unetkit list encoders` lists all",
+            "--encoder resnexxt*: no encoder matches; ",
         ),
-        ("fuse", "add,,concat", OptionError, "--fuse add,,concat: an item of the list is empty; remove a comma"),
-        ("fuse", "add,ad/concat", UnknownNameError, "--fuse ad: no fusion is called 'ad'; did you mean add"),
+        ("fuse", "add,,concat", OptionError, "--fuse add,,concat: "),
+        ("fuse", "add,ad/concat", UnknownNameError, "--fuse ad: … did you mean add"),
         (
             "up",
             "transposed:kernal=4",
             OptionError,
-            "--up transposed:kernal=4: transposed has no option 'kernal'; did you",
+            "--up transposed:kernal=4: … did you mean kernel",
         ),
-        ("recipe", "unet-2051", UnknownNameError, "--recipe unet-2051: no recipe is called 'unet-2051'; did you mean"),
-        ("decode_to", "two", OptionError, "--decode-to: must be an integer; got 'two'"),
+        ("recipe", "unet-2051", UnknownNameError, "--recipe unet-2051: … did you mean"),
+        ("decode_to", "two", OptionError, "--decode-to: … got 'two'"),
         ("up", "transposed:x=[1", OptionError, "--up transposed:x=[1: "),
     ],
 )
 def test_what_is_no_list_is_refused(word: str, text: str, kind: type[UnetkitError], message: str) -> None:
     with pytest.raises(kind) as found:
         parse_axis(word, [text], PARTS)
-    assert str(found.value).startswith(message)
+    assert says(str(found.value), message)
 
 
 def test_every_combination_is_a_plan() -> None:
@@ -182,12 +183,12 @@ def test_what_is_excepted_is_left_out() -> None:
     [
         (
             "--encoder resnet50",
-            r"^--exclude '--encoder resnet50' matches none of the remaining rows; `--dry-run` lists the rows$",
+            r"^--exclude '--encoder resnet50' matches none .*`--dry-run`",
         ),
-        ("--fusion add", r"^--exclude '--fusion add': no row has an option 'fusion'; did you mean fuse\?$"),
-        ("resnet18", r"^--exclude 'resnet18': must consist of options with a value each, such as "),
+        ("--fusion add", r"^--exclude '--fusion add': .*did you mean fuse\?$"),
+        ("resnet18", r"^--exclude 'resnet18': must consist of options"),
         ("--fuse 'add", r"^--exclude \"--fuse 'add\": No closing quotation$"),
-        ("", r"^--exclude '': must consist of options with a value each"),
+        ("", r"^--exclude '': must consist of options"),
     ],
 )
 def test_an_exception_that_is_none_is_refused(line: str, message: str) -> None:
@@ -241,18 +242,18 @@ def test_a_command_repeats_a_row() -> None:
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"budget": 0.0}, "--budget 0.0: must be a number of seconds above 0, and at most a week"),
-        ({"timeout": float("inf")}, "--timeout inf: must be a number of seconds above 0, and at most a week"),
-        ({"target_ci": 2.0}, "--target-ci 2.0: must be between 0 and 1, such as 0.02"),
+        ({"budget": 0.0}, "--budget 0.0: … above 0"),
+        ({"timeout": float("inf")}, "--timeout inf: … at most a week"),
+        ({"target_ci": 2.0}, "--target-ci 2.0: … between 0 and 1"),
         ({"jobs": 0}, "--jobs 0: must be at least 1"),
-        ({"engine": "rey"}, "--engine rey: must be local or ray; did you mean ray?"),
-        ({"ray_address": "auto"}, "--ray-address auto: can only be used with --engine ray"),
+        ({"engine": "rey"}, "--engine rey: … did you mean ray?"),
+        ({"ray_address": "auto"}, "--ray-address auto: … --engine ray"),
     ],
 )
 def test_a_choice_that_is_none_is_refused(choice: dict[str, object], message: str) -> None:
     with pytest.raises(OptionError) as found:
         BenchConfig(**choice)  # type: ignore[arg-type]
-    assert str(found.value) == message
+    assert says(str(found.value), message)
 
 
 @pytest.mark.parametrize(

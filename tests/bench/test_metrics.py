@@ -72,19 +72,19 @@ FAILING = {
     "exits": ("raise SystemExit(3)", "SystemExit: 3"),
     "ours": (
         "parts.metrics.add('latency', layers)",
-        "metric 'latency' of bad is already registered by unetkit; UNETKIT_DISABLE=bad leaves",
+        "metric 'latency' of bad is already registered by unetkit",
     ),
     "another's": (
         "parts.metrics.add('also', layers)",
-        "metric 'also' of bad is already registered by also; UNETKIT_DISABLE=bad leaves",
+        "metric 'also' of bad is already registered by also",
     ),
     "of-the-grid": (
         "parts.metrics.add('encoder', layers)",
-        "'encoder' of bad has the name of a grid option; rename it",
+        "'encoder' of bad has the name of a grid option",
     ),
     "no-name": (
         "parts.metrics.add('a b', layers)",
-        "'a b' is not a name for a metric: use letters, digits, '.', '_' and",
+        "'a b' is not a name for a metric",
     ),
     "no-function": ("parts.metrics.add('three', 3)", "metric 'three' of bad is not a class or function"),
     "not-there": ("parts.metrics.add('x', 'nowhere:x')", "nowhere:x cannot be loaded: there is no module 'nowhere'"),

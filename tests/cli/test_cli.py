@@ -81,42 +81,14 @@ def test_a_picture_that_cannot_be_written_is_refused(tmp_path: Path, capsys: pyt
     assert message.startswith(f"--picture {tmp_path / 'file' / 'u.svg'} cannot be written: ")
 
 
+#: Refusals that name what other libraries have; `messages.txt` holds those that are the same on every machine.
 REFUSALS = [
-    (["build"], "no encoder is given; use --encoder (such as resnet34), --recipe or --model"),
     (
         ["build", "--encoder", "resnet1O1"],
         "--encoder resnet1O1: no encoder is called 'resnet1O1'; did you mean resnet101",
     ),
-    (["build", "--encoder", "resnet18", "--up", "transposed:kernl=3"], "did you mean kernel?"),
-    (["build", "--encoder", "resnet18", "--up", "transposed:kernel=big"], "kernel must be an integer or none; got big"),
-    (["build", "--encoder", "resnet18", "--up", "transposed:init=magic"], "init must be one of random, bilinear; got"),
-    (
-        ["build", "--encoder", "resnet18", "--fuse", "add/add"],
-        "--fuse gives 2 values, but there are 4 levels that join",
-    ),
-    (["build", "--encoder", "resnet18", "--widths", "64,32"], "--widths gives 2 values, but there are 5 levels"),
-    (["build", "--encoder", "resnet18", "--classes", "0"], "--classes: must be at least 1; got 0"),
-    (["build", "--encoder", "resnet18", "--in-channels", "0"], "--in-channels: must be at least 1; got 0"),
-    (["build", "--encoder", "resnet18", "--decode-to", "32"], "--decode-to 32: the deepest map of resnet18 is at"),
-    (
-        ["build", "--encoder", "resnet18", "--size", "big"],
-        "--size: must be a number or HEIGHTxWIDTH, such as 572 or 480x640; got 'big'",
-    ),
-    (["build", "--encoder", "test_vit:levels=9"], "timm/test_vit has 4 feature maps; levels=9 must be from 2 to 4"),
     (["build", "--encoder", "vgg11:output_stride=8"], "timm/vgg11 does not take output_stride=8"),
-    (["build", "--recipe", "unet-2015", "--size", "100"], "nearest sizes that work are 188x188 and 204x204"),
-    (["build", "--recipe", "unet-2051"], "no recipe is called 'unet-2051'; did you mean unet-2015"),
-    (["build", *SMALL, "--pretrained"], "--pretrained: encoder plain has no pretrained weights; leave it out"),
-    (["build", "--encoder", "resnet18", "--pretrained", "no/file"], "--pretrained no/file: the file does not exist"),
-    (
-        ["build", *SMALL, "--up", "transposed:init=bilinear,kernel=3"],
-        "which means kernel=4, padding=1, output_padding=0",
-    ),
-    (["build", *SMALL, "--logits", "transposed"], "take one that keeps them (such as transposed:channels=keep)"),
-    (["build", *SMALL, "--block", "double:act=rellu"], "timm has no such activation; did you mean"),
-    (["list", "fussions"], "no kind is called 'fussions'; did you mean fusions"),
-    (["list", "fuse", "ad"], "no fusion is called 'ad'; did you mean add?"),
-    (["list", "encoders", "nothing*"], "no encoder matches 'nothing*'"),
+    (["build", *SMALL, "--block", "double:act=rellu"], "act=rellu: timm has no such activation; did you mean"),
 ]
 
 
@@ -315,38 +287,11 @@ def test_a_plugin_file_gives_parts_to_the_command_line(tmp_path: Path) -> None:
     ("words", "expected"),
     [
         (["build", "--bogus"], "No such option '--bogus'."),
-        (["bild"], "No such command 'bild'; did you mean build? `unetkit --help` describes"),
-        (["bench", "shw"], "No such command 'shw'; did you mean show"),
-        (
-            ["build", "resnet18"],
-            "argument (resnet18); did you mean --encoder resnet18? `unetkit build --help` describes what it accepts.",
-        ),
-        (["build", "nothing"], "Got unexpected extra argument (nothing). `unetkit"),
-        (
-            ["build", *SMALL, "--fuse", "add/add", "--block", "double:act=relu/b"],
-            "put the value of act in double quotes",
-        ),
-        (["build", "--plugin", "x.py"], "Write --plugin before the command: unetkit --plugin ... build ..."),
-        (
-            ["build", *SMALL, "--save", "m.pth"],
-            "--save m.pth: only safetensors can be written; give a file name that ends in .safetensors",
-        ),
-        (
-            ["build", *SMALL, "--picture", "u.gif"],
-            "--picture u.gif: give a file name that ends in .svg, .png or .pdf",
-        ),
-        (["build", "--classes"], "requires an argument. `unetkit build --help` describes what it accepts."),
-        (["bench", "show", "x", "--sort"], "requires an argument. `unetkit bench show --help` describes"),
+        (["bench", "shw"], "did you mean show"),
+        (["build", "--plugin", "x.py"], "before the command: unetkit --plugin ... build ..."),
+        (["bench", "show", "x", "--sort"], "`unetkit bench show --help`"),
         (["build", "--fuse", "add", "--fuse", "concat"], "--fuse is given twice"),
         (["plugins", "new", "x", "--kind", "block", "--kind", "head"], "--kind is given twice"),
-        (["bench", "show", "x", "--csv", "--markdown"], "--csv cannot be combined with --markdown"),
-        (["build", "--encoder", "plain:norm=none,widths=64,128"], "a list needs brackets: widths=[64,128]"),
-        (["bench", "--encoder", "plain:widths=64,128"], "a list within one needs brackets"),
-        (["train", *SMALL, "--data", "circels", "--out", "x"], "did you mean cells?"),
-        (["train", *SMALL, "--val-fraction", "7", "--out", "x"], "--val-fraction 7: must be at least 0 and below 1"),
-        (["train", *SMALL, "--group-by", "[", "--out", "x"], "--group-by [: is not a regular expression"),
-        (["predict", "x", "y", "--out", "z", "--format", "indx"], "index, binary or color; did you mean index?"),
-        (["build", *SMALL, "--fuse", "add,concat"], "levels are separated by slashes, as in add/concat"),
     ],
 )
 def test_usage_errors_are_one_line_too(words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -148,6 +148,10 @@ def _make_data() -> None:
     tifffile.imwrite("stack/images/a.tif", noise(5, 12, 24), metadata={"axes": "ZYX"})
     made(Path("twice"), four)
     put(Path("twice/images/a.tif"), noise(12, 24))
+    for split in ("train", "val"):
+        made(Path("leak", split), dict.fromkeys(("a-1", "b-1") if split == "train" else ("a-2",), binary))
+    made(Path("objects"), four)
+    put(Path("objects/instances/a.tif"), noise(12, 24, 3))
     Path("no-images/images").mkdir(parents=True)
     Path("no-images/masks").mkdir(parents=True)
     put(Path("pictures/a.png"), noise(12, 24))

@@ -423,18 +423,18 @@ def test_a_grey_pixel_among_masks_of_0_and_255_is_told_as_that(tmp_path: Path) -
     [
         (
             stripes(0, 3, 4),
-            "holds 4; classes are numbers from 0 without gaps, but all masks hold 0, 3, 4; write a line",
+            "holds 4; .* all masks hold 0, 3, 4; ",
         ),
         (
             stripes(0, 128, 200),
-            r"hold 0, 128, 200; .* NAME VALUE .* classes.txt, or give --ignore-index N for one that",
+            r"hold 0, 128, 200; .*classes\.txt, .*--ignore-index",
         ),
         (stripes(0, 1, 60000, dtype=np.uint16), "holds 60000; classes are numbers from 0"),
-        (noise(H, W, 3), "colours, more than 64; a mask that was saved as JPEG"),
-        (noise(H, W, dtype=np.uint16), "different numbers, more than 64; .*numbers of objects belong into instances/"),
+        (noise(H, W, 3), "colours, more than 64; .*JPEG"),
+        (noise(H, W, dtype=np.uint16), "numbers, more than 64; .*instances/"),
         (
             np.full((H, W, 3), (9, 8, 7), np.uint8),
-            "the masks contain only one class, #090807; the background is also a class",
+            "only one class, #090807",
         ),
     ],
     ids=["gap", "one gap", "huge", "photo", "instances", "one colour"],
@@ -625,9 +625,9 @@ def test_a_name_that_is_added_moves_at_most_one_other(
     ("rules", "why"),
     [
         ({"group_by": "("}, r"--group-by \(: is not a regular expression"),
-        ({"group_by": "^x"}, "--group-by .*: matches nothing in 'a'; every name must match"),
+        ({"group_by": "^x"}, "--group-by .*: matches nothing in 'a'"),
         ({"group_by": ".*(z)?"}, "gives only one group"),
-        ({"val_fraction": 1}, "--val-fraction 1: must be at least 0 and below 1"),
+        ({"val_fraction": 1}, "--val-fraction 1: .* below 1"),
     ],
 )
 def test_a_split_that_cannot_be_made_is_refused(rules: dict[str, Any], why: str) -> None:
@@ -638,15 +638,15 @@ def test_a_split_that_cannot_be_made_is_refused(rules: dict[str, Any], why: str)
 @pytest.mark.parametrize(
     ("text", "kind", "why"),
     [
-        ("nowhere", FileError, "nowhere: the folder does not exist; give one, or the name of a data set: cells, voc"),
-        ("cell:size=9", UnknownNameError, "no dataset is called 'cell'; did you mean cells?"),
-        ("cells:sise=9", OptionError, "cells has no option 'sise'; did you mean size"),
+        ("nowhere", FileError, "nowhere: the folder does not exist; "),
+        ("cell:size=9", UnknownNameError, "'cell'; did you mean cells?"),
+        ("cells:sise=9", OptionError, "'sise'; did you mean size"),
         ("cells:size=x", OptionError, "size must be an integer; got x"),
-        ("voc", OptionError, "voc needs root=..., which has no default"),
+        ("voc", OptionError, "voc needs root=..., "),
         ("pet:root=x,border=9", OptionError, "border must be one of ignore, pet, class"),
-        ("voc:root=a+b", OptionError, "put a path that contains one in double quotes"),
-        ("voc:root=nowhere", FileError, "it expects nowhere/VOCdevkit/VOC2012 with JPEGImages"),
-        ("pet:root=nowhere", FileError, "it expects nowhere/oxford-iiit-pet with images"),
+        ("voc:root=a+b", OptionError, "in double quotes"),
+        ("voc:root=nowhere", FileError, "nowhere/VOCdevkit/VOC2012 with JPEGImages"),
+        ("pet:root=nowhere", FileError, "nowhere/oxford-iiit-pet with images"),
         ("cityscapes:root=nowhere", FileError, "it expects nowhere/leftImg8bit and nowhere/gtFine"),
     ],
 )

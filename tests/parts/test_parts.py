@@ -217,7 +217,7 @@ def test_every_activation_of_timm_trains_in_every_order(act: str) -> None:
 
 def test_an_unknown_activation_is_refused_with_the_nearest() -> None:
     for name, near in (("rellu", "relu"), ("swich", "swish"), ("gello", "gelu")):
-        with pytest.raises(OptionError, match=f"act={name}: timm has no such activation; did you mean .*{near}"):
+        with pytest.raises(OptionError, match=f"act={name}: .*did you mean .*{near}"):
             make_act(name)
     with pytest.raises(OptionError, match="act=: timm has no such activation"):
         make_act("")

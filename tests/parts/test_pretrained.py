@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -247,15 +248,14 @@ def test_a_hub_that_is_not_there_is_asked_once(
     message = refusal(NAME, pretrained=True)
     close_session()
     assert not waits
-    assert "the pretrained weights of timm/test_resnet cannot be loaded from timm's hub (ConnectError: " in message
-    assert message.endswith(
-        "; give a file in timm's format with `--pretrained FILE`, or leave --pretrained out for random weights"
-    )
+    assert "timm/test_resnet cannot be loaded from timm's hub (ConnectError: " in message
+    assert "`--pretrained FILE`" in message
+    assert message.endswith(" for random weights")
 
 
 def test_a_hub_without_the_weights(hub: Hub) -> None:
     message = refusal(NAME, pretrained=True)
-    assert "timm/test_resnet cannot be loaded from timm's hub (" in message
+    assert "timm/test_resnet cannot be loaded " in message
     assert "Not Found" in message
     assert "`--pretrained FILE`" in message
 
@@ -264,7 +264,7 @@ def test_a_hub_without_the_weights(hub: Hub) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path, device: str) -> None:
     path = tmp_path / "weights.safetensors"
     message = refusal(NAME, pretrained=path, device=device)
-    assert f"--pretrained {path}: the file does not exist; give a file in timm's format" in message
+    assert f"--pretrained {path}: the file does not exist" in message
     assert NAME in message
 
 
@@ -273,7 +273,7 @@ def test_a_file_that_is_no_weights(tmp_path: Path) -> None:
         path = tmp_path / name
         path.write_bytes(b"no weights at all")
         message = refusal(NAME, pretrained=path)
-        assert f"the pretrained weights of timm/test_resnet cannot be read from {path} (" in message
+        assert f"timm/test_resnet cannot be read from {path} (" in message
         assert "`--pretrained FILE`" in message
 
 
@@ -293,7 +293,7 @@ def test_a_file_without_a_tensor(tmp_path: Path) -> None:
     safetensors.torch.save_file({}, path)
     # torch fills in how many batches a norm has seen, which old files do not say
     tensors = sum("num_batches" not in key for key in encoder_state(unetkit.build(NAME)))
-    assert f"(they lack {tensors} of test_resnet's tensors, such as conv1.0.weight)" in refusal(NAME, pretrained=path)
+    assert f"they lack {tensors} of test_resnet's tensors" in refusal(NAME, pretrained=path)
 
 
 @pytest.mark.slow
@@ -325,13 +325,13 @@ def test_weights_of_another_network_from_the_hub(hub: Hub) -> None:
     weights = random_weights()
     del weights["layer2.0.conv1.weight"]
     hub.files[f"/{REPO}/model.safetensors"] = safetensors.torch.save(weights)
-    assert "(they lack 1 of test_resnet's tensors, such as layer2.0.conv1.weight)" in refusal(NAME, pretrained=True)
+    assert re.search(r"they lack 1 of .*layer2\.0\.conv1\.weight\)", refusal(NAME, pretrained=True))
 
 
 @pytest.mark.parametrize("words", [{}, {"pretrained": True}, {"device": "meta"}])
 def test_a_tag_that_timm_has_not(hub: Hub, words: dict[str, Any]) -> None:
     message = refusal("resnet18.nonsense", **words)
-    assert "timm has no weights tagged 'nonsense' for resnet18; it has " in message
+    assert "'nonsense' for resnet18; it has " in message
     assert "a1_in1k" in message
     assert not hub.requests
 
@@ -340,14 +340,14 @@ def test_a_tag_that_timm_has_not(hub: Hub, words: dict[str, Any]) -> None:
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_a_model_without_weights(hub: Hub, device: str) -> None:
     message = refusal("test_mambaout", pretrained=True, device=device)
-    assert "the pretrained weights of timm/test_mambaout cannot be loaded" in message
+    assert "timm/test_mambaout cannot be loaded" in message
     assert "(timm has no weights for test_mambaout)" in message
     assert "`--pretrained FILE`" in message
     assert not hub.requests
 
 
 def test_an_encoder_without_weights() -> None:
-    assert refusal("plain", pretrained=True) == ("--pretrained: encoder plain has no pretrained weights; leave it out")
+    assert refusal("plain", pretrained=True).startswith("--pretrained: encoder plain ")
 
 
 @pytest.mark.parametrize("name", [NAME, "test_efficientnet", "test_vit"])

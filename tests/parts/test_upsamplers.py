@@ -200,7 +200,7 @@ def test_pixelshuffle_refuses() -> None:
 
 def test_a_scale_that_is_no_whole_number_is_refused() -> None:
     for made in (lambda: TransposedUpsampler(4, 1.5), lambda: PixelShuffleUpsampler(4, 1.5)):
-        with pytest.raises(BuildError, match=r"cannot upsample by 1\.5.*use bilinear or nearest"):
+        with pytest.raises(BuildError, match=r" by 1\.5.*bilinear or nearest"):
             made()
 
 

@@ -217,7 +217,7 @@ def test_the_split_is_test_where_there_is_one_then_val_and_all_of_other_data(cel
     copied = shutil.copytree(own, Path(own).parent / "copied")
     found = told(photos, "--data", copied)
     assert (found["split"], found["images"]) == ("all", 6)
-    assert "the network was trained on some of these images" in called(photos, "--split", "all").stdout
+    assert "trained on some of these images" in called(photos, "--split", "all").stdout
     assert "the network was trained on" not in called(photos, "--data", copied).stdout
 
 
@@ -315,7 +315,7 @@ def test_what_does_not_fit_is_refused_in_one_line(cells: Path, photos: Path, tmp
     assert "has 3 classes (sky, tree, sea), but" in said
     assert said.endswith("was trained on 3 classes (sky, tree, road)")
     said = refused(cells, "--data", "cells:classes=4")
-    assert said.startswith("--data cells:classes=4: has 4 classes (background, ")
+    assert said.startswith("--data cells:classes=4: has 4 classes ")
     assert said.endswith(f"but {cells} was trained on 2 classes (background, cell)")
     grey = drawn(tmp_path / "grey", channels=1)
     assert refused(photos, "--data", grey).endswith(f"has images of 1 channel, but {photos} needs 3")

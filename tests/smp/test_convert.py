@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -236,12 +237,14 @@ def test_all_that_cannot_be_carried_is_named_at_once() -> None:
             output_stride=16,
         )
     )
-    assert message == (
-        "this smp.Unet cannot be converted: unetkit does not support decoder_attention_type=scse; "
-        "decoder_use_norm=layernorm; decoder_interpolation=bicubic; "
-        "output_stride=16, which gives several feature maps of one stride; activation=sigmoid; "
-        "aux_params (a classification head)"
-    )
+    assert [re.split("[ ,]", one)[0] for one in message.partition("does not support ")[2].split("; ")] == [
+        "decoder_attention_type=scse",
+        "decoder_use_norm=layernorm",
+        "decoder_interpolation=bicubic",
+        "output_stride=16",
+        "activation=sigmoid",
+        "aux_params",
+    ]
 
 
 @pytest.mark.slow
@@ -260,16 +263,16 @@ def test_all_that_cannot_be_carried_is_named_at_once() -> None:
 )
 def test_one_thing_that_cannot_be_carried(name: str, words: dict[str, Any], why: str) -> None:
     message = refusal(trained(name, **words))
-    assert message.startswith(f"this smp.Unet cannot be converted: unetkit does not support {why}")
+    assert f" does not support {why}" in message
 
 
 def test_a_change_after_building_is_found() -> None:
     theirs = trained()
     theirs.decoder.blocks[1].conv1[2] = nn.SiLU()
-    assert refusal(theirs).endswith("cannot be converted: its decoder was changed after the model was built")
+    assert "its decoder was changed" in refusal(theirs)
     theirs = trained()
     theirs.segmentation_head[0] = nn.Conv2d(16, 2, 1)
-    assert refusal(theirs).endswith("its segmentation_head was changed after the model was built")
+    assert "its segmentation_head was changed" in refusal(theirs)
 
 
 @pytest.mark.slow
@@ -277,15 +280,15 @@ def test_a_change_that_no_layer_shows_is_found_by_running_it() -> None:
     theirs = trained()
     theirs.encoder.model.layer1.register_forward_hook(lambda _, __, out: 2 * out)
     message = refusal(theirs)
-    assert "this smp.Unet cannot be converted: --encoder " in message
-    assert " gives outputs that differ from those of the smp.Unet by " in message
+    assert "cannot be converted: --encoder " in message
+    assert "outputs that differ " in message
 
 
 @pytest.mark.slow
 def test_an_output_that_is_the_same_at_every_pixel_proves_nothing() -> None:
     theirs = trained()
     nn.init.zeros_(theirs.segmentation_head[0].weight)
-    assert refusal(theirs).endswith(" cannot be compared: its output is the same at every pixel; train it first")
+    assert "the same at every pixel; train it first" in refusal(theirs)
 
 
 def test_memory_that_ran_out_is_no_reason_of_the_models() -> None:
@@ -301,10 +304,10 @@ def test_only_a_unet_of_smp() -> None:
 
     linknet = smp.Linknet("tu-test_resnet", encoder_weights=None)
     for model, name in ((linknet, "Linknet"), (Mine("tu-test_resnet", encoder_weights=None), "Mine")):
-        assert refusal(model) == f"a {name} is not an smp.Unet; unetkit.from_smp takes what smp.Unet(...) returns"
+        assert refusal(model).startswith(f"a {name} is not an smp.Unet")
 
 
 def test_a_model_without_weights() -> None:
     with torch.device("meta"):
         theirs = smp.Unet("resnet18", encoder_weights=None)
-    assert refusal(theirs) == "this smp.Unet is on the meta device and has no weights; build it on the CPU or a GPU"
+    assert "meta device" in refusal(theirs)

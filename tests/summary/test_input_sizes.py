@@ -83,7 +83,7 @@ def test_sizes_are_those_of_trying_every_size(encoder: Any, align: str, up: str,
 def test_valid_blocks_leave_an_encoder_its_multiples(encoder: str) -> None:
     model = unetkit.build(encoder, block="double:padding=0", align="crop", device="meta")
     assert SizeSearch(model.eval()).smallest == 128
-    with pytest.raises(InputSizeError, match=r"multiples of 32 only.* nearest sizes that work are 288x288 and 320x320"):
+    with pytest.raises(InputSizeError, match=r"multiples of 32 .* 288x288 and 320x320"):
         unetkit.trace(model, 300)
     assert find_tile_requirements(model).least == (128, 128)
 
@@ -153,7 +153,7 @@ def test_a_size_that_a_window_needs_is_found() -> None:
             return super().join(x, skip)
 
     model = unetkit.build("plain:widths=[2,4,8]", fuse=Windows, device="meta")
-    with pytest.raises(InputSizeError, match=r"nearest sizes that work are 252x252 and 280x280"):
+    with pytest.raises(InputSizeError, match=r"252x252 and 280x280"):
         unetkit.trace(model)
     assert unetkit.trace(model, 280).minimum == 28
 
@@ -163,7 +163,7 @@ def test_a_mistake_in_training_alone_is_told_as_that() -> None:
         def join(self, x: Tensor, skip: Tensor) -> Tensor:
             return super().join(x[:, 1:] if self.training else x, skip)
 
-    with pytest.raises(InputSizeError, match=r"works in eval mode only; in training --fuse .*Untrainable"):
+    with pytest.raises(InputSizeError, match=r"in eval mode only; .*--fuse .*Untrainable"):
         unetkit.trace(unetkit.build("plain:widths=[2,4]", fuse=Untrainable, device="meta"))
 
 
@@ -195,7 +195,7 @@ class Reads(Fusion):
 def test_a_part_that_reads_values_is_traced_by_a_real_pass_of_a_small_input(fusion: type[Fusion], device: str) -> None:
     model = unetkit.build("plain:widths=[4,8]", fuse=fusion, device=device)
     traced, plain = unetkit.trace(model, 512), unetkit.trace(unetkit.build("plain:widths=[4,8]", fuse=Fusion), 64)
-    assert re.search(rf"{fusion.__name__}> reads values .* real pass of 64x64 in place of 512x512", traced.notes[0])
+    assert re.search(rf"{fusion.__name__}> .* 64x64 .* 512x512", traced.notes[0])
     assert [(row.level, row.channels, row.height) for row in traced.rows] == [
         (row.level, row.channels, row.height) for row in plain.rows
     ]
@@ -210,7 +210,7 @@ def test_a_part_that_reads_values_and_fails_is_told() -> None:
         def join(self, x: Tensor, skip: Tensor) -> Tensor:
             return super().join(x, skip)[:, 1:]
 
-    with pytest.raises(InputSizeError, match=r"real pass of 64x64 fails: --fuse .*Both.*channels"):
+    with pytest.raises(InputSizeError, match=r"64x64 fails: --fuse .*Both.*channels"):
         unetkit.trace(unetkit.build("plain:widths=[4,8]", fuse=Both, device="meta"), 64)
 
 
@@ -225,7 +225,7 @@ def test_a_wrapper_as_encoder_is_told_what_it_lacks() -> None:
 
     model: Network = unetkit.build("plain:widths=[4,8]")
     model.encoder = Wrapper(model.encoder)
-    with pytest.raises(BuildError, match=r"model\.encoder is a Wrapper without the attribute strides"):
+    with pytest.raises(BuildError, match=r"model\.encoder is a Wrapper .* strides"):
         unetkit.trace(model)
     vars(model.encoder).update(channels=(4, 8), strides=(1, 2))
     assert unetkit.trace(model).rows

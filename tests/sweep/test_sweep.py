@@ -106,7 +106,7 @@ def test_that_only_what_stands_around_a_model_learns_is_not_enough() -> None:
     model = build("test_vit")
     check_training_step(model, (64, 64))
     model.encoder.model.register_forward_hook(lambda _, __, maps: [each.detach() for each in maps])
-    with pytest.raises(CheckFailedError, match=r"^no gradient reaches timm's model in the encoder$"):
+    with pytest.raises(CheckFailedError, match=r"^no gradient reaches timm's model"):
         check_training_step(model, (64, 64))
 
 
@@ -275,7 +275,7 @@ def test_children_end_with_their_leader(tmp_path: Path, how: signal.Signals) -> 
     wait_for(lambda: not alive(int(told.read_text())))
     assert leader.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}[how]
     if how == signal.SIGINT:
-        assert said == "Error: interrupted: 0 of 1 models are in sweep.jsonl; the same command continues\n"
+        assert said.startswith("Error: interrupted: 0 of 1 models are in sweep.jsonl")
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
@@ -383,13 +383,13 @@ def test_the_order_is_random_and_a_sample_is_its_beginning() -> None:
         ["vgg16", "test_resnet"],
         ["test_resnet", "vgg16"],
     )
-    with pytest.raises(UnknownNameError, match=r"timm has no model that matches resnet19; did you mean resnet18 or"):
+    with pytest.raises(UnknownNameError, match=r"resnet19; did you mean resnet18 or"):
         SweepConfig(names=("resnet19",)).list_names()
 
 
 def test_a_file_is_written_by_one_sweep_at_a_time(tmp_path: Path) -> None:
     record = SweepWriter(tmp_path / "a", SweepConfig())
-    with pytest.raises(FileError, match="is being written by another sweep; wait for it, or give another --out"):
+    with pytest.raises(FileError, match=r"written by another sweep; .*--out"):
         SweepWriter(tmp_path / "a", SweepConfig())
     record.close()
     SweepWriter(tmp_path / "a", SweepConfig()).close()
@@ -444,7 +444,7 @@ def test_the_page_says_what_the_files_hold(tmp_path: Path) -> None:
     page.write_text("no marks")
     with pytest.raises(FileError, match="has no `<!-- rendered: sweep -->`"):
         update_page(page, [ours])
-    with pytest.raises(FileError, match=r"the file .* does not exist; `python -m tests.sweep --out .*` creates it"):
+    with pytest.raises(FileError, match=r"does not exist; `python -m tests\.sweep --out "):
         render_tables([tmp_path / "nowhere"])
 
 

@@ -284,9 +284,9 @@ def test_names_that_are_not_there() -> None:
         check_part("fusion", "addd")
     with pytest.raises(OptionError, match="no kind is called 'lossy'"):
         check_part("lossy", "add")
-    with pytest.raises(OptionError, match=r"double\+double: chained blocks are checked one at a time"):
+    with pytest.raises(OptionError, match=r"double\+double: "):
         check_part("block", "double+double")
-    with pytest.raises(OptionError, match="--fuse add:wide=1: add has no options, so 'wide'"):
+    with pytest.raises(OptionError, match=r"--fuse add:wide=1: .*'wide'"):
         check_part("fusion", "add:wide=1")
 
 
@@ -307,12 +307,11 @@ def test_a_failure_has_a_place_in_the_part_and_its_own_frames() -> None:
     assert list(found) == ["forward"]
     line = lines.index("    return x / (1 // 0)") + 1
     assert found["forward"].place.endswith(f"test_checks.py:{line}")
-    assert str(found["forward"]).endswith(
-        f"ZeroDivisionError: integer division or modulo by zero ({found['forward'].place})"
-    )
+    assert "ZeroDivisionError: " in str(found["forward"])
+    assert str(found["forward"]).endswith(f" ({found['forward'].place})")
     frames = re.findall(r'File "(.*)", line \d+, in (\w+)', found["forward"].traceback)
     assert frames == [(__file__, "forward"), (__file__, "divide")]
-    assert found["forward"].traceback.endswith("ZeroDivisionError: integer division or modulo by zero\n")
+    assert found["forward"].traceback.splitlines()[-1].startswith("ZeroDivisionError: ")
     no_exception = {r.check: r for r in check_part("fusion", WRONG[0][3]) if r.outcome == "failed"}
     (failed,) = no_exception.values()
     assert re.search(r"wrong_parts\.py:\d+$", failed.place)
@@ -338,7 +337,7 @@ def test_leaving_the_debugger_ends_the_check(kind: str) -> None:
 def test_assert_conforms() -> None:
     assert_conforms("fusion", Gate)
     parts = {part.__name__: part for _, _, _, part in WRONG}
-    with pytest.raises(AssertionError, match=r"^fusion Silent: documentation: has no docstring"):
+    with pytest.raises(AssertionError, match=r"^fusion Silent: documentation: "):
         assert_conforms("fusion", parts["Silent"])
 
 
@@ -502,7 +501,7 @@ def test_constants_outlive_a_build_on_meta_and_parts_are_pickled(write: Write, m
     assert in_new_process(path).outcome == "passed"
     with monkeypatch.context() as limited:
         limited.setattr(new_process, "_TIMEOUT", 0.001)
-        assert "it took longer than 0.001 s to create its parts" in in_new_process(path).message
+        assert "longer than 0.001 s" in in_new_process(path).message
     found = in_new_process(write("unpicklable.py", CONSTANTS.replace("{0}", "Unpicklable")))
     assert found.outcome == "failed"
     assert "fusion Unpicklable: it cannot be pickled" in found.message
@@ -551,7 +550,8 @@ def test_a_plugin_with_whole_models(write: Write) -> None:
     parts = load_parts([path], isolated=True)
     assert failures(check_part("model", "zoo/flat:bias=false", parts=parts)) == {}
     found = failures(check_part("model", "old/flat", parts=parts))
-    assert found == {"unknown option": "accepts an unknown option (no_such_option=1) silently"}
+    assert list(found) == ["unknown option"]
+    assert "no_such_option=1" in found["unknown option"]
 
 
 def test_files_of_the_current_folder_do_not_disturb_the_check_of_imports(
@@ -573,7 +573,7 @@ def measuring(body: str, more: str = "") -> str:
 
 #: What a plugin may do wrong, the check that fails, and what it says.
 BAD_PLUGINS = {
-    "broken": ("1 / 0\n", "loading", "it does not load: ZeroDivisionError: division by zero"),
+    "broken": ("1 / 0\n", "loading", "ZeroDivisionError: division by zero"),
     "empty": (HEAD + "def unetkit_register(parts): ...\n", "loading", "unetkit_register is not marked"),
     "nothing": (
         HEAD + "@hookimpl\ndef unetkit_register(parts): ...\n",
@@ -584,7 +584,7 @@ BAD_PLUGINS = {
     "mute": (
         HEAD + COMMAND.format("@cli.command()\n    def greet(): ..."),
         "commands",
-        "command 'greet' has no help; give its function a docstring",
+        "command 'greet' has no help",
     ),
     "bare-option": (
         HEAD
@@ -596,40 +596,40 @@ BAD_PLUGINS = {
     "taken": (
         HEAD + COMMAND.format("@cli.command('build')\n    def greet():\n        'Greets.'"),
         "commands",
-        "command 'build' is a command of unetkit; rename it",
+        "command 'build' is a command of unetkit",
     ),
-    "idle": (HEAD + COMMAND.format("pass"), "commands", "adds no command; define one in it with @cli.command"),
+    "idle": (HEAD + COMMAND.format("pass"), "commands", "adds no command"),
     "fails": (HEAD + COMMAND.format("1 / 0"), "commands", "unetkit_register_commands fails with ZeroDivisionError"),
     "pair": (
         HEAD + WRAP.format("out, out"),
         "wrapping",
-        r"`--encoder 'plain:widths=\[4,8,16\]'`: in eval it returns a tuple",
+        r"`--encoder 'plain:widths=\[4,8,16\]'`: .* tuple",
     ),
     "cuts": (
         HEAD + WRAP.format("out[..., 1:]"),
         "wrapping",
-        "an input of 2x3x21x27 gives 2x2x21x26; expected",
+        "2x3x21x27 gives 2x2x21x26; ",
     ),
     "stops": (
         HEAD + WRAP.format("out.detach()"),
         "wrapping",
-        "a batch of 2 of 21x27 in training fails with RuntimeError",
+        "2 of 21x27 in training fails with RuntimeError",
     ),
     "hides": (
         HEAD + WRAP.format("out").replace("__getattr__", "get"),
         "wrapping",
-        "the model lacks encoder, stages, head, resolved_plan, plugins; forward them from the network",
+        "lacks encoder, stages, head, resolved_plan, plugins; ",
     ),
     "wraps-not": (
         HEAD + "@hookimpl\ndef unetkit_wrap_model(plan):\n    return lambda model: None\n",
         "wrapping",
-        "unetkit_wrap_model fails: what unetkit_wrap_model returned made NoneType of a model",
+        "unetkit_wrap_model fails: .* NoneType of a model",
     ),
     "source": (
         HEAD
         + "@hookimpl\ndef unetkit_register(parts):\n    parts.encoders.add_library('zoo', 'builtins:list', 'zoo:m')\n",
         "libraries",
-        r"library zoo: builtins:list lists \[\]; expected names",
+        r"library zoo: builtins:list lists \[\]",
     ),
 }
 
@@ -648,13 +648,13 @@ def test_a_wrong_plugin_fails_the_check_meant(write: Write, case: str, capsys: p
 
 #: What a metric of a plugin may do wrong, with how it is registered, the check that fails, and what it says.
 BAD_METRICS = {
-    "undescribed": ("return 1", "", "documentation", "has no docstring; `unetkit list` shows its first line"),
-    "not-finite": ("'Measures.'; return float('inf')", "", "measurement", "it returns inf; expected a finite number"),
+    "undescribed": ("return 1", "", "documentation", "has no docstring"),
+    "not-finite": ("'Measures.'; return float('inf')", "", "measurement", "it returns inf"),
     "not-timed": (
         "'Measures.'; return subject.forward()",
         ", timed=True",
         "measurement",
-        "it returns a Tensor; a timed metric must return a callable without arguments",
+        "it returns a Tensor; ",
     ),
     "once": (
         "'Measures.'; return iter([1]).__next__",
@@ -669,7 +669,9 @@ BAD_METRICS = {
 def test_a_wrong_metric_of_a_plugin_fails_the_check_meant(write: Write, case: str) -> None:
     body, more, check, message = BAD_METRICS[case]
     results = check_plugin(write(f"bad_{case.replace('-', '_')}.py", measuring(body, more)))
-    assert failures(results) == {check: message}
+    ((failed, said),) = failures(results).items()
+    assert failed == check
+    assert message in said
 
 
 def test_a_metric_of_trained_networks_is_checked_with_scores(write: Write) -> None:
@@ -683,7 +685,7 @@ def test_a_metric_that_refuses_a_small_network_is_not_checked(write: Write) -> N
     path = write("gpu_plugin.py", measuring("'Measures.'; raise unetkit.UnetkitError('it needs a GPU')"))
     (found,) = (r for r in check_plugin(path) if r.outcome != "passed")
     assert (found.check, found.outcome) == ("measurement", "skipped")
-    assert found.message == "it rejects a small network on the CPU: it needs a GPU"
+    assert found.message.endswith(": it needs a GPU")
 
 
 def test_source_text_and_import_that_differ_are_told(write: Write) -> None:
@@ -692,17 +694,14 @@ def test_source_text_and_import_that_differ_are_told(write: Write) -> None:
     path = write("moved_plugin.py", HEAD + REGISTER.format("moved_parts:Sum"))
     found = failures(check_part("fusion", "sum", parts=load_parts([path], isolated=True)))
     assert list(found) == ["option types"]
-    assert (
-        "the source code declares the options (), the imported factory (), or their types, defaults or help differ"
-        in str(found)
-    )
+    assert "the source code declares the options (), " in str(found)
 
 
 def test_a_part_that_cannot_be_imported_is_told_once(write: Write) -> None:
     path = write("gone_plugin.py", HEAD + REGISTER.format("no_such_parts:Sum"))
     found = [r for r in check_plugin(path) if r.outcome == "failed" and r.part != "plugin"]
     assert {r.check for r in found} <= {"signature", "option types", "documentation"}
-    assert found[0].message.startswith("no_such_parts:Sum cannot be loaded: there is no module 'no_such_parts'")
+    assert found[0].message.startswith("no_such_parts:Sum cannot be loaded: ")
 
 
 def test_the_package_is_light() -> None:
@@ -741,7 +740,7 @@ def test_the_pytest_plugin(write: Write, tmp_path: Path) -> None:
     assert code == 1, out
     assert re.search(r"PASSED \S*test_mine\.py::test_conforms\[plugin: imports\]", out), out
     assert re.search(r"PASSED \S*test_mine\.py::test_conforms\[fusion sum: gradients\]", out), out
-    assert re.search(r"changes the skip in place, .* \(expected: inputs are not changed in place\)", out), out
+    assert re.search(r"changes the skip in place, .*\(expected: ", out), out
     assert re.search(r"FAILED \S+test_conforms\[fusion sum: inputs\]", out)
     assert "mark the test with @pytest.mark.unetkit(target)" in out
     assert "1 failed" in out

@@ -218,7 +218,7 @@ def test_a_part_that_is_no_module_is_refused() -> None:
     class Encoder(PlainEncoder):
         weights_from, pretrained_part = "afar", "body"
 
-    with pytest.raises(BuildError, match="Encoder declares pretrained_part='body', but has no"):
+    with pytest.raises(BuildError, match="Encoder declares pretrained_part='body'"):
         unetkit.build(Encoder)
 
 
@@ -230,6 +230,6 @@ def test_a_loaded_network_rests_in_all_of_its_encoder(tmp_path: Path) -> None:
 
 
 def test_random_weights_are_not_frozen(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="all weights of this encoder are random; give --pretrained"):
+    with pytest.raises(OptionError, match="encoder are random; give --pretrained"):
         train.run(f"--encoder {SMALL}", tmp_path / "a", data=squares(8), freeze_encoder=1, **QUICK)
     assert not (tmp_path / "a").exists()

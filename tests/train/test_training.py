@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import runpy
 import shutil
 import signal
@@ -151,7 +152,7 @@ def loader_of(images: Squares, workers: int, world: int = 1) -> Loader:
 
 @pytest.mark.slow
 def test_a_process_that_loads_data_and_dies_ends_the_run_in_one_line() -> None:
-    with pytest.raises(UnetkitError, match=r"^a data loading process was ended \(.*\), .* --workers 0$"):
+    with pytest.raises(UnetkitError, match=r"data loading process .* --workers 0$"):
         list(loader_of(Deadly(), 2).epoch(0))
 
 
@@ -168,7 +169,7 @@ def test_no_more_processes_load_data_than_there_is_shared_memory_for(monkeypatch
     assert loader.workers == 8
     told = loader.limit_workers(8 * 2**20)
     assert loader.workers == 2
-    assert told.startswith("2 of 8 data loading processes, since only 64 MiB of shared memory are free in /dev/shm")
+    assert re.match("2 of 8 data loading processes, .*64 MiB .*/dev/shm", told)
     shared = loader_of(Deadly(), 8, world=2)
     shared.limit_workers(8 * 2**20)
     assert shared.workers == 1
@@ -220,7 +221,7 @@ def test_a_run_has_the_steps_that_are_given_and_a_validation_for_each_epoch(tmp_
     train.run(TINY, tmp_path / "a", data=squares(), callback=seen, **{**QUICK, "epochs": 3, "steps": 4})
     assert seen.steps == 4
     assert [line["epoch"] for line in log_of(tmp_path / "a")] == [1, 2, 3]
-    with pytest.raises(OptionError, match="--steps 2: must be at least the number of epochs"):
+    with pytest.raises(OptionError, match="--steps 2"):
         train.run(TINY, tmp_path / "b", data=squares(), **{**QUICK, "epochs": 3, "steps": 2})
 
 
@@ -280,9 +281,7 @@ def test_a_run_that_is_done_is_left_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_stops_with_the_step_and_a_saved_state(tmp_path: Path) -> None:
-    with pytest.raises(
-        UnetkitError, match=r"(loss|gradient) is (nan|inf) at step \d of epoch 1 \(images train-"
-    ) as said:
+    with pytest.raises(UnetkitError, match=r"is (nan|inf) at step \d of epoch 1 \(images train-") as said:
         train.run(TINY, tmp_path / "a", data=squares(), lr=1e30, **QUICK)
     assert str(tmp_path / "a" / STOPPED) in str(said.value)
     assert read_state(tmp_path / "a" / STOPPED).model
@@ -293,7 +292,7 @@ def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path) -> None:
     line = "--encoder plain:widths=[4,8],norm=none --block double:norm=none"  # statistics of norms would change
     train.run(line, tmp_path / "a", data=squares(), lr=1e-30, patience=2, **{**QUICK, "epochs": 9})
     assert len(log_of(tmp_path / "a")) == 3
-    assert read_state(tmp_path / "a" / STATE).stop_reason == "no epoch was better than epoch 1 for 2 epochs"
+    assert re.search("epoch 1 .*2 epochs", read_state(tmp_path / "a" / STATE).stop_reason)
 
 
 # What is trained
@@ -371,21 +370,21 @@ def test_the_encoder_has_a_rate_of_its_own_and_norms_do_not_decay() -> None:
 
 @pytest.mark.slow
 def test_what_does_not_fit_the_data_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"--in-channels 3: the images of squares have 1 channel"):
+    with pytest.raises(OptionError, match=r"--in-channels 3: .*squares have 1 channel"):
         train.run(f"{TINY} --in-channels 3", tmp_path / "a", data=squares(), **QUICK)
-    with pytest.raises(OptionError, match=r"--classes 5: the masks are binary \(background, square\); leave it out"):
+    with pytest.raises(OptionError, match=r"--classes 5: .*binary \(background, square\)"):
         train.run(f"{TINY} --classes 5", tmp_path / "a", data=squares(), **QUICK)
-    with pytest.raises(UnknownNameError, match=r"--optimizer adam: no optimizer is called 'adam'; did you mean adamw"):
+    with pytest.raises(UnknownNameError, match=r"--optimizer adam: .*did you mean adamw"):
         train.run(TINY, tmp_path / "a", data=squares(), optimizer="adam", **QUICK)
-    with pytest.raises(OptionError, match=r"--optimizer adamw:clp=1: adamw has no option 'clp'; did you mean clip"):
+    with pytest.raises(OptionError, match=r"--optimizer adamw:clp=1: .*did you mean clip"):
         train.run(TINY, tmp_path / "a", data=squares(), optimizer="adamw:clp=1", **QUICK)
     with pytest.raises(OptionError, match=r"--epochs 0: must be at least 1"):
         train.run(TINY, tmp_path / "a", data=squares(), epochs=0)
-    with pytest.raises(OptionError, match=r"--dtype bf16: must be auto, .*; did you mean bfloat16"):
+    with pytest.raises(OptionError, match=r"--dtype bf16: .*did you mean bfloat16"):
         train.run(TINY, tmp_path / "a", data=squares(), dtype="bf16")
     with pytest.raises(UnknownNameError, match=r"no step is called|hflp"):
         train.run(TINY, tmp_path / "a", data=squares(), augment="hflp", **QUICK)
-    with pytest.raises(InputSizeError, match=r"input size 32x32 does not work: .* nearest sizes that work are"):
+    with pytest.raises(InputSizeError, match=r"input size 32x32 does not work: .* nearest "):
         train.run("--recipe unet-2015", tmp_path / "a", data=squares(), **QUICK)
     with pytest.raises(OptionError, match=r"clip must be at least 0"):
         train.run(TINY, tmp_path / "a", data=squares(), optimizer="adamw:clip=nan", **QUICK)
@@ -394,7 +393,7 @@ def test_what_does_not_fit_the_data_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_batch_norm_that_sees_one_value_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"a step of 1x1x32x32: in training, a batch norm gets one value"):
+    with pytest.raises(OptionError, match=r"1x1x32x32: in training, a batch norm"):
         train.run("--encoder resnet18 --widths 8,8,8,8,8", tmp_path / "a", data=squares(), **{**QUICK, "batch_size": 1})
 
 
@@ -480,13 +479,13 @@ class NoGradient(TrainCallback):
 
 def test_a_gradient_that_no_loss_scale_makes_finite_ends_a_run(tmp_path: Path) -> None:
     options = {**QUICK, "dtype": "float16", "epochs": 9}
-    with pytest.raises(UnetkitError, match=r"gradient is infinite or NaN at every scale .* at step 3 of epoch 1 "):
+    with pytest.raises(UnetkitError, match=r"gradient .*NaN .* at step 3 of epoch 1 "):
         train.run(TINY, tmp_path / "a", data=squares(12, 16), callback=NoGradient(), **options)
 
 
 @pytest.mark.slow
 def test_what_is_no_run_or_damaged_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match=r"is not a training run: it does not contain run.json"):
+    with pytest.raises(FileError, match=r"not a training run: .*run\.json"):
         train.resume(tmp_path)
     train.run(TINY, tmp_path / "a", data=squares(4), **{**QUICK, "epochs": 1})
     (tmp_path / "a" / STATE).write_bytes(b"torn")
@@ -528,7 +527,7 @@ def test_a_run_whose_state_is_gone_keeps_its_weights(tmp_path: Path) -> None:
     train.run(TINY, tmp_path / "a", data=squares(4), **{**QUICK, "epochs": 1})
     before = (tmp_path / "a" / BEST).read_bytes()
     (tmp_path / "a" / STATE).unlink()
-    with pytest.raises(FileError, match=r"has weights but no state.pt to continue from; start a new run"):
+    with pytest.raises(FileError, match=r"no state\.pt to continue from"):
         train.resume(tmp_path / "a", data=squares(4))
     assert (tmp_path / "a" / BEST).read_bytes() == before
 
@@ -547,9 +546,7 @@ def test_data_that_moved_are_gone_on_with_and_changed_data_are_refused(tmp_path:
     assert len(log_of(tmp_path / "a")) == 2
     for kind in ("images", "masks", "instances"):
         (tmp_path / "there" / "train" / kind / "train-00000.png").rename(tmp_path / "there" / "train" / kind / "x.png")
-    with pytest.raises(
-        OptionError, match=r"there is not the data of .*, or it has changed: its classes or images differ"
-    ):
+    with pytest.raises(OptionError, match=r"not the data of .*classes or images differ"):
         train.resume(tmp_path / "a", data=str(tmp_path / "there"))
 
 
@@ -698,7 +695,7 @@ def test_another_number_of_processes_goes_on_after_an_epoch_and_not_within_one(t
     state = read_state(tmp_path / "a" / STATE)
     state.world_size = 2
     state.write(tmp_path / "a" / STATE)
-    with pytest.raises(OptionError, match=r"interrupted within an epoch of 2 processes; use --resume with 2"):
+    with pytest.raises(OptionError, match=r"2 processes; use --resume with 2"):
         train.resume(tmp_path / "a", data=squares())
 
 
@@ -718,6 +715,8 @@ def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
             os.kill(process.pid, signal.SIGINT)
             process.join(60)
     assert process.exitcode == 130
-    assert told.read_text().splitlines()[-1] == f"Error: interrupted; continue with: unetkit train --resume {folder}"
-    with pytest.raises(OptionError, match=r"^--epochs cannot be changed by --resume; leave it out$"):
+    said = told.read_text().splitlines()[-1]
+    assert said.startswith("Error: interrupted; ")
+    assert said.endswith(f": unetkit train --resume {folder}")
+    with pytest.raises(OptionError, match=r"^--epochs cannot be changed by --resume"):
         cli.main(["train", "--resume", str(folder), "--epochs", "3"], standalone_mode=False)

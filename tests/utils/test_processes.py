@@ -32,7 +32,7 @@ def test_a_folder_for_temporary_files_that_is_too_deep_is_told() -> None:
 
     with pytest.raises(BuildError) as found:
         pool._start_process(start, True)
-    assert str(found.value).startswith("no process can be started: OSError: AF_UNIX path too long; `python")
+    assert str(found.value).startswith("no process can be started: OSError: AF_UNIX ")
 
 
 def test_a_child_starts_processes_as_any_process_does() -> None:
@@ -42,7 +42,7 @@ def test_a_child_starts_processes_as_any_process_does() -> None:
 
 def test_a_breakpoint_in_a_process_is_told_with_its_place() -> None:
     (ended,) = pool.run_tasks(["stops"], f"{CHILDREN}:strange", [None], timeout=60)
-    assert re.search(r"^breakpoint\(\) in .*children\.py:\d+ needs a terminal", ended.error), ended.error
+    assert re.search(r"^breakpoint\(\) in .*children\.py:\d+ .*terminal", ended.error), ended.error
 
 
 def test_a_child_without_its_leader_ends_in_silence() -> None:
@@ -104,7 +104,7 @@ def test_lines_are_on_disk_one_by_one_and_one_process_writes(tmp_path: Path) -> 
     lines = JsonLinesWriter(path, "test")
     lines.append({"a": 1})
     assert path.read_bytes() == b'{"a":1}\n'
-    with pytest.raises(FileError, match=r"is being written by another test; wait for it, or give another --out$"):
+    with pytest.raises(FileError, match=r"written by another test; .*--out$"):
         JsonLinesWriter(path, "test")
     lines.close()
     path.write_bytes(b'{"a":1}\n{"b":')

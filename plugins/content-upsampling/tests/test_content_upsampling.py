@@ -196,7 +196,7 @@ def test_groups_that_do_not_divide_the_channels_give_way(channels: int, groups: 
 
 @pytest.mark.parametrize("name", ["carafe", "dysample"])
 def test_a_scale_that_is_not_whole_is_refused(name: str) -> None:
-    with pytest.raises(BuildError, match=f"{name} cannot upsample by 1.5, .*use bilinear or nearest"):
+    with pytest.raises(BuildError, match=f"{name} .* by 1.5, .*bilinear or nearest"):
         {"carafe": CARAFE, "dysample": DySample}[name](4, 1.5)
 
 
