@@ -340,7 +340,7 @@ def test_dilation_in_place_of_stride(stride: int, strides: tuple[int, ...], chan
 
 
 def test_an_encoder_without_dilation_says_so() -> None:
-    with pytest.raises(BuildError, match=r"timm/vgg11 .* output_stride=16 .*leave it out"):
+    with pytest.raises(BuildError, match=r"timm/vgg11 .* output_stride=16 "):
         build("vgg11:output_stride=16", device="meta")
     with pytest.raises(OptionError, match=r"output_stride .* 8, 16, 32; got 4"):
         build("resnet50:output_stride=4", device="meta")

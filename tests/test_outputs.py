@@ -395,7 +395,7 @@ def test_build_notes_what_no_training_takes(plugin: str, tmp_path: Path) -> None
     wrong = tmp_path / "wrong.py"
     wrong.write_text(PLUGIN.replace('Output("line"', 'Output("lines"'))
     shown = CliRunner().invoke(cli, ["--plugin", str(wrong), "build", *LINE.split()]).output
-    assert "output 'boundary': no target is called 'lines'" in " ".join(shown.split())
+    assert "'boundary': no target is called 'lines'" in " ".join(shown.split())
 
 
 def test_a_target_that_fails_ends_a_run_with_one_line(plugin: str, tmp_path: Path) -> None:

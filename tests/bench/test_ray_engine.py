@@ -351,23 +351,22 @@ def test_each_gpu_is_a_place_and_the_first_that_its_trial_sees(ended: dict[str, 
 
 def test_what_no_node_has_is_refused(ended: dict[str, dict[str, Any]], address: str) -> None:
     gpus, slots = ended["many gpus"]["refused"], ended["many slots"]["refused"]
-    most = f"the Ray cluster at {address} have at most 1 CPU and 2 GPU"
-    told = "OptionError: --engine ray: rows need nodes with"
-    assert gpus == f"{told} 3 GPU, but those of {most}"
-    assert slots == f"{told} 2 CPU, but those of {most}"
+    assert "--engine ray: rows need nodes with 3 GPU, " in gpus
+    assert "--engine ray: rows need nodes with 2 CPU, " in slots
+    assert all(f" at {address} " in one and one.endswith("at most 1 CPU and 2 GPU") for one in (gpus, slots))
 
 
 def test_a_node_with_other_versions_is_refused(ended: dict[str, dict[str, Any]]) -> None:
-    told = f" has torch {library_versions()['torch']}, but this machine has 0.1, so that rows could not be compared"
-    assert told in ended["strange"]["refused"]
+    assert f" has torch {library_versions()['torch']}, " in ended["strange"]["refused"]
+    assert "this machine has 0.1, " in ended["strange"]["refused"]
 
 
 def test_an_address_where_no_cluster_is_is_refused_at_once(ended: dict[str, dict[str, Any]]) -> None:
     port, host, name, client = (ended[f"no {nowhere}"]["refused"] for nowhere in NOWHERE)
-    assert port.startswith("OptionError: --ray-address 127.0.0.1:9: no Ray cluster ")
+    assert port.startswith("OptionError: --ray-address 127.0.0.1:9: ")
     assert host.startswith("OptionError: --ray-address nohost.invalid:6379: ")
-    assert name.startswith("OptionError: --ray-address here: must be auto, or HOST:PORT")
-    assert client.startswith("OptionError: --ray-address ray://here:10001: must be ")
+    assert name.startswith("OptionError: --ray-address here: must be auto")
+    assert client.startswith("OptionError: --ray-address ray://here:10001: ")
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -356,8 +356,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
         second = run_cli(*grid(folder))
         assert isinstance(second.exception, FileError)
-        told = f"{folder}/rows.jsonl is being written by another benchmark; wait for it, or give another"
-        assert told in str(second.exception)
+        assert f"{folder}/rows.jsonl is being written by another benchmark" in str(second.exception)
     finally:
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGCONT)
@@ -439,7 +438,7 @@ def test_a_row_that_was_measured_again_counts_once(measured: bench.BenchRows, tm
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match=r"contains no benchmark results: .*rows\.jsonl; "):
+    with pytest.raises(FileError, match=r"no benchmark results: .*rows\.jsonl; "):
         read_results(tmp_path)
     (tmp_path / "rows.jsonl").write_text('{"what": 1}\n')
     with pytest.raises(FileError, match=r"rows\.jsonl, line 1, "):

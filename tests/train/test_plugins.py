@@ -132,8 +132,7 @@ def test_it_is_evaluated_and_resumed_with_the_plugin(run: train.TrainRun, tmp_pa
     assert scores["data"] == "few:count=3"
     without = replace(run, folder=tmp_path, plugins=())
     without.write()
-    message = rf"{re.escape(str(tmp_path))} was trained with plugin mine, which is not loaded; install it, or give"
-    with pytest.raises(PluginError, match=message):
+    with pytest.raises(PluginError, match=rf"{re.escape(str(tmp_path))} was trained with plugin mine"):
         train.resume(tmp_path)
 
 

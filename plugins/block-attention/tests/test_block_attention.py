@@ -106,8 +106,7 @@ def test_the_map_is_not_changed_in_place(block: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize(("name", "block"), BLOCKS.items())
 def test_other_channels_are_refused_with_what_to_say_instead(name: str, block: Callable[..., Any]) -> None:
-    message = f"{name} keeps the number of channels and cannot change it from 8 to 4; put .* as in double\\+{name}"
-    with pytest.raises(BuildError, match=message):
+    with pytest.raises(BuildError, match=rf"{name} .* 8 to 4; .*double\+{name}"):
         block(8, 4)
     with pytest.raises(BuildError, match=rf"--block {name} at stages\.0 .*double\+{name}"):
         unetkit.build("plain:widths=[4,8]", block=name)
