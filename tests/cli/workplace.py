@@ -96,7 +96,6 @@ def make_workplace(folder: Path) -> Path:
         Path("notes.txt").write_text("notes\n")
         Path("empty").mkdir()
         write_trained_run(Path("bench"), images=3, seeds=3)
-        write_trained_run(Path("bench-other"), images=2, seeds=3)
     return folder
 
 
