@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import zipfile
@@ -43,6 +44,18 @@ def test_a_child_starts_processes_as_any_process_does() -> None:
 def test_a_breakpoint_in_a_process_is_told_with_its_place() -> None:
     (ended,) = pool.run_tasks(["stops"], f"{CHILDREN}:strange", [None], timeout=60)
     assert re.search(r"^breakpoint\(\) in .*children\.py:\d+ .*terminal", ended.error), ended.error
+
+
+def test_an_interrupt_waits_until_a_process_has_started() -> None:
+    started = []
+
+    def start() -> None:
+        signal.raise_signal(signal.SIGINT)
+        started.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        pool._start_process(start, True)
+    assert started
 
 
 def test_a_child_without_its_leader_ends_in_silence() -> None:

@@ -212,11 +212,27 @@ def _hide_script(*, unless_file: bool) -> Iterator[None]:
 
 def _start_process(start: Callable[[], object], needs_script: bool) -> None:
     try:
-        with safe_path(), _use_own_server(), _hide_script(unless_file=needs_script):
+        with _delay_interrupts(), safe_path(), _use_own_server(), _hide_script(unless_file=needs_script):
             start()
     except (OSError, EOFError) as error:
         why = f"no process can be started: {one_line(error)}"
         raise BuildError(f"{why}; `python -c 'import torch, timm'` must work, and TMPDIR be a short path") from error
+
+
+@contextmanager
+def _delay_interrupts() -> Iterator[None]:
+    """Let an interrupt take effect after the context; a process of which half was started would print a traceback."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    seen: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if seen:
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager
