@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import re
-import runpy
 import shutil
 import signal
 import socket
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +25,7 @@ from PIL import Image
 
 import unetkit
 from tests.train.example_sets import Squares, squares
+from tests.train.running import QUICK, TINY, Seen, child, one_of_two, run_module, started
 from unetkit import train
 from unetkit.cli import cli
 from unetkit.data.datasets import open_data
@@ -44,11 +42,6 @@ from unetkit.train.optim import adamw
 from unetkit.train.progress import CURVES, PREVIEWS
 from unetkit.train.trainer import STOPPED, TrainCallback
 from unetkit.utils.config_fields import make_config
-
-#: What processes that train import, the last for augmentation and with it torch's compiler, which optimizers need.
-PRELOAD = ["tests.train.test_training", "matplotlib.figure", "torchvision.transforms.v2"]
-TINY = "--encoder plain:widths=[4,8]"
-QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 4, "preview_every": 0, "device": "cpu"}
 
 
 def state_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -88,21 +81,6 @@ def test_the_global_random_state_is_left_as_it_was(tmp_path: Path) -> None:
     torch.manual_seed(5)
     train.run(TINY, tmp_path / "a", data=squares(4), **{**QUICK, "epochs": 1})
     assert torch.equal(torch.rand(3), expected)
-
-
-class Seen(TrainCallback):
-    """Remembers the trainer, and may stop it."""
-
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.stop_after, self.steps = stop_after, 0
-
-    def on_train_begin(self, trainer: Any) -> None:
-        self.trainer = trainer
-
-    def on_step_end(self, done: int, loss: float) -> None:
-        self.steps += 1
-        if self.steps == self.stop_after:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.slow
@@ -238,15 +216,6 @@ def test_a_run_that_is_interrupted_goes_on_to_the_same_weights(tmp_path: Path, s
     assert same(state_of(tmp_path / "whole"), state_of(tmp_path / "cut"))
     assert log_of(tmp_path / "whole") == log_of(tmp_path / "cut")
     assert same_files(tmp_path / "whole", tmp_path / "cut")
-
-
-def child(folder: str, line: str, save_every: float) -> None:
-    """Begin a run, or go on with it."""
-    torch.set_num_threads(1)
-    if (Path(folder) / HEADER).exists():
-        train.resume(folder, data=squares(), save_every=save_every)
-    else:
-        train.run(line, folder, data=squares(), save_every=save_every, **{**QUICK, "epochs": 6})
 
 
 @pytest.mark.slow
@@ -553,30 +522,6 @@ def test_data_that_moved_are_gone_on_with_and_changed_data_are_refused(tmp_path:
 # On the command line
 
 
-def run_module(words: list[str], stderr: str) -> None:
-    """Run `python -m MODULE WORDS` in a process of its own that has imported torch already."""
-    torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with Path(stderr).open("wb") as file:
-        os.dup2(file.fileno(), sys.stderr.fileno())
-    module, *sys.argv[1:] = words
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
-
-
-@contextmanager
-def started(target: Callable[..., None], *arguments: Any) -> Iterator[Any]:
-    """Start a function in a process that is forked from one that has imported torch, and kill what is left of it."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    process = context.Process(target=target, args=arguments)
-    process.start()
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.join()
-
-
 @contextmanager
 def start(*words: str, stderr: Path) -> Iterator[Any]:
     """Start `python -m MODULE WORDS`; what it prints on stderr is in a file."""
@@ -639,23 +584,6 @@ def test_two_processes_train_as_one_with_the_doubled_batch(trained: Path, tmp_pa
     for alone, shared in zip(log_of(trained), log_of(tmp_path / "two"), strict=True):
         assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-4)
         assert shared["miou"] == pytest.approx(alone["miou"], abs=0.01)
-
-
-def one_of_two(rank: int, port: int, folder: str, options: dict[str, Any]) -> None:
-    """Train as a process of two, and end with 3 if the loss is no number."""
-    torch.set_num_threads(1)
-    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in where.items()})
-    stop = options.pop("stop", None)
-    callback = Seen(stop) if stop else None
-    try:
-        if (Path(folder) / HEADER).exists():
-            train.resume(folder, data=squares(9), save_every=0.0)
-        else:
-            given = {**QUICK, "batch_size": 2, **options}
-            train.run(TINY, folder, data=squares(9), save_every=0.0, callback=callback, **given)
-    except (KeyboardInterrupt, UnetkitError) as error:
-        sys.exit(3 if "is nan" in str(error) or "is inf" in str(error) else 4)
 
 
 def two(folder: Path, **options: Any) -> list[int | None]:
