@@ -82,7 +82,7 @@ def test_an_option_without_a_default_must_be_given(parts: Parts) -> None:
     with pytest.raises(OptionError) as error:
         resolve(plan, parts)
     assert str(error.value).startswith("--fuse <needy>: needy needs ratio=..., ")
-    whole, _ = resolve(Plan.of(encoder="plain", fuse=PartSpec.of(needy, {"ratio": 0.5})), parts)
+    whole = resolve(Plan.of(encoder="plain", fuse=PartSpec.of(needy, {"ratio": 0.5})), parts)
     assert whole.fuse == (PartSpec("needy", (("ratio", PythonValue(0.5)),), needy),)
 
 
@@ -149,14 +149,14 @@ SHORTEST = {
 
 @pytest.mark.parametrize(("line", "short"), SHORTEST.items())
 def test_the_shortest_line(line: str, short: str, parts: Parts) -> None:
-    whole, base = resolve(Plan.parse(line), parts)
-    assert str(minimal_plan(whole, base, parts)) == short
-    assert minimal_plan(*resolve(Plan.parse(short), parts), parts) == minimal_plan(whole, base, parts)
+    shortest = minimal_plan(resolve(Plan.parse(line), parts), parts)
+    assert str(shortest) == short
+    assert minimal_plan(resolve(Plan.parse(short), parts), parts) == shortest
 
 
 def test_options_of_an_encoder_are_added_to_those_of_the_recipe(parts: Parts) -> None:
     def encoder(line: str) -> str:
-        return str(resolve(Plan.parse(line), parts)[0].encoder)
+        return str(resolve(Plan.parse(line), parts).encoder)
 
     assert encoder("--recipe unet-2015") == "plain:norm=none,padding=0"
     small = encoder("--recipe unet-2015 --encoder plain:widths=[16,32,64]")
@@ -165,7 +165,8 @@ def test_options_of_an_encoder_are_added_to_those_of_the_recipe(parts: Parts) ->
 
 
 def test_words_override_the_recipe_and_the_recipe_the_defaults(parts: Parts) -> None:
-    whole, base = resolve(Plan.parse("--recipe unet-2015 --fuse add --classes 5"), parts)
+    whole = resolve(Plan.parse("--recipe unet-2015 --fuse add --classes 5"), parts)
+    base = whole.base
     said: Any = whole.explicit()
     assert (str(said["fuse"][0]), said["classes"], said["in_channels"]) == ("add", 5, 1)
     assert (DEFAULTS.in_channels, base.in_channels, base.classes) == (3, 1, 2)

@@ -303,7 +303,7 @@ def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool
         pretrained: whether to load the weights that the plan requests; False if others will replace them.
         check: whether to pass meta tensors through the network; False if that was done for the same plan.
     """
-    resolved, base = resolve(plan, parts)
+    resolved = resolve(plan, parts)
     check_device(device)
     for word, spec in resolved.specs():
         if spec != NO_LOGITS:
@@ -319,8 +319,8 @@ def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool
         network, derived = _build_unet(given, parts) if isinstance(given, UNetPlan) else _build_whole(given, parts)
         if given.pretrained or getattr(network.encoder, "weights_from", "random") != "random":
             network.loaded = (_find_pretrained_part(network),)
-        network.resolved_plan = resolved.with_defaults(derived)
-        network.plan = minimal_plan(network.resolved_plan, base.with_defaults(derived), parts)
+        complete = replace(resolved.with_defaults(derived), base=resolved.base.with_defaults(derived))
+        network.resolved_plan, network.plan = complete, minimal_plan(complete, parts)
         owners.update(owner_of(word, spec, parts) for word, spec in network.resolved_plan.specs())
         wrapped, wrappers = parts.wrap_model(network, network.resolved_plan, owners)
     model = cast(Network, wrapped)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -186,39 +187,9 @@ class PlanField:
         return "--" + self.name.replace("_", "-")
 
 
-PLAN_FIELDS = (
-    PlanField("recipe", "NAME", _parse_part, "start from a named U-Net; the other options override what it sets"),
-    PlanField("model", "NAME", _parse_part, "use a whole model of another library, such as smp/unetplusplus"),
-    PlanField(
-        "encoder", "PART", _parse_part, "encoder: plain, or any of timm's or smp's, such as resnet101 or smp/mit_b0"
-    ),
-    PlanField(
-        "up", "PART[/PART...]", _parse_levels, "upsampler that brings a feature map to the size of the next level"
-    ),
-    PlanField("fuse", "PART[/PART...]", _parse_levels, "fusion of the upsampled map with the skip connection"),
-    PlanField("align", "PART[/PART...]", _parse_levels, "how both maps are brought to one size before they are fused"),
-    PlanField("block", "PART[+PART][/...]", _parse_levels, "convolution block after each fusion; a + chains several"),
-    PlanField("head", "PART", _parse_part, "head that turns the last feature map into logits"),
-    PlanField("logits", "PART|none", _parse_part, "upsampler that brings the logits to the input size"),
-    PlanField("widths", "N,N,...", _parse_widths, "channels of the decoder's levels, deep to shallow"),
-    PlanField("decode_to", "STRIDE", parse_int, "stride at which the decoder ends, such as 1, 2 or 4"),
-    PlanField("in_channels", "N", parse_int, "number of input channels"),
-    PlanField("classes", "N", parse_int, "number of output channels"),
-    PlanField("size", "HxW", parse_size, "input size, such as 572 or 480x640 (height first)"),
-    PlanField(
-        "pretrained", "[FILE]", _parse_pretrained, "load the encoder's pretrained weights from its library or from FILE"
-    ),
-    PlanField("seed", "N", lambda value: parse_int(value, least=0, most=2**64 - 1), "seed of the random weights"),
-)
-_FIELDS_BY_NAME = {word.name: word for word in PLAN_FIELDS}
-
-
-def _find_field(name: str) -> PlanField:
-    if name not in _FIELDS_BY_NAME:
-        raise UnknownNameError(
-            f"there is no option {name!r}{did_you_mean(name, _FIELDS_BY_NAME)}; `unetkit build --help` lists all"
-        )
-    return _FIELDS_BY_NAME[name]
+def plan_field(metavar: str, parse: Callable[[Any], Any], help: str) -> Any:  # noqa: A002  as in click
+    """Declare a field of a plan, which is None unless its option is given."""
+    return field(default=None, metadata={"metavar": metavar, "parse": parse, "help": help})
 
 
 @dataclass(frozen=True)
@@ -228,22 +199,40 @@ class Plan:
     `Plan.of` reads Python values or text, `Plan.parse` reads a command line, and `str` writes one.
     """
 
-    recipe: PartSpec | None = None
-    model: PartSpec | None = None
-    encoder: PartSpec | None = None
-    up: Levels | None = None
-    fuse: Levels | None = None
-    align: Levels | None = None
-    block: Levels | None = None
-    head: PartSpec | None = None
-    logits: PartSpec | None = None
-    widths: tuple[int, ...] | None = None
-    decode_to: int | None = None
-    in_channels: int | None = None
-    classes: int | None = None
-    size: Size | None = None
-    pretrained: bool | str | None = None
-    seed: int | None = None
+    recipe: PartSpec | None = plan_field(
+        "NAME", _parse_part, "start from a named U-Net; the other options override what it sets"
+    )
+    model: PartSpec | None = plan_field(
+        "NAME", _parse_part, "use a whole model of another library, such as smp/unetplusplus"
+    )
+    encoder: PartSpec | None = plan_field(
+        "PART", _parse_part, "encoder: plain, or any of timm's or smp's, such as resnet101 or smp/mit_b0"
+    )
+    up: Levels | None = plan_field(
+        "PART[/PART...]", _parse_levels, "upsampler that brings a feature map to the size of the next level"
+    )
+    fuse: Levels | None = plan_field(
+        "PART[/PART...]", _parse_levels, "fusion of the upsampled map with the skip connection"
+    )
+    align: Levels | None = plan_field(
+        "PART[/PART...]", _parse_levels, "how both maps are brought to one size before they are fused"
+    )
+    block: Levels | None = plan_field(
+        "PART[+PART][/...]", _parse_levels, "convolution block after each fusion; a + chains several"
+    )
+    head: PartSpec | None = plan_field("PART", _parse_part, "head that turns the last feature map into logits")
+    logits: PartSpec | None = plan_field("PART|none", _parse_part, "upsampler that brings the logits to the input size")
+    widths: tuple[int, ...] | None = plan_field(
+        "N,N,...", _parse_widths, "channels of the decoder's levels, deep to shallow"
+    )
+    decode_to: int | None = plan_field("STRIDE", parse_int, "stride at which the decoder ends, such as 1, 2 or 4")
+    in_channels: int | None = plan_field("N", parse_int, "number of input channels")
+    classes: int | None = plan_field("N", parse_int, "number of output channels")
+    size: Size | None = plan_field("HxW", parse_size, "input size, such as 572 or 480x640 (height first)")
+    pretrained: bool | str | None = plan_field(
+        "[FILE]", _parse_pretrained, "load the encoder's pretrained weights from its library or from FILE"
+    )
+    seed: int | None = plan_field("N", partial(parse_int, least=0, most=2**64 - 1), "seed of the random weights")
 
     @classmethod
     def of(cls, **words: Any) -> Plan:
@@ -296,7 +285,8 @@ class Plan:
 
     def explicit(self) -> dict[str, Any]:
         """Return the options that were given, in order."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        values = {one.name: getattr(self, one.name) for one in PLAN_FIELDS}
+        return {name: value for name, value in values.items() if value is not None}
 
     def specs(self) -> list[tuple[str, PartSpec]]:
         """Return every part with its option; parts of a chain are separate."""
@@ -317,12 +307,30 @@ class Plan:
         return shlex.join(tokens)
 
 
+#: The options that describe a model, in order.
+PLAN_FIELDS = tuple(PlanField(one.name, **one.metadata) for one in fields(Plan))
+_FIELDS_BY_NAME = {one.name: one for one in PLAN_FIELDS}
+
+
+def _find_field(name: str) -> PlanField:
+    if name not in _FIELDS_BY_NAME:
+        raise UnknownNameError(
+            f"there is no option {name!r}{did_you_mean(name, _FIELDS_BY_NAME)}; `unetkit build --help` lists all"
+        )
+    return _FIELDS_BY_NAME[name]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ResolvedPlan(Plan):
-    """A plan that recipe and defaults complete: the builder needs no further choice but those of a `UNetPlan`."""
+    """A plan that recipe and defaults complete: the builder needs no further choice but those of a `UNetPlan`.
 
-    in_channels: int
-    classes: int
+    Attributes:
+        base: what the recipe and the defaults alone give.
+    """
+
+    in_channels: int = field()
+    classes: int = field()
+    base: Plan = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,13 +340,13 @@ class UNetPlan(ResolvedPlan):
     `widths` and `logits` may be None until the encoder, from which their defaults follow, is built.
     """
 
-    encoder: PartSpec
-    up: Levels
-    fuse: Levels
-    align: Levels
-    block: Levels
-    head: PartSpec
-    decode_to: int
+    encoder: PartSpec = field()
+    up: Levels = field()
+    fuse: Levels = field()
+    align: Levels = field()
+    block: Levels = field()
+    head: PartSpec = field()
+    decode_to: int = field()
 
 
 def _format_field(name: str, value: Any) -> str:

@@ -39,13 +39,13 @@ def kind_of(word: str) -> str:
     return "up" if word == "logits" else word
 
 
-def resolve(plan: Plan, parts: Parts) -> tuple[ResolvedPlan, Plan]:
+def resolve(plan: Plan, parts: Parts) -> ResolvedPlan:
     """Add recipe and defaults to a plan, check every name and option, and bring each part into its canonical form.
 
     The options of an encoder are added to those of the recipe's encoder if both are the same encoder.
 
     Returns:
-        The resolved plan, a UNetPlan unless it has a whole model, and the base that recipe and defaults alone give.
+        The resolved plan, a UNetPlan unless it has a whole model.
 
     Raises:
         UnknownNameError, OptionError: A name, an option or a value does not exist.
@@ -69,10 +69,10 @@ def resolve(plan: Plan, parts: Parts) -> tuple[ResolvedPlan, Plan]:
     )
     full = plan.with_defaults(base).explicit()
     if model is not None:
-        return ResolvedPlan(**full), base
+        return ResolvedPlan(**full, base=base)
     if "encoder" not in full:
         raise BuildError("no encoder is given; use --encoder (such as resnet34), --recipe or --model")
-    return UNetPlan(**full), base
+    return UNetPlan(**full, base=base)
 
 
 def _add_options(encoder: PartSpec | None, base: PartSpec | None, parts: Parts) -> PartSpec | None:
@@ -102,8 +102,9 @@ def _defaults_beside_model(model: PartSpec, plan: Plan, parts: Parts) -> Plan:
     return replace(BESIDE_MODEL, encoder=canonical_spec("encoder", PartSpec.of(encoder), parts) if encoder else None)
 
 
-def minimal_plan(plan: Plan, base: Plan, parts: Parts) -> Plan:
+def minimal_plan(plan: ResolvedPlan, parts: Parts) -> Plan:
     """Return the plan with only the options that differ from its base, and one part where all levels have the same."""
+    base = plan.base
     explicit = {name: _collapse_levels(value) for name, value in plan.explicit().items()}
     news = {name for name in explicit if name == "recipe" or explicit[name] != _collapse_levels(getattr(base, name))}
     shortest = Plan(**{name: explicit[name] for name in news})

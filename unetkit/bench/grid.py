@@ -347,7 +347,7 @@ def _complete_plan(plan: Plan, parts: Parts, *, trained: bool) -> Completed[Plan
     given = _parts_as_factors(plan)
     known = {"model": UNET_MODEL}
     try:
-        full, _ = resolve(plan, parts)
+        full = resolve(plan, parts)
         known |= _parts_as_factors(full)
     except UnetkitError:  # it is a row with this error
         pass
@@ -370,7 +370,7 @@ def shorten(plan: Plan, parts: Parts) -> Plan:
         parts: parts in which names are looked up.
     """
     try:
-        _, base = resolve(plan, parts)
+        base = resolve(plan, parts).base
     except UnetkitError:
         return plan
     given, defaults = _parts_as_factors(plan), _parts_as_factors(base)
@@ -486,7 +486,7 @@ def cache_key(case: Case, baseline: str, owners: Collection[str], manager: Plugi
 def _part_owners(plan: Plan, manager: PluginManager) -> set[str]:
     """Return the names of the plugins that own the parts of a plan; none if the plan has unknown names."""
     try:
-        resolved, _ = resolve(plan, manager.parts)
+        resolved = resolve(plan, manager.parts)
         specs = [(field, spec) for field, spec in resolved.specs() if spec.factory is None and str(spec) != "none"]
         return {manager.parts[kind_of(field)].get(spec.name).owner for field, spec in specs}
     except UnetkitError:

@@ -84,7 +84,7 @@ def open_training_data(request: DataRequest, slot: None, emit: Emit) -> None:
     )
     for case in request.cases:
         try:
-            plan, _ = resolve(fit_plan(case.plan, data), parts)
+            plan = resolve(fit_plan(case.plan, data), parts)
             wanted = replace(config, **train_settings(case))
             create_run_parts(wanted, plan, data, ValueRange((0.0,) * data.channels, (1.0,) * data.channels), parts)
         except UnetkitError as error:

@@ -243,7 +243,7 @@ def run(
     earlier, state = (read_run(folder), _load_state(folder)) if (folder / HEADER).exists() else (None, TrainState())
     with init_processes(config.device) as group, set_threads(config.threads):
         splits = open_splits(config, parts, callback.on_scan) if isinstance(data, str) else data
-        resolved, _ = resolve(replace(fit_plan(plan, splits), seed=config.seed), parts)
+        resolved = resolve(replace(fit_plan(plan, splits), seed=config.seed), parts)
         if earlier and (run_parts := _match_command(earlier, state, resolved, config, splits, parts)):
             changes = {name: getattr(config, name) for name in ("data", *CHANGEABLE)}
             train_run = replace(earlier, config=replace(earlier.config, **changes))
@@ -323,7 +323,7 @@ def resume(
         splits = data if isinstance(data, DatasetSplits) else open_splits(config, parts, callback.on_scan)
         _check_data(train_run, splits)
         state = _load_state(train_run.folder)
-        resolved, _ = resolve(train_run.plan, parts)
+        resolved = resolve(train_run.plan, parts)
         _, run_parts = create_run_parts(config, resolved, splits, train_run.value_range, parts)
         model, run_parts = _restore(train_run, state, run_parts, parts)
         Trainer(train_run, splits, model, run_parts, group, state, callback, save_every, borders, check_images).train()
