@@ -8,7 +8,7 @@ traced, saved and padded like a U-Net. Shapes: H and W are height and width; siz
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from math import inf, lcm
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,17 @@ from unetkit.options import read_signature
 from unetkit.plan import Plan, ResolvedPlan
 from unetkit.protocols import Output
 from unetkit.utils.formatting import Size
-from unetkit.utils.integers import ceil_div, round_up
-from unetkit.utils.spatial import crop_end, has_free_sizes, is_same_size, is_tracing, pad_end, size_of, sym_max
+from unetkit.utils.integers import round_up
+from unetkit.utils.spatial import (
+    crop_end,
+    has_free_sizes,
+    is_same_size,
+    is_tracing,
+    pad_end,
+    size_of,
+    strided_size,
+    sym_max,
+)
 
 if TYPE_CHECKING:
     from unetkit.registry import Plugin
@@ -116,7 +125,7 @@ class Network(nn.Module):
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            """A part, whose kind the plan says and no type can."""
+            """Return a part. Its type depends on the plan, so that no annotation can give it."""
 
     def __init__(self, *, min_size: int = 1, multiple: int = 1, size: Size | None = None, valid: bool = False) -> None:
         super().__init__()
@@ -142,6 +151,14 @@ class Network(nn.Module):
         """The target and the loss of each named output but the prediction."""
         return declared_outputs(self.output_part)
 
+    def forward(self, x: Tensor) -> Outputs:
+        """(B, in_channels, H, W) -> logits (B, classes, H, W), smaller than the input with valid convolutions.
+
+        In training mode, return all outputs of the head or of the whole model.
+        """
+        outputs = self._compute_outputs(x)
+        return outputs if self.training else prediction_of(outputs)
+
     def forward_outputs(self, x: Tensor) -> dict[str, Tensor]:
         """Return all named outputs of images (B, in_channels, H, W), in eval mode too, with the prediction first.
 
@@ -155,16 +172,14 @@ class Network(nn.Module):
         """Return the outputs as the head or the model returns them, in training and in eval mode."""
         raise NotImplementedError
 
-    def _fit_outputs(self, outputs: Any, fit: Callable[[Tensor], Tensor], size: Size) -> Outputs:
+    def _fit_outputs(self, outputs: Any, prediction: Tensor, size: Size) -> Outputs:
         """Bring all outputs to the size of the image, with the prediction first.
 
         Args:
             outputs: what the head or the model returned.
-            fit: brings the prediction to the size that it has for the padded input; the others follow it.
+            prediction: their prediction, brought to the size that it has for the padded input; the others follow it.
             size: height and width of the image.
         """
-        self._check_outputs(outputs)
-        prediction = fit(prediction_of(outputs))
         full = size_of(prediction)
 
         def fit_other(x: Tensor) -> Tensor:
@@ -179,13 +194,15 @@ class Network(nn.Module):
             return prediction, *map(fit_other, outputs[1:])
         return prediction
 
-    def _check_outputs(self, outputs: Any) -> None:
+    def _check_outputs(self, outputs: Any) -> Any:
+        """Return what the head or the model returned. Raise BuildError if it is no tensor, nor several of them."""
         several = [*outputs.values()] if isinstance(outputs, Mapping) else [outputs]
         if isinstance(outputs, tuple | list) and self.training:
             several = [*outputs]
         if not several or not all(isinstance(x, Tensor) for x in several):
             what = f"gives a {type(outputs).__name__}; expected is one tensor of logits, or a dict of named outputs"
-            raise InputSizeError(f"{self.output_source} {what}")
+            raise BuildError(f"{self.output_source} {what}")
+        return outputs
 
     @property
     def period(self) -> int:
@@ -249,7 +266,7 @@ class Network(nn.Module):
         """Crop the output for a padded input to what belongs to the image, whose size before the padding is given."""
         if self._accepts(size):
             return x
-        return crop_end(x, (ceil_div(size[0], self.output_stride), ceil_div(size[1], self.output_stride)))
+        return crop_end(x, strided_size(size, self.output_stride))
 
     def _accepts(self, size: Size) -> bool:
         if self.valid:
@@ -361,10 +378,6 @@ class WholeModel(Network):
     def output_part(self) -> nn.Module:
         return self.model
 
-    def forward(self, x: Tensor) -> Outputs:
-        """(B, in_channels, H, W) -> logits (B, classes, H, W); in training mode all outputs of the model."""
-        outputs = self._compute_outputs(x)
-        return outputs if self.training else prediction_of(outputs)
-
     def _compute_outputs(self, x: Tensor) -> Outputs:
-        return self._fit_outputs(self.model(self.pad_input(x)), lambda logits: logits, size_of(x))
+        outputs = self._check_outputs(self.model(self.pad_input(x)))
+        return self._fit_outputs(outputs, prediction_of(outputs), size_of(x))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import lcm
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,8 +15,8 @@ from unetkit.errors import BuildError
 from unetkit.network import Network, Outputs, prediction_of
 from unetkit.protocols import Align, Block, Fusion, Upsampler
 from unetkit.utils.formatting import Size
-from unetkit.utils.integers import ceil_div, scale_side
-from unetkit.utils.spatial import crop_end, is_same_size, size_of
+from unetkit.utils.integers import scale_side
+from unetkit.utils.spatial import crop_end, is_same_size, size_of, strided_size
 
 
 class Stage(nn.Module):
@@ -29,12 +28,9 @@ class Stage(nn.Module):
         align, fusion: None if the encoder has no map of this stride.
     """
 
-    up: Upsampler
-    align: Align | None
-    fusion: Fusion | None
-    block: Block
-
-    def __init__(self, up: Any, align: Any, fusion: Any, block: Any, *, scale: float, stride: int) -> None:
+    def __init__(
+        self, up: Upsampler, align: Align | None, fusion: Fusion | None, block: Block, *, scale: float, stride: int
+    ) -> None:
         super().__init__()
         self.up = up
         self.align = align
@@ -43,17 +39,19 @@ class Stage(nn.Module):
         self.scale = scale
         self.stride = stride
 
-    def forward(self, x: Tensor, skip: Tensor | None = None, size: Size | None = None) -> Tensor:
+    def forward(self, x: Tensor, skip: Tensor | None = None, input_size: Size | None = None) -> Tensor:
         """Decode one level.
 
         Args:
             x: the map from below, (B, C, h, w).
             skip: the encoder's map of this stride, (B, D, H, W); None if it has none.
-            size: the output size without a skip; None means (h, w) times the scale.
+            input_size: the size of the network's input, which gives that of the output without a skip; None, as for
+                valid convolutions, means (h, w) times the scale.
         """
         below = round(self.stride * self.scale)  # the stride of x
         scaled = scale_side(x.shape[-2], below, self.stride), scale_side(x.shape[-1], below, self.stride)
         if skip is None or self.align is None or self.fusion is None:
+            size = None if input_size is None else strided_size(input_size, self.stride)
             x = self.up(x, size or scaled)
             # A learned upsampler multiplies sizes that the encoder rounded up: what is too large is cropped.
             return self.block(x if size is None else crop_end(x, size))
@@ -83,11 +81,11 @@ class UNet(Network):
 
     def __init__(
         self,
-        encoder: Any,
+        encoder: nn.Module,
         stages: Sequence[Stage],
         skips: Sequence[int | None],
-        head: Any,
-        logits: Any,
+        head: nn.Module,
+        logits: nn.Module | None,
         *,
         min_size: int = 1,
         multiple: int = 1,
@@ -106,16 +104,7 @@ class UNet(Network):
 
     @property
     def output_part(self) -> nn.Module:
-        head: nn.Module = self.head
-        return head
-
-    def forward(self, x: Tensor) -> Outputs:
-        """(B, in_channels, H, W) -> logits (B, classes, H, W), smaller than the input with valid convolutions.
-
-        In training mode, return all outputs of the head.
-        """
-        outputs, _ = self._decode(x)
-        return outputs if self.training else prediction_of(outputs)
+        return self.head
 
     def forward_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the logits, and the map of each stage, deep to shallow: (B, widths[i], h, w).
@@ -151,13 +140,11 @@ class UNet(Network):
         maps: list[Tensor] = self.encoder(x)
         x, decoded = maps[-1], []
         for stage, skip in zip(self.stages, self.skips, strict=True):
-            x = stage(x, None if skip is None else maps[skip], self._stage_size(padded, stage.stride))
+            x = stage(x, None if skip is None else maps[skip], None if self.valid else padded)
             decoded.append(x)
-        return self._fit_outputs(self.head(x), lambda logits: self._resize_logits(logits, padded), size), decoded
-
-    def _stage_size(self, size: Size, stride: Any) -> Size | None:
-        """Return the output size of a stage without a skip, that of a strided convolution: rounded up."""
-        return None if self.valid else (ceil_div(size[0], stride), ceil_div(size[1], stride))
+        outputs = self._check_outputs(self.head(x))
+        logits = self._resize_logits(prediction_of(outputs), padded)
+        return self._fit_outputs(outputs, logits, size), decoded
 
     def _resize_logits(self, logits: Tensor, size: Size) -> Tensor:
         if self.logits is None or (is_same_size(size_of(logits), size) and not self.has_learned_logits):

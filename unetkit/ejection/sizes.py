@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from unetkit.parts.encoders.plain import PlainEncoder
 from unetkit.unet import Stage, UNet
 from unetkit.utils.formatting import Size
-from unetkit.utils.integers import ceil_div, round_up
+from unetkit.utils.integers import round_up
 from unetkit.utils.meta_shapes import MetaShapes
-from unetkit.utils.spatial import size_of
+from unetkit.utils.spatial import size_of, strided_size
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,12 @@ def _observe(network: UNet, size: Size) -> tuple[bool, bool]:
     rounded: list[bool] = []
 
     def note_stage(stage: Stage, args: Any, output: Any) -> None:
-        skip, level = (*args[1:], None, None)[:2]
-        wanted = level if skip is None else size_of(skip)
+        skip, input_size = (*args[1:], None, None)[:2]
+        wanted = strided_size(input_size, stage.stride) if skip is None else size_of(skip)
         agree.append(upsampled.pop() == wanted)
 
     def note_encoder(module: nn.Module, args: Any, maps: list[Tensor]) -> None:
-        stride = network.strides[0]
-        rounded.append(size_of(maps[0]) == (ceil_div(size[0], stride), ceil_div(size[1], stride)))
+        rounded.append(size_of(maps[0]) == strided_size(size, network.strides[0]))
 
     upsampled: list[Size] = []
     stages = [module for module in network.modules() if isinstance(module, Stage)]

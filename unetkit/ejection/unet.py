@@ -58,7 +58,7 @@ class UNetWriter:
             Assign("self.stages", call("nn.ModuleList", Items(stages, comments))),
             Assign("self.head", self.parts.head(network.head)),
         ]
-        if network.has_learned_logits:
+        if network.logits is not None and network.has_learned_logits:
             logits = self.parts.upsampler(
                 network.logits, str(network.resolved_plan.classes), network.resolved_plan.decode_to or 1
             )

@@ -14,11 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unetkit.utils.formatting import Size
+from unetkit.utils.integers import ceil_div
 
 
 def size_of(x: Tensor) -> Size:
     """(B, C, H, W) -> (H, W)."""
     return x.shape[-2], x.shape[-1]
+
+
+def strided_size(size: Size, stride: int) -> Size:
+    """Return the size of the map at a stride, that of a strided convolution: rounded up."""
+    return ceil_div(size[0], stride), ceil_div(size[1], stride)
 
 
 def looks_like_nhwc(maps: Sequence[Tensor], channels: tuple[int, ...], input_size: Size) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -89,14 +89,15 @@ def _make_node(earlier: int, width: int, below: int, scale: float, stride: int, 
         up: upsampler of the node below.
         block: block of this node.
     """
-    upsampler = unetkit.make_part("up", up, below, scale)
-    fusion = unetkit.make_part("fuse", "concat", upsampler.out_channels, earlier * width)
+    upsampler: Any = unetkit.make_part("up", up, below, scale)
+    align: Any = unetkit.make_part("align", "resize")
+    fusion: Any = unetkit.make_part("fuse", "concat", upsampler.out_channels, earlier * width)
     made = unetkit.make_part("block", block, fusion.out_channels, width)
     if getattr(made, "valid", False):
         raise BuildError(
             f"block={block} makes the maps smaller, but a node must keep the size of its level; use padding=1"
         )
-    return Stage(upsampler, unetkit.make_part("align", "resize"), fusion, made, scale=scale, stride=stride)
+    return Stage(upsampler, align, fusion, made, scale=scale, stride=stride)
 
 
 def _make_encoder(of: str, in_channels: int, pretrained: bool | str) -> nn.Module:
