@@ -18,7 +18,7 @@ from unetkit.network import Network, WholeModel, state_shapes
 from unetkit.plan import PartSpec, Plan, ResolvedPlan, UNetPlan
 from unetkit.plugins import default_parts
 from unetkit.registry import BUILTIN, PART_KINDS, Factory, Parts
-from unetkit.resolve import NO_LOGITS, canonical_spec, kind_of, minimal_plan, parse_options, resolve, signature_of
+from unetkit.resolve import NO_LOGITS, canonical_spec, minimal_plan, parse_options, resolve, signature_of
 from unetkit.summary.input_sizes import verify
 from unetkit.unet import BlockSequence, Stage, UNet
 from unetkit.utils.isolation import INTERRUPTS, one_line, stdout_to_stderr
@@ -79,7 +79,7 @@ def owner_of(word: str, spec: PartSpec, parts: Parts) -> str:
     """Return the plugin that registered a part; several built-in registrations count as one. "" for a Python object."""
     if spec == NO_LOGITS:
         return BUILTIN
-    return "" if spec.factory is not None else parts[kind_of(word)].get(spec.name).owner
+    return "" if spec.factory is not None else parts[word].get(spec.name).owner
 
 
 class MadePart(NamedTuple):
@@ -162,7 +162,7 @@ class PartBuilder:
         """Return the factory of a part, imported if necessary, and its owner; "" for a Python object."""
         if spec.factory is not None:
             return spec.factory, ""
-        entry = self.parts[kind_of(word)].get(spec.name)
+        entry = self.parts[word].get(spec.name)
         try:
             with torch.device("cpu") if torch.get_default_device().type == "meta" else nullcontext():
                 return entry.load(), entry.owner

@@ -31,12 +31,14 @@ class Kind:
     Attributes:
         field, title, attribute: the three words for it.
         has_option: whether a name of this kind is selected by an option of the command line.
+        other_fields: further options that take a name of this kind.
     """
 
     field: str
     title: str
     attribute: str
     has_option: bool = True
+    other_fields: tuple[str, ...] = ()
 
 
 #: The owner of all that no plugin adds.
@@ -45,7 +47,7 @@ BUILTIN = "unetkit"
 #: The kinds of parts of a network, which are fields of a plan.
 PART_KINDS = (
     Kind("encoder", "encoder", "encoders"),
-    Kind("up", "upsampler", "upsamplers"),
+    Kind("up", "upsampler", "upsamplers", other_fields=("logits",)),
     Kind("fuse", "fusion", "fusions"),
     Kind("align", "align", "aligns"),
     Kind("block", "block", "blocks"),
@@ -54,7 +56,9 @@ PART_KINDS = (
     Kind("model", "model", "models"),
 )
 #: The fields of a plan that are parts.
-PART_FIELDS = {kind.field for kind in PART_KINDS}
+PART_FIELDS = {name for kind in PART_KINDS for name in (kind.field, *kind.other_fields)}
+#: The kind of measurements of a benchmark.
+METRIC_KIND = Kind("metrics", "metric", "metrics")
 #: The kinds of what a training run or a benchmark is made of.
 RUN_KINDS = (
     Kind("data", "dataset", "datasets"),
@@ -62,11 +66,20 @@ RUN_KINDS = (
     Kind("target", "target", "targets", has_option=False),  # a head names the targets of its outputs
     Kind("augment", "augmentation", "augmentations"),
     Kind("optimizer", "optimizer", "optimizers"),
-    Kind("metrics", "metric", "metrics"),
+    METRIC_KIND,
 )
 #: The kind of formats to which networks are exported.
 FORMAT_KIND = Kind("format", "format", "formats")
 KINDS = (*PART_KINDS, *RUN_KINDS, FORMAT_KIND)
+
+
+def find_kind(word: str) -> Kind:
+    """Return a kind by its option ("fuse"), title ("fusion") or plural ("fusions"). Raises OptionError."""
+    for kind in KINDS:
+        if word in (kind.field, kind.title, kind.attribute, *kind.other_fields):
+            return kind
+    known = [kind.attribute for kind in KINDS]
+    raise OptionError(f"no kind is called {word!r}{did_you_mean(word, known)}; the kinds are {', '.join(known)}")
 
 
 @dataclass
@@ -129,19 +142,16 @@ class Entry:
     library: str | None = None
     #: "module:attr" of a function that gives the options of this name, in addition to those of the factory.
     library_options: str | None = None
-    #: True if the bare name means another part or would hide its library.
-    needs_library_prefix: bool = False
-    #: True if another plugin has a part of this name, so that the bare name means neither.
-    needs_owner_prefix: bool = False
+    #: The library or the owner, if the bare name is not enough: it means another part, several parts, or would hide
+    #: the library.
+    prefix: str = ""
     #: The owner of the part that it replaces.
     replaces: str | None = None
 
     @property
     def qualified_name(self) -> str:
         """The shortest unambiguous name: "resnet18" is timm's, "smp/resnet18" is not."""
-        if self.needs_owner_prefix:
-            return f"{self.owner}/{self.name}"
-        return f"{self.library}/{self.name}" if self.needs_library_prefix else self.name
+        return f"{self.prefix}/{self.name}" if self.prefix else self.name
 
     @property
     def names(self) -> set[str]:
@@ -189,7 +199,7 @@ class Library:
 
     def make_entry(self, kind: Kind, name: str, *, taken: bool) -> Entry:
         """Return the entry of a name; `taken` says whether an earlier library or part has the same name."""
-        prefixed = taken or kind.field == "model"  # whose a whole model is, is the point of naming it
+        is_bare = not taken and kind.field != "model"  # the library of a whole model is the point of naming it
         return Entry(
             kind,
             name,
@@ -197,7 +207,7 @@ class Library:
             self.owner,
             library=self.name,
             library_options=self.options,
-            needs_library_prefix=prefixed,
+            prefix="" if is_bare else self.name,
         )
 
 
@@ -222,6 +232,8 @@ class Registry:
     preferred: frozenset[str] = frozenset()
     #: Whether two plugins may have parts of one name, which are then called "owner/name".
     shares_names = True
+    #: The class of its entries.
+    entry_type = Entry
 
     def add(self, name: str, factory: Factory | str, *, replaces: str | None = None) -> None:
         """Register `factory` under `name`.
@@ -257,16 +269,15 @@ class Registry:
                     f"{self.owner} leaves this plugin out, and its author can rename the {title}, or use "
                     f"replaces={taken.owner!r} to replace the other one"
                 )
-        added = replace(entry, needs_owner_prefix=bool(others))
-        entries = []
-        for known in self.entries.values():
+        added = replace(entry, prefix=self.owner if others else "")
+
+        def update(known: Entry) -> Entry:
             if known in others:
-                entries.append(replace(known, needs_owner_prefix=True))
-            elif known not in same:
-                entries.append(known)
-            elif not others:
-                entries.append(added)  # in the place of the one that it replaces
-        self.entries = {known.qualified_name: known for known in (*entries, added)}
+                return replace(known, prefix=known.owner)
+            return added if known in same else known  # in the place of the one that it replaces
+
+        entries = [*map(update, self.entries.values()), added]
+        self.entries = {known.qualified_name: known for known in entries}
 
     def add_library(self, name: str, names: str, factory: Factory | str, *, options: str | None = None) -> None:
         """Register a library of encoders or models, which lists their names itself.
@@ -418,6 +429,7 @@ class MetricRegistry(Registry):
     """The metrics, in the order in which they are measured."""
 
     shares_names = False  # the results of a benchmark are kept by their names
+    entry_type = Metric
 
     def add(
         self,
@@ -479,8 +491,8 @@ class Parts:
         datasets, losses, targets, augmentations, optimizers, metrics: the registries of what runs are made of.
         formats: the registry of formats to which networks are exported.
         plugins: all plugins that were found, including those that failed.
-        wrap: passes a built model, its resolved plan and the owners of its parts through the plugins that wrap models;
-            returns the result and the names of the plugins that wrapped it.
+        wrap_model: passes a built model, its resolved plan and the owners of its parts through the plugins that wrap
+            models; returns the result and the names of the plugins that wrapped it.
     """
 
     plugins: list[Plugin]
@@ -506,7 +518,7 @@ class Parts:
         self.wrap_model = lambda model, plan, owners: (model, set())
         self.plugins = []
         for kind in KINDS:
-            registry = MetricRegistry if kind.title == "metric" else Registry
+            registry = MetricRegistry if kind is METRIC_KIND else Registry
             setattr(self, kind.attribute, registry(kind, plugins=self.plugins))
 
     if not TYPE_CHECKING:
@@ -520,13 +532,9 @@ class Parts:
         return (getattr(self, kind.attribute) for kind in KINDS)
 
     def __getitem__(self, word: str) -> Registry:
-        """Return the registry of a kind by its option ("fuse"), title ("fusion") or plural ("fusions")."""
-        for kind in KINDS:
-            if word in (kind.field, kind.title, kind.attribute):
-                registry: Registry = getattr(self, kind.attribute)
-                return registry
-        known = [kind.attribute for kind in KINDS]
-        raise OptionError(f"no kind is called {word!r}{did_you_mean(word, known)}; the kinds are {', '.join(known)}")
+        """Return the registry of a kind; see `find_kind`."""
+        registry: Registry = getattr(self, find_kind(word).attribute)
+        return registry
 
     def entries_of(self, owner: str) -> list[Entry]:
         """Return what a plugin registered, by kind, without the names of libraries."""
@@ -551,9 +559,8 @@ class Parts:
     def check(self) -> None:
         """Raise PluginError if something else than an entry was put into a registry."""
         for registry in self:
-            expected = Metric if isinstance(registry, MetricRegistry) else Entry
             for name, entry in registry.entries.items():
-                if not isinstance(entry, expected):
+                if not isinstance(entry, registry.entry_type):
                     raise PluginError(
                         f"parts.{registry.kind.attribute} contains {entry!r:.80} as {name!r}; "
                         f"register it with parts.{registry.kind.attribute}.add(name, factory)"

@@ -18,7 +18,7 @@ from unetkit.options import (
     read_signature,
 )
 from unetkit.plan import Levels, PartSpec, Plan, ResolvedPlan, UNetPlan
-from unetkit.registry import Parts
+from unetkit.registry import Parts, find_kind
 from unetkit.utils.isolation import wrap_errors
 
 #: The defaults of a plan's fields. Those of widths and logits depend on the encoder, so the builder sets them.
@@ -32,11 +32,6 @@ _FIELDS_BESIDE_MODEL = ("recipe", "model", "encoder", "in_channels", "classes", 
 
 #: The value of `logits` with which they keep the size of the decoder's last map.
 NO_LOGITS = PartSpec("none")
-
-
-def kind_of(word: str) -> str:
-    """Return the kind of part that an option takes; --logits takes an upsampler."""
-    return "up" if word == "logits" else word
 
 
 def resolve(plan: Plan, parts: Parts) -> ResolvedPlan:
@@ -162,11 +157,11 @@ def _canonical_levels(word: str, levels: Levels, parts: Parts) -> Levels:
 def _join_owners(word: str, levels: Levels, parts: Parts) -> Levels:
     """Return levels in which "owner/name" is one part: a plan was read without knowing the plugins, as two levels."""
     registry, joined = parts[word], list[PartSpec]()
+    names = {entry.name for entry in registry.entries.values()}
     for spec in levels:
         *before, last = joined[-1].links if joined else (spec,)
         is_bare_name = bool(joined) and spec.factory is None and last == PartSpec(last.name)
-        known = {entry.name for entry in registry.entries.values()}
-        if is_bare_name and last.name not in known and registry.is_loaded(last.name) and spec.factory is None:
+        if is_bare_name and last.name not in names and registry.is_loaded(last.name):
             first, *rest = (*before, *replace(spec, name=f"{last.name}/{spec.name}").links)
             joined[-1] = replace(first, chained=tuple(rest))
         else:
@@ -199,7 +194,7 @@ def canonical_spec(word: str, spec: PartSpec, parts: Parts) -> PartSpec:
         return spec
     if spec.chained:
         if word != "block":
-            raise OptionError(f"--{word} {spec}: one {parts[kind_of(word)].kind.title} is expected here; do not use +")
+            raise OptionError(f"--{word} {spec}: one {parts[word].kind.title} is expected here; do not use +")
         first, *rest = (canonical_spec(word, link, parts) for link in spec.links)
         return replace(first, chained=tuple(rest))
     known = signature_of(word, spec, parts)
@@ -221,7 +216,7 @@ def _store(spec: PartSpec, value: Any, kind: Any) -> str | PythonValue:
 def _qualified_name(word: str, spec: PartSpec, parts: Parts) -> str:
     if spec.factory is not None:
         return spec.name
-    return parts[kind_of(word)].get(spec.name).qualified_name
+    return parts[word].get(spec.name).qualified_name
 
 
 def signature_of(word: str, spec: PartSpec, parts: Parts) -> Signature:
@@ -230,7 +225,7 @@ def signature_of(word: str, spec: PartSpec, parts: Parts) -> Signature:
         return read_signature(spec.factory)
     owner = ""
     try:
-        entry = parts[kind_of(word)].get(spec.name)
+        entry = parts[word].get(spec.name)
         owner = f" (of {entry.owner})"
         return entry.signature
     except UnknownNameError as error:
@@ -262,7 +257,11 @@ def parse_options(word: str, spec: PartSpec, known: Signature) -> dict[str, Any]
             if not declared:
                 raise OptionError(f"--{word} {spec}: {spec.name} has no options, so {name!r} is not one; leave it out")
             has = f"; it has {', '.join(declared)}"
-            listed = f"; `unetkit list {kind_of(word)} {spec.name}` lists its options" if spec.factory is None else ""
+            listed = (
+                f"; `unetkit list {find_kind(word).field} {spec.name}` lists its options"
+                if spec.factory is None
+                else ""
+            )
             raise OptionError(
                 f"--{word} {spec}: {spec.name} has no option {name!r}{did_you_mean(name, declared) or has}{listed}"
             )

@@ -26,7 +26,7 @@ from unetkit.plan import PLAN_FIELDS, PartSpec, Plan
 from unetkit.plugins import PluginManager
 from unetkit.predict.engines import missing_packages
 from unetkit.registry import BUILTIN, PART_FIELDS, Parts, Plugin
-from unetkit.resolve import canonical_plan, kind_of, resolve, signature_of
+from unetkit.resolve import canonical_plan, resolve, signature_of
 from unetkit.utils.formatting import Size
 
 if TYPE_CHECKING:
@@ -254,15 +254,14 @@ def _split_list(field: str, text: str) -> list[str]:
 
 def _expand_glob(field: str, item: str, parts: Parts) -> list[str]:
     name, colon, options = item.partition(":")
-    if kind_of(field) not in PART_FIELDS or not any(sign in name for sign in "*?["):
+    if field not in PART_FIELDS or not any(sign in name for sign in "*?["):
         return [item]
     # Without a library, as in "resnet*", a glob leaves out the names of another library that need its prefix.
-    entries = [
-        e for e in parts[kind_of(field)].find(name) if "/" in name or field == "model" or not e.needs_library_prefix
-    ]
+    is_exact = "/" in name or field == "model"
+    entries = [entry for entry in parts[field].find(name) if is_exact or not (entry.library and entry.prefix)]
     names = [entry.qualified_name + colon + options for entry in entries]
     if not names:
-        kind = parts[kind_of(field)].kind
+        kind = parts[field].kind
         raise UnknownNameError(f"--{field} {item}: no {kind.title} matches; `unetkit list {kind.attribute}` lists all")
     return names
 
@@ -488,7 +487,7 @@ def _part_owners(plan: Plan, manager: PluginManager) -> set[str]:
     try:
         resolved = resolve(plan, manager.parts)
         specs = [(field, spec) for field, spec in resolved.specs() if spec.factory is None and str(spec) != "none"]
-        return {manager.parts[kind_of(field)].get(spec.name).owner for field, spec in specs}
+        return {manager.parts[field].get(spec.name).owner for field, spec in specs}
     except UnetkitError:
         return set()
 

@@ -27,7 +27,6 @@ from unetkit.errors import OptionError, UnetkitError
 from unetkit.plan import PlanField
 from unetkit.plugins import PluginManager
 from unetkit.registry import BUILTIN, PART_FIELDS, MetricInfo, Parts
-from unetkit.resolve import kind_of
 from unetkit.utils.config_fields import ConfigField, list_config_fields
 from unetkit.utils.tables import page_width, print_listing
 
@@ -81,8 +80,9 @@ def _make_training_option(field: ConfigField) -> Callable[[F], F]:
 
 
 def _make_grid_option(word: PlanField) -> Callable[[F], F]:
-    kind = kind_of(word.name)
-    complete: dict[str, Any] = {"shell_complete": _make_list_completer(kind)} if kind in PART_FIELDS else {}
+    complete: dict[str, Any] = {}
+    if word.name in PART_FIELDS:
+        complete["shell_complete"] = _make_list_completer(word.name)
     listed = word.metavar if word.name == "widths" else f"{word.metavar},..."
     help_text = f"{word.help[0].upper()}{word.help[1:]}."
     return click.option(word.flag, word.name, metavar=listed, multiple=True, help=help_text, **complete)

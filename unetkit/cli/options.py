@@ -18,7 +18,6 @@ from unetkit.plan import PLAN_FIELDS, PlanField
 from unetkit.plugins import PluginManager, default_manager, load_manager
 from unetkit.predict.engines import AUTO, ENGINES
 from unetkit.registry import PART_FIELDS, Entry, Parts, Registry
-from unetkit.resolve import kind_of
 from unetkit.utils.files import write_requested_file
 from unetkit.utils.parsing import parse_nodata
 
@@ -111,8 +110,8 @@ def _make_option(word: PlanField) -> Callable[[F], F]:
     extra: dict[str, Any] = {}
     if word.name == "pretrained":  # unprocessed, or click would make the text "True" of it
         extra = {"is_flag": False, "flag_value": True, "type": click.UNPROCESSED}
-    if kind_of(word.name) in PART_FIELDS:
-        extra["shell_complete"] = _make_completer(kind_of(word.name))
+    if word.name in PART_FIELDS:
+        extra["shell_complete"] = _make_completer(word.name)
     return click.option(
         word.flag, word.name, metavar=word.metavar, help=f"{word.help[0].upper()}{word.help[1:]}.", **extra
     )
