@@ -21,6 +21,7 @@ from unetkit.registry import BUILTIN, PART_KINDS, Factory, Parts
 from unetkit.resolve import NO_LOGITS, canonical_spec, minimal_plan, parse_options, resolve, signature_of
 from unetkit.summary.input_sizes import verify
 from unetkit.unet import BlockSequence, Stage, UNet
+from unetkit.utils.formatting import format_plural
 from unetkit.utils.isolation import INTERRUPTS, one_line, stdout_to_stderr
 from unetkit.utils.lazy_init import defer_init, preserve_rng
 from unetkit.utils.module_settings import describe_modules
@@ -47,8 +48,6 @@ def make_part(kind: str, part: Any, *wiring: Any, parts: Parts | None = None) ->
     if parts[kind].kind not in PART_KINDS:
         raise OptionError(f"{kind}: make_part makes parts of a network, such as fusions")
     spec = canonical_spec(word, PartSpec.of(part), parts)
-    _, owners = _CURRENT_BUILD.get() or (None, set())
-    owners.update(owner_of(word, link, parts) for link in spec.links)
     return cast(nn.Module, PartBuilder(parts)(word, spec, wiring))
 
 
@@ -75,15 +74,11 @@ def build_context(parts: Parts) -> Iterator[set[str]]:
         outside |= owners  # a part may build a whole network
 
 
-def owner_of(word: str, spec: PartSpec, parts: Parts) -> str:
-    """Return the plugin that registered a part; several built-in registrations count as one. "" for a Python object."""
-    if spec == NO_LOGITS:
-        return BUILTIN
-    return "" if spec.factory is not None else parts[word].get(spec.name).owner
-
-
 class MadePart(NamedTuple):
-    """A part with its kind and plugin, and the positional arguments and the options that it was made with."""
+    """A part with its kind and plugin, and the positional arguments and the options that it was made with.
+
+    The plugin is "" for a part that is given as a Python object.
+    """
 
     part: nn.Module
     word: str
@@ -154,6 +149,8 @@ class PartBuilder:
         return self._record(MadePart(part, word, owner, wiring, options))
 
     def _record(self, made: MadePart) -> nn.Module:
+        _, owners = _CURRENT_BUILD.get() or (None, set())
+        owners.add(made.owner)
         if (recorded := _RECORDED.get()) is not None:
             recorded[id(made.part)] = made
         return made.part
@@ -270,27 +267,27 @@ def build(
     if isinstance(encoder, str) and encoder.lstrip().startswith("--"):
         encoder = Plan.parse(encoder)
     plan = encoder if isinstance(encoder, Plan) else Plan()
-    words = {
-        "encoder": None if isinstance(encoder, Plan) else encoder,
-        "recipe": recipe,
-        "model": model,
-        "up": up,
-        "fuse": fuse,
-        "align": align,
-        "block": block,
-        "head": head,
-        "logits": logits,
-        "widths": widths,
-        "decode_to": decode_to,
-        "in_channels": in_channels,
-        "classes": classes,
-        "size": size,
-        "pretrained": pretrained,
-        "seed": seed,
-    }
+    words = Plan.of(
+        encoder=None if isinstance(encoder, Plan) else encoder,
+        recipe=recipe,
+        model=model,
+        up=up,
+        fuse=fuse,
+        align=align,
+        block=block,
+        head=head,
+        logits=logits,
+        widths=widths,
+        decode_to=decode_to,
+        in_channels=in_channels,
+        classes=classes,
+        size=size,
+        pretrained=pretrained,
+        seed=seed,
+    )
     if not isinstance(parts, Parts | None):
         raise OptionError(f"parts={parts!r:.80} is not a Parts object; use unetkit.load_parts(plugins=[...])")
-    return build_plan(Plan.of(**words).with_defaults(plan), parts or current_parts(), device)
+    return build_plan(words.with_defaults(plan), parts or current_parts(), device)
 
 
 def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool = True, check: bool = True) -> Network:
@@ -305,10 +302,9 @@ def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool
     """
     resolved = resolve(plan, parts)
     check_device(device)
-    for word, spec in resolved.specs():
-        if spec != NO_LOGITS:
-            # Before the device's context, where the tensors that a module creates when it is imported would be lost.
-            PartBuilder(parts).load(word, spec)
+    make = PartBuilder(parts)
+    # Before the device's context, where the tensors that a module creates when it is imported would be lost.
+    loaded = [make.load(word, spec) for word, spec in resolved.specs() if spec != NO_LOGITS]
     with ExitStack() as stack:
         if device is not None:
             stack.enter_context(torch.device(device))
@@ -316,12 +312,12 @@ def build_plan(plan: Plan, parts: Parts, device: Any = None, *, pretrained: bool
             stack.enter_context(_seeded(resolved.seed, device))
         owners = stack.enter_context(build_context(parts))
         given = resolved if pretrained else replace(resolved, pretrained=None)
-        network, derived = _build_unet(given, parts) if isinstance(given, UNetPlan) else _build_whole(given, parts)
+        network, derived = _build_unet(make, given) if isinstance(given, UNetPlan) else _build_whole(make, given)
         if given.pretrained or getattr(network.encoder, "weights_from", "random") != "random":
             network.loaded = (_find_pretrained_part(network),)
         complete = replace(resolved.with_defaults(derived), base=resolved.base.with_defaults(derived))
         network.resolved_plan, network.plan = complete, minimal_plan(complete, parts)
-        owners.update(owner_of(word, spec, parts) for word, spec in network.resolved_plan.specs())
+        owners.update(owner for _, owner in loaded)  # recipes, and parts that have nothing to do, are not made
         wrapped, wrappers = parts.wrap_model(network, network.resolved_plan, owners)
     model = cast(Network, wrapped)
     try:
@@ -362,13 +358,12 @@ def _seeded(seed: int, device: Any) -> Iterator[None]:
         yield
 
 
-def _build_unet(plan: UNetPlan, parts: Parts) -> tuple[Network, Plan]:
+def _build_unet(make: PartBuilder, plan: UNetPlan) -> tuple[Network, Plan]:
     """Build a U-Net: the encoder, then a stage for each level, deep to shallow, then the head.
 
     Returns:
         The network, and the defaults that follow from the encoder: widths and logits.
     """
-    make = PartBuilder(parts)
     encoder = _build_encoder(make, plan)
     levels = _list_levels(encoder, plan)
     defaults = Plan(widths=_default_widths(encoder, levels))
@@ -390,12 +385,12 @@ def _build_unet(plan: UNetPlan, parts: Parts) -> tuple[Network, Plan]:
     return network, defaults
 
 
-def _build_whole(plan: ResolvedPlan, parts: Parts) -> tuple[Network, Plan]:
+def _build_whole(make: PartBuilder, plan: ResolvedPlan) -> tuple[Network, Plan]:
     """Build a whole model, which is given its encoder as text with its library, as in "timm/resnet34"."""
-    make, spec = PartBuilder(parts), cast(PartSpec, plan.model)
+    spec = cast(PartSpec, plan.model)
     extra: dict[str, Any] = {"pretrained": plan.pretrained} if plan.pretrained else {}
     if plan.encoder is not None:
-        entry = parts.encoders.get(plan.encoder.name)
+        entry = make.parts.encoders.get(plan.encoder.name)
         if plan.encoder.objects:
             raise BuildError(
                 f"--encoder {plan.encoder}: a whole model takes the name of its encoder, with options that are text; "
@@ -507,10 +502,10 @@ def broadcast_levels(word: str, given: tuple[T, ...] | None, levels: list[Level]
         strides = ", ".join(str(level.stride) for level in levels)
         kind = " that join a skip" if word in ("fuse", "align") else ""
         one = "" if word == "widths" or len(levels) == 1 else "one, or "
-        count, at = ("is 1 level", "stride") if len(levels) == 1 else (f"are {len(levels)} levels", "strides")
-        values = "1 value" if len(given) == 1 else f"{len(given)} values"
+        are, at = ("is", "stride") if len(levels) == 1 else ("are", "strides")
+        values, count = format_plural(len(given), "value"), format_plural(len(levels), "level")
         raise BuildError(
-            f"--{word} gives {values}, but there {count}{kind} (at {at} {strides}); "
+            f"--{word} gives {values}, but there {are} {count}{kind} (at {at} {strides}); "
             f"give {one}{len(levels)}, deep to shallow"
         )
     return given

@@ -33,17 +33,17 @@ class PluginCommand:
     owner: str
 
 
-def plugin_commands(host: PluginManager) -> dict[str, PluginCommand]:
+def plugin_commands(manager: PluginManager) -> dict[str, PluginCommand]:
     """Return the commands of plugins by name.
 
     A plugin whose hook fails, or whose command name is taken, is reported in one line.
     """
     commands: dict[str, PluginCommand] = {}
-    for plugin in host.loaded_plugins():
-        with host.isolate(plugin):
+    for plugin in manager.loaded_plugins():
+        with manager.isolate(plugin):
             staged = click.Group("unetkit")
             before = set(sys.modules)
-            host.call_one("unetkit_register_commands", plugin)(cli=staged)
+            manager.call_one("unetkit_register_commands", plugin)(cli=staged)
             plugin.heavy_imports += find_heavy_imports(before)
             for name, command in staged.commands.items():
                 owner = "unetkit" if name in COMMANDS else commands[name].owner if name in commands else ""

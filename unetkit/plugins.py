@@ -168,7 +168,6 @@ class PluginManager:
             staged = self.parts.stage(plugin.name)
             self.pluggy_manager.register(module, plugin.name)
             undo.callback(self.pluggy_manager.unregister, name=plugin.name)
-            self.pluggy_manager.check_pending()
             self.call_one("unetkit_register", plugin)(parts=staged)
             staged.check()
             self.parts.commit(staged)
@@ -259,9 +258,9 @@ def load_manager(
     Raises:
         PluginError: The built-in parts do not load, or with `strict`, one of the given plugins.
     """
-    host = PluginManager()
+    manager = PluginManager()
     builtin = Plugin("unetkit", version("unetkit"), "unetkit", "unetkit.parts")
-    host.load(builtin, lambda: importlib.import_module("unetkit.parts"))
+    manager.load(builtin, lambda: importlib.import_module("unetkit.parts"))
     if builtin.error:
         raise PluginError(f"the built-in parts do not load: {builtin.error}")
     # Sorted by name, so that the order does not depend on the file system.
@@ -272,16 +271,16 @@ def load_manager(
     named = () if isolated else (found for target in from_environment for found in find_plugins(target, installed))
     disabled = [] if isolated else list_disabled()
     for plugin, find in [*(() if isolated else installed), *named, *given]:
-        if _identity(plugin) in map(_identity, host.plugins):
+        if _identity(plugin) in map(_identity, manager.plugins):
             continue
         is_required = _identity(plugin) in required
         if any(plugin.is_called(name) for name in disabled):
             if is_required:
                 raise PluginError(f"--plugin {plugin.target}: {DISABLE} names this plugin; leave one of the two out")
-            host.plugins.append(replace(plugin, error=f"is left out, since {DISABLE} names it", disabled=True))
+            manager.plugins.append(replace(plugin, error=f"is left out, since {DISABLE} names it", disabled=True))
         else:
-            host.load(plugin, find, is_required=is_required)
-    return host
+            manager.load(plugin, find, is_required=is_required)
+    return manager
 
 
 def list_disabled() -> list[str]:

@@ -209,16 +209,16 @@ def _make_runner(ctx: click.Context, given: dict[str, Any]) -> BenchRunner:
     """Create the benchmark of a command line; `given` holds the options that were given."""
     from unetkit.bench.runner import BenchRunner
 
-    host = get_manager(ctx)
+    manager = get_manager(ctx)
     plugins = tuple(map(str, ctx.find_root().params.get("plugins") or ()))
     values, absent = take_config_values(BenchConfig, {**given}), tuple[MetricInfo, ...]()
     if given.get("out"):
-        values, given, absent = inherit_settings(given["out"], values, given, host)
+        values, given, absent = inherit_settings(given["out"], values, given, manager)
     for metric in absent:
         line = f"metric {metric.name} of plugin {metric.owner} was not found, so it is not measured for new rows"
         click.echo(f"unetkit: {line}", err=True)
     config = BenchConfig(**values, plugins=plugins)
-    return BenchRunner(parse_grid(given, host.parts), config, host, absent_metrics=absent)
+    return BenchRunner(parse_grid(given, manager.parts), config, manager, absent_metrics=absent)
 
 
 def parse_grid(given: dict[str, Any], parts: Parts) -> list[Case]:

@@ -72,18 +72,18 @@ def get_manager(ctx: click.Context) -> PluginManager:
     """Return the manager of the installed plugins and of those given by --plugin; they are loaded once."""
     root = ctx.find_root()
     plugins = root.params.get("plugins") or ()
-    if "unetkit.host" not in root.meta:
+    if "unetkit.manager" not in root.meta:
         # `unetkit plugins` and the help of all commands show what else there is.
         strict = root.invoked_subcommand not in (None, "plugins") and not ctx.resilient_parsing
-        root.meta["unetkit.host"] = load_manager(plugins, strict=strict) if plugins else default_manager()
-    host: PluginManager = root.meta["unetkit.host"]
-    return host
+        root.meta["unetkit.manager"] = load_manager(plugins, strict=strict) if plugins else default_manager()
+    manager: PluginManager = root.meta["unetkit.manager"]
+    return manager
 
 
 def forget_manager(ctx: click.Context) -> None:
     """Load the plugins anew when they are next needed."""
     default_manager.cache_clear()
-    for key in ("unetkit.host", "unetkit.commands"):
+    for key in ("unetkit.manager", "unetkit.commands"):
         ctx.find_root().meta.pop(key, None)
 
 

@@ -78,8 +78,8 @@ def _disable(ctx: click.Context, names: tuple[str, ...]) -> None:
 
 
 def _print_plugins(ctx: click.Context, verbose: bool) -> None:
-    host, commands = get_manager(ctx), get_plugin_commands(ctx)
-    found = sorted((p for p in host.plugins if p.name != BUILTIN), key=lambda plugin: plugin.name)
+    manager, commands = get_manager(ctx), get_plugin_commands(ctx)
+    found = sorted((p for p in manager.plugins if p.name != BUILTIN), key=lambda plugin: plugin.name)
     for name in list_disabled():
         if not any(plugin.is_called(name) for plugin in found):
             near = did_you_mean(name, [plugin.name for plugin in found])
@@ -90,7 +90,7 @@ def _print_plugins(ctx: click.Context, verbose: bool) -> None:
     console, rows = make_console(), []
     for plugin in found:
         adds = [
-            *_list_additions(host, plugin),
+            *_list_additions(manager, plugin),
             *(f"command {n}" for n, c in commands.items() if c.owner == plugin.name),
         ]
         installed = plugin.distribution or Path(plugin.target).name
@@ -105,11 +105,11 @@ def _print_plugins(ctx: click.Context, verbose: bool) -> None:
             click.echo(plugin.traceback)
 
 
-def _list_additions(host: PluginManager, plugin: Plugin) -> list[str]:
+def _list_additions(manager: PluginManager, plugin: Plugin) -> list[str]:
     if not plugin.loaded:
         return []
-    wraps = ["wraps models"] if host.implements("unetkit_wrap_model", plugin) else []
-    return [f"{entry.kind.title} {entry.name}" for entry in host.parts.entries_of(plugin.name)] + wraps
+    wraps = ["wraps models"] if manager.implements("unetkit_wrap_model", plugin) else []
+    return [f"{entry.kind.title} {entry.name}" for entry in manager.parts.entries_of(plugin.name)] + wraps
 
 
 def _list_problems(plugin: Plugin) -> Iterator[str]:

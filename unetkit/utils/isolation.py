@@ -1,4 +1,4 @@
-"""Run code of others: convert their exceptions to one kind of error, and redirect their output to stderr."""
+"""Run plugin code: convert its exceptions to one kind of error, and redirect its output to stderr."""
 
 from __future__ import annotations
 

@@ -31,9 +31,9 @@ import json, sys
 target, sys.path[:] = json.loads(sys.argv[1])
 from unetkit.plugins import load_manager
 from unetkit.commands import plugin_commands
-host = load_manager([target] if target else [], isolated=True)
-plugin_commands(host)
-print(json.dumps({p.name: [not p.loaded and p.error, p.heavy_imports] for p in host.plugins}))
+manager = load_manager([target] if target else [], isolated=True)
+plugin_commands(manager)
+print(json.dumps({p.name: [not p.loaded and p.error, p.heavy_imports] for p in manager.plugins}))
 """
 
 
