@@ -148,8 +148,12 @@ def execute(block: str, namespace: dict[str, object]) -> None:
 
 #: Pages whose examples build, train or measure networks.
 SLOW = {
+    "ablations.md",
     "bench.md",
+    "eject.md",
     "encoders.md",
+    "export.md",
+    "fast.md",
     "grammar.md",
     "models.md",
     "moving.md",

@@ -133,6 +133,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_network_of_built_in_parts_is_built_and_traced_without_timm_and_compiler() -> None:
     line = ["build", "--encoder", "plain:widths=[4,8],norm=group", "--block", "double:act=silu"]
     heavy = "timm,torchvision,segmentation_models_pytorch,torch._dynamo"

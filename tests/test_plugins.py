@@ -186,6 +186,7 @@ def unetkit_register(parts):
 )
 
 
+@pytest.mark.slow
 def test_another_process_unpickles_the_parts_of_a_file(write: Write, tmp_path: Path) -> None:
     file = write("a folder/my_parts é.2.py", PICKLED)
     model = build("plain:widths=[4,8]", fuse="twice", parts=load_parts(plugins=[file]))

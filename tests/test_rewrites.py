@@ -146,6 +146,7 @@ def test_it_composes_with_tiles_compile_and_export(tmp_path: Path) -> None:
         assert_equal_to_rounding(torch.from_numpy(logits), expected, model)
 
 
+@pytest.mark.slow
 def test_it_takes_what_load_and_compile_and_from_smp_return(tmp_path: Path) -> None:
     import segmentation_models_pytorch as smp
 
@@ -171,6 +172,7 @@ def test_dtypes_are_kept(dtype: torch.dtype) -> None:
     assert (found - expected).abs().max() < 8 * len([*model.modules()]) ** 0.5 * torch.finfo(dtype).eps * expected.std()
 
 
+@pytest.mark.slow
 def test_modules_of_timm_reparameterize_themselves() -> None:
     model = build("test_byobnet")  # which has none
     assert REPARAMETERIZE.name not in done(fast(model))

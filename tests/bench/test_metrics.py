@@ -144,6 +144,7 @@ def test_a_training_step_that_a_norm_cannot_take_is_refused_in_plain_words() -> 
         step()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("execution", ["onnxruntime", "openvino"])
 def test_an_exported_network_computes_the_same_and_is_only_run(execution: str) -> None:
     plan, parts, cpu = Plan.parse("--encoder plain:widths=[4,8] --size 32"), default_parts(), torch.device("cpu")

@@ -41,6 +41,7 @@ def test_the_measured_matrices_are_small_and_of_the_same_seeds_and_images() -> N
         assert (mean_iou(counts.sum(1, dtype=float)) > 0.5).all()
 
 
+@pytest.mark.slow
 def test_the_rules_pass_their_check_and_one_run_each_is_always_wrong_about_equal_rows(result: QualitySelftest) -> None:
     assert has_passed(result)
     by_method = {(one.shift, one.method): one for one in result.pairs}

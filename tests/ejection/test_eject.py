@@ -192,6 +192,7 @@ def run_without_unetkit(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
         yield found["name"], found["found"]
 
 
+@pytest.mark.slow
 def test_files_compute_the_same_without_unetkit(ejected: dict[str, tuple[str, dict[str, str]]]) -> None:
     folder = Path(ejected[""][0])
     found = dict(run_without_unetkit(folder))
@@ -202,6 +203,7 @@ def test_files_compute_the_same_without_unetkit(ejected: dict[str, tuple[str, di
         assert [key for key in expected if computed[key] != expected[key]] == [], line
 
 
+@pytest.mark.slow
 def test_files_are_formatted(ejected: dict[str, tuple[str, dict[str, str]]]) -> None:
     folder = Path(ejected[""][0])
     files = [str(path) for path in folder.glob("*.py")]
@@ -252,6 +254,7 @@ def test_a_network_starts_from_the_same_distribution(tmp_path: Path) -> None:
         assert torch.equal(ours[name], theirs[name])
 
 
+@pytest.mark.slow
 def test_an_image_that_is_too_small_or_too_large_is_refused(tmp_path: Path) -> None:
     small, fixed = dict[str, Any](), dict[str, Any]()
     exec(write("--encoder test_resnet", tmp_path), small)

@@ -53,6 +53,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Expor
     return model, unetkit.export(model, tmp_path_factory.mktemp("exported") / "model.onnx")
 
 
+@pytest.mark.slow
 def test_a_file_computes_what_the_network_does_at_every_size(exported: tuple[nn.Module, ExportReport]) -> None:
     model, report = exported
     assert model.training  # it is left as it was
@@ -66,6 +67,7 @@ def test_a_file_computes_what_the_network_does_at_every_size(exported: tuple[nn.
     model.train()
 
 
+@pytest.mark.slow
 def test_the_metadata_say_all_that_a_program_must_know(exported: tuple[nn.Module, ExportReport]) -> None:
     model, report = exported
     metadata = Onnx().read_metadata(report.path)
@@ -82,6 +84,7 @@ def test_the_metadata_say_all_that_a_program_must_know(exported: tuple[nn.Module
     assert sides == ["batch", "", "height", "width"]
 
 
+@pytest.mark.slow
 def test_verification_detects_every_change(exported: tuple[nn.Module, ExportReport], tmp_path: Path) -> None:
     _, report = exported
     assert verify(report.path).is_intact
@@ -163,6 +166,7 @@ def test_other_formats_are_checked_and_verified_alike(form: Any, tmp_path: Path)
         verify(path)
 
 
+@pytest.mark.slow
 def test_half_precision_has_half_the_size_and_float32_outside(tmp_path: Path) -> None:
     model = build(encoder="plain:widths=[16,32]").eval()
     half = unetkit.export(model, tmp_path / "half.onnx", half=True)
@@ -174,6 +178,7 @@ def test_half_precision_has_half_the_size_and_float32_outside(tmp_path: Path) ->
     assert Onnx().open(half.path)(images(1, 2, 16, 16)).dtype == np.float32
 
 
+@pytest.mark.slow
 def test_a_fixed_size_is_the_only_one_that_is_taken(tmp_path: Path) -> None:
     report = unetkit.export(build(), tmp_path / "model.onnx", fixed_size=(16, 24), probabilities=True)
     assert "16x24 only" in report.sizes
@@ -228,6 +233,7 @@ def called(*words: object) -> Result:
     return CliRunner().invoke(cli, ["export", *map(str, words)])
 
 
+@pytest.mark.slow
 def test_the_command_takes_classes_and_statistics_of_a_run_along(tmp_path: Path) -> None:
     target = Target("binary", ("ground", "Zellkern, groß"), ((1, 2, 3), (4, 5, 6)))
     run = trained(tmp_path / "run", target, channels=3)

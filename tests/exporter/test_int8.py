@@ -67,6 +67,7 @@ def exported(run: TrainRun) -> ExportReport:
     return unetkit.export(run, run.folder.parent / "int8.onnx", int8=True)
 
 
+@pytest.mark.slow
 def test_an_int8_file_runs_at_every_size_and_is_verified(exported: ExportReport) -> None:
     assert exported.precision == "int8"
     assert exported.tolerance is None
@@ -78,6 +79,7 @@ def test_an_int8_file_runs_at_every_size_and_is_verified(exported: ExportReport)
         assert runner(np.zeros(shape, np.float32)).shape[2:] == shape[2:]
 
 
+@pytest.mark.slow
 def test_it_says_what_it_costs_and_so_does_the_file(exported: ExportReport) -> None:
     cost = exported.cost
     assert cost is not None
@@ -96,6 +98,7 @@ def test_it_says_what_it_costs_and_so_does_the_file(exported: ExportReport) -> N
     assert json.loads(json.dumps(exported.to_dict()))["cost"]["images"] == 3
 
 
+@pytest.mark.slow
 def test_half_of_a_run_says_what_it_costs(run: TrainRun, tmp_path: Path) -> None:
     result = called(run.folder, "--out", tmp_path / "half.onnx", "--half", "--fixed-size", "24x40", "--json")
     assert result.exit_code == 0, result.output
@@ -123,6 +126,7 @@ def test_what_fails_when_a_file_is_copied_is_said_in_words(tmp_path: Path) -> No
         _store("onnx", tmp_path / "lower.onnx", tmp_path / "half.onnx", {})
 
 
+@pytest.mark.slow
 def test_without_its_data_a_run_needs_images_and_has_no_scores(run: TrainRun, tmp_path: Path) -> None:
     alone = trained(tmp_path / "alone", run.target)
     result = called(alone.folder, "--out", tmp_path / "a.onnx", "--int8")

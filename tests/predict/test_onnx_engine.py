@@ -41,6 +41,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[TrainRun, 
     return {name: (run, export(run, folder / f"{name}.onnx").path) for name, run in made.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype", "options", "told"),
     [
@@ -78,6 +79,7 @@ def read_png(path: Path) -> np.ndarray:
     return np.array(Image.open(path))
 
 
+@pytest.mark.slow
 def test_the_command_takes_a_file_and_imports_no_torch(runs: dict[str, tuple[TrainRun, Path]], tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "image.tif", pixels(40, 30))
     code = "import sys; from unetkit.cli import cli; cli(sys.argv[1:], standalone_mode=False)"

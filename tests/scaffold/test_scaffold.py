@@ -429,6 +429,7 @@ assert "torch" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_installed_they_are_shown_without_torch(made: Path, site: Path) -> None:
     rows = [line.split() for line in run("-Werror", "-c", SHOW, cwd=made, site=site).splitlines()]
     for kind in (*(kind.title for kind in KINDS), "wrap"):

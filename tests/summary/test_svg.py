@@ -277,6 +277,7 @@ def test_what_belongs_to_no_level_is_not_drawn_but_counted() -> None:
     assert any(word.startswith("31,031,000 parameters") for word in words(root))
 
 
+@pytest.mark.slow
 def test_a_picture_has_the_format_of_its_ending(tmp_path: Path) -> None:
     net, begins = traced("--encoder resnet18 --fuse add"), {"svg": b"<svg", "png": b"\x89PNG", "pdf": b"%PDF"}
     for ending, begin in begins.items():

@@ -189,6 +189,7 @@ def test_a_run_from_other_weights_freezes_only_these_and_remembers_them_when_res
     assert len(equal(one, other)) == len(one)
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_rests_where_it_was_loaded_and_new_layers_train(tmp_path: Path) -> None:
     torch.save(timm.create_model("test_vit", in_chans=1).state_dict(), tmp_path / "vit.pt")
     line = f"--encoder test_vit --size 32 --seed 3 --pretrained {tmp_path / 'vit.pt'}"
