@@ -70,6 +70,8 @@ class BlockSequence(nn.Sequential):
 class UNet(Network):
     """An encoder, decoder stages, and a head.
 
+    `_decode` is the forward pass; `Network.forward` returns all of its outputs in training and the logits in eval mode.
+
     Attributes:
         encoder: gives a map for each of its strides, shallow to deep; see `unetkit.protocols` for each part.
         stages: the decoder stages, deep to shallow.
@@ -137,10 +139,11 @@ class UNet(Network):
         size = size_of(x)
         x = self.pad_input(x)
         padded = size_of(x)
-        maps: list[Tensor] = self.encoder(x)
-        x, decoded = maps[-1], []
-        for stage, skip in zip(self.stages, self.skips, strict=True):
-            x = stage(x, None if skip is None else maps[skip], None if self.valid else padded)
+        maps = self.encoder(x)
+        skips = (None if index is None else maps[index] for index in self.skips)
+        x, decoded = maps[-1], list[Tensor]()
+        for stage, skip in zip(self.stages, skips, strict=True):
+            x = stage(x, skip, None if self.valid else padded)
             decoded.append(x)
         outputs = self._check_outputs(self.head(x))
         logits = self._resize_logits(prediction_of(outputs), padded)
