@@ -17,6 +17,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 
 from unetkit.errors import UnknownNameError
+from unetkit.utils.file_digest import short_digest
 
 #: Makes a package of this module. Its modules are found by `_FileFinder` only.
 __path__: list[str] = []
@@ -108,3 +109,18 @@ class _FileFinder:
 
 
 sys.meta_path.append(_FileFinder)
+
+
+def digest_plugin(target: str) -> str:
+    """Return a digest of the source of a plugin: of its file or module, or of all files of its package."""
+    file = Path(target).expanduser()
+    if file.is_file():
+        return short_digest(file.read_bytes())
+    try:
+        spec = importlib.util.find_spec(target.partition(":")[0])
+    except (ImportError, ValueError):
+        spec = None
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
+    files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
+    files += [Path(spec.origin)] if spec and spec.origin and not folders else []
+    return short_digest(*(path.read_bytes() for path in files))

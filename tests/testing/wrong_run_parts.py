@@ -150,6 +150,14 @@ class FloatMask(Step):
         return pixels._replace(mask=pixels.mask.float())
 
 
+@wrong("augmentation", "transform", r"the image has values that are not finite$")
+class Root(Step):
+    """The root of all values, some of which are below 0."""
+
+    def __call__(self, pixels: SampleTensors, draw: Generator) -> Any:
+        return pixels._replace(image=pixels.image**0.5)
+
+
 @wrong("augmentation", "transform", r"returns a Tensor; expected SampleTensors\(image, mask, weight\)$")
 class OnlyImage(Step):
     """The image alone."""
@@ -251,13 +259,13 @@ def noisy() -> DatasetSplits:
     return changed(_new_noise)
 
 
-@wrong("dataset", "samples", r"its name image is also in train$")
+@wrong("dataset", "samples", r"its name image is also that of image \d of train$")
 def nameless() -> DatasetSplits:
     """One name for all images."""
     return changed(_same_name)
 
 
-@wrong("dataset", "samples", r"its image is uint8 of 1x16x16; expected finite float32 of 1xHxW$")
+@wrong("dataset", "samples", r"its image is uint8 of 1x16x16; expected float32 of 1xHxW$")
 def of_bytes() -> DatasetSplits:
     """Images of bytes."""
     return changed(_bytes)

@@ -20,6 +20,7 @@ from unetkit.cli import cli
 from unetkit.errors import OptionError, PluginError, UnknownNameError
 from unetkit.testing import check_plugin
 from unetkit.train.checkpoint import read_run
+from unetkit.train.trainer import TrainCallback
 
 PLUGIN = '''
 from functools import partial
@@ -235,6 +236,13 @@ class Halves:
         return pixels._replace(image=pixels.image[:, ::2, ::2])
 
 
+class Root:
+    """The root of all values, some of which are below 0."""
+
+    def __call__(self, pixels, draw):
+        return pixels._replace(image=pixels.image**0.5)
+
+
 class Bytes:
     """Masks of 0 and 255."""
 
@@ -273,6 +281,7 @@ def unetkit_register(parts):
     parts.losses.add("scalar", Scalar)
     parts.losses.add("fails", Fails)
     parts.augmentations.add("halves", Halves)
+    parts.augmentations.add("root", Root)
     parts.datasets.add("no-val", no_val)
     parts.datasets.add("bytes", bytes_)
     parts.optimizers.add("three", three)
@@ -285,6 +294,7 @@ def unetkit_register(parts):
         ({"loss": "scalar"}, r"--loss scalar \(of wrong\) .* no dimensions; "),
         ({"loss": "bce+fails"}, r"--loss fails \(of wrong\) .*RuntimeError: shape"),
         ({"augment": "halves"}, r"--augment halves \(of wrong\): .*int64 of 32x32"),
+        ({"augment": "root"}, r"--augment root \(of wrong\): .*not finite"),
         ({"data": "no-val"}, r"--data no-val \(of wrong\): .*'val'; .*train, validation\)"),
         ({"data": "bytes"}, r"first image of train: .* 0 to 255"),
         ({"optimizer": "three"}, r"--optimizer three: `create` returns a int"),
@@ -299,6 +309,30 @@ def test_what_is_wrong_in_a_plugin_ends_a_run_with_one_line(
     with pytest.raises(PluginError, match=message) as refusal:
         train.run("--encoder plain:widths=[4,8]", tmp_path / "run", parts=parts, device="cpu", **given)
     assert len(str(refusal.value).splitlines()) == 1
+
+
+def test_a_run_that_goes_on_with_another_code_of_a_plugin_says_so(tmp_path: Path) -> None:
+    class Notes(TrainCallback):
+        def on_step_end(self, done: int, loss: float) -> None:
+            raise KeyboardInterrupt
+
+        def on_note(self, note: str) -> None:
+            notes.append(note)
+
+    notes: list[str] = []
+    file = tmp_path / "mine.py"
+    file.write_text(PLUGIN)
+    given: dict[str, Any] = {"data": "cells:count=2,val=1,test=1,size=32", "device": "cpu", "callback": Notes()}
+    with pytest.raises(KeyboardInterrupt):
+        train.run("--encoder plain:widths=[4,8]", tmp_path / "run", plugins=[str(file)], loss="power", **given)
+    assert [*read_run(tmp_path / "run").code] == ["mine"]
+    for edited in (False, True):
+        if edited:
+            file.write_text(f"{PLUGIN}# edited\n")
+        with pytest.raises(KeyboardInterrupt):
+            train.resume(tmp_path / "run", callback=Notes())
+        assert [note for note in notes if "mine" in note] == notes
+        assert len(notes) == edited
 
 
 def test_a_runs_folder_has_the_whole_path_of_a_plugins_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -489,6 +489,37 @@ def test_an_image_with_what_is_no_number_is_named(tmp_path: Path) -> None:
     broken = replace(data, splits={**data.splits, "train": Broken("train", 12)})
     with pytest.raises(FileError, match=r"train-7: its image contains NaN or infinity"):
         train.run(TINY, tmp_path / "a", data=broken, **QUICK)
+
+
+class Spoilt(Squares):
+    """Squares of which the image with the number 7 has another mask."""
+
+    def __init__(self, split: str, spoil: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__(split, 12)
+        self.spoil = spoil
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        return sample._replace(mask=self.spoil(sample.mask)) if index == 7 else sample
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda mask: mask[1:], "mask is int64 of 31x32; expected int64 of 32x32"),
+        (lambda mask: torch.nn.functional.pad(mask, (0, 3)), "mask is int64 of 32x35"),
+        (lambda mask: mask + 2, "mask has values from 2 to 3; expected 0 to 1"),
+        (lambda mask: mask.float(), "mask is float32"),
+    ],
+)
+def test_a_mask_that_does_not_fit_its_image_or_the_classes_is_named(
+    split: str, spoil: Callable[[torch.Tensor], torch.Tensor], why: str, tmp_path: Path
+) -> None:
+    data = squares()
+    spoilt = replace(data, splits={**data.splits, split: Spoilt(split, spoil)})
+    with pytest.raises(FileError, match=f"^{split}-7: its {why}"):
+        train.run(TINY, tmp_path / "a", data=spoilt, **{**QUICK, "epochs": 1})
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ The module imports no torch.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import pickle
@@ -15,18 +14,18 @@ import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from importlib.util import find_spec
 from itertools import pairwise, product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from unetkit.errors import BuildError, OptionError, UnetkitError, UnknownNameError, did_you_mean
 from unetkit.options import split_items
 from unetkit.plan import PLAN_FIELDS, PartSpec, Plan
+from unetkit.plugin_files import digest_plugin
 from unetkit.plugins import PluginManager
 from unetkit.predict.engines import missing_packages
-from unetkit.registry import BUILTIN, PART_FIELDS, Parts, Plugin
+from unetkit.registry import BUILTIN, PART_FIELDS, Parts
 from unetkit.resolve import canonical_plan, resolve, signature_of
+from unetkit.utils.file_digest import short_digest
 from unetkit.utils.formatting import Size
 
 if TYPE_CHECKING:
@@ -463,7 +462,7 @@ def row_id(plan: Plan, *condition: object) -> str:
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         advice = "define a class or function that is given in Python at the top level of a module"
         raise OptionError(f"the plan cannot be sent to the process that measures it: {error}; {advice}") from None
-    return _short_digest("\0".join(map(str, (plan, *condition))).encode(), *objects)
+    return short_digest("\0".join(map(str, (plan, *condition))).encode(), *objects)
 
 
 def cache_key(case: Case, baseline: str, owners: Collection[str], manager: PluginManager) -> str:
@@ -478,8 +477,8 @@ def cache_key(case: Case, baseline: str, owners: Collection[str], manager: Plugi
     plans = [case.plan, *([Plan.parse(baseline)] if baseline else [])]
     owners = {*owners}.union(*(_part_owners(plan, manager) for plan in plans)) - {BUILTIN}
     used = [p for p in manager.loaded_plugins() if p.name in owners or manager.implements("unetkit_wrap_model", p)]
-    code = [f"{plugin} {_plugin_digest(plugin)}" for plugin in used]
-    return _short_digest(json.dumps([case.id, *code, *map(_source_code, _python_specs(plans))]).encode())
+    code = [f"{plugin} {digest_plugin(plugin.target)}" for plugin in used]
+    return short_digest(json.dumps([case.id, *code, *map(_source_code, _python_specs(plans))]).encode())
 
 
 def _part_owners(plan: Plan, manager: PluginManager) -> set[str]:
@@ -506,25 +505,3 @@ def _read_source(value: Any) -> str:
         return inspect.getsource(getattr(value, "func", value))
     except (OSError, TypeError):
         return ""
-
-
-def _plugin_digest(plugin: Plugin) -> str:
-    """Return a digest of a plugin's module, or of all source files if it is a package."""
-    file = Path(plugin.target).expanduser()
-    if file.is_file():
-        return _short_digest(file.read_bytes())
-    try:
-        spec = find_spec(plugin.target.partition(":")[0])
-    except (ImportError, ValueError):
-        spec = None
-    folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
-    files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
-    files += [Path(spec.origin)] if spec and spec.origin and not folders else []
-    return _short_digest(*(path.read_bytes() for path in files))
-
-
-def _short_digest(*contents: bytes) -> str:
-    digest = hashlib.sha256()
-    for content in contents:
-        digest.update(len(content).to_bytes(8, "big") + content)
-    return digest.hexdigest()[:12]

@@ -360,6 +360,11 @@ class PluginStep:
             found = self.step(pixels, draw)
         if why := find_step_error(found, pixels):
             raise PluginError(f"--augment {self.name}: {why}")
+        if not found[0].isfinite().all():
+            raise PluginError(
+                f"--augment {self.name}: the image has values that are not finite; a step must also take some values "
+                "below 0 and above 1"
+            )
         return SampleTensors(*found)
 
 

@@ -83,7 +83,7 @@ def _open_named(
     for name, images in data.splits.items():
         with wrap_errors(f"--data {text} (of {owner}): reading the first image of {name} failed"):
             sample = images[0]
-        if why := find_sample_error(sample, data):
+        if why := find_sample_error(sample, data.target, data.channels):
             raise PluginError(f"--data {text} (of {owner}): the first image of {name}: {why}")
     opened: DatasetSplits = replace(data, source=text, is_split=data.is_split and not splits)
     return opened

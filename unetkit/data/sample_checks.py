@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unetkit.data.types import IGNORE, DatasetSplits, Sample, Target
+from unetkit.data.types import IGNORE, NOT_FINITE, Dataset, DatasetSplits, Sample, Target, has_finite_values
+from unetkit.errors import FileError
 
 
 def describe_tensor(value: Any) -> str:
@@ -22,21 +23,34 @@ def _format_shape(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape)) or "no dimensions"
 
 
-def find_sample_error(sample: Any, data: DatasetSplits) -> str:
+class CheckedImages:
+    """The images of a split, each checked when it is read: one that does not fit would fail later, deep in a loss."""
+
+    def __init__(self, images: Dataset, target: Target, channels: int) -> None:
+        self.images, self.target, self.channels = images, target, channels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        """Return a sample. Raise FileError with its name if it does not fit the target or the number of channels."""
+        sample = self.images[index]
+        if why := find_sample_error(sample, self.target, self.channels):
+            raise FileError(f"{getattr(sample, 'name', f'image {index}')}: {why}")
+        return sample
+
+
+def find_sample_error(sample: Any, target: Target, channels: int) -> str:
     """Say in words what is wrong with a sample of a data set; "" if nothing is."""
     if not isinstance(sample, Sample):
         return f"is a {type(sample).__name__}; expected a unetkit.data.types.Sample"
     image: Any = sample.image
     fits = isinstance(image, torch.Tensor) and image.dtype == torch.float32 and image.ndim == 3
-    if not fits or len(image) != data.channels or image.isinf().any():
-        return f"its image is {describe_tensor(image)}; expected finite float32 of {data.channels}xHxW"
-    if error := find_mask_error(sample.mask, data.target, image.shape[-2:]):
+    if not fits or len(image) != channels:
+        return f"its image is {describe_tensor(image)}; expected float32 of {channels}xHxW"
+    if error := find_mask_error(sample.mask, target, image.shape[-2:]):
         return f"its mask {error}"
-    if bool((image.isnan().any(0) & (sample.mask != IGNORE)).any()):
-        return (
-            f"its image is NaN where its mask is not {IGNORE}; expected finite values, or both where there are no data"
-        )
-    return ""
+    return "" if has_finite_values(sample) else NOT_FINITE
 
 
 def find_mask_error(mask: Any, target: Target, size: Iterable[int]) -> str:

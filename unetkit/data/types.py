@@ -135,16 +135,21 @@ class Sample(NamedTuple):
     instances: Tensor | None = None
 
 
-def check_values(sample: Sample) -> Sample:
-    """Return the sample, whose image then can enter a network.
+#: What is wrong with an image whose values would spread to all weights of a network.
+NOT_FINITE = "its image contains NaN or infinity; replace these values, or leave the image out"
 
-    Raises:
-        FileError: The image contains infinity, or NaN where the mask is not IGNORE; it would spread to all weights.
-    """
+
+def has_finite_values(sample: Sample) -> bool:
+    """Return whether the values of the image can enter a network: finite, or NaN where the mask is IGNORE."""
     finite = sample.image.isfinite().all(0)
-    if finite.all() or bool((finite | (sample.image.isnan().all(0) & (sample.mask == IGNORE))).all()):
+    return bool(finite.all() or (finite | (sample.image.isnan().all(0) & (sample.mask == IGNORE))).all())
+
+
+def check_values(sample: Sample) -> Sample:
+    """Return the sample, whose image then can enter a network. Raise FileError if it cannot."""
+    if has_finite_values(sample):
         return sample
-    raise FileError(f"{sample.name}: its image contains NaN or infinity; replace these values, or leave the image out")
+    raise FileError(f"{sample.name}: {NOT_FINITE}")
 
 
 def without_missing(sample: Sample) -> Sample:

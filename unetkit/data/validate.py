@@ -31,6 +31,7 @@ from unetkit.data.folder import (
 from unetkit.data.io import apply_palette, find_missing, known_values, read_header, read_pixels
 from unetkit.data.layout import ImageEntry
 from unetkit.data.mask_encoding import MaskEncoding, MaskScan, Progress, count_codes
+from unetkit.data.sample_checks import find_sample_error
 from unetkit.data.source import is_named_dataset
 from unetkit.data.splits import SplitConfig, group_keys
 from unetkit.data.statistics import FarValue, find_far_value, measure_statistics
@@ -157,14 +158,17 @@ def report_dataset(data: DatasetSplits, progress: Progress | None = None) -> Ite
     total, done = sum(map(len, data.splits.values())), 0
     for split, images in data.splits.items():
         for index in range(len(images)):
-            yield _report_sample(images[index], split, data.target)
+            yield _report_sample(images[index], split, data)
             done += 1
             if progress:
                 progress(done, total)
 
 
-def _report_sample(sample: Sample, split: str, target: Target) -> ImageReport:
-    seen = ImageReport(sample.name, split)
+def _report_sample(sample: Sample, split: str, data: DatasetSplits) -> ImageReport:
+    seen, target = ImageReport(sample.name, split), data.target
+    if why := find_sample_error(sample, target, data.channels):
+        seen.problems.append(f"{sample.name}: {why}")
+        return seen
     _check_image(seen, np.moveaxis(sample.image.numpy(), 0, -1), ())
     mask = sample.mask.numpy()
     planes = mask if target.kind == "multilabel" else [mask == index for index in range(len(target.names))]
@@ -282,7 +286,8 @@ def validate_folder(
             parts=parts,
         )
         _fill(report, [*report_dataset(data, progress)], data.target)
-        _describe_range(report, data.splits.get("train"))
+        if not report.problems:
+            _describe_range(report, data.splits.get("train"))
         return report, [*data.splits.values()], data.target
     found = index_folder(Path(text), rules, ignore, None, progress)
     report.problems, report.notes = found.problems, found.layout.notes

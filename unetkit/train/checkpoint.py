@@ -6,6 +6,7 @@ Each file is written under a temporary name and then renamed, so that a run can 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from unetkit.data.types import Target
 from unetkit.errors import FileError, OptionError, PluginError
 from unetkit.network import Network
 from unetkit.plan import Plan
+from unetkit.plugin_files import digest_plugin
 from unetkit.registry import Parts
 from unetkit.serialization import load
 from unetkit.train.config import TrainConfig
@@ -91,6 +93,12 @@ HEADER, LOG, STATE, BEST, LAST = "run.json", "log.jsonl", "state.pt", "best.safe
 _WEIGHTS = {"best": BEST, "last": LAST}
 
 
+def digest_plugins(names: Collection[str], parts: Parts) -> dict[str, str]:
+    """Return the digest of the source of each of these plugins that is loaded, by name."""
+    loaded = [plugin for plugin in parts.plugins if plugin.loaded and plugin.name in names]
+    return {plugin.name: digest_plugin(plugin.target) for plugin in loaded}
+
+
 @dataclass(frozen=True)
 class TrainRun:
     """The configuration of a training run, and what it found in its data before it began.
@@ -107,6 +115,7 @@ class TrainRun:
         plugins: the files and modules that were given by --plugin.
         owners: the name and version of each plugin that supplies a part of the network, the data set, a loss, a target,
             the augmentation or the optimizer.
+        code: the digest of the source of each plugin in `owners`.
         versions: the versions of unetkit and of the libraries that affect the result.
         command: the command line.
         loaded: the modules and tensors of the network that began with weights that were loaded; see `Network.loaded`.
@@ -124,6 +133,7 @@ class TrainRun:
     splits: dict[str, str] = field(default_factory=dict)
     plugins: tuple[str, ...] = ()
     owners: dict[str, str] = field(default_factory=dict)
+    code: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     command: str = ""
     loaded: tuple[str, ...] = ()
@@ -174,6 +184,11 @@ class TrainRun:
                     "install it, or give its file by --plugin"
                 )
         return parts.prefer(self.owners)
+
+    def list_changed_plugins(self, parts: Parts) -> list[str]:
+        """Return the plugins of the run whose source has changed since it began."""
+        now = digest_plugins(self.owners, parts)
+        return [name for name, digest in self.code.items() if now.get(name) != digest]
 
     def write(self) -> None:
         """Write the header that `read_run` reads."""

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from unetkit.data.rng import derive_seed, numpy_rng
-from unetkit.data.types import Dataset, Sample, check_values
+from unetkit.data.types import Dataset, Sample
 from unetkit.errors import PluginError, UnetkitError
 from unetkit.train.config import TrainConfig
 from unetkit.train.distributed import ProcessGroup
@@ -103,7 +103,7 @@ class AugmentedDataset(TorchDataset[Item]):
             return PluginError(f"training image {key[-1]} cannot be read: {one_line(error)}")
 
     def _load(self, epoch: int, turn: int, index: int) -> TrainSample:
-        sample = check_values(self.images[index])
+        sample = self.images[index]
         weights = self.weigh(sample) if self.weigh else None
         sample, weights = self.augment(sample, weights, derive_seed(self.seed, "augment", epoch, turn, index))
         targets = {name: compute(sample.mask) for name, compute in self.targets.items()}

@@ -52,6 +52,9 @@ class TrainProgress(TrainCallback):
         if self.console.is_terminal:
             self.console.print(f"\r{done} of {count} masks are read" if done < count else "\r\x1b[K", end="")
 
+    def on_note(self, note: str) -> None:
+        self.console.print(f"note     {note}", soft_wrap=True)
+
     def on_train_begin(self, trainer: Trainer) -> None:
         """Print what is trained on which data, and start the progress bar."""
         self.trainer = trainer

@@ -28,7 +28,17 @@ from unetkit.serialization import check_has_names, load
 from unetkit.summary.forward_hooks import find_network
 from unetkit.summary.outputs import describe_output_source
 from unetkit.summary.trace import trace
-from unetkit.train.checkpoint import BEST, HEADER, LAST, STATE, TrainRun, TrainState, read_run, read_state
+from unetkit.train.checkpoint import (
+    BEST,
+    HEADER,
+    LAST,
+    STATE,
+    TrainRun,
+    TrainState,
+    digest_plugins,
+    read_run,
+    read_state,
+)
 from unetkit.train.config import CHANGEABLE, TrainConfig
 from unetkit.train.distributed import ProcessGroup, init_processes
 from unetkit.train.init_weights import load_init_weights
@@ -247,7 +257,7 @@ def run(
         if earlier and (run_parts := _match_command(earlier, state, resolved, config, splits, parts)):
             changes = {name: getattr(config, name) for name in ("data", *CHANGEABLE)}
             train_run = replace(earlier, config=replace(earlier.config, **changes))
-            model, run_parts = _restore(train_run, state, run_parts, parts)
+            model, run_parts = _restore(train_run, state, run_parts, parts, callback if group.is_first else None)
         else:
             state, statistics = TrainState(), statistics or measure_statistics(splits.splits["train"])
             config, run_parts = create_run_parts(config, resolved, splits, statistics.range, parts)
@@ -259,6 +269,7 @@ def run(
             _check_freeze(network, config)
             mean, std = choose_normalization(network, statistics)
             check_has_names(network.plan)
+            owners = find_owners(config, parts, run_parts.output_losses, network)
             train_run = TrainRun(
                 folder,
                 network.plan,
@@ -270,7 +281,8 @@ def run(
                 value_range=statistics.range,
                 splits=list_fingerprints(splits),
                 plugins=tuple(absolute_target(str(name)) for name in plugins),
-                owners=find_owners(config, parts, run_parts.output_losses, network),
+                owners=owners,
+                code=digest_plugins(owners, parts),
                 versions={name: version(name) for name in _VERSIONS},
                 command=command,
                 loaded=network.loaded,
@@ -325,7 +337,7 @@ def resume(
         state = _load_state(train_run.folder)
         resolved = resolve(train_run.plan, parts)
         _, run_parts = create_run_parts(config, resolved, splits, train_run.value_range, parts)
-        model, run_parts = _restore(train_run, state, run_parts, parts)
+        model, run_parts = _restore(train_run, state, run_parts, parts, callback if group.is_first else None)
         Trainer(train_run, splits, model, run_parts, group, state, callback, save_every, borders, check_images).train()
     return train_run
 
@@ -387,8 +399,16 @@ def _check_data(train_run: TrainRun, data: DatasetSplits) -> None:
         )
 
 
-def _restore(train_run: TrainRun, state: TrainState, run_parts: RunParts, parts: Parts) -> tuple[nn.Module, RunParts]:
+def _restore(
+    train_run: TrainRun, state: TrainState, run_parts: RunParts, parts: Parts, callback: TrainCallback | None
+) -> tuple[nn.Module, RunParts]:
     """Load the model of a run, or build it if none was saved, and add what trains its outputs."""
+    if callback and (changed := train_run.list_changed_plugins(parts)):
+        has = "has" if len(changed) == 1 else "have"
+        callback.on_note(
+            f"the code of {' and '.join(changed)} {has} changed since this run began, so that its weights may differ "
+            "from those of a run that was not interrupted"
+        )
     is_saved = state.model and (train_run.folder / LAST).exists()
     with stdout_to_stderr(), ignore_breakpoints():
         # The file contains the pretrained weights; building with the plan would download them again.

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from unetkit.data.border_weights import BorderMaps
-from unetkit.data.types import Dataset, DatasetSplits, Sample, check_values
+from unetkit.data.sample_checks import CheckedImages
+from unetkit.data.types import Dataset, DatasetSplits, Sample
 from unetkit.errors import OptionError, UnetkitError
 from unetkit.serialization import save
 from unetkit.tiling.sliding_window import tiled
@@ -73,7 +74,7 @@ class Validation:
         share = range(self.group.rank, len(self.images), self.group.size)
         for done, index in enumerate(share):
             callback(done, len(share))
-            sample = check_values(self.images[index])
+            sample = self.images[index]
             logits, probabilities = self._forward(network, sample, autocast)
             losses.append(float(self._loss(logits, sample)))
             evaluation.add(sample.name, probabilities, sample)
@@ -120,6 +121,9 @@ class TrainCallback:
 
     def on_scan(self, done: int, count: int) -> None:
         """Called while the data are opened, with the number of masks that were read."""
+
+    def on_note(self, note: str) -> None:
+        """Called with what a user should know about a run that is continued."""
 
     def on_train_begin(self, trainer: Trainer) -> None:
         """Called before the first step."""
@@ -181,8 +185,9 @@ class Trainer:
         self.save_every, self._saved = save_every, monotonic()
         weigh = BorderMaps(*loss.border, Path(borders or run.folder / "borders")) if loss.border else None
         targets = {name: one.target for name, one in run_parts.output_losses.items()}
-        train = AugmentedDataset(data.splits["train"], run_parts.augment, weigh, run.normalize, config.seed, targets)
-        self.loader = Loader(train, config, group, workers=_count_workers(config.workers, group.device))
+        train, val = (CheckedImages(data.splits[name], run.target, run.channels) for name in ("train", "val"))
+        augmented = AugmentedDataset(train, run_parts.augment, weigh, run.normalize, config.seed, targets)
+        self.loader = Loader(augmented, config, group, workers=_count_workers(config.workers, group.device))
         height, width = config.crop or (0, 0)
         planes = 4 * run.channels + 4
         for maps in (run.target, *(target.maps for target in targets.values())):
@@ -190,7 +195,7 @@ class Trainer:
         #: Why fewer processes load data than were asked for; "" if as many do.
         self.fewer_workers = self.loader.limit_workers(config.batch_size * height * width * planes)
         self.image_check = ImageCheck(data.splits if check_images else {})
-        self.validation = Validation(data.splits["val"], run, loss, weigh, group)
+        self.validation = Validation(val, run, loss, weigh, group)
         self.stepper = Stepper(network, config, run_parts, group, self.loader.total_steps)
         if state.model:
             self.stepper.load_from(state)

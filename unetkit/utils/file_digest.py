@@ -1,6 +1,7 @@
-"""A digest of an exported model's files, stored in one of them, so that damage and edits are detected.
+"""Digests of files: a short one that tells contents apart, and that of an exported model.
 
-This is not a signature: whoever edits a file can compute the digest again.
+The digest of an exported model is stored in one of its files, so that damage and edits are detected. This is not a
+signature: whoever edits a file can compute the digest again.
 """
 
 from __future__ import annotations
@@ -72,3 +73,11 @@ def digest_of(contents: Sequence[bytes], index: int, at: int) -> bytes:
         else:
             digest.update(view)
     return digest.hexdigest().encode()
+
+
+def short_digest(*contents: bytes) -> str:
+    """Return twelve characters that tell contents apart."""
+    digest = sha256()
+    for content in contents:
+        digest.update(len(content).to_bytes(8, "big") + content)
+    return digest.hexdigest()[:12]

@@ -301,7 +301,8 @@ def _check_result(found: Any, given: SampleTensors, prefix: str) -> None:
 
 def _random_sample(channels: int, labels: int, size: tuple[int, int], has_weight: bool) -> SampleTensors:
     source = torch.Generator().manual_seed(sum(size))
-    image = torch.rand(channels, *size, generator=source)
+    # From 0 to 1 but for outliers, as the range of training images leaves some values out on both sides.
+    image = 1.2 * torch.rand(channels, *size, generator=source) - 0.1
     mask = torch.randint(2 if labels else 4, (labels, *size) if labels else size, generator=source)
     mask[..., 0, :2] = IGNORE
     return SampleTensors(image, mask, torch.rand(size, generator=source) if has_weight else None)
@@ -374,15 +375,16 @@ def check_dataset(subject: PartSubject) -> None:
     data = _make(subject, *wiring)
     if why := find_splits_error(data):
         raise Nonconformity(why)
-    names: dict[str, str] = {}
+    names: dict[str, tuple[str, int]] = {}
     for split, images in data.splits.items():
         for index in {0, len(images) // 2, len(images) - 1}:
             sample = _call(f"image {index} of {split} ", images.__getitem__, index)
             prefix = f"image {index} of {split}: "
-            if why := find_sample_error(sample, data):
+            if why := find_sample_error(sample, data.target, data.channels):
                 raise Nonconformity(f"{prefix}{why}")
-            if names.setdefault(sample.name, split) != split:
-                raise Nonconformity(f"{prefix}its name {format_value(sample.name)} is also in {names[sample.name]}")
+            if names.setdefault(sample.name, (split, index)) != (split, index):
+                place = "image {1} of {0}".format(*names[sample.name])
+                raise Nonconformity(f"{prefix}its name {format_value(sample.name)} is also that of {place}")
             if not _is_same_sample(sample, images[index]):
                 raise Nonconformity(f"{prefix}it differs at the second access; a sample must be the same each time")
         copied = _call(f"pickling {split} ", lambda held: pickle.loads(pickle.dumps(held)), images)  # noqa: S301
