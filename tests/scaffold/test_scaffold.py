@@ -265,7 +265,7 @@ def check(name: str, kind: str, files: dict[str, str]) -> None:
     trees = {path: ast.parse(text) for path, text in files.items() if path.endswith(".py")}
     assert {path.split("/")[0] for path in trees} == {package, "tests"}
     registered = re.findall(r'"(\w+)\.(\w+):(\w+)"', files[f"{package}/__init__.py"])
-    number = {"command": 0, "metric": 2}.get(kind, 1)
+    number = {"command": 0, "metric": 3}.get(kind, 1)
     assert [(home, module) for home, module, _ in registered] == [(package, kind)] * number
     for _, module, attr in registered:
         body = trees[f"{package}/{module}.py"].body
@@ -437,7 +437,7 @@ def test_installed_they_are_shown_without_torch(made: Path, site: Path) -> None:
         assert [row for row in rows if row and row[0] == row[-1] == name], rows  # in the list, with its owner
         assert [row[-1] for row in rows if row[:2] == [name, "0.1.0"]] == ["loaded"], rows
     assert [row for row in rows if row[:3] == ["my.own_command-2", "Count", "the"]], rows
-    for name in ("my.own_metric-2", "my.own_metric-2-time"):
+    for name in ("my.own_metric-2", "my.own_metric-2-time", "my.own_metric-2-worst"):
         assert [row for row in rows if ["metric", name] in (row[:2], row[-3:-1])], rows
 
 
@@ -450,5 +450,5 @@ def test_installed_they_pass_their_own_tests(made: Path, site: Path) -> None:
     assert not re.search(r"\bwarnings?\b", shown), shown
     for kind in TITLES:
         file = f"test_unetkit_my_own_{kind}_2.py"
-        assert len(re.findall(rf"{file}::test_\w+ PASSED", shown)) == (2 if kind == "wrap" else 1), shown
+        assert len(re.findall(rf"{file}::test_\w+ PASSED", shown)) == (2 if kind in ("wrap", "metric") else 1), shown
         assert re.search(rf"{file}::test_conforms\[.* PASSED", shown), shown

@@ -82,8 +82,8 @@ class PluginNames:
             self.check_command()
             return
         registry = default_parts()["head" if title == "wrap" else title]
-        for name in (self.part, f"{self.part}-time") if title == "metric" else (self.part,):
-            self.check_part(registry, name)
+        for ending in ("", "-time", "-worst") if title == "metric" else ("",):
+            self.check_part(registry, self.part + ending)
 
     def check_part(self, registry: Registry, name: str) -> None:
         """Reject the name of an existing part, or one that the registry does not allow."""
@@ -144,7 +144,7 @@ _SUMMARIES = {
     "augmentation": "An augmentation for unetkit: random erasing.",
     "optimizer": "An optimizer for unetkit: RMSprop.",
     "format": "An export format for unetkit: TorchScript.",
-    "metric": "Metrics for unetkit: the largest layer's share, and a pass that gives classes.",
+    "metric": "Metrics for unetkit: the largest layer, predicted classes, the worst image.",
 }
 
 #: The largest line length of the generated code: the default of formatters.
@@ -227,6 +227,8 @@ def _suffix(names: PluginNames) -> str:
 
 def _help_line(names: PluginNames, kind: Kind) -> str:
     """Return where the example is documented, or how it is used."""
+    if kind.title == "metric":
+        return f"`{names.part}-worst` is a metric of trained networks; it needs `--data`, too."
     if kind.title == "target":
         return f'A head trains an output on it by `unetkit.Output("{names.part}")`.'
     command = (
