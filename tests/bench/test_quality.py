@@ -151,6 +151,15 @@ def test_two_runs_are_compared_seed_by_seed(run: BenchRun, tmp_path: Path) -> No
     assert any("other images" in note for note in diff_runs(run, other).notes)
 
 
+def test_runs_of_one_seed_are_compared_without_an_interval(tmp_path: Path) -> None:
+    for name, shift in (("a", 0.0), ("b", 0.1)):
+        write_trained_run(tmp_path / name, seeds=1, images=3, shift=shift)
+    done = CliRunner().invoke(cli, ["bench", "diff", str(tmp_path / "a"), str(tmp_path / "b"), "--json"])
+    changes = [one for one in json.loads(done.output)["changes"] if one["metric"] == "miou"]
+    assert {one["verdict"] for one in changes} == {"inconclusive"}
+    assert all(one["difference"][0] < 0 and one["difference"][1:] == [None, None] for one in changes)
+
+
 def test_commands_print_what_is_stored(run: BenchRun) -> None:
     for arguments in (
         ["--sort=-miou"],

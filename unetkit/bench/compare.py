@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import exp, isclose, log
+from math import exp, isclose, isfinite, log
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -65,7 +65,7 @@ class Change:
         ratio: of a timed metric, the ratio to the baseline in B divided by that in A, with its 95% confidence interval.
         ratios: of a timed metric, the ratios to the baseline in A and in B.
         difference: of a metric of trained networks, the mean of B minus A over the common seeds, with the bounds of its
-            95% confidence interval.
+            95% confidence interval; NaN with one seed.
         note: why `a` or `b` is missing, or what disturbed the timing.
     """
 
@@ -450,7 +450,8 @@ def _format_change(change: Change) -> str:
     if change.ratio:
         return format_interval(change.ratio)
     if change.difference:
-        return "{:+.4f} ({:+.4f} to {:+.4f})".format(*change.difference)
+        mean, low, high = change.difference
+        return f"{mean:+.4f} ({low:+.4f} to {high:+.4f})" if isfinite(low) else f"{mean:+.4f}"  # of one seed
     return format_ratio(change.b / change.a) if change.a and change.b else ""
 
 
@@ -462,6 +463,7 @@ def _change_to_dict(change: Change) -> dict[str, Any]:
         "factors": row.factors,
         "metric": metric.name if metric else None,
         "unit": metric.unit if metric else None,
-        **{key: getattr(change, key) for key in ("a", "b", "ratios", "difference", "verdict", "note")},
+        **{key: getattr(change, key) for key in ("a", "b", "ratios", "verdict", "note")},
+        "difference": change.difference and [value if isfinite(value) else None for value in change.difference],
         "ratio": asdict(change.ratio) if change.ratio else None,
     }
