@@ -650,6 +650,8 @@ def test_a_plugin_that_was_a_file_or_fails_here(tmp_path: Path, capsys: pytest.C
     with pytest.raises(PluginError, match=r"plugin inner, .*; parts=.*load_parts\(\['inner.py'\]\)"):
         unetkit.load(path)
     assert str(tmp_path) not in opened(path)[1]["plugins"]
+    with pytest.raises(PluginError, match=r"without \.py: .*other\.py is plugin other"):
+        unetkit.load(path, parts=unetkit.load_parts([source.rename(tmp_path / "other.py")]))
     source.write_text("1 / 0\n")
     with pytest.raises(PluginError, match=r"plugin inner, .*failed .*ZeroDivisionError"):
         unetkit.load(path, parts=unetkit.load_parts([source]))

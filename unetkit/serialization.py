@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -288,13 +288,21 @@ def _check_plugins(path: Path, saved: list[_SavedPlugin], parts: Parts) -> str:
     if absent:
         names = ", ".join(f"{plugin.name} {plugin.version}".strip() for plugin in absent)
         are = "s {}, which are not here" if len(absent) > 1 else " {}, which is not here"
-        raise PluginError(f"{path} was built with plugin{are.format(names)}; {_installation_advice(absent)}")
+        note = describe_other_files(parts, {plugin.name for plugin in saved})
+        raise PluginError(f"{path} was built with plugin{are.format(names)}; {_installation_advice(absent)}{note}")
     others = [
         f"plugin {name} was {version_ or 'a file'} and is {here[name].version or 'a file'}"
         for name, version_, _, _ in saved
         if here[name].version != version_
     ]
     return f" ({', '.join(others)})" if others else ""
+
+
+def describe_other_files(parts: Parts, names: Container[str]) -> str:
+    """Return a note on plugin files that are loaded under other names, such as a renamed file; "" if there are none."""
+    files = [plugin for plugin in parts.plugins if plugin.loaded and plugin.target.endswith(".py")]
+    others = [f"{plugin.target} is plugin {plugin.name}" for plugin in files if plugin.name not in names]
+    return f"; a plugin file is known by its name without .py: {', '.join(others)}" if others else ""
 
 
 def _installation_advice(absent: list[_SavedPlugin]) -> str:

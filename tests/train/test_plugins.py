@@ -135,6 +135,8 @@ def test_it_is_evaluated_and_resumed_with_the_plugin(run: train.TrainRun, tmp_pa
     without.write()
     with pytest.raises(PluginError, match=rf"{re.escape(str(tmp_path))} was trained with plugin mine"):
         train.resume(tmp_path)
+    with pytest.raises(PluginError, match=r"without \.py: .*other\.py is plugin other"):
+        without.prefer_plugins(unetkit.load_parts([other]))
 
 
 def test_the_commands_know_its_names(plugin: Path, tmp_path: Path) -> None:

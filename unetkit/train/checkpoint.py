@@ -21,7 +21,7 @@ from unetkit.network import Network
 from unetkit.plan import Plan
 from unetkit.plugin_files import digest_plugin
 from unetkit.registry import Parts
-from unetkit.serialization import load
+from unetkit.serialization import describe_other_files, load
 from unetkit.train.config import TrainConfig
 from unetkit.utils.files import atomic_write
 
@@ -181,7 +181,7 @@ class TrainRun:
             if name not in loaded:
                 raise PluginError(
                     f"{self.folder} was trained with plugin {f'{name} {plugin_version}'.strip()}, which is not loaded; "
-                    "install it, or give its file by --plugin"
+                    f"install it, or give its file by --plugin{describe_other_files(parts, self.owners)}"
                 )
         return parts.prefer(self.owners)
 
