@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.bench.conftest import run_cli
 from tests.bench.example_runs import made_run
 from unetkit.bench.builtin_metrics import BenchModel, memory, training, training_memory
 from unetkit.bench.grid import Mode
@@ -131,6 +132,16 @@ def test_a_metric_that_is_gone_does_not_lock_a_folder(tmp_path: Path) -> None:
     writer.close()
     assert [one.command for one in read_results(tmp_path).commands] == ["", "again"]
     assert len({metric.name for metric in header.metrics}) == len(made.header.metrics)
+
+
+def test_an_unknown_name_says_which_plugin_file_a_folder_used(tmp_path: Path) -> None:
+    made = made_run(tmp_path)
+    writer = ResultsWriter(tmp_path)
+    writer.start(made.header, "", [])
+    writer.append(replace(made.rows[0], command="unetkit --plugin /a/energies.py bench --encoder resnet18"))
+    writer.close()
+    result = run_cli("--encoder", "resnet18", "--metrics", "energy", "--out", str(tmp_path))
+    assert "; this benchmark used the plugin energies; give its file by --plugin" in str(result.exception)
 
 
 def test_a_training_step_that_a_norm_cannot_take_is_refused_in_plain_words() -> None:

@@ -15,6 +15,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +312,12 @@ class ResultsFile:
         self.numbers = {key: number for key, number in self.numbers.items() if key in self.rows or key in planned}
         for row_id in command.planned:
             self.numbers.setdefault(row_id, max(self.numbers.values(), default=0) + 1)
+
+    @property
+    def plugins(self) -> list[str]:
+        """The files and modules that were given by --plugin for the rows, as the command of each row repeats them."""
+        tokens = [token for row in self.rows.values() for token in pairwise(shlex.split(row.command))]
+        return [*dict.fromkeys(value for option, value in tokens if option == "--plugin")]
 
     def is_done(self, row_id: str, cache_key: str, *, retry_failed: bool) -> bool:
         """Return whether a row need not be measured.

@@ -23,7 +23,7 @@ from unetkit.bench.results import ResultsFile, ResultsWriter
 from unetkit.bench.training import FIELDS, TRAINING_AXES, combine_trainings, parse_training_axis
 from unetkit.cli.command import config_options, take_config_values
 from unetkit.cli.options import Command, Group, complete_part, get_manager, get_parts
-from unetkit.errors import OptionError, UnetkitError
+from unetkit.errors import OptionError, UnetkitError, UnknownNameError
 from unetkit.plan import PlanField
 from unetkit.plugins import PluginManager
 from unetkit.registry import BUILTIN, PART_FIELDS, MetricInfo, Parts
@@ -214,11 +214,25 @@ def _make_runner(ctx: click.Context, given: dict[str, Any]) -> BenchRunner:
     values, absent = take_config_values(BenchConfig, {**given}), tuple[MetricInfo, ...]()
     if given.get("out"):
         values, given, absent = inherit_settings(given["out"], values, given, manager)
+    advice = _advise_on_plugins(given["out"], manager) if given.get("out") else ""
     for metric in absent:
         line = f"metric {metric.name} of plugin {metric.owner} was not found, so it is not measured for new rows"
-        click.echo(f"unetkit: {line}", err=True)
+        click.echo(f"unetkit: {line}{advice}", err=True)
     config = BenchConfig(**values, plugins=plugins)
-    return BenchRunner(parse_grid(given, manager.parts), config, manager, absent_metrics=absent)
+    try:
+        return BenchRunner(parse_grid(given, manager.parts), config, manager, absent_metrics=absent)
+    except UnknownNameError as error:
+        raise UnknownNameError(f"{str(error).partition(';')[0]}{advice}" if advice else str(error)) from error
+
+
+def _advise_on_plugins(folder: Path, manager: PluginManager) -> str:
+    """Return which plugins of the rows in a folder were given by --plugin and are not loaded; "" if there are none."""
+    loaded = {plugin.name for plugin in manager.loaded_plugins()}
+    targets = ResultsFile(folder).plugins if folder.is_dir() else []
+    names = [name for target in targets if (name := Path(target).name.removesuffix(".py")) not in loaded]
+    is_one, listed = len(names) == 1, ", ".join(names)
+    what = f"plugin {listed}; give its file" if is_one else f"plugins {listed}; give their files"
+    return f"; this benchmark used the {what} by --plugin" if names else ""
 
 
 def parse_grid(given: dict[str, Any], parts: Parts) -> list[Case]:
