@@ -330,6 +330,15 @@ def test_what_does_not_fit_is_refused_in_one_line(cells: Path, photos: Path, tmp
     assert called(cells, "--split", "most").exit_code == 2
 
 
+def test_what_a_benchmark_left_is_refused_with_its_own_advice(cells: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "seed-0"
+    folder.mkdir()
+    shutil.copy(cells / "run.json", folder)
+    assert f"give {folder}" in refused(tmp_path)
+    (folder / "result.json").touch()
+    assert "--keep-weights" in refused(folder)
+
+
 def test_masks_with_more_classes_than_the_run_are_refused_by_file(photos: Path, tmp_path: Path) -> None:
     other = drawn(tmp_path / "other", names=(*NAMES, "sea", "car"), told=False)
     assert "photo0.png" in refused(photos, "--data", other)

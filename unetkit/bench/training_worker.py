@@ -29,7 +29,7 @@ from unetkit.plugins import load_manager
 from unetkit.predict.evaluate import score_images
 from unetkit.registry import BUILTIN, Parts
 from unetkit.resolve import resolve
-from unetkit.train.checkpoint import BEST, HEADER, LAST, LOG, STATE, TrainRun, read_run, read_state
+from unetkit.train.checkpoint import BENCH_RESULT, BEST, HEADER, LAST, LOG, STATE, TrainRun, read_run, read_state
 from unetkit.train.config import TrainConfig
 from unetkit.train.image_check import ImageCheck
 from unetkit.train.metrics import Evaluation
@@ -42,7 +42,7 @@ from unetkit.utils.system import peak_private_memory
 
 #: Files of a training's folder beside those of `unetkit train`: the counts of each scored image, the predicted masks,
 #: and what the training emitted, which is written last.
-SCORES, PREDICTIONS, RESULT = "scores.npz", "predictions.npz", "result.json"
+SCORES, PREDICTIONS, RESULT = "scores.npz", "predictions.npz", BENCH_RESULT
 #: Files that a finished training leaves.
 _KEPT = (HEADER, LOG, SCORES, PREDICTIONS, RESULT)
 WEIGHTS = (BEST, LAST)

@@ -91,6 +91,8 @@ def read_state(path: Path) -> TrainState:
 #: The files in the folder of a run.
 HEADER, LOG, STATE, BEST, LAST = "run.json", "log.jsonl", "state.pt", "best.safetensors", "last.safetensors"
 _WEIGHTS = {"best": BEST, "last": LAST}
+#: The file that `unetkit bench` writes in the folder of a training when it is finished.
+BENCH_RESULT = "result.json"
 
 
 def digest_plugins(names: Collection[str], parts: Parts) -> dict[str, str]:
@@ -165,6 +167,11 @@ class TrainRun:
             raise OptionError(f"weights={weights!r}: must be {' or '.join(_WEIGHTS)}")
         path = self.folder / _WEIGHTS[weights]
         if not path.exists():
+            if (self.folder / BENCH_RESULT).exists():
+                raise FileError(
+                    f"{self.folder} has no {path.name}: its training is finished, and `unetkit bench` removed the "
+                    "weights, which it keeps of the best row only; benchmark with --keep-weights"
+                )
             raise FileError(
                 f"{self.folder} has no {path.name} yet, because no epoch is complete; continue the run with --resume"
             )
@@ -208,9 +215,9 @@ def read_run(folder: str | Path) -> TrainRun:
     folder = Path(folder)
     path = folder / HEADER
     if not path.is_file():
-        raise FileError(
-            f"{folder} is not a training run: it does not contain {HEADER}; give the folder that `unetkit train` wrote"
-        )
+        seeds = sorted(folder.glob(f"seed-*/{HEADER}"))
+        advice = seeds[0].parent if seeds else "the folder that `unetkit train` wrote"
+        raise FileError(f"{folder} is not a training run: it does not contain {HEADER}; give {advice}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         names = tuple(values["target"]["names"])
