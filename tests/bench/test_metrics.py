@@ -12,7 +12,7 @@ from tests.bench.conftest import run_cli
 from tests.bench.example_runs import made_run
 from unetkit.bench.builtin_metrics import BenchModel, memory, training, training_memory
 from unetkit.bench.grid import Mode
-from unetkit.bench.metrics import collect_metrics
+from unetkit.bench.metrics import collect_metrics, describe_failure, to_number
 from unetkit.bench.results import ResultsWriter, read_results
 from unetkit.cli.bench import inherit_settings
 from unetkit.errors import InputSizeError, PluginError, UnknownNameError
@@ -142,6 +142,19 @@ def test_an_unknown_name_says_which_plugin_file_a_folder_used(tmp_path: Path) ->
     writer.close()
     result = run_cli("--encoder", "resnet18", "--metrics", "energy", "--out", str(tmp_path))
     assert "; this benchmark used the plugin energies; give its file by --plugin" in str(result.exception)
+
+
+def test_an_error_of_a_plugins_metric_says_where_it_is(tmp_path: Path) -> None:
+    [metric] = collect_metrics(manager_of(tmp_path, mine="pass"), ["mine"])
+    for number, message, line in (
+        (None, "AttributeError: ", 6),
+        (torch.zeros(2), "it returns a Tensor; expected a", 4),
+    ):
+        with pytest.raises((AttributeError, PluginError)) as refused:
+            to_number(number if line == 4 else metric.load()(number))
+        said = describe_failure(metric, refused.value)
+        assert said.startswith(message)
+        assert said.endswith(f"({tmp_path}/mine.py:{line})")
 
 
 def test_a_training_step_that_a_norm_cannot_take_is_refused_in_plain_words() -> None:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import replace
+from pathlib import Path
+from traceback import walk_tb
+from typing import Any
 
-from unetkit.errors import OptionError, UnetkitError, UnknownNameError
+from unetkit.errors import OptionError, PluginError, UnetkitError, UnknownNameError
 from unetkit.plugins import PluginManager, default_parts
-from unetkit.registry import Metric, MetricInfo
+from unetkit.registry import BUILTIN, Metric, MetricInfo
+from unetkit.utils.formatting import format_place
+from unetkit.utils.isolation import one_line
 
 #: Metrics that need no weights; they are computed for all rows before any row is timed.
 ANALYTIC_METRICS = ("parameters", "macs", "activations")
@@ -54,6 +59,25 @@ def collect_metrics(manager: PluginManager, names: Iterable[str] = (), *, traine
     if failures:
         raise type(failures[0])("; ".join(map(str, failures)))
     return sorted(metrics, key=lambda one: names.index(one.name) if one.trained and names else -1)
+
+
+def to_number(value: Any) -> float:
+    """Convert the result of a metric to a number; an int stays an int. Raises PluginError if it is none."""
+    try:
+        return int(value) if isinstance(value, int) else float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise PluginError(f"it returns a {type(value).__name__}; expected a number") from error
+
+
+def describe_failure(metric: Metric, error: BaseException) -> str:
+    """Format an error of a metric as one line, with the innermost place in the code of its plugin."""
+    if metric.owner == BUILTIN:
+        return one_line(error)
+    file, line = metric.signature.file, metric.signature.line
+    for frame, number in walk_tb(error.__traceback__):
+        if Path(frame.f_code.co_filename).parent == Path(metric.signature.file).parent:
+            file, line = frame.f_code.co_filename, number
+    return f"{one_line(error)} ({format_place(file, line)})"
 
 
 def check_measured(name: str, measured: Collection[str], option: str) -> None:

@@ -17,6 +17,7 @@ import numpy
 import torch
 
 from unetkit.bench.devices import Slot
+from unetkit.bench.metrics import describe_failure, to_number
 from unetkit.bench.quality_metrics import ScoredRun
 from unetkit.bench.training import DataRequest, TrainingTask, digest_of_header, train_settings
 from unetkit.bench.worker import prepare_process
@@ -36,7 +37,6 @@ from unetkit.train.metrics import Evaluation
 from unetkit.train.runner import create_run_parts, default_crop, fit_plan, list_fingerprints, open_splits, resume, run
 from unetkit.train.trainer import STOPPED
 from unetkit.utils.files import atomic_write
-from unetkit.utils.isolation import one_line
 from unetkit.utils.processes import Emit
 from unetkit.utils.system import peak_private_memory
 
@@ -224,8 +224,9 @@ def _score(trained: TrainRun, data: DatasetSplits, task: TrainingTask, slot: Slo
     best = max((line["epoch"] for line in log if line["best"]), default=len(log))
     epoch = best if has_test else len(log)
     network = trained.network(slot.device, parts, "best" if has_test else "last")
-    wanted = [metric for metric in parts.metrics if metric.name in {name.partition(":")[0] for name in task.metrics}]
-    by_plugin = any(metric.owner != BUILTIN for metric in wanted)
+    names = {name.partition(":")[0] for name in task.metrics}
+    wanted = {metric.name: metric for metric in parts.metrics if metric.name in names}
+    by_plugin = any(metric.owner != BUILTIN for metric in wanted.values())
     masks: list[Any] = []
     evaluation = score_images(
         trained,
@@ -240,19 +241,19 @@ def _score(trained: TrainRun, data: DatasetSplits, task: TrainingTask, slot: Slo
         _write_arrays(trained.folder / PREDICTIONS, {f"{index}": mask for index, mask in enumerate(masks)})
     loss = log[epoch - 1]["val_loss"]
     scored = ScoredRun(trained, network, evaluation, math.nan if loss is None else loss)
-    functions: dict[str, Callable[..., Any]] = {metric.name: metric.load() for metric in wanted}
+    functions: dict[str, Callable[..., Any]] = {metric.name: metric.load() for metric in wanted.values()}
     values: dict[str, float] = {}
     failures: dict[str, str] = {}
     for full_name in task.metrics:
         name, colon, class_name = full_name.partition(":")
         try:
-            number = float(functions[name](scored, class_name) if colon else functions[name](scored))
+            number = to_number(functions[name](scored, class_name) if colon else functions[name](scored))
             if math.isfinite(number):
                 values[full_name] = number
             else:
                 failures[full_name] = f"the score is {number}"
         except Exception as error:  # the metric of a plugin may raise anything
-            failures[full_name] = one_line(error)
+            failures[full_name] = describe_failure(wanted[name], error)
     return {"values": values, "failures": failures, "epoch": epoch}
 
 

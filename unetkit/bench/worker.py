@@ -23,7 +23,7 @@ import torch
 from unetkit.bench.builtin_metrics import BenchModel
 from unetkit.bench.devices import CpuContention, Slot
 from unetkit.bench.grid import Trial
-from unetkit.bench.metrics import ANALYTIC_METRICS
+from unetkit.bench.metrics import ANALYTIC_METRICS, describe_failure, to_number
 from unetkit.bench.ray_engine import library_versions
 from unetkit.bench.timing import time_pair
 from unetkit.builder import build_plan
@@ -182,14 +182,14 @@ def _emit_result(metric: Metric, function: Callable[[], dict[str, Any]], emit: E
         result = function()
     except Exception as error:  # a model or the metric of a plugin may raise anything
         reason = "ran out of memory: " if is_oom(error) or isinstance(error, torch.OutOfMemoryError) else ""
-        result = {"failures": f"{reason}{one_line(error)}"}
+        result = {"failures": f"{reason}{describe_failure(metric, error)}"}
     [(field, value)] = result.items()
     emit({(field, metric.name): value, "current_metric": ""})
 
 
 def _to_number(value: Any) -> float:
     """Convert the result of a metric to a finite number; an int stays an int."""
-    number = int(value) if isinstance(value, int) else float(value)
+    number = to_number(value)
     if not math.isfinite(number):
         raise InputSizeError(f"the metric returned {number}, which is not finite")
     return number

@@ -28,7 +28,8 @@ from unetkit.testing.catalog import (
     SkipCheck,
     one_line,
 )
-from unetkit.testing.source import format_place, iterate_causes
+from unetkit.testing.source import iterate_causes
+from unetkit.utils.formatting import format_place
 from unetkit.utils.isolation import INTERRUPTS
 
 _BY_NAME = {check.name: check for check in CHECKS}

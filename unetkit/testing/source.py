@@ -67,11 +67,3 @@ def iterate_causes(error: BaseException) -> Iterator[BaseException]:
     while seen is not None:
         yield seen
         seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
-
-
-def format_place(file: str, line: int) -> str:
-    """Format a place as "gate.py:12", relative to the current folder if the file is in it; "" if there is no file."""
-    if not file:
-        return ""
-    path = Path(file)
-    return f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}:{line}"

@@ -20,7 +20,8 @@ from unetkit.registry import Entry, Factory, Kind, Parts
 from unetkit.resolve import parse_options, signature_of
 from unetkit.testing.catalog import Nonconformity, SkipCheck, one_line
 from unetkit.testing.contracts import CONTRACTS, Contract, Outputs, PartInput, PositionalArgs
-from unetkit.testing.source import AuthorSource, format_place
+from unetkit.testing.source import AuthorSource
+from unetkit.utils.formatting import format_place
 from unetkit.utils.isolation import INTERRUPTS
 from unetkit.utils.rounding import computes_in, difference_beyond_rounding
 

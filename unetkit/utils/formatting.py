@@ -1,6 +1,8 @@
-"""Numbers, sizes and units as text for people."""
+"""Numbers, sizes, units and places as text for people."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 Size = tuple[int, int]
 
@@ -61,3 +63,11 @@ def format_digits(number: float) -> str:
 def format_ratio(number: float) -> str:
     """Format a ratio: 0.97, 1.43, 12.3."""
     return f"{number:.2f}" if 0.1 <= number < 10 else f"{number:.3g}"
+
+
+def format_place(file: str, line: int) -> str:
+    """Format a place as "gate.py:12", relative to the current folder if the file is in it; "" if there is no file."""
+    if not file:
+        return ""
+    path = Path(file)
+    return f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}:{line}"

@@ -22,8 +22,9 @@ from unetkit.plan import Plan
 from unetkit.plugins import PluginManager
 from unetkit.registry import PART_KINDS, Library, Metric, Parts, Plugin
 from unetkit.testing.catalog import Nonconformity, SkipCheck, one_line
-from unetkit.testing.source import AuthorSource, format_place
+from unetkit.testing.source import AuthorSource
 from unetkit.testing.subject import PartSubject
+from unetkit.utils.formatting import format_place
 
 #: Run in a new process, because this one has already imported torch.
 _LOAD_SCRIPT = """
