@@ -60,9 +60,8 @@ def picture(recipe: str) -> str:
 
 
 def _metrics() -> str:
-    lines = ["| metric | unit | what it is |", "| --- | --- | --- |"]
-    told = [metric.info for metric in OURS.metrics]
-    lines += [f"| `{metric.name}` | {metric.unit} | {metric.summary} |" for metric in told]
+    lines = ["| metric | measures | unit | better | what it is |", "| --- | --- | --- | --- | --- |"]
+    lines += [f"| `{m.name}` | {m.measures} | {m.unit} | {m.better} | {m.info.summary} |" for m in OURS.metrics]
     return "\n".join(lines)
 
 

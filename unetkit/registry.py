@@ -420,6 +420,11 @@ class Metric(Entry):
     per_class: bool = False
 
     @property
+    def measures(self) -> str:
+        """What is measured: a cost, a time, or a trained network, which needs --data."""
+        return "trained network" if self.trained else "time" if self.timed else "cost"
+
+    @property
     def info(self) -> MetricInfo:
         summary = self.signature.summary
         return MetricInfo(self.name, self.unit, self.timed, summary, self.owner, self.better, self.trained)

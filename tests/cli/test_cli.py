@@ -152,6 +152,13 @@ def test_list_of_a_kind_and_a_glob() -> None:
     assert len(encoders.split("\n")) > 1300
 
 
+def test_list_of_metrics_says_what_they_measure() -> None:
+    listed, one = run("list", "metrics").output, run("list", "metrics", "miou").output
+    assert all(word in listed for word in ("measures", "cost", "time", "trained network", "unit", "more"))
+    assert "trained network" in one
+    assert "--data" in one
+
+
 def test_list_of_one_part_says_options_types_defaults_owner_and_place() -> None:
     text = run("list", "up", "transposed").output
     for said in ("kernel", "an integer or none", "one of random, bilinear", "none means the scale", "unetkit"):

@@ -390,9 +390,9 @@ def plan(ctx: click.Context, /, **values: Any) -> None:
 @click.command(cls=Command)
 @click.pass_context
 def metrics(ctx: click.Context) -> None:
-    """List the metrics that can be measured, with unit and meaning.
+    """List the metrics that can be measured, with their units, which numbers are better, and their meanings.
 
-    Metrics of trained networks need --data; that of a class is written with its name, such as iou:road.
+    Metrics of a trained network need --data; that of a class is written with its name, such as iou:road.
     """
     from unetkit.utils.tables import Listing, TableData
 
@@ -400,6 +400,5 @@ def metrics(ctx: click.Context) -> None:
     for metric in collect_metrics(get_manager(ctx), trained=True):
         owner = f" (of {metric.owner})" if metric.owner != BUILTIN else ""
         name = f"{metric.name}:CLASS" if metric.per_class else metric.name
-        measured = "trained networks" if metric.trained else "networks"
-        rows.append([name, measured, metric.info.unit, metric.info.summary + owner])
-    print_listing(Listing([], [TableData(["metric", "of", "unit", "meaning"], rows)], []), None)
+        rows.append([name, metric.measures, metric.info.unit, metric.better, metric.info.summary + owner])
+    print_listing(Listing([], [TableData(["metric", "measures", "unit", "better", "meaning"], rows)], []), None)

@@ -11,7 +11,7 @@ from click.shell_completion import CompletionItem
 from unetkit.cli.options import Command, complete_part, get_parts, summarize_entry
 from unetkit.errors import UnknownNameError
 from unetkit.options import describe_type, format_value
-from unetkit.registry import KINDS, Entry, Parts, Registry
+from unetkit.registry import KINDS, Entry, Metric, Parts, Registry
 from unetkit.utils.tables import TableData, make_console, print_table
 
 if TYPE_CHECKING:  # `unetkit --help` imports this module and does not need rich
@@ -71,8 +71,9 @@ def _print_names(console: Console, registry: Registry, pattern: str) -> None:
         )
     own = [entry for entry in found if entry.library is None]
     if own:
-        rows = [[entry.qualified_name, summarize_entry(entry), entry.owner] for entry in own]
-        print_table(console, TableData(["name", "description", "from"], rows))
+        rows = [[e.qualified_name, summarize_entry(e), *_describe_metric(e), e.owner] for e in own]
+        heads = _METRIC_HEADERS if registry.kind.attribute == "metrics" else []
+        print_table(console, TableData(["name", "description", *heads, "from"], rows))
     for source in registry.libraries:
         names = [entry.qualified_name for entry in found if entry.library == source]
         if names and console.is_terminal:
@@ -84,19 +85,33 @@ def _print_names(console: Console, registry: Registry, pattern: str) -> None:
             console.print("\n".join(names))  # one name a line, for grep
 
 
+_METRIC_HEADERS = ["measures", "unit", "better"]
+
+
+def _describe_metric(entry: Entry) -> list[str]:
+    """Return the cells of a metric under _METRIC_HEADERS; none for a part of another kind."""
+    if not isinstance(entry, Metric):
+        return []
+    return [entry.measures, entry.unit, entry.better]
+
+
 def _print_details(console: Console, entry: Entry) -> None:
     from rich.text import Text
 
     known = entry.signature
     source = f" for all of {entry.library}" if entry.library else ""
     console.print(Text.assemble((entry.qualified_name, "bold"), f": {known.summary}"))
+    if cells := _describe_metric(entry):
+        print_table(console, TableData(_METRIC_HEADERS, [cells]))
+        if isinstance(entry, Metric) and entry.trained:
+            console.print("Only `unetkit bench --data` measures it, since it trains networks.")
     rows = []
     for option in known.options:
         default = "required" if option.required else format_value(option.default, option.type)
         rows.append([option.name, describe_type(option.type), default, option.help])
     if rows:
         print_table(console, TableData(["option", "type", "default", "description"], rows))
-    else:
+    elif not cells:
         console.print("This part has no options.")
     if known.var_keyword:
         console.print(
