@@ -13,7 +13,9 @@ from click.testing import CliRunner, Result
 
 from tests.cli.test_cli import refusal
 from unetkit.cli import cli, main
+from unetkit.cli.plugins import _list_problems
 from unetkit.plugins import default_manager
+from unetkit.registry import Plugin
 from unetkit.testing import CHECKS
 
 COMMAND = """
@@ -253,6 +255,12 @@ def test_check_shows_a_row_a_check_and_a_column_a_part() -> None:
     assert "wrapping" not in shown.stdout
 
 
+def test_only_a_package_slows_every_command() -> None:
+    [line] = _list_problems(Plugin("mine", target="mine", heavy_imports=("torch",)))
+    assert "slows every command" in line
+    assert not [*_list_problems(Plugin("mine", target="mine.py", heavy_imports=("torch",)))]
+
+
 @pytest.mark.slow
 def test_check_fails_where_a_promise_is_broken(tmp_path: Path) -> None:
     file = tmp_path / "narrow.py"
@@ -265,7 +273,7 @@ def test_check_fails_where_a_promise_is_broken(tmp_path: Path) -> None:
     rows = [" ".join(line.split()) for line in shown.stdout.splitlines()]
     assert [row.split()[0] for row in rows if row.endswith("FAIL")] == ["forward", "size"]
     assert any(row.startswith("failed: block narrow: size: ") and "returns 3x5" in row for row in rows), shown.stdout
-    assert "skipped: plugin: imports: imports torch and numpy, " in shown.stdout
+    assert "skipped: plugin: imports: it imports torch and numpy; " in shown.stdout
     assert "(3 because " in rows[-1]
 
 

@@ -113,7 +113,7 @@ def _list_additions(manager: PluginManager, plugin: Plugin) -> list[str]:
 
 
 def _list_problems(plugin: Plugin) -> Iterator[str]:
-    if plugin.heavy_imports:
+    if plugin.heavy_imports and not plugin.target.endswith(".py"):  # a file slows only commands that name it
         yield f"imports {plugin.heavy_imports[0]} when it registers, which slows every command"
     if plugin.error:
         yield plugin.error

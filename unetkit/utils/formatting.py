@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 Size = tuple[int, int]
@@ -18,6 +19,11 @@ def format_count(number: int) -> str:
 def format_plural(count: int, noun: str) -> str:
     """Format a count with its noun: 1 image, 2 images, 1,000 classes."""
     return f"{count:,} {noun if count == 1 else noun + ('es' if noun.endswith('s') else 's')}"
+
+
+def format_names(names: Sequence[str]) -> str:
+    """Format names as a phrase: "torch", "torch and numpy", "torch, numpy and scipy"."""
+    return " and ".join([*([", ".join(names[:-1])] if names[1:] else []), *names[-1:]])
 
 
 def format_bytes(number: int) -> str:

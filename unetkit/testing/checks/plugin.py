@@ -24,7 +24,7 @@ from unetkit.registry import PART_KINDS, Library, Metric, Parts, Plugin
 from unetkit.testing.catalog import Nonconformity, SkipCheck, one_line
 from unetkit.testing.source import AuthorSource
 from unetkit.testing.subject import PartSubject
-from unetkit.utils.formatting import format_place
+from unetkit.utils.formatting import format_names, format_place
 
 #: Run in a new process, because this one has already imported torch.
 _LOAD_SCRIPT = """
@@ -90,10 +90,12 @@ def check_imports(subject: PluginSubject) -> None:
     if error:
         raise Nonconformity(f"it does not load in a new process: {error}")
     if heavy and subject.target.endswith(".py"):
-        raise SkipCheck(f"imports {' and '.join(heavy)}, but is a file, which slows only commands that name it")
+        raise SkipCheck(
+            f"it imports {format_names(heavy)}; since it is a single file, that slows only the commands that name it"
+        )
     if heavy:
         raise Nonconformity(
-            f"imports {' and '.join(heavy)} when it registers, which slows every unetkit command; "
+            f"imports {format_names(heavy)} when it registers, which slows every unetkit command; "
             'register parts as "module:attr", and import torch in that module'
         )
 
