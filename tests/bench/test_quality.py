@@ -47,7 +47,7 @@ def test_rows_are_judged_against_the_first(run: BenchRun) -> None:
     assert "cells (40 train, 10 val, 20 test)" in lines[0]
     assert "test images" in lines[0]
     assert "6 seeds, margin 0.005" in lines[1]
-    assert "3 comparisons is at most 5%" in lines[1]
+    assert "the chance that a verdict in this table is false is at most 5%" in lines[1]
     assert re.match(r"correlation .*: 0\.9", lines[2])
 
 
@@ -75,6 +75,9 @@ def test_a_failed_training_takes_the_verdict_and_is_said(tmp_path: Path) -> None
 def test_few_seeds_are_exploratory_and_looks_say_what_is_missing(tmp_path: Path) -> None:
     few = write_trained_run(tmp_path / "few", seeds=3)
     assert verdicts(few)["resnet18-add"].startswith("exploratory")
+    lines = describe_trainings(RunQuality(few))
+    assert "no verdicts on miou with fewer than 6 seeds" in lines[1]
+    assert not any("correlation" in line for line in lines)
     assert describe_missing_rows(few) == []
     begun = write_trained_run(tmp_path / "begun", seeds=3, looks=(6, 8))
     assert re.match("12 trainings .*: unetkit bench", describe_missing_rows(begun)[0])

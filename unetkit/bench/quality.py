@@ -37,6 +37,8 @@ from unetkit.utils.formatting import format_plural
 
 #: Number of resampled sets of images for an interval.
 _DRAWS = 1000
+#: Smallest number of seeds whose correlation is shown; that of two is always 1 or -1.
+_MIN_CORRELATED = 4
 
 
 @dataclass(frozen=True)
@@ -301,11 +303,15 @@ def describe_trainings(quality: RunQuality) -> list[str]:
         if len(looks) == 1
         else f"looks after {', '.join(map(str, looks[:-1]))} and {looks[-1]} seeds"
     )
-    if comparisons > 0:
-        family = "all pairs of rows" if rules.race else format_plural(comparisons, "comparison")
+    if comparisons > 0 and looks[-1] < MIN_SEEDS:
+        lines.append(
+            f"there are no verdicts on {rules.metric} with fewer than {MIN_SEEDS} seeds, and this run has {looks[-1]}; "
+            f"benchmark with --seeds {MIN_SEEDS} or more"
+        )
+    elif comparisons > 0:
         lines.append(
             f"verdicts on {rules.metric}: {seeds}, margin {rules.margin:g}; "
-            f"the chance of a false one among {family} is at most {rules.alpha:.0%}"
+            f"the chance that a verdict in this table is false is at most {rules.alpha:.0%}"
         )
     if not quality.has_common_images:
         lines.append("each seed has its own validation images, so intervals include how images vary")
@@ -314,6 +320,7 @@ def describe_trainings(quality: RunQuality) -> list[str]:
         for row in quality.run.rows
         if (one := quality.of(row, rules.metric)).comparison
         and one.comparison.correlation == one.comparison.correlation
+        and one.comparison.seeds >= _MIN_CORRELATED
     ]
     if correlations:
         lines.append(f"correlation of a row with the baseline over seeds: {median(correlations):.2f} (median of rows)")
