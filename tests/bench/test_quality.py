@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,17 @@ def test_seeds_and_images_give_wider_intervals_than_seeds(run: BenchRun) -> None
     assert interval is not None
     assert interval[0] < found.difference < interval[1]
     assert quality.image_interval(run.rows[1], "val-loss") is None
+
+
+def test_columns_without_a_value_are_left_out_and_named_metrics_hidden_last(run: BenchRun) -> None:
+    names = [column.name for column in select_columns(make_columns(run), None)]
+    assert "miou-images" in names
+    assert "val-loss-images" not in names  # a loss does not follow from confusion matrices
+    extra = replace(run.header.metrics[0], name="depth")
+    header = replace(run.header, metrics=(*run.header.metrics, extra))
+    commands = (replace(run.commands[0], command="unetkit bench --metrics depth,miou,val-loss"),)
+    ranks = {one.name: one.rank for one in make_columns(replace(run, header=header, commands=commands))}
+    assert ranks["depth"] < ranks["val-loss-difference"] < ranks["miou-images"]
 
 
 def test_a_failed_training_takes_the_verdict_and_is_said(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import functools
 import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from math import isfinite
@@ -97,6 +97,9 @@ def make_columns(run: BenchRun) -> list[Column]:
             columns += [_make_timing_column(metric, column, is_first, times) for column in TIMING_COLUMNS]
         else:
             columns.append(_make_value_column(metric))
+    if any("--metrics" in one.command for one in run.commands):  # then all are named, and hidden last
+        named = {metric.name for metric in run.header.metrics}
+        columns = [replace(one, rank=min(one.rank, SHORTENING)) if one.name in named else one for one in columns]
     return columns
 
 
@@ -136,6 +139,7 @@ def _make_quality_columns(metric: MetricInfo, quality: RunQuality) -> list[Colum
         return "" if interval is None else f"{interval[index]:+.4f}"
 
     compared = functools.partial(_of_comparison, number="{:+.4f}")
+    images_rank = 6 if any(map(images_text, quality.run.rows)) else HIDDEN
     others = "Also for other images: the 95% interval of the difference if seeds and images are resampled"
     return [
         column("", "Mean over the seeds.", lambda q: q.mean, _format_scores, 0 if is_ruling else 3, metric.better),
@@ -159,7 +163,7 @@ def _make_quality_columns(metric: MetricInfo, quality: RunQuality) -> list[Colum
         column(
             "correlation", "Correlation with the baseline over the seeds.", *_of_comparison("correlation", "{:.2f}")
         ),
-        Column(f"{name}-images", f"{name} for other images", "", "", images_text, images_text, 6, others),
+        Column(f"{name}-images", f"{name} for other images", "", "", images_text, images_text, images_rank, others),
         *(
             Column(
                 f"{name}-images-{bound}",
