@@ -264,7 +264,7 @@ def test_plugins_add_metrics(strange: str) -> None:
     [row] = bench.run([TINY], plugins=[strange], metrics=["depth", "twice", "broken"], **QUICK)
     assert row.values == {"depth": len([*unetkit.build("plain:widths=[4,8]").modules()])}
     assert len(row.timings["twice"].candidate) >= MIN_ROUNDS
-    assert row.failures == {"broken": "KeyError: 'nothing here'"}
+    assert re.fullmatch(r"KeyError: 'nothing here' \(.*strange\.py:\d+\)", row.failures["broken"])
 
 
 def test_an_edited_plugin_is_measured_again(strange: str, tmp_path: Path) -> None:
