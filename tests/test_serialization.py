@@ -258,7 +258,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     model = unetkit.build(SMALL)
     for path in (tmp_path / "file" / "model.safetensors", tmp_path / "file" / "deeper" / "model.safetensors", tmp_path):
-        assert refused_save(model, path).startswith(f"{path} cannot be written (")
+        assert refused_save(model, path).startswith(f"{path} cannot be written: ")
     assert os.listdir(tmp_path) == ["file"]
 
 

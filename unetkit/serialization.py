@@ -25,7 +25,7 @@ from unetkit.plugins import default_parts
 from unetkit.registry import Parts
 from unetkit.summary.forward_hooks import find_network
 from unetkit.utils.file_digest import digest_of
-from unetkit.utils.files import atomic_write
+from unetkit.utils.files import write_requested_file
 from unetkit.utils.isolation import ignore_breakpoints
 from unetkit.utils.module_settings import describe_modules, find_difference
 from unetkit.utils.modules import check_device
@@ -125,15 +125,10 @@ def save(model: nn.Module, path: str | Path) -> None:
     model, path = getattr(model, "_orig_mod", model), Path(path)
     data = safetensors.torch.save(_collect_tensors(model), _make_metadata(model))
     at = data.index(b'"sha256":"' + DIGEST_PLACEHOLDER) + len(b'"sha256":"')
-    try:
-        with atomic_write(path) as temporary, temporary.open("wb") as file:
-            file.write(data[:at])
-            file.write(compute_digest(data, at))
-            file.write(memoryview(data)[at + len(DIGEST_PLACEHOLDER) :])
-    except OSError as error:
-        raise FileError(
-            f"{path} cannot be written ({error.strerror or error}); give a file in another folder"
-        ) from error
+    with write_requested_file(path) as temporary, temporary.open("wb") as file:
+        file.write(data[:at])
+        file.write(compute_digest(data, at))
+        file.write(memoryview(data)[at + len(DIGEST_PLACEHOLDER) :])
 
 
 def load(path: str | Path, *, parts: Parts | None = None, device: Any = None) -> Network:

@@ -439,10 +439,13 @@ def test_the_plugins_of_a_run_are_loaded_with_it(tmp_path: Path) -> None:
 
 def test_what_cannot_be_written_is_said(run: TrainRun, tmp_path: Path) -> None:
     Image.fromarray(pixels(20, 20)).save(tmp_path / "x.png")
-    (tmp_path / "file").write_text("no folder")
-    result = called(run.folder, tmp_path / "x.png", "--out", tmp_path / "file" / "out")
+    (tmp_path / "out" / "x.png").mkdir(parents=True)
+    result = called(run.folder, tmp_path / "x.png", "--out", tmp_path / "out")
     assert result.exit_code == 1
     assert "x.png: its files cannot be written: " in result.output
+    result = called(run.folder, tmp_path / "x.png", "--out", tmp_path / "x.png" / "out")
+    assert isinstance(result.exception, FileError)
+    assert "single pass" not in result.output  # no image was begun
 
 
 def test_a_file_read_whole_says_so_where_it_is_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

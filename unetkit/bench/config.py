@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from unetkit.bench.grid import Case, Mode, split_axis
+from unetkit.bench.grid import Case, Mode, split_list
 from unetkit.bench.training import DATA_FIELDS
 from unetkit.errors import OptionError, UnetkitError
 from unetkit.plan import Plan
@@ -35,6 +35,12 @@ def _parse_seeds(value: str | int) -> int | None:
     return int(value)
 
 
+def _parse_baseline(value: str) -> str:
+    if not value.strip():
+        raise OptionError("is empty; give options such as --encoder resnet18, or leave it out")
+    return value
+
+
 @dataclass(frozen=True)
 class BenchConfig:
     """The settings with which the rows of a benchmark are measured. Every field but the plugins is an option.
@@ -51,6 +57,7 @@ class BenchConfig:
         "Model to time each row against; with --data, one of the rows.",
         metavar="LINE",
         default_text="that of the first row that can be built",
+        parse=_parse_baseline,
     )
     baseline_mode: str = config_field(
         "", "Execution mode of the baseline.", metavar="MODE", default_text="the first row's"
@@ -60,7 +67,9 @@ class BenchConfig:
         "Metrics to measure.",
         metavar="NAME,...",
         default_text="all that need no training, or with --data parameters,macs,latency,miou",
-        parse=lambda value: tuple(split_axis("metrics", [value] if isinstance(value, str) else value)),
+        parse=lambda value: tuple(
+            item for text in ([value] if isinstance(value, str) else value) for item in split_list(text)
+        ),
     )
     budget: float = config_field(20.0, "Time limit for each timed metric of a row, in seconds.", metavar="S")
     target_ci: float = config_field(
@@ -85,7 +94,9 @@ class BenchConfig:
     threads: int | None = config_field(
         None, "Number of torch's threads for each row.", metavar="N", default_text="its physical cores", least=1
     )
-    seed: int = config_field(0, "Seed of weights, inputs and order; the first one of the trainings.", metavar="N")
+    seed: int = config_field(
+        0, "Seed of weights, inputs and order; the first one of the trainings.", metavar="N", least=0
+    )
     engine: str = config_field("local", "Measure on this machine or on a Ray cluster.", choices=ENGINES)
     ray_address: str | None = config_field(None, "Address of the Ray cluster: auto, or HOST:PORT.", metavar="ADDRESS")
     retry_failed: bool = config_field(

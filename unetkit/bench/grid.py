@@ -238,16 +238,25 @@ def split_axis(field: str, texts: Iterable[str]) -> list[str]:
 
 
 def _split_list(field: str, text: str) -> list[str]:
-    option = f"--{field.replace('_', '-')} {text}"
+    try:
+        return split_list(text)
+    except OptionError as error:
+        raise OptionError(f"--{field.replace('_', '-')} {text or repr(text)}: {error}") from None
+
+
+def split_list(text: str) -> list[str]:
+    """Split a comma-separated list into its items. Raises OptionError for a malformed one."""
     try:
         items = split_items(text)
     except ValueError as error:
-        raise OptionError(f"{option}: {error}") from None
+        raise OptionError(str(error)) from None
+    if not text:
+        raise OptionError("the list is empty; give an item, or leave the option out")
     if not all(items):
-        raise OptionError(f"{option}: an item of the list is empty; remove a comma")
+        raise OptionError("an item of the list is empty; remove a comma")
     for before, item in pairwise(items):
         if "=" in before and item.isdecimal():
-            raise OptionError(f"{option}: a comma separates the items of this list; a list within one needs brackets")
+            raise OptionError("a comma separates the items of this list; a list within one needs brackets")
     return items
 
 

@@ -21,7 +21,7 @@ from unetkit.bench.grid import AXES, Case, Mode, exclude_cases, make_cases, make
 from unetkit.bench.metrics import collect_metrics, split_absent_metrics
 from unetkit.bench.results import ResultsFile, ResultsWriter
 from unetkit.bench.training import FIELDS, TRAINING_AXES, combine_trainings, parse_training_axis
-from unetkit.cli.command import config_options, take_config_values
+from unetkit.cli.command import FilePath, config_options, take_config_values
 from unetkit.cli.options import Command, Group, complete_part, get_manager, get_parts
 from unetkit.errors import OptionError, UnetkitError, UnknownNameError
 from unetkit.plan import PlanField
@@ -112,7 +112,7 @@ def bench_options(command: F) -> F:
         click.option("--exclude", multiple=True, metavar="LINE", help="Skip combinations that match LINE."),
         click.option("--limit", type=click.IntRange(1), metavar="N", help="Measure only the first N combinations."),
         config_options(BenchConfig),
-        click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help=out),
+        click.option("--out", type=FilePath(), metavar="FOLDER", help=out),
     )
     return reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from unetkit.cli.command import FilePath
 from unetkit.cli.options import Command, emit_json, json_options
 from unetkit.errors import OptionError
 from unetkit.utils.formatting import format_plural
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command)
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=FilePath())
 @click.option("--sort", metavar="COLUMN", help="Sort by COLUMN[,COLUMN...], ascending; -COLUMN sorts descending.")
 @click.option(
     "--filter",
@@ -117,9 +118,9 @@ def _print_effects(
 
 
 @click.command(cls=Command)
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=FilePath())
 @click.option(
-    "--out", metavar="FILE.html", type=click.Path(path_type=Path), help="File to write.  [default: report.html in RUN]"
+    "--out", metavar="FILE.html", type=FilePath(is_output=True), help="File to write.  [default: report.html in RUN]"
 )
 def report(run: Path, out: Path | None) -> None:
     """Write the results of a benchmark to one HTML file that works offline.
@@ -148,8 +149,8 @@ def report(run: Path, out: Path | None) -> None:
 
 
 @click.command(cls=Command)
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
+@click.argument("a", type=FilePath())
+@click.argument("b", type=FilePath())
 @click.option(
     "--margin",
     metavar="SHARE",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from unetkit.cli.command import FilePath
 from unetkit.cli.options import Command, emit_json, get_parts, json_options
 from unetkit.errors import OptionError
 
@@ -26,7 +27,7 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 @click.command(cls=Command)
-@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.argument("run", required=False, type=FilePath())
 @click.option("--quality", is_flag=True, help="Check the verdicts on trained networks instead, see above.")
 @click.option(
     "--runs",
@@ -55,7 +56,7 @@ _SECONDS_BETWEEN_LINES = 30.0
 @click.option("--device", metavar="NAME", default="cpu", show_default=True, help="Device, such as cpu or cuda:0.")
 @click.option("--threads", metavar="N", type=click.IntRange(1), help="Number of torch's threads.  [default: all cores]")
 @click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="Seed of weights, inputs and order.")
-@click.option("--out", metavar="FILE.jsonl", type=click.Path(path_type=Path), help="Append every sample to this file.")
+@click.option("--out", metavar="FILE.jsonl", type=FilePath(is_output=True), help="Append every sample to this file.")
 @click.option("--markdown", "form", flag_value="markdown", help="Print the table as Markdown.")
 @json_options
 @click.pass_context

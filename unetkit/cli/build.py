@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from unetkit.cli.command import FilePath
 from unetkit.cli.options import Command, emit_json, get_parts, json_options, plan_options
 from unetkit.errors import OptionError
 from unetkit.plan import Plan
@@ -26,11 +27,11 @@ PICTURE_SUFFIXES = (".svg", ".png", ".pdf")
 @plan_options
 @json_options
 @click.option(
-    "--picture", metavar="FILE", type=click.Path(path_type=Path), help="Draw the network to an .svg, .png or .pdf file."
+    "--picture", metavar="FILE", type=FilePath(is_output=True), help="Draw the network to an .svg, .png or .pdf file."
 )
 @click.option("--check", is_flag=True, help="Run a forward and a backward pass, and report problems.")
 @click.option(
-    "--save", metavar="FILE.safetensors", type=click.Path(path_type=Path), help="Save the model with its weights."
+    "--save", metavar="FILE.safetensors", type=FilePath(is_output=True), help="Save the model with its weights."
 )
 @click.pass_context
 def build(

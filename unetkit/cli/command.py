@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import reduce
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -19,9 +20,33 @@ from click.shell_completion import CompletionItem
 
 from unetkit.errors import OptionError, UnetkitError
 from unetkit.utils.config_fields import ConfigField, list_config_fields
+from unetkit.utils.files import check_requested_path
 from unetkit.utils.isolation import one_line
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class FilePath(click.Path):
+    """A path that is not empty, which would mean the current folder.
+
+    Args:
+        kind: what the path is converted to; str where the name of a data set may stand in its place.
+        is_output: whether a file is written there, which is then tried before the command does its work.
+    """
+
+    def __init__(self, kind: type = Path, *, is_output: bool = False) -> None:
+        super().__init__(path_type=kind)
+        self.is_output = is_output
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path. Raises OptionError for an empty one, and FileError for one that cannot be written to."""
+        option = param.get_error_hint(ctx).strip("'") if param and ctx else "path"
+        if value == "":
+            raise OptionError(f"{option}: the path is empty; give one")
+        path: Any = super().convert(value, param, ctx)
+        if self.is_output:
+            check_requested_path(path, option)
+        return path
 
 
 class StrictCommand(click.Command):
@@ -59,7 +84,8 @@ def _make_config_option(one: ConfigField) -> Callable[[F], F]:
     if one.type is bool:
         return click.option(one.flag, one.name, is_flag=True, help=one.help)
     complete: dict[str, Any] = {"shell_complete": _make_choice_completer(one.choices)} if one.choices else {}
-    return click.option(one.flag, one.name, type=one.type, metavar=one.metavar, help=one.help, **complete)
+    kind = FilePath(str) if one.metavar in ("FILE", "FOLDER|SET") else one.type
+    return click.option(one.flag, one.name, type=kind, metavar=one.metavar, help=one.help, **complete)
 
 
 def _make_choice_completer(choices: tuple[str, ...]) -> Callable[[Any, Any, str], list[CompletionItem]]:
@@ -79,7 +105,7 @@ def take_config_values(config: type, given: dict[str, Any]) -> dict[str, Any]:
             try:
                 values[one.name] = one.parse(value)
             except OptionError as error:
-                raise OptionError(f"{one.flag} {value}: {error}") from None
+                raise OptionError(f"{one.flag} {value or repr(value)}: {error}") from None
     return values
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from unetkit.cli.command import FilePath
 from unetkit.cli.options import Group, emit_json, get_parts, json_options, nodata_option
 from unetkit.errors import OptionError
 from unetkit.utils.formatting import format_plural
@@ -27,7 +28,7 @@ _SAMPLES_ON_SHEET = 12
 _new_folder_option = click.option(
     "--out",
     metavar="FOLDER",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     required=True,
     help="Folder to write to; it must be new or empty.",
 )
@@ -39,8 +40,8 @@ def data() -> None:
 
 
 @data.command()
-@click.argument("folder")
-@click.option("--overlay", metavar="FILE.png", type=click.Path(path_type=Path), help="Draw samples with their masks.")
+@click.argument("folder", type=FilePath(str))
+@click.option("--overlay", metavar="FILE.png", type=FilePath(is_output=True), help="Draw samples with their masks.")
 @click.option(
     "--val-fraction",
     metavar="X",
@@ -123,7 +124,7 @@ def write(ctx: click.Context, /, name: str, out: Path) -> None:
 
 @data.command("import")
 @click.argument("kind", type=click.Choice(["labelme", "coco", "yolo"]))
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=FilePath())
 @_new_folder_option
 def import_data(kind: str, source: Path, out: Path) -> None:
     """Turn annotations into a folder of images, masks and instances, which --data can read.

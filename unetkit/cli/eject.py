@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from unetkit.cli.command import FilePath
 from unetkit.cli.options import Command, get_parts, get_run_parts, plan_options
 from unetkit.errors import OptionError
 from unetkit.plan import Plan
@@ -25,12 +26,12 @@ _IMPORTED = ("torch", "timm", "safetensors", "segmentation_models_pytorch")
 
 
 @click.command(cls=Command)
-@click.argument("source", metavar="[RUN|FILE.safetensors]", required=False, type=click.Path(path_type=Path))
+@click.argument("source", metavar="[RUN|FILE.safetensors]", required=False, type=FilePath())
 @click.option(
     "--out",
     required=True,
     metavar="FILE.py",
-    type=click.Path(path_type=Path),
+    type=FilePath(is_output=True),
     help="Python file to write the network to.",
 )
 @plan_options

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from unetkit.cli.command import FilePath
 from unetkit.cli.options import Command, emit_json, get_run_parts, json_options, nodata_option, trained_options
 from unetkit.errors import OptionError
 from unetkit.utils.formatting import format_plural
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
 
 
 @click.command("eval", cls=Command)
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--data", metavar="FOLDER|SET", help="Data to score on.  [default: the training data]")
+@click.argument("run", type=FilePath())
+@click.option(
+    "--data", metavar="FOLDER|SET", type=FilePath(str), help="Data to score on.  [default: the training data]"
+)
 @click.option("--split", type=click.Choice(["test", "val", "train", "all"]), help="Images to score, see above.")
 @click.option(
     "--worst",
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
 )
 @nodata_option("as in training, and what a TIFF file declares")
 @json_options
-@click.option("--picture", metavar="FILE.png", type=click.Path(path_type=Path), help="Draw the confusion matrix.")
+@click.option("--picture", metavar="FILE.png", type=FilePath(is_output=True), help="Draw the confusion matrix.")
 @trained_options("torch")
 @click.pass_context
 def eval_run(

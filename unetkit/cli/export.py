@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from unetkit.cli.command import FilePath
 from unetkit.cli.options import Command, emit_json, get_parts, get_run_parts, json_options, plan_options
 from unetkit.errors import OptionError
 from unetkit.plan import Plan
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 
 @click.command("export", cls=Command)
-@click.argument("source", metavar="[RUN|FILE.safetensors]", required=False, type=click.Path(path_type=Path))
-@click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="File to write.")
+@click.argument("source", metavar="[RUN|FILE.safetensors]", required=False, type=FilePath())
+@click.option("--out", metavar="FILE", type=FilePath(), help="File to write.")
 @click.option(
     "--format", "form", metavar="FORMAT", help="Format, such as onnx:opset=18.  [default: by the ending of --out]"
 )
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 @click.option(
     "--calibrate",
     metavar="FOLDER|SET",
+    type=FilePath(str),
     help="Images on which --int8 finds the ranges of values.  [default: training images of the run]",
 )
 @click.option("--fixed-size", metavar="HxW", help="Export for images of this size only, such as 512 or 512x768.")
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     type=float,
     help="Largest difference, as a share of the range of the outputs.  [default: 1e-4; --half: 2e-2; --int8: any]",
 )
-@click.option("--verify", metavar="FILE", type=click.Path(path_type=Path), help="Verify an exported file instead.")
+@click.option("--verify", metavar="FILE", type=FilePath(), help="Verify an exported file instead.")
 @click.option(
     "--weights",
     type=click.Choice(["best", "last"]),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from unetkit.cli.command import StrictCommand
+from unetkit.cli.command import FilePath, StrictCommand
 from unetkit.commands import PluginCommand, plugin_commands
 from unetkit.errors import OptionError, UnetkitError, UnknownNameError, did_you_mean
 from unetkit.plan import PLAN_FIELDS, PlanField
@@ -159,7 +159,7 @@ def _add_trained_options(command: F, engine: str) -> F:
 def json_options(command: F) -> F:
     """Add --json, which prints the result as JSON, and --json-out, which writes it to a file."""
     command = click.option(
-        "--json-out", metavar="FILE", type=click.Path(path_type=Path), help="Write the result as JSON to FILE."
+        "--json-out", metavar="FILE", type=FilePath(is_output=True), help="Write the result as JSON to FILE."
     )(command)
     return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON and nothing else.")(command)
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from unetkit.cli.command import FilePath
 from unetkit.cli.options import Command, get_run_parts, trained_options
 from unetkit.cli.prediction import (
     FILES_HELP,
@@ -35,7 +36,7 @@ unetkit predict model.onnx cells.tif --out masks
 
 
 @click.command(cls=Command, help=_HELP)
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=FilePath())
 @prediction_options
 @trained_options(AUTO)
 @click.pass_context
@@ -71,8 +72,9 @@ def predict(
     from unetkit.predict.predictor import Predictor, count_passes, plan_outputs
     from unetkit.predict.torch_engine import describe_run
     from unetkit.train.checkpoint import read_run
-    from unetkit.utils.modules import default_device
+    from unetkit.utils.modules import check_device, default_device
 
+    check_device(device, meta=False)
     found = read_run(run)
     jobs = plan_outputs(images, out, found.target, config)
     with stdout_to_stderr():  # keeps what a part prints out of this command's output

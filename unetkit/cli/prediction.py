@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetkit.cli.command import F, config_options, take_config_values
+from unetkit.cli.command import F, FilePath, config_options, take_config_values
 from unetkit.predict.config import PredictConfig
+from unetkit.utils.files import check_requested_path
 from unetkit.utils.formatting import format_plural
 from unetkit.utils.isolation import stdout_to_stderr
 
@@ -33,7 +34,7 @@ read is reported and skipped, and the exit code is then 1. Files in DIR are not 
 
 def prediction_options(command: F) -> F:
     """Add the images, --out, and the options that set the fields of PredictConfig, to a command."""
-    path = click.Path(path_type=Path)
+    path = FilePath()
     options = (
         click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=path),
         click.option("--out", required=True, metavar="DIR", type=path, help="Folder to write the masks to."),
@@ -73,6 +74,7 @@ def predict_files(
     from unetkit.predict.predictor import predict_all
     from unetkit.predict.progress import PredictProgress
 
+    check_requested_path(out, "--out", is_folder=True)
     shown = PredictProgress(len(jobs))
     try:
         with stdout_to_stderr():  # keeps what a part prints out of this command's output

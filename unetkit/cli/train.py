@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetkit.cli.command import config_options, take_config_values
+from unetkit.cli.command import FilePath, config_options, take_config_values
 from unetkit.cli.options import Command, get_parts, plan_options
 from unetkit.errors import OptionError
 from unetkit.plan import Plan
@@ -26,10 +26,8 @@ if TYPE_CHECKING:
 @click.command(cls=Command)
 @plan_options
 @config_options(TrainConfig)
-@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Folder to write the run to.")
-@click.option(
-    "--resume", type=click.Path(path_type=Path), metavar="FOLDER", help="Continue the interrupted run in FOLDER."
-)
+@click.option("--out", type=FilePath(), metavar="FOLDER", help="Folder to write the run to.")
+@click.option("--resume", type=FilePath(), metavar="FOLDER", help="Continue the interrupted run in FOLDER.")
 @click.pass_context
 def train(ctx: click.Context, /, out: Path | None, resume: Path | None, **values: Any) -> None:
     """Train a network and write a run folder for `unetkit eval` and `unetkit predict`.

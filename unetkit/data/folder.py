@@ -294,6 +294,11 @@ def describe_absent(names: Sequence[str], one: str, several: str) -> list[str]:
 _MOST_NAMES = 8
 
 
+def describe_ignored(text: str) -> str:
+    """Say that no training mask of the data has a class."""
+    return f"{text}: all pixels of the training masks are ignored; give masks with classes"
+
+
 def _note_absent(found: FolderIndex, text: str) -> list[str]:
     """Note classes that no training mask contains. Raises FileError if all training pixels are ignored."""
     encoding, scans = found.encoding, {scan.path: scan for scan in found.scans}
@@ -303,7 +308,7 @@ def _note_absent(found: FolderIndex, text: str) -> list[str]:
     present = {code for scan in masks for code in count_codes(scan, encoding.by_colour)}
     absent = [name for name, code in zip(encoding.target.names, encoding.codes, strict=True) if code not in present]
     if masks and len(absent) == len(encoding.codes):
-        raise FileError(f"{text}: all pixels of the training masks are ignored; give masks with classes")
+        raise FileError(describe_ignored(text))
     elsewhere = describe_absent(absent, "occurs in no training mask", "occur in no training mask")
     return elsewhere if masks else []
 

@@ -36,6 +36,8 @@ class SplitConfig:
         Raises:
             OptionError: The share is out of range, or `group_by` is not a regular expression.
         """
+        if self.seed < 0:
+            raise OptionError(f"--seed {self.seed}: must be at least 0")
         if self.val_fraction is not None and not 0 <= self.val_fraction < 1:
             raise OptionError(f"--val-fraction {self.val_fraction:g}: must be at least 0 and below 1")
         try:

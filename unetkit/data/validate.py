@@ -22,6 +22,7 @@ from unetkit.data.folder import (
     FolderDataset,
     FolderIndex,
     describe_absent,
+    describe_ignored,
     describe_misfit,
     index_folder,
     note_orientations,
@@ -386,12 +387,22 @@ def _classes(report: DatasetReport, seen: Sequence[ImageReport], target: Target)
         report.classes.append(ClassReport(name, colour, sum(pixels) / max(counted, 1), sum(map(bool, pixels)), splits))
     report.ignored = ignored / max(counted + ignored, 1)
     first = 0 if target.kind == "multilabel" else 1
+    if first and "train" in report.splits and not any(one.splits["train"] for one in report.classes):
+        report.problems.append(describe_ignored(report.data))
+        return
     empty = [one.file for one in seen if not any(one.counts[first:])]
     if empty:
         what = "no label" if first == 0 else f"nothing but {target.names[0]}"
         report.notes.append(
             f"{format_plural(len(empty), 'mask')} of {len(seen)} with {what}, the first that of {empty[0]}"
         )
+    if (
+        target.kind != "multilabel"
+        and "train" in report.splits
+        and not any(one.splits["train"] for one in report.classes)
+    ):
+        report.problems.append(describe_ignored(report.data))
+        return
     never = [one.name for one in report.classes if not one.images]
     untrained = [one.name for one in report.classes if one.images and not one.splits.get("train", 1)]
     report.notes += describe_absent(never, "never occurs", "never occur")

@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from unetkit.data.types import IGNORE, Target
-from unetkit.errors import FileError, OptionError
-from unetkit.utils.files import atomic_write
+from unetkit.errors import OptionError
+from unetkit.utils.files import write_requested_file
 
 #: The index of IGNORE in mask files, and its colour, as in Pascal VOC.
 VOID, VOID_COLOUR = 255, (224, 224, 192)
@@ -103,8 +103,5 @@ _OTHER_OUTPUTS = ("overlay", "probabilities")
 
 
 def _save(picture: Image.Image, path: Path) -> None:
-    try:
-        with atomic_write(path) as temporary:
-            picture.save(temporary, "PNG")
-    except OSError as error:
-        raise FileError(f"{path} cannot be written: {error.strerror or error}") from error
+    with write_requested_file(path) as temporary:
+        picture.save(temporary, "PNG")

@@ -27,7 +27,7 @@ from unetkit.registry import Parts
 from unetkit.summary.forward_hooks import find_network
 from unetkit.summary.trace import trace
 from unetkit.unet import UNet
-from unetkit.utils.files import atomic_write
+from unetkit.utils.files import write_requested_file
 from unetkit.utils.formatting import Size
 from unetkit.utils.integers import round_up
 from unetkit.utils.lazy_init import preserve_rng
@@ -72,13 +72,8 @@ def write_file(model: Any, path: Path, parts: Parts, usage: Usage) -> None:
     if not isinstance(model, nn.Module):
         model = _build(model, parts)
     text = _write_source(model, parts, path, usage)
-    try:
-        with atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise FileError(
-            f"{path} cannot be written ({error.strerror or error}); give a file in another folder"
-        ) from error
+    with write_requested_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _build(plan: Any, parts: Parts) -> Network:

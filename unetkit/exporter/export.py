@@ -40,6 +40,7 @@ from unetkit.serialization import load
 from unetkit.summary.forward_hooks import find_network
 from unetkit.train.checkpoint import HEADER, TrainRun, read_run
 from unetkit.utils.file_digest import DIGEST_KEY, PLACEHOLDER, insert_digest, is_intact
+from unetkit.utils.files import check_requested_path, describe_write_errors
 from unetkit.utils.formatting import Size, format_size
 from unetkit.utils.isolation import wrap_errors
 
@@ -169,6 +170,7 @@ def export(
     name, writer = find_format(parts, path, format)
     if int8 and not isinstance(writer, Onnx):
         raise OptionError(f"--int8: writes ONNX only, which OpenVINO runs, too; give {path.with_suffix('.onnx')}")
+    check_requested_path(path, "--out")
     if run is not None:
         network = run.network("cpu", parts, weights)
         info = describe_run(run, network)
@@ -394,19 +396,16 @@ def _write_folder(path: Path) -> Iterator[Path]:
 
     Nothing is left behind if an exception is raised.
     """
-    try:
+    with describe_write_errors(path, "--out"):
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
-    except OSError as error:
-        raise FileError(f"--out {path} cannot be written: {error.strerror or error}") from error
     try:
-        yield folder / path.name
-        # The file that is opened comes last, so that it is never there without those that it needs.
-        for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
-            with file.open("r+b") as written:  # Windows flushes only what may be written
-                os.fsync(written.fileno())
-            file.replace(path.with_name(file.name))
-    except OSError as error:
-        raise FileError(f"--out {path} cannot be written: {error.strerror or error}") from error
+        with describe_write_errors(path, "--out"):
+            yield folder / path.name
+            # The file that is opened comes last, so that it is never there without those that it needs.
+            for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
+                with file.open("r+b") as written:  # Windows flushes only what may be written
+                    os.fsync(written.fileno())
+                file.replace(path.with_name(file.name))
     finally:
         shutil.rmtree(folder, ignore_errors=True)

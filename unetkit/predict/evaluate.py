@@ -182,7 +182,7 @@ def evaluate(
         raise OptionError(f"--boundary {boundary:g}: must be 0 or more")
     run = run if isinstance(run, TrainRun) else read_run(run)
     parts = parts or (load_parts(run.plugins) if run.plugins else default_parts())
-    check_device(device)
+    check_device(device, meta=False)
     network = run.network(default_device(device), parts, weights)
     opened = open_evaluation(run, data, parts, nodata)
     name, images = select_images(run, opened, split)

@@ -131,7 +131,7 @@ class TrainConfig:
             few = f"--steps {self.steps}: must be at least the number of epochs, {self.epochs}"
             raise OptionError(f"{few}; give a lower --epochs, too")
         if not 0 < self.lr < float("inf"):
-            raise OptionError(f"--lr {self.lr:g}: must be above 0")
+            raise OptionError(f"--lr {self.lr:g}: must be a finite number above 0")
 
     @property
     def nodata_value(self) -> float | None:

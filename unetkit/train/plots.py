@@ -14,9 +14,8 @@ from torch import Tensor
 from unetkit.data.contact_sheet import load_font
 from unetkit.data.types import Target
 from unetkit.data.visualize import overlay, to_rgb
-from unetkit.errors import FileError
 from unetkit.train.trainer import Preview
-from unetkit.utils.files import atomic_write
+from unetkit.utils.files import atomic_write, write_requested_file
 from unetkit.utils.integers import ceil_div
 
 #: The height and width of an image in a contact sheet, and the gap between two images, in pixels.
@@ -110,11 +109,8 @@ def draw_confusion(matrix: Tensor, names: tuple[str, ...], path: Path) -> None:
         FileError: The file cannot be written.
     """
     figure = _of_labels(matrix, names) if matrix.ndim == 3 else _of_classes(matrix, names)
-    try:
-        with atomic_write(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
-    except OSError as error:
-        raise FileError(f"{path} cannot be written: {error.strerror or error}") from error
+    with write_requested_file(path, "--picture") as temporary:
+        figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
 
 
 def _of_classes(matrix: Tensor, names: tuple[str, ...]) -> Figure:

@@ -184,7 +184,7 @@ def _check_freeze(network: Network, config: TrainConfig) -> None:
 
 def _check_environment(config: TrainConfig) -> None:
     """Raise OptionError if this machine lacks what a configuration needs."""
-    check_device(config.device)
+    check_device(config.device, meta=False)
     if config.tensorboard and not find_spec("tensorboard"):
         raise OptionError("--tensorboard: TensorBoard is not installed; run pip install 'unetkit[tensorboard]'")
 

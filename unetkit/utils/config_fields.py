@@ -152,8 +152,8 @@ def _convert(value: Any, kind: type) -> Any:
         return value
     is_bool = isinstance(value, bool)
     try:
-        if is_bool == (kind is bool) and (is_bool or isinstance(value, str) or value == kind(value)):
-            return kind(value)
+        if is_bool == (kind is bool) and (is_bool or isinstance(value, str) or value != value or value == kind(value)):
+            return kind(value)  # NaN is not equal to itself, and is left to the range of the field
     except (TypeError, ValueError, OverflowError):
         pass
     raise OptionError(f"must be {_TYPE_NAMES[kind]}")

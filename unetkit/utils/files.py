@@ -20,8 +20,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         OSError: The folder cannot be created or written to.
     """
     path = path.resolve()  # a link's target is written, and the link stays
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "it is not a regular file")
+    _check_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
@@ -38,15 +37,39 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _check_path(path: Path) -> None:
+    """Raise OSError if no file can be written to an absolute path."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is a folder" if path.is_dir() else "it is not a regular file")
+    folder = next(one for one in path.parents if one.exists())
+    if not folder.is_dir():
+        raise OSError(errno.ENOTDIR, f"{folder.name} is a file, not a folder")
+    if not os.access(folder, os.W_OK):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 @contextmanager
-def write_requested_file(path: Path, option: str) -> Iterator[Path]:
-    """Write a file that an option of a command requested, like `atomic_write`.
+def describe_write_errors(path: Path, option: str = "") -> Iterator[None]:
+    """Raise FileError in place of OSError for a file that cannot be written; `option` is the flag that named it."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{option} {path}".strip()
+        raise FileError(f"{what} cannot be written: {error.strerror or error}; give another path") from error
+
+
+@contextmanager
+def write_requested_file(path: Path, option: str = "") -> Iterator[Path]:
+    """Write a file that an option of a command or an argument requested, like `atomic_write`.
 
     Raises:
         FileError: The file cannot be written; `option` is the flag that named it.
     """
-    try:
-        with atomic_write(path) as temporary:
-            yield temporary
-    except OSError as error:
-        raise FileError(f"{option} {path} cannot be written: {error.strerror or error}") from error
+    with describe_write_errors(path, option), atomic_write(path) as temporary:
+        yield temporary
+
+
+def check_requested_path(path: Path, option: str, *, is_folder: bool = False) -> None:
+    """Raise FileError if a file, or files in a folder, cannot be written, before the work; nothing is created."""
+    with describe_write_errors(path, option):
+        _check_path(path.resolve() / "file" if is_folder else path.resolve())

@@ -114,10 +114,17 @@ def numbered_device(device: Any) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if str(found) == "cuda" else found
 
 
-def check_device(device: Any) -> None:
-    """Raise OptionError for a device that torch does not know or that this machine does not have."""
+def check_device(device: Any, *, meta: bool = True) -> None:
+    """Raise OptionError for a device that torch does not know or that this machine does not have.
+
+    Args:
+        device: a device, or its name; None for torch's default.
+        meta: whether the meta device, which computes nothing, is accepted.
+    """
     try:
-        torch.empty(0, device=device)
+        if torch.empty(0, device=device).is_meta and not meta:
+            raise OptionError(f"--device {device}: computes nothing; give another one, such as cpu")
     except (RuntimeError, AssertionError) as error:
-        why = str(error).strip().split("\n")[0][:200]
+        first = str(error).strip().split("\n")[0][:200]
+        why = "torch knows no such device" if first.startswith("Expected one of") else first
         raise OptionError(f"--device {device}: is not available ({why}); give another one, such as cpu") from error

@@ -39,8 +39,8 @@ from unetkit.bench.report.quality_charts import (
 )
 from unetkit.bench.results import BenchRow, BenchRun
 from unetkit.bench.show import describe_missing_rows, fold_problems
-from unetkit.errors import FileError, UnetkitError
-from unetkit.utils.files import atomic_write
+from unetkit.errors import UnetkitError
+from unetkit.utils.files import write_requested_file
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -63,11 +63,8 @@ def write_report(run: BenchRun, path: Path) -> None:
         FileError: The file cannot be written.
     """
     html = render_report(run)
-    try:
-        with atomic_write(path) as temporary:
-            temporary.write_text(html, encoding="utf-8")
-    except OSError as error:
-        raise FileError(f"{path} cannot be written: {error.strerror or error}") from error
+    with write_requested_file(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
 
 
 def render_report(run: BenchRun) -> str:
