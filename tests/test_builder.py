@@ -130,7 +130,7 @@ def test_a_part_alone() -> None:
         (("losses", "dice"), OptionError, "losses: make_part "),
         (("up", "transposed:kernl=2", 4, 2.0), OptionError, "transposed has no option 'kernl'"),
         (("up", "transposed", 4, 1.5), BuildError, " upsample by 1.5"),
-        (("fuse", "add", 4), BuildError, "--fuse add (of unetkit) with 4 failed: TypeError"),
+        (("fuse", "add", 4), BuildError, "--fuse add (of unetkit) with the positional arguments 4 failed: TypeError"),
     ],
 )
 def test_a_part_that_cannot_be_made(arguments: tuple[Any, ...], kind: type[Exception], message: str) -> None:

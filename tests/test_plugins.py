@@ -224,7 +224,7 @@ FAILING = {
         PARTLY + "parts.fusions.add('add', max)\n",
         "fusion 'add' of bad is already registered by unetkit; ",
     ),
-    "name": (PARTLY + "parts.fusions.add('a b', max)\n", "'a b' is not a name for a fusion"),
+    "name": (PARTLY + "parts.fusions.add('a b', max)\n", "'a b' is not allowed as the name of the fusion"),
     "unmarked": (
         "def unetkit_register(parts): ...\n",
         "unetkit_register is not marked; ",

@@ -138,10 +138,11 @@ class PartBuilder:
             raise
         except BaseException as error:  # a bug in the code of a part; the message names the part and its owner
             of = f" (of {owner})" if owner else ""
-            why = f"with {_format_args(wiring)} failed: {one_line(error)}"
+            why = f"with the positional arguments {_format_args(wiring)} failed: {one_line(error)}"
             raise BuildError(f"--{word} {spec}{of}{where} {why}") from error
         if not isinstance(part, nn.Module):
-            raise BuildError(f"--{word} {spec}{where} made a {type(part).__name__}; a part is a torch.nn.Module")
+            what = f"made an object of type {type(part).__name__}; a part is a torch.nn.Module"
+            raise BuildError(f"--{word} {spec}{where} {what}")
         if any(isinstance(p, UninitializedParameter) for p in part.parameters()):
             raise BuildError(f"--{word} {spec}{where} has lazy layers, whose shapes are unknown; give their channels")
         if torch.get_default_device().type == "meta":
@@ -437,7 +438,9 @@ def _list_levels(encoder: Any, plan: UNetPlan) -> list[Level]:
     """Return the levels from the deepest map to the stride where the decoder ends; the last ones may have no skip."""
     *strides, stride = encoder.strides
     if plan.decode_to >= stride:
-        raise BuildError(f"--decode-to {plan.decode_to}: the deepest map of {plan.encoder} is at stride {stride}")
+        raise BuildError(
+            f"--decode-to {plan.decode_to}: must be below {stride}, the stride of the deepest map of {plan.encoder}"
+        )
     ends: list[tuple[int, int | None]] = [(s, i) for i, s in reversed([*enumerate(strides)]) if s >= plan.decode_to]
     last = ends[-1][0] if ends else stride
     while last > plan.decode_to:
@@ -484,7 +487,7 @@ def _build_logits(make: PartBuilder, plan: UNetPlan) -> nn.Module | None:
     part = make.build_declaring("logits", plan.logits, (plan.classes, plan.decode_to))
     if part.out_channels != plan.classes:
         raise BuildError(
-            f"--logits {plan.logits} gives {part.out_channels} channels for {plan.classes} classes; "
+            f"--logits {plan.logits}: turns {plan.classes} channels, one for each class, into {part.out_channels}; "
             "take one that keeps them (such as transposed:channels=keep)"
         )
     return cast(nn.Module, part)

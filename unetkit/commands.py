@@ -9,6 +9,7 @@ import click
 
 from unetkit.errors import PluginError
 from unetkit.plugins import PluginManager, find_heavy_imports
+from unetkit.utils.formatting import format_type
 
 #: The built-in commands, and the module of each.
 COMMANDS = {
@@ -50,7 +51,7 @@ def plugin_commands(manager: PluginManager) -> dict[str, PluginCommand]:
                 if owner:
                     raise PluginError(f"command {name!r} of {plugin.name} is already registered by {owner}; rename it")
                 if not isinstance(command, click.Command):
-                    raise PluginError(f"command {name!r} is a {type(command).__name__}, not a click command")
+                    raise PluginError(f"command {name!r} is {format_type(command)}, not a click command")
                 command.get_short_help_str()  # a failure here would otherwise break the help of all commands
             commands |= {name: PluginCommand(command, plugin.name) for name, command in staged.commands.items()}
     return commands

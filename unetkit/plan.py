@@ -89,7 +89,7 @@ class PartSpec:
             )
         keys = [key for key, _, _ in pairs]
         if twice := {key for key in keys if keys.count(key) > 1}:
-            raise OptionError(f"{text!r} gives {min(twice)!r} twice")
+            raise OptionError(f"{text!r} gives {min(twice)!r} twice; leave one of them out")
         return cls(name).with_options({key: value for key, _, value in pairs})
 
     def with_options(self, options: Mapping[str, str | PythonValue]) -> PartSpec:
@@ -268,7 +268,7 @@ class Plan:
             flag, equals, value = token.partition("=")
             name = _find_field(flag[2:].replace("-", "_")).name
             if name in words:
-                raise OptionError(f"{flag} is given twice")
+                raise OptionError(f"{flag} is given twice; leave one of them out")
             if equals:
                 words[name] = value
             elif tokens and not tokens[0].startswith("--"):

@@ -61,7 +61,7 @@ def import_file(path: Path) -> ModuleType:
         UnknownNameError: There is no such file.
     """
     if not path.is_file():
-        raise UnknownNameError(f"the file {path} does not exist")
+        raise UnknownNameError(f"the file {path} does not exist; give the path of a Python file")
     name = module_name(path)
     before = sys.modules.get(name)
     if before is not None and getattr(before.__loader__, "source", None) == path.read_bytes():

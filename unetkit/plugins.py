@@ -118,7 +118,7 @@ def _import_module(name: str, known: list[str]) -> ModuleType:
         raise UnknownNameError(f"no plugin is called {name}, which is a folder here{install}")
     if not all(part.isidentifier() for part in name.split(".")):
         advice = did_you_mean(name, known) or "; a file ends in .py"
-        raise UnknownNameError(f"no plugin is called {name}, and it is not a valid module name{advice}")
+        raise UnknownNameError(f"no plugin is called {name or repr(name)}, and it is not a valid module name{advice}")
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -126,6 +126,7 @@ def _import_module(name: str, known: list[str]) -> ModuleType:
             raise
         file = Path(*name.split(".")).with_suffix(".py")  # the current folder is not on the path of a command
         advice = f"; write ./{file} for the file" if file.is_file() else install or did_you_mean(name, known)
+        advice = advice or "; give the name of a plugin, an installed module, or the path of a file that ends in .py"
         raise UnknownNameError(f"no plugin or module is called {name}{advice}") from error
 
 
@@ -334,11 +335,11 @@ def _check_hooks(module: object) -> None:
         takes = list(inspect.signature(specs[spec]).parameters)
         wants = [p.name for p in inspect.signature(hook).parameters.values() if p.default is p.empty]
         if unknown := [name for name in wants if name not in takes]:
-            raise PluginError(f"{spec} takes {', '.join(takes)}, but not {unknown[0]!r}")
+            raise PluginError(f"{spec} takes {', '.join(takes)}, but not {unknown[0]!r}; rename the argument")
     if not found:
         bare = [name for name in specs if callable(getattr(module, name, None))]
-        what = f"{bare[0]} is not marked" if bare else "it has no hooks, such as unetkit_register(parts)"
-        raise PluginError(f"{what}; mark each with @unetkit.hookimpl")
+        what = f"{bare[0]} is not marked as a hook" if bare else "it has no hooks, such as unetkit_register(parts)"
+        raise PluginError(f"{what}; write @unetkit.hookimpl above {'it' if bare else 'each'}")
 
 
 def _hook_markers(thing: object) -> Any:

@@ -254,7 +254,7 @@ class Registry:
         name, title = entry.name, self.kind.title
         if not name or name[0] == "-" or not all(c.isalnum() or c in "._-" for c in name):
             raise PluginError(
-                f"{name!r} is not a name for a {title}: use letters, digits, '.', '_' and (but first) '-'"
+                f"{name!r} is not allowed as the name of the {title}: use letters, digits, '.', '_' and (but first) '-'"
             )
         if not (isinstance(entry.factory, str) or callable(entry.factory)):
             raise PluginError(f'{title} {name!r} of {self.owner} is not a class or function, or its "module:attr"')

@@ -23,7 +23,7 @@ from unetkit.errors import BuildError, UnetkitError
 from unetkit.parts.upsamplers import BilinearUpsampler, NearestUpsampler
 from unetkit.summary.forward_hooks import collect_tensors, find_network
 from unetkit.summary.input_sizes import SizeSearch
-from unetkit.utils.formatting import Size
+from unetkit.utils.formatting import Size, format_type
 from unetkit.utils.isolation import INTERRUPTS, ignore_breakpoints
 from unetkit.utils.modules import to_channels_last, to_meta
 from unetkit.utils.rounding import FLOAT64_TOLERANCE
@@ -129,7 +129,7 @@ def _rewrite(model: M, kinds: Sequence[Kind], *, channels_last: bool) -> M:
 def _check(model: nn.Module) -> None:
     """Raise BuildError for what cannot be rewritten."""
     if not isinstance(model, nn.Module):
-        raise BuildError(f"unetkit.fast takes a model from unetkit.build, not a {type(model).__name__}")
+        raise BuildError(f"unetkit.fast takes a model from unetkit.build, not {format_type(model)}")
     try:
         find_network(model)
     except UnetkitError:
@@ -138,7 +138,7 @@ def _check(model: nn.Module) -> None:
             is_unet = type(model).__name__ == "Unet"
             folder = "write it by its save_pretrained, and give what unetkit.load returns for that folder"
             what = "convert it by unetkit.from_smp first" if is_unet else folder
-        raise BuildError(f"unetkit.fast takes a network of unetkit, not a {type(model).__name__}; {what}") from None
+        raise BuildError(f"unetkit.fast takes a network of unetkit, not {format_type(model)}; {what}") from None
     if any(tensor.is_meta for tensor in model.state_dict().values()):
         raise BuildError(
             "the model is on the meta device and has no weights that could be rewritten; build it on the CPU or a GPU"

@@ -26,6 +26,7 @@ from unetkit.registry import Parts
 from unetkit.summary.forward_hooks import find_network
 from unetkit.utils.file_digest import digest_of
 from unetkit.utils.files import write_requested_file
+from unetkit.utils.formatting import format_type
 from unetkit.utils.isolation import ignore_breakpoints
 from unetkit.utils.module_settings import describe_modules, find_difference
 from unetkit.utils.modules import check_device
@@ -55,6 +56,10 @@ def read_file(path: Path) -> bytes:
     return data
 
 
+#: Above the length of every header, in bytes; other files mostly begin with a greater number.
+_LONGEST_HEADER = 10**8
+
+
 def read_metadata(path: Path, data: bytes) -> dict[str, Any]:
     """Return the metadata of an intact file that unetkit saved. Raises FileError for any other file."""
     end = 8 + int.from_bytes(data[:8], "little")
@@ -69,7 +74,9 @@ def read_metadata(path: Path, data: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict):
-        what = "is cut short or damaged; copy or save it again" if starts_well else "is not a safetensors file"
+        what = "is cut short or damaged; copy or save it again"
+        if not starts_well or end > _LONGEST_HEADER:
+            what = "is not a .safetensors file; give one that unetkit.save or `unetkit build --save` wrote"
         raise FileError(f"{path} {what}")
     metadata = header.get("__metadata__")
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
@@ -80,12 +87,12 @@ def read_metadata(path: Path, data: bytes) -> dict[str, Any]:
     if metadata.get("version") != str(VERSION):
         raise FileError(
             f"{path} is of format version {metadata.get('version')}, and unetkit {version('unetkit')} reads {VERSION}; "
-            "take a newer unetkit"
+            "install a newer unetkit"
         )
     found = _DIGEST_PATTERN.search(data, 8, end)
     if found is None or compute_digest(data, found.start(1)) != found[1]:
-        why = "is cut short; copy" if len(data) < end + _data_size(header) else "was changed after it was saved; copy"
-        raise FileError(f"{path} {why} it again from an intact copy")
+        why = "is cut short" if len(data) < end + _data_size(header) else "was changed after it was saved"
+        raise FileError(f"{path} {why}; copy it again from where it is intact, or save the model again")
     return metadata
 
 
@@ -236,7 +243,7 @@ def check_has_names(plan: Plan) -> None:
 def _make_metadata(model: nn.Module) -> dict[str, str]:
     plan = getattr(model, "plan", None)
     if not isinstance(plan, Plan):
-        raise FileError(f"a {type(model).__name__} has no plan to rebuild it from; save what unetkit.build returned")
+        raise FileError(f"{format_type(model)} has no plan to rebuild it from; save what unetkit.build returned")
     check_has_names(plan)
     if not hasattr(model, "built_shapes"):
         raise FileError(

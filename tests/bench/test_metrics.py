@@ -85,7 +85,7 @@ FAILING = {
     ),
     "no-name": (
         "parts.metrics.add('a b', layers)",
-        "'a b' is not a name for a metric",
+        "'a b' is not allowed as the name of the metric",
     ),
     "no-function": ("parts.metrics.add('three', 3)", "metric 'three' of bad is not a class or function"),
     "not-there": ("parts.metrics.add('x', 'nowhere:x')", "nowhere:x cannot be loaded: there is no module 'nowhere'"),

@@ -193,7 +193,7 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     (source / "data.yaml").write_text("names: {0: ant}")
     for line, why in (
         ("0 0.5 0.5 0.1 0.1", "line 1: has 4 numbers, as for a box; a polygon has at least 6"),
-        ("1 0 0 0 1 1 1", "line 1: class 1 is none of the 1 names"),
+        ("1 0 0 0 1 1 1", "line 1: has the class 1, but"),
         ("a b", "line 1: is not a list of numbers"),
     ):
         (source / "labels" / "x.txt").write_text(line)

@@ -173,7 +173,7 @@ def test_labels_and_instances_are_told(tmp_path: Path) -> None:
     (tmp_path / "instances" / "b.tif").unlink()
     absent, few, coloured = problems(tmp_path)
     assert absent.startswith("images/b.png: has no instances/b.*")
-    assert few.startswith("there is 1 image only")
+    assert few.startswith("there is only 1 image")
     assert coloured.startswith("instances/a.tif: contains colours")
 
 

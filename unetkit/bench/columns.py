@@ -596,7 +596,9 @@ def _parse_filter(columns: Sequence[Column], text: str) -> Callable[[BenchRow], 
     except ValueError:
         if sign not in ("=", "!="):
             unit = f" in {_UNIT_NAMES.get(column.unit, column.unit)}" if column.unit else ""
-            raise OptionError(f"--filter {text!r}: {operand!r} is not a number; give a plain number{unit}") from None
+            raise OptionError(
+                f"--filter {text!r}: {operand!r} is not a number; give one{unit}, or compare by = or !="
+            ) from None
 
     def test(row: BenchRow) -> bool:
         value = column.value(row)

@@ -351,7 +351,7 @@ def read_results(folder: Path) -> BenchRun:
         if not folder.exists():
             raise FileError(f"{folder} does not exist; give the folder that `unetkit bench --out FOLDER` wrote")
         if not folder.is_dir():
-            raise FileError(f"{folder} is a file; give its folder, {folder.parent}")
+            raise FileError(f"{folder} is a file; give the folder that `unetkit bench --out FOLDER` wrote")
         advice = f"`unetkit bench ... --out {shlex.quote(str(folder))}` writes them"
         raise FileError(f"{folder} contains no benchmark results: there are no rows in {folder / _FILE_NAME}; {advice}")
     last = file.commands[-1] if file.commands else BenchCommand("", (), "")

@@ -160,7 +160,7 @@ def run_command(
     except click.UsageError as error:
         error.ctx = error.ctx or find_context(error)
         message = error.format_message().rstrip(".")
-        _refuse(f"{message}{'' if message.endswith('?') else '.'} {_hint(error, name)}")
+        _refuse(f"{message}{'' if message.endswith(('?', '?)')) else '.'} {_hint(error, name)}")
     except click.ClickException as error:
         _refuse(error.format_message())
     except UnetkitError as error:
@@ -174,8 +174,8 @@ def run_command(
             _refuse(f"the output cannot be written: {error.strerror or error}")
         if "-v" in sys.argv or "--verbose" in sys.argv or not (place or isinstance(error, OSError)):
             raise
-        of = f" in the plugin's code ({place})" if place else ""
-        _refuse(f"{one_line(error)}{of}; -v shows the traceback")
+        where = f"the plugin's code failed at {place}: " if place else ""
+        _refuse(f"{where}{one_line(error)}; -v shows the traceback")
     sys.exit(code)
 
 

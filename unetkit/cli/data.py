@@ -199,8 +199,9 @@ def _format_report(report: DatasetReport, done: list[str]) -> Listing:
 def _format_facts(report: DatasetReport) -> list[str]:
     smallest, largest = report.sizes or [(0, 0), (0, 0)]
     sizes = f"{smallest[0]}x{smallest[1]}" + (f" to {largest[0]}x{largest[1]}" if smallest != largest else "")
+    splits = report.splits.items()
     facts = {
-        "splits": ", ".join(f"{name} {count}" for name, count in report.splits.items()),
+        "splits": ", ".join(f"{name} {count}" if name else f"none, {count} in all" for name, count in splits),
         "sizes": sizes if report.sizes else "",
         "channels": _format_counts(report.channels),
         "numbers": _format_counts(report.depths),

@@ -58,7 +58,7 @@ def eject(ctx: click.Context, /, source: Path | None, out: Path, **fields: Any) 
     plan = Plan.of(**fields)
     if source is not None and plan.explicit():
         given = next(iter(plan.explicit())).replace("_", "-")
-        raise OptionError(f"{source} says what the network is; leave out --{given}, or {source}")
+        raise OptionError(f"--{given} describes a model, but {source} already is one; leave one of them out")
     if source is None and not plan.explicit():
         raise OptionError("nothing says what the network is; give options such as --encoder resnet34, a run, or a file")
     if source is None:

@@ -226,7 +226,7 @@ def _verify(
     ctx: click.Context, path: Path, form: str | None, as_json: bool, json_out: Path | None, *, given: bool
 ) -> None:
     if given:
-        raise OptionError("--verify FILE stands alone; leave the network and --out out")
+        raise OptionError("--verify FILE cannot be combined with a network or --out; leave them out")
     from unetkit.exporter.export import verify
 
     with stdout_to_stderr():

@@ -69,6 +69,8 @@ def _disable(ctx: click.Context, names: tuple[str, ...]) -> None:
     """Load the plugins anew without these, as every command does where UNETKIT_DISABLE names them."""
     found = [plugin for plugin in get_manager(ctx).plugins if plugin.name != BUILTIN]
     for name in names:
+        if not name:
+            raise OptionError("--disable: the name is empty; give the name of a plugin")
         if not any(plugin.is_called(name) for plugin in found):
             near = did_you_mean(name, [plugin.name for plugin in found]) or "; `unetkit plugins` lists them"
             raise OptionError(f"--disable {name}: no installed plugin is called {name}{near}")

@@ -26,6 +26,7 @@ from unetkit.plan import PartSpec
 from unetkit.plugins import default_parts
 from unetkit.registry import Parts
 from unetkit.resolve import canonical_spec, create
+from unetkit.utils.formatting import format_type
 from unetkit.utils.integers import mirror_indices
 from unetkit.utils.isolation import wrap_errors
 
@@ -334,7 +335,7 @@ class Augment:
 def find_step_error(found: Any, given: SampleTensors) -> str:
     """Say in words what is wrong with the types and shapes of what a step returned for given maps; "" if nothing is."""
     if not isinstance(found, tuple) or len(found) != 3:
-        return f"returns a {type(found).__name__}; expected SampleTensors(image, mask, weight)"
+        return f"returns {format_type(found)}; expected SampleTensors(image, mask, weight)"
     image, mask, weight = found
     if not isinstance(image, Tensor) or image.dtype != torch.float32 or image.shape[:-2] != given.image.shape[:-2]:
         return f"the image is {describe_tensor(image)}; expected {describe_tensor(given.image)}, of any H and W"

@@ -44,6 +44,7 @@ from unetkit.data.types import DatasetSplits, Sample, Target, without_missing
 from unetkit.errors import FileError, UnetkitError
 from unetkit.utils.formatting import format_plural
 from unetkit.utils.integers import ceil_div
+from unetkit.utils.parsing import describe_read_error
 
 CLASSES = "classes.txt"
 
@@ -63,7 +64,7 @@ def read_classes(folder: Path) -> Classes | None:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
-        raise FileError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+        raise FileError(f"{path}: {describe_read_error(error)}; save the file as UTF-8") from error
     matches = [re.fullmatch(r"(.*?)(?:\s+(\d+)[ ,]+(\d+)[ ,]+(\d+))?", line.strip()) for line in lines]
     found = [match.groups() for match in matches if match and match.group(1) and not match.group(1).startswith("#")]
     names = tuple(name for name, *_ in found)
@@ -73,11 +74,15 @@ def read_classes(folder: Path) -> Classes | None:
             f"{path}: {len(colours)} of {len(names)} lines have a colour; give every line a colour (R G B), or none"
         )
     if any(max(colour) > 255 for colour in colours):
-        raise FileError(f"{path}: a colour must be three numbers from 0 to 255")
+        bright = next(number for number, colour in enumerate(colours) if max(colour) > 255)
+        raise FileError(
+            f"{path}: the colour of {names[bright]} is {' '.join(map(str, colours[bright]))}; "
+            "give three numbers from 0 to 255"
+        )
     names, values = _split_values(names) if not colours else (names, ())
     for what, items in (("name", names), ("colour", colours), ("value", values)):
         if twice := [item for item in items if items.count(item) > 1]:
-            raise FileError(f"{path}: the {what} {twice[0]} appears twice")
+            raise FileError(f"{path}: the {what} {twice[0]} appears twice; give each class another {what}")
     return Classes(names, colours, values) if names else None
 
 
@@ -247,6 +252,9 @@ def _check_headers(
                 raise FileError(_describe_channels(entry.image, header.channels, channels))
 
 
+_SIZE_ADVICE = "; give a mask of the image's size"
+
+
 def describe_misfit(entry: ImageEntry, header: ImageHeader, masks: Sequence[MaskScan]) -> str:
     """Say in words that a mask does not have the size of its image; "" if all have it."""
     for mask in masks:
@@ -257,9 +265,8 @@ def describe_misfit(entry: ImageEntry, header: ImageHeader, masks: Sequence[Mask
             f" after it is {header.orientation}, as its EXIF orientation says, while the mask fits the stored pixels; "
             "remove the orientation from the image, or turn the mask"
         )
-        return (
-            f"{mask.path}: {_size(mask.size)}, but its image {entry.image.name} is {_size(header.size)}" + why * turned
-        )
+        sizes = f"is {_size(mask.size)}, but its image {entry.image.name} is {_size(header.size)}"
+        return f"{mask.path}: {sizes}{why if turned else _SIZE_ADVICE}"
     return ""
 
 
@@ -415,7 +422,8 @@ def read_objects(paths: Sequence[Path]) -> np.ndarray:
         if found is None:
             found = np.zeros(inside.shape, np.int64)
         if inside.shape != found.shape:
-            raise FileError(f"{path}: is {_size(inside.shape)}, but {paths[0].name} is {_size(found.shape)}")
+            sizes = f"is {_size(inside.shape)}, but {paths[0].name} is {_size(found.shape)}"
+            raise FileError(f"{path}: {sizes}; give all objects of an image one size")
         found[inside] = number
     return np.zeros((0, 0), np.int64) if found is None else found
 
@@ -423,7 +431,8 @@ def read_objects(paths: Sequence[Path]) -> np.ndarray:
 def check_mask_size(plane: np.ndarray, path: Path | None, image: Tensor, entry: ImageEntry) -> np.ndarray:
     """Return a mask that has the height and width of its image. Raises FileError for any other."""
     if plane.shape != image.shape[1:]:
-        raise FileError(f"{path}: {_size(plane.shape)}, but its image {entry.image.name} is {_size(image.shape[1:])}")
+        sizes = f"is {_size(plane.shape)}, but its image {entry.image.name} is {_size(image.shape[1:])}"
+        raise FileError(f"{path}: {sizes}{_SIZE_ADVICE}")
     return plane
 
 

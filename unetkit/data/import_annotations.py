@@ -29,6 +29,8 @@ from unetkit.data.layout import find_split, walk_files
 from unetkit.data.types import IGNORE, Target, palette
 from unetkit.data.visualize import VOID, write_mask
 from unetkit.errors import FileError, OptionError
+from unetkit.utils.formatting import format_plural
+from unetkit.utils.parsing import describe_read_error
 
 #: Corners (x, y) in pixels from the upper left corner of the image.
 Polygon = Sequence[tuple[float, float]]
@@ -136,12 +138,11 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        raise FileError(f"{path}: cannot be read as JSON: {error}") from error
+        raise FileError(f"{path}: {describe_read_error(error)}; repair the file, or leave it out") from error
 
 
 def _wrong(path: Path, error: Exception) -> FileError:
-    what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-    return FileError(f"{path}: is not as its format says: {what}")
+    return FileError(f"{path}: does not follow its format: {describe_read_error(error)}")
 
 
 def _split_of(path: Path, source: Path) -> str:
@@ -193,7 +194,7 @@ def _labelme_object(shape: dict[str, Any], found: dict[str, Any]) -> AnnotatedOb
         left, top = round(points[0][0]), round(points[0][1])
         mask[top : top + part.shape[0], left : left + part.shape[1]] = part
         return AnnotatedObject(name, mask=mask)
-    raise ValueError(f"a shape of type {kind} has no area; use polygon, rectangle, circle or mask")
+    raise ValueError(f"a shape of type {kind} has no area; replace it by a polygon, rectangle, circle or mask")
 
 
 def _names(names: Iterable[str | None]) -> tuple[str, ...]:
@@ -248,7 +249,7 @@ def _coco_object(one: dict[str, Any], categories: dict[Any, str], size: tuple[in
     name = None if one.get("iscrowd") else categories[one["category_id"]]
     shape = one.get("segmentation")
     if not shape:
-        raise ValueError(f"annotation {one.get('id')} has a box, but no segmentation")
+        raise ValueError(f"annotation {one.get('id')} has a box, but no segmentation; outline the object")
     if isinstance(shape, list):
         return AnnotatedObject(name, [[*zip(part[::2], part[1::2], strict=True)] for part in shape])
     counts = shape["counts"]
@@ -289,7 +290,7 @@ def _yolo_names(source: Path) -> tuple[str, ...]:
             try:
                 found = yaml.safe_load(path.read_text(encoding="utf-8"))
             except (OSError, ValueError, yaml.YAMLError) as error:
-                raise FileError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())[:200]}") from error
+                raise FileError(f"{path}: {describe_read_error(error)}; repair the file") from error
             if isinstance(found, dict) and "names" in found:
                 names = found["names"]
                 return tuple(map(str, names.values() if isinstance(names, dict) else names))
@@ -310,7 +311,8 @@ def _yolo_objects(labels: Path, image: Path, names: Sequence[str]) -> Iterator[A
                 f"{labels}, line {number}: has {len(sides)} numbers, as for a box; a polygon has at least 6"
             )
         if not 0 <= which < len(names) or which % 1:
-            raise FileError(f"{labels}, line {number}: class {which:g} is none of the {len(names)} names")
+            known = f"the YAML file has {format_plural(len(names), 'class')}, numbered from 0"
+            raise FileError(f"{labels}, line {number}: has the class {which:g}, but {known}")
         corners = [(x * width, y * height) for x, y in zip(sides[::2], sides[1::2], strict=True)]
         yield AnnotatedObject(names[int(which)], [corners])
 

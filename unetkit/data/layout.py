@@ -342,16 +342,19 @@ def _match_files(layout: FolderLayout, split: _SplitFiles) -> list[ImageEntry]:
         expected = ([f"{label}/{stem}" for label in layout.labels] or [stem]) if split.masks else []
         lacking = [name for name in expected if left.get(name) is None]
         own = tuple(left.pop(name) for name in expected if name in left)
-        without_mask += [(image, f"has no mask {_place(split, 'masks')}{name}.*") for name in lacking]
+        without_mask += [
+            (image, f"has no mask {_place(split, 'masks')}{name}.*; add it, or remove the image") for name in lacking
+        ]
         if not split.masks and not split.instances:
-            without_mask.append((image, f"has no mask {_place(split, 'masks')}{stem}.*"))
+            without_mask.append((image, f"has no mask {_place(split, 'masks')}{stem}.*; add it, or remove the image"))
         elif split.instances and stem not in split.instances:
             what = f"{_place(split, 'instances')}{stem}.*"
-            without_instances.append((image, f"has no {what}, which other images have"))
+            without_instances.append((image, f"has no {what}, which other images have; add it"))
         elif not lacking:
             entries.append(ImageEntry(stem, image, own, split.instances.get(stem)))
     without_image = [
-        (path, f"this mask has no image {_place(split, 'images')}{_end(stem, layout)}.*") for stem, path in left.items()
+        (path, f"this mask has no image {_place(split, 'images')}{_end(stem, layout)}.*; add it, or remove the mask")
+        for stem, path in left.items()
     ]
     alone = [
         (path, "these instances have no image") for stem, path in split.instances.items() if stem not in split.images

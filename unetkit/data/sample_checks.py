@@ -10,12 +10,13 @@ from torch import Tensor
 
 from unetkit.data.types import IGNORE, NOT_FINITE, Dataset, DatasetSplits, Sample, Target, has_finite_values
 from unetkit.errors import FileError
+from unetkit.utils.formatting import format_type
 
 
 def describe_tensor(value: Any) -> str:
     """Describe a tensor for a message, as in "int64 of 32x32", or what a value is instead."""
     if not isinstance(value, Tensor):
-        return "missing" if value is None else f"a {type(value).__name__}"
+        return "missing" if value is None else format_type(value)
     return f"{str(value.dtype).removeprefix('torch.')} of {_format_shape(value.shape)}"
 
 
@@ -43,7 +44,7 @@ class CheckedImages:
 def find_sample_error(sample: Any, target: Target, channels: int) -> str:
     """Say in words what is wrong with a sample of a data set; "" if nothing is."""
     if not isinstance(sample, Sample):
-        return f"is a {type(sample).__name__}; expected a unetkit.data.types.Sample"
+        return f"is {format_type(sample)}; expected a unetkit.data.types.Sample"
     image: Any = sample.image
     fits = isinstance(image, torch.Tensor) and image.dtype == torch.float32 and image.ndim == 3
     if not fits or len(image) != channels:
@@ -74,12 +75,12 @@ def find_mask_error(mask: Any, target: Target, size: Iterable[int]) -> str:
 def find_splits_error(data: Any) -> str:
     """Say in words what is wrong with what a data set's factory returned, apart from its samples; "" if nothing is."""
     if not isinstance(data, DatasetSplits):
-        return f"returns a {type(data).__name__}; expected a unetkit.data.types.DatasetSplits"
+        return f"returns {format_type(data)}; expected a unetkit.data.types.DatasetSplits"
     if data.target.kind == "regression":
         return "its target is of the kind regression, which outputs have; masks are binary, multiclass or multilabel"
     splits: Any = data.splits
     if not isinstance(splits, Mapping):
-        return f"its splits are a {type(splits).__name__}; expected a mapping with at least train and val"
+        return f"its splits are {format_type(splits)}; expected a mapping with at least train and val"
     if lacking := {"train", "val"} - {*data.splits}:
         has = f" (it has {', '.join(map(str, data.splits))})" if data.splits else ""
         return f"has no split {min(lacking)!r}; it needs at least train and val{has}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from unetkit.data.rng import derive_seed
 from unetkit.errors import OptionError
+from unetkit.utils.formatting import format_plural
 
 #: The default fraction of validation images.
 _USUAL = 0.2
@@ -63,7 +64,7 @@ def split_names(names: Sequence[str], rules: SplitConfig) -> tuple[list[int], li
         what = (
             f"--group-by {rules.group_by} gives only one group"
             if rules.group_by
-            else f"there is {len(names)} image only"
+            else f"there is only {format_plural(len(names), 'image')}"
         )
         raise OptionError(f"{what}, so none is left for validation; add images, or add a folder val/")
     ordered = sorted(groups, key=lambda key: (derive_seed(rules.seed, "split", key), key))
@@ -93,7 +94,7 @@ def group_keys(names: Sequence[str], group: str) -> list[str]:
     found = [pattern.search(name) for name in names]
     lacking = [name for name, match in zip(names, found, strict=True) if match is None]
     if lacking:
-        raise OptionError(f"--group-by {group}: matches nothing in {lacking[0]!r}; every name must match")
+        raise OptionError(f"--group-by {group}: matches nothing in {lacking[0]!r}; give one that matches every name")
     return [_key(match) for match in found if match]
 
 

@@ -149,5 +149,6 @@ def _wrap_torchvision_errors(what: str, layout: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        expected = f"; it expects {layout}; nothing is downloaded" if layout else ""
-        raise FileError(f"{what}: cannot be read: {one_line(error)}{expected}") from error
+        expected = f"; it expects {layout}; download it first" if layout else ""
+        why = one_line(error).split(" You can use download=True")[0].rstrip(".")
+        raise FileError(f"{what}: cannot be read: {why}{expected}") from error

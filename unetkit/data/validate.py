@@ -129,7 +129,7 @@ def _check_image(seen: ImageReport, values: np.ndarray, nodata: Sequence[float |
     seen.missing = int(missing.sum())
     if values.dtype.kind == "f" and (count := int((~np.isfinite(values[~missing])).sum())):
         advice = "if they mean that there are no data, give --nodata nan, or --nodata inf"
-        seen.problems.append(f"{seen.file}: contains NaN or infinity ({count:,} numbers); {advice}")
+        seen.problems.append(f"{seen.file}: contains NaN or infinity ({format_plural(count, 'number')}); {advice}")
 
 
 def _compare_sizes(seen: ImageReport, entry: ImageEntry, scans: Sequence[MaskScan]) -> None:
@@ -373,7 +373,9 @@ def _fill(report: DatasetReport, seen: Sequence[ImageReport], target: Target | N
     usual = int(next(iter(report.channels), "0"))
     odd = [one for one in readable if one.channels != usual]
     report.problems += [
-        f"{one.file}: has {format_plural(one.channels, 'channel')}, but most have {usual}" for one in odd
+        f"{one.file}: has {format_plural(one.channels, 'channel')}, but most images have {usual}; "
+        f"{'convert it, or give `unetkit train` --channels grey or rgb' if one.channels + usual == 4 else 'remove it'}"
+        for one in odd
     ]
     if len(report.depths) > 1:
         report.notes.append(f"images of {' and '.join(report.depths)} are mixed")
@@ -387,7 +389,8 @@ def _classes(report: DatasetReport, seen: Sequence[ImageReport], target: Target)
         report.classes.append(ClassReport(name, colour, sum(pixels) / max(counted, 1), sum(map(bool, pixels)), splits))
     report.ignored = ignored / max(counted + ignored, 1)
     first = 0 if target.kind == "multilabel" else 1
-    if first and "train" in report.splits and not any(one.splits["train"] for one in report.classes):
+    training = [one for one in seen if one.split == "train"]
+    if first and training and not any(sum(one.counts) for one in training):
         report.problems.append(describe_ignored(report.data))
         return
     empty = [one.file for one in seen if not any(one.counts[first:])]
@@ -396,13 +399,6 @@ def _classes(report: DatasetReport, seen: Sequence[ImageReport], target: Target)
         report.notes.append(
             f"{format_plural(len(empty), 'mask')} of {len(seen)} with {what}, the first that of {empty[0]}"
         )
-    if (
-        target.kind != "multilabel"
-        and "train" in report.splits
-        and not any(one.splits["train"] for one in report.classes)
-    ):
-        report.problems.append(describe_ignored(report.data))
-        return
     never = [one.name for one in report.classes if not one.images]
     untrained = [one.name for one in report.classes if one.images and not one.splits.get("train", 1)]
     report.notes += describe_absent(never, "never occurs", "never occur")

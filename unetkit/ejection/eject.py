@@ -28,7 +28,7 @@ from unetkit.summary.forward_hooks import find_network
 from unetkit.summary.trace import trace
 from unetkit.unet import UNet
 from unetkit.utils.files import write_requested_file
-from unetkit.utils.formatting import Size
+from unetkit.utils.formatting import Size, format_type
 from unetkit.utils.integers import round_up
 from unetkit.utils.lazy_init import preserve_rng
 from unetkit.utils.module_settings import describe_modules, find_difference
@@ -92,7 +92,7 @@ def _write_source(model: nn.Module, parts: Parts, path: Path, usage: Usage) -> s
     """Return the source of a model, which is compared with the model first."""
     plan = getattr(model, "plan", None)
     if not isinstance(plan, Plan):
-        raise FileError(f"a {type(model).__name__} has no plan; give what unetkit.build or unetkit.load returned")
+        raise FileError(f"{format_type(model)} has no plan; give what unetkit.build or unetkit.load returned")
     network = find_network(model)
     if isinstance(network, WholeModel):
         raise BuildError(_explain_whole(network))

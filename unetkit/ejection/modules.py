@@ -20,6 +20,7 @@ from unetkit.ejection.unet import UNetWriter
 from unetkit.errors import BuildError
 from unetkit.summary.report import Trace
 from unetkit.unet import Stage, UNet
+from unetkit.utils.formatting import format_type
 
 
 class ModelWriter:
@@ -80,9 +81,7 @@ class ModelWriter:
         for name in sorted(attributes - dict(module.named_children()).keys()):
             value = getattr(module, name, module)
             if not isinstance(value, bool | int | float | str | tuple | None):
-                raise BuildError(
-                    f"{what} cannot be written as source: its forward uses {name}, a {type(value).__name__}"
-                )
+                raise BuildError(f"{what} cannot be written as source: its forward uses {name}, {format_type(value)}")
             init.append(Assign(f"self.{name}", quote(value)))
         if any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False)):
             raise BuildError(f"{what} cannot be written as source: it has tensors of its own beside those of its parts")
@@ -108,7 +107,7 @@ class ModelWriter:
             return self.parts.block(child, *map(str, made.wiring))
         if made is not None and made.word == "head":
             return self.parts.head(child)
-        contained = f"a {type(child).__name__}" + (f" as its {made.word}" if made else "")
+        contained = format_type(child) + (f" as its {made.word}" if made else "")
         raise BuildError(f"{what} cannot be written as source, because it contains {contained}")
 
 

@@ -25,6 +25,7 @@ from unetkit.parts.heads import ConvActNormHead, ConvHead
 from unetkit.parts.upsamplers import PixelShuffleUpsampler, TransposedUpsampler
 from unetkit.plugin_files import package_of
 from unetkit.unet import BlockSequence
+from unetkit.utils.formatting import format_type
 
 #: Writes a part of a plugin, given the part and its positional arguments as text.
 Carry = Callable[[nn.Module, tuple[Expression, ...]], Expression]
@@ -98,7 +99,7 @@ class PartWriter:
     def wiring(self, part: nn.Module) -> tuple[Any, ...]:
         """Return the positional arguments that a part was made with."""
         if id(part) not in self.made:
-            raise BuildError(f"a {type(part).__name__} that unetkit.make_part did not make cannot be written as source")
+            raise BuildError(f"{format_type(part)} that unetkit.make_part did not make cannot be written as source")
         return self.made[id(part)].wiring
 
     def layer(self, module: nn.Module, **symbols: Expression) -> Expression:
@@ -122,7 +123,7 @@ class PartWriter:
             return made_by_torch
         if type(module).__module__.startswith("timm.layers.activations"):
             return call(f"{type(module).__module__}.{type(module).__name__}")
-        raise BuildError(f"a {type(module).__name__} cannot be written as source")
+        raise BuildError(f"{format_type(module)} cannot be written as source")
 
     def unit(self, unit: nn.Module, in_channels: str, out_channels: str, groups: str = "") -> Expression:
         """Write a convolution unit: a class such as ConvNormAct, named after its layers.

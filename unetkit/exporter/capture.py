@@ -28,7 +28,7 @@ from unetkit.summary.trace import trace
 from unetkit.tiling.layout import TileRequirements
 from unetkit.tiling.requirements import find_tile_requirements, full_size
 from unetkit.unet import UNet
-from unetkit.utils.formatting import Size, format_size
+from unetkit.utils.formatting import Size, format_size, format_type
 from unetkit.utils.integers import round_up
 from unetkit.utils.isolation import INTERRUPTS, ignore_breakpoints
 
@@ -236,7 +236,7 @@ def describe_module(model: nn.Module, name: str) -> str:
     """Describe a module for a message: its path, its class, and the stride of its level in the decoder."""
     modules = dict(model.named_modules())
     if not name or name not in modules:
-        return f"a {type(model).__name__}"
+        return format_type(model)
     level = ""
     network = find_network(model)
     prefix = next(path for path, module in modules.items() if module is network)

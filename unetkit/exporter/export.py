@@ -342,7 +342,8 @@ def find_format(parts: Parts, path: Path, text: str | None, option: str = "--out
         spec = PartSpec.parse(text)
         writer = cast(ExportFormat, create("format", spec, parts))
         if path.suffix.lower() != writer.suffix:
-            raise OptionError(f"{option} {path}: the format {spec.name} writes files that end in {writer.suffix}")
+            rule = f"the format {spec.name} writes files that end in {writer.suffix}"
+            raise OptionError(f"{option} {path}: {rule}; give {path.with_suffix(writer.suffix)}")
         return spec.name, writer
     endings: dict[str, tuple[str, ExportFormat]] = {}
     for entry in parts.formats.find():

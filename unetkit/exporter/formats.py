@@ -67,7 +67,7 @@ class Onnx:
 
     def __init__(self, *, opset: int | None = None) -> None:
         if opset is not None and opset < 18:
-            raise OptionError(f"opset={opset}: torch's exporter writes 18 or later")
+            raise OptionError(f"opset={opset}: must be at least 18, the first that torch's exporter writes")
         self.opset = opset
 
     def write(self, captured: CapturedNetwork, path: Path, metadata: Mapping[str, str]) -> None:

@@ -99,7 +99,7 @@ class TransposedUpsampler(nn.ConvTranspose2d):
         if out_channels < 1 or groups < 1 or in_channels % groups or out_channels % groups:
             raise BuildError(
                 f"transposed with groups={groups} cannot map {in_channels} to {out_channels} channels; both numbers "
-                "must be positive multiples of groups"
+                "must be positive multiples of groups; give other groups, or channels=keep"
             )
         self.init = init
         super().__init__(in_channels, out_channels, k, stride=n, padding=p, output_padding=op, groups=groups, bias=bias)

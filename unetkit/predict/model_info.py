@@ -126,7 +126,10 @@ class ModelInfo:
                 "export the network with `unetkit export`"
             )
         if found["version"] != str(VERSION):
-            raise FileError(f"{source} is of version {found['version']}, and this program reads {VERSION}; update it")
+            raise FileError(
+                f"{source} is of format version {found['version']}, and this unetkit reads {VERSION}; "
+                "install a newer unetkit, or export the network again"
+            )
         try:
             info = cls(
                 source=source,

@@ -28,6 +28,7 @@ from unetkit.plan import PartSpec, Plan
 from unetkit.smp.catalog import smp_architecture_names, smp_architecture_options, smp_encoder_names
 from unetkit.smp.encoders import LinspaceOnCpu
 from unetkit.unet import UNet
+from unetkit.utils.formatting import format_type
 from unetkit.utils.isolation import one_line
 from unetkit.utils.lazy_init import defer_init, preserve_rng
 from unetkit.utils.modules import preserve_mode
@@ -221,9 +222,7 @@ def _unwrap_smp_unet(model: nn.Module) -> Any:
     model = getattr(model, "_orig_mod", model)  # torch.compile wraps it so
     model = model.model if isinstance(model, WholeModel) else model
     if type(model) is not smp.Unet:
-        raise BuildError(
-            f"a {type(model).__name__} is not an smp.Unet; unetkit.from_smp takes what smp.Unet(...) returns"
-        )
+        raise BuildError(f"{format_type(model)} is not an smp.Unet; unetkit.from_smp takes what smp.Unet(...) returns")
     if any(tensor.is_meta for tensor in model.state_dict().values()):
         raise BuildError("this smp.Unet is on the meta device and has no weights; build it on the CPU or a GPU")
     if unsupported := list_unsupported(model):

@@ -20,7 +20,7 @@ from unetkit.network import Network, prediction_name
 from unetkit.plan import Plan
 from unetkit.plugin_files import package_of
 from unetkit.utils.flops import CostMeter
-from unetkit.utils.formatting import Size
+from unetkit.utils.formatting import Size, format_type
 from unetkit.utils.isolation import INTERRUPTS
 from unetkit.utils.meta_shapes import MetaShapes
 
@@ -80,7 +80,7 @@ class ForwardRecord:
         if "Kernel size can't be greater" in str(self.error) or "Output size is too small" in str(self.error):
             # torch's own message does not name the layer, nor the shape of the map without its batch.
             kernel = getattr(last.module, "kernel_size", "?")
-            return f"{last.name}, a {type(last.module).__name__} of kernel {kernel}, gets {last.shapes}"
+            return f"{last.name}, {format_type(last.module)} of kernel {kernel}, gets {last.shapes}"
         return f"{last.name or 'the network'} gets {last.shapes} ({first_line(self.error)})"
 
     def describe_channel_mistake(self) -> str:
@@ -131,7 +131,7 @@ def _describe_layer_mistake(call: ModuleCall) -> str:
     if not expected or len(call.inputs) != 1 or call.inputs[0].ndim < (4 if axis == 1 else 3):
         return ""
     found = call.inputs[0].shape[axis]
-    layer = f"{call.name}, a {type(call.module).__name__},"
+    layer = f"{call.name}, {format_type(call.module)},"
     return f"{layer} expects {expected} channels, gets {found} ({call.shapes})" if found != expected else ""
 
 
@@ -258,9 +258,7 @@ def find_network(model: nn.Module) -> Network:
     for module in model.modules():
         if isinstance(module, Network):
             return module
-    raise UnetkitError(
-        f"a {type(model).__name__} contains no network that unetkit built; give what unetkit.build returns"
-    )
+    raise UnetkitError(f"{format_type(model)} contains no network that unetkit built; give what unetkit.build returns")
 
 
 def make_meta_input(network: Network, size: Size, batch: int = 1) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from unetkit.network import MASK, Network, declared_outputs, describe_source, prediction_name, prediction_of
 from unetkit.protocols import Output
-from unetkit.utils.formatting import format_plural
+from unetkit.utils.formatting import format_plural, format_type
 from unetkit.utils.spatial import size_of
 
 
@@ -116,7 +116,7 @@ def find_output_error(returned: Any, declared: Mapping[str, Output], classes: in
         named = {f"output {name!r}": x for name, x in returned.items()}
     elif declared:
         return (
-            f"declares the output {next(iter(declared))!r}, but returns a {type(returned).__name__} in training; "
+            f"declares the output {next(iter(declared))!r}, but returns {format_type(returned)} in training; "
             "return a dict of outputs by name"
         )
     else:

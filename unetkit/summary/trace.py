@@ -34,7 +34,7 @@ from unetkit.summary.receptive_field import ReceptiveField, receptive_field
 from unetkit.summary.report import Side, Trace, TraceRow
 from unetkit.unet import Stage, UNet
 from unetkit.utils.flops import CostMeter, storage_key
-from unetkit.utils.formatting import Size, format_size
+from unetkit.utils.formatting import Size, format_size, format_type
 from unetkit.utils.integers import round_up
 from unetkit.utils.modules import explain_norm_error, materialized_copy, preserve_mode, to_meta
 from unetkit.utils.spatial import size_of
@@ -160,7 +160,7 @@ def _run_pass(search: SizeSearch, size: Size, batch: int) -> tuple[MeteredPass, 
     if run.record.error is not None:
         raise _explain(run, size) from run.record.error
     if not isinstance(output, Tensor):
-        raise InputSizeError(f"a plugin's wrapper returns a {type(output).__name__}; a trace needs a tensor")
+        raise InputSizeError(f"a plugin's wrapper returns {format_type(output)}; a trace needs a tensor")
     if in_training.error is None:
         declared, classes = outputs_of_model(meta_model, network), network.resolved_plan.classes
         if error := find_output_error(in_training.returned, declared, classes):

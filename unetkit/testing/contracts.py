@@ -15,7 +15,7 @@ from unetkit.network import declared_outputs, prediction_of
 from unetkit.summary.forward_hooks import collect_tensors
 from unetkit.summary.outputs import find_output_error
 from unetkit.testing.catalog import Nonconformity, SkipCheck
-from unetkit.utils.formatting import Size
+from unetkit.utils.formatting import Size, format_type
 from unetkit.utils.integers import ceil_div, round_up
 from unetkit.utils.spatial import looks_like_nhwc, size_of
 
@@ -144,10 +144,10 @@ class Contract:
         count = self.count_outputs(part)
         if count is None:
             if not isinstance(out, Tensor):
-                raise Nonconformity(f"returns a {type(out).__name__}; expected one tensor")
+                raise Nonconformity(f"returns {format_type(out)}; expected one tensor")
             out = (out,)
         if not isinstance(out, list | tuple) or not all(isinstance(tensor, Tensor) for tensor in out):
-            raise Nonconformity(f"returns a {type(out).__name__}; expected {count} tensors")
+            raise Nonconformity(f"returns {format_type(out)}; expected {count} tensors")
         if count is not None and len(out) != count:
             raise Nonconformity(f"returns {len(out)} tensors; expected {count}")
         if flat := [tensor for tensor in out if tensor.ndim != 4]:
@@ -295,7 +295,7 @@ class _PredictionContract(Contract):
                 raise Nonconformity(error)
             return tuple(collect_tensors(out))
         if not isinstance(out, Tensor):
-            raise Nonconformity(f"returns a {type(out).__name__}; expected one tensor, or a dict of named outputs")
+            raise Nonconformity(f"returns {format_type(out)}; expected one tensor, or a dict of named outputs")
         if out.ndim != 4:
             raise Nonconformity(f"returns a tensor of shape {format_shape(out.shape)}; expected (B, C, H, W)")
         return (out,)

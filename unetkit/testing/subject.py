@@ -21,7 +21,7 @@ from unetkit.resolve import parse_options, signature_of
 from unetkit.testing.catalog import Nonconformity, SkipCheck, one_line
 from unetkit.testing.contracts import CONTRACTS, Contract, Outputs, PartInput, PositionalArgs
 from unetkit.testing.source import AuthorSource
-from unetkit.utils.formatting import format_place
+from unetkit.utils.formatting import format_place, format_type
 from unetkit.utils.isolation import INTERRUPTS
 from unetkit.utils.rounding import computes_in, difference_beyond_rounding
 
@@ -143,7 +143,7 @@ class PartSubject:
         """Raise Nonconformity if a part does not have the attributes of its kind."""
         if not isinstance(part, nn.Module):
             raise Nonconformity(
-                f"{self.describe_case(args)}returns a {type(part).__name__}; a part must be a torch.nn.Module"
+                f"{self.describe_case(args)}returns {format_type(part)}; a part must be a torch.nn.Module"
             )
         if lazy := [name for name, p in part.named_parameters() if isinstance(p, UninitializedParameter)]:
             raise Nonconformity(f"{self.describe_case(args)}{lazy[0]} is lazy; create layers with the given channels")

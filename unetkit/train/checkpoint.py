@@ -24,6 +24,7 @@ from unetkit.registry import Parts
 from unetkit.serialization import describe_other_files, load
 from unetkit.train.config import TrainConfig
 from unetkit.utils.files import atomic_write
+from unetkit.utils.parsing import describe_read_error
 
 
 @dataclass
@@ -84,7 +85,7 @@ def read_state(path: Path) -> TrainState:
         ) from error
     except Exception as error:  # pickle and torch may raise anything
         raise FileError(
-            f"{path} is damaged ({type(error).__name__}); the weights in the same folder may still be intact"
+            f"{path} cannot be read, or is damaged; the weights in the same folder may still be intact"
         ) from error
 
 
@@ -229,5 +230,6 @@ def read_run(folder: str | Path) -> TrainRun:
         values |= {name: dict(values[name]) for name in ("splits", "owners", "versions")}
         return TrainRun(folder, **values)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise FileError(f"{path} is damaged: {why}; the weights in the same folder may still be intact") from error
+        raise FileError(
+            f"{path} is damaged: {describe_read_error(error)}; the weights in the same folder may still be intact"
+        ) from error

@@ -15,6 +15,7 @@ from unetkit.errors import OptionError, PluginError
 from unetkit.registry import Parts
 from unetkit.resolve import create
 from unetkit.summary.forward_hooks import find_network
+from unetkit.utils.formatting import format_type
 
 #: The default learning rate of the loaded weights of an encoder, as a factor of that of the other layers.
 _PRETRAINED = 0.1
@@ -139,7 +140,7 @@ def create_optimizer_config(text: str, parts: Parts) -> OptimizerConfig:
     found = create("optimizer", text, parts)
     if not isinstance(found, OptimizerConfig):
         raise PluginError(
-            f"--optimizer {text}: its factory returns a {type(found).__name__}; "
+            f"--optimizer {text}: its factory returns {format_type(found)}; "
             "it must return a unetkit.train.optim.OptimizerConfig"
         )
     return found

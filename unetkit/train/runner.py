@@ -367,9 +367,9 @@ def _create_same_parts(
     """Create loss, augmentation and optimizer of a command. Raise OptionError if an option differs from a run's."""
 
     def refuse(flag: str, new: str, old: str) -> NoReturn:
-        has = f"with {old}" if old else "without it"
+        had, has = (f"with {one}" if one else "without it" for one in (old, new))
         advice = "give the options that it was started with to continue it, or another --out"
-        raise OptionError(f"{new or flag}: the run in {earlier.folder} was started {has}; {advice}")
+        raise OptionError(f"{flag}: the run in {earlier.folder} was started {had}, not {has}; {advice}")
 
     def check_fields(config: TrainConfig, names: Iterable[str]) -> None:
         for name in names:

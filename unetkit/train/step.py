@@ -27,7 +27,7 @@ from unetkit.train.distributed import ProcessGroup
 from unetkit.train.losses import Loss
 from unetkit.train.optim import OptimizerConfig
 from unetkit.train.outputs import OutputLoss
-from unetkit.utils.formatting import Size, format_plural
+from unetkit.utils.formatting import Size, format_plural, format_type
 from unetkit.utils.isolation import wrap_errors
 from unetkit.utils.modules import to_channels_last
 from unetkit.utils.oom import is_oom
@@ -166,8 +166,8 @@ class Stepper:
         with wrap_errors(f"--optimizer {config.optimizer} cannot be created"):
             optimizer: Any = self.optimizer_config.make_optimizer(self.network, config.lr)
         if not isinstance(optimizer, torch.optim.Optimizer):
-            what = type(optimizer).__name__
-            raise PluginError(f"--optimizer {config.optimizer}: `create` returns a {what}; expected an Optimizer")
+            what = format_type(optimizer)
+            raise PluginError(f"--optimizer {config.optimizer}: `create` returns {what}; expected an Optimizer")
         self.optimizer = optimizer
         self.dtype = autocast_type(config.dtype, group.device)
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=self.dtype == torch.float16)

@@ -26,6 +26,12 @@ def format_names(names: Sequence[str]) -> str:
     return " and ".join([*([", ".join(names[:-1])] if names[1:] else []), *names[-1:]])
 
 
+def format_type(value: object) -> str:
+    """Format the type of a value with its article, for messages: a list, an int, or None."""
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if name[0] in 'aeioAEIO' else 'a'} {name}"
+
+
 def format_bytes(number: int) -> str:
     """Format bytes in binary units: 1.5 MiB."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):

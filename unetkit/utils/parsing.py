@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -46,3 +47,17 @@ def parse_nodata(text: str | float) -> float:
         return float(text)
     except ValueError:
         raise OptionError("must be a number, nan or inf") from None
+
+
+def describe_read_error(error: Exception) -> str:
+    """Say where a file of text, JSON or YAML is wrong, without the words of its parser."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"line {error.lineno}, column {error.colno} is not valid JSON"
+    if isinstance(error, UnicodeDecodeError):
+        line = error.object.count(b"\n", 0, error.start) + 1
+        return f"line {line} is not UTF-8 text"
+    if mark := getattr(error, "problem_mark", None):
+        return f"line {mark.line + 1}, column {mark.column + 1} is not valid YAML"
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
+    return (isinstance(error, OSError) and error.strerror) or str(error)

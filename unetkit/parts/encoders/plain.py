@@ -80,5 +80,7 @@ def _resolve_widths(depth: int | None, widths: tuple[int, ...] | None) -> tuple[
     if len(widths) < 2 or min(widths) < 1:
         raise OptionError(f"widths={list(widths)} must have at least two integers of at least 1, shallow to deep")
     if depth is not None and len(widths) != depth + 1:
-        raise OptionError(f"depth={depth} needs {depth + 1} widths, but widths={list(widths)} has {len(widths)}")
+        raise OptionError(
+            f"depth={depth} needs {depth + 1} widths, but widths={list(widths)} has {len(widths)}; leave depth out"
+        )
     return tuple(widths)

@@ -47,7 +47,8 @@ class TimmSpec(NamedTuple):
         options = self.arguments(extra)
         if isinstance(pretrained, str):
             if not Path(pretrained).is_file():
-                raise BuildError(f"--pretrained {pretrained}: the file does not exist; give a file in timm's format")
+                what = "is a folder" if Path(pretrained).is_dir() else "the file does not exist"
+                raise BuildError(f"--pretrained {pretrained}: {what}; give a file in timm's format")
             options["pretrained_cfg_overlay"] = {"file": pretrained}
         loads = bool(pretrained) and torch.get_default_device().type != "meta"
         try:
@@ -75,7 +76,9 @@ class TimmSpec(NamedTuple):
 
     def _describe_error(self, error: Exception, pretrained: bool | str) -> str:
         text = " ".join(str(error).split())[:300]
-        reason = text if isinstance(error, UnetkitError) else f"{type(error).__name__}: {text}".rstrip(": ")
+        named = isinstance(error, UnetkitError | ValueError | AssertionError | RuntimeError)
+        reason = text if named and text else f"{type(error).__name__}: {text}".rstrip(": ")
+        why = f" ({reason})" if text else ""
         if pretrained:
             failure = f"read from {pretrained}" if isinstance(pretrained, str) else "loaded from timm's hub"
             return (
@@ -86,10 +89,10 @@ class TimmSpec(NamedTuple):
             return text
         if self.options:
             options = ", ".join(f"{name}={value}" for name, value in self.options)
-            return f"timm/{self.name} cannot be built with {options} ({reason}); leave it out, or give another value"
+            return f"timm/{self.name} cannot be built with {options}{why}; leave it out, or give another value"
         if self.output_stride != 32:
             refusal = f"timm/{self.name} does not take output_stride={self.output_stride}"
-            return f"{refusal} ({reason}); leave it out, or use a ResNet"
+            return f"{refusal}{why}; leave it out, or use a ResNet"
         return f"timm/{self.name} has no feature maps ({reason})"
 
 

@@ -36,7 +36,7 @@ def check_timm_weights(name: str, *, pretrained: bool, loads: bool) -> None:
     if tag:
         tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
         if tag not in tags:
-            has = ", ".join(tags) or "none"
+            has = ", ".join(tags) or "none, so leave the tag out"
             raise BuildError(f"timm has no weights tagged {tag!r} for {architecture}; it has {has}")
     if not pretrained:
         return

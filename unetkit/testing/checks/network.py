@@ -22,7 +22,7 @@ from unetkit.summary.trace import trace
 from unetkit.testing.catalog import Nonconformity, one_line
 from unetkit.testing.contracts import format_shape, list_encoder_shapes, random_tensor
 from unetkit.testing.subject import PartSubject, relative_difference
-from unetkit.utils.formatting import Size
+from unetkit.utils.formatting import Size, format_type
 from unetkit.utils.rounding import computes_in, difference_beyond_rounding
 
 #: The name under which a Python object is registered, so that a saved file can refer to it.
@@ -113,7 +113,7 @@ def check_prediction(model: nn.Module, x: Tensor, prefix: str) -> None:
     with torch.no_grad():
         out = model.eval()(x)
     if not isinstance(out, Tensor):
-        raise Nonconformity(f"{prefix}in eval it returns a {type(out).__name__}; expected one tensor of logits")
+        raise Nonconformity(f"{prefix}in eval it returns {format_type(out)}; expected one tensor of logits")
     expected = (len(x), find_network(model).resolved_plan.classes, *x.shape[-2:])
     wrong = out.shape[:2] != expected[:2] if find_network(model).valid else out.shape != expected
     if wrong:
@@ -143,7 +143,7 @@ def check_plan(subject: PartSubject) -> None:
     """Check that a recipe returns a Plan that names no other recipe, and whose line can be parsed."""
     recipe_plan = _create_plan(subject)
     if not isinstance(recipe_plan, Plan):
-        raise Nonconformity(f"returns a {type(recipe_plan).__name__}; expected a Plan")
+        raise Nonconformity(f"returns {format_type(recipe_plan)}; expected a Plan")
     if recipe_plan.recipe is not None:
         raise Nonconformity(f"its plan names the recipe {recipe_plan.recipe}; write out its fields instead")
     try:

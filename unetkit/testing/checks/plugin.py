@@ -24,7 +24,7 @@ from unetkit.registry import PART_KINDS, Library, Metric, Parts, Plugin
 from unetkit.testing.catalog import Nonconformity, SkipCheck, one_line
 from unetkit.testing.source import AuthorSource
 from unetkit.testing.subject import PartSubject
-from unetkit.utils.formatting import format_names, format_place
+from unetkit.utils.formatting import format_names, format_place, format_type
 
 #: Run in a new process, because this one has already imported torch.
 _LOAD_SCRIPT = """
@@ -239,7 +239,7 @@ def _create_scored_run(parts: Parts) -> Any:
 
 def _find_metric_error(result: Any, timed: bool) -> str:
     """Describe what is wrong with the result of a metric; "" if nothing is."""
-    description = f"returns a {type(result).__name__}"
+    description = f"returns {format_type(result)}"
     if timed:
         if not callable(result):
             return f"{description}; a timed metric must return a callable without arguments"

@@ -27,7 +27,7 @@ from unetkit.testing.contracts import format_shape, random_tensor
 from unetkit.testing.subject import PartSubject
 from unetkit.train.optim import OptimizerConfig
 from unetkit.train.outputs import make_output_losses
-from unetkit.utils.formatting import format_plural
+from unetkit.utils.formatting import format_plural, format_type
 from unetkit.utils.spatial import size_of
 
 #: What masks may mean, each with the number of outputs of a network for them.
@@ -323,11 +323,11 @@ def check_optimizer(subject: PartSubject) -> None:
     """Check that a step changes the parameters, and that the saved state continues exactly."""
     config = _make(subject)
     if not isinstance(config, OptimizerConfig):
-        raise Nonconformity(f"returns a {type(config).__name__}; expected a unetkit.train.optim.OptimizerConfig")
+        raise Nonconformity(f"returns {format_type(config)}; expected a unetkit.train.optim.OptimizerConfig")
     network: Any = build("plain:widths=[4,8]", in_channels=1, seed=0)
     optimizer = _call("creating the optimizer ", config.make_optimizer, network, 0.01)
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise Nonconformity(f"`create` returns a {type(optimizer).__name__}; expected a torch.optim.Optimizer")
+        raise Nonconformity(f"`create` returns {format_type(optimizer)}; expected a torch.optim.Optimizer")
     held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     if sorted(held) != sorted(id(parameter) for parameter in network.parameters()):
         raise Nonconformity("the optimizer does not hold every parameter once; pass it the groups that it is given")
