@@ -86,7 +86,7 @@ def test_what_does_not_follow(words: dict[str, Any], message: str) -> None:
 def test_a_line_is_the_line_of_the_command() -> None:
     model = unetkit.build(" --encoder plain:widths=[4,8] --fuse add --classes 3", fuse="max", device="meta")
     assert str(model.plan) == "--encoder 'plain:widths=[4,8]' --fuse max --classes 3"
-    with pytest.raises(unetkit.UnetkitError, match="no option 'encodr'; did you mean encoder"):
+    with pytest.raises(unetkit.UnetkitError, match=r"no option 'encodr' .did you mean encoder"):
         unetkit.build("--encodr plain")
 
 

@@ -181,7 +181,7 @@ def test_a_factory_is_a_part() -> None:
 REFUSED_LINES = {
     "encoder resnet18": "'encoder' appears where an option",
     "--encoder a b": "'b' appears where an option",
-    "--encodr a": "…'encodr'; did you mean encoder or decode_to",
+    "--encodr a": "…'encodr' (did you mean encoder or decode_to",
     "--zzz": "there is no option 'zzz'",
     "--zzz 1 --zzz 1": "there is no option 'zzz'",
     "--fuse add --fuse add": "--fuse is given twice",

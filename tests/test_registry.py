@@ -62,7 +62,7 @@ def test_a_kind_by_its_word_title_or_plural(parts: Parts) -> None:
 
 def test_an_unknown_kind_names_those_there_are(parts: Parts) -> None:
     unknown = message(OptionError, lambda: parts["fusoin"])
-    assert "'fusoin'; did you mean fusions" in unknown
+    assert "'fusoin' (did you mean fusions" in unknown
     assert unknown.endswith(", ".join(kind.attribute for kind in KINDS))
 
 
@@ -139,7 +139,7 @@ def test_names_match_globs(parts: Parts) -> None:
 @pytest.mark.parametrize("name", ["resnet81", "lib/resnet81", "nolib/resnet18", "Resnet18"])
 def test_a_missing_name_says_the_nearest(parts: Parts, name: str) -> None:
     missing = message(UnknownNameError, lambda: parts.encoders.get(name))
-    assert f"{name!r}; did you mean resnet18 or resnet34" in missing
+    assert f"{name!r} (did you mean resnet18 or resnet34" in missing
     assert missing.endswith("; see `unetkit list encoders`")
 
 
@@ -153,5 +153,5 @@ def test_a_missing_name_that_nothing_is_near(parts: Parts, name: str) -> None:
 def test_a_missing_name_may_be_a_failed_plugins(parts: Parts) -> None:
     parts.plugins += [Plugin("gated"), Plugin("attend"), Plugin("twice"), Plugin("twice", loaded=True)]
     missing = message(UnknownNameError, lambda: parts.stage("x").fusions.get("zzz"))
-    assert "'zzz'; the fusions are gate, concat (" in missing
-    assert "failed may provide it: gated, attend)" in missing
+    assert "'zzz'; the fusions are gate, concat; " in missing
+    assert "failed may provide it: gated, attend;" in missing

@@ -29,13 +29,13 @@ def refused(line: str, parts: Parts, kind: type[UnetkitError]) -> str:
 
 
 UNKNOWN = {
-    "--encoder resnet19": "--encoder resnet19: … did you mean resnet18 or ",
-    "--encoder timn/resnet18": "--encoder timn/resnet18: … did you mean resnet18",
-    "--encoder plain --fuse ad": "--fuse ad: … did you mean add?; see `unetkit list fusions`",
-    "--encoder plain --up bilinaer/nearest": "--up bilinaer: … did you mean bilinear?",
+    "--encoder resnet19": "--encoder resnet19: … (did you mean resnet18 or ",
+    "--encoder timn/resnet18": "--encoder timn/resnet18: … (did you mean resnet18",
+    "--encoder plain --fuse ad": "--fuse ad: … (did you mean add?); see `unetkit list fusions`",
+    "--encoder plain --up bilinaer/nearest": "--up bilinaer: … (did you mean bilinear?)",
     "--encoder plain --logits zzz": "--logits zzz: … the upsamplers are bilinear, ",
     "--encoder plain --up none": "--up none: no upsampler",
-    "--recipe unet2015": "--recipe unet2015: … did you mean unet-2015?",
+    "--recipe unet2015": "--recipe unet2015: … (did you mean unet-2015?)",
 }
 
 
@@ -45,11 +45,11 @@ def test_unknown_names(line: str, message: str, parts: Parts) -> None:
 
 
 BAD = {
-    "--encoder plain:widht=1": "--encoder plain:widht=1: … did you mean widths?; `unetkit list encoder plain`",
+    "--encoder plain:widht=1": "--encoder plain:widht=1: … (did you mean widths?); `unetkit list encoder plain`",
     "--encoder plain:zzz=1": "--encoder plain:zzz=1: … it has "
     "depth, widths, order, norm, act, dropout, padding, bias, padding_mode; ",
     "--encoder plain --fuse add:k=1": "--fuse add:k=1: add has no options… 'k'",
-    "--encoder plain --logits bilinear:corners=true": "--logits bilinear:corners=true: … did you mean align_corners?",
+    "--encoder plain --logits bilinear:corners=true": "--logits bilinear:corners=true: … (did you mean align_corners?)",
     "--recipe unet-2015:depth=3": "--recipe unet-2015:depth=3: … 'depth'",
     "--encoder plain:depth=two": "--encoder plain:depth=two: depth … integer… got two",
     "--encoder plain:widths=64": "--encoder plain:widths=64: widths … list of integers… got 64",

@@ -46,6 +46,6 @@ class PluginError(UnetkitError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return "; did you mean A or B?" with the known names that are closest to `name`, or ""."""
+    """Return " (did you mean A or B?)" with the known names that are closest to `name`, or ""."""
     close = get_close_matches(name.lower(), list(known), n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
+    return f" (did you mean {' or '.join(close)}?)" if close else ""

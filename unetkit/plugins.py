@@ -338,7 +338,7 @@ def _check_hooks(module: object) -> None:
             raise PluginError(f"{spec} takes {', '.join(takes)}, but not {unknown[0]!r}; rename the argument")
     if not found:
         bare = [name for name in specs if callable(getattr(module, name, None))]
-        what = f"{bare[0]} is not marked as a hook" if bare else "it has no hooks, such as unetkit_register(parts)"
+        what = f"{bare[0]} is not marked" if bare else "it has no hooks, such as unetkit_register(parts)"
         raise PluginError(f"{what}; write @unetkit.hookimpl above {'it' if bare else 'each'}")
 
 

@@ -254,7 +254,7 @@ class Registry:
         name, title = entry.name, self.kind.title
         if not name or name[0] == "-" or not all(c.isalnum() or c in "._-" for c in name):
             raise PluginError(
-                f"{name!r} is not allowed as the name of the {title}: use letters, digits, '.', '_' and (but first) '-'"
+                f"{name!r} is not a name for the {title}: use letters, digits, '.', '_' and (but first) '-'"
             )
         if not (isinstance(entry.factory, str) or callable(entry.factory)):
             raise PluginError(f'{title} {name!r} of {self.owner} is not a class or function, or its "module:attr"')
@@ -354,8 +354,8 @@ class Registry:
             near = f"; the {self.kind.attribute} are {', '.join(known)}"
         return (
             f"no {self.kind.title} is called {name!r}{near}"
-            + (f" (a plugin that failed may provide it: {', '.join(failed)})" if failed else "")
-            + (f" (a plugin that UNETKIT_DISABLE leaves out may provide it: {', '.join(disabled)})" if disabled else "")
+            + (f"; a plugin that failed may provide it: {', '.join(failed)}" if failed else "")
+            + (f"; a plugin that UNETKIT_DISABLE leaves out may provide it: {', '.join(disabled)}" if disabled else "")
             + f"; see `unetkit list {self.kind.attribute}`"
         )
 

@@ -293,11 +293,11 @@ def test_a_size_that_a_plan_says_is_that_of_the_row() -> None:
         (
             {"metrics": ["latencies"]},
             UnknownNameError,
-            "--metrics: no metric is called 'latencies'; did you mean latency",
+            "--metrics: no metric is called 'latencies' (did you mean latency",
         ),
         ({"device": "cuda:7"}, OptionError, "--device cuda:7: there is no device 'cuda:7'; "),
         ({"jobs": 1000}, OptionError, "--jobs 1000: must be at most the number of cores, "),
-        ({"budgets": 1}, OptionError, "bench.run: there is no argument 'budgets'; did you mean budget?"),
+        ({"budgets": 1}, OptionError, "bench.run: there is no argument 'budgets' (did you mean budget?)"),
         ({"mode": ["fast"]}, OptionError, "--mode fast: no mode is called 'fast'"),
     ],
 )

@@ -200,7 +200,7 @@ def test_filters_must_all_pass() -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ("latncy<1", "'latncy'; did you mean latency"),
+        ("latncy<1", "'latncy' (did you mean latency"),
         ("latency", "is not a test; "),
         ("latency<50ms", "'50ms' is not a number; "),
         ("memory<5MiB", "'5MiB' is not a number; "),
@@ -371,7 +371,7 @@ def test_markdown_is_a_table(folder: str) -> None:
 
 def test_a_column_that_is_not_there_is_refused_with_the_list(folder: str) -> None:
     message = refused(folder, "--columns", "latensy")
-    assert re.match("--columns: .*'latensy'; did you mean latency", message)
+    assert re.match("--columns: .*'latensy' .did you mean latency", message)
     message = refused(folder, "--columns", "q")
     assert "model, encoder, up, fuse, batch_size, size, mode, parameters" in message
     assert "miou was not measured" in refused(folder, "--columns", "miou")
@@ -503,4 +503,4 @@ def test_effects_are_a_table(folder: str) -> None:
 
 def test_effects_take_neither_an_order_nor_a_column_that_is_no_metric(folder: str) -> None:
     assert refused(folder, "--effects", "--sort", "latency").startswith("--effects cannot be combined with --sort")
-    assert "'latency-p90'; did you mean latency" in refused(folder, "--effects", "--columns", "latency-p90")
+    assert "'latency-p90' (did you mean latency" in refused(folder, "--effects", "--columns", "latency-p90")

@@ -85,10 +85,10 @@ def test_a_picture_that_cannot_be_written_is_refused(tmp_path: Path, capsys: pyt
 REFUSALS = [
     (
         ["build", "--encoder", "resnet1O1"],
-        "--encoder resnet1O1: no encoder is called 'resnet1O1'; did you mean resnet101",
+        "--encoder resnet1O1: no encoder is called 'resnet1O1' (did you mean resnet101",
     ),
     (["build", "--encoder", "vgg11:output_stride=8"], "timm/vgg11 does not take output_stride=8"),
-    (["build", *SMALL, "--block", "double:act=rellu"], "act=rellu: timm has no such activation; did you mean"),
+    (["build", *SMALL, "--block", "double:act=rellu"], "act=rellu: timm has no such activation (did you mean"),
 ]
 
 
@@ -293,7 +293,7 @@ def test_a_plugin_file_gives_parts_to_the_command_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["build", "--bogus"], "No such option '--bogus'."),
+        (["build", "--bogus"], "No such option '--bogus'"),
         (["bench", "shw"], "did you mean show"),
         (["build", "--plugin", "x.py"], "before the command: unetkit --plugin ... build ..."),
         (["bench", "show", "x", "--sort"], "`unetkit bench show --help`"),

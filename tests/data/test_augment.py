@@ -236,8 +236,8 @@ def test_a_text_is_said_back_at_its_shortest(text: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("text", "kind", "told"),
     [
-        ("elastik", UnknownNameError, "did you mean elastic?"),
-        ("hflip,elastic:sdt=3", OptionError, "did you mean std?"),
+        ("elastik", UnknownNameError, "did you mean elastic?)"),
+        ("hflip,elastic:sdt=3", OptionError, "did you mean std?)"),
         ("rotate90:degrees=3", OptionError, "rotate90 has no options, so 'degrees'"),
         ("elastic:std=big", OptionError, "std must be a number; got big"),
         ("elastic:std=-1", OptionError, "--augment elastic:std=-1: std takes numbers from 0; got -1"),

@@ -182,7 +182,7 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     (source / "a.json").write_text(labelme_text)
     assert "its image a.jpg" in refused("labelme", source, out)
     (source / "a.json").write_text("{")
-    assert "a.json: cannot be read as JSON" in refused("labelme", source, out)
+    assert "a.json: line 1, column 2 is not valid JSON" in refused("labelme", source, out)
     image(source / "x.jpg")
     coco(source / "a.json", ["x.jpg"], [[]])
     assert "annotation 0 has a box, but no segmentation" in refused("coco", source, out)

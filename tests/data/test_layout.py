@@ -265,7 +265,7 @@ def test_an_orientation_that_masks_do_not_have_is_told(tmp_path: Path) -> None:
     (note,) = open_data(str(tmp_path)).notes
     assert re.search(r"\.jpg: is turned by 180 degrees, .*\(1 more image\)$", note)
     turned(tmp_path / "images" / "a.jpg", 6)
-    with pytest.raises(FileError, match=r"masks/a\.png: 12x24, .*a\.jpg is 24x12 .* 90 degrees, .*EXIF"):
+    with pytest.raises(FileError, match=r"masks/a\.png: is 12x24, .*a\.jpg is 24x12 .* 90 degrees, .*EXIF"):
         open_data(str(tmp_path))
     report = CliRunner().invoke(data_command, ["check", str(tmp_path)])
     assert "EXIF orientation" in report.output

@@ -358,10 +358,10 @@ def test_the_command_takes_options_a_file_or_a_run(tmp_path: Path) -> None:
     assert f'load("{saved}") returns the network' in run(str(saved), "--out", str(out))
     assert f'load("{saved}").eval()' in out.read_text()
     for words, message in {
-        (str(saved), "--classes", "2", "--out", str(out)): "leave out --classes",
+        (str(saved), "--classes", "2", "--out", str(out)): "--classes describes a model",
         ("--out", str(out)): "nothing says what the network is",
         (str(saved), "--out", str(tmp_path / "net.txt")): "ends in .py",
-        (str(out), "--out", str(tmp_path / "b.py")): "is not a safetensors file",
+        (str(out), "--out", str(tmp_path / "b.py")): "is not a .safetensors file",
         (str(tmp_path), "--out", str(tmp_path / "b.py")): "is not a training run",
         ("--encoder", "resnet18", "--fuse", "ad", "--out", str(out)): "did you mean add",
     }.items():

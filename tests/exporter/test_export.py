@@ -270,7 +270,7 @@ REFUSED = [
     (f"--encoder {SMALL} --out m.onnx --tolerance 0", "must be above 0"),
     (f"--encoder {SMALL} --out m.onnx --fixed-size 2x", "must be a number or HEIGHTxWIDTH"),
     (f"text.safetensors --encoder {SMALL} --out m.onnx", "leave one of them out"),
-    ("text.safetensors --out m.onnx", "is not a safetensors file"),
+    ("text.safetensors --out m.onnx", "is not a .safetensors file"),
     ("--verify nosuch.onnx", "no such file"),
     ("--verify text.onnx", "is not an ONNX model"),
     ("--verify text.pt2", r"is not a program of torch\.export"),

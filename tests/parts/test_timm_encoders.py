@@ -424,9 +424,9 @@ def test_an_option_that_no_signature_shows_reaches_the_model() -> None:
 @pytest.mark.parametrize(
     ("encoder", "message"),
     [
-        ("resnet18:drop_path=0.1", "'drop_path'; did you mean .*drop_path_rate"),
-        ("test_vit:patchsize=8", "'patchsize'; did you mean patch_size"),
-        ("test_byobnet:stem_chans=24", "'stem_chans'; did you mean .*stem_chs"),
+        ("resnet18:drop_path=0.1", "'drop_path' .did you mean .*drop_path_rate"),
+        ("test_vit:patchsize=8", "'patchsize' .did you mean patch_size"),
+        ("test_byobnet:stem_chans=24", "'stem_chans' .did you mean .*stem_chs"),
         ("hrnet_w18_small:bogus=3", "timm/hrnet_w18_small has no option 'bogus'"),
         ("resnet18:bogus=none", "timm/resnet18 has no option 'bogus'"),
         ("test_byobnet:bogus=none", "timm/test_byobnet has no option 'bogus'"),

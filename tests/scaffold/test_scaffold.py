@@ -136,12 +136,12 @@ REFUSED = [
     (
         "my-own",
         "lossy",
-        "'lossy'; the kinds are encoder, upsampler, fusion, ",
+        "'lossy' (did you mean loss?); the kinds are encoder, upsampler, fusion, ",
     ),
     (
         "my-own",
         "blok",
-        "wrap, command; did you mean block",
+        "(did you mean block",
     ),
 ]
 

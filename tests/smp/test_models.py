@@ -152,7 +152,7 @@ def test_what_smp_makes_of_values_is_built_on_meta_too() -> None:
             "--fuse describes a part of a U-Net",
         ),
         ("--model smp/unet --decode-to 2", BuildError, "--decode-to describes a part of a U-Net"),
-        ("--model smp/unett", UnknownNameError, "'smp/unett'; did you mean smp/unet"),
+        ("--model smp/unett", UnknownNameError, "'smp/unett' (did you mean smp/unet"),
         ("--model smp/unet:decoder_chanels=[1]", OptionError, "did you mean decoder_channels"),
         ("--model smp/unet:activation=sigmoid", OptionError, "unet has no option 'activation'"),
         ("--model smp/unet:encoder_depth=x", OptionError, "encoder_depth must be an integer; got x"),

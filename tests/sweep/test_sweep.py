@@ -383,7 +383,7 @@ def test_the_order_is_random_and_a_sample_is_its_beginning() -> None:
         ["vgg16", "test_resnet"],
         ["test_resnet", "vgg16"],
     )
-    with pytest.raises(UnknownNameError, match=r"resnet19; did you mean resnet18 or"):
+    with pytest.raises(UnknownNameError, match=r"resnet19 .did you mean resnet18 or"):
         SweepConfig(names=("resnet19",)).list_names()
 
 
@@ -473,7 +473,7 @@ def test_a_header_of_an_earlier_sweep_shows_what_it_lacks(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--names resnet19", "timm has no model that matches resnet19; did you mean"),
+        ("--names resnet19", "timm has no model that matches resnet19 (did you mean"),
         (
             "--library torch",
             "Invalid value for '--library': 'torch' is not one of 'unetkit', 'smp'. See `python -m tests.sweep",

@@ -280,7 +280,7 @@ def test_a_part_with_options_is_checked_as_its_line_says() -> None:
 
 
 def test_names_that_are_not_there() -> None:
-    with pytest.raises(UnknownNameError, match="no fusion is called 'addd'; did you mean add"):
+    with pytest.raises(UnknownNameError, match=r"no fusion is called 'addd' .did you mean add"):
         check_part("fusion", "addd")
     with pytest.raises(OptionError, match="no kind is called 'lossy'"):
         check_part("lossy", "add")

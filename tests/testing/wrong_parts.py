@@ -1258,7 +1258,7 @@ def misspelled() -> Plan:
     return Plan.of(fusion="add")
 
 
-@wrong("recipe", "input size", r"^it cannot be built: .*no encoder is called 'plainly'; did you mean plain")
+@wrong("recipe", "input size", r"^it cannot be built: .*no encoder is called 'plainly' .did you mean plain")
 def unknown_encoder() -> Plan:
     """Names a part that there is not."""
     return Plan.of(encoder="plainly")

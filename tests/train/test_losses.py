@@ -373,7 +373,7 @@ def test_dice_is_blind_to_a_class_that_the_truth_has_not_and_bce_sees_it() -> No
             "dice:smooth=1",
             "…'smooth'; it has share; `unetkit list loss dice`",
         ),
-        ("sigmoid", "border:sima=2", "…'sima'; did you mean sigma?"),
+        ("sigmoid", "border:sima=2", "…'sima' (did you mean sigma?)"),
         ("sigmoid", "bce+", "…a part is empty"),
     ],
 )
@@ -384,7 +384,7 @@ def test_what_contradicts_the_data_is_refused_in_one_line(kind: str, text: str, 
 
 
 def test_an_unknown_term_is_refused_with_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match="no loss is called 'dise'; did you mean dice"):
+    with pytest.raises(UnknownNameError, match=r"no loss is called 'dise' .did you mean dice"):
         loss_of("sigmoid", "bce+dise")
     with pytest.raises(UnknownNameError, match="the losses are ce, bce, dice, focal, border"):
         loss_of("sigmoid", "hinge")

@@ -177,7 +177,7 @@ REFUSED = [
     ({"optimizer": "rms:alpha=x"}, OptionError, "--optimizer rms:alpha=x: "),
     ({"augment": "dim:by=2"}, OptionError, "dim has no options, so 'by' is not one"),
     ({"data": "few:count=0"}, OptionError, "cells: count must be at least 1; got 0"),
-    ({"data": "fewe:count=1"}, UnknownNameError, "'fewe'; did you mean few"),
+    ({"data": "fewe:count=1"}, UnknownNameError, "'fewe' .did you mean few"),
     ({"optimizer": "sgd:nesterov=true,momentum=0"}, OptionError, "nesterov needs a momentum above 0"),
     (
         {"optimizer": "sgd:momentum=1"},
@@ -299,7 +299,7 @@ def unetkit_register(parts):
         ({"augment": "root"}, r"--augment root \(of wrong\): .*not finite"),
         ({"data": "no-val"}, r"--data no-val \(of wrong\): .*'val'; .*train, validation\)"),
         ({"data": "bytes"}, r"first image of train: .* 0 to 255"),
-        ({"optimizer": "three"}, r"--optimizer three: `create` returns a int"),
+        ({"optimizer": "three"}, r"--optimizer three: `create` returns an int"),
     ],
 )
 def test_what_is_wrong_in_a_plugin_ends_a_run_with_one_line(

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from unetkit.errors import OptionError, UnetkitError
+from unetkit.errors import OptionError, UnetkitError, did_you_mean
 from unetkit.utils.config_fields import ConfigField, list_config_fields
 from unetkit.utils.files import check_requested_path
 from unetkit.utils.isolation import one_line
@@ -160,7 +160,10 @@ def run_command(
     except click.UsageError as error:
         error.ctx = error.ctx or find_context(error)
         message = error.format_message().rstrip(".")
-        _refuse(f"{message}{'' if message.endswith(('?', '?)')) else '.'} {_hint(error, name)}")
+        if isinstance(error, click.NoSuchOption):
+            near = did_you_mean(error.option_name, error.possibilities or ())
+            message = f"No such option '{error.option_name}'{near}"
+        _refuse(f"{message}. {_hint(error, name)}")
     except click.ClickException as error:
         _refuse(error.format_message())
     except UnetkitError as error:

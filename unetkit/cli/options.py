@@ -41,7 +41,7 @@ class Command(StrictCommand):
                 raise
             _, left, _ = self.make_parser(ctx).parse_args(given)
             if _is_encoder(get_parts(ctx), left[0]):
-                raise click.UsageError(f"{error.message}; did you mean --encoder {left[0]}?", ctx) from error
+                raise click.UsageError(f"{error.message}; write --encoder {left[0]}", ctx) from error
             raise
 
 

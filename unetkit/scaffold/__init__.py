@@ -183,7 +183,7 @@ def _find_kind(word: str) -> Kind:
     for kind in _KINDS:
         if word in (kind.field, kind.title, kind.attribute):
             return kind
-    raise OptionError(f"there is no kind {word!r}; the kinds are {', '.join(TITLES)}{did_you_mean(word, TITLES)}")
+    raise OptionError(f"there is no kind {word!r}{did_you_mean(word, TITLES)}; the kinds are {', '.join(TITLES)}")
 
 
 def _template_fields(names: PluginNames, title: str) -> dict[str, str]:
