@@ -446,4 +446,4 @@ def test_an_error_of_the_system_in_a_plugin_is_not_one_of_the_output(
     file = written(tmp_path / "reading.py", body="open('/no/such/file')", source=READING)
     message = refusal(capsys, "--plugin", file, "build", "--recipe", "say")
     assert message.startswith("the plugin's code failed at ")
-    assert f"({file}:11)" in message
+    assert f" {file}:11: FileNotFoundError: " in message

@@ -262,7 +262,7 @@ REFUSED = [
     (f"--encoder {SMALL} --out .", "is a folder"),
     (f"--encoder {SMALL} --out m.pt2 --format onnx", r"files that end in \.onnx"),
     (f"--encoder {SMALL} --out m.onnx --format onyx", "did you mean onnx"),
-    (f"--encoder {SMALL} --out m.onnx --format onnx:opset=12", "18 or later"),
+    (f"--encoder {SMALL} --out m.onnx --format onnx:opset=12", "at least 18"),
     (
         f"--encoder {SMALL} --out m.onnx --fixed-size 8 --format onnx:opset=99",
         "cannot write this network with opset 99",
