@@ -382,12 +382,16 @@ def test_the_same_command_continues_a_run_and_another_one_is_refused(tmp_path: P
     with pytest.raises(KeyboardInterrupt):
         run(callback=Seen(2))  # squares(4) are one step in an epoch
     for line, options, what in (
-        (f"{TINY} --fuse add", {}, "--fuse add: .* without it"),
-        (f"{TINY} --seed 1", {}, "--seed 1: .* with --seed 0"),
+        (f"{TINY} --fuse add", {}, "--fuse: .* without it, not with --fuse add"),
+        (f"{TINY} --seed 1", {}, "--seed: .* with --seed 0, not with --seed 1"),
         (TINY, {"lr": 0.5}, "--lr 0.5: .* with --lr 0.001"),
-        (TINY, {"loss": "dice"}, "--loss dice: .* with --loss bce"),
-        (TINY, {"crop": 16}, "--crop 16x16: .* with --crop 32x32"),
-        (TINY, {"freeze_encoder": "all"}, "--freeze-encoder all: .* with --freeze-encoder 0"),
+        (TINY, {"loss": "dice"}, "--loss: .* with --loss bce, not with --loss dice"),
+        (TINY, {"crop": 16}, "--crop: .* with --crop 32x32, not with --crop 16x16"),
+        (
+            TINY,
+            {"freeze_encoder": "all"},
+            "--freeze-encoder: .* with --freeze-encoder 0, not with --freeze-encoder all",
+        ),
         (TINY, {"count": 6}, "is not the data of"),
     ):
         with pytest.raises(OptionError, match=what):
