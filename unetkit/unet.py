@@ -139,9 +139,9 @@ class UNet(Network):
         size = size_of(x)
         x = self.pad_input(x)
         padded = size_of(x)
-        maps = self.encoder(x)
+        maps: list[Tensor] = self.encoder(x)
         skips = (None if index is None else maps[index] for index in self.skips)
-        x, decoded = maps[-1], list[Tensor]()
+        x, decoded = maps[-1], []
         for stage, skip in zip(self.stages, skips, strict=True):
             x = stage(x, skip, None if self.valid else padded)
             decoded.append(x)

@@ -33,7 +33,7 @@ def unetkit_register(parts):
     {register}
 """
 PLUGINS = {
-    "gate": ("class Gate:\n    pass", "parts.fusions.add('add', Gate)"),
+    "takes_add": ("class Gate:\n    pass", "parts.fusions.add('add', Gate)"),
     "broken": ("1 / 0", "pass"),
     "unknown": ("", "parts.fusions.add('mine', 'nowhere:Mine')"),
     "named": ("", "parts.fusions.add('my gate', torch.nn.Identity)"),

@@ -462,10 +462,10 @@ def test_what_is_no_run_or_damaged_is_refused(tmp_path: Path) -> None:
         train.resume(tmp_path)
     train.run(TINY, tmp_path / "a", data=squares(4), **{**QUICK, "epochs": 1})
     (tmp_path / "a" / STATE).write_bytes(b"torn")
-    with pytest.raises(FileError, match=r"state.pt is damaged"):
+    with pytest.raises(FileError, match=r"state.pt .* damaged"):
         train.resume(tmp_path / "a", data=squares(4))
     (tmp_path / "a" / HEADER).write_text("{")
-    with pytest.raises(FileError, match=r"run.json is damaged"):
+    with pytest.raises(FileError, match=r"run.json .*damaged"):
         train.read(tmp_path / "a")
 
 

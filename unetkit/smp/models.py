@@ -181,7 +181,7 @@ def _create(name: str, arguments: dict[str, Any]) -> Any:
             warnings.simplefilter("ignore")  # smp warns of deprecated names, which it still accepts
             return getattr(smp, smp_class_name(name))(**arguments)
     except Exception as error:  # smp, timm or a hub's client may raise anything
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
         encoder = arguments["encoder_name"].replace("tu-", "timm/")
         message = f"smp/{name} cannot be built with encoder {encoder} and its options ({reason})"
         raise BuildError(f"{message}; `unetkit list model smp/{name}` lists its options") from error
