@@ -122,7 +122,7 @@ def unetkit_register(parts):
 '''
 
 #: How many random lines are tried.
-SAMPLE = 16
+SAMPLE = 10
 
 #: Every recipe with few channels, and networks that a random line seldom gives.
 CHOSEN = (

@@ -75,7 +75,9 @@ def init_processes(device: str | None) -> Iterator[ProcessGroup]:
         yield ProcessGroup(dist.get_rank() if dist.is_initialized() else 0, size, there)
         return
     dist.init_process_group("nccl" if there.type == "cuda" else "gloo", timeout=_PATIENCE)
+    group = ProcessGroup(dist.get_rank(), size, there)
     try:
-        yield ProcessGroup(dist.get_rank(), size, there)
+        yield group
+        group.all_gather(None)  # none ends while another still writes, which torchrun might then end, too
     finally:
         dist.destroy_process_group()

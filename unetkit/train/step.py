@@ -221,6 +221,10 @@ class Stepper:
             raise NonFiniteError("the gradient is infinite or NaN at every scale of the float16 loss")
         return Losses(total, dict(zip(by_output, means, strict=True)))
 
+    def close(self) -> None:
+        """Drop what averages gradients over the processes, whose connection it must not outlive."""
+        self._shared = None
+
     def save_to(self, state: TrainState) -> TrainState:
         """Store everything that is needed to continue in a state."""
         state.model, state.optimizer = self.network.state_dict(), self.optimizer.state_dict()

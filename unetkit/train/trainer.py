@@ -223,6 +223,7 @@ class Trainer:
                     self._train_epoch()
         finally:
             self.image_check.stop()
+            self.stepper.close()
             if self._log:
                 self._log.close()
         self.callback.on_train_end(self.state.stop_reason)
