@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -117,10 +118,14 @@ def digest_plugin(target: str) -> str:
     if file.is_file():
         return short_digest(file.read_bytes())
     try:
-        spec = importlib.util.find_spec(target.partition(":")[0])
+        spec = importlib.util.find_spec(package_of(target.partition(":")[0]))
     except (ImportError, ValueError):
         spec = None
     folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
     files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
     files += [Path(spec.origin)] if spec and spec.origin and not folders else []
-    return short_digest(*(path.read_bytes() for path in files))
+    contents = []
+    for path in files:
+        with suppress(OSError):  # of a module in a zip, whose file does not exist
+            contents.append(path.read_bytes())
+    return short_digest(*contents)

@@ -141,7 +141,7 @@ def test_an_unknown_name_says_which_plugin_file_a_folder_used(tmp_path: Path) ->
     writer.append(replace(made.rows[0], command="unetkit --plugin /a/energies.py bench --encoder resnet18"))
     writer.close()
     result = run_cli("--encoder", "resnet18", "--metrics", "energy", "--out", str(tmp_path))
-    assert "; this benchmark used the plugin energies; give its file by --plugin" in str(result.exception)
+    assert "; this benchmark used the plugin energies; give it again by --plugin" in str(result.exception)
 
 
 def test_an_error_of_a_plugins_metric_says_where_it_is(tmp_path: Path) -> None:

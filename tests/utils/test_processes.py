@@ -10,6 +10,7 @@ import sys
 import zipfile
 from multiprocessing import get_all_start_methods
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,16 +47,19 @@ def test_a_breakpoint_in_a_process_is_told_with_its_place() -> None:
     assert re.search(r"^breakpoint\(\) in .*children\.py:\d+ .*terminal", ended.error), ended.error
 
 
-def test_an_interrupt_waits_until_a_process_has_started() -> None:
+def test_an_interrupt_waits_until_a_process_has_started_and_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
 
-    def start() -> None:
-        signal.raise_signal(signal.SIGINT)
-        started.append(True)
+    class Interrupted(pool._Child):
+        def __init__(self, *arguments: Any) -> None:
+            signal.raise_signal(signal.SIGINT)
+            super().__init__(*arguments)
+            started.append(self)
 
+    monkeypatch.setattr(pool, "_Child", Interrupted)
     with pytest.raises(KeyboardInterrupt):
-        pool._start_process(start, True)
-    assert started
+        [*pool.run_tasks(["a"], f"{CHILDREN}:slowly", [None], timeout=60)]
+    assert [child.process.exitcode for child in started] == [-signal.SIGKILL]
 
 
 def test_a_child_without_its_leader_ends_in_silence() -> None:

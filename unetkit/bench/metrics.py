@@ -11,7 +11,7 @@ from typing import Any
 from unetkit.errors import OptionError, PluginError, UnetkitError, UnknownNameError
 from unetkit.plugins import PluginManager, default_parts
 from unetkit.registry import BUILTIN, Metric, MetricInfo
-from unetkit.utils.formatting import format_place
+from unetkit.utils.formatting import format_place, format_type
 from unetkit.utils.isolation import one_line
 
 #: Metrics that need no weights; they are computed for all rows before any row is timed.
@@ -66,12 +66,12 @@ def to_number(value: Any) -> float:
     try:
         return int(value) if isinstance(value, int) else float(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise PluginError(f"it returns a {type(value).__name__}; expected a number") from error
+        raise PluginError(f"it returns {format_type(value)}; expected a number") from error
 
 
 def describe_failure(metric: Metric, error: BaseException) -> str:
     """Format an error of a metric as one line, with the innermost place in the code of its plugin."""
-    if metric.owner == BUILTIN:
+    if metric.owner == BUILTIN or not metric.signature.file:
         return one_line(error)
     file, line = metric.signature.file, metric.signature.line
     for frame, number in walk_tb(error.__traceback__):

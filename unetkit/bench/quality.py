@@ -311,7 +311,7 @@ def describe_trainings(quality: RunQuality) -> list[str]:
     elif comparisons > 0:
         lines.append(
             f"verdicts on {rules.metric}: {seeds}, margin {rules.margin:g}; "
-            f"the chance that a verdict in this table is false is at most {rules.alpha:.0%}"
+            f"the chance that any verdict of this benchmark is false is at most {rules.alpha:.0%}"
         )
     if not quality.has_common_images:
         lines.append("each seed has its own validation images, so intervals include how images vary")

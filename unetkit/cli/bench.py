@@ -222,7 +222,7 @@ def _make_runner(ctx: click.Context, given: dict[str, Any]) -> BenchRunner:
     try:
         return BenchRunner(parse_grid(given, manager.parts), config, manager, absent_metrics=absent)
     except UnknownNameError as error:
-        raise UnknownNameError(f"{str(error).partition(';')[0]}{advice}" if advice else str(error)) from error
+        raise UnknownNameError(f"{error}{advice}") from error
 
 
 def _advise_on_plugins(folder: Path, manager: PluginManager) -> str:
@@ -230,9 +230,10 @@ def _advise_on_plugins(folder: Path, manager: PluginManager) -> str:
     loaded = {plugin.name for plugin in manager.loaded_plugins()}
     targets = ResultsFile(folder).plugins if folder.is_dir() else []
     names = [name for target in targets if (name := Path(target).name.removesuffix(".py")) not in loaded]
-    is_one, listed = len(names) == 1, ", ".join(names)
-    what = f"plugin {listed}; give its file" if is_one else f"plugins {listed}; give their files"
-    return f"; this benchmark used the {what} by --plugin" if names else ""
+    if not names:
+        return ""
+    what = f"plugin {names[0]}; give it" if len(names) == 1 else f"plugins {', '.join(names)}; give them"
+    return f"; this benchmark used the {what} again by --plugin"
 
 
 def parse_grid(given: dict[str, Any], parts: Parts) -> list[Case]:

@@ -136,11 +136,14 @@ class Sample(NamedTuple):
 
 
 #: What is wrong with an image whose values would spread to all weights of a network.
-NOT_FINITE = "its image contains NaN or infinity; replace these values, or leave the image out"
+NOT_FINITE = (
+    "its image contains NaN or infinity; replace these values, leave the image out, or mark pixels without data by NaN "
+    "in all channels and -1 in the mask"
+)
 
 
 def has_finite_values(sample: Sample) -> bool:
-    """Return whether the values of the image can enter a network: finite, or NaN where the mask is IGNORE."""
+    """Return whether the image can enter a network: it is finite, or NaN in all channels where the mask is IGNORE."""
     finite = sample.image.isfinite().all(0)
     return bool(finite.all() or (finite | (sample.image.isnan().all(0) & (sample.mask == IGNORE))).all())
 

@@ -17,7 +17,7 @@ from unetkit.data.datasets import open_data
 from unetkit.data.folder import read_classes
 from unetkit.data.sample_checks import find_sample_error
 from unetkit.data.source import is_named_dataset
-from unetkit.data.types import Dataset, DatasetSplits, Target, fingerprint
+from unetkit.data.types import Dataset, DatasetSplits, Sample, Target, fingerprint
 from unetkit.errors import FileError, OptionError, UnknownNameError
 from unetkit.network import Network
 from unetkit.plugins import default_parts, load_parts
@@ -228,10 +228,10 @@ def score_images(
     for index in range(len(images)):
         callback(index, len(images))
         sample = images[index]
-        if len(sample.image) != run.channels:
+        if isinstance(sample, Sample) and len(sample.image) != run.channels:
             raise FileError(f"{sample.name}: has {len(sample.image)} channels, but {run.folder} needs {run.channels}")
         if why := find_sample_error(sample, run.target, run.channels):
-            raise FileError(f"{sample.name}: {why}")
+            raise FileError(f"{getattr(sample, 'name', f'image {index}')}: {why}")
         source = InMemoryImage(run.normalize(sample.image).numpy())
         layout = tiles.layout(source.size)
         chances = torch.from_numpy(join_windows(iterate_windows(engine, source, layout), source.size))

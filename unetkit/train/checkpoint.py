@@ -196,7 +196,7 @@ class TrainRun:
     def list_changed_plugins(self, parts: Parts) -> list[str]:
         """Return the plugins of the run whose source has changed since it began."""
         now = digest_plugins(self.owners, parts)
-        return [name for name, digest in self.code.items() if now.get(name) != digest]
+        return [name for name, digest in self.code.items() if now.get(name, digest) != digest]
 
     def write(self) -> None:
         """Write the header that `read_run` reads."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -174,9 +175,11 @@ class Stepper:
         self._memory = torch.channels_last if is_gpu else torch.contiguous_format
         self._shared: tuple[int, nn.Module] | None = None
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager[Any]:
         """Return the context of a forward pass, in which operations use the number type."""
-        return torch.autocast(self.group.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        if self.dtype == torch.float32:  # some devices have no autocast
+            return nullcontext()
+        return torch.autocast(self.group.device.type, self.dtype)
 
     def learning_rate(self, at: int) -> float:
         """Return the learning rate at a step, outside of the encoder."""

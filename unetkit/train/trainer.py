@@ -8,6 +8,7 @@ with the same number of threads they are identical to the bit.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from math import isfinite
 from pathlib import Path
 from time import monotonic
@@ -60,7 +61,10 @@ class Validation:
         self.images, self.run, self.loss, self.weigh, self.group = images, run, loss, weigh, group
 
     def __call__(
-        self, network: nn.Module, autocast: Callable[[], torch.autocast], callback: Callable[[int, int], None]
+        self,
+        network: nn.Module,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        callback: Callable[[int, int], None],
     ) -> ValidationResult:
         """Score all validation images; every process must call this.
 
@@ -93,7 +97,7 @@ class Validation:
         return ValidationResult(sum(losses) / len(losses), evaluation.summary(), previews)
 
     def _forward(
-        self, network: nn.Module, sample: Sample, autocast: Callable[[], torch.autocast]
+        self, network: nn.Module, sample: Sample, autocast: Callable[[], AbstractContextManager[Any]]
     ) -> tuple[Tensor, Tensor]:
         """Compute logits (K, H, W) and probabilities (L, H, W) with the same tiling as `unetkit eval`."""
 
@@ -123,7 +127,7 @@ class TrainCallback:
         """Called while the data are opened, with the number of masks that were read."""
 
     def on_note(self, note: str) -> None:
-        """Called with what a user should know about a run that is continued."""
+        """Called with a note for the user about a run that is continued."""
 
     def on_train_begin(self, trainer: Trainer) -> None:
         """Called before the first step."""

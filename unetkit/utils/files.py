@@ -19,8 +19,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises:
         OSError: The folder cannot be created or written to.
     """
-    path = path.resolve()  # a link's target is written, and the link stays
-    _check_path(path)
+    path = Path(os.path.realpath(path))  # a link's target is written, and the link stays
+    _check_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
@@ -37,14 +37,21 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _check_path(path: Path) -> None:
+def _check_file(path: Path) -> None:
     """Raise OSError if no file can be written to an absolute path."""
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is a folder" if path.is_dir() else "it is not a regular file")
-    folder = next(one for one in path.parents if one.exists())
+    _check_folder(path.parent)
+
+
+def _check_folder(path: Path) -> None:
+    """Raise OSError if a folder cannot be created at an absolute path, or no file in it."""
+    folder = next((one for one in (path, *path.parents) if one.exists()), None)
+    if folder is None:  # a drive of Windows that does not exist
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
     if not folder.is_dir():
         raise OSError(errno.ENOTDIR, f"{folder.name} is a file, not a folder")
-    if not os.access(folder, os.W_OK):
+    if not os.access(folder, os.W_OK | os.X_OK):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
 
@@ -72,4 +79,4 @@ def write_requested_file(path: Path, option: str = "") -> Iterator[Path]:
 def check_requested_path(path: Path, option: str, *, is_folder: bool = False) -> None:
     """Raise FileError if a file, or files in a folder, cannot be written, before the work; nothing is created."""
     with describe_write_errors(path, option):
-        _check_path(path.resolve() / "file" if is_folder else path.resolve())
+        (_check_folder if is_folder else _check_file)(Path(os.path.realpath(path)))

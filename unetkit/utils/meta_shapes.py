@@ -150,9 +150,11 @@ def _pair_shape(x: Any, other: Any) -> Tensor | None:
 
 
 def _mean_shape(x: Tensor, dims: list[int] | None, keepdim: bool = False) -> Tensor | None:
-    if not dims or not x.is_floating_point() or not _is_plain(x):
+    if not dims or not x.is_floating_point() or not _is_plain(x) or not all(-x.ndim <= dim < x.ndim for dim in dims):
         return None
     gone = {dim % x.ndim for dim in dims}
+    if len(gone) < len(dims):
+        return None
     sides = [1 if dim in gone else side for dim, side in enumerate(x.shape) if keepdim or dim not in gone]
     return x.new_empty(sides)
 

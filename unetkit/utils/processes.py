@@ -77,8 +77,9 @@ def run_tasks(
     try:
         while waiting or running:
             while waiting and free:
-                child = _Child(context, waiting.popleft(), free.popleft(), target, timeout, needs_script)
-                running[child.pipe] = child
+                with _delay_interrupts():  # a process that is not in `running` would not be ended
+                    child = _Child(context, waiting.popleft(), free.popleft(), target, timeout, needs_script)
+                    running[child.pipe] = child
             _receive_reports(running)
             for child in [child for child in running.values() if child.ended]:
                 del running[child.pipe]
@@ -212,7 +213,7 @@ def _hide_script(*, unless_file: bool) -> Iterator[None]:
 
 def _start_process(start: Callable[[], object], needs_script: bool) -> None:
     try:
-        with _delay_interrupts(), safe_path(), _use_own_server(), _hide_script(unless_file=needs_script):
+        with safe_path(), _use_own_server(), _hide_script(unless_file=needs_script):
             start()
     except (OSError, EOFError) as error:
         why = f"no process can be started: {one_line(error)}"
@@ -222,7 +223,7 @@ def _start_process(start: Callable[[], object], needs_script: bool) -> None:
 @contextmanager
 def _delay_interrupts() -> Iterator[None]:
     """Let an interrupt take effect after the context; a process of which half was started would print a traceback."""
-    if current_thread() is not main_thread():
+    if current_thread() is not main_thread() or signal.getsignal(signal.SIGINT) is None:
         yield
         return
     seen: list[int] = []
