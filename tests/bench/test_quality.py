@@ -48,7 +48,7 @@ def test_rows_are_judged_against_the_first(run: BenchRun) -> None:
     assert "cells (40 train, 10 val, 20 test)" in lines[0]
     assert "test images" in lines[0]
     assert "6 seeds, margin 0.005" in lines[1]
-    assert "the chance that a verdict in this table is false is at most 5%" in lines[1]
+    assert "the chance that any verdict of this benchmark is false is at most 5%" in lines[1]
     assert re.match(r"correlation .*: 0\.9", lines[2])
 
 
