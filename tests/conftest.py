@@ -76,10 +76,10 @@ def machine_to_itself(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 @pytest.fixture(scope="session", autouse=True)
 def one_server() -> None:
     """Fork all processes from one server, which would start anew for each test that needs more modules."""
-    modules = ("worker", "statistics", "training_worker")
-    of_bench = (*(f"unetkit.bench.{name}" for name in modules), "torchvision.transforms.v2", "tifffile", "PIL.Image")
-    libraries = ("timm", "segmentation_models_pytorch", "torch._dynamo")
-    processes._preloaded.update(dict.fromkeys((*of_bench, *libraries, "unetkit.testing.checks.new_process")))
+    from unetkit.bench import grid, training_runner  # they import SciPy
+
+    libraries = ("timm", "segmentation_models_pytorch", "torch._dynamo", "unetkit.testing.checks.new_process")
+    processes._preloaded.update(dict.fromkeys((*grid.PRELOAD, *training_runner.PRELOAD, *libraries)))
 
 
 @pytest.fixture

@@ -421,7 +421,7 @@ class Metric(Entry):
 
     @property
     def measures(self) -> str:
-        """What is measured: a cost, a time, or a trained network, which needs --data."""
+        """The kind of measurement: a cost, a time, or one of a trained network, which needs --data."""
         return "trained network" if self.trained else "time" if self.timed else "cost"
 
     @property

@@ -1,4 +1,4 @@
-"""What a choice does to the quality of trained networks, over all pairs of rows that differ only in it.
+"""The effect of a choice on the quality of trained networks, over all pairs of rows that differ only in it.
 
 The pairs are those of a grid, and do not stand for others. What varies are seeds and images: for each seed, the effect
 is the mean difference over the pairs, and its interval comes from resampling seeds and images each by itself.

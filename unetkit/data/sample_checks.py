@@ -34,11 +34,14 @@ class CheckedImages:
         return len(self.images)
 
     def __getitem__(self, index: int, /) -> Sample:
-        """Return a sample. Raise FileError with its name if it does not fit the target or the number of channels."""
-        sample = self.images[index]
-        if why := find_sample_error(sample, self.target, self.channels):
-            raise FileError(f"{getattr(sample, 'name', f'image {index}')}: {why}")
-        return sample
+        return check_sample(self.images[index], index, self.target, self.channels)
+
+
+def check_sample(sample: Sample, index: int, target: Target, channels: int) -> Sample:
+    """Return a sample. Raise FileError with its name if it does not fit the target or the number of channels."""
+    if why := find_sample_error(sample, target, channels):
+        raise FileError(f"{getattr(sample, 'name', f'image {index}')}: {why}")
+    return sample
 
 
 def find_sample_error(sample: Any, target: Target, channels: int) -> str:

@@ -15,7 +15,7 @@ from torch.utils.data import ConcatDataset
 
 from unetkit.data.datasets import open_data
 from unetkit.data.folder import read_classes
-from unetkit.data.sample_checks import find_sample_error
+from unetkit.data.sample_checks import check_sample
 from unetkit.data.source import is_named_dataset
 from unetkit.data.types import Dataset, DatasetSplits, Sample, Target, fingerprint
 from unetkit.errors import FileError, OptionError, UnknownNameError
@@ -230,8 +230,7 @@ def score_images(
         sample = images[index]
         if isinstance(sample, Sample) and len(sample.image) != run.channels:
             raise FileError(f"{sample.name}: has {len(sample.image)} channels, but {run.folder} needs {run.channels}")
-        if why := find_sample_error(sample, run.target, run.channels):
-            raise FileError(f"{getattr(sample, 'name', f'image {index}')}: {why}")
+        check_sample(sample, index, run.target, run.channels)
         source = InMemoryImage(run.normalize(sample.image).numpy())
         layout = tiles.layout(source.size)
         chances = torch.from_numpy(join_windows(iterate_windows(engine, source, layout), source.size))
